@@ -1,0 +1,102 @@
+"""Configs: small frozen objects that say what to do, check themselves, and round-trip through plain dicts.
+
+A config is a pydantic dataclass made by the decorator `config`. Its plain form, used in recipes and files, is a
+dict whose `kind` is the class name: `{"kind": "ErdosRenyi", "epsilon": 20.0}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+_KINDS: dict[str, type[Config]] = {}
+
+T = TypeVar("T", bound="Config")
+
+
+class Config:
+    """Base of all configs. Subclasses are declared with `@config`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form, for JSON and YAML; `Config.from_dict` reads it back."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {"kind": type(self).__name__} | {f.name: _plain(getattr(self, f.name), self) for f in fields}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """Build a config from its plain form. `ValueError` names an unknown kind or field."""
+        if not isinstance(plain, Mapping) or "kind" not in plain:
+            raise ValueError(f"{cls.__name__}: a mapping with a 'kind' was expected. Got {plain!r}.")
+        kind = plain["kind"]
+        names = [name for name, known in _KINDS.items() if issubclass(known, cls)]
+        if kind not in names:
+            raise ValueError(f"{cls.__name__}: kind must be {_choices(kind, names)}. Got {kind!r}.")
+        return _KINDS[kind](**{key: _revive(value) for key, value in plain.items() if key != "kind"})  # type: ignore[return-value]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
+def config(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, validated dataclass, known by its name to `Config.from_dict`."""
+    options = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    made = pydantic_dataclass(cls, frozen=True, config=options)
+    validated = made.__init__
+
+    @functools.wraps(validated)
+    def init(self: Config, *args: Any, **kwargs: Any) -> None:
+        try:
+            validated(self, *args, **kwargs)
+        except pydantic.ValidationError as error:
+            raise ValueError(_one_line(type(self), error)) from None
+
+    made.__init__ = init  # type: ignore[method-assign, assignment]
+    _KINDS[made.__name__] = made
+    return made
+
+
+def _plain(value: Any, owner: Config) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item, owner) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, owner) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(owner).__name__}: {value!r} has no plain form, so this config cannot be written to a file.")
+
+
+def _revive(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Config.from_dict(value) if "kind" in value else {key: _revive(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_revive(item) for item in value]
+    return value
+
+
+def _choices(got: Any, names: list[str]) -> str:
+    close = difflib.get_close_matches(str(got), names, n=1)
+    return f"one of {', '.join(sorted(names))}" + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def _one_line(cls: type, error: pydantic.ValidationError) -> str:
+    """pydantic's report as one line: what was expected, what came, whose argument."""
+    known = [f.name for f in dataclasses.fields(cls)]
+    parts = []
+    for item in error.errors():
+        where = ".".join(known[part] if isinstance(part, int) and i == 0 else str(part) for i, part in enumerate(item["loc"]))
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            parts.append(f"unknown field {where!r}; the fields are {', '.join(known) or 'none'}")
+        elif item["type"] == "value_error":
+            parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
+        elif item["type"] == "missing":
+            parts.append(f"{where} is required")
+        else:
+            message = item["msg"].replace("Input should be", f"{where} must be") if where else item["msg"]
+            parts.append(f"{message}. Got {item['input']!r}")
+    return f"{cls.__name__}: " + "; ".join(dict.fromkeys(parts)).rstrip(".") + "."

@@ -1,0 +1,145 @@
+"""The verb `convert_`: change a model's layers in place, and report what changed."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from filigree.config import Config
+
+Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happened to one module. Parameters count weights and biases; MACs are per sample (or per position)."""
+
+    name: str
+    before: str
+    after: str
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `convert_` or `compress_` did, layer by layer; prints as a table."""
+
+    title: str
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        return sum(c.parameters[0] for c in self.changes), sum(c.parameters[1] for c in self.changes)
+
+    @property
+    def macs(self) -> tuple[int, int]:
+        return sum(c.macs[0] for c in self.changes), sum(c.macs[1] for c in self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        total = Change("total", "", "", self.parameters, self.macs)
+        rows = [("layer", "before", "after", "parameters", "MACs", "")]
+        rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
+        rows += [(total.name, "", "", _arrow(total.parameters), _arrow(total.macs), "")]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *lines])
+
+
+class Conversion(Config):
+    """Base of the configs that `convert_` takes. A new method declares what it converts and how; nothing else changes.
+
+    Subclasses implement `accepts` (may this module be converted?) and `apply` (convert all selected ones together).
+    """
+
+    def accepts(self, module: nn.Module) -> bool:
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        raise NotImplementedError
+
+
+def convert_(model: nn.Module, config: Conversion, where: Where = None) -> Report:
+    """Change the layers of `model` in place, before training.
+
+    Args:
+        model: any torch module.
+        config: what to do, for instance `fg.Sparse(fg.ErdosRenyi(epsilon=20))`.
+        where: which modules: a predicate `(name, module) -> bool`, or glob patterns on module names
+            (`["layers.*", "head"]`); by default all that the config can convert.
+
+    Returns:
+        A printable report: per layer, what changed, parameters and MACs before and after.
+
+    Raises:
+        ValueError: no module was selected, or a pattern matched nothing that can be converted; the model is
+            unchanged then.
+
+    An optimizer made before holds parameters that the model no longer has: make it afterwards.
+    """
+    if not isinstance(config, Conversion):
+        raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
+    names = select(model, config.accepts, where, f"convert_({type(config).__name__})")
+    changes = config.apply(model, names)
+    record(model, config, names)
+    return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
+
+
+def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where, caller: str) -> list[str]:
+    """The names of the modules that `accepts` and `where` both want, in the model's order; never none."""
+    able = {name: module for name, module in model.named_modules() if accepts(module)}
+    if isinstance(where, str):
+        where = [where]
+    if where is None:
+        chosen = list(able)
+    elif callable(where):
+        chosen = [name for name, module in able.items() if where(name, module)]
+    else:
+        for glob in where:
+            if not fnmatch.filter(able, glob):
+                raise ValueError(
+                    f"{caller}: where={glob!r} matches no module that can be converted. "
+                    f"Those are: {', '.join(able) or 'none'}."
+                )
+        chosen = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in where)]
+    if not chosen:
+        raise ValueError(f"{caller}: no module was selected. Those that can be are: {', '.join(able) or 'none'}.")
+    if "" in chosen:
+        raise ValueError(
+            f"{caller}: the model is itself a {type(model).__name__} and cannot be replaced in place. "
+            "Put it into an nn.Sequential."
+        )
+    return chosen
+
+
+def record(model: nn.Module, config: Config, names: list[str]) -> None:
+    """Remember on the model what was done to it, so that `fg.load(path, into=fresh)` can do it again."""
+    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(names)))
+
+
+def conversions(model: nn.Module) -> list[tuple[Config, tuple[str, ...]]]:
+    """The configs applied to the model so far, with the names of the modules, in order."""
+    return list(model.__dict__.get("_filigree_conversions", []))
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` wherever the module called `name` is used (a module may stand in several places)."""
+    old = model.get_submodule(name)
+    new.train(old.training)
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new
+
+
+def _arrow(pair: tuple[int, int]) -> str:
+    before, after = pair
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

@@ -1,0 +1,7 @@
+"""The modules, one idea a file, each beside its config, each with `.dense()`."""
+
+from filigree.nn.masked_linear import MaskedLinear
+from filigree.nn.sparse import Sparse
+from filigree.nn.sparse_linear import SparseLinear
+
+__all__ = ["MaskedLinear", "Sparse", "SparseLinear"]

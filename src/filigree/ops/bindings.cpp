@@ -1,0 +1,99 @@
+// Python's door to the kernels: addresses and sizes in, nothing out. Tensors are checked on the Python side, where
+// their lifetime is held; passing addresses costs a tenth of a microsecond an argument, a DLPack cast five.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <omp.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+using filigree::Matrix;
+using filigree::Pattern;
+
+namespace {
+
+struct Kernels {
+  const char *name;
+  decltype(&filigree::portable::spmm) spmm;
+  decltype(&filigree::portable::sddmm) sddmm;
+  decltype(&filigree::portable::backward) backward;
+  decltype(&filigree::portable::delta) delta;
+  decltype(&filigree::portable::transpose) transpose;
+};
+
+#define KERNELS(ISA)                                                                             \
+  Kernels {                                                                                      \
+    #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, filigree::ISA::delta, \
+        filigree::ISA::transpose                                                                 \
+  }
+
+// what this processor can run, the fastest first
+std::vector<Kernels> runnable() {
+  std::vector<Kernels> found;
+#ifdef FILIGREE_HAVE_avx512
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    found.push_back(KERNELS(avx512));
+#endif
+#ifdef FILIGREE_HAVE_avx2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(KERNELS(avx2));
+#endif
+  found.push_back(KERNELS(portable));
+  return found;
+}
+
+const std::vector<Kernels> kernels = runnable();
+const Kernels *now = &kernels.front();
+
+void *at(uintptr_t address) { return reinterpret_cast<void *>(address); }
+Matrix matrix(uintptr_t address, int64_t stride) { return {at(address), stride}; }
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+  typedef uintptr_t P;
+  typedef nb::call_guard<nb::gil_scoped_release> no_gil;
+  m.def("spmm", [](bool f64, bool wide, int64_t rows, P indptr, P indices, P perm, P values, P x, int64_t ldx, P y,
+                   int64_t ldy, int64_t batch, P bias, bool relu) {
+    now->spmm(f64, Pattern{rows, at(indptr), at(indices), at(perm), wide}, at(values), matrix(x, ldx), matrix(y, ldy),
+              batch, at(bias), relu);
+  }, no_gil());
+  m.def("sddmm", [](bool f64, bool wide, int64_t rows, P indptr, P indices, P dy, int64_t lddy, P x, int64_t ldx,
+                    P dvalues, int64_t batch) {
+    now->sddmm(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide}, matrix(dy, lddy), matrix(x, ldx),
+               at(dvalues), batch);
+  }, no_gil());
+  m.def("backward", [](bool f64, bool wide, int64_t rows, P indptr, P indices, P perm, P values, P dy, int64_t lddy,
+                       P x, int64_t ldx, P dx, int64_t lddx, P dvalues, int64_t batch) {
+    now->backward(f64, Pattern{rows, at(indptr), at(indices), at(perm), wide}, at(values), matrix(dy, lddy),
+                  matrix(x, ldx), matrix(dx, lddx), at(dvalues), batch);
+  }, no_gil());
+  m.def("delta", [](bool f64, int64_t features, int64_t batch, P dy, int64_t dy_feature, int64_t dy_sample, P y,
+                    int64_t ldy, P dz, int64_t lddz, P dbias) {
+    now->delta(f64, features, batch, at(dy), dy_feature, dy_sample, matrix(y, ldy), matrix(dz, lddz), at(dbias));
+  }, no_gil());
+  m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
+    now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));
+  }, no_gil());
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels &k : kernels) names.push_back(k.name);
+    return names;
+  }, "The instruction sets that this processor can run, the fastest first.");
+  m.def("isa", [] { return std::string(now->name); }, "The instruction set in use.");
+  m.def("set_isa", [](const std::string &name) {
+    for (const Kernels &k : kernels)
+      if (name == k.name) {
+        now = &k;
+        return;
+      }
+    throw std::invalid_argument("set_isa: this processor has no kernels for '" + name + "'.");
+  });
+  m.def("max_threads", &omp_get_max_threads, "Threads a kernel may use: torch.get_num_threads().");
+}

@@ -1,0 +1,444 @@
+// The kernels of sparse layers, on feature-major matrices: every nonzero is a fused multiply-add over a contiguous
+// vector of the batch. Compiled once per instruction set; GCC's vector extension turns into that set's registers.
+//
+// A batch is cut into blocks of at most NV vectors, held in registers while a row's nonzeros stream by. A last,
+// partial vector is moved back so that it ends with the batch: it overlaps its neighbour, computes the same numbers
+// twice, and where numbers are summed over the batch its repeated lanes are zeroed (`Fresh`).
+//
+// Threads share out rows by their nonzeros, and no sum crosses threads: results do not depend on their number.
+#include "kernels.h"
+
+#include <omp.h>
+
+namespace filigree {
+namespace FILIGREE_ISA {
+namespace {
+
+#if defined(FILIGREE_ISA_avx512)
+constexpr int BYTES = 64, FORWARD = 8, BACKWARD = 8;  // vector size; vectors of a block, by registers to hold them
+#elif defined(FILIGREE_ISA_avx2)
+constexpr int BYTES = 32, FORWARD = 8, BACKWARD = 4;
+#else
+constexpr int BYTES = 16, FORWARD = 8, BACKWARD = 4;
+#endif
+
+template <class T, int L>
+struct Lanes {
+  typedef T type __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+template <class T, int L>
+using Vec = typename Lanes<T, L>::type;
+
+template <class T, int L>
+inline Vec<T, L> load(const T *p) {
+  return *reinterpret_cast<const Vec<T, L> *>(p);
+}
+template <class T, int L>
+inline void store(T *p, Vec<T, L> v) {
+  *reinterpret_cast<Vec<T, L> *>(p) = v;
+}
+
+template <int... I>
+struct Seq {};
+template <int N, int... I>
+struct MakeSeq : MakeSeq<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeSeq<0, I...> {
+  typedef Seq<I...> type;
+};
+template <int L>
+using Range = typename MakeSeq<L>::type;
+
+// lanes i of `a` and `b` with bit S of i cleared (first) or set: sums over neighbours S apart, a's and b's in turn
+template <int S, int L, class V, int... I>
+inline V fold(V a, V b, Seq<I...>) {
+  return __builtin_shufflevector(a, b, ((I & S ? L : 0) + (I & ~S))...) +
+         __builtin_shufflevector(a, b, ((I & S ? L : 0) + (I | S))...);
+}
+
+// The sums of G vectors, in the first G lanes; G = sums_at_once<L>.
+template <int L>
+constexpr int sums_at_once = L >= 4 ? 4 : L;
+
+template <class T, int L>
+inline Vec<T, L> sums(const Vec<T, L> *s) {
+  if constexpr (L == 1) {
+    return s[0];
+  } else if constexpr (L == 2) {
+    return fold<1, L>(s[0], s[1], Range<L>{});
+  } else {
+    Vec<T, L> v = fold<2, L>(fold<1, L>(s[0], s[1], Range<L>{}), fold<1, L>(s[2], s[3], Range<L>{}), Range<L>{});
+    if constexpr (L >= 8) v = fold<4, L>(v, v, Range<L>{});
+    if constexpr (L >= 16) v = fold<8, L>(v, v, Range<L>{});
+    return v;
+  }
+}
+
+// A block of the batch: NV vectors of L lanes; all but the last begin at first + v * L, the last at `last`.
+struct Block {
+  int64_t first, last;
+  int repeated;  // lanes of the last vector that its neighbour has already covered
+  bool begins;   // the first block of the batch: sums are stored, not added to
+};
+
+template <class T, int L, int NV>
+struct At {
+  int64_t offset[NV];
+  explicit At(const Block &b) {
+    for (int v = 0; v < NV; ++v) offset[v] = v == NV - 1 ? b.last : b.first + v * L;
+  }
+};
+
+// v with its repeated lanes at zero; selected, not multiplied, so that a NaN there does not spread
+template <class T, int L>
+struct Fresh {
+  Vec<T, L> lane;
+  explicit Fresh(const Block &b) {
+    for (int i = 0; i < L; ++i) lane[i] = T(i >= b.repeated);
+  }
+  Vec<T, L> operator()(Vec<T, L> v) const { return lane > 0 ? v : Vec<T, L>{}; }
+};
+
+// The share of `thread` among `threads`: rows whose nonzeros (and the rows themselves) add up to equal work.
+template <class I>
+inline int64_t share(const I *indptr, int64_t rows, int thread, int threads) {
+  constexpr int64_t ROW = 4;  // a row's own cost, in nonzeros
+  if (thread == threads) return rows;
+  const double want = double(indptr[rows] + ROW * rows) * thread / threads;
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t mid = (low + high) / 2;
+    if (double(indptr[mid] + ROW * mid) < want) low = mid + 1; else high = mid;
+  }
+  return low;
+}
+
+inline int team(int64_t work) {
+  constexpr int64_t GRAIN = 16384;  // multiply-adds below which another thread costs more than it brings
+  const int64_t most = omp_get_max_threads(), useful = work / GRAIN;
+  return omp_in_parallel() || useful < 2 ? 1 : int(useful < most ? useful : most);
+}
+
+template <class Body>
+inline void parallel(int threads, Body body) {
+  if (threads == 1) return body(0, 1);
+#pragma omp parallel num_threads(threads)
+  body(omp_get_thread_num(), omp_get_num_threads());
+}
+
+template <class T, class I>
+struct Rows {
+  const I *indptr, *indices, *perm;
+  const T *values;
+  const T *bias;
+  bool relu;
+  T *dvalues;
+};
+
+// y[r] = sum_k value[k] x[col[k]]; U nonzeros at a time where few vectors would leave the adders waiting
+template <class T, class I, int L, int NV>
+void spmm_rows(const Rows<T, I> &w, Matrix x, Matrix y, const Block &block, int64_t from, int64_t to) {
+  typedef Vec<T, L> V;
+  constexpr int U = NV >= 4 ? 1 : NV == 1 ? 4 : 2;
+  const At<T, L, NV> at(block);
+  const T *xd = static_cast<const T *>(x.data);
+  T *yd = static_cast<T *>(y.data);
+  for (int64_t r = from; r < to; ++r) {
+    V acc[U][NV];
+    for (int u = 0; u < U; ++u)
+      for (int v = 0; v < NV; ++v) acc[u][v] = V{} + (u == 0 && w.bias ? w.bias[r] : T(0));
+    int64_t k = w.indptr[r];
+    const int64_t end = w.indptr[r + 1];
+    for (; k + U <= end; k += U)
+      for (int u = 0; u < U; ++u) {
+        const T value = w.perm ? w.values[w.perm[k + u]] : w.values[k + u];
+        const T *row = xd + int64_t(w.indices[k + u]) * x.stride;
+        for (int v = 0; v < NV; ++v) acc[u][v] += value * load<T, L>(row + at.offset[v]);
+      }
+    for (; U > 1 && k < end; ++k) {
+      const T value = w.perm ? w.values[w.perm[k]] : w.values[k];
+      const T *row = xd + int64_t(w.indices[k]) * x.stride;
+      for (int v = 0; v < NV; ++v) acc[0][v] += value * load<T, L>(row + at.offset[v]);
+    }
+    for (int v = 0; v < NV; ++v) {
+      V sum = acc[0][v];
+      for (int u = 1; u < U; ++u) sum += acc[u][v];
+      if (w.relu) sum = sum < 0 ? V{} : sum;  // keeps NaN, as torch does
+      store<T, L>(yd + r * y.stride + at.offset[v], sum);
+    }
+  }
+}
+
+// dvalues[k] = dy[r] . x[col[k]]
+template <class T, class I, int L, int NV>
+void sddmm_rows(const Rows<T, I> &w, Matrix dy, Matrix x, const Block &block, int64_t from, int64_t to) {
+  typedef Vec<T, L> V;
+  constexpr int G = sums_at_once<L>;
+  const At<T, L, NV> at(block);
+  const Fresh<T, L> fresh(block);
+  const T *xd = static_cast<const T *>(x.data), *dyd = static_cast<const T *>(dy.data);
+  for (int64_t r = from; r < to; ++r) {
+    V d[NV];
+    for (int v = 0; v < NV; ++v) d[v] = load<T, L>(dyd + r * dy.stride + at.offset[v]);
+    d[NV - 1] = fresh(d[NV - 1]);
+    for (int64_t k = w.indptr[r], end = w.indptr[r + 1]; k < end; k += G) {
+      V s[G] = {};
+      const int n = end - k < G ? int(end - k) : G;
+      for (int g = 0; g < n; ++g) {
+        const T *row = xd + int64_t(w.indices[k + g]) * x.stride;
+        for (int v = 0; v < NV; ++v) s[g] += d[v] * load<T, L>(row + at.offset[v]);
+      }
+      const V total = sums<T, L>(s);
+      for (int g = 0; g < n; ++g) w.dvalues[k + g] = total[g] + (block.begins ? T(0) : w.dvalues[k + g]);
+    }
+  }
+}
+
+// By columns of W (rows of the transposed pattern): a vector of dy is loaded once and serves both products.
+template <class T, class I, int L, int NV>
+void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Block &block, int64_t from, int64_t to) {
+  typedef Vec<T, L> V;
+  constexpr int G = sums_at_once<L>;
+  const At<T, L, NV> at(block);
+  const Fresh<T, L> fresh(block);
+  const T *xd = static_cast<const T *>(x.data), *dyd = static_cast<const T *>(dy.data);
+  T *dxd = static_cast<T *>(dx.data);
+  for (int64_t c = from; c < to; ++c) {
+    V xs[NV], acc[NV] = {};
+    for (int v = 0; v < NV; ++v) xs[v] = load<T, L>(xd + c * x.stride + at.offset[v]);
+    xs[NV - 1] = fresh(xs[NV - 1]);
+    for (int64_t k = w.indptr[c], end = w.indptr[c + 1]; k < end; k += G) {
+      V s[G] = {};
+      const int n = end - k < G ? int(end - k) : G;
+      for (int g = 0; g < n; ++g) {
+        const T value = w.values[w.perm[k + g]];
+        const T *row = dyd + int64_t(w.indices[k + g]) * dy.stride;
+        for (int v = 0; v < NV; ++v) {
+          const V d = load<T, L>(row + at.offset[v]);
+          acc[v] += value * d;
+          s[g] += xs[v] * d;
+        }
+      }
+      const V total = sums<T, L>(s);
+      for (int g = 0; g < n; ++g) {
+        T &out = w.dvalues[w.perm[k + g]];
+        out = total[g] + (block.begins ? T(0) : out);
+      }
+    }
+    for (int v = 0; v < NV; ++v) store<T, L>(dxd + c * dx.stride + at.offset[v], acc[v]);
+  }
+}
+
+// Cut the batch into blocks of L * MOST numbers and call rows<L, NV>(block) for each, narrower for the remainder.
+template <int L, int NV, class Call>
+inline void with_vectors(int vectors, Call call, const Block &block) {
+  if (vectors == NV) return call.template run<L, NV>(block);
+  if constexpr (NV > 1) with_vectors<L, NV - 1>(vectors, call, block);
+}
+
+template <int L, int MOST, class Call>
+inline void blocks(int64_t batch, Call call) {
+  if constexpr (L > 1)
+    if (batch < L) return blocks<L / 2, MOST>(batch, call);
+  for (int64_t first = 0; first < batch; first += L * MOST) {
+    const int64_t rest = batch - first < L * MOST ? batch - first : L * MOST;
+    const int vectors = int((rest + L - 1) / L);
+    with_vectors<L, MOST>(vectors, call, Block{first, first + rest - L, int(vectors * L - rest), first == 0});
+  }
+}
+
+template <class T, class I>
+struct Spmm {
+  Rows<T, I> w;
+  Matrix x, y;
+  int64_t from, to;
+  template <int L, int NV>
+  void run(const Block &block) { spmm_rows<T, I, L, NV>(w, x, y, block, from, to); }
+};
+template <class T, class I>
+struct Sddmm {
+  Rows<T, I> w;
+  Matrix dy, x;
+  int64_t from, to;
+  template <int L, int NV>
+  void run(const Block &block) { sddmm_rows<T, I, L, NV>(w, dy, x, block, from, to); }
+};
+template <class T, class I>
+struct Backward {
+  Rows<T, I> w;
+  Matrix dy, x, dx;
+  int64_t from, to;
+  template <int L, int NV>
+  void run(const Block &block) { backward_rows<T, I, L, NV>(w, dy, x, dx, block, from, to); }
+};
+
+template <class T, class I>
+Rows<T, I> rows_of(Pattern w, const void *values) {
+  return {static_cast<const I *>(w.indptr), static_cast<const I *>(w.indices), static_cast<const I *>(w.perm),
+          static_cast<const T *>(values), nullptr, false, nullptr};
+}
+
+template <class T>
+constexpr int LANES = BYTES / int(sizeof(T));
+
+template <class T, class I>
+void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu) {
+  Rows<T, I> w = rows_of<T, I>(p, values);
+  w.bias = static_cast<const T *>(bias);
+  w.relu = relu;
+  parallel(team((w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
+    const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
+    blocks<LANES<T>, FORWARD>(batch, Spmm<T, I>{w, x, y, from, to});
+  });
+}
+
+template <class T, class I>
+void sddmm_(Pattern p, Matrix dy, Matrix x, void *dvalues, int64_t batch) {
+  Rows<T, I> w = rows_of<T, I>(p, nullptr);
+  w.dvalues = static_cast<T *>(dvalues);
+  if (batch == 0)
+    for (int64_t k = 0; k < int64_t(w.indptr[p.rows]); ++k) w.dvalues[k] = 0;
+  parallel(team((w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
+    const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
+    blocks<LANES<T>, FORWARD>(batch, Sddmm<T, I>{w, dy, x, from, to});
+  });
+}
+
+template <class T, class I>
+void backward_(Pattern p, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
+  Rows<T, I> w = rows_of<T, I>(p, values);
+  w.dvalues = static_cast<T *>(dvalues);
+  if (batch == 0)
+    for (int64_t k = 0; k < int64_t(w.indptr[p.rows]); ++k) w.dvalues[k] = 0;
+  parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
+    const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
+    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{w, dy, x, dx, from, to});
+  });
+}
+
+// An L x L transpose in registers: at step S the blocks of S x S off the diagonal change places.
+template <int S, int L, class V, int... I>
+inline void swap_blocks(V &a, V &b, Seq<I...>) {
+  const V low = __builtin_shufflevector(a, b, (I & S ? L + (I & ~S) : I)...);
+  b = __builtin_shufflevector(a, b, (I & S ? L + I : (I | S))...);
+  a = low;
+}
+template <int S, int L, class V>
+inline void transpose_registers(V *rows) {
+  if constexpr (S < L) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i)
+      if (!(i & S)) swap_blocks<S, L>(rows[i], rows[i | S], Range<L>{});
+    transpose_registers<2 * S, L>(rows);
+  }
+}
+
+// out[j, i] = in[i, j] for rows [from, to) of `out`
+template <class T>
+void transpose_rows(const T *in, int64_t in_stride, T *out, int64_t out_stride, int64_t cols, int64_t from, int64_t to) {
+  constexpr int L = LANES<T>;
+  typedef Vec<T, L> V;
+  int64_t j = from;
+  for (; j + L <= to; j += L) {
+    int64_t i = 0;
+    for (; i + L <= cols; i += L) {
+      V tile[L];
+#pragma GCC unroll 16
+      for (int k = 0; k < L; ++k) tile[k] = load<T, L>(in + (i + k) * in_stride + j);
+      transpose_registers<1, L>(tile);
+#pragma GCC unroll 16
+      for (int k = 0; k < L; ++k) store<T, L>(out + (j + k) * out_stride + i, tile[k]);
+    }
+    for (; i < cols; ++i)
+      for (int k = 0; k < L; ++k) out[(j + k) * out_stride + i] = in[i * in_stride + j + k];
+  }
+  for (; j < to; ++j)
+    for (int64_t i = 0; i < cols; ++i) out[j * out_stride + i] = in[i * in_stride + j];
+}
+
+template <class T>
+void delta_(int64_t features, int64_t batch, const T *dy, int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz,
+            T *dbias) {
+  const T *yd = static_cast<const T *>(y.data);
+  T *zd = static_cast<T *>(dz.data);
+  parallel(team(features * batch / 4), [&](int thread, int threads) {
+    const int64_t from = features * thread / threads, to = features * (thread + 1) / threads;
+    if (dy_feature == 1 && dy_sample != 1) transpose_rows(dy, dy_sample, zd, dz.stride, batch, from, to);
+    for (int64_t f = from; f < to; ++f) {
+      T *z = zd + f * dz.stride;
+      const bool moved = dy_feature == 1 && dy_sample != 1;  // already in z
+      const T *d = moved ? z : dy + f * dy_feature;
+      const int64_t step = moved ? 1 : dy_sample;
+      constexpr int L = LANES<T>;
+      Vec<T, L> sum = {};
+      T tail = 0;
+      int64_t b = 0;
+      if (step == 1)
+        for (; b + L <= batch; b += L) {
+          Vec<T, L> v = load<T, L>(d + b);
+          if (yd) {
+            const Vec<T, L> out = load<T, L>(yd + f * y.stride + b);
+            v = out <= 0 ? Vec<T, L>{} : v;
+          }
+          sum += v;
+          store<T, L>(z + b, v);
+        }
+      for (; b < batch; ++b) {
+        const T v = yd && yd[f * y.stride + b] <= 0 ? T(0) : d[b * step];
+        tail += v;
+        z[b] = v;
+      }
+      if (dbias) {
+        for (int i = 0; i < L; ++i) tail += sum[i];
+        dbias[f] = tail;
+      }
+    }
+  });
+}
+
+template <class T>
+void transpose_(int64_t rows, int64_t cols, Matrix in, Matrix out) {
+  parallel(team(rows * cols / 4), [&](int thread, int threads) {
+    constexpr int64_t L = LANES<T>;
+    const int64_t strips = (cols + L - 1) / L;
+    const int64_t from = strips * thread / threads * L, to = strips * (thread + 1) / threads * L;
+    transpose_rows(static_cast<const T *>(in.data), in.stride, static_cast<T *>(out.data), out.stride, rows, from,
+                   to < cols ? to : cols);
+  });
+}
+
+}  // namespace
+
+#define FILIGREE_DISPATCH(call)                                                                    \
+  if (f64)                                                                                         \
+    return w.wide ? call<double, int64_t> ARGS : call<double, int32_t> ARGS;                       \
+  return w.wide ? call<float, int64_t> ARGS : call<float, int32_t> ARGS
+
+void spmm(bool f64, Pattern w, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu) {
+#define ARGS (w, values, x, y, batch, bias, relu)
+  FILIGREE_DISPATCH(spmm_);
+#undef ARGS
+}
+void sddmm(bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, int64_t batch) {
+#define ARGS (w, dy, x, dvalues, batch)
+  FILIGREE_DISPATCH(sddmm_);
+#undef ARGS
+}
+void backward(bool f64, Pattern w, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
+#define ARGS (w, values, dy, x, dx, dvalues, batch)
+  FILIGREE_DISPATCH(backward_);
+#undef ARGS
+}
+void delta(bool f64, int64_t features, int64_t batch, const void *dy, int64_t dy_feature, int64_t dy_sample, Matrix y,
+           Matrix dz, void *dbias) {
+  if (f64)
+    return delta_(features, batch, static_cast<const double *>(dy), dy_feature, dy_sample, y, dz,
+                  static_cast<double *>(dbias));
+  delta_(features, batch, static_cast<const float *>(dy), dy_feature, dy_sample, y, dz, static_cast<float *>(dbias));
+}
+void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {
+  f64 ? transpose_<double>(rows, cols, in, out) : transpose_<float>(rows, cols, in, out);
+}
+
+}  // namespace FILIGREE_ISA
+}  // namespace filigree

@@ -1,0 +1,42 @@
+// What the compiled kernels take. Every instruction set implements the same functions in its own namespace.
+#pragma once
+#include <cstdint>
+
+namespace filigree {
+
+// A sparsity pattern in compressed rows. `perm`, when given, says where in `values` the k-th nonzero
+// lives: it is how the transposed pattern reads the one array of values.
+struct Pattern {
+  int64_t rows;
+  const void *indptr, *indices, *perm;
+  bool wide;  // int64 indices; else int32
+};
+
+// A feature-major matrix: `features` rows of `batch` contiguous numbers, `stride` numbers apart.
+struct Matrix {
+  void *data;
+  int64_t stride;
+};
+
+// clang-format off
+#define FILIGREE_DECLARE(ISA)                                                                                       \
+  namespace ISA {                                                                                                   \
+  /* y = W x (+ bias) (then ReLU); values may be null: all ones */                                                  \
+  void spmm(bool f64, Pattern w, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu);\
+  /* dvalues[k] = sum_b dy[row(k), b] x[col(k), b] */                                                               \
+  void sddmm(bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, int64_t batch);                               \
+  /* by the transposed pattern, in one pass over dy: dx = W^T dy, and dvalues as sddmm */                           \
+  void backward(bool f64, Pattern wt, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch); \
+  /* dz = dy where y > 0 (dy itself where y is null), dbias = row sums of dz (unless null);                         \
+     dy is read by its strides: feature f, sample b at f * dy_feature + b * dy_sample */                            \
+  void delta(bool f64, int64_t features, int64_t batch, const void *dy, int64_t dy_feature, int64_t dy_sample,      \
+             Matrix y, Matrix dz, void *dbias);                                                                     \
+  /* out[j, i] = in[i, j] */                                                                                        \
+  void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
+  }
+// clang-format on
+FILIGREE_DECLARE(portable)
+FILIGREE_DECLARE(avx2)
+FILIGREE_DECLARE(avx512)
+
+}  // namespace filigree

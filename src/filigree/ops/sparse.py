@@ -1,0 +1,384 @@
+"""Sparse products on feature-major matrices, with their gradients.
+
+`spmm`, `spmm_t` and `sddmm` are closed under differentiation: the gradients of each are the other two. `linear` is
+the layer: bias and ReLU fused in, one pass over the output's gradient for both products of its backward.
+
+All are operators of the library `filigree` (`torch.ops.filigree.*`), so that `torch.compile`, fake tensors and
+`torch.no_grad` treat them as torch's own. CPU tensors run the compiled kernels; other devices run
+`filigree.ops.reference`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from filigree.ops import reference
+from filigree.ops._load import kernels
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+class Pattern(NamedTuple):
+    """Where the nonzeros of a matrix `(rows, cols)` are: compressed rows, and the index of the transpose.
+
+    `indptr` `(rows + 1,)`, `indices` `(nnz,)` sorted in each row; `t_indptr` `(cols + 1,)`, `t_indices` `(nnz,)` the
+    same of the transpose, whose k-th nonzero is number `t_perm[k]` of this matrix. All int32 or all int64.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    t_indptr: Tensor
+    t_indices: Tensor
+    t_perm: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.indptr.numel() - 1
+
+    @property
+    def cols(self) -> int:
+        return self.t_indptr.numel() - 1
+
+    @property
+    def nnz(self) -> int:
+        return self.indices.numel()
+
+
+def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
+    """Sparse times dense, `Y = W X`.
+
+    Args:
+        pattern: of W, `(rows, cols)`.
+        values: `(nnz,)`, float32 or float64, in the pattern's order.
+        x: `(cols, batch)`, feature-major: read fastest where a feature's row is contiguous.
+
+    Returns:
+        `(rows, batch)`, contiguous. Equivalent to `reference.dense(...) @ x`, in O(nnz x batch).
+    """
+    _check("spmm", values, x, pattern.cols)
+    return torch.ops.filigree.spmm(values, x, *pattern)
+
+
+def spmm_t(pattern: Pattern, values: Tensor, dy: Tensor) -> Tensor:
+    """Transposed sparse times dense, `W^T dY`: `(rows, batch)` to `(cols, batch)`."""
+    _check("spmm_t", values, dy, pattern.rows)
+    return torch.ops.filigree.spmm_t(values, dy, *pattern)
+
+
+def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
+    """Sampled dense-dense product: `(dY X^T)` at the pattern's nonzeros only.
+
+    Args:
+        pattern: `(rows, cols)`.
+        dy: `(rows, batch)`.
+        x: `(cols, batch)`.
+
+    Returns:
+        `(nnz,)`, in O(nnz x batch), no dense scratch.
+    """
+    _check("sddmm", dy, dy, pattern.rows)
+    _check("sddmm", dy, x, pattern.cols)
+    if dy.shape[1] != x.shape[1]:
+        raise ValueError(f"sddmm: dy and x must have the same batch. Got {dy.shape[1]} and {x.shape[1]}.")
+    return torch.ops.filigree.sddmm(dy, x, *pattern)
+
+
+def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False) -> Tensor:
+    """The sparse layer `y = relu(x W^T + bias)` on batch-major tensors.
+
+    Args:
+        pattern: of W, `(out_features, in_features)`.
+        values: `(nnz,)`.
+        bias: `(out_features,)` or None.
+        x: `(batch, in_features)`; a transposed view of a feature-major matrix is used as it is, others are copied
+            into that order.
+        relu: apply ReLU.
+
+    Returns:
+        `(batch, out_features)`, a transposed view (strides `(1, batch)`), so that a stack of layers never transposes.
+    """
+    return _Linear.apply(values, bias, x, pattern, relu)
+
+
+def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
+    if x.dim() != 2 or x.shape[0] != features:
+        raise ValueError(f"{name}: expected a feature-major matrix ({features}, batch). Got {tuple(x.shape)}.")
+    if values.dtype not in _FLOATS or x.dtype != values.dtype:
+        raise TypeError(f"{name}: expected float32 or float64 throughout. Got {values.dtype} and {x.dtype}.")
+
+
+# -- the compiled path ----------------------------------------------------------------------------------------------
+
+
+def _feature_major(x: Tensor) -> Tensor:
+    """`x` `(features, batch)` with contiguous rows: itself, or a copy by the blocked transpose."""
+    features, batch = x.shape
+    if x.stride(1) == 1 or batch <= 1:
+        return x
+    if x.stride(0) != 1:
+        return x.contiguous()
+    out = x.new_empty(features, batch)
+    kernels.transpose(
+        x.dtype is torch.float64, batch, features, x.data_ptr(), x.stride(1), out.data_ptr(), batch
+    )
+    return out
+
+
+def _spmm(values: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor, *_: Tensor) -> Tensor:
+    return _product(values, indptr, indices, None, x, None, False)
+
+
+def _spmm_t(
+    values: Tensor, dy: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor, t_indices: Tensor, t_perm: Tensor
+) -> Tensor:
+    return _product(values, t_indptr, t_indices, t_perm, dy, None, False)
+
+
+def _product(
+    values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, bias: Tensor | None, relu: bool
+) -> Tensor:
+    x = _feature_major(x)
+    rows, batch = indptr.numel() - 1, x.shape[1]
+    y = x.new_empty(rows, batch)
+    kernels.spmm(
+        x.dtype is torch.float64,
+        indptr.dtype is torch.int64,
+        rows,
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        0 if perm is None else perm.data_ptr(),
+        values.contiguous().data_ptr(),
+        x.data_ptr(),
+        x.stride(0),
+        y.data_ptr(),
+        batch,
+        batch,
+        0 if bias is None else bias.data_ptr(),
+        relu,
+    )
+    return y
+
+
+def _sddmm(dy: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, *_: Tensor) -> Tensor:
+    dy, x = _feature_major(dy), _feature_major(x)
+    out = dy.new_empty(indices.numel())
+    kernels.sddmm(
+        dy.dtype is torch.float64,
+        indptr.dtype is torch.int64,
+        indptr.numel() - 1,
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        dy.data_ptr(),
+        dy.stride(0),
+        x.data_ptr(),
+        x.stride(0),
+        out.data_ptr(),
+        dy.shape[1],
+    )
+    return out
+
+
+def _linear_forward(
+    values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indices: Tensor, relu: bool
+) -> tuple[Tensor, Tensor]:
+    """The output `(batch, out)` and the feature-major input that the backward pass reads."""
+    x = _feature_major(x.t())
+    return _product(values, indptr, indices, None, x, bias, relu).t(), x
+
+
+def _linear_backward(
+    values: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    dy: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    t_indptr: Tensor,
+    t_indices: Tensor,
+    t_perm: Tensor,
+    need_input: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of values, bias and input; `x` feature-major `(in, batch)`, `y` and `dy` `(batch, out)`."""
+    batch, out_features = dy.shape
+    double, wide = dy.dtype is torch.float64, indptr.dtype is torch.int64
+    dbias = dy.new_empty(out_features if need_bias else 0)
+    if y is None and not need_bias and (dy.stride(0) == 1 or batch <= 1):
+        dz = dy.t()
+    else:
+        dz = dy.new_empty(out_features, batch)
+        kernels.delta(
+            double,
+            out_features,
+            batch,
+            dy.data_ptr(),
+            dy.stride(1),
+            dy.stride(0),
+            0 if y is None else y.data_ptr(),
+            0 if y is None else y.stride(1),
+            dz.data_ptr(),
+            batch,
+            dbias.data_ptr() if need_bias else 0,
+        )
+    if not need_input:
+        return _sddmm(dz, x, indptr, indices), dbias, dy.new_empty(0)
+    dvalues, dx = torch.empty_like(values), dy.new_empty(t_indptr.numel() - 1, batch)
+    kernels.backward(
+        double,
+        wide,
+        t_indptr.numel() - 1,
+        t_indptr.data_ptr(),
+        t_indices.data_ptr(),
+        t_perm.data_ptr(),
+        values.data_ptr(),
+        dz.data_ptr(),
+        dz.stride(0),
+        x.data_ptr(),
+        x.stride(0),
+        dx.data_ptr(),
+        batch,
+        dvalues.data_ptr(),
+        batch,
+    )
+    return dvalues, dbias, dx.t()
+
+
+# -- other devices --------------------------------------------------------------------------------------------------
+
+
+def _reference_linear_backward(
+    values: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    dy: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    t_indptr: Tensor,
+    t_indices: Tensor,
+    t_perm: Tensor,
+    need_input: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dz = dy.t().contiguous() if y is None else torch.where(y <= 0, 0, dy).t().contiguous()
+    dvalues = reference.sddmm(indptr, indices, dz, x)
+    dbias = dz.sum(1) if need_bias else dy.new_empty(0)
+    dx = reference.spmm_t(indptr, indices, values, dz, x.shape[0]).t() if need_input else dy.new_empty(0)
+    return dvalues, dbias, dx
+
+
+# -- operators ------------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("filigree", "DEF")
+_PATTERN = "Tensor indptr, Tensor indices, Tensor t_indptr, Tensor t_indices, Tensor t_perm"
+
+
+def _define(schema: str, cpu: Any, default: Any, fake: Any) -> None:
+    name = schema[: schema.index("(")]
+    _library.define(schema)
+    _library.impl(name, cpu, "CPU")
+    _library.impl(name, default, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"filigree::{name}", fake, lib=_library)
+
+
+_define(
+    f"spmm(Tensor values, Tensor x, {_PATTERN}) -> Tensor",
+    _spmm,
+    lambda values, x, indptr, indices, *_: reference.spmm(indptr, indices, values, x),
+    lambda values, x, indptr, *_: x.new_empty(indptr.shape[0] - 1, x.shape[1]),
+)
+_define(
+    f"spmm_t(Tensor values, Tensor dy, {_PATTERN}) -> Tensor",
+    _spmm_t,
+    lambda values, dy, indptr, indices, t_indptr, *_: reference.spmm_t(
+        indptr, indices, values, dy, t_indptr.numel() - 1
+    ),
+    lambda values, dy, indptr, indices, t_indptr, *_: dy.new_empty(t_indptr.shape[0] - 1, dy.shape[1]),
+)
+_define(
+    f"sddmm(Tensor dy, Tensor x, {_PATTERN}) -> Tensor",
+    _sddmm,
+    lambda dy, x, indptr, indices, *_: reference.sddmm(indptr, indices, dy, x),
+    lambda dy, x, indptr, indices, *_: dy.new_empty(indices.shape[0]),
+)
+_define(
+    "linear_forward(Tensor values, Tensor? bias, Tensor x, Tensor indptr, Tensor indices, bool relu)"
+    " -> (Tensor, Tensor)",
+    _linear_forward,
+    lambda values, bias, x, indptr, indices, relu: (
+        reference.linear(indptr, indices, values, bias, x, relu),
+        x.t().clone(memory_format=torch.contiguous_format),
+    ),
+    lambda values, bias, x, indptr, indices, relu: (
+        x.new_empty(indptr.shape[0] - 1, x.shape[0]).t(),
+        x.new_empty(x.shape[1], x.shape[0]),
+    ),
+)
+_define(
+    f"linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {_PATTERN}, bool need_input, bool need_bias)"
+    " -> (Tensor, Tensor, Tensor)",
+    _linear_backward,
+    _reference_linear_backward,
+    lambda values, x, y, dy, indptr, indices, t_indptr, t_indices, t_perm, need_input, need_bias: (
+        torch.empty_like(values),
+        dy.new_empty(dy.shape[1] if need_bias else 0),
+        dy.new_empty(x.shape).t() if need_input else dy.new_empty(0),
+    ),
+)
+
+
+def _keep_values_and_matrix(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, *index = ctx.saved_tensors
+    ops, needs = torch.ops.filigree, ctx.needs_input_grad
+    dvalues = ops.sddmm(dy, x, *index) if needs[0] else None
+    return dvalues, ops.spmm_t(values, dy, *index) if needs[1] else None, *(None,) * 5
+
+
+def _spmm_t_backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
+    values, dy, *index = ctx.saved_tensors
+    ops, needs = torch.ops.filigree, ctx.needs_input_grad
+    dvalues = ops.sddmm(dy, dx, *index) if needs[0] else None
+    return dvalues, ops.spmm(values, dx, *index) if needs[1] else None, *(None,) * 5
+
+
+def _sddmm_backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
+    dy, x, *index = ctx.saved_tensors
+    ops, needs = torch.ops.filigree, ctx.needs_input_grad
+    ddy = ops.spmm(dvalues, x, *index) if needs[0] else None
+    return ddy, ops.spmm_t(dvalues, dy, *index) if needs[1] else None, *(None,) * 5
+
+
+for _name, _backward in [("spmm", _spmm_backward), ("spmm_t", _spmm_t_backward), ("sddmm", _sddmm_backward)]:
+    torch.library.register_autograd(
+        f"filigree::{_name}", _backward, setup_context=_keep_values_and_matrix, lib=_library
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """`linear`, by hand: an `autograd.Function` costs less a call than a registered formula."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, relu: bool) -> Tensor:
+        y, x_rows = torch.ops.filigree.linear_forward(values, bias, x, pattern.indptr, pattern.indices, relu)
+        ctx.save_for_backward(values, x_rows, x, y if relu else None, *pattern)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        values, x_rows, x, y, *index = ctx.saved_tensors
+        _, need_bias, need_input, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t()
+            dvalues = torch.ops.filigree.sddmm(dz, x.t(), *index)
+            dx = torch.ops.filigree.spmm_t(values, dz, *index).t()
+            return dvalues, dz.sum(1) if need_bias else None, dx, None, None
+        dvalues, dbias, dx = torch.ops.filigree.linear_backward(
+            values, x_rows, y, dy, *index, need_input, need_bias
+        )
+        return dvalues, dbias if need_bias else None, dx if need_input else None, None, None

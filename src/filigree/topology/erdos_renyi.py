@@ -1,0 +1,60 @@
+"""Erdos-Renyi layers: every connection equally likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pydantic
+import torch
+from torch import Tensor
+
+from filigree.config import config
+from filigree.topology.sampling import distinct
+from filigree.topology.topology import Size, Topology
+
+
+@config
+class ErdosRenyi(Topology):
+    """A random bipartite graph with a given number of connections (SET; 001, 3.5.1 and Algorithm 1).
+
+    A place is connected with probability `p = min(1, epsilon (n_in + n_out) / (n_in n_out))`, or `p = density`; exactly
+    `round(p n_in n_out)` distinct places are drawn, uniformly, in O(connections). A layer at p = 1 stays dense.
+
+    Args:
+        epsilon: connections per unit, counting both sides; > 0. Give this or `density`.
+        density: share of the places that are connected, in (0, 1].
+        replace: draw `int(epsilon (n_in + n_out))` places *with* replacement and merge the duplicates, as the public
+            code of SET's authors does: a few connections fewer, and no layer stays dense.
+    """
+
+    epsilon: float | None = pydantic.Field(None, gt=0)
+    density: float | None = pydantic.Field(None, gt=0, le=1)
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None) == (self.density is None):
+            raise ValueError(
+                "ErdosRenyi: exactly one of epsilon and density is expected. "
+                f"Got epsilon={self.epsilon}, density={self.density}."
+            )
+
+    def connections(self, size: Size) -> int:
+        """How many places are drawn for a layer: p n_in n_out, before merging duplicates."""
+        if self.epsilon is not None:
+            wanted = self.epsilon * (size.out_features + size.in_features)
+            return int(wanted) if self.replace else min(round(wanted), size.places)
+        assert self.density is not None
+        return round(self.density * size.places)
+
+    def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
+        return [self._draw_one(size, generator) for size in sizes]
+
+    def _draw_one(self, size: Size, generator: torch.Generator) -> Tensor | None:
+        count = self.connections(size)
+        if self.replace:
+            return torch.randint(size.places, (count,), generator=generator).unique() if size.places else _nothing()
+        return None if count == size.places else distinct(size.places, count, generator)
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)

@@ -1,0 +1,100 @@
+"""Drawing places of a matrix: distinct, uniform, in O(number drawn), never a dense scratch.
+
+A place of a `(rows, cols)` matrix is its linear index `row * cols + col`, int64; sorted places are CSR order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from filigree.ops.sparse import Pattern
+
+
+def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` distinct integers of `[0, population)`, uniform over all such sets, sorted, int64.
+
+    Few of many are drawn with repeats dropped until enough are there; many of few by choosing those left out. Either
+    way the work is O(count).
+    """
+    if not 0 <= count <= population:
+        raise ValueError(f"distinct: count must be in [0, {population}]. Got {count}.")
+    if 2 * count > population:
+        if 4 * (population - count) < population:
+            left_out = torch.ones(population, dtype=torch.bool)
+            left_out[distinct(population, population - count, generator)] = False
+            return left_out.nonzero().squeeze(1)
+        return torch.randperm(population, generator=generator)[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while drawn.numel() < count:
+        more = torch.randint(population, (count - drawn.numel(),), generator=generator)
+        drawn = _sorted_unique(torch.cat([drawn, more]))
+    return drawn
+
+
+def empty_places(taken: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` distinct integers of `[0, population)` that are not in `taken` (sorted), uniform, sorted.
+
+    The r-th empty place lies behind as many taken places as have at most r empty ones before them, so ranks among
+    the empty places are drawn and shifted: no rejection, at any density.
+    """
+    ranks = distinct(population - taken.numel(), count, generator)
+    empty_before = taken - torch.arange(taken.numel())
+    return ranks + torch.searchsorted(empty_before, ranks, right=True)
+
+
+def pattern_of(places: Tensor, rows: int, cols: int) -> Pattern:
+    """The pattern of sorted places, with its transpose; int32 while the matrix's sides and nonzeros fit."""
+    dtype = np.int32 if max(rows, cols, places.numel()) < 2**31 else np.int64
+    row, col = np.divmod(places.numpy(), cols) if cols else (places.numpy(), places.numpy())
+    return csr_pattern(_indptr(row, rows, dtype), col.astype(dtype), cols)
+
+
+def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
+    """A pattern from its compressed rows; the transpose by scipy's counting sort, O(nnz)."""
+    order = np.arange(len(indices), dtype=indices.dtype)
+    t = scipy.sparse.csr_array((order, indices, indptr), shape=(len(indptr) - 1, cols)).tocsc()
+    parts = (indptr, indices, *(part.astype(indices.dtype, copy=False) for part in (t.indptr, t.indices, t.data)))
+    return Pattern(*map(torch.from_numpy, parts))
+
+
+def places_of(pattern: Pattern) -> Tensor:
+    """The sorted places of a pattern, `(nnz,)` int64."""
+    row = torch.repeat_interleave(pattern.indptr.diff().long(), output_size=pattern.nnz)
+    return row * pattern.cols + pattern.indices
+
+
+def _indptr(row: np.ndarray, rows: int, dtype: type | np.dtype) -> np.ndarray:
+    indptr = np.zeros(rows + 1, dtype=dtype)
+    np.cumsum(np.bincount(row, minlength=rows), out=indptr[1:])
+    return indptr
+
+
+def _sorted_unique(numbers: Tensor) -> Tensor:
+    ordered = np.sort(numbers.numpy())  # np.unique hashes, ten times slower here
+    return torch.from_numpy(ordered[np.diff(ordered, prepend=-1) != 0])
+
+
+def check_csr(indptr: Tensor, indices: Tensor, rows: int, cols: int, caller: str) -> None:
+    """Refuse what the kernels must never see: `ValueError` names what is wrong with an index from outside."""
+
+    def refuse(expected: str) -> None:
+        raise ValueError(f"{caller}: not the compressed rows of a ({rows}, {cols}) matrix: {expected}.")
+
+    if {indptr.dtype, indices.dtype} not in ({torch.int32}, {torch.int64}):
+        refuse(f"both must be int32 or both int64, got {indptr.dtype} and {indices.dtype}")
+    if indptr.shape != (rows + 1,) or indices.dim() != 1:
+        refuse(f"expected shapes ({rows + 1},) and (nnz,), got {tuple(indptr.shape)} and {tuple(indices.shape)}")
+    starts, columns = indptr.cpu().long(), indices.cpu().long()
+    if starts[0] != 0 or starts[-1] != columns.numel() or bool((starts.diff() < 0).any()):
+        refuse(f"indptr must rise from 0 to nnz={columns.numel()}")
+    if columns.numel() and not (0 <= int(columns.min()) and int(columns.max()) < cols):
+        refuse(f"indices must lie in [0, {cols})")
+    ascending = columns.diff() > 0
+    inner = starts[1:-1]
+    inner = inner[(inner > 0) & (inner < columns.numel())] - 1  # where a new row may begin lower
+    ascending[inner] = True
+    if not bool(ascending.all()):
+        refuse("indices must be sorted and distinct in each row")
