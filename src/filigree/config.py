@@ -55,8 +55,8 @@ def config(cls: type[T]) -> type[T]:
             raise ValueError(_one_line(type(self), error)) from None
 
     made.__init__ = init  # type: ignore[method-assign, assignment]
-    _KINDS[made.__name__] = made
-    return made
+    _KINDS[made.__name__] = made  # type: ignore[assignment]
+    return made  # type: ignore[return-value]
 
 
 def _plain(value: Any, owner: Config) -> Any:
@@ -89,7 +89,9 @@ def _one_line(cls: type, error: pydantic.ValidationError) -> str:
     known = [f.name for f in dataclasses.fields(cls)]
     parts = []
     for item in error.errors():
-        where = ".".join(known[part] if isinstance(part, int) and i == 0 else str(part) for i, part in enumerate(item["loc"]))
+        where = ".".join(
+            known[part] if isinstance(part, int) and i == 0 else str(part) for i, part in enumerate(item["loc"])
+        )
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             parts.append(f"unknown field {where!r}; the fields are {', '.join(known) or 'none'}")
         elif item["type"] == "value_error":

@@ -1,0 +1,29 @@
+"""What changes while a network trains."""
+
+from filigree.dynamics.evolution import Evolution
+from filigree.dynamics.schedules import (
+    Adaptive,
+    Constant,
+    ExponentialDecay,
+    Fixed,
+    LinearDecrease,
+    Oscillation,
+    Product,
+    Schedule,
+    Sequence,
+    Sum,
+)
+
+__all__ = [
+    "Adaptive",
+    "Constant",
+    "Evolution",
+    "ExponentialDecay",
+    "Fixed",
+    "LinearDecrease",
+    "Oscillation",
+    "Product",
+    "Schedule",
+    "Sequence",
+    "Sum",
+]

@@ -17,6 +17,8 @@ class MaskedLinear(nn.Module):
     Shape: `(..., in_features)` to `(..., out_features)`. In `state_dict`: `weight` `(out, in)`, `mask` bool, `bias`.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     mask: Tensor
 
     def __init__(self, layer: SparseLinear) -> None:
@@ -24,8 +26,9 @@ class MaskedLinear(nn.Module):
         self.in_features, self.out_features, self.relu = layer.in_features, layer.out_features, layer.relu
         dense = layer.dense()
         linear = dense[0] if isinstance(dense, nn.Sequential) else dense
-        self.weight: nn.Parameter = linear.weight
-        self.bias: nn.Parameter | None = linear.bias
+        assert isinstance(linear, nn.Linear)
+        self.weight = nn.Parameter(linear.weight.detach())
+        self.bias = None if layer.bias is None else nn.Parameter(linear.bias.detach())
         mask = torch.zeros(self.out_features * self.in_features, dtype=torch.bool)
         mask[layer.places()] = True
         self.register_buffer("mask", mask.view_as(self.weight).to(self.weight.device))

@@ -164,7 +164,7 @@ class SparseLinear(nn.Module):
 
     @torch.no_grad()
     def rewire_(self, places: Tensor, weights: Tensor) -> None:
-        """Exchange the connections for others (sorted places) with these weights. The parameter stays the same object."""
+        """Exchange the connections for these sorted places and weights; the parameter stays the same object."""
         pattern = pattern_of(places, self.out_features, self.in_features)
         self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
         weights = weights.to(self.values)
@@ -175,7 +175,7 @@ class SparseLinear(nn.Module):
             self.values.grad = None
 
     def carry_(self, state: Tensor, source: Tensor) -> None:
-        """Let an optimizer's state tensor follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
+        """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
         source = source.to(state.device)
         state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
 
@@ -194,9 +194,8 @@ class SparseLinear(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        index = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
-        if all(isinstance(part, Tensor) for part in index):
-            indptr, indices, values = index  # type: ignore[misc]
+        indptr, indices, values = (state_dict.get(prefix + name) for name in ("indptr", "indices", "values"))
+        if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
             check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
             if values.shape != indices.shape:
                 raise ValueError(

@@ -3,7 +3,7 @@
 import torch  # noqa: F401  (its OpenMP runtime must be in the process first)
 
 try:
-    from filigree.ops import _kernels as kernels
+    from filigree.ops import _kernels as kernels  # type: ignore[attr-defined]
 except ImportError as error:
     raise ImportError(
         f"filigree: the compiled kernels could not be loaded ({error}). Build them with `pip install .`; "

@@ -121,9 +121,7 @@ def _feature_major(x: Tensor) -> Tensor:
     if x.stride(0) != 1:
         return x.contiguous()
     out = x.new_empty(features, batch)
-    kernels.transpose(
-        x.dtype is torch.float64, batch, features, x.data_ptr(), x.stride(1), out.data_ptr(), batch
-    )
+    kernels.transpose(x.dtype is torch.float64, batch, features, x.data_ptr(), x.stride(1), out.data_ptr(), batch)
     return out
 
 
@@ -140,7 +138,8 @@ def _spmm_t(
 def _product(
     values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
-    x = _feature_major(x)
+    x, values = _feature_major(x), values.contiguous()
+    bias = None if bias is None else bias.contiguous()
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = x.new_empty(rows, batch)
     kernels.spmm(
@@ -150,7 +149,7 @@ def _product(
         indptr.data_ptr(),
         indices.data_ptr(),
         0 if perm is None else perm.data_ptr(),
-        values.contiguous().data_ptr(),
+        values.data_ptr(),
         x.data_ptr(),
         x.stride(0),
         y.data_ptr(),
@@ -204,6 +203,7 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` feature-major `(in, batch)`, `y` and `dy` `(batch, out)`."""
     batch, out_features = dy.shape
+    values = values.contiguous()
     double, wide = dy.dtype is torch.float64, indptr.dtype is torch.int64
     dbias = dy.new_empty(out_features if need_bias else 0)
     if y is None and not need_bias and (dy.stride(0) == 1 or batch <= 1):
@@ -378,7 +378,5 @@ class _Linear(torch.autograd.Function):
             dvalues = torch.ops.filigree.sddmm(dz, x.t(), *index)
             dx = torch.ops.filigree.spmm_t(values, dz, *index).t()
             return dvalues, dz.sum(1) if need_bias else None, dx, None, None
-        dvalues, dbias, dx = torch.ops.filigree.linear_backward(
-            values, x_rows, y, dy, *index, need_input, need_bias
-        )
+        dvalues, dbias, dx = torch.ops.filigree.linear_backward(values, x_rows, y, dy, *index, need_input, need_bias)
         return dvalues, dbias if need_bias else None, dx if need_input else None, None, None

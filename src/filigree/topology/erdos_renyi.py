@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import pydantic
 import torch
@@ -27,8 +28,8 @@ class ErdosRenyi(Topology):
             code of SET's authors does: a few connections fewer, and no layer stays dense.
     """
 
-    epsilon: float | None = pydantic.Field(None, gt=0)
-    density: float | None = pydantic.Field(None, gt=0, le=1)
+    epsilon: Annotated[float, pydantic.Field(gt=0)] | None = None
+    density: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     replace: bool = False
 
     def __post_init__(self) -> None:

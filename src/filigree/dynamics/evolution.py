@@ -1,0 +1,237 @@
+"""Evolution: sparse layers rewired while they train (SET and its variants; RigL)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from filigree.dynamics.rewire import gradient_places, merge, random_places, survivors
+from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
+
+
+@runtime_checkable
+class Evolvable(Protocol):
+    """What a sparse layer offers to be rewired; see `filigree.nn.SparseLinear`."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def connections(self) -> nn.Parameter: ...
+    def places(self) -> Tensor: ...
+    def weights(self) -> Tensor: ...
+    def rewire_(self, places: Tensor, weights: Tensor) -> None: ...
+    def carry_(self, state: Tensor, source: Tensor) -> None: ...
+
+
+class Evolution:
+    """Remove the weakest connections and grow as many new ones, step by step, like a torch `lr_scheduler`.
+
+    After epoch i each sparse layer loses the fraction `zeta_i` of its smallest positive and of its largest negative
+    weights and every exact zero, and gains as many connections at empty places. The number of connections never
+    changes, and the optimizer's state follows: it is permuted with the values and zero at new connections.
+
+    Args:
+        model: holds sparse layers (after `fg.convert_`).
+        optimizer: holds their parameters; any whose state tensors have the parameter's shape. May be None.
+        schedule: zeta: a `Schedule`, a number, or a callable `f(epoch) -> zeta`.
+        epochs: the horizon, in rewirings; with it, none follows the last epoch. Needed by `LinearDecrease` and
+            `Oscillation`, which are refused by name without it.
+        stop_before_end: how many epochs at the end are not followed by a rewiring (001, 3.5.1); at least 1.
+        grow: "random" (SET) or "gradient" (RigL: where the gradient of the last batch is largest; the dense gradient
+            is formed block by block, at a rewiring only).
+        regrow: the weight of a new connection: "zero", "initial" (drawn as at the start, N(0, 2 / fan-in)), or a
+            number, the standard deviation of N(0, s^2).
+        every: rewire at every n-th call of `step` only; calls, not epochs, are then counted by that many.
+        seed: of removal, growth and new weights.
+
+    Attributes:
+        epoch: rewirings due so far. rate: the zeta applied last. seconds: time spent in `step`, in seconds.
+        births: for each layer the epoch in which each connection was grown (0: from the start).
+        deaths: for each layer, rows (born, died, count) of the connections removed so far.
+
+    Raises:
+        ValueError: no sparse layers; an optimizer that does not hold their parameters (made before `convert_`); a
+            schedule without its horizon; zeta outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        schedule: Schedule | float | Callable[..., float],
+        epochs: int | None = None,
+        *,
+        stop_before_end: int = 1,
+        grow: Literal["random", "gradient"] = "random",
+        regrow: Literal["zero", "initial"] | float = "zero",
+        every: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Evolvable)}
+        if not self.layers:
+            raise ValueError(
+                "Evolution: the model has no sparse layers. Call fg.convert_(model, fg.Sparse(...)) first."
+            )
+        self.optimizer, self.schedule = optimizer, as_schedule(schedule)
+        _check_optimizer(optimizer, self.layers)
+        if epochs is None and self.schedule.needs_horizon:
+            raise ValueError(f"Evolution: {type(self.schedule).__name__} needs the horizon. Give epochs=.")
+        for label, number, least in (
+            ("epochs", epochs, 1), ("every", every, 1), ("stop_before_end", stop_before_end, 1)
+        ):  # fmt: skip
+            if number is not None and number < least:
+                raise ValueError(f"Evolution: {label} must be at least {least}. Got {number}.")
+        if grow not in ("random", "gradient"):
+            raise ValueError(f"Evolution: grow must be 'random' or 'gradient'. Got {grow!r}.")
+        if not (regrow in ("zero", "initial") or (isinstance(regrow, int | float) and regrow >= 0)):
+            raise ValueError(f"Evolution: regrow must be 'zero', 'initial' or a number >= 0. Got {regrow!r}.")
+        self.epochs, self.stop_before_end, self.grow, self.regrow, self.every = (
+            epochs, stop_before_end, grow, regrow, every
+        )  # fmt: skip
+        self.calls, self.epoch, self.rate, self.seconds = 0, 0, 0.0, 0.0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.births = {
+            name: torch.zeros(layer.places().numel(), dtype=torch.int32) for name, layer in self.layers.items()
+        }
+        self.deaths = {name: torch.zeros(0, 3, dtype=torch.int64) for name in self.layers}
+        self._memory: dict[str, float] = {}
+        self._watch = {name: _Watch(layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
+
+    def step(self, metrics: dict[str, Any] | None = None) -> None:
+        """The end of an epoch: rewire at the schedule's rate. `metrics` is what `Adaptive` reads."""
+        began = time.perf_counter()
+        self.calls += 1
+        if self.calls % self.every:
+            return
+        self.rate = self._next_rate(metrics)
+        self.epoch += 1
+        if self.rate > 0:
+            for name, layer in self.layers.items():
+                self._rewire(name, layer)
+        self.seconds += time.perf_counter() - began
+
+    def _next_rate(self, metrics: dict[str, Any] | None) -> float:
+        if self.epochs is not None and self.epoch >= self.epochs - self.stop_before_end:
+            return 0.0
+        if isinstance(self.schedule, Adaptive):
+            rate = self.schedule.follow(metrics, self._memory)
+        else:
+            rate = self.schedule.rate(self.epoch, self.epochs)
+        if not 0 <= rate <= 1:
+            name = type(self.schedule).__name__
+            raise ValueError(f"Evolution: zeta must be in [0, 1]. {name} gave {rate} at epoch {self.epoch}.")
+        return rate
+
+    @torch.no_grad()
+    def _rewire(self, name: str, layer: Evolvable) -> None:
+        places, weights = layer.places(), layer.weights()
+        keep = survivors(weights, self.rate)
+        kept, removed = places[keep], int((~keep).sum())
+        if not removed:
+            return
+        grown, source = merge(kept, self._grow(name, layer, kept, removed))
+        old = keep.nonzero().squeeze(1)  # where in the old order each survivor was
+        source = torch.where(source < 0, -1, old[source.clamp(min=0)] if len(old) else source)
+        is_new = source < 0
+        new_weights = torch.where(is_new, 0, weights[source.clamp(min=0)])
+        new_weights[is_new] = self._new_weights(layer, grown, is_new).to(weights)
+        layer.rewire_(grown, new_weights)
+        state = self.optimizer.state.get(layer.connections, {}) if self.optimizer else {}
+        for tensor in state.values():
+            if isinstance(tensor, Tensor) and tensor.shape == layer.connections.shape:
+                layer.carry_(tensor, source)
+        self._remember(name, keep, source, is_new)
+
+    def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
+        if self.grow == "random":
+            return random_places(kept, layer.out_features * layer.in_features, count, self.generator)
+        x, dy = self._watch[name].last()
+        return gradient_places(kept, x, dy, count)
+
+    def _new_weights(self, layer: Evolvable, places: Tensor, is_new: Tensor) -> Tensor:
+        count = int(is_new.sum())
+        if self.regrow == "zero":
+            return torch.zeros(count)
+        noise = torch.randn(count, generator=self.generator)
+        if self.regrow != "initial":
+            return noise * float(self.regrow)
+        rows = places // layer.in_features
+        fan_in = torch.bincount(rows, minlength=layer.out_features)
+        return noise * (2 / fan_in[rows[is_new]]).sqrt()
+
+    def _remember(self, name: str, keep: Tensor, source: Tensor, is_new: Tensor) -> None:
+        births = self.births[name]
+        count = births[~keep].bincount()
+        born = count.nonzero().squeeze(1)
+        row = torch.stack([born, torch.full_like(born, self.epoch), count[born]], dim=1)
+        self.deaths[name] = torch.cat([self.deaths[name], row])
+        self.births[name] = torch.where(is_new, self.epoch, births[source.clamp(min=0)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, besides model and optimizer."""
+        return {
+            "calls": self.calls,
+            "epoch": self.epoch,
+            "rate": self.rate,
+            "seconds": self.seconds,
+            "generator": self.generator.get_state(),
+            "births": dict(self.births),
+            "deaths": dict(self.deaths),
+            "memory": dict(self._memory),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`. `ValueError` if it is of another model."""
+        if set(state["births"]) != set(self.layers):
+            raise ValueError(
+                f"Evolution.load_state_dict: the state is of layers {sorted(state['births'])}, "
+                f"this model's are {sorted(self.layers)}."
+            )
+        self.calls, self.epoch = state["calls"], state["epoch"]
+        self.rate, self.seconds = state["rate"], state["seconds"]
+        self.generator.set_state(state["generator"])
+        self.births, self.deaths = dict(state["births"]), dict(state["deaths"])
+        self._memory = dict(state["memory"])
+
+
+class _Watch:
+    """Holds a layer's last input and the gradient at its pre-activation, for growth by gradient."""
+
+    def __init__(self, layer: Evolvable) -> None:
+        assert isinstance(layer, nn.Module)
+        self.x: Tensor | None = None
+        self.dy: Tensor | None = None
+        layer.register_forward_hook(self._forward)
+
+    def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        if not y.requires_grad:
+            return
+        x, active = inputs[0].detach(), (y.detach() > 0 if getattr(layer, "relu", False) else None)
+
+        def backward(dy: Tensor) -> None:
+            dz = dy.detach() if active is None else torch.where(active, dy.detach(), 0)
+            self.x, self.dy = x.reshape(-1, x.shape[-1]), dz.reshape(-1, dz.shape[-1])
+
+        y.register_hook(backward)
+
+    def last(self) -> tuple[Tensor, Tensor]:
+        if self.x is None or self.dy is None:
+            raise ValueError("Evolution: growth by gradient needs a backward pass before step().")
+        return self.x, self.dy
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer | None, layers: dict[str, Evolvable]) -> None:
+    if optimizer is None:
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, layer in layers.items():
+        if id(layer.connections) not in held:
+            raise ValueError(
+                f"Evolution: the optimizer does not hold the weights of layer {name!r}; made before convert_, it holds "
+                "stale parameters. Make the optimizer after convert_."
+            )

@@ -1,0 +1,77 @@
+"""One rewiring as plain functions on arrays: which connections go, which come. O(connections), no dense scratch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filigree.topology.sampling import empty_places
+
+
+def survivors(weights: Tensor, zeta: float) -> Tensor:
+    """Which connections stay, `(nnz,)` bool (SET; 001, Algorithm 1).
+
+    Removed are the `round(zeta n)` smallest of the n positive weights, the `round(zeta n)` largest (nearest to zero) of
+    the n negative ones, and every exact zero: connections regrown at zero on dead inputs would pile up else. Halves
+    round to even, so a tiny share of a tiny layer may remove nothing. Ties go by lower place first.
+    """
+    w = weights.numpy()
+    keep = w != 0
+    for sign in (w > 0, w < 0):
+        of_sign = np.flatnonzero(sign)
+        count = round(zeta * len(of_sign))
+        if count:
+            size = np.abs(w[of_sign])
+            threshold = np.partition(size, count - 1)[count - 1]
+            keep[of_sign[size < threshold]] = False
+            ties = of_sign[size == threshold]
+            keep[ties[: count - int((size < threshold).sum())]] = False
+    return torch.from_numpy(keep)
+
+
+def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sorted, disjoint sets of places as one, with the source of each: its number in `kept`, or -1."""
+    total = kept.numel() + grown.numel()
+    source = torch.full((total,), -1)
+    is_grown = torch.zeros(total, dtype=torch.bool)
+    is_grown[torch.searchsorted(kept, grown) + torch.arange(grown.numel())] = True
+    places = torch.empty(total, dtype=torch.int64)
+    places[is_grown] = grown
+    places[~is_grown] = kept
+    source[~is_grown] = torch.arange(kept.numel())
+    return places, source
+
+
+def random_places(kept: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
+    """SET: places empty after the removal (just-removed ones too), uniformly at random."""
+    return empty_places(kept, population, count, generator)
+
+
+def gradient_places(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000) -> Tensor:
+    """RigL (Evci et al. 2020): the empty places where the loss falls fastest, by |dW| = |dY^T X|.
+
+    The dense gradient is formed block of rows by block of rows (about `block` numbers at a time), and only the best
+    `count` places so far are held.
+
+    Args:
+        kept: sorted places that stay connected.
+        x: `(batch, in_features)`, the layer's input.
+        dy: `(batch, out_features)`, the gradient at its pre-activation.
+        count: how many places are wanted; fewer empty ones than that is the caller's mistake.
+    """
+    in_features, out_features = x.shape[1], dy.shape[1]
+    best, best_places = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
+    rows = max(1, block // in_features)
+    for start in range(0, out_features, rows):
+        size = (dy[:, start : start + rows].t() @ x).abs_().flatten()
+        first, last = start * in_features, start * in_features + size.numel()
+        here = kept[torch.searchsorted(kept, first) : torch.searchsorted(kept, last)] - first
+        size[here.to(size.device)] = -1
+        top = size.topk(min(count, size.numel()))
+        best = torch.cat([best, top.values])
+        best_places = torch.cat([best_places, top.indices + first])
+        if best.numel() > count:
+            best, order = best.topk(count)
+            best_places = best_places[order]
+    return best_places.cpu().sort().values

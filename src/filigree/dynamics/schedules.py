@@ -1,0 +1,225 @@
+"""How the rewiring rate zeta changes from epoch to epoch (001, chapter 4). Epochs count from 0."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pydantic
+
+from filigree.config import Config, config
+
+Rate = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class Schedule(Config):
+    """Base of schedules: `rate(epoch, epochs)` gives zeta. Sums and products of schedules are schedules."""
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        """Zeta after epoch `epoch` of a run of `epochs` (None: unknown)."""
+        raise NotImplementedError
+
+    @property
+    def needs_horizon(self) -> bool:
+        """Whether the number of epochs must be known."""
+        return False
+
+    def __add__(self, other: Schedule | float) -> Schedule:
+        return Sum(self, as_schedule(other))
+
+    def __mul__(self, other: Schedule | float) -> Schedule:
+        return Product(self, as_schedule(other))
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+@config
+class Constant(Schedule):
+    """SET: zeta_i = zeta (001, 3.5.1)."""
+
+    zeta: Rate = 0.3
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        return self.zeta
+
+
+@config
+class Fixed(Schedule):
+    """No rewiring at all: the static sparse network, the baseline of every evolving one."""
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        return 0.0
+
+
+@config
+class LinearDecrease(Schedule):
+    """LDV: zeta_i = zeta_min + (zeta_max - zeta_min) (E - i) / E (001, 4.3)."""
+
+    zeta_max: Rate = 0.3
+    zeta_min: Rate = 0.01
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        assert epochs is not None
+        return self.zeta_min + (self.zeta_max - self.zeta_min) * (epochs - epoch) / epochs
+
+    @property
+    def needs_horizon(self) -> bool:
+        return True
+
+
+@config
+class Oscillation(Schedule):
+    """OSV: zeta_i = (max + min) / 2 + (max - min) / 2 cos(2 pi i / T), T = 2 E / (3 + 2 k) (001, 4.4)."""
+
+    zeta_max: Rate = 0.3
+    zeta_min: Rate = 0.01
+    k: Annotated[int, pydantic.Field(ge=0)] = 1
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        assert epochs is not None
+        period = 2 * epochs / (3 + 2 * self.k)
+        middle, swing = (self.zeta_max + self.zeta_min) / 2, (self.zeta_max - self.zeta_min) / 2
+        return middle + swing * math.cos(2 * math.pi * epoch / period)
+
+    @property
+    def needs_horizon(self) -> bool:
+        return True
+
+
+@config
+class ExponentialDecay(Schedule):
+    """EXD: zeta_i = zeta (1 - interest)^i (001, 4.5).
+
+    The decay does not scale with the run: at interest 0.01 a run of 30 epochs ends at 0.22, hardly different from SET.
+    `ExponentialDecay.rescaled(epochs)` decays over a shorter run as the papers' does over 500 epochs.
+    """
+
+    zeta: Rate = 0.3
+    interest: Rate = 0.01
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        return self.zeta * (1 - self.interest) ** epoch
+
+    @classmethod
+    def rescaled(cls, epochs: int, zeta: float = 0.3, interest: float = 0.01, horizon: int = 500) -> ExponentialDecay:
+        """Equal decay over `epochs` as over `horizon`: interest' = 1 - (1 - interest)^(horizon / epochs)."""
+        return cls(zeta, 1 - (1 - interest) ** (horizon / epochs))
+
+
+@config
+class Sum(Schedule):
+    """zeta_i = a_i + b_i."""
+
+    a: Schedule
+    b: Schedule
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        return self.a.rate(epoch, epochs) + self.b.rate(epoch, epochs)
+
+    @property
+    def needs_horizon(self) -> bool:
+        return self.a.needs_horizon or self.b.needs_horizon
+
+
+@config
+class Product(Schedule):
+    """zeta_i = a_i b_i."""
+
+    a: Schedule
+    b: Schedule
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        return self.a.rate(epoch, epochs) * self.b.rate(epoch, epochs)
+
+    @property
+    def needs_horizon(self) -> bool:
+        return self.a.needs_horizon or self.b.needs_horizon
+
+
+@config
+class Sequence(Schedule):
+    """One schedule after another: `Sequence([(SET, 10), (EXD, None)])` runs the first for 10 epochs, then the second.
+
+    Each begins at its own epoch 0 and has its own length as its horizon; the last may be open (None).
+    """
+
+    parts: list[tuple[Schedule, int | None]]
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(length is None or length < 1 for _, length in self.parts[:-1]):
+            raise ValueError(f"Sequence: each part but the last needs a length of at least 1 epoch. Got {self.parts}.")
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        start = 0
+        for schedule, length in self.parts[:-1]:
+            assert length is not None
+            if epoch < start + length:
+                return schedule.rate(epoch - start, length)
+            start += length
+        last, length = self.parts[-1]
+        return last.rate(epoch - start, length or (None if epochs is None else max(epochs - start, 1)))
+
+    @property
+    def needs_horizon(self) -> bool:
+        last, length = self.parts[-1]
+        return length is None and last.needs_horizon
+
+
+@config
+class Function(Schedule):
+    """Any callable `f(epoch) -> zeta` or `f(epoch, epochs) -> zeta`; `Evolution` makes one of a plain callable."""
+
+    f: Callable[..., float]
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        return float(self.f(epoch) if _takes(self.f) == 1 else self.f(epoch, epochs))
+
+
+@config
+class Adaptive(Schedule):
+    """zeta from a training metric (001, 6.2 names it as future work): rewire as long as there is much to learn.
+
+    zeta_i = zeta_min + (zeta_max - zeta_min) min(1, m_i / m_0), with m_i the exponential moving average of the metric
+    (weight `smoothing` on the past) and m_0 its first value. With `mode="max"` (accuracies) m is 1 - metric.
+
+    Args:
+        metric: the key read from `Evolution.step(metrics)`; a missing one is refused by name.
+    """
+
+    metric: str = "train_loss"
+    zeta_max: Rate = 0.3
+    zeta_min: Rate = 0.01
+    smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
+    mode: Annotated[str, pydantic.Field(pattern="^(min|max)$")] = "min"
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        raise ValueError("Adaptive: it reads a metric, so it cannot be part of a sum, product or sequence.")
+
+    def follow(self, metrics: dict[str, Any] | None, memory: dict[str, float]) -> float:
+        """The rate from this epoch's metrics; `memory` holds the first and the averaged value from call to call."""
+        if not metrics or metrics.get(self.metric) is None:
+            have = ", ".join(metrics or {}) or "none"
+            raise ValueError(f"Adaptive: step(metrics) must hold {self.metric!r}. Got {have}.")
+        value = float(metrics[self.metric])
+        value = 1 - value if self.mode == "max" else value
+        memory["average"] = self.smoothing * memory.get("average", value) + (1 - self.smoothing) * value
+        first = memory.setdefault("first", value)
+        share = memory["average"] / first if first > 0 else 0.0
+        return self.zeta_min + (self.zeta_max - self.zeta_min) * min(1.0, max(0.0, share))
+
+
+def as_schedule(given: Any) -> Schedule:
+    """A schedule from a schedule, a number or a callable."""
+    if isinstance(given, Schedule):
+        return given
+    if isinstance(given, int | float):
+        return Constant(given)
+    if callable(given):
+        return Function(given)
+    raise TypeError(f"expected a schedule, a number or a callable f(epoch) -> zeta. Got {given!r}.")
+
+
+def _takes(f: Callable[..., float]) -> int:
+    return len(inspect.signature(f).parameters)
