@@ -27,10 +27,10 @@ class Schedule(Config):
         return False
 
     def __add__(self, other: Schedule | float) -> Schedule:
-        return Sum(self, as_schedule(other))
+        return Sum(self, other)
 
     def __mul__(self, other: Schedule | float) -> Schedule:
-        return Product(self, as_schedule(other))
+        return Product(self, other)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -110,32 +110,32 @@ class ExponentialDecay(Schedule):
 
 @config
 class Sum(Schedule):
-    """zeta_i = a_i + b_i."""
+    """zeta_i = a_i + b_i; b may be a number."""
 
     a: Schedule
-    b: Schedule
+    b: Schedule | float
 
     def rate(self, epoch: int, epochs: int | None) -> float:
-        return self.a.rate(epoch, epochs) + self.b.rate(epoch, epochs)
+        return self.a.rate(epoch, epochs) + _rate(self.b, epoch, epochs)
 
     @property
     def needs_horizon(self) -> bool:
-        return self.a.needs_horizon or self.b.needs_horizon
+        return self.a.needs_horizon or _needs_horizon(self.b)
 
 
 @config
 class Product(Schedule):
-    """zeta_i = a_i b_i."""
+    """zeta_i = a_i b_i; b may be a number."""
 
     a: Schedule
-    b: Schedule
+    b: Schedule | float
 
     def rate(self, epoch: int, epochs: int | None) -> float:
-        return self.a.rate(epoch, epochs) * self.b.rate(epoch, epochs)
+        return self.a.rate(epoch, epochs) * _rate(self.b, epoch, epochs)
 
     @property
     def needs_horizon(self) -> bool:
-        return self.a.needs_horizon or self.b.needs_horizon
+        return self.a.needs_horizon or _needs_horizon(self.b)
 
 
 @config
@@ -219,6 +219,14 @@ def as_schedule(given: Any) -> Schedule:
     if callable(given):
         return Function(given)
     raise TypeError(f"expected a schedule, a number or a callable f(epoch) -> zeta. Got {given!r}.")
+
+
+def _rate(term: Schedule | float, epoch: int, epochs: int | None) -> float:
+    return term.rate(epoch, epochs) if isinstance(term, Schedule) else term
+
+
+def _needs_horizon(term: Schedule | float) -> bool:
+    return isinstance(term, Schedule) and term.needs_horizon
 
 
 def _takes(f: Callable[..., float]) -> int:

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import nn
+
+import filigree as fg
+from filigree.config import Config
+from filigree.nn import MaskedLinear, SparseLinear
+
+
+def test_converts_in_place_and_reports():
+    model = fg.models.mlp([784, 1000, 1000, 1000, 10], dropout=0.3)
+    report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(epsilon=20)))
+    assert report.parameters == (2_797_010, 128_690)
+    assert [c.note for c in report.changes] == ["", "", "", "stays dense (p = 1)"]
+    assert type(model.fc4) is nn.Linear
+    assert isinstance(model.fc1, SparseLinear)
+    text = str(report)
+    assert "SparseLinear(4.55%) + ReLU" in text
+    assert "2,797,010 -> 128,690" in text
+
+
+def test_relu_is_fused_only_where_nothing_else_sees_it():
+    model = fg.models.mlp([9, 8, 7, 3])
+    x = torch.randn(4, 9)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert isinstance(model.relu1, nn.Identity)
+    assert bool((model.fc1(x) >= 0).all())
+    watched = fg.models.mlp([9, 8, 7, 3])
+    watched.relu1.register_forward_hook(lambda *_: None)
+    fg.convert_(watched, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert isinstance(watched.relu1, nn.ReLU)
+    plain = fg.models.mlp([9, 8, 7, 3])
+    fg.convert_(plain, fg.Sparse(fg.ErdosRenyi(density=0.5), fuse=False))
+    torch.testing.assert_close(plain(x), model(x))
+
+
+def test_masked_computes_the_same():
+    x = torch.randn(4, 9)
+    models = []
+    for masked in (False, True):
+        model = fg.models.mlp([9, 8, 7, 3])
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5), masked=masked), where="fc[12]")
+        models.append(model)
+    models[1].fc3.load_state_dict(models[0].fc3.state_dict())
+    assert isinstance(models[1].fc1, MaskedLinear)
+    torch.testing.assert_close(models[0](x), models[1](x))
+
+
+def test_keep_holds_the_weights():
+    model = fg.models.mlp([9, 8, 3])
+    weight = model.fc1.weight.detach().clone()
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5), init="keep"))
+    dense = model.fc1.dense()[0].weight
+    assert bool(((dense == weight) | (dense == 0)).all())
+
+
+def test_where():
+    model = fg.models.mlp([9, 8, 7, 3])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), where=lambda name, module: module.out_features == 7)
+    assert [type(m) for m in (model.fc1, model.fc2, model.fc3)] == [nn.Linear, SparseLinear, nn.Linear]
+
+
+def test_shared_modules_and_tied_weights():
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert model[0] is model[2]
+    assert isinstance(model[1], nn.ReLU)  # used twice: not fused
+    tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    tied[1].weight = tied[0].weight
+    report = fg.convert_(tied, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert all("shared" in c.note for c in report.changes)
+    assert tied[1].weight is tied[0].weight
+
+
+def test_attention_keeps_the_projection_that_it_reads_itself():
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert isinstance(model.linear1, SparseLinear)
+    assert not isinstance(model.self_attn.out_proj, SparseLinear)
+
+
+def test_dtype_device_mode_and_gradient_flags_are_kept():
+    model = nn.Sequential(nn.Linear(6, 5, dtype=torch.float64)).eval().requires_grad_(False)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert model[0].values.dtype == torch.float64
+    assert not model[0].training
+    assert not model[0].values.requires_grad
+
+
+def test_the_seed_decides():
+    def values(seed):
+        model = fg.models.mlp([9, 8, 7, 3])
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5), seed=seed))
+        return torch.cat([model.fc1.values, model.fc2.values])
+
+    assert torch.equal(values(1), values(1))
+    assert not torch.equal(values(1), values(2))
+
+
+def test_configs_round_trip():
+    config = fg.Sparse(fg.ErdosRenyi(epsilon=20, replace=True), masked=True, seed=3)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fg.convert_(nn.Linear(2, 2), fg.Sparse(fg.ErdosRenyi(1))), "the model is itself a Linear"),
+        (lambda: fg.convert_(nn.ReLU(), fg.Sparse(fg.ErdosRenyi(1))), "no module was selected"),
+        (lambda: fg.convert_(fg.models.mlp([3, 2]), fg.Sparse(fg.ErdosRenyi(1)), ["fc9"]), "'fc9' matches no module"),
+        (lambda: fg.convert_(fg.models.mlp([3, 2]), "sparse"), "config must be a conversion"),
+        (lambda: fg.ErdosRenyi(epsilon=0), "epsilon must be greater than 0. Got 0"),
+        (lambda: fg.ErdosRenyi(epsilon=-2), "epsilon must be greater than 0. Got -2"),
+        (lambda: fg.ErdosRenyi(density=1.5), "density must be less than or equal to 1"),
+        (lambda: fg.ErdosRenyi(), "exactly one of epsilon and density"),
+        (lambda: fg.ErdosRenyi(epsilonn=2), "unknown field 'epsilonn'"),
+        (lambda: fg.Sparse(topology="er"), "topology must be"),
+        (lambda: Config.from_dict({"kind": "Spars"}), "did you mean Sparse"),
+        (lambda: fg.models.mlp([3]), "at least two widths"),
+        (lambda: fg.models.build("mpl"), "name must be one of"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
