@@ -114,11 +114,9 @@ def test_dead_inputs_do_not_collect_connections():
             optimizer.zero_grad()
             (model(x) - target).square().mean().backward()
             optimizer.step()
+        dead = float((model[0].weights() == 0).float().mean())
         evolution.step()
-    dead = float((model[0].weights() == 0).float().mean())
-    assert dead < 0.35  # without the rule nearly all end up there; at zeta 0.3 those just regrown are zero
-    model_without = int((model[0].places() % 40 % 2 == 0).sum()) / model[0].nnz
-    assert model_without < 0.5
+    assert dead < 0.3  # 0.15 / 0.65 at equilibrium: half of what is regrown lands there; without the rule 0.8
 
 
 def test_none_after_the_last_epoch():
@@ -193,7 +191,8 @@ def test_the_same_seed_gives_the_same_run_and_resuming_continues_it():
         for epoch in range(6):
             if epoch == resume_at:
                 saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), evolution.state_dict()))
-                model = network(density=0.3, seed=77)
+                with torch.random.fork_rng():
+                    model = network(density=0.3, seed=77)
                 model.load_state_dict(saved[0])
                 optimizer = OPTIMIZERS["sgd"](model.parameters())
                 optimizer.load_state_dict(saved[1])
