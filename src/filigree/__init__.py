@@ -2,6 +2,7 @@
 
 from filigree import data, models, nn, ops, topology
 from filigree.convert import convert_
+from filigree.cost import measure
 from filigree.dynamics import (
     Adaptive,
     Constant,
@@ -13,6 +14,7 @@ from filigree.dynamics import (
     Sequence,
 )
 from filigree.nn import Sparse
+from filigree.saving import load, save
 from filigree.topology import ErdosRenyi
 
 __all__ = [
@@ -28,8 +30,11 @@ __all__ = [
     "Sparse",
     "convert_",
     "data",
+    "load",
+    "measure",
     "models",
     "nn",
     "ops",
+    "save",
     "topology",
 ]

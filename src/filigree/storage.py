@@ -76,7 +76,7 @@ def read_state(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON, atomically; nan and infinities become null. The items of top-level lists get a line each."""
+    """Write `value` as JSON, atomically; nan and infinities become null. Items of top-level lists get a line each."""
     plain = _plain(value, ())
     if isinstance(plain, dict):
         lines = [f"{json.dumps(key)}: {_lines(item)}" for key, item in plain.items()]
@@ -146,7 +146,7 @@ def _write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: d
         for tensor in tensors.values():
             if tensor.numel():
                 flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(flat.view(torch.uint8).numpy().data)
 
 
 Place = tuple[Any, ...]  # the keys that lead to a value, for names and errors
@@ -219,7 +219,8 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
         return [_unpack(item, tensors) for item in node]
     if not isinstance(node, dict):
         return node
-    tag, inner = next(iter(node.items()), ("", None))
+    tag: str = next(iter(node), "")
+    inner: Any = node.get(tag)
     if not tag.startswith("$"):
         return {key: _unpack(item, tensors) for key, item in node.items()}
     if tag == "$tensor":

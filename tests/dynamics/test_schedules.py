@@ -34,9 +34,12 @@ def test_exd():
     assert fg.ExponentialDecay().rate(10, None) == pytest.approx(0.2713146)
 
 
-def test_exd_rescaled_decays_equally():
-    assert fg.ExponentialDecay.rescaled(30).interest == pytest.approx(0.1542, abs=1e-4)
-    assert fg.ExponentialDecay.rescaled(30).rate(30, None) == pytest.approx(fg.ExponentialDecay().rate(500, None))
+def test_exd_of_a_given_horizon_decays_equally_over_any_run():
+    short = fg.ExponentialDecay(horizon=500)
+    assert 1 - short.rate(1, 30) / short.rate(0, 30) == pytest.approx(0.1542, abs=1e-4)
+    assert short.rate(30, 30) == pytest.approx(fg.ExponentialDecay().rate(500, None))
+    assert short.needs_horizon
+    assert not fg.ExponentialDecay().needs_horizon
 
 
 def test_the_plateau_figures_of_the_notes():

@@ -93,19 +93,23 @@ class ExponentialDecay(Schedule):
     """EXD: zeta_i = zeta (1 - interest)^i (001, 4.5).
 
     The decay does not scale with the run: at interest 0.01 a run of 30 epochs ends at 0.22, hardly different from SET.
-    `ExponentialDecay.rescaled(epochs)` decays over a shorter run as the papers' does over 500 epochs.
+    With `horizon` the interest is understood as that of a run of so many epochs (the papers': 500), and a run of E epochs
+    decays equally from end to end: interest' = 1 - (1 - interest)^(horizon / E), 0.154 at 30.
     """
 
     zeta: Rate = 0.3
     interest: Rate = 0.01
+    horizon: Annotated[int, pydantic.Field(ge=1)] | None = None
 
     def rate(self, epoch: int, epochs: int | None) -> float:
-        return self.zeta * (1 - self.interest) ** epoch
+        if self.horizon is None:
+            return self.zeta * (1 - self.interest) ** epoch
+        assert epochs is not None
+        return self.zeta * (1 - self.interest) ** (epoch * self.horizon / epochs)
 
-    @classmethod
-    def rescaled(cls, epochs: int, zeta: float = 0.3, interest: float = 0.01, horizon: int = 500) -> ExponentialDecay:
-        """Equal decay over `epochs` as over `horizon`: interest' = 1 - (1 - interest)^(horizon / epochs)."""
-        return cls(zeta, 1 - (1 - interest) ** (horizon / epochs))
+    @property
+    def needs_horizon(self) -> bool:
+        return self.horizon is not None
 
 
 @config

@@ -27,6 +27,9 @@ class Sparse(Conversion):
         fuse: in an `nn.Sequential`, fold an `nn.ReLU` that directly follows into the sparse layer's kernel; an
             `nn.Identity` stays in its place.
         seed: of topology and values.
+
+    A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU. So a network whose
+    dense form would not fit in memory can be built.
     """
 
     topology: Topology
@@ -50,12 +53,13 @@ class Sparse(Conversion):
             parameters = sum(p.numel() for p in layer.parameters())
             before = f"Linear({layer.in_features}, {layer.out_features})"
             if places is None or id(layer.weight) in shared:
+                _materialise(layer)
                 note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
                 changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                 continue
             sparse = SparseLinear(
                 layer.in_features, layer.out_features, None, layer.bias is not None, places=places,
-                seed=_mix(self.seed, number), device=layer.weight.device, dtype=layer.weight.dtype,
+                seed=_mix(self.seed, number), device=_device(layer), dtype=layer.weight.dtype,
             )  # fmt: skip
             if self.init == "keep":
                 with torch.no_grad():
@@ -71,6 +75,16 @@ class Sparse(Conversion):
             macs = (weights, weights if self.masked else sparse.nnz)
             changes.append(Change(name, before, after, (parameters, stored), macs))
         return changes
+
+
+def _device(layer: nn.Linear) -> torch.device:
+    return torch.device("cpu") if layer.weight.is_meta else layer.weight.device
+
+
+def _materialise(layer: nn.Linear) -> None:
+    if layer.weight.is_meta:
+        layer.to_empty(device="cpu")
+        layer.reset_parameters()
 
 
 def _mix(seed: int, number: int) -> int:

@@ -1,0 +1,39 @@
+import torch
+from torch import nn
+
+import filigree as fg
+
+
+def test_counts_of_a_sparse_network():
+    model = fg.models.mlp([784, 1000, 1000, 1000, 10])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(epsilon=20)))
+    cost = fg.measure(model, torch.randn(4, 784), torch.zeros(4, dtype=torch.long), seconds=0.01)
+    connections = 35_680 + 40_000 + 40_000 + 10_000
+    assert cost.parameters == 128_690
+    assert cost.macs_forward == connections
+    assert cost.macs_backward == 2 * connections - 35_680  # the input needs no gradient
+    assert cost.nonzeros == connections + 10  # sparse biases begin at zero
+    for timing in (cost.batch_ms, cost.single_ms, cost.train_step_ms):
+        assert 0 < timing.low <= timing.median <= timing.high
+    assert "MACs forward     125,680 a sample" in str(cost)
+
+
+def test_counts_of_a_dense_and_a_masked_network():
+    model = fg.models.mlp([20, 30, 5])
+    cost = fg.measure(model, torch.randn(3, 20), seconds=0.01)
+    assert (cost.parameters, cost.nonzeros) == (785, 785)
+    assert (cost.macs_forward, cost.macs_backward) == (750, 750 + 150)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5), masked=True), where="fc1")
+    assert fg.measure(model).nonzeros == 300 + 150 + 5  # new biases are zero, the head's are not
+    assert fg.measure(model).parameters == 785
+    convolution = fg.measure(fg.models.lenet5(), torch.randn(2, 1, 28, 28), seconds=0.01)
+    assert convolution.macs_forward == 28 * 28 * 6 * 25 + 100 * 16 * 150 + 400 * 120 + 120 * 84 + 840
+
+
+def test_the_model_is_left_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fg.measure(model, torch.randn(5, 4), torch.zeros(5, dtype=torch.long), seconds=0.01)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
