@@ -93,7 +93,7 @@ class ExponentialDecay(Schedule):
     """EXD: zeta_i = zeta (1 - interest)^i (001, 4.5).
 
     The decay does not scale with the run: at interest 0.01 a run of 30 epochs ends at 0.22, hardly different from SET.
-    With `horizon` the interest is understood as that of a run of so many epochs (the papers': 500), and a run of E epochs
+    With `horizon` the interest is that of a run of so many epochs (the papers': 500), and a run of E epochs
     decays equally from end to end: interest' = 1 - (1 - interest)^(horizon / E), 0.154 at 30.
     """
 

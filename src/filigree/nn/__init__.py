@@ -1,7 +1,8 @@
 """The modules, one idea a file, each beside its config, each with `.dense()`."""
 
+from filigree.nn.dropout import Dropout, FastDropout
 from filigree.nn.masked_linear import MaskedLinear
 from filigree.nn.sparse import Sparse
 from filigree.nn.sparse_linear import SparseLinear
 
-__all__ = ["MaskedLinear", "Sparse", "SparseLinear"]
+__all__ = ["Dropout", "FastDropout", "MaskedLinear", "Sparse", "SparseLinear"]

@@ -28,7 +28,7 @@ class Sparse(Conversion):
             `nn.Identity` stays in its place.
         seed: of topology and values.
 
-    A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU. So a network whose
+    A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
     dense form would not fit in memory can be built.
     """
 

@@ -1,0 +1,6 @@
+"""Arithmetic: tensors in, tensors out."""
+
+from filigree.ops._load import kernels
+from filigree.ops.sparse import Pattern, linear, sddmm, spmm, spmm_t
+
+__all__ = ["Pattern", "kernels", "linear", "sddmm", "spmm", "spmm_t"]

@@ -24,12 +24,13 @@ struct Kernels {
   decltype(&filigree::portable::backward) backward;
   decltype(&filigree::portable::delta) delta;
   decltype(&filigree::portable::transpose) transpose;
+  decltype(&filigree::portable::dropout) dropout;
 };
 
 #define KERNELS(ISA)                                                                             \
   Kernels {                                                                                      \
     #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, filigree::ISA::delta, \
-        filigree::ISA::transpose                                                                 \
+        filigree::ISA::transpose, filigree::ISA::dropout                                         \
   }
 
 // what this processor can run, the fastest first
@@ -80,6 +81,9 @@ NB_MODULE(_kernels, m) {
   }, no_gil());
   m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
     now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));
+  }, no_gil());
+  m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, P in, P out) {
+    now->dropout(f64, size, seed, threshold, scale, at(in), at(out));
   }, no_gil());
   m.def("isas", [] {
     std::vector<std::string> names;

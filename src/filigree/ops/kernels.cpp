@@ -407,6 +407,44 @@ void transpose_(int64_t rows, int64_t cols, Matrix in, Matrix out) {
   });
 }
 
+// The i-th random number of a seed: a counter and two keys through an integer hash (rounds and constants after
+// C. Wellons' search for low bias). No state, so threads and the backward pass find the same numbers by index.
+template <int L>
+inline Vec<uint32_t, L> random(Vec<uint32_t, L> counter, uint32_t first, uint32_t second) {
+  Vec<uint32_t, L> x = counter + first;
+  x = (x ^ (x >> 16)) * 0x21f0aaadu;
+  x = (x ^ second ^ (x >> 15)) * 0x735a2d97u;
+  x = (x ^ (x >> 15)) * 0x21f0aaadu;
+  return x ^ (x >> 15);
+}
+
+template <class T, int L>
+inline Vec<T, L> kept(Vec<T, L> v, Vec<uint32_t, L> number, uint32_t threshold, T scale) {
+  if constexpr (sizeof(T) == 8)
+    return __builtin_convertvector(number >= threshold, Vec<int64_t, L>) ? v * scale : Vec<T, L>{};
+  else
+    return number >= threshold ? v * scale : Vec<T, L>{};
+}
+
+template <class T>
+void dropout_(int64_t size, uint64_t seed, uint32_t threshold, T scale, const T *in, T *out) {
+  constexpr int L = LANES<T>;
+  const int64_t vectors = size / L;
+  parallel(team(size / 2), [&](int thread, int threads) {
+    Vec<uint32_t, L> lane;
+    for (int i = 0; i < L; ++i) lane[i] = i;
+    const auto numbers = [&](int64_t at) {
+      return random<L>(lane + uint32_t(at), uint32_t(seed), uint32_t(seed >> 32) + uint32_t(at >> 32) * 0x9e3779b9u);
+    };
+    for (int64_t v = vectors * thread / threads; v < vectors * (thread + 1) / threads; ++v)
+      store<T, L>(out + v * L, kept<T, L>(load<T, L>(in + v * L), numbers(v * L), threshold, scale));
+    if (thread == threads - 1) {
+      const Vec<uint32_t, L> last = numbers(vectors * L);
+      for (int64_t i = vectors * L; i < size; ++i) out[i] = last[i - vectors * L] >= threshold ? in[i] * scale : T(0);
+    }
+  });
+}
+
 }  // namespace
 
 #define FILIGREE_DISPATCH(call)                                                                    \
@@ -438,6 +476,11 @@ void delta(bool f64, int64_t features, int64_t batch, const void *dy, int64_t dy
 }
 void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {
   f64 ? transpose_<double>(rows, cols, in, out) : transpose_<float>(rows, cols, in, out);
+}
+
+void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out) {
+  f64 ? dropout_<double>(size, seed, threshold, scale, static_cast<const double *>(in), static_cast<double *>(out))
+      : dropout_<float>(size, seed, threshold, scale, static_cast<const float *>(in), static_cast<float *>(out));
 }
 
 }  // namespace FILIGREE_ISA

@@ -33,6 +33,8 @@ struct Matrix {
              Matrix y, Matrix dz, void *dbias);                                                                     \
   /* out[j, i] = in[i, j] */                                                                                        \
   void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
+  /* out[i] = in[i] * scale where the i-th random number of `seed` is at least `threshold`, else 0 */               \
+  void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out); \
   }
 // clang-format on
 FILIGREE_DECLARE(portable)

@@ -1,0 +1,7 @@
+"""Experiments: one YAML file each, and what runs them."""
+
+from filigree.recipes.counts import Count, counts
+from filigree.recipes.recipe import Recipe, RecipeError, load, names
+from filigree.recipes.run import run
+
+__all__ = ["Count", "Recipe", "RecipeError", "counts", "load", "names", "run"]

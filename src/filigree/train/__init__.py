@@ -1,0 +1,12 @@
+"""Training: the loop, early stopping, checkpoints and records."""
+
+from filigree.train.evaluation import evaluate
+from filigree.train.history import History
+from filigree.train.hooks import FitState
+from filigree.train.loop import fit
+from filigree.train.progress import progress_columns
+from filigree.train.records import Record
+from filigree.train.rng import seed_everything
+from filigree.train.stopping import EarlyStopping
+
+__all__ = ["EarlyStopping", "FitState", "History", "Record", "evaluate", "fit", "progress_columns", "seed_everything"]

@@ -1,0 +1,42 @@
+# `make demo` and `make test` set everything up by themselves; `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+STAMP := .venv/.installed
+SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
+	@echo "make test    run all tests (real data sets are used where FILIGREE_DATA names them)"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
+	@echo "make clean   remove .venv, build output and runs"
+
+$(STAMP): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; give it as PYTHON=..."; exit 1; }
+	@command -v c++ >/dev/null || { echo "make: a C++ compiler is needed (Debian: apt install g++)"; exit 1; }
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/filigree demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'setuptools' wheel pybind11 '.[bench]' || true
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps 'sparseprop==0.1.14' || echo "sparseprop could not be built: its row will be missing"
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

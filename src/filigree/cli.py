@@ -1,0 +1,213 @@
+"""The command line: `filigree --help`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from filigree import data, recipes
+from filigree.recipes import Recipe, RecipeError
+from filigree.report import console_table, write_report
+from filigree.train import Record, progress_columns
+
+app = typer.Typer(
+    help="""filigree: neural networks that cost what they use.
+
+    Begin with `filigree demo`; `filigree list` shows the experiments; `filigree train RECIPE` runs one. Errors are one
+    line; exit code 2 means that the command was misspelt, 1 that something else went wrong.""",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out = Console()
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the recipe: `--set training.epochs=5`. Repeatable."
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/RECIPE`.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run stopped; finished runs are kept.")
+]
+Method = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. Repeatable.")]
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    _State.debug = debug
+
+
+@app.command()
+def demo(settings: Set = None, folder: Out = None) -> None:
+    """Train dense and sparse networks side by side on the embedded digits, and write a report."""
+    recipe = recipes.load("demo", settings or [])
+    _run(recipe, folder or Path("runs/demo"), None, None, None, resume=False, report=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show recipes, data sets and where to put what is not to be had."""
+    table = Table("recipe", "what it shows", title="filigree train RECIPE", title_justify="left")
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        table.add_row(name, recipe.about.strip() + (f" [dim]{recipe.expect.strip()}[/dim]" if recipe.expect else ""))
+    out.print(table)
+    table = Table("data set", "samples", "features", "classes", "here", "source", title="data", title_justify="left")
+    for name in data.names():
+        facts = data.describe(name)
+        table.add_row(
+            name, f"{facts.samples:,}", f"{facts.features:,}", str(facts.classes), "yes" if facts.present else "no",
+            facts.source,
+        )  # fmt: skip
+    out.print(table)
+    if "FILIGREE_DATA" not in os.environ:
+        out.print("FILIGREE_DATA is not set: data sets other than digits are downloaded when they are needed.")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe (`filigree list`) or a .yaml file.")],
+    settings: Set = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--data", metavar="D", help="A data set's name, or a file of your own (.npz, .csv, .mat)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
+    folder: Out = None,
+    resume: Resume = False,
+    methods: Method = None,
+    report: Annotated[bool, typer.Option(help="Write DIR/report.html.")] = True,
+) -> None:
+    """Run an experiment: every method and seed, a record of each, a table and a report."""
+    made = recipes.load(recipe, settings or [])
+    for method in methods or []:
+        if method not in made.methods:
+            raise RecipeError(f"--method {method}: the methods of {made.name} are {', '.join(made.methods)}.")
+    _run(made, folder or Path("runs") / made.name, methods, None if seed is None else [seed], source, resume, report)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
+) -> None:
+    """Show recorded runs in one table, each figure beside its ratio to dense."""
+    out.print(console_table(_records(runs)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PAGE", help="The page to write.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one self-contained HTML page about recorded runs."""
+    out.print(f"wrote {write_report(_records(runs), output)}")
+
+
+@app.command()
+def counts() -> None:
+    """Count the parameters of the seven networks of 001, appendix B, beside the printed figures."""
+    table = Table(
+        "setting",
+        "dense, printed",
+        "ours",
+        "sparse, printed",
+        "drawn distinct",
+        "duplicates merged",
+        "nearer",
+        "off by",
+    )
+    for row in recipes.counts():
+        numbers = (row.printed_dense, row.dense, row.printed_sparse, row.distinct, row.merged)
+        table.add_row(row.setting, *(f"{n:,}" for n in numbers), row.nearer, f"{row.difference:+.1%}")
+    out.print(table)
+
+
+def _run(
+    recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None, resume: bool,
+    report: bool,
+) -> None:  # fmt: skip
+    out.print(f"[bold]{recipe.name}[/bold]: {recipe.about.strip()}")
+    _State.hint = f"Go on with: filigree train {recipe.name} --resume --out {folder}"
+    with progress_columns(out) as progress:
+        folders = recipes.run(
+            recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
+        )
+    records = [Record.load(run) for run in folders]
+    out.print(console_table([record.model_dump() for record in records]))
+    for note in dict.fromkeys(note for record in records for note in record.notes):
+        out.print(f"[dim]- {note}[/dim]")
+    if report:
+        out.print(f"report: {write_report([record.model_dump() for record in records], folder / 'report.html')}")
+
+
+def _records(paths: list[Path]) -> list[dict[str, Any]]:
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such run.")
+        found = sorted(path.rglob("record.json")) if path.is_dir() else [path]
+        if not found:
+            raise FileNotFoundError(f"{path}: there is no record.json in this folder.")
+        files += found
+    return [Record.load(file).model_dump() for file in files]
+
+
+class _State:
+    debug = False
+    hint = ""
+
+
+def main() -> None:
+    """The entry point: exit code 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} `filigree --help` shows what there is.", 2)
+    except RecipeError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(f"interrupted; the last checkpoint is intact. {_State.hint}".strip(), 130)
+    except OSError as error:
+        _raise_or_fail(error, f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    except Exception as error:
+        _raise_or_fail(error, str(error) or type(error).__name__)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _raise_or_fail(error: Exception, message: str) -> None:
+    if _State.debug:
+        raise error
+    _fail(message, 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"filigree: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

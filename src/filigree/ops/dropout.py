@@ -1,0 +1,60 @@
+"""Dropout from a counter-based generator: no state, no mask kept, any number of threads the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filigree.ops._load import kernels
+
+
+def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
+    """`x` with each element zeroed with probability `p` and the others divided by 1 - p.
+
+    Distributed as `torch.nn.functional.dropout(x, p, training=True)`; the backward pass draws the same numbers again
+    instead of keeping a mask.
+
+    Args:
+        x: any shape; float32 and float64 on the CPU run the kernel, all else is torch's own dropout.
+        p: in [0, 1].
+        seed: 64 bits; by default drawn from torch's global generator, so that `torch.manual_seed` rules it.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return torch.nn.functional.dropout(x, p)
+    key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64) if seed is None else torch.tensor(seed)
+    return _Dropout.apply(x, p, key)
+
+
+def _dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    out = torch.empty_like(x)  # keeps the strides of a dense tensor, in whatever order
+    source = x if x.stride() == out.stride() else out.copy_(x)
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    kernels.dropout(
+        x.dtype is torch.float64, x.numel(), seed.item() % 2**64, min(round(p * 2**32), 2**32 - 1), scale,
+        source.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+torch.library.define("filigree::dropout", "(Tensor x, float p, Tensor seed) -> Tensor")
+torch.library.impl("filigree::dropout", "CPU", _dropout)
+torch.library.register_fake("filigree::dropout", lambda x, p, seed: torch.empty_like(x))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, seed: Tensor) -> Tensor:
+        out = torch.ops.filigree.dropout(x, p, seed)
+        ctx.save_for_backward(seed)
+        ctx.p, ctx.shape, ctx.stride = p, out.shape, out.stride()
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        if dy.stride() != ctx.stride:  # an element's number is its place in memory
+            dy = dy.new_empty_strided(ctx.shape, ctx.stride).copy_(dy)
+        return _Dropout.apply(dy, ctx.p, ctx.saved_tensors[0]), None, None

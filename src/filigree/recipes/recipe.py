@@ -1,0 +1,235 @@
+"""What a recipe is: an experiment as a YAML file that spells the library's own configs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from filigree.config import Config
+from filigree.convert import Conversion
+from filigree.dynamics import Schedule
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the key, what was expected and what came."""
+
+
+def _as(kind: type[Config]) -> Any:
+    return pydantic.BeforeValidator(lambda given: given if isinstance(given, kind) else kind.from_dict(given))
+
+
+class _Settings(pydantic.BaseModel, extra="forbid", arbitrary_types_allowed=True, frozen=True):
+    pass
+
+
+class DataSettings(_Settings):
+    """Which data, and how they are split; the other keys are arguments of `fg.data.load`.
+
+    With `folds`, the runs are the folds of a repeated stratified cross-validation instead of seeds.
+    """
+
+    name: str
+    validation: float | int = 0
+    test_size: float = pydantic.Field(1 / 3, gt=0, lt=1)
+    stratify: bool = True
+    standardize: Literal["feature", "global"] | None | Literal["default"] = "default"
+    augment: bool = False
+    images: bool = False
+    folds: int | None = pydantic.Field(None, ge=2)
+    repeats: int = pydantic.Field(1, ge=1)
+
+
+class ModelSettings(_Settings):
+    """The network: `mlp` with `hidden` widths (its input and output follow from the data), or another of `fg.models`."""
+
+    name: Literal["mlp", "lenet_300_100", "lenet5"] = "mlp"
+    hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+
+
+class TrainingSettings(_Settings):
+    """Arguments of optimizer and `fg.fit`. `early_stopping` is a patience in epochs of the validation loss."""
+
+    epochs: int = pydantic.Field(30, ge=1)
+    batch_size: int = pydantic.Field(128, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = pydantic.Field(0.01, gt=0)
+    momentum: float = pydantic.Field(0.9, ge=0, lt=1)
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    early_stopping: int | None = pydantic.Field(None, ge=1)
+    rebuild_every_epoch: bool = False
+
+
+class ConvertSettings(_Settings):
+    """One `fg.convert_`: a config, and on which modules (glob patterns; by default all that it can convert)."""
+
+    config: Annotated[Any, _as(Conversion)]
+    where: list[str] | None = None
+
+
+class EvolutionSettings(_Settings):
+    """Arguments of `fg.Evolution`; `epochs` is the run's."""
+
+    schedule: Annotated[Any, _as(Schedule)]
+    stop_before_end: int = pydantic.Field(1, ge=1)
+    grow: Literal["random", "gradient"] = "random"
+    regrow: Literal["zero", "initial"] | float = "zero"
+
+
+class MethodSettings(_Settings):
+    """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own."""
+
+    convert: list[ConvertSettings] | None = None
+    evolution: EvolutionSettings | None = None
+    training: dict[str, Any] = {}
+
+
+class Recipe(_Settings):
+    """An experiment: data, network, training, and the methods that are compared in it.
+
+    `about` says what it shows and where it comes from; `expect` what it costs and gives.
+    """
+
+    name: str
+    about: str
+    expect: str = ""
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    convert: list[ConvertSettings] = []
+    methods: dict[str, MethodSettings]
+    seeds: list[int] = [0]
+    published: dict[str, float] = {}
+    notes: list[str] = []
+
+    def training_of(self, method: str) -> TrainingSettings:
+        """The recipe's training settings with the method's own on top."""
+        return TrainingSettings(**(self.training.model_dump() | self.methods[method].training))
+
+    def convert_of(self, method: str) -> list[ConvertSettings]:
+        own = self.methods[method].convert
+        return self.convert if own is None else own
+
+    def runs(self) -> list[int]:
+        """The numbers of the runs: the seeds, or the folds of all repeats."""
+        return self.seeds if self.data.folds is None else list(range(self.data.folds * self.data.repeats))
+
+    def plain(self, method: str) -> dict[str, Any]:
+        """One arm with everything resolved, as plain data for a record."""
+        arm = self.methods[method]
+        return {
+            "about": self.about,
+            "data": self.data.model_dump(),
+            "model": self.model.model_dump(),
+            "training": self.training_of(method).model_dump(),
+            "convert": [{"config": c.config.to_dict(), "where": c.where} for c in self.convert_of(method)],
+            "evolution": None
+            if arm.evolution is None
+            else arm.evolution.model_dump() | {"schedule": arm.evolution.schedule.to_dict()},
+            "published": self.published,
+        }
+
+
+def names() -> list[str]:
+    """The recipes that come with the library."""
+    files = [entry.name for entry in resources.files(__package__).iterdir()]
+    return sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml") and not file.startswith("_"))
+
+
+def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name, or from a YAML file, with overrides `key.sub=value` on top.
+
+    A file may say `extends: NAME`; its mappings are merged into that recipe's, its notes are added, the rest replaces.
+
+    Raises:
+        RecipeError: unknown recipe, key or value, in one line that names it.
+    """
+    tree = _read(name)
+    for setting in settings:
+        _override(tree, setting)
+    try:
+        recipe = Recipe(**tree)
+        for method in recipe.methods:
+            recipe.training_of(method)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"recipe {Path(name).stem}: {_one_line(error)}") from None
+    return recipe
+
+
+def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = Path(name)
+    inside = str(name) in names() or (bool(seen) and str(name).startswith("_"))
+    if not inside and path.suffix not in (".yaml", ".yml"):
+        close = difflib.get_close_matches(str(name), names(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise RecipeError(
+            f"there is no recipe {str(name)!r}.{hint} `filigree list` shows them; a .yaml file will do too."
+        )
+    try:
+        text = (resources.files(__package__) / f"{name}.yaml").read_text() if inside else path.read_text()
+        tree = yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"recipe {name}: {error.strerror or error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {name}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {name}: expected a mapping of keys. Got {type(tree).__name__}.")
+    base = tree.pop("extends", None)
+    tree.setdefault("name", path.stem)
+    if base is None:
+        return tree
+    if str(base) in (*seen, str(name)):
+        raise RecipeError(f"recipe {name}: extends {base!r} in a circle.")
+    return _merge(_read(base, (*seen, str(name))), tree)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), dict) and "kind" not in value
+        base[key] = _merge(base[key], value) if both else [*base.get(key, []), *value] if key == "notes" else value
+    return base
+
+
+def _override(tree: Any, setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {setting}: expected key=value, for instance training.epochs=5.")
+    *parents, last = path.split(".")
+    place = tree
+    for i, key in enumerate(parents):
+        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict):
+            place = place.setdefault(key, {})
+            if place is None:
+                raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} has no keys.")
+        else:
+            raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} is not in the recipe.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {setting}: the value is not YAML.") from None
+    if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"--set {setting}: {path} is not in the recipe.")
+
+
+def _one_line(error: pydantic.ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}."
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing."
+    if first["type"] == "value_error":
+        return f"{where}: {first['ctx']['error']}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}. Got {first['input']!r}."

@@ -1,0 +1,224 @@
+"""Runs of a recipe: each method and seed trained, saved and recorded in a folder of its own; then timed together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from filigree import cost, data, models, saving
+from filigree.convert import convert_
+from filigree.data import DataSet
+from filigree.dynamics import Evolution
+from filigree.ops import kernels
+from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
+from filigree.recipes.snapshots import Snapshots
+from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
+
+MODEL = "model.safetensors"
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    runs: Sequence[int] | None = None,
+    source: DataSet | str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Train the methods of a recipe, one folder `out/<method>-<seed>` each, and time them against one another.
+
+    Args:
+        methods, runs: only these; by default all of the recipe.
+        source: a data file of the user's own in place of the recipe's data.
+        resume: go on from checkpoints, and leave finished runs as they are; otherwise an earlier run is replaced.
+
+    Returns:
+        The folders of the runs.
+    """
+    chosen = list(recipe.methods) if methods is None else list(methods)
+    folders = []
+    for number in recipe.runs() if runs is None else runs:
+        split = _data(recipe, number, source)
+        trained: dict[str, Path] = {}
+        for method in chosen:
+            folder = out / f"{method}-{number}"
+            if not (resume and _is_finished(folder)):
+                _train(recipe, method, number, split, folder, resume, progress)
+            trained[method] = folder
+        _time(recipe, trained, split)
+        folders += trained.values()
+        say(f"{recipe.name}: run {number} done")
+    return folders
+
+
+def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
+    """The method's network for these data, converted, with initial values by `seed`."""
+    seed_everything(seed)
+    inputs, settings = split.train.x[0].numel(), recipe.model
+    if settings.name == "mlp":
+        model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout)
+    elif settings.name == "lenet_300_100":
+        model = models.lenet_300_100(inputs, split.classes)
+    else:
+        model = models.lenet5(split.train.x.shape[1], split.classes)
+    for step in recipe.convert_of(method):
+        config = step.config
+        if hasattr(config, "seed"):
+            config = type(config)(
+                **{name: getattr(config, name) for name in config.__dataclass_fields__} | {"seed": seed}
+            )
+        convert_(model, config, step.where)
+    return model
+
+
+def optimizer_of(model: nn.Module, training: TrainingSettings) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=training.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](model.parameters(), **options)
+
+
+def _data(recipe: Recipe, number: int, source: DataSet | str | Path | None) -> DataSet:
+    settings = recipe.data.model_dump(exclude={"folds", "repeats", "name"})
+    if settings["standardize"] == "default":
+        del settings["standardize"]
+    name = recipe.data.name if source is None else source
+    if recipe.data.folds is None:
+        return data.load(name, seed=number, **settings)
+    settings.pop("test_size"), settings.pop("stratify")
+    folds = data.cross_validation(name, folds=recipe.data.folds, repeats=recipe.data.repeats, seed=0, **settings)
+    return next(split for i, split in enumerate(folds) if i == number)
+
+
+def _train(
+    recipe: Recipe,
+    method: str,
+    number: int,
+    split: DataSet,
+    folder: Path,
+    resume: bool,
+    progress: Progress | bool | None,
+) -> None:
+    if not resume and folder.exists():
+        shutil.rmtree(folder)
+    arm, training = recipe.methods[method], recipe.training_of(method)
+    config = recipe.plain(method)
+    config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
+    record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
+    torch.set_flush_denormal(True)
+    loop = _rebuilding if training.rebuild_every_epoch else _plain
+    model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
+    saving.save(model, folder / MODEL)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # done: the model and the record say it all
+    record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
+    record.save()
+
+
+def _plain(
+    recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
+    record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
+) -> tuple[nn.Module, History]:  # fmt: skip
+    model = build(recipe, method, split, number)
+    optimizer = optimizer_of(model, training)
+    evolution = evolution_of(arm, training, model, optimizer, number)
+    history = fit(
+        model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
+        validation=split.validation, test=split.test, each_epoch=[evolution] if evolution else [],
+        hooks=[Snapshots(evolution)], augment=split.augment, checkpoint=folder, resume=resume, seed=number,
+        early_stopping=EarlyStopping(patience=training.early_stopping) if training.early_stopping else None,
+        progress=progress, record=record,
+    )  # fmt: skip
+    return model, history
+
+
+def _rebuilding(
+    recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
+    record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
+) -> tuple[nn.Module, History]:  # fmt: skip
+    """As the first Keras code of SET did (001, 4.7): after every epoch the model is made anew from the old weights."""
+    import time  # noqa: PLC0415
+
+    model, rows, elapsed, rng = build(recipe, method, split, number), [], 0.0, None
+    evolution = evolution_of(arm, training, model, None, number)
+    for epoch in range(training.epochs):
+        began = time.perf_counter()
+        state = model.state_dict()
+        model = build(recipe, method, split, number)
+        model.load_state_dict(state)
+        optimizer = optimizer_of(model, training)
+        again = evolution_of(arm, training, model, optimizer, number)
+        if again and evolution:
+            again.load_state_dict(evolution.state_dict())
+        evolution = again
+        if rng is not None:
+            torch.set_rng_state(rng)
+        rebuilding = time.perf_counter() - began
+        part = fit(
+            model, split.train, optimizer=optimizer, epochs=1, batch_size=training.batch_size, test=split.test,
+            validation=split.validation, each_epoch=[evolution] if evolution else [], augment=split.augment,
+            seed=number * 100_003 + epoch, progress=False,
+        )  # fmt: skip
+        rng = torch.get_rng_state()
+        row = part.rows[0] | {"epoch": epoch}
+        row["seconds"] += rebuilding
+        elapsed += row["seconds"]
+        rows.append(row | {"elapsed": elapsed})
+        record.history = rows
+        record.save()
+    history = History(rows)
+    history.summarise()
+    return model, history
+
+
+def evolution_of(
+    arm: MethodSettings,
+    training: TrainingSettings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    seed: int,
+) -> Evolution | None:
+    if arm.evolution is None:
+        return None
+    settings = {name: getattr(arm.evolution, name) for name in type(arm.evolution).model_fields}
+    return Evolution(model, optimizer, settings.pop("schedule"), training.epochs, seed=seed, **settings)
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return Record.load(folder).finished is not None and (folder / MODEL).is_file()
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
+    """Time the trained networks in turns, so that their ratios mean something, and complete their records."""
+    networks = {method: saving.load(folder / MODEL).eval() for method, folder in trained.items()}
+    size = min(recipe.training.batch_size, len(split.train.x))
+    x, y = split.train.x[:size], split.train.y[:size]
+    steps = [cost.training_step(network, x, y) for network in networks.values()]
+    batches = [cost.inference(network, x) for network in networks.values()]
+    singles = [cost.inference(network, x[:1]) for network in networks.values()]
+    timings = zip(*(cost.race(works, 0.2) for works in (steps, batches, singles)), strict=True)
+    for (method, folder), (step, batch, single) in zip(trained.items(), timings, strict=True):
+        record = Record.load(folder)
+        forward, backward = cost.macs(networks[method], x[:1])
+        record.cost = asdict(cost.stored(networks[method])) | {
+            "macs_forward": forward, "macs_backward": backward, "batch": size,
+            "train_step_ms": asdict(step), "batch_ms": asdict(batch), "single_ms": asdict(single),
+        }  # fmt: skip
+        record.save(folder)
+
+
+def records(folders: Sequence[Path]) -> Iterator[Record]:
+    """The records of runs."""
+    return (Record.load(folder) for folder in folders)

@@ -1,0 +1,43 @@
+"""A hook that keeps what the topology looked like after the first, the middle and the last epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from filigree.dynamics import Evolution
+from filigree.dynamics.evolution import Evolvable
+from filigree.train import FitState
+
+
+class Snapshots:
+    """Adds to the record, for each sparse layer, degree histograms, the input layer's connectivity and ages."""
+
+    def __init__(self, evolution: Evolution | None = None) -> None:
+        self.evolution = evolution
+
+    def on_epoch_end(self, state: FitState) -> None:
+        if state.record is None or state.epoch not in (0, (state.epochs - 1) // 2, state.epochs - 1):
+            return
+        layers = [(name, layer) for name, layer in state.model.named_modules() if isinstance(layer, Evolvable)]
+        for number, (name, layer) in enumerate(layers):
+            places = layer.places()
+            inputs = (places % layer.in_features).bincount(minlength=layer.in_features)
+            outputs = (places // layer.in_features).bincount(minlength=layer.out_features)
+            snapshot: dict[str, Any] = {
+                "epoch": state.epoch, "layer": name, "in_features": layer.in_features,
+                "out_features": layer.out_features, "nnz": places.numel(),
+                "fan_in": _histogram(outputs), "fan_out": _histogram(inputs),
+            }  # fmt: skip
+            if number == 0:
+                snapshot["input_connectivity"] = inputs.tolist()
+            if self.evolution is not None and name in self.evolution.births:
+                snapshot["age"] = _histogram(self.evolution.epoch - self.evolution.births[name])
+            state.record.topology.append(snapshot)  # type: ignore[arg-type]
+
+
+def _histogram(numbers: Tensor) -> list[list[int]]:
+    """`[[number, how often], ...]`, sorted."""
+    values, counts = numbers.unique(return_counts=True)
+    return [list(pair) for pair in zip(values.tolist(), counts.tolist(), strict=True)]

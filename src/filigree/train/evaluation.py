@@ -1,0 +1,64 @@
+"""Evaluation: mean loss and accuracy of a model on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from filigree.train.batches import Batches, make_batches
+from filigree.train.meter import Meter
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def evaluate(model: nn.Module, data: Any, *, loss: Loss | None = None, batch_size: int = 1024) -> dict[str, float]:
+    """Mean loss and accuracy of `model` on `data`: in evaluation mode, without gradients.
+
+    Args:
+        model: any torch module; batches are moved to where it is. Every module's mode is restored.
+        data: a pair `(x, y)` of tensors, an object with `.x` and `.y`, a Dataset or a DataLoader.
+        loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
+        batch_size: samples at a time (a DataLoader keeps its own).
+
+    Returns:
+        `{"loss": ..., "accuracy": ...}`, accuracy in [0, 1] and only for integer labels.
+
+    Raises:
+        ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind.
+    """
+    batches = make_batches(data, "evaluate: data", batch_size, device_of(model))
+    return measure(model, batches, loss or functional.cross_entropy)
+
+
+def measure(
+    model: nn.Module, batches: Batches, loss: Loss, total: Callable[[Tensor], Tensor] = lambda sums: sums
+) -> dict[str, float]:
+    """`evaluate` on batches that are made already; `total` adds the sums of several processes."""
+    meter = Meter()
+    with torch.no_grad(), evaluating(model):
+        for x, y in batches:
+            output = model(x)
+            meter.add(loss(output, y), output, y)
+    return meter.means(total)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each module's own mode again, frozen ones included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

@@ -1,0 +1,125 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from rich.progress import Progress
+from torch import nn
+from torch.nn import functional
+
+from filigree.train.batches import Augment
+from filigree.train.evaluation import Loss
+from filigree.train.history import History
+from filigree.train.records import Record
+from filigree.train.run import Run
+from filigree.train.stopping import EarlyStopping
+
+
+def fit(
+    model: nn.Module,
+    train: Any,
+    *,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    batch_size: int = 128,
+    loss: Loss | None = None,
+    validation: Any = None,
+    test: Any = None,
+    each_epoch: Any = (),
+    each_step: Any = (),
+    hooks: Any = (),
+    augment: Augment | None = None,
+    early_stopping: EarlyStopping | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    progress: Progress | bool | None = None,
+    drop_last: bool = False,
+    record: Record | str | Path | None = None,
+    on_nan: Literal["raise", "stop"] = "raise",
+) -> History:
+    """Train `model`, and return what was measured, a row an epoch.
+
+    A step is what a hand-written loop does: `zero_grad`, forward, loss, backward, `optimizer.step()`. After the steps
+    of an epoch come, in this order: evaluation on `validation` and `test`; early stopping; `each_epoch`; hooks;
+    checkpoint and record. An epoch that early stopping ends is not followed by `each_epoch`: the network stays as it
+    was measured.
+
+    Args:
+        model: any torch module; trained where it is, or where the `accelerator` puts it.
+        train, validation, test: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a
+            DataLoader (which keeps its own batch size and order). Tensors may lie on another device than the model.
+        optimizer: holds the model's parameters.
+        epochs: how many in all; those done before a resume count.
+        batch_size: samples a step; with several processes, over all of them.
+        loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
+        each_epoch, each_step: objects with `.step()`: lr_schedulers, `fg.Evolution`, annealings. A `step` that takes
+            `metrics` is given the epoch's row (in `each_epoch`; torch's ReduceLROnPlateau its validation loss, else its
+            training loss). One with a `rate` is timed as rewiring.
+        hooks: objects with any of `on_fit_start`, `on_epoch_start`, `on_step_end`, `on_epoch_end`, `on_fit_end`, each
+            called with the `FitState`; a plain callable is an `on_epoch_end`.
+        augment: `augment(x)` or `augment(x, generator=...)`, applied to every training batch.
+        early_stopping: an `EarlyStopping`.
+        checkpoint: a folder; after every epoch its `checkpoint.safetensors` is replaced, atomically, by one with model,
+            optimizer, the states of all that steps (and of hooks that have a `state_dict`), random generators, early
+            stopping and history. An interrupted run leaves the last whole one.
+        resume: go on from the folder's checkpoint, bit for bit as if never interrupted; from the start where it has
+            none. The global random generators are put back as well.
+        seed: of the order of the data and of `augment`'s generator, nothing else. Dropout and the like draw from
+            torch's global generator, which is left as it is: see `seed_everything`.
+        accelerator: an `accelerate.Accelerator`, for devices, mixed precision and several processes.
+        progress: a rich `Progress` to show the run in, True, False, or None: a bar where there is a terminal.
+        drop_last: leave out a last batch that is not full.
+        record: a `Record` or a folder for one; `record.json` is written every epoch, so a killed run leaves one too.
+        on_nan: what a loss that is not finite does: "raise" `FloatingPointError`, or "stop" the run, saying so in
+            `History.stopped`. Either way the checkpoint stays that of the epoch before.
+
+    Returns:
+        The `History`: rows, `stopped`, `metrics`.
+
+    Raises:
+        ValueError, TypeError: data that are empty, of unequal lengths or not finite; an optimizer of another model;
+            a checkpoint of another run; and whatever else is wrong with an argument, by name.
+        FloatingPointError: the training loss is not finite.
+    """
+    if epochs < 1:
+        raise ValueError(f"fit: epochs must be at least 1. Got {epochs}.")
+    if resume and checkpoint is None:
+        raise ValueError("fit: resume needs the folder of the checkpoint. Give checkpoint=.")
+    if on_nan not in ("raise", "stop"):
+        raise ValueError(f"fit: on_nan must be 'raise' or 'stop'. Got {on_nan!r}.")
+    run = Run(
+        model, train, optimizer, epochs, batch_size, loss or functional.cross_entropy, validation, test, each_epoch,
+        each_step, hooks, augment, early_stopping, checkpoint, seed, accelerator, drop_last, record, on_nan,
+    )  # fmt: skip
+    with _terminable():
+        run.start(resume)
+        with run.bar(progress) as bar:
+            run.to_the_end(bar)
+    return run.history
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind like an exception, exit code 143, so that it too leaves nothing half-written."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def unwind(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
