@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from filigree import data, recipes
@@ -145,7 +146,7 @@ def _run(
 ) -> None:  # fmt: skip
     out.print(f"[bold]{recipe.name}[/bold]: {recipe.about.strip()}")
     _State.hint = f"Go on with: filigree train {recipe.name} --resume --out {folder}"
-    with progress_columns(out) as progress:
+    with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
         )

@@ -10,10 +10,10 @@ from filigree.ops.dropout import dropout
 
 
 class FastDropout(nn.Dropout):
-    """`nn.Dropout` with a counter-based generator in place of torch's serial one: same distribution, tens of times faster.
+    """`nn.Dropout` with a counter-based generator in place of torch's serial one: the same distribution, far faster.
 
-    On a CPU a dropout of torch costs more than a sparse layer. Each call draws one seed from torch's global generator, so
-    `torch.manual_seed` makes it reproducible; in eval mode it is the identity. Dense equivalent: `nn.Dropout(p)`.
+    On a CPU a dropout of torch costs more than a sparse layer. Each call draws one seed from torch's global generator,
+    so `torch.manual_seed` makes it reproducible; in eval mode it is the identity. Dense equivalent: `nn.Dropout(p)`.
     """
 
     def forward(self, x: Tensor) -> Tensor:

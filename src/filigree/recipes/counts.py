@@ -47,10 +47,11 @@ class Count:
 
 def counts(epsilon: float = 20, seed: int = 0) -> list[Count]:
     """All seven settings, counted on networks that are built sparse (no dense weights are allocated)."""
-    return [
-        Count(setting, dense, _parameters(sizes, None, seed), sparse, *(_parameters(sizes, ErdosRenyi(epsilon, replace=way), seed) for way in (False, True)))
-        for setting, (sizes, dense, sparse) in PRINTED.items()
-    ]  # fmt: skip
+    rows = []
+    for setting, (sizes, dense, sparse) in PRINTED.items():
+        distinct, merged = (_parameters(sizes, ErdosRenyi(epsilon, replace=way), seed) for way in (False, True))
+        rows.append(Count(setting, dense, _parameters(sizes, None, seed), sparse, distinct, merged))
+    return rows
 
 
 def _parameters(sizes: list[int], topology: ErdosRenyi | None, seed: int) -> int:

@@ -38,7 +38,7 @@ class DataSettings(_Settings):
     validation: float | int = 0
     test_size: float = pydantic.Field(1 / 3, gt=0, lt=1)
     stratify: bool = True
-    standardize: Literal["feature", "global"] | None | Literal["default"] = "default"
+    standardize: Literal["default", "feature", "global"] | None = "default"
     augment: bool = False
     images: bool = False
     folds: int | None = pydantic.Field(None, ge=2)
@@ -46,7 +46,7 @@ class DataSettings(_Settings):
 
 
 class ModelSettings(_Settings):
-    """The network: `mlp` with `hidden` widths (its input and output follow from the data), or another of `fg.models`."""
+    """The network: an `mlp` of `hidden` widths (input and output follow from the data), or another of `fg.models`."""
 
     name: Literal["mlp", "lenet_300_100", "lenet5"] = "mlp"
     hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
@@ -93,7 +93,8 @@ class MethodSettings(_Settings):
 class Recipe(_Settings):
     """An experiment: data, network, training, and the methods that are compared in it.
 
-    `about` says what it shows and where it comes from; `expect` what it costs and gives.
+    `about` says what it shows and where it comes from; `expect` what it costs and gives; `watch` adds gradient
+    norms and ages of connections to the record.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Recipe(_Settings):
     methods: dict[str, MethodSettings]
     seeds: list[int] = [0]
     published: dict[str, float] = {}
+    watch: bool = False
     notes: list[str] = []
 
     def training_of(self, method: str) -> TrainingSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from filigree.data import DataSet
 from filigree.dynamics import Evolution
 from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
-from filigree.recipes.snapshots import Snapshots
+from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
 
 MODEL = "model.safetensors"
@@ -131,10 +132,13 @@ def _plain(
     model = build(recipe, method, split, number)
     optimizer = optimizer_of(model, training)
     evolution = evolution_of(arm, training, model, optimizer, number)
+    hooks: list[Any] = [Snapshots(evolution)]
+    if recipe.watch:
+        hooks.append(Watch(split.classes, evolution))
     history = fit(
         model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
         validation=split.validation, test=split.test, each_epoch=[evolution] if evolution else [],
-        hooks=[Snapshots(evolution)], augment=split.augment, checkpoint=folder, resume=resume, seed=number,
+        hooks=hooks, augment=split.augment, checkpoint=folder, resume=resume, seed=number,
         early_stopping=EarlyStopping(patience=training.early_stopping) if training.early_stopping else None,
         progress=progress, record=record,
     )  # fmt: skip
@@ -146,8 +150,6 @@ def _rebuilding(
     record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
 ) -> tuple[nn.Module, History]:  # fmt: skip
     """As the first Keras code of SET did (001, 4.7): after every epoch the model is made anew from the old weights."""
-    import time  # noqa: PLC0415
-
     model, rows, elapsed, rng = build(recipe, method, split, number), [], 0.0, None
     evolution = evolution_of(arm, training, model, None, number)
     for epoch in range(training.epochs):

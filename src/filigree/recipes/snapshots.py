@@ -1,4 +1,4 @@
-"""A hook that keeps what the topology looked like after the first, the middle and the last epoch."""
+"""Hooks that keep what a run looked like inside: topologies, gradient norms, ages of connections."""
 
 from __future__ import annotations
 
@@ -41,3 +41,27 @@ def _histogram(numbers: Tensor) -> list[list[int]]:
     """`[[number, how often], ...]`, sorted."""
     values, counts = numbers.unique(return_counts=True)
     return [list(pair) for pair in zip(values.tolist(), counts.tolist(), strict=True)]
+
+
+class Watch:
+    """Adds to each row the layers' gradient norms (of the last batch) and the mean age of their connections, in epochs.
+
+    After the run, `escape_epoch` is the first one whose test accuracy passes chance by half (001, 5.3.4), or the
+    number of epochs if none did.
+    """
+
+    def __init__(self, classes: int, evolution: Evolution | None = None) -> None:
+        self.chance, self.evolution = 1 / classes, evolution
+
+    def on_epoch_end(self, state: FitState) -> None:
+        row = state.history.rows[-1]
+        for name, parameter in state.model.named_parameters():
+            if parameter.grad is not None and not name.endswith("bias"):
+                row[f"gradient_norm.{name.rpartition('.')[0]}"] = float(parameter.grad.norm())
+        for name, births in self.evolution.births.items() if self.evolution is not None else ():
+            row[f"age.{name}"] = float((self.evolution.epoch - births).double().mean())  # type: ignore[union-attr]
+
+    def on_fit_end(self, state: FitState) -> None:
+        accuracies = state.history["test_accuracy"]
+        escaped = (i for i, accuracy in enumerate(accuracies) if accuracy is not None and accuracy > 1.5 * self.chance)
+        state.history.metrics["escape_epoch"] = next(escaped, len(accuracies))
