@@ -12,7 +12,7 @@ def test_converts_in_place_and_reports():
     report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(epsilon=20)))
     assert report.parameters == (2_797_010, 128_690)
     assert [c.note for c in report.changes] == ["", "", "", "stays dense (p = 1)"]
-    assert type(model.fc4) is nn.Linear
+    assert isinstance(model.fc4, nn.Linear)
     assert isinstance(model.fc1, SparseLinear)
     text = str(report)
     assert "SparseLinear(4.55%) + ReLU" in text

@@ -9,6 +9,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.masked_linear import MaskedLinear
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.topology import Size, Topology
@@ -20,7 +21,8 @@ class Sparse(Conversion):
 
     Args:
         topology: which connections exist, for instance `ErdosRenyi(epsilon=20)`. A layer that it leaves dense
-            (Erdos-Renyi at p = 1) is not touched.
+            (Erdos-Renyi at p = 1) keeps its parameters and reads the sparse layers' memory order
+            (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`).
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws new values by the real fan-in; "keep" keeps the dense layer's weights at the connections.
@@ -54,6 +56,8 @@ class Sparse(Conversion):
             before = f"Linear({layer.in_features}, {layer.out_features})"
             if places is None or id(layer.weight) in shared:
                 _materialise(layer)
+                if not self.masked:
+                    replace_module(model, name, FeatureMajorLinear.like(layer))
                 note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
                 changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                 continue

@@ -1,0 +1,37 @@
+"""A dense layer among sparse ones: the same arithmetic, in the memory order that they hand on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureMajorLinear(nn.Linear):
+    """`nn.Linear` that computes `(W x^T + b)^T` where its input is a transposed view of a feature-major matrix.
+
+    Torch's own product copies or strides through such an input: 240 against 40 microseconds for 1000 -> 10 at batch 128
+    on the machine where this was found, and as much again in the backward pass. Shares parameters, shapes and
+    `state_dict` with `nn.Linear`, which is its dense equivalent; other inputs take torch's path.
+    """
+
+    @classmethod
+    def like(cls, linear: nn.Linear) -> FeatureMajorLinear:
+        """The same layer with the same parameter objects."""
+        with torch.device("meta"):
+            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        rows = x.t()
+        if self.bias is None:
+            return (self.weight @ rows).t()
+        return torch.addmm(self.bias.unsqueeze(1), self.weight, rows).t()
+
+    def dense(self) -> nn.Linear:
+        """The equivalent `nn.Linear`, with a copy of the parameters."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        linear.load_state_dict(self.state_dict())
+        return linear
