@@ -94,7 +94,8 @@ class Recipe(_Settings):
     """An experiment: data, network, training, and the methods that are compared in it.
 
     `about` says what it shows and where it comes from; `expect` what it costs and gives; `watch` adds gradient
-    norms and ages of connections to the record.
+    norms and ages of connections to the record. `search` names one training setting and its candidates: each method
+    takes the one with the best validation accuracy in the first run.
     """
 
     name: str
@@ -108,11 +109,12 @@ class Recipe(_Settings):
     seeds: list[int] = [0]
     published: dict[str, float] = {}
     watch: bool = False
+    search: dict[str, list[Any]] = {}
     notes: list[str] = []
 
-    def training_of(self, method: str) -> TrainingSettings:
-        """The recipe's training settings with the method's own on top."""
-        return TrainingSettings(**(self.training.model_dump() | self.methods[method].training))
+    def training_of(self, method: str, **chosen: Any) -> TrainingSettings:
+        """The recipe's training settings with the method's own on top, and then those `chosen`."""
+        return TrainingSettings(**(self.training.model_dump() | self.methods[method].training | chosen))
 
     def convert_of(self, method: str) -> list[ConvertSettings]:
         own = self.methods[method].convert
@@ -122,14 +124,14 @@ class Recipe(_Settings):
         """The numbers of the runs: the seeds, or the folds of all repeats."""
         return self.seeds if self.data.folds is None else list(range(self.data.folds * self.data.repeats))
 
-    def plain(self, method: str) -> dict[str, Any]:
+    def plain(self, method: str, **chosen: Any) -> dict[str, Any]:
         """One arm with everything resolved, as plain data for a record."""
         arm = self.methods[method]
         return {
             "about": self.about,
             "data": self.data.model_dump(),
             "model": self.model.model_dump(),
-            "training": self.training_of(method).model_dump(),
+            "training": self.training_of(method, **chosen).model_dump(),
             "convert": [{"config": c.config.to_dict(), "where": c.where} for c in self.convert_of(method)],
             "evolution": None
             if arm.evolution is None
@@ -158,6 +160,8 @@ def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe(**tree)
         for method in recipe.methods:
+            for key, candidates in recipe.search.items():
+                [recipe.training_of(method, **{key: candidate}) for candidate in candidates]
             recipe.training_of(method)
     except pydantic.ValidationError as error:
         raise RecipeError(f"recipe {Path(name).stem}: {_one_line(error)}") from None

@@ -31,7 +31,7 @@ def run(
     *,
     methods: Sequence[str] | None = None,
     runs: Sequence[int] | None = None,
-    source: DataSet | str | Path | None = None,
+    source: str | Path | None = None,
     resume: bool = False,
     progress: Progress | bool | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -47,14 +47,16 @@ def run(
         The folders of the runs.
     """
     chosen = list(recipe.methods) if methods is None else list(methods)
-    folders = []
+    folders: list[Path] = []
+    chosen_settings = {method: _search(recipe, method, out, source, resume, progress) for method in chosen}
     for number in recipe.runs() if runs is None else runs:
         split = _data(recipe, number, source)
         trained: dict[str, Path] = {}
         for method in chosen:
             folder = out / f"{method}-{number}"
-            if not (resume and _is_finished(folder)):
-                _train(recipe, method, number, split, folder, resume, progress)
+            searched = bool(recipe.search) and number == recipe.runs()[0]  # that run is there already
+            if not searched and not (resume and _is_finished(folder)):
+                _train(recipe, method, number, split, folder, resume, progress, chosen_settings[method])
             trained[method] = folder
         _time(recipe, trained, split)
         folders += trained.values()
@@ -89,7 +91,31 @@ def optimizer_of(model: nn.Module, training: TrainingSettings) -> torch.optim.Op
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](model.parameters(), **options)
 
 
-def _data(recipe: Recipe, number: int, source: DataSet | str | Path | None) -> DataSet:
+def _search(
+    recipe: Recipe, method: str, out: Path, source: str | Path | None, resume: bool, progress: Progress | bool | None
+) -> dict[str, Any]:
+    """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run."""
+    best: tuple[float, dict[str, Any], Path] | None = None
+    number = recipe.runs()[0]
+    for key, candidates in recipe.search.items():
+        split = _data(recipe, number, source)
+        for candidate in candidates:
+            folder = out / "search" / f"{method}-{number}-{key}-{candidate}"
+            if not (resume and _is_finished(folder)):
+                _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
+            accuracy = Record.load(folder).metrics["val_accuracy"]
+            if accuracy is not None and (best is None or accuracy > best[0]):
+                best = accuracy, {key: candidate}, folder
+    if best is None:
+        return {}
+    first = out / f"{method}-{number}"
+    if not (resume and _is_finished(first)):
+        shutil.rmtree(first, ignore_errors=True)
+        shutil.copytree(best[2], first)
+    return best[1]
+
+
+def _data(recipe: Recipe, number: int, source: str | Path | None) -> DataSet:
     settings = recipe.data.model_dump(exclude={"folds", "repeats", "name"})
     if settings["standardize"] == "default":
         del settings["standardize"]
@@ -102,18 +128,13 @@ def _data(recipe: Recipe, number: int, source: DataSet | str | Path | None) -> D
 
 
 def _train(
-    recipe: Recipe,
-    method: str,
-    number: int,
-    split: DataSet,
-    folder: Path,
-    resume: bool,
-    progress: Progress | bool | None,
-) -> None:
+    recipe: Recipe, method: str, number: int, split: DataSet, folder: Path, resume: bool,
+    progress: Progress | bool | None, chosen: dict[str, Any],
+) -> None:  # fmt: skip
     if not resume and folder.exists():
         shutil.rmtree(folder)
-    arm, training = recipe.methods[method], recipe.training_of(method)
-    config = recipe.plain(method)
+    arm, training = recipe.methods[method], recipe.training_of(method, **chosen)
+    config = recipe.plain(method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
     torch.set_flush_denormal(True)

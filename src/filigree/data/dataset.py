@@ -1,0 +1,90 @@
+"""Data in tensors: training, validation and test part, standardised by the training part only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Standardize = Literal["feature", "global"] | None
+
+
+class Split(NamedTuple):
+    """Samples `x` `(n, features)` or `(n, channels, height, width)`, float32, and labels `y` `(n,)`, int64."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Parts of a data set, and how they were made.
+
+    Attributes:
+        input_shape: of one sample, as an image where it is one. augment: `augment(x, generator)` on a training batch.
+        notes: how it was split and standardised.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: int
+    input_shape: tuple[int, ...]
+    augment: Callable[..., Tensor] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def check(x: Any, y: Any, classes: int, name: str) -> None:
+    """`ValueError` for samples and labels of unlike number, values that are not finite, labels out of range."""
+    if len(x) != len(y):
+        raise ValueError(f"data {name}: x and y must have as many samples. Got {len(x)} and {len(y)}.")
+    if not len(x):
+        raise ValueError(f"data {name}: at least one sample is expected. Got none.")
+    finite = np.isfinite(np.asarray(x)).reshape(len(x), -1).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"data {name}: x must be finite. Got NaN or Inf in {int((~finite).sum())} of {len(x)} samples, "
+            f"first in number {int(np.argmin(finite))}."
+        )
+    if int(np.min(y)) < 0 or int(np.max(y)) >= classes:
+        raise ValueError(f"data {name}: labels must lie in [0, {classes}). Got {int(np.min(y))} to {int(np.max(y))}.")
+
+
+def assemble(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    *,
+    classes: int,
+    input_shape: tuple[int, ...],
+    standardize: Standardize,
+    images: bool,
+    notes: list[str],
+) -> DataSet:
+    """A `DataSet` of the samples numbered by `train`, `validation` and `test`."""
+    check(x, y, classes, name)
+    x = np.asarray(x, np.float32).reshape(len(x), -1)
+    mean: Any = 0.0
+    deviation: Any = 1.0
+    if standardize is not None:
+        axis = 0 if standardize == "feature" else None
+        known = x[train].astype(np.float64)
+        mean, deviation = known.mean(axis, dtype=np.float64), known.std(axis, dtype=np.float64)
+        deviation = np.where(deviation > 0, deviation, 1)  # a constant feature becomes zero
+        notes = [*notes, f"standardised by the training part's mean and deviation ({standardize})"]
+    shape = input_shape if images else (-1,)
+
+    def part(numbers: np.ndarray) -> Split:
+        values = ((x[numbers] - mean) / deviation).astype(np.float32).reshape(len(numbers), *shape)
+        return Split(torch.from_numpy(values), torch.from_numpy(np.asarray(y)[numbers].astype(np.int64)))
+
+    held = part(validation) if len(validation) else None
+    return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes)

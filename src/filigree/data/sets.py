@@ -1,0 +1,215 @@
+"""The data sets: digits (embedded), MNIST, Fashion-MNIST, CIFAR-10, the ASU sets, and a user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import RepeatedStratifiedKFold, train_test_split
+
+from filigree.data.augment import Augment
+from filigree.data.dataset import DataSet, Standardize, assemble
+from filigree.data.files import FILES, is_present, locate
+from filigree.data.readers import read_cifar, read_file, read_idx, read_mat
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before it is read."""
+
+    samples: int
+    features: int
+    classes: int
+    shape: tuple[int, ...]
+    standardize: Standardize
+    source: str
+    counts: tuple[int, ...] | None = None  # samples a class, where the file has no other mark
+    present: bool = False
+
+
+_ASU = "ASU feature selection repository; licence not stated"
+_FACTS = {
+    "digits": Facts(1797, 64, 10, (1, 8, 8), "global", "embedded in scikit-learn"),
+    "mnist": Facts(70_000, 784, 10, (1, 28, 28), "global", "LeCun, Cortes, Burges; licence not stated"),
+    "fashion-mnist": Facts(70_000, 784, 10, (1, 28, 28), "global", "Zalando Research; MIT"),
+    "cifar-10": Facts(60_000, 3072, 10, (3, 32, 32), "global", "Krizhevsky; licence not stated"),
+    "orl": Facts(400, 1024, 40, (1, 32, 32), "feature", _ASU),
+    "prostate-ge": Facts(102, 5966, 2, (5966,), "feature", _ASU),
+    "glioma": Facts(50, 4434, 4, (4434,), "feature", _ASU),
+    "tox-171": Facts(171, 5748, 4, (5748,), "feature", _ASU),
+    "lung": Facts(203, 3312, 5, (3312,), "feature", "to be brought: asu/lung.mat of the " + _ASU, (139, 21, 20, 6, 17)),
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The data sets that `load` knows."""
+    return list(_FACTS)
+
+
+def describe(name: str, root: str | Path | None = None) -> Facts:
+    """Sizes, source and licence of a data set, and whether its files are at hand."""
+    return dataclasses.replace(_FACTS[_known(name)], present=is_present(name, root))
+
+
+def load(
+    name: str | Path,
+    *,
+    root: str | Path | None = None,
+    seed: int = 0,
+    validation: float | int = 0,
+    test_size: float = 1 / 3,
+    stratify: bool = True,
+    standardize: Any = "default",
+    augment: bool = False,
+    images: bool = False,
+) -> DataSet:
+    """A data set in tensors, split and standardised.
+
+    Args:
+        name: of `names()`, or a file of your own: .npz with x and y, .csv with the label last, .mat with X and Y.
+        root: the folder of the files; by default `FILIGREE_DATA`, else they are downloaded into the user's cache.
+        seed: of the split.
+        validation: samples, or the share of the training part, held out. Of sets with a test set of their own the first
+            ones (as the papers do with 5,000), of the others stratified, by seed.
+        test_size: the share tested, of sets without a test set of their own.
+        stratify: keep the classes' shares in that split (the base code of 001 does not).
+        standardize: "feature" (z-scores a feature), "global" (one mean and deviation) or None; by default "global" for
+            images, "feature" for ORL, the gene sets and files. Statistics are those of the training part.
+        augment: rotate, shift and flip training images.
+        images: shape samples as `(channels, height, width)`.
+
+    Raises:
+        FileNotFoundError, ValueError: files absent, damaged or not finite, in one line.
+    """
+    x, y, tested, facts, label = _read(name, root)
+    notes = []
+    if tested:
+        train, test = np.arange(len(x) - tested), np.arange(len(x) - tested, len(x))
+        held = _amount(validation, len(train), label)
+        train, valid = train[held:], train[:held]
+        notes.append(
+            f"the set's own test part; the first {held:,} training samples validate" if held else "own test part"
+        )
+    else:
+        train, test = _split(np.arange(len(x)), y, test_size, seed, stratify, label)
+        held = _amount(validation, len(train), label)
+        train, valid = _split(train, y, held, seed, stratify, label) if held else (train, train[:0])
+        notes.append(f"split by seed {seed}: {len(train)} train, {held} validate, {len(test)} test")
+    made = assemble(
+        label, x, y, train, valid, test, classes=facts.classes, input_shape=facts.shape, images=images, notes=notes,
+        standardize=facts.standardize if standardize == "default" else standardize,
+    )  # fmt: skip
+    return _with_augment(made, facts) if augment else made
+
+
+def cross_validation(
+    name: str | Path,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+    root: str | Path | None = None,
+    validation: float | int = 0,
+    standardize: Any = "default",
+    augment: bool = False,
+    images: bool = False,
+) -> Iterator[DataSet]:
+    """The folds of a repeated stratified cross-validation, each standardised by its own training part.
+
+    Each sample is tested once a repeat. Refused where a class has fewer samples than folds.
+    """
+    x, y, tested, facts, label = _read(name, root)
+    if tested:
+        raise ValueError(f"data {label}: it has a test set of its own; cross-validation is for the small sets.")
+    fewest = int(np.bincount(y).min())
+    if fewest < folds:
+        raise ValueError(
+            f"data {label}: folds must be at most {fewest}, the samples of its smallest class. Got {folds}."
+        )
+    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+    for number, (train, test) in enumerate(splitter.split(x, y)):
+        held = _amount(validation, len(train), label)
+        kept, valid = _split(train, y, held, seed, True, label) if held else (train, train[:0])
+        made = assemble(
+            label, x, y, kept, valid, test, classes=facts.classes, input_shape=facts.shape, images=images,
+            standardize=facts.standardize if standardize == "default" else standardize,
+            notes=[f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified"],
+        )  # fmt: skip
+        yield _with_augment(made, facts) if augment else made
+
+
+def _known(name: str) -> str:
+    if name not in _FACTS:
+        raise ValueError(f"data: name must be one of {', '.join(_FACTS)}, or a .npz, .csv or .mat file. Got {name!r}.")
+    return name
+
+
+def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.ndarray, int, Facts, str]:
+    """Samples, labels from 0, how many at the end are the set's own test part, facts and name."""
+    if Path(name).suffix:
+        x, labels = read_file(name)
+        kinds, y = np.unique(labels, return_inverse=True)
+        facts = Facts(len(x), int(np.prod(x.shape[1:])), len(kinds), x.shape[1:], "feature", str(name))
+        return x, y, 0, facts, Path(name).stem
+    label = _known(str(name))
+    facts, files = _FACTS[label], FILES.get(label, {})
+    paths = {key: locate(source, root) for key, source in files.items()}
+    if label == "digits":
+        x, y = load_digits(return_X_y=True)
+        return np.asarray(x, np.float32), y, 0, facts, label
+    if "" in paths:
+        x, labels = read_mat(paths[""])
+        y = labels.astype(np.int64) - 1  # 1-based
+        _check_counts(x, y, facts, paths[""])
+        return x, y, 0, facts, label
+    if label == "cifar-10":
+        parts = [read_cifar(paths[key]) for key in paths]
+        x, y = np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
+        return x.astype(np.float32) / 255, y, len(parts[-1][1]), facts, label
+    train_x, train_y, test_x, test_y = (read_idx(paths[key]) for key in paths)
+    x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
+    return x.astype(np.float32) / 255, y, len(test_y), facts, label
+
+
+def _check_counts(x: np.ndarray, y: np.ndarray, facts: Facts, path: Path) -> None:
+    if x.shape != (facts.samples, facts.features):
+        raise ValueError(f"data: {path} must hold {facts.samples} x {facts.features} numbers. Got {x.shape}.")
+    if facts.counts is not None and tuple(np.bincount(y, minlength=facts.classes)) != facts.counts:
+        raise ValueError(f"data: {path} must hold classes of {facts.counts} samples. Got {tuple(np.bincount(y))}.")
+
+
+def _amount(given: float | int, total: int, label: str) -> int:
+    number = round(given * total) if isinstance(given, float) and given < 1 else int(given)
+    if not 0 <= number < total:
+        raise ValueError(
+            f"data {label}: validation must be a share below 1 or fewer than {total} samples. Got {given}."
+        )
+    return number
+
+
+def _split(
+    numbers: np.ndarray, y: np.ndarray, size: float | int, seed: int, stratify: bool, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        kept, held = train_test_split(
+            numbers, test_size=size, random_state=seed, stratify=y[numbers] if stratify else None
+        )
+    except ValueError as error:
+        raise ValueError(f"data {label}: it cannot be split so: {error}") from None
+    return np.sort(kept), np.sort(held)
+
+
+def _with_augment(made: DataSet, facts: Facts) -> DataSet:
+    if len(facts.shape) != 3:
+        raise ValueError(f"data {made.name}: augment is for images; its samples are of shape {facts.shape}.")
+    background = float(made.train.x.min())  # black, whatever it became
+    return dataclasses.replace(
+        made,
+        augment=Augment(facts.shape, background),
+        notes=[*made.notes, "augmented: rotation 10 degrees, shift 0.1, flip"],
+    )
