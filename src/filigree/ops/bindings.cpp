@@ -99,5 +99,14 @@ NB_MODULE(_kernels, m) {
       }
     throw std::invalid_argument("set_isa: this processor has no kernels for '" + name + "'.");
   });
+  m.def("flush_denormals", [](bool on) {
+#if defined(__x86_64__)
+    // the control word belongs to a thread: every thread of the pool (torch's own function sets the caller's only)
+#pragma omp parallel num_threads(omp_get_max_threads())
+    __builtin_ia32_ldmxcsr(on ? __builtin_ia32_stmxcsr() | 0x8040u : __builtin_ia32_stmxcsr() & ~0x8040u);
+#else
+    (void)on;
+#endif
+  }, "Treat denormal numbers as zero (or not) in all threads of the pool that torch and the kernels share.");
   m.def("max_threads", &omp_get_max_threads, "Threads a kernel may use: torch.get_num_threads().");
 }

@@ -11,8 +11,8 @@ from torch import Tensor
 class Meter:
     """Means over samples of the batches' losses, and the share of samples whose largest output is the label.
 
-    `add` copies into a block of slots that is added up every few dozen batches, so that neither the arithmetic nor (on a
-    GPU) the wait for the device is paid in every step. Copies, not references: small tensors kept alive between the
+    `add` copies into a block of slots that is added up every few dozen batches, so that neither the arithmetic nor (on
+    a GPU) the wait for the device is paid in every step. Copies, not references: small tensors kept alive between the
     large ones of each step scatter those over the heap, out of the caches (+6% on a step of a sparse 3 x 1000 network).
 
     Accuracy is defined where labels are integers and outputs have one dimension more (classes second).

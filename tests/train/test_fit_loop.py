@@ -1,0 +1,382 @@
+"""The loop: equal to a hand-written one, hooks and steppers in order, early stopping, bad input refused by name."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from filigree.train import EarlyStopping, FitState, History, evaluate, fit, seed_everything
+from filigree.train.meter import Meter
+
+
+def blobs(n: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (n,), generator=generator)
+    return torch.randn(n, 6, generator=generator) + 2 * F.one_hot(y, 6), y
+
+
+def network(dropout: float = 0.0) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def run(model: nn.Module | None = None, train: Any = None, epochs: int = 3, **options: Any) -> History:
+    model = model or network()
+    optimizer = options.pop("optimizer", None) or sgd(model)
+    return fit(model, train or blobs(), optimizer=optimizer, epochs=epochs, batch_size=32, progress=False, **options)
+
+
+def test_it_is_a_hand_written_loop() -> None:
+    x, y = blobs()
+    by_hand, ours = network(0.5), network(0.5)
+    optimizer, order = sgd(by_hand), torch.Generator().manual_seed(7)
+    seed_everything(3)
+    losses = []
+    for _ in range(3):
+        total = 0.0
+        for places in torch.randperm(len(x), generator=order).split(32):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(by_hand(x[places]), y[places])
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(places)
+        losses.append(total / len(x))
+    seed_everything(3)
+    history = run(ours, (x, y), seed=7)
+    for a, b in zip(by_hand.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert history["train_loss"] == pytest.approx(losses, rel=1e-6)
+    assert history["epoch"] == [0, 1, 2]
+
+
+def test_the_seed_orders_the_data_and_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, again, other = (run(seed=seed)["train_loss"] for seed in (1, 1, 2))
+    assert first == again != other
+    torch.set_rng_state(before)
+    run(train=blobs(), model=(model := network()))
+    after = torch.get_rng_state()
+    network()
+    assert torch.equal(after, torch.get_rng_state())
+    assert model.training
+
+
+class Objects(Dataset):
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.inputs, self.labels = x, y
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[i], self.labels[i]
+
+
+def test_every_kind_of_data_trains() -> None:
+    x, y = blobs()
+    pair = run(train=(x, y))
+    kinds = [SimpleNamespace(x=x, y=y), TensorDataset(x, y), [x, y]]
+    for kind in kinds:
+        assert run(train=kind)["train_loss"] == pair["train_loss"]
+    loader = DataLoader(Objects(x, y), 32, shuffle=True, generator=torch.Generator().manual_seed(0))
+    for slow in (Objects(x, y), loader):
+        history = run(train=slow, validation=slow, test=(x, y))
+        assert history["train_loss"] == pytest.approx(pair["train_loss"], rel=0.2)
+        assert history["val_loss"] == pytest.approx(history["test_loss"], rel=1e-5)
+
+
+def test_a_loaders_own_batches_are_kept_and_samplers_hear_of_epochs() -> None:
+    heard = []
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            heard.append(epoch)
+
+    data = Objects(*blobs(50))
+    steps: list[int] = []
+    run(train=DataLoader(data, 20, sampler=Sampler(data)), hooks=lambda state: steps.append(state.step))
+    assert (heard, steps) == ([0, 1, 2], [3, 6, 9])
+
+
+def test_the_last_batch_is_dropped_on_request_only() -> None:
+    for drop_last, steps in ((False, 7), (True, 6)):
+        for train in (blobs(), Objects(*blobs())):
+            seen: list[int] = []
+            run(train=train, epochs=1, drop_last=drop_last, hooks=lambda state, seen=seen: seen.append(state.step))
+            assert seen == [steps]
+
+
+class Listener:
+    def __init__(self, name: str, heard: list[Any]) -> None:
+        self.name, self.heard = name, heard
+
+    def on_fit_start(self, state: FitState) -> None:
+        self.heard.append((self.name, "start", len(state.history)))
+
+    def on_epoch_start(self, state: FitState) -> None:
+        self.heard.append((self.name, "epoch", state.epoch))
+
+    def on_step_end(self, state: FitState) -> None:
+        assert state.loss is not None
+        assert not state.loss.requires_grad
+        assert all(p.grad is not None for p in state.model.parameters())
+        self.heard.append((self.name, "step", state.step))
+
+    def on_epoch_end(self, state: FitState) -> None:
+        self.heard.append((self.name, "end", state.history[-1]["epoch"]))
+
+    def on_fit_end(self, state: FitState) -> None:
+        self.heard.append((self.name, "done", len(state.history)))
+
+
+def test_hooks_are_called_in_order() -> None:
+    heard: list[Any] = []
+    hooks = [Listener("a", heard), Listener("b", heard), lambda state: heard.append(("c", "end", state.epoch))]
+    run(train=blobs(40), epochs=2, hooks=hooks)
+    both = lambda event, number: [("a", event, number), ("b", event, number)]  # noqa: E731
+    expected = both("start", 0)
+    for epoch in range(2):
+        expected += both("epoch", epoch) + both("step", 2 * epoch + 1) + both("step", 2 * epoch + 2)
+        expected += [*both("end", epoch), ("c", "end", epoch)]
+    assert heard == expected + both("done", 2)
+
+
+def test_a_hook_can_end_the_run_at_once_or_after_the_epoch() -> None:
+    def stop(state: FitState) -> None:
+        state.stop = state.epoch == 1
+
+    history = run(epochs=9, hooks=stop)
+    assert (len(history), history.stopped) == (2, "a hook asked for it in epoch 1")
+    seen: list[int] = []
+
+    class AtStep:
+        def on_step_end(self, state: FitState) -> None:
+            seen.append(state.step)
+            state.stop = state.step == 3
+
+    assert len(run(epochs=9, hooks=[AtStep()])) == 1
+    assert seen == [1, 2, 3]
+
+
+class Rewirer:
+    def __init__(self) -> None:
+        self.rate, self.seen = 0.5, []  # type: float, list[Any]
+
+    def step(self, metrics: dict[str, Any] | None = None) -> None:
+        self.seen.append(metrics)
+        self.rate /= 2
+
+
+def test_steppers_get_metrics_and_rates_are_recorded() -> None:
+    model = network()
+    optimizer = sgd(model)
+    rewirer, every = Rewirer(), Rewirer()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=100)
+    history = run(model, optimizer=optimizer, validation=blobs(seed=1), each_epoch=[rewirer, scheduler, plateau])
+    assert history["zeta"] == [0.25, 0.125, 0.0625]
+    assert history["lr"] == [0.1, 0.05, 0.025]
+    assert [metrics["val_loss"] for metrics in rewirer.seen] == history["val_loss"]
+    assert plateau.best == min(history["val_loss"])
+    assert all(0 < row["rewire_seconds"] < row["seconds"] for row in history)
+    assert 0 < history.metrics["rewire_share"] < 1
+    history = run(each_step=every, epochs=1)
+    assert (every.seen, history["zeta"]) == ([None] * 7, [0.5**8])
+    assert "zeta" not in run(epochs=1).rows[0]
+
+
+def test_rows_and_metrics() -> None:
+    history = run(validation=blobs(seed=1), test=blobs(seed=2))
+    assert set(history[-1]) == {
+        "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "lr",
+        "seconds", "elapsed",
+    }  # fmt: skip
+    assert history["elapsed"] == pytest.approx([sum(history["seconds"][: i + 1]) for i in range(3)])
+    assert history.metrics["test_accuracy"] == history[-1]["test_accuracy"] > 0.8
+    assert history.metrics["train_seconds"] == history[-1]["elapsed"]
+    assert "epoch=2" in repr(history)
+    assert "History(0 epochs" in repr(History())
+
+
+def test_early_stopping_ends_the_run_and_restores_the_best() -> None:
+    x, y = blobs()
+    noise = (x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))])
+    model, rewirer = network(), Rewirer()
+    stopping = EarlyStopping(patience=2)
+    history = run(
+        model,
+        noise,
+        60,
+        optimizer=sgd(model, 0.5),
+        validation=blobs(50, 3),
+        early_stopping=stopping,
+        each_epoch=rewirer,
+    )
+    losses = history["val_loss"]
+    best = losses.index(min(losses))
+    assert len(history) == best + 3 < 60
+    assert history.stopped == "val_loss did not improve for 2 epochs"
+    assert evaluate(model, blobs(50, 3))["loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert history.metrics["val_loss"] == min(losses)
+    assert (history.metrics["best_epoch"], history[-1]["zeta"]) == (best, 0.0)
+    assert len(rewirer.seen) == len(history) - 1  # the network stays as it was measured
+    again = run(network(), noise, 60, optimizer=None, validation=blobs(50, 3), early_stopping=stopping)
+    assert stopping.best == min(again["val_loss"])  # from a clean slate
+
+
+def test_early_stopping_modes() -> None:
+    stopping = EarlyStopping("val_accuracy", patience=2, mode="max", restore_best=False, min_delta=0.1)
+    values = [math.nan, 0.5, 0.55, 0.65, 0.7, math.nan]
+    ends = [stopping.update({"epoch": i, "val_accuracy": v}, nn.Identity()) for i, v in enumerate(values)]
+    assert ends == [False, False, False, False, False, True]
+    assert (stopping.best, stopping.best_epoch, stopping.weights) == (0.65, 3, None)
+
+
+def test_early_stopping_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="metric 'val_loss' needs validation data"):
+        run(early_stopping=EarlyStopping())
+    with pytest.raises(ValueError, match=r"metric must be one of epoch, train_loss.* Got 'loss'"):
+        run(early_stopping=EarlyStopping("loss"))
+    for wrong in ({"patience": 0}, {"mode": "low"}, {"min_delta": -1}):
+        with pytest.raises(ValueError, match=f"EarlyStopping: {next(iter(wrong))} must be"):
+            EarlyStopping(**wrong)
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x, y: (x.index_fill(0, torch.tensor(3), math.nan), y), "x must be finite. 6 of 1200"),
+        (lambda x, y: (x * math.inf, y), "x must be finite"),
+        (lambda x, y: (x, y[:-1]), ".* as many rows"),
+        (lambda x, y: (x[:0], y[:0]), "there are no samples"),
+        (lambda x, y: (x.numpy(), y), "x must be a tensor. Got ndarray"),
+        (lambda x, y: "digits", "expected a pair .* Got str"),
+    ],
+)
+def test_bad_data_are_refused_by_name(name: str, spoil: Any, words: str) -> None:
+    data: dict[str, Any] = {"train": blobs(), name: spoil(*blobs())}
+    with pytest.raises((ValueError, TypeError), match=f"{name}: {words}"):
+        run(train=data.pop("train"), **data)
+
+
+class Small(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1e-307
+
+
+def test_large_finite_data_are_not_refused() -> None:
+    x, y = blobs()
+    large = x.double().abs() * 1e307
+    assert large.sum().isinf()
+    run(nn.Sequential(Small(), network()).double(), (large, y), epochs=1)
+
+
+def test_bad_arguments_are_refused() -> None:
+    model = network()
+    stale = sgd(model)
+    model[0] = nn.Linear(6, 16)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"epochs": 0}, "epochs must be at least 1. Got 0"),
+        ({"resume": True}, "resume needs the folder"),
+        ({"on_nan": "go"}, "on_nan must be"),
+        ({"hooks": [3]}, "hooks: expected a callable"),
+        ({"each_epoch": [print]}, "each_epoch: expected an object with .step"),
+        ({"each_step": 3}, "each_step: expected"),
+        ({"model": model, "optimizer": stale}, "lacks '0.weight'.* after convert_"),
+        ({"train": blobs(5), "drop_last": True}, "train: 5 samples make no batch for batch_size=32 with drop_last"),
+        ({"train": DataLoader(TensorDataset(blobs()[0]), 10)}, "train: batches must be pairs"),
+    ]  # fmt: skip
+    for options, words in cases:
+        with pytest.raises((ValueError, TypeError), match=words):
+            run(**options)
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1\. Got 0"):
+        evaluate(model, blobs(), batch_size=0)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_or_an_end() -> None:
+    with pytest.raises(FloatingPointError, match=r"training loss became (nan|inf) in epoch \d"):
+        run(optimizer=None, model=(model := network()), each_step=Exploding(model), epochs=3)
+    assert model.training
+    history = run(model=(model := network()), each_step=Exploding(model), epochs=3, on_nan="stop")
+    assert len(history) == 1
+    assert history.stopped is not None
+    assert "in epoch 1" in history.stopped
+
+
+class Exploding:
+    """Spoils the weights in the second epoch."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        self.model, self.steps = model, 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps == 9:
+            self.model[0].weight.fill_(math.nan)
+
+
+def test_evaluate_restores_every_mode_and_needs_no_gradient() -> None:
+    model = network(0.5)
+    model[2].eval()
+    x, y = blobs()
+    result = evaluate(model, (x, y), batch_size=37)
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
+    with torch.no_grad():
+        output = model.eval()(x)
+    assert result["loss"] == pytest.approx(F.cross_entropy(output, y).item(), rel=1e-6)
+    assert result["accuracy"] == (output.argmax(1) == y).double().mean()
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluate(model, (x[:, :2], y))
+    squares = evaluate(nn.Linear(6, 1), (x, torch.zeros(len(x), 1)), loss=F.mse_loss)
+    assert set(squares) == {"loss"}
+
+
+def test_augment_gets_its_own_generator_and_training_batches_only() -> None:
+    seen: list[Tensor] = []
+
+    def noisy(x: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(x)
+        return x + torch.randn(x.shape, generator=generator)
+
+    def plain(x: Tensor) -> Tensor:
+        return x + 1
+
+    first, again = (run(augment=noisy, validation=blobs(), seed=4)["train_loss"] for _ in range(2))
+    assert first == again != run(seed=4)["train_loss"]
+    assert len(seen) == 2 * 3 * 7
+    assert run(augment=plain)["train_loss"] == pytest.approx(run(train=(blobs()[0] + 1, blobs()[1]))["train_loss"])
+
+
+def test_the_meter_adds_up_batches_of_any_number_and_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    meter, losses, right, labels = Meter(), 0.0, 0, 0
+    for size in [5] * 70 + [3, 5, 5]:
+        output, y = torch.randn(size, 4, generator=generator), torch.randint(4, (size,), generator=generator)
+        loss = F.cross_entropy(output, y)
+        meter.add(loss, output.t().contiguous().t(), y)
+        losses, right, labels = losses + loss.item() * size, right + int((output.argmax(1) == y).sum()), labels + size
+    means = meter.means()
+    assert means["loss"] == pytest.approx(losses / labels)
+    assert means["accuracy"] == right / labels
+
+
+def test_accuracy_of_maps_counts_every_place() -> None:
+    meter, output = Meter(), torch.zeros(2, 3, 4, 4)
+    output[:, 1] = 1
+    y = torch.ones(2, 4, 4, dtype=torch.int64)
+    y[0, 0, 0] = 2
+    meter.add(torch.tensor(1.0), output, y)
+    assert meter.means()["accuracy"] == 31 / 32
