@@ -325,7 +325,7 @@ class Exploding:
     def step(self) -> None:
         self.steps += 1
         if self.steps == 9:
-            self.model[0].weight.fill_(math.nan)
+            next(self.model.parameters()).fill_(math.nan)
 
 
 def test_evaluate_restores_every_mode_and_needs_no_gradient() -> None:

@@ -21,10 +21,9 @@ FILE = "record.json"
 Number = int | float | None
 
 
+@pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True))
 class Snapshot(TypedDict):
     """The topology of one layer after an epoch; more keys may follow (ages)."""
-
-    __pydantic_config__ = pydantic.ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
     epoch: int
     layer: str

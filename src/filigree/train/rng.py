@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ def seed_everything(seed: int) -> None:
 def capture() -> dict[str, Any]:
     """The state of the global generators as tensors and plain values."""
     version, words, gauss = random.getstate()
+    # numpy's global generator, a Mersenne twister like Python's; int64 for its words, since not all of torch has uint32
     legacy: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
+    known = legacy["bit_generator"] == "MT19937"  # its generator can be exchanged; that one is then left alone
     return {
-        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
-        "numpy": _swap(legacy, np.ndarray, torch.from_numpy),
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": _swap(legacy, np.ndarray, lambda key: torch.from_numpy(key.astype(np.int64))) if known else None,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
@@ -34,16 +37,17 @@ def capture() -> dict[str, Any]:
 
 def restore(state: dict[str, Any]) -> None:
     """Put the global generators back where `capture` found them."""
-    python = state["python"]
-    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    np.random.set_state(_swap(state["numpy"], torch.Tensor, torch.Tensor.numpy))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    if state["numpy"] is not None:
+        np.random.set_state(_swap(state["numpy"], torch.Tensor, lambda key: key.numpy().astype(np.uint32)))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _swap(value: Any, kind: type, change: Any) -> Any:
-    """`value` with its arrays of one kind changed into the other."""
+def _swap(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """`value` with what is of one kind in it changed."""
     if isinstance(value, dict):
         return {key: _swap(item, kind, change) for key, item in value.items()}
     return change(value) if isinstance(value, kind) else value

@@ -1,0 +1,129 @@
+"""Records as figures: pure functions from records to plotly figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from filigree.report.table import RecordLike, summary_table
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; dense is grey
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A3D9A"]
+DENSE = "#555555"
+_EPOCHS = ["solid", "dash", "dot"]
+
+
+def palette(methods: Sequence[str]) -> dict[str, str]:
+    """A colour for each method, dense in grey."""
+    others = [method for method in methods if method != "dense"]
+    return {"dense": DENSE} | {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(others)}
+
+
+def curves(methods: Mapping[str, Sequence[RecordLike]], key: str, x: str, title: str, scale: float = 1.0) -> go.Figure:
+    """The mean of a column of the histories over the runs, with a band from the least to the largest."""
+    figure, colours = go.Figure(), palette(list(methods))
+    for method, runs in methods.items():
+        histories = [run["history"] for run in runs if run["history"]]
+        length = min((len(rows) for rows in histories), default=0)
+        at, values = [], []
+        for i in range(length):
+            column = [rows[i].get(key) for rows in histories]
+            if all(value is not None for value in column):
+                at.append(i + 1 if x == "epoch" else statistics.fmean(rows[i][x] for rows in histories))
+                values.append([scale * float(value) for value in column])
+        if not at:
+            continue
+        colour, name = colours[method], str(method)
+        if len(histories) > 1:
+            band = [max(v) for v in values] + [min(v) for v in reversed(values)]
+            figure.add_scatter(
+                x=at + at[::-1], y=band, fill="toself", fillcolor=_faint(colour), line={"width": 0}, hoverinfo="skip",
+                legendgroup=name, showlegend=False, mode="lines",
+            )  # fmt: skip
+        figure.add_scatter(
+            x=at, y=[statistics.fmean(v) for v in values], name=_escape(name), legendgroup=name, mode="lines",
+            line={"color": colour, "width": 2},
+        )  # fmt: skip
+    figure.update_xaxes(title="epoch" if x == "epoch" else "training time, s")
+    return _finish(figure, title)
+
+
+def bars(
+    records: Sequence[RecordLike], keys: Mapping[str, str], title: str, ratio: bool, log: bool = False
+) -> go.Figure:
+    """One group of bars for each cost, a bar a method; as ratios to dense with a line at 1."""
+    rows = summary_table(records)
+    colours, figure = palette([row.method for row in rows]), go.Figure()
+    for row in rows:
+        source = row.ratios if ratio else row.costs
+        figure.add_bar(
+            x=list(keys.values()), y=[source.get(key) for key in keys], name=_escape(row.method),
+            marker_color=colours[row.method],
+        )  # fmt: skip
+    if ratio:
+        figure.add_hline(y=1, line={"color": DENSE, "dash": "dot", "width": 1})
+    figure.update_layout(barmode="group")
+    if log:
+        figure.update_yaxes(type="log")
+    return _finish(figure, title)
+
+
+def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
+    """How many units have how many connections, after the first, the middle and the last epoch."""
+    figure = go.Figure()
+    for i, snapshot in enumerate(s for s in record["topology"] if s["layer"] == layer):
+        units = dict(map(tuple, snapshot[side]))
+        known = sorted(units)
+        figure.add_scatter(
+            x=known, y=[units[d] for d in known], mode="lines", name=f"epoch {snapshot['epoch'] + 1}",
+            line={"dash": _EPOCHS[i % 3], "color": COLOURS[i % len(COLOURS)]},
+        )  # fmt: skip
+    what = "inputs a unit reads" if side == "fan_in" else "units that read an input"
+    figure.update_xaxes(title=what)
+    figure.update_yaxes(title="how many")
+    choice = [
+        {"label": label, "method": "relayout", "args": [{"xaxis.type": kind, "yaxis.type": kind}]}
+        for label, kind in (("linear", "linear"), ("log-log", "log"))
+    ]
+    figure.update_layout(
+        updatemenus=[{"type": "buttons", "direction": "right", "buttons": choice, "x": 1, "xanchor": "right", "y": 1.14,
+                      "pad": {"t": 0, "b": 0}, "font": {"size": 11}}]
+    )  # fmt: skip
+    return _finish(figure, f"{_escape(layer)}: {'fan-in' if side == 'fan_in' else 'fan-out'}")
+
+
+def connectivity(snapshot: Mapping[str, Any], shape: Sequence[int], most: int) -> go.Figure:
+    """The connections of each input, as an image where the inputs are one, else as a strip."""
+    counts = list(snapshot["input_connectivity"])
+    height, width = (shape[-2], shape[-1]) if len(shape) == 3 else (1, len(counts))
+    if len(shape) == 3 and shape[0] * height * width == len(counts):  # add up the channels
+        plane = height * width
+        counts = [sum(counts[c * plane + i] for c in range(shape[0])) for i in range(plane)]
+    if height * width != len(counts):
+        height, width = 1, len(counts)
+    image = [counts[row * width : (row + 1) * width] for row in range(height)]
+    figure = go.Figure(go.Heatmap(z=image, colorscale="Viridis", zmin=0, zmax=most, colorbar={"thickness": 10}))
+    figure.update_yaxes(autorange="reversed", visible=False, scaleanchor="x" if height > 1 else None)
+    figure.update_xaxes(visible=False)
+    return _finish(figure, f"after epoch {snapshot['epoch'] + 1}", height=300 if height > 1 else 150)
+
+
+def _finish(figure: go.Figure, title: str, height: int = 340) -> go.Figure:
+    return figure.update_layout(
+        title={"text": title, "font": {"size": 15}, "x": 0, "xref": "paper"}, height=height, template="plotly_white",
+        margin={"l": 50, "r": 15, "t": 50, "b": 45}, font={"family": "system-ui, sans-serif", "size": 12},
+        legend={"orientation": "h", "y": -0.22}, hovermode="x unified", autosize=True,
+    )  # fmt: skip
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
+def _escape(text: str) -> str:
+    """Plotly reads a few tags in names: show them as they are."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

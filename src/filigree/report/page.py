@@ -1,0 +1,273 @@
+"""Records as one self-contained HTML page: no network, no other file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.offline
+import yaml
+
+from filigree.report import figures
+from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, ratio_text, summary_table
+from filigree.storage import replacing
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c2024; --faint: #5b6470; --line: #d9dee4; --paper: #fff; --tint: #f5f7f9; }
+* { box-sizing: border-box } body { margin: 0; background: var(--paper); color: var(--ink);
+font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif }
+main { max-width: 1160px; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem } p { max-width: 75ch; margin: .4rem 0 } .faint { color: var(--faint) }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th { background: var(--tint); font-weight: 600 } tr:last-child td { border-bottom: 0 }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
+th:first-child { background: var(--tint) } td small { color: var(--faint); display: block }
+.swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1rem }
+.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)) }
+figure { margin: 0; min-width: 0; overflow: hidden } details { margin: .5rem 0; border: 1px solid var(--line);
+border-radius: 6px; padding: .5rem .8rem } summary { cursor: pointer; font-weight: 600 }
+pre { overflow-x: auto; font-size: .8rem; background: var(--tint); padding: .8rem; border-radius: 6px }
+@media (max-width: 600px) { main { padding: 1rem .6rem 3rem } h1 { font-size: 1.35rem } }
+@media print { details > * { display: block } .modebar, .updatemenu-container { display: none } }
+"""
+
+
+def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, title: str | None = None) -> Path:
+    """Write one HTML page about runs; returns its path.
+
+    Args:
+        records: records, or files or folders of them (searched for `record.json`).
+        path: the page; it takes the place of an older one only when it is whole.
+
+    Raises:
+        FileNotFoundError, ValueError: no record, or a file that is none, in one line.
+    """
+    loaded = list(_load(records))
+    if not loaded:
+        raise ValueError("report: at least one record is expected. Got none.")
+    groups = by_recipe(loaded)
+    title = title or " and ".join(groups) or "filigree"
+    numbered = _Figures()
+    body = "".join(_section(name, methods, numbered) for name, methods in groups.items())
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - filigree</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{STYLE}</style><script>{plotly.offline.get_plotlyjs()}</script></head><body><main>"
+        f"<h1>{escape(title)}</h1>{_provenance(loaded)}{body}</main>{numbered.script()}</body></html>"
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as file:
+        file.write(page.encode())
+    return target
+
+
+class _Figures:
+    """Collects the page's figures: a place in the text now, the data in one script at its end."""
+
+    def __init__(self) -> None:
+        self.data: list[Any] = []
+
+    def place(self, figure: go.Figure, label: str) -> str:
+        if not figure.data:
+            return ""
+        self.data.append(json.loads(figure.to_json()))
+        number = len(self.data) - 1
+        return f'<figure id="f{number}" role="img" aria-label="{escape(label)}"></figure>'
+
+    def script(self) -> str:
+        content = json.dumps(self.data).replace("<", "\\u003c")  # nothing in a record can end the script
+        return (
+            f"<script>const figures = {content};\n"
+            "figures.forEach((f, i) => Plotly.newPlot('f' + i, f.data, f.layout, {responsive: true, displaylogo: false,"
+            " modeBarButtonsToRemove: ['lasso2d', 'select2d']}));</script>"
+        )
+
+
+def _load(records: Sequence[RecordLike | str | Path]) -> Iterator[RecordLike]:
+    for item in records:
+        if isinstance(item, Mapping):
+            yield item
+            continue
+        path = Path(item)
+        files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"report: there is no record.json in {path}.")
+        for file in files:
+            yield _read(file)
+
+
+def _read(file: Path) -> RecordLike:
+    try:
+        record = json.loads(file.read_text())
+    except OSError as error:
+        raise FileNotFoundError(f"report: {file}: {error.strerror}.") from None
+    except ValueError:
+        raise ValueError(f"report: {file} is not JSON, or truncated.") from None
+    needed = {"recipe", "method", "history", "metrics", "cost", "topology"}
+    if not isinstance(record, dict) or record.get("format") != "filigree-record/1" or needed - set(record):
+        raise ValueError(f"report: {file} is not a filigree record.")
+    return record
+
+
+def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> str:
+    runs = [run for group in methods.values() for run in group]
+    config = runs[0].get("config", {})
+    out = [f"<h2>{escape(name or 'runs')}</h2>"]
+    if about := config.get("about"):
+        out.append(f"<p>{escape(str(about).strip())}</p>")
+    notes = list(dict.fromkeys(str(note) for run in runs for note in run.get("notes", [])))
+    out.append(_table(runs))
+    out.append(
+        "<p class=faint>Means over the runs (medians of times); after ± the standard deviation of the accuracy, the number "
+        "of runs in brackets; below each cost its ratio to dense, measured in the same process in turns.</p>"
+    )
+    out += [f"<p class=faint>{escape(note)}</p>" for note in notes]
+    out.append(_published(config, methods))
+    out += [*_accuracy(methods, numbered), *_costs(runs, numbered), *_rewiring(methods, numbered)]
+    out += [*_topology(methods, numbered, config.get("data", {}).get("input_shape", [])), _details(methods)]
+    return "".join(out)
+
+
+def _table(runs: Sequence[RecordLike]) -> str:
+    rows = summary_table(runs)
+    colours = figures.palette([row.method for row in rows])
+    head = "".join(
+        f"<th scope=col>{h}</th>" for h in ("method", "test accuracy", *(heading for _, heading, _ in COSTS))
+    )
+    body = []
+    for row in rows:
+        cells = [f'<td><span class=swatch style="background:{colours[row.method]}"></span>{escape(row.method)}</td>']
+        interval = "" if row.interval is None else f"<small>95%: ± {100 * row.interval:.2f}</small>"
+        cells.append(f"<td>{accuracy_text(row)}{interval}</td>")
+        for key, _, form in COSTS:
+            value, ratio, spread = row.costs[key], row.ratios[key], row.spreads.get(key)
+            hover = f' title="10% to 90%: {spread[0]:.3g} to {spread[1]:.3g}"' if spread else ""
+            below = f"<small>{ratio_text(ratio)}</small>" if ratio is not None else ""
+            cells.append(f"<td{hover}>{'-' if value is None else form.format(value)}{below}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        '<div class=scroll tabindex=0 role=region aria-label="Results"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _published(config: Mapping[str, Any], methods: Mapping[str, list[RecordLike]]) -> str:
+    printed = config.get("published") or {}
+    lines = []
+    for label, key, arms in (
+        ("dense", "dense_parameters", ["dense"]), ("sparse", "sparse_parameters", [m for m in methods if m != "dense"])
+    ):  # fmt: skip
+        counts = [methods[m][0]["cost"].get("parameters") for m in arms if m in methods]
+        if key in printed and counts and counts[0]:
+            off = counts[0] / printed[key] - 1
+            lines.append(f"<li>{label} parameters: printed {printed[key]:,.0f}, ours {counts[0]:,} ({off:+.1%})</li>")
+    return f"<h3>Printed figures, ours beside</h3><ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _accuracy(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> list[str]:
+    out = ["<h3>Accuracy and loss</h3><div class=grid>"]
+    for part, label in (("test", "test"), ("val", "validation"), ("train", "training")):
+        for x in ("epoch", "elapsed"):
+            what = "against training time" if x == "elapsed" else "by epoch"
+            for kind, scale, unit in (("accuracy", 100.0, ", %"), ("loss", 1.0, "")):
+                title = f"{label} {kind}{unit} {what}"
+                out.append(numbered.place(figures.curves(methods, f"{part}_{kind}", x, title, scale), title))
+    return [*out, "</div>"]
+
+
+def _costs(runs: Sequence[RecordLike], numbered: _Figures) -> list[str]:
+    sizes = {"parameters": "parameters", "nonzeros": "nonzeros"}
+    stored = {"bytes_memory": "in memory", "bytes_disk": "on disk"}
+    times = {
+        "train_step_ms": "training step",
+        "train_seconds": "training",
+        "batch_ms": "batch",
+        "single_ms": "one sample",
+    }
+    titles = ("Parameters (log scale)", "Bytes (log scale)", "Time, as a ratio to dense")
+    return [
+        "<h3>What it costs</h3><div class=grid>",
+        numbered.place(figures.bars(runs, sizes, titles[0], ratio=False, log=True), titles[0]),
+        numbered.place(figures.bars(runs, stored, titles[1], ratio=False, log=True), titles[1]),
+        numbered.place(figures.bars(runs, times, titles[2], ratio=True), titles[2]),
+        "</div>",
+    ]
+
+
+def _rewiring(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> list[str]:
+    evolving = {m: runs for m, runs in methods.items() if any("zeta" in row for run in runs for row in run["history"])}
+    if not evolving:
+        return []
+    shares = []
+    for method, runs in evolving.items():
+        values = [run["metrics"]["rewire_share"] for run in runs if run["metrics"].get("rewire_share") is not None]
+        if values:
+            shares.append(f"{escape(method)} {sum(values) / len(values):.2%}")
+    title = "zeta, the share of connections rewired after each epoch"
+    share = f"<p>Rewiring's share of the training time: {', '.join(shares)}.</p>" if shares else ""
+    return [
+        f"<h3>Rewiring</h3>{share}<div class=grid>",
+        numbered.place(figures.curves(evolving, "zeta", "epoch", title), title),
+        "</div>",
+    ]
+
+
+def _topology(methods: Mapping[str, list[RecordLike]], numbered: _Figures, shape: Sequence[int]) -> list[str]:
+    out = []
+    for method, runs in methods.items():
+        run = next((run for run in runs if run["topology"]), None)
+        if run is None:
+            continue
+        layers = list(dict.fromkeys(s["layer"] for s in run["topology"]))
+        out.append(f"<details><summary>{escape(method)}: topology (run {run.get('seed')})</summary>")
+        images = [s for s in run["topology"] if s.get("input_connectivity")]
+        if images:
+            most = max(max(s["input_connectivity"]) for s in images)
+            out.append("<h3>Connections of each input</h3><div class='grid three'>")
+            out += [
+                numbered.place(
+                    figures.connectivity(s, shape, most), f"connections of each input, epoch {s['epoch'] + 1}"
+                )
+                for s in images
+            ]
+            out.append("</div>")
+        out.append("<h3>Degrees</h3><div class=grid>")
+        for layer in layers:
+            for side in ("fan_in", "fan_out"):
+                out.append(numbered.place(figures.degrees(run, layer, side), f"{side} of {layer}"))
+        out.append("</div></details>")
+    return ["<h3>Topology</h3>", *out] if out else []
+
+
+def _details(methods: Mapping[str, list[RecordLike]]) -> str:
+    out = ["<h3>Configuration</h3>"]
+    for method, runs in methods.items():
+        seeds = ", ".join(str(run.get("seed")) for run in runs)
+        text = yaml.safe_dump(json.loads(json.dumps(runs[0].get("config", {}))), sort_keys=False, allow_unicode=True)
+        out.append(
+            f"<details><summary>{escape(method)} (runs {escape(seeds)})</summary><pre tabindex=0>{escape(text)}</pre></details>"
+        )
+    return "".join(out)
+
+
+def _provenance(records: Sequence[RecordLike]) -> str:
+    first = records[0]
+    machine, versions = first.get("machine", {}), first.get("versions", {})
+    commits = sorted({f"{str(r.get('commit'))[:10]}{' (with changes)' if r.get('dirty') else ''}" for r in records})
+    facts = [
+        f"{len(records)} runs, {first.get('started')} to {records[-1].get('finished') or 'unfinished'}",
+        f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
+        f"{machine.get('isa') or ''} kernels, {machine.get('os')}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"commit {', '.join(commits)}",
+    ]
+    return "".join(f"<p class=faint>{escape(fact)}</p>" for fact in facts)

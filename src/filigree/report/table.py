@@ -1,0 +1,131 @@
+"""Records as a table: means over runs, their spread, and each cost as a ratio to dense."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import scipy.stats
+from rich.table import Table
+from rich.text import Text
+
+RecordLike = Mapping[str, Any]
+
+# key, heading, how to write it
+COSTS = [
+    ("parameters", "parameters", "{:,.0f}"),
+    ("nonzeros", "nonzeros", "{:,.0f}"),
+    ("bytes_memory", "bytes in memory", "{:,.0f}"),
+    ("bytes_disk", "bytes on disk", "{:,.0f}"),
+    ("macs_forward", "MACs forward", "{:,.0f}"),
+    ("train_step_ms", "ms / step", "{:.3g}"),
+    ("batch_ms", "ms / batch", "{:.3g}"),
+    ("single_ms", "ms / sample", "{:.3g}"),
+    ("train_seconds", "training s", "{:.3g}"),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a recipe: test accuracy over its runs, and costs with their ratio to dense (None: no dense arm)."""
+
+    recipe: str
+    method: str
+    runs: int
+    accuracy: float | None
+    deviation: float | None  # standard deviation over the runs
+    interval: float | None  # half the 95% t interval of the mean
+    costs: dict[str, float | None]
+    ratios: dict[str, float | None]
+    spreads: dict[str, tuple[float, float]]  # 10th and 90th percentile of timings, medians over the runs
+
+
+def by_recipe(records: Sequence[RecordLike]) -> dict[str, dict[str, list[RecordLike]]]:
+    """Records by recipe and method, in the order they come, dense first."""
+    groups: dict[str, dict[str, list[RecordLike]]] = {}
+    for record in sorted(records, key=lambda r: r["method"] != "dense"):
+        groups.setdefault(record["recipe"], {}).setdefault(record["method"], []).append(record)
+    return groups
+
+
+def summary_table(records: Sequence[RecordLike]) -> list[Row]:
+    """A row a method of each recipe; every figure is the mean (of timings the median) over its runs."""
+    rows = []
+    for recipe, methods in by_recipe(records).items():
+        costs = {method: {key: _cost(runs, key) for key, *_ in COSTS} for method, runs in methods.items()}
+        for method, runs in methods.items():
+            accuracies = [r["metrics"]["test_accuracy"] for r in runs if r["metrics"].get("test_accuracy") is not None]
+            deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+            rows.append(
+                Row(
+                    recipe, method, len(runs), statistics.fmean(accuracies) if accuracies else None, deviation,
+                    None if deviation is None else _half_interval(deviation, len(accuracies)), costs[method],
+                    {key: _ratio(value, costs.get("dense", {}).get(key)) for key, value in costs[method].items()},
+                    {key: spread for key, *_ in COSTS if (spread := _spread(runs, key)) is not None},
+                )
+            )  # fmt: skip
+    return rows
+
+
+def console_table(records: Sequence[RecordLike]) -> Table:
+    """The table for a terminal: figures, and under each its ratio to dense."""
+    shown = [c for c in COSTS if c[0] not in ("bytes_memory", "macs_forward", "batch_ms")]
+    table = Table(title="ratios to dense in brackets", title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    several = len({r["recipe"] for r in records}) > 1
+    for heading in (["recipe"] if several else []) + ["method"]:
+        table.add_column(heading, style="bold", no_wrap=True)
+    for heading in ("test accuracy", *(heading for _, heading, _ in shown)):
+        table.add_column(heading, justify="right")
+    for row in summary_table(records):
+        cells = [_figure(row.costs[key], row.ratios[key], form, "\n") for key, _, form in shown]
+        names = ([row.recipe] if several else []) + [row.method]
+        table.add_row(*map(Text, [*names, accuracy_text(row, "\n"), *cells]))
+    return table
+
+
+def accuracy_text(row: Row, between: str = " ") -> str:
+    if row.accuracy is None:
+        return "-"
+    spread = "" if row.deviation is None else f"{between}± {100 * row.deviation:.2f} ({row.runs})"
+    return f"{row.accuracy:.2%}{spread}"
+
+
+def _figure(value: float | None, ratio: float | None, form: str, between: str = " ") -> str:
+    if value is None:
+        return "-"
+    return form.format(value) + (f"{between}({ratio_text(ratio)})" if ratio is not None else "")
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio to dense: "0.045x", "1x", "12x"."""
+    return f"{ratio:.2g}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def _cost(runs: Sequence[RecordLike], key: str) -> float | None:
+    values = []
+    for run in runs:
+        value = run["metrics"].get(key) if key == "train_seconds" else run["cost"].get(key)
+        value = value["median"] if isinstance(value, Mapping) else value
+        if value is not None:
+            values.append(float(value))
+    if not values:
+        return None
+    return statistics.median(values) if key.endswith(("_ms", "seconds")) else statistics.fmean(values)
+
+
+def _spread(runs: Sequence[RecordLike], key: str) -> tuple[float, float] | None:
+    timings = [run["cost"][key] for run in runs if isinstance(run["cost"].get(key), Mapping)]
+    if not timings:
+        return None
+    return statistics.median(t["low"] for t in timings), statistics.median(t["high"] for t in timings)
+
+
+def _ratio(value: float | None, dense: float | None) -> float | None:
+    return value / dense if value is not None and dense else None
+
+
+def _half_interval(deviation: float, runs: int) -> float:
+    return float(scipy.stats.t.ppf(0.975, runs - 1)) * deviation / math.sqrt(runs)
