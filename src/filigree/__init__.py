@@ -1,6 +1,7 @@
 """filigree: neural networks that cost what they use."""
 
 from filigree import data, models, nn, ops, topology
+from filigree.analyze import analyze, feature_ranking, survival
 from filigree.convert import convert_
 from filigree.cost import measure
 from filigree.dynamics import (
@@ -14,12 +15,15 @@ from filigree.dynamics import (
     Sequence,
 )
 from filigree.nn import Sparse
+from filigree.report import write_report
 from filigree.saving import load, save
 from filigree.topology import ErdosRenyi
+from filigree.train import EarlyStopping, evaluate, fit, seed_everything
 
 __all__ = [
     "Adaptive",
     "Constant",
+    "EarlyStopping",
     "ErdosRenyi",
     "Evolution",
     "ExponentialDecay",
@@ -28,13 +32,20 @@ __all__ = [
     "Oscillation",
     "Sequence",
     "Sparse",
+    "analyze",
     "convert_",
     "data",
+    "evaluate",
+    "feature_ranking",
+    "fit",
     "load",
     "measure",
     "models",
     "nn",
     "ops",
     "save",
+    "seed_everything",
+    "survival",
     "topology",
+    "write_report",
 ]

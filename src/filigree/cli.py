@@ -141,8 +141,8 @@ def counts() -> None:
 
 
 def _run(
-    recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None, resume: bool,
-    report: bool,
+    recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
+    resume: bool, report: bool,
 ) -> None:  # fmt: skip
     out.print(f"[bold]{recipe.name}[/bold]: {recipe.about.strip()}")
     _State.hint = f"Go on with: filigree train {recipe.name} --resume --out {folder}"

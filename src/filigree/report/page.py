@@ -127,8 +127,8 @@ def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: _Figu
     notes = list(dict.fromkeys(str(note) for run in runs for note in run.get("notes", [])))
     out.append(_table(runs))
     out.append(
-        "<p class=faint>Means over the runs (medians of times); after ± the standard deviation of the accuracy, the number "
-        "of runs in brackets; below each cost its ratio to dense, measured in the same process in turns.</p>"
+        "<p class=faint>Means over the runs (medians of times); after ± the standard deviation of the accuracy, the "
+        "number of runs in brackets; below each cost its ratio to dense, measured in the same process in turns.</p>"
     )
     out += [f"<p class=faint>{escape(note)}</p>" for note in notes]
     out.append(_published(config, methods))
@@ -253,9 +253,8 @@ def _details(methods: Mapping[str, list[RecordLike]]) -> str:
     for method, runs in methods.items():
         seeds = ", ".join(str(run.get("seed")) for run in runs)
         text = yaml.safe_dump(json.loads(json.dumps(runs[0].get("config", {}))), sort_keys=False, allow_unicode=True)
-        out.append(
-            f"<details><summary>{escape(method)} (runs {escape(seeds)})</summary><pre tabindex=0>{escape(text)}</pre></details>"
-        )
+        out.append(f"<details><summary>{escape(method)} (runs {escape(seeds)})</summary>")
+        out.append(f"<pre tabindex=0>{escape(text)}</pre></details>")
     return "".join(out)
 
 

@@ -1,0 +1,57 @@
+"""`analyze`: the network science of a model's sparse layers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import scipy.sparse as sp
+from torch import nn
+
+from filigree.dynamics.evolution import Evolution, Evolvable
+from filigree.topology import science
+
+
+def patterns(model: nn.Module) -> dict[str, science.Pattern]:
+    """The sparse layers of a model in order: `(outputs, inputs)`, weights as data."""
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Evolvable):
+            places, weights = layer.places().numpy(), layer.weights().numpy()
+            where = (places // layer.in_features, places % layer.in_features)
+            found[name] = sp.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
+    return found
+
+
+def analyze(model: nn.Module, seed: int = 0, nulls: int = 10) -> science.NetworkReport:
+    """Degrees, power laws, clustering, path lengths and small-world index, each against the Erdos-Renyi null.
+
+    Of every sparse layer, and of the network that they form together. Prints as a table.
+
+    Raises:
+        ValueError: the model has no sparse layers, or they do not follow one another.
+    """
+    found = patterns(model)
+    if not found:
+        raise ValueError("analyze: the model has no sparse layers. Call fg.convert_(model, fg.Sparse(...)) first.")
+    for (a, first), (b, second) in itertools.pairwise(found.items()):
+        if first.shape[0] != second.shape[1]:
+            raise ValueError(f"analyze: {b!r} reads {second.shape[1]} inputs, {a!r} has {first.shape[0]} outputs.")
+    return science.analyze(list(found.values()), list(found), seed, nulls)
+
+
+def survival(evolution: Evolution, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """The survival curve of a layer's connections under an `Evolution`: ages in epochs, the share outliving each."""
+    births, deaths = evolution.births[layer].numpy(), evolution.deaths[layer].numpy()
+    gone = np.repeat(deaths, deaths[:, 2], axis=0)
+    born = np.concatenate([births, gone[:, 0]])
+    died = np.concatenate([np.full(len(births), -1), gone[:, 1]])
+    return science.survival_curve(born, died, evolution.epoch)
+
+
+def feature_ranking(model: nn.Module) -> np.ndarray:
+    """The inputs of the first sparse layer, strongest first (sum of |w|): which features matter."""
+    found = patterns(model)
+    if not found:
+        raise ValueError("feature_ranking: the model has no sparse layers.")
+    return science.rank_features(next(iter(found.values())))
