@@ -26,6 +26,10 @@ template <class T, int L>
 struct Lanes {
   typedef T type __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
+template <class T>
+struct Lanes<T, 1> {
+  typedef T type;  // a vector of one number would go through memory
+};
 template <class T, int L>
 using Vec = typename Lanes<T, L>::type;
 
@@ -36,6 +40,11 @@ inline Vec<T, L> load(const T *p) {
 template <class T, int L>
 inline void store(T *p, Vec<T, L> v) {
   *reinterpret_cast<Vec<T, L> *>(p) = v;
+}
+
+template <int L, class V>
+inline auto lane(const V &v, int i) {
+  if constexpr (L == 1) return v; else return v[i];
 }
 
 template <int... I>
@@ -92,11 +101,14 @@ struct At {
 // v with its repeated lanes at zero; selected, not multiplied, so that a NaN there does not spread
 template <class T, int L>
 struct Fresh {
-  Vec<T, L> lane;
+  Vec<T, L> counts{};
   explicit Fresh(const Block &b) {
-    for (int i = 0; i < L; ++i) lane[i] = T(i >= b.repeated);
+    if constexpr (L > 1)
+      for (int i = 0; i < L; ++i) counts[i] = T(i >= b.repeated);
   }
-  Vec<T, L> operator()(Vec<T, L> v) const { return lane > 0 ? v : Vec<T, L>{}; }
+  Vec<T, L> operator()(Vec<T, L> v) const {
+    if constexpr (L == 1) return v; else return counts > 0 ? v : Vec<T, L>{};
+  }
 };
 
 // The share of `thread` among `threads`: rows whose nonzeros (and the rows themselves) add up to equal work.
@@ -189,7 +201,7 @@ void sddmm_rows(const Rows<T, I> &w, Matrix dy, Matrix x, const Block &block, in
         for (int v = 0; v < NV; ++v) s[g] += d[v] * load<T, L>(row + at.offset[v]);
       }
       const V total = sums<T, L>(s);
-      for (int g = 0; g < n; ++g) w.dvalues[k + g] = total[g] + (block.begins ? T(0) : w.dvalues[k + g]);
+      for (int g = 0; g < n; ++g) w.dvalues[k + g] = lane<L>(total, g) + (block.begins ? T(0) : w.dvalues[k + g]);
     }
   }
 }
@@ -222,7 +234,7 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
       const V total = sums<T, L>(s);
       for (int g = 0; g < n; ++g) {
         T &out = w.dvalues[w.perm[k + g]];
-        out = total[g] + (block.begins ? T(0) : out);
+        out = lane<L>(total, g) + (block.begins ? T(0) : out);
       }
     }
     for (int v = 0; v < NV; ++v) store<T, L>(dxd + c * dx.stride + at.offset[v], acc[v]);

@@ -103,7 +103,9 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     """
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
     if plain and not torch.compiler.is_compiling() and not _modes():  # modes: fake tensors, torch's FLOP counter, ...
-        return _Linear.apply(values, bias, x, pattern, relu)
+        if torch.is_grad_enabled():
+            return _Linear.apply(values, bias, x, pattern, relu)
+        return _linear_forward(values, bias, x, relu, *pattern)[0]
     return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)[0]
 
 

@@ -141,7 +141,7 @@ def _table(runs: Sequence[RecordLike]) -> str:
     rows = summary_table(runs)
     colours = figures.palette([row.method for row in rows])
     head = "".join(
-        f"<th scope=col>{h}</th>" for h in ("method", "test accuracy", *(heading for _, heading, _ in COSTS))
+        f"<th scope=col>{h}</th>" for h in ("method", "test accuracy, %", *(heading for _, heading, _ in COSTS))
     )
     body = []
     for row in rows:

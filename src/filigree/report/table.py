@@ -28,6 +28,9 @@ COSTS = [
 ]
 
 
+_LEFT_OUT = ("bytes_memory", "macs_forward", "batch_ms")  # of the terminal's table
+
+
 @dataclass(frozen=True)
 class Row:
     """One method of a recipe: test accuracy over its runs, and costs with their ratio to dense (None: no dense arm)."""
@@ -72,15 +75,15 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
 
 def console_table(records: Sequence[RecordLike]) -> Table:
     """The table for a terminal: figures, and under each its ratio to dense."""
-    shown = [c for c in COSTS if c[0] not in ("bytes_memory", "macs_forward", "batch_ms")]
+    shown = [(key, heading.replace(" ", "\n", 1)) for key, heading, _ in COSTS if key not in _LEFT_OUT]
     table = Table(title="ratios to dense in brackets", title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     several = len({r["recipe"] for r in records}) > 1
     for heading in (["recipe"] if several else []) + ["method"]:
         table.add_column(heading, style="bold", no_wrap=True)
-    for heading in ("test accuracy", *(heading for _, heading, _ in shown)):
-        table.add_column(heading, justify="right")
+    for heading in ("test\naccuracy, %", *(heading for _, heading in shown)):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in summary_table(records):
-        cells = [_figure(row.costs[key], row.ratios[key], form, "\n") for key, _, form in shown]
+        cells = [_figure(row.costs[key], row.ratios[key]) for key, _ in shown]
         names = ([row.recipe] if several else []) + [row.method]
         table.add_row(*map(Text, [*names, accuracy_text(row, "\n"), *cells]))
     return table
@@ -90,13 +93,21 @@ def accuracy_text(row: Row, between: str = " ") -> str:
     if row.accuracy is None:
         return "-"
     spread = "" if row.deviation is None else f"{between}± {100 * row.deviation:.2f} ({row.runs})"
-    return f"{row.accuracy:.2%}{spread}"
+    return f"{100 * row.accuracy:.2f}{spread}"
 
 
-def _figure(value: float | None, ratio: float | None, form: str, between: str = " ") -> str:
+def _figure(value: float | None, ratio: float | None) -> str:
     if value is None:
         return "-"
-    return form.format(value) + (f"{between}({ratio_text(ratio)})" if ratio is not None else "")
+    return short(value) + (f"\n({ratio_text(ratio)})" if ratio is not None else "")
+
+
+def short(value: float) -> str:
+    """A number in three digits: 0.156, 12.3, 876k, 2.08M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def ratio_text(ratio: float) -> str:
