@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.nn import MaskedLinear
+from filigree.ops import kernels
 from filigree.saving import description
 
 
@@ -156,10 +157,11 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 def race(works: Sequence[Callable[[], Any]], seconds: float = 0.5, least: int = 5) -> list[Timing]:
     """Time calls against one another: in turns, so that a noisy machine is noisy for all.
 
-    Each is warmed up, then run in blocks of about 5 ms in turns until each has had `seconds` (and `least` blocks).
+    Each is warmed up, then run in blocks of about 5 ms in turns until each has had `seconds` (and `least` blocks). Before
+    a block there is a pause and an untimed call: threads that other libraries leave spinning would disturb it.
     Denormal numbers are flushed to zero meanwhile: a memorised batch makes gradients of 1e-39 and slow steps of them.
     """
-    torch.set_flush_denormal(True)
+    kernels.flush_denormals(True)
     try:
         repeats = []
         for work in works:
@@ -171,12 +173,14 @@ def race(works: Sequence[Callable[[], Any]], seconds: float = 0.5, least: int = 
         ends = time.perf_counter() + seconds * len(works)
         while time.perf_counter() < ends or len(times[0]) < least:
             for work, repeat, mine in zip(works, repeats, times, strict=True):
+                time.sleep(0.005)
+                work()
                 began = time.perf_counter()
                 for _ in range(repeat):
                     work()
                 mine.append((time.perf_counter() - began) / repeat * 1e3)
     finally:
-        torch.set_flush_denormal(False)
+        kernels.flush_denormals(False)
     return [_timing(mine) for mine in times]
 
 

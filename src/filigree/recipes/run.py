@@ -137,7 +137,7 @@ def _train(
     config = recipe.plain(method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
-    torch.set_flush_denormal(True)
+    kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _rebuilding if training.rebuild_every_epoch else _plain
     model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
     saving.save(model, folder / MODEL)

@@ -1,0 +1,21 @@
+"""Inference without gradients, one sample and a batch of 128, against dense."""
+
+import pytest
+import torch
+from networks import SIZES, densified, ours
+
+from filigree.cost import inference, race
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("batch", [1, 128])
+def test_inference(name, batch, suite, benchmark):
+    model = ours(SIZES[name]).eval()
+    dense, x = densified(model).eval(), torch.randn(batch, SIZES[name][0])
+    torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
+    mine, its = race([inference(model, x), inference(dense, x)], seconds=2)
+    suite.add(
+        network=name, batch=batch, ms=mine.median, dense_ms=its.median, times_dense=its.median / mine.median,
+        goal=5 if (name, batch) == ("3 x 1000", 1) else None,
+    )  # fmt: skip
+    benchmark.pedantic(inference(model, x), rounds=50, warmup_rounds=5)
