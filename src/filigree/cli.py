@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -25,7 +25,7 @@ app = typer.Typer(
 
     Begin with `filigree demo`; `filigree list` shows the experiments; `filigree train RECIPE` runs one. Errors are one
     line; exit code 2 means that the command was misspelt, 1 that something else went wrong.""",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -45,12 +45,24 @@ Resume = Annotated[
 Method = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. Repeatable.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(importlib.metadata.version("filigree"))
+        raise typer.Exit
+
+
 @app.callback()
 def main_options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     _State.debug = debug
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -179,19 +191,16 @@ def main() -> None:
     """The entry point: exit code 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
-        _fail(f"{error.format_message()} `filigree --help` shows what there is.", 2)
+        sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail(f"interrupted; the last checkpoint is intact. {_State.hint}".strip(), 130)
     except OSError as error:
         _raise_or_fail(error, f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except Exception as error:
+        if message := getattr(error, "format_message", None):  # of click, or of the copy of it that typer brings
+            _fail(f"{message()} `filigree --help` shows what there is.", 2)
         _raise_or_fail(error, str(error) or type(error).__name__)
 
 

@@ -157,8 +157,8 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 def race(works: Sequence[Callable[[], Any]], seconds: float = 0.5, least: int = 5) -> list[Timing]:
     """Time calls against one another: in turns, so that a noisy machine is noisy for all.
 
-    Each is warmed up, then run in blocks of about 5 ms in turns until each has had `seconds` (and `least` blocks). Before
-    a block there is a pause and an untimed call: threads that other libraries leave spinning would disturb it.
+    Each is warmed up, then run in blocks of about 5 ms in turns until each has had `seconds` (and `least` blocks).
+    Before a block come a pause and an untimed call: threads that other libraries leave spinning would disturb it.
     Denormal numbers are flushed to zero meanwhile: a memorised batch makes gradients of 1e-39 and slow steps of them.
     """
     kernels.flush_denormals(True)

@@ -17,6 +17,7 @@ from filigree import cost, data, models, saving
 from filigree.convert import convert_
 from filigree.data import DataSet
 from filigree.dynamics import Evolution
+from filigree.dynamics.evolution import Evolvable
 from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
 from filigree.recipes.snapshots import Snapshots, Watch
@@ -153,6 +154,8 @@ def _plain(
     model = build(recipe, method, split, number)
     optimizer = optimizer_of(model, training)
     evolution = evolution_of(arm, training, model, optimizer, number)
+    if arm.evolution is not None and evolution is None:
+        record.notes.append(f"{method}: all layers stay dense at these widths and this density; nothing evolves.")
     hooks: list[Any] = [Snapshots(evolution)]
     if recipe.watch:
         hooks.append(Watch(split.classes, evolution))
@@ -210,8 +213,8 @@ def evolution_of(
     optimizer: torch.optim.Optimizer | None,
     seed: int,
 ) -> Evolution | None:
-    if arm.evolution is None:
-        return None
+    if arm.evolution is None or not any(isinstance(layer, Evolvable) for layer in model.modules()):
+        return None  # a narrow network may stay dense throughout
     settings = {name: getattr(arm.evolution, name) for name in type(arm.evolution).model_fields}
     return Evolution(model, optimizer, settings.pop("schedule"), training.epochs, seed=seed, **settings)
 

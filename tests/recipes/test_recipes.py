@@ -1,0 +1,101 @@
+import pytest
+
+from filigree import data, recipes
+from filigree.recipes import RecipeError
+from filigree.recipes.run import build
+from filigree.train import Record
+
+
+def test_every_recipe_is_valid_and_says_what_it_shows():
+    assert "demo" in recipes.names()
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        assert recipe.about
+        assert recipe.runs()
+        assert all(recipe.plain(method) for method in recipe.methods)
+
+
+def test_the_seven_settings_of_the_thesis():
+    settings = {
+        "lung": ("lung", [1000] * 3, 2), "orl": ("orl", [1000] * 3, 2), "prostate-ge": ("prostate-ge", [1000] * 3, 2),
+        "glioma": ("glioma", [1000] * 3, 2), "fashion-3x1000": ("fashion-mnist", [1000] * 3, 100),
+        "fashion-4000-1000-4000": ("fashion-mnist", [4000, 1000, 4000], 100),
+        "fashion-4x4000": ("fashion-mnist", [4000] * 4, 100),
+    }  # fmt: skip
+    for name, (source, hidden, batch) in settings.items():
+        recipe = recipes.load(name)
+        assert (recipe.data.name, recipe.model.hidden, recipe.training.batch_size) == (source, hidden, batch)
+        assert (recipe.training.epochs, recipe.training.lr, recipe.training.momentum) == (500, 0.01, 0.9)
+        assert recipe.model.dropout == 0.3
+        assert set(recipe.methods) == {"dense", "Fixed", "SET", "LDV", "OSV", "EXD"}
+        assert recipe.methods["EXD"].evolution.regrow == "initial"
+        short = recipes.load(f"{name}-short")
+        assert short.training.epochs == 30
+        assert short.methods["EXD"].evolution.schedule.horizon == 500
+        assert any("rescaled" in note for note in short.notes)
+
+
+def test_counts_of_appendix_b():
+    rows = recipes.counts()
+    assert len(rows) == 7
+    ours = {"LUNG": (174_245, 171_463), "ORL": (144_320, 137_371), "Prostate-GE": (224_322, 221_129),
+            "GLIOMA": (195_684, 192_758), "Fashion 3 x 1000": (128_690, 124_985),
+            "Fashion 4000-1000-4000": (344_690, 335_380), "Fashion 4 x 4000": (631_690, 622_467)}  # fmt: skip
+    for row in rows:
+        assert row.dense == row.printed_dense
+        assert row.distinct == ours[row.setting][0]
+        assert row.merged == pytest.approx(ours[row.setting][1], rel=0.002)  # drawn: within chance of the notes' figure
+        assert abs(row.difference) < 0.05
+
+
+def test_search_takes_the_best_candidate(tmp_path):
+    recipe = recipes.load(
+        "demo", ["training.epochs=3", "model.hidden=[30]", "seeds=[0, 1]", "data.validation=0.2",
+                 "search={lr: [0.000001, 0.05]}"],
+    )  # fmt: skip
+    folders = recipes.run(recipe, tmp_path, methods=["SET"], progress=False)
+    assert [Record.load(folder).config["training"]["lr"] for folder in folders] == [0.05, 0.05]
+
+
+def test_rebuilding_every_epoch_trains_as_in_the_loop_without_momentum(tmp_path):
+    settings = ["training.epochs=2", "model.hidden=[30]", "training.momentum=0", "model.dropout=0",
+                "data.name=digits", "training.batch_size=50"]  # fmt: skip
+    recipe = recipes.load("implementations", settings)
+    folders = recipes.run(recipe, tmp_path, methods=["masked, rebuilt", "masked, in the loop"], progress=False)
+    rebuilt, in_loop = (Record.load(folder) for folder in folders)
+    assert rebuilt.history[0]["train_loss"] == pytest.approx(in_loop.history[0]["train_loss"])
+    assert len(rebuilt.history) == 2
+    assert rebuilt.history[1]["train_loss"] < rebuilt.history[0]["train_loss"]
+
+
+def test_watching_a_run(tmp_path):
+    recipe = recipes.load("plateau", ["training.epochs=3", "model.hidden=[40, 40]", "seeds=[0]", "training.lr=0.05"])
+    (folder,) = recipes.run(recipe, tmp_path, methods=["SET"], progress=False)
+    record = Record.load(folder)
+    assert 0 <= record.metrics["escape_epoch"] <= 3
+    assert record.history[1]["gradient_norm.fc1"] > 0
+    assert record.history[0]["age.fc1"] < 1 < record.history[2]["age.fc1"] + 1
+
+
+def test_the_seed_reaches_topology_and_values():
+    recipe = recipes.load("demo", ["model.hidden=[40]"])
+    split = data.load("digits")
+    one, two, other = (build(recipe, "SET", split, seed) for seed in (1, 1, 2))
+    assert one.fc1.values.equal(two.fc1.values)
+    assert not one.fc1.values.equal(other.fc1.values)
+
+
+def test_files_of_your_own_are_checked(tmp_path):
+    circle = tmp_path / "a.yaml"
+    circle.write_text(f"extends: {circle}\n")
+    for text, message in (
+        ("[1, 2]", "expected a mapping"),
+        ("a: [", "not YAML"),
+        (f"extends: {circle}", "in a circle"),
+        ("about: x\ndata: {name: digits}", "'methods' is missing"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ):
+        circle.write_text(text)
+        with pytest.raises(RecipeError, match=message) as caught:
+            recipes.load(circle)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,179 @@
+"""The command line end to end on digits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from filigree import cli
+from filigree.train import Record
+
+SMALL = ["--set", "training.epochs=2", "--set", "model.hidden=[30]", "--set", "seeds=[0]"]
+
+
+def filigree(*arguments):
+    return subprocess.run([sys.executable, "-m", "filigree.cli", *arguments], capture_output=True, text=True)
+
+
+def call(monkeypatch, capsys, *arguments):
+    """In this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["filigree", *map(str, arguments)])
+    code = 0
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code, *capsys.readouterr()
+
+
+def test_train_compare_report_resume(tmp_path, monkeypatch, capsys):
+    runs = tmp_path / "runs"
+    code, out, err = call(
+        monkeypatch, capsys, "train", "demo", *SMALL, "--out", runs, "--method", "dense", "--method", "EXD"
+    )
+    assert code == 0, err
+    assert "accuracy" in out
+    assert sorted(p.name for p in runs.iterdir()) == ["EXD-0", "dense-0", "report.html"]
+    record = Record.load(runs / "EXD-0")
+    assert record.finished
+    assert len(record.history) == 2
+    assert record.history[0]["zeta"] == 0.3
+    assert record.history[1]["zeta"] == 0.0
+    assert record.cost["train_step_ms"]["median"] > 0
+    assert {s["epoch"] for s in record.topology} == {0, 1}
+    code, out, _ = call(monkeypatch, capsys, "compare", runs)
+    assert code == 0
+    assert "EXD" in out
+    page = tmp_path / "page.html"
+    assert call(monkeypatch, capsys, "report", runs, "-o", page)[0] == 0
+    assert page.stat().st_size > 1_000_000
+    stamp = (runs / "EXD-0" / "model.safetensors").stat().st_mtime_ns
+    code, _, err = call(monkeypatch, capsys, "train", "demo", *SMALL, "--out", runs, "--method", "EXD", "--resume")
+    assert code == 0, err
+    assert (runs / "EXD-0" / "model.safetensors").stat().st_mtime_ns == stamp  # finished: left alone
+
+
+def test_own_data(tmp_path, monkeypatch, capsys):
+    rows = [f"{i % 7},{(i * i) % 5},{i % 3}\n" for i in range(60)]
+    (tmp_path / "own.csv").write_text("".join(rows))
+    arguments = ("train", "demo", *SMALL, "--data", tmp_path / "own.csv", "--out", tmp_path / "r", "--method", "SET")
+    code, _, err = call(monkeypatch, capsys, *arguments, "--set", "training.batch_size=8")
+    assert code == 0, err
+    assert Record.load(tmp_path / "r" / "SET-0").config["data"]["classes"] == 3
+
+
+def test_list_and_counts(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "list")
+    assert code == 0
+    assert "fashion-3x1000" in out
+    assert "glioma" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "demmo"], 2, "there is no recipe 'demmo'. Did you mean demo?"),
+        (["train", "demo", "--set", "training.epoch=3"], 2, "unknown key 'training.epoch'"),
+        (
+            ["train", "demo", "--set", "training.epochs=0"],
+            2,
+            "training.epochs: input should be greater than or equal to 1",
+        ),
+        (["train", "demo", "--set", "convert.0.config.topology.epsilon=0"], 2, "epsilon must be greater than 0. Got 0"),
+        (
+            ["train", "demo", "--set", "methods.SET.evolution.schedule.zeta=1.5"],
+            2,
+            "zeta must be less than or equal to 1",
+        ),
+        (["train", "demo", "--set", "nonsense"], 2, "expected key=value"),
+        (["train", "demo", "--method", "RigL"], 2, "the methods of demo are dense, Fixed, SET, LDV, OSV, EXD"),
+        (["train"], 2, "Missing argument 'RECIPE'"),
+        (["trian"], 2, "No such command 'trian'"),
+        (["train", "demo", "--data", "absent.csv"], 1, "there is no file absent.csv"),
+        (["train", "absent.yaml"], 2, "No such file or directory"),
+        (["compare", "nowhere"], 1, "there is no such run"),
+        (["report", "nowhere"], 1, "there is no such run"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    got, _, err = call(monkeypatch, capsys, *arguments)
+    assert got == code
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []  # nothing half-written left behind
+
+
+def test_nan_in_the_data(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.csv").write_text("".join(f"{i},nan,{i % 2}\n" for i in range(30)))
+    got, _, err = call(monkeypatch, capsys, "train", "demo", "--data", tmp_path / "own.csv", "--out", tmp_path / "r")
+    assert got == 1
+    assert "x must be finite" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_recipe_of_your_own(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: demo\nabout: mine\nseeds: [4]\ntraining: {epochs: 1}\nmodel: {hidden: [20]}\n")
+    code, _, err = call(monkeypatch, capsys, "train", recipe, "--out", tmp_path / "r", "--method", "SET")
+    assert code == 0, err
+    assert (tmp_path / "r" / "SET-4" / "record.json").is_file()
+    recipe.write_text("extends: demo\nmethods: {SET: {evolutoin: 3}}\n")
+    code, _, err = call(monkeypatch, capsys, "train", recipe)
+    assert code == 2
+    assert "unknown key 'methods.SET.evolutoin'" in err
+
+
+def test_narrow_networks_stay_dense_and_say_so(tmp_path, monkeypatch, capsys):
+    arguments = ("train", "demo", *SMALL, "--set", "model.hidden=[5]", "--method", "SET", "--out", tmp_path)
+    code, out, _ = call(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert "all layers stay dense" in " ".join(out.split())
+
+
+def test_version(monkeypatch, capsys):
+    assert call(monkeypatch, capsys, "--version") == (0, "0.1.0\n", "")
+    code, out, _ = call(monkeypatch, capsys)
+    assert code == 2
+    assert "filigree demo" in out
+
+
+def test_debug_shows_the_traceback():
+    done = filigree("--debug", "compare", "nowhere")
+    assert "Traceback" in done.stderr
+
+
+def test_help_teaches():
+    done = filigree("--help")
+    assert done.returncode == 0
+    assert "filigree demo" in done.stdout
+    for command in ("train", "compare", "report", "list", "demo", "counts"):
+        assert command in done.stdout
+
+
+def test_interrupted_run_resumes(tmp_path):
+    """Ctrl-C in mid-run: exit code 130, one line, the checkpoint is there, and --resume ends as if never stopped."""
+    arguments = ["train", "demo", "--set", "training.epochs=40", "--set", "model.hidden=[60]", "--set", "seeds=[0]",
+                 "--method", "SET", "--out", str(tmp_path / "a")]  # fmt: skip
+    run = subprocess.Popen([sys.executable, "-m", "filigree.cli", *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "a" / "SET-0" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    if run.returncode != 0:  # it may have been faster than the signal
+        assert run.returncode == 130
+        assert "interrupted; the last checkpoint is intact. Go on with: filigree train demo --resume" in err
+        assert not [f for f in os.listdir(tmp_path / "a" / "SET-0") if f.endswith(".tmp")]
+    assert filigree(*arguments, "--resume").returncode == 0
+    whole = [a if a != str(tmp_path / "a") else str(tmp_path / "b") for a in arguments]
+    assert filigree(*whole).returncode == 0
+    accuracy = [Record.load(tmp_path / x / "SET-0").metrics["test_loss"] for x in "ab"]
+    assert accuracy[0] == accuracy[1]
