@@ -191,7 +191,10 @@ def main() -> None:
     """The entry point: exit code 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # typer has seen the Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except RecipeError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
