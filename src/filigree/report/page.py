@@ -40,6 +40,19 @@ pre { overflow-x: auto; font-size: .8rem; background: var(--tint); padding: .8re
 """
 
 
+DRAW = """
+const draw = root => root.querySelectorAll('figure').forEach(place => {
+  const hidden = place.closest('details:not([open])');
+  if (hidden || place.data) return;
+  const f = figures[+place.id.slice(1)];
+  Plotly.newPlot(place, f.data, f.layout, {responsive: true, displayModeBar: false});
+});
+draw(document);
+document.querySelectorAll('details').forEach(d => d.addEventListener('toggle', () => draw(d)));
+addEventListener('beforeprint', () => document.querySelectorAll('details').forEach(d => { d.open = true; draw(d) }));
+"""
+
+
 def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, title: str | None = None) -> Path:
     """Write one HTML page about runs; returns its path.
 
@@ -85,11 +98,7 @@ class _Figures:
 
     def script(self) -> str:
         content = json.dumps(self.data).replace("<", "\\u003c")  # nothing in a record can end the script
-        return (
-            f"<script>const figures = {content};\n"
-            "figures.forEach((f, i) => Plotly.newPlot('f' + i, f.data, f.layout, {responsive: true, displaylogo: false,"
-            " modeBarButtonsToRemove: ['lasso2d', 'select2d']}));</script>"
-        )
+        return f"<script>const figures = {content};{DRAW}</script>"
 
 
 def _load(records: Sequence[RecordLike | str | Path]) -> Iterator[RecordLike]:
@@ -222,13 +231,14 @@ def _rewiring(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> li
 
 
 def _topology(methods: Mapping[str, list[RecordLike]], numbered: _Figures, shape: Sequence[int]) -> list[str]:
-    out = []
+    out: list[str] = []
     for method, runs in methods.items():
         run = next((run for run in runs if run["topology"]), None)
         if run is None:
             continue
         layers = list(dict.fromkeys(s["layer"] for s in run["topology"]))
-        out.append(f"<details><summary>{escape(method)}: topology (run {run.get('seed')})</summary>")
+        opened = "" if out else " open"
+        out.append(f"<details{opened}><summary>{escape(method)}, run {escape(str(run.get('seed')))}</summary>")
         images = [s for s in run["topology"] if s.get("input_connectivity")]
         if images:
             most = max(max(s["input_connectivity"]) for s in images)

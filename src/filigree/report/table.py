@@ -18,16 +18,15 @@ RecordLike = Mapping[str, Any]
 COSTS = [
     ("parameters", "parameters", "{:,.0f}"),
     ("nonzeros", "nonzeros", "{:,.0f}"),
-    ("bytes_memory", "bytes in memory", "{:,.0f}"),
     ("bytes_disk", "bytes on disk", "{:,.0f}"),
-    ("macs_forward", "MACs forward", "{:,.0f}"),
     ("train_step_ms", "ms / step", "{:.3g}"),
-    ("batch_ms", "ms / batch", "{:.3g}"),
     ("single_ms", "ms / sample", "{:.3g}"),
     ("train_seconds", "training s", "{:.3g}"),
+    ("batch_ms", "ms / batch", "{:.3g}"),
+    ("bytes_memory", "bytes in memory", "{:,.0f}"),
+    ("macs_forward", "MACs forward", "{:,.0f}"),
 ]
-
-
+ORDER = ["dense", "Fixed", "SET", "LDV", "OSV", "EXD"]  # of rows; others follow as they come
 _LEFT_OUT = ("bytes_memory", "macs_forward", "batch_ms")  # of the terminal's table
 
 
@@ -47,9 +46,9 @@ class Row:
 
 
 def by_recipe(records: Sequence[RecordLike]) -> dict[str, dict[str, list[RecordLike]]]:
-    """Records by recipe and method, in the order they come, dense first."""
+    """Records by recipe and method: dense first, then the thesis's methods, then others as they come."""
     groups: dict[str, dict[str, list[RecordLike]]] = {}
-    for record in sorted(records, key=lambda r: r["method"] != "dense"):
+    for record in sorted(records, key=lambda r: ORDER.index(r["method"]) if r["method"] in ORDER else len(ORDER)):
         groups.setdefault(record["recipe"], {}).setdefault(record["method"], []).append(record)
     return groups
 

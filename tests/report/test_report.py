@@ -1,0 +1,125 @@
+"""The table and the page, on records made here; the page also in a real browser."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from filigree.report import console_table, summary_table, write_report
+from filigree.train import Record
+
+
+def record(method, seed=0, accuracy=0.9, step=2.0, recipe="digits", epochs=4):
+    made = Record.start(recipe, method, seed, {"about": "A test.", "data": {"input_shape": [1, 4, 4]}})
+    made.history = [
+        {"epoch": i, "train_loss": 1 / (i + 1), "train_accuracy": accuracy, "test_loss": 2 / (i + 1),
+         "test_accuracy": accuracy - 0.1 / (i + 1), "seconds": step, "elapsed": step * (i + 1), "lr": 0.1,
+         **({} if method == "dense" else {"zeta": 0.3, "rewire_seconds": 0.01})}
+        for i in range(epochs)
+    ]  # fmt: skip
+    made.metrics = {"test_accuracy": accuracy, "train_seconds": step * epochs, "rewire_share": 0.01}
+    timing = {"median": step, "low": step * 0.9, "high": step * 1.2}
+    made.cost = {"parameters": int(1000 * step), "nonzeros": 900, "bytes_memory": 4000, "bytes_disk": 4100,
+                 "macs_forward": 950, "train_step_ms": timing, "batch_ms": timing, "single_ms": timing}  # fmt: skip
+    if method != "dense":
+        for epoch in (0, 1, 3):
+            made.topology.append(
+                {"epoch": epoch, "layer": "fc1", "in_features": 16, "out_features": 5, "nnz": 30,
+                 "fan_in": [[5, 2], [6, 3]], "fan_out": [[1, 8], [2, 8]], "input_connectivity": list(range(16))}
+            )  # fmt: skip
+    return made.model_dump()
+
+
+@pytest.fixture
+def records():
+    return [
+        record(m, seed, a + seed / 100, s) for m, a, s in (("EXD", 0.91, 1.0), ("dense", 0.9, 4.0)) for seed in (0, 1)
+    ]
+
+
+def test_summary_by_hand(records):
+    dense, exd = summary_table(records)
+    assert (dense.method, exd.method, exd.runs) == ("dense", "EXD", 2)
+    assert exd.accuracy == pytest.approx(0.915)
+    assert exd.deviation == pytest.approx(0.01 / math.sqrt(2))
+    assert exd.interval == pytest.approx(12.706 * 0.01 / 2, rel=1e-3)
+    assert exd.ratios["train_step_ms"] == pytest.approx(0.25)
+    assert dense.ratios["parameters"] == 1
+    assert summary_table(records[:2])[0].ratios["parameters"] is None  # nothing dense to compare with
+
+
+def test_console_table_fits(records):
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - of the console
+    console.print(console_table(records))
+    text = console.export_text()
+    assert "0.25x" in text
+    assert "…" not in text
+    console.file.close()
+
+
+def test_page_is_one_file_and_escapes(records, tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    records.append(record(evil, accuracy=0.5) | {"notes": [evil], "config": {"about": evil, "x": evil}})
+    page = write_report(records, tmp_path / "deep" / "page.html", title=evil).read_text()
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    body = page[page.index("</script>") :]
+    assert not re.search(r'(src|href)="(?!data:)', body)
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["page.html"]
+
+
+def test_records_from_folders_and_bad_ones(records, tmp_path):
+    for i, content in enumerate(records):
+        Record(**content).save(tmp_path / f"run{i}")
+    assert write_report([tmp_path], tmp_path / "page.html").exists()
+    bad = tmp_path / "bad.json"
+    for text, message in (
+        ("{", "not JSON, or truncated"),
+        ("[]", "not a filigree record"),
+        ('{"format": 1}', "not a filig"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            write_report([bad], tmp_path / "page2.html")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no record\.json"):
+        write_report([tmp_path / "empty"], tmp_path / "page2.html")
+    with pytest.raises(ValueError, match="at least one record"):
+        write_report([], tmp_path / "page2.html")
+    assert not (tmp_path / "page2.html").exists()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser(records, tmp_path, width):
+    """No errors, every figure drawn, and no sideways scrolling."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = write_report(records, tmp_path / "page.html").read_text()
+    watch = "<script>const seen = []; addEventListener('error', e => seen.push(e.message));</script>"
+    tell = """<script>addEventListener('load', () => setTimeout(() => {
+        document.querySelectorAll('details').forEach(d => { d.open = true; draw(d) });
+        document.title = JSON.stringify({errors: seen, places: document.querySelectorAll('figure').length,
+            drawn: document.querySelectorAll('.js-plotly-plot').length, needs: document.documentElement.scrollWidth,
+            has: innerWidth}) }, 500))</script>"""
+    inner = tmp_path / "inner.html"
+    inner.write_text(page.replace("<head>", "<head>" + watch, 1).replace("</body>", tell + "</body>"))
+    outer = tmp_path / "outer.html"  # a frame, since windows have a least width
+    outer.write_text(
+        f'<iframe src="inner.html" width={width} height=3000></iframe><script>setInterval(() => document.title = '
+        "document.querySelector('iframe').contentDocument.title, 100)</script>"
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom"]  # fmt: skip
+    done = subprocess.run([browser, *flags, outer.as_uri()], capture_output=True, text=True, timeout=120)
+    found = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout).group(1).replace("&quot;", '"'))
+    assert found["errors"] == []
+    assert found["places"] == found["drawn"] > 5
+    assert found["has"] <= width
+    assert found["needs"] <= found["has"]
+    assert "Uncaught" not in done.stderr
