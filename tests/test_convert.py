@@ -54,6 +54,12 @@ def test_keep_holds_the_weights():
     assert bool(((dense == weight) | (dense == 0)).all())
 
 
+def test_a_number_is_the_standard_deviation_of_the_values():
+    model = fg.models.mlp([900, 400, 3])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.1), init=0.1), "fc1")
+    assert model.fc1.values.std().item() == pytest.approx(0.1, rel=0.02)
+
+
 def test_where():
     model = fg.models.mlp([9, 8, 7, 3])
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), where=lambda name, module: module.out_features == 7)

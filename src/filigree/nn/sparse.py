@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 import torch
 from torch import nn
 
@@ -25,7 +26,8 @@ class Sparse(Conversion):
             (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`).
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
-        init: "he" draws new values by the real fan-in; "keep" keeps the dense layer's weights at the connections.
+        init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
+            authors: 0.1); "keep" keeps the dense layer's weights at the connections.
         fuse: in an `nn.Sequential`, fold an `nn.ReLU` that directly follows into the sparse layer's kernel; an
             `nn.Identity` stays in its place.
         seed: of topology and values.
@@ -36,7 +38,7 @@ class Sparse(Conversion):
 
     topology: Topology
     masked: bool = False
-    init: Literal["he", "keep"] = "he"
+    init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
     fuse: bool = True
     seed: int = 0
 
@@ -70,6 +72,9 @@ class Sparse(Conversion):
                     sparse.values.copy_(layer.weight.flatten()[places.to(layer.weight.device)])
                     if sparse.bias is not None:
                         sparse.bias.copy_(layer.bias)
+            elif self.init != "he":
+                fan_in = sparse.indptr.diff().repeat_interleave(sparse.indptr.diff().long())
+                sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
             sparse.relu = self.fuse and _fuse_relu(model, layer)
             made = MaskedLinear(sparse) if self.masked else sparse
             made.requires_grad_(layer.weight.requires_grad)
