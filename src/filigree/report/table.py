@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import scipy.stats
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -75,11 +76,17 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
 def console_table(records: Sequence[RecordLike]) -> Table:
     """The table for a terminal: figures, and under each its ratio to dense."""
     shown = [(key, heading.replace(" ", "\n", 1)) for key, heading, _ in COSTS if key not in _LEFT_OUT]
-    table = Table(title="ratios to dense in brackets", title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title="ratios to dense in brackets",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     several = len({r["recipe"] for r in records}) > 1
     for heading in (["recipe"] if several else []) + ["method"]:
         table.add_column(heading, style="bold", no_wrap=True)
-    for heading in ("test\naccuracy, %", *(heading for _, heading in shown)):
+    for heading in ("test\naccuracy %", *(heading for _, heading in shown)):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary_table(records):
         cells = [_figure(row.costs[key], row.ratios[key]) for key, _ in shown]
