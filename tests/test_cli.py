@@ -11,7 +11,7 @@ import pytest
 from filigree import cli
 from filigree.train import Record
 
-SMALL = ["--set", "training.epochs=2", "--set", "model.hidden=[30]", "--set", "seeds=[0]"]
+SMALL = ["--set", "training.epochs=2", "--set", "model.hidden=[60]", "--set", "seeds=[0]"]
 
 
 def filigree(*arguments):
@@ -50,6 +50,8 @@ def test_train_compare_report_resume(tmp_path, monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "compare", runs)
     assert code == 0
     assert "EXD" in out
+    code, out, _ = call(monkeypatch, capsys, "analyze", runs / "EXD-0", "--nulls", "3")
+    assert (code, "clustering (null, z)" in out) == (0, True)
     page = tmp_path / "page.html"
     assert call(monkeypatch, capsys, "report", runs, "-o", page)[0] == 0
     assert page.stat().st_size > 1_000_000

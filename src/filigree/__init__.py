@@ -18,7 +18,7 @@ from filigree.nn import Sparse
 from filigree.report import write_report
 from filigree.saving import load, save
 from filigree.topology import ErdosRenyi
-from filigree.train import EarlyStopping, evaluate, fit, seed_everything
+from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 __all__ = [
     "Adaptive",
@@ -30,6 +30,7 @@ __all__ = [
     "Fixed",
     "LinearDecrease",
     "Oscillation",
+    "Record",
     "Sequence",
     "Sparse",
     "analyze",

@@ -16,8 +16,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from filigree import data, recipes
+from filigree.analyze import analyze
 from filigree.recipes import Recipe, RecipeError
 from filigree.report import console_table, write_report
+from filigree.saving import load
 from filigree.train import Record, progress_columns
 
 app = typer.Typer(
@@ -131,6 +133,19 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about recorded runs."""
     out.print(f"wrote {write_report(_records(runs), output)}")
+
+
+@app.command("analyze")
+def analyze_(
+    model: Annotated[
+        Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
+    ],
+    nulls: Annotated[int, typer.Option(min=2, help="Erdos-Renyi graphs drawn for comparison.")] = 10,
+) -> None:
+    """Is a trained topology still random? Degrees, clustering, paths against the Erdos-Renyi null."""
+    if model.is_dir():
+        model = model / recipes.MODEL
+    print(analyze(load(model), nulls=nulls))
 
 
 @app.command()

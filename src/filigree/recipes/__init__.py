@@ -2,6 +2,6 @@
 
 from filigree.recipes.counts import Count, counts
 from filigree.recipes.recipe import Recipe, RecipeError, load, names
-from filigree.recipes.run import run
+from filigree.recipes.run import MODEL, run
 
-__all__ = ["Count", "Recipe", "RecipeError", "counts", "load", "names", "run"]
+__all__ = ["MODEL", "Count", "Recipe", "RecipeError", "counts", "load", "names", "run"]
