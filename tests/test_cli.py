@@ -1,5 +1,6 @@
 """The command line end to end on digits."""
 
+import json
 import os
 import signal
 import subprocess
@@ -47,8 +48,11 @@ def test_train_compare_report_resume(tmp_path, monkeypatch, capsys):
     assert record.history[1]["zeta"] == 0.0
     assert record.cost["train_step_ms"]["median"] > 0
     assert {s["epoch"] for s in record.topology} == {0, 1}
-    code, out, _ = call(monkeypatch, capsys, "compare", runs)
+    code, out, _ = call(monkeypatch, capsys, "compare", runs, "--json", tmp_path / "short.json")
     assert code == 0
+    short = json.loads((tmp_path / "short.json").read_text())
+    assert {run["method"] for run in short} == {"dense", "EXD"}
+    assert "history" not in short[0]
     assert "EXD" in out
     code, out, _ = call(monkeypatch, capsys, "analyze", runs / "EXD-0", "--nulls", "3")
     assert (code, "clustering (null, z)" in out) == (0, True)

@@ -20,6 +20,7 @@ from filigree.analyze import analyze
 from filigree.recipes import Recipe, RecipeError
 from filigree.report import console_table, write_report
 from filigree.saving import load
+from filigree.storage import write_json
 from filigree.train import Record, progress_columns
 
 app = typer.Typer(
@@ -119,9 +120,19 @@ def train(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures, without histories, as JSON.")
+    ] = None,
 ) -> None:
     """Show recorded runs in one table, each figure beside its ratio to dense."""
-    out.print(console_table(_records(runs)))
+    records = _records(runs)
+    out.print(console_table(records))
+    if json is not None:
+        short = [
+            {key: value for key, value in r.items() if key not in ("history", "topology", "folder")} for r in records
+        ]
+        write_json(json, short)
+        out.print(f"wrote {json}")
 
 
 @app.command()
