@@ -47,6 +47,8 @@ def test_summary_by_hand(records):
     assert exd.accuracy == pytest.approx(0.915)
     assert exd.deviation == pytest.approx(0.01 / math.sqrt(2))
     assert exd.interval == pytest.approx(12.706 * 0.01 / 2, rel=1e-3)
+    assert exd.against_dense == pytest.approx((0.01, 0.01, 0.01))
+    assert dense.against_dense is None
     assert exd.ratios["train_step_ms"] == pytest.approx(0.25)
     assert dense.ratios["parameters"] == 1
     assert summary_table(records[:2])[0].ratios["parameters"] is None  # nothing dense to compare with

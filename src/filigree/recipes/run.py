@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
+from filigree.train.records import now
 
 MODEL = "model.safetensors"
 
@@ -35,7 +36,6 @@ def run(
     source: str | Path | None = None,
     resume: bool = False,
     progress: Progress | bool | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Train the methods of a recipe, one folder `out/<method>-<seed>` each, and time them against one another.
 
@@ -61,7 +61,6 @@ def run(
             trained[method] = folder
         _time(recipe, trained, split)
         folders += trained.values()
-        say(f"{recipe.name}: run {number} done")
     return folders
 
 
@@ -78,9 +77,7 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
     for step in recipe.convert_of(method):
         config = step.config
         if hasattr(config, "seed"):
-            config = type(config)(
-                **{name: getattr(config, name) for name in config.__dataclass_fields__} | {"seed": seed}
-            )
+            config = dataclasses.replace(config, seed=seed)
         convert_(model, config, step.where)
     return model
 
@@ -140,9 +137,13 @@ def _train(
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
     kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _rebuilding if training.rebuild_every_epoch else _plain
-    model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
+    try:
+        model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
+    finally:
+        kernels.flush_denormals(False)
     saving.save(model, folder / MODEL)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # done: the model and the record say it all
+    record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
     record.save()
 
@@ -238,13 +239,9 @@ def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
     for (method, folder), (step, batch, single) in zip(trained.items(), timings, strict=True):
         record = Record.load(folder)
         forward, backward = cost.macs(networks[method], x[:1])
-        record.cost = asdict(cost.stored(networks[method])) | {
+        record.cost = dataclasses.asdict(cost.stored(networks[method])) | {
             "macs_forward": forward, "macs_backward": backward, "batch": size,
-            "train_step_ms": asdict(step), "batch_ms": asdict(batch), "single_ms": asdict(single),
+            "train_step_ms": dataclasses.asdict(step), "batch_ms": dataclasses.asdict(batch),
+            "single_ms": dataclasses.asdict(single),
         }  # fmt: skip
         record.save(folder)
-
-
-def records(folders: Sequence[Path]) -> Iterator[Record]:
-    """The records of runs."""
-    return (Record.load(folder) for folder in folders)

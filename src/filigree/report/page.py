@@ -137,7 +137,9 @@ def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: _Figu
     out.append(_table(runs))
     out.append(
         "<p class=faint>Means over the runs (medians of times); after ± the standard deviation of the accuracy, the "
-        "number of runs in brackets; below each cost its ratio to dense, measured in the same process in turns.</p>"
+        "number of runs in brackets, then the 95% intervals of the mean and of the paired difference to dense "
+        "(corrected for splits that share training samples, Nadeau and Bengio 2003); below each cost its ratio to "
+        "dense, measured in the same process in turns.</p>"
     )
     out += [f"<p class=faint>{escape(note)}</p>" for note in notes]
     out.append(_published(config, methods))
@@ -156,6 +158,9 @@ def _table(runs: Sequence[RecordLike]) -> str:
     for row in rows:
         cells = [f'<td><span class=swatch style="background:{colours[row.method]}"></span>{escape(row.method)}</td>']
         interval = "" if row.interval is None else f"<small>95%: ± {100 * row.interval:.2f}</small>"
+        if row.against_dense:
+            mean, low, high = (100 * number for number in row.against_dense)
+            interval += f"<small>to dense {mean:+.2f} ({low:+.2f}, {high:+.2f})</small>"
         cells.append(f"<td>{accuracy_text(row)}{interval}</td>")
         for key, _, form in COSTS:
             value, ratio, spread = row.costs[key], row.ratios[key], row.spreads.get(key)

@@ -13,6 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from filigree.data import paired_interval
+
 RecordLike = Mapping[str, Any]
 
 # key, heading, how to write it
@@ -41,6 +43,7 @@ class Row:
     accuracy: float | None
     deviation: float | None  # standard deviation over the runs
     interval: float | None  # half the 95% t interval of the mean
+    against_dense: tuple[float, float, float] | None  # paired difference in accuracy: mean, low, high at 95%
     costs: dict[str, float | None]
     ratios: dict[str, float | None]
     spreads: dict[str, tuple[float, float]]  # 10th and 90th percentile of timings, medians over the runs
@@ -65,7 +68,8 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
             rows.append(
                 Row(
                     recipe, method, len(runs), statistics.fmean(accuracies) if accuracies else None, deviation,
-                    None if deviation is None else _half_interval(deviation, len(accuracies)), costs[method],
+                    None if deviation is None else _half_interval(deviation, len(accuracies)),
+                    None if method == "dense" else _paired(runs, methods.get("dense", [])), costs[method],
                     {key: _ratio(value, costs.get("dense", {}).get(key)) for key, value in costs[method].items()},
                     {key: spread for key, *_ in COSTS if (spread := _spread(runs, key)) is not None},
                 )
@@ -142,6 +146,23 @@ def _spread(runs: Sequence[RecordLike], key: str) -> tuple[float, float] | None:
 
 def _ratio(value: float | None, dense: float | None) -> float | None:
     return value / dense if value is not None and dense else None
+
+
+def _paired(runs: Sequence[RecordLike], dense: Sequence[RecordLike]) -> tuple[float, float, float] | None:
+    """The difference over the runs that both have; folds and resampled splits share training samples."""
+    theirs = {run["seed"]: run["metrics"].get("test_accuracy") for run in dense}
+    pairs = [(run["metrics"].get("test_accuracy"), theirs.get(run["seed"])) for run in runs]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if len(known) < 2:
+        return None
+    data = runs[0].get("config", {}).get("data", {})
+    if data.get("folds"):
+        share = 1 / (data["folds"] - 1)
+    elif data.get("name") in ("mnist", "fashion-mnist", "cifar-10"):
+        share = 0.0  # one test set for all: the runs differ by their seed only
+    else:
+        share = data.get("test_size", 1 / 3) / (1 - data.get("test_size", 1 / 3))
+    return paired_interval([a for a, _ in known], [b for _, b in known], share)
 
 
 def _half_interval(deviation: float, runs: int) -> float:
