@@ -5,8 +5,9 @@ import torch
 from networks import SIZES, ours
 
 import filigree as fg
-from filigree.cost import race, training_step
+from filigree.cost import training_step
 from filigree.ops import kernels
+from filigree.timing import race
 
 
 def _kernel_works(layer, x_rows, need_input):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from networks import densified, ours
 
-from filigree.cost import race, training_step
+from filigree.cost import training_step
+from filigree.timing import race
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,22 @@ def test_where():
     assert [type(m) for m in (model.fc1, model.fc2, model.fc3)] == [nn.Linear, SparseLinear, nn.Linear]
 
 
+def test_measure_keeps_what_is_faster_dense(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3000), nn.ReLU(), nn.Linear(3000, 3000))
+    report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.01)), ["0", "4"], measure=64)
+    assert type(model[0]) is nn.Linear
+    assert isinstance(model[1], nn.ReLU)
+    assert isinstance(model[4], SparseLinear)
+    assert report.changes[0].note.startswith("stays dense: ")
+    assert "ms dense at batch 64" in report.changes[1].note
+    fg.save(model, tmp_path / "m")
+    fresh = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3000), nn.ReLU(), nn.Linear(3000, 3000))
+    x = torch.randn(2, 8)
+    assert torch.equal(fg.load(tmp_path / "m", into=fresh)(x), model(x))
+    with pytest.raises(ValueError, match="Dropout: it cannot choose by measurement"):
+        fg.convert_(fg.models.mlp([3, 4, 2], 0.5), fg.nn.Dropout(), measure=True)
+
+
 def test_shared_modules_and_tied_weights():
     shared = nn.Linear(6, 6)
     model = nn.Sequential(shared, nn.ReLU(), shared)

@@ -66,8 +66,12 @@ class Conversion(Config):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         raise NotImplementedError
 
+    def apply_if_faster(self, model: nn.Module, names: list[str], batch: int) -> list[Change]:
+        """As `apply`, but a layer that would not be faster at this batch size stays as it is."""
+        raise ValueError(f"{type(self).__name__}: it cannot choose by measurement. Leave out measure=.")
 
-def convert_(model: nn.Module, config: Conversion, where: Where = None) -> Report:
+
+def convert_(model: nn.Module, config: Conversion, where: Where = None, measure: bool | int = False) -> Report:
     """Change the layers of `model` in place, before training.
 
     Args:
@@ -75,6 +79,8 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None) -> Repor
         config: what to do, for instance `fg.Sparse(fg.ErdosRenyi(epsilon=20))`.
         where: which modules: a predicate `(name, module) -> bool`, or glob patterns on module names
             (`["layers.*", "head"]`); by default all that the config can convert.
+        measure: a batch size (True: 128): a layer is converted only where a forward and backward pass is faster on this
+            machine than the dense one's, and the report gives both times.
 
     Returns:
         A printable report: per layer, what changed, parameters and MACs before and after.
@@ -88,8 +94,12 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None) -> Repor
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
     names = select(model, config.accepts, where, f"convert_({type(config).__name__})")
-    changes = config.apply(model, names)
-    record(model, config, names)
+    before = {name: model.get_submodule(name) for name in names}
+    if measure is False:
+        changes = config.apply(model, names)
+    else:
+        changes = config.apply_if_faster(model, names, 128 if measure is True else measure)
+    record(model, config, [name for name in names if model.get_submodule(name) is not before[name]])
     return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import copy
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.masked_linear import MaskedLinear
 from filigree.nn.sparse_linear import SparseLinear
+from filigree.timing import race
 from filigree.topology import Size, Topology
 
 
@@ -46,6 +49,14 @@ class Sparse(Conversion):
         return type(module) is nn.Linear  # a subclass may be read by its owner (as in nn.MultiheadAttention)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        return self._apply(model, names, None)
+
+    def apply_if_faster(self, model: nn.Module, names: list[str], batch: int) -> list[Change]:
+        if batch < 1:
+            raise ValueError(f"convert_: measure must be a batch size of at least 1, or True. Got {batch}.")
+        return self._apply(model, names, batch)
+
+    def _apply(self, model: nn.Module, names: list[str], batch: int | None) -> list[Change]:
         layers = [model.get_submodule(name) for name in names]
         generator = torch.Generator().manual_seed(self.seed)
         drawn = self.topology.draw([Size(layer.out_features, layer.in_features) for layer in layers], generator)  # type: ignore[arg-type]
@@ -75,6 +86,12 @@ class Sparse(Conversion):
             elif self.init != "he":
                 fan_in = sparse.indptr.diff().repeat_interleave(sparse.indptr.diff().long())
                 sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
+            note = ""
+            if batch is not None:
+                faster, note = _is_faster(MaskedLinear(sparse) if self.masked else sparse, layer, batch)
+                if not faster:
+                    changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
+                    continue
             sparse.relu = self.fuse and _fuse_relu(model, layer)
             made = MaskedLinear(sparse) if self.masked else sparse
             made.requires_grad_(layer.weight.requires_grad)
@@ -82,8 +99,26 @@ class Sparse(Conversion):
             stored = sum(p.numel() for p in made.parameters())
             after = f"{type(made).__name__}({sparse.density:.2%})" + (" + ReLU" if sparse.relu else "")
             macs = (weights, weights if self.masked else sparse.nnz)
-            changes.append(Change(name, before, after, (parameters, stored), macs))
+            changes.append(Change(name, before, after, (parameters, stored), macs, note))
         return changes
+
+
+def _is_faster(sparse: nn.Module, layer: nn.Linear, batch: int) -> tuple[bool, str]:
+    """Whether forward and backward of the sparse layer take less time than the dense one's, and a note that says so."""
+    if layer.weight.is_meta:
+        raise ValueError("Sparse: measure needs real weights to time. Got a model on the meta device.")
+    x = torch.randn(layer.in_features, batch, device=layer.weight.device, dtype=layer.weight.dtype)
+    dy = torch.randn(layer.out_features, batch).to(x)
+
+    def work(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], Any]:
+        twin = copy.deepcopy(module).requires_grad_()
+        return lambda: torch.autograd.grad(twin(x), [x, *twin.parameters()], dy)
+
+    mine = work(sparse, x.t().requires_grad_(), dy.t())  # each in the memory order that it likes
+    its = work(layer, x.t().contiguous().requires_grad_(), dy.t().contiguous())
+    ours, dense = (timing.median for timing in race([mine, its], seconds=0.1))
+    verdict = "" if ours < dense else "stays dense: "
+    return ours < dense, f"{verdict}{ours:.3g} ms sparse, {dense:.3g} ms dense at batch {batch}"
 
 
 def _device(layer: nn.Linear) -> torch.device:

@@ -21,6 +21,7 @@ from filigree.dynamics.evolution import Evolvable
 from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
 from filigree.recipes.snapshots import Snapshots, Watch
+from filigree.timing import race
 from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
 from filigree.train.records import now
 
@@ -235,7 +236,7 @@ def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
     steps = [cost.training_step(network, x, y) for network in networks.values()]
     batches = [cost.inference(network, x) for network in networks.values()]
     singles = [cost.inference(network, x[:1]) for network in networks.values()]
-    timings = zip(*(cost.race(works, 0.2) for works in (steps, batches, singles)), strict=True)
+    timings = zip(*(race(works, 0.2) for works in (steps, batches, singles)), strict=True)
     for (method, folder), (step, batch, single) in zip(trained.items(), timings, strict=True):
         record = Record.load(folder)
         forward, backward = cost.macs(networks[method], x[:1])
