@@ -120,6 +120,17 @@ def test_bad_input_is_named():
         SparseLinear(3, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    made = layer(relu=True).to(dtype)
+    x = torch.randn(4, 23).to(dtype).requires_grad_()
+    y = made(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, made.float()(x.float()).to(dtype))
+    y.sum().backward()
+    assert x.grad.dtype == dtype
+
+
 def test_autocast_computes_in_float32():
     made, x = layer(), torch.randn(4, 23)
     with torch.autocast("cpu", torch.bfloat16):

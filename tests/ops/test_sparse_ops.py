@@ -205,6 +205,10 @@ def test_bad_input_is_named():
         sparse.spmm(pattern, values, torch.randn(5, 3).half())
     with pytest.raises(ValueError, match="same batch"):
         sparse.sddmm(pattern, torch.randn(6, 3), torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"x must be \(batch, 5\)"):
+        sparse.linear(pattern, values, None, torch.randn(3, 6))
+    with pytest.raises(ValueError, match=r"values must be \(12,\)"):
+        sparse.linear(pattern, values[:-1], None, torch.randn(3, 5))
     with pytest.raises(ValueError, match="no kernels for 'mmx'"):
         kernels.set_isa("mmx")
 

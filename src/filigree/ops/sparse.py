@@ -92,7 +92,7 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
 
     Args:
         pattern: of W, `(out_features, in_features)`.
-        values: `(nnz,)`.
+        values: `(nnz,)`; float32 or float64, or another float type that is computed in float32.
         bias: `(out_features,)` or None.
         x: `(batch, in_features)`; a transposed view of a feature-major matrix is used as it is, others are copied
             into that order.
@@ -101,6 +101,14 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     Returns:
         `(batch, out_features)`, a transposed view (strides `(1, batch)`), so that a stack of layers never transposes.
     """
+    if x.dim() != 2 or x.shape[1] != pattern.cols:
+        raise ValueError(f"linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
+    if values.dtype is not x.dtype or values.shape != pattern.indices.shape:
+        got = f"{tuple(values.shape)} of {values.dtype}"
+        raise ValueError(f"linear: values must be ({pattern.nnz},) of x's type {x.dtype}. Got {got}.")
+    if x.dtype not in _FLOATS:  # half precision is computed in float32
+        wide = linear(pattern, values.float(), None if bias is None else bias.float(), x.float(), relu)
+        return wide.to(x.dtype)
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
     if plain and not torch.compiler.is_compiling() and not _modes():  # modes: fake tensors, torch's FLOP counter, ...
         if torch.is_grad_enabled():
