@@ -21,7 +21,7 @@ from filigree.recipes import Recipe, RecipeError
 from filigree.report import console_table, write_report
 from filigree.saving import load
 from filigree.storage import write_json
-from filigree.train import Record, progress_columns
+from filigree.train import Record, find_records, progress_columns
 
 app = typer.Typer(
     help="""filigree: neural networks that cost what they use.
@@ -197,15 +197,7 @@ def _run(
 
 
 def _records(paths: list[Path]) -> list[dict[str, Any]]:
-    files: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: there is no such run.")
-        found = sorted(path.rglob("record.json")) if path.is_dir() else [path]
-        if not found:
-            raise FileNotFoundError(f"{path}: there is no record.json in this folder.")
-        files += found
-    return [Record.load(file).model_dump() for file in files]
+    return [Record.load(file).model_dump() for path in paths for file in find_records(path)]
 
 
 class _State:

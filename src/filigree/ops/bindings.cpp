@@ -22,15 +22,15 @@ struct Kernels {
   decltype(&filigree::portable::spmm) spmm;
   decltype(&filigree::portable::sddmm) sddmm;
   decltype(&filigree::portable::backward) backward;
-  decltype(&filigree::portable::delta) delta;
+  decltype(&filigree::portable::linear_backward) linear_backward;
   decltype(&filigree::portable::transpose) transpose;
   decltype(&filigree::portable::dropout) dropout;
 };
 
 #define KERNELS(ISA)                                                                             \
   Kernels {                                                                                      \
-    #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, filigree::ISA::delta, \
-        filigree::ISA::transpose, filigree::ISA::dropout                                         \
+    #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, \
+        filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::dropout                                         \
   }
 
 // what this processor can run, the fastest first
@@ -75,9 +75,14 @@ NB_MODULE(_kernels, m) {
     now->backward(f64, Pattern{rows, at(indptr), at(indices), at(perm), wide}, at(values), matrix(dy, lddy),
                   matrix(x, ldx), matrix(dx, lddx), at(dvalues), batch);
   }, no_gil());
-  m.def("delta", [](bool f64, int64_t features, int64_t batch, P dy, int64_t dy_feature, int64_t dy_sample, P y,
-                    int64_t ldy, P dz, int64_t lddz, P dbias) {
-    now->delta(f64, features, batch, at(dy), dy_feature, dy_sample, matrix(y, ldy), matrix(dz, lddz), at(dbias));
+  m.def("linear_backward", [](bool f64, bool wide, int64_t rows, P indptr, P indices, int64_t cols, P t_indptr,
+                              P t_indices, P t_perm, P values, P dy, int64_t dy_feature, int64_t dy_sample, P y,
+                              int64_t ldy, P dz, int64_t lddz, P dbias, P x, int64_t ldx, P dx, int64_t lddx,
+                              P dvalues, int64_t batch) {
+    now->linear_backward(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide},
+                         Pattern{cols, at(t_indptr), at(t_indices), at(t_perm), wide}, at(values), at(dy), dy_feature,
+                         dy_sample, matrix(y, ldy), matrix(dz, lddz), at(dbias), matrix(x, ldx), matrix(dx, lddx),
+                         at(dvalues), batch);
   }, no_gil());
   m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
     now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));

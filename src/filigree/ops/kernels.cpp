@@ -10,6 +10,8 @@
 
 #include <omp.h>
 
+#include <type_traits>
+
 namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
@@ -193,16 +195,23 @@ void sddmm_rows(const Rows<T, I> &w, Matrix dy, Matrix x, const Block &block, in
     V d[NV];
     for (int v = 0; v < NV; ++v) d[v] = load<T, L>(dyd + r * dy.stride + at.offset[v]);
     d[NV - 1] = fresh(d[NV - 1]);
-    for (int64_t k = w.indptr[r], end = w.indptr[r + 1]; k < end; k += G) {
+    const auto group = [&](int64_t k, auto many) {
+      constexpr int N = decltype(many)::value;
       V s[G] = {};
-      const int n = end - k < G ? int(end - k) : G;
-      for (int g = 0; g < n; ++g) {
+#pragma GCC unroll 4
+      for (int g = 0; g < N; ++g) {
         const T *row = xd + int64_t(w.indices[k + g]) * x.stride;
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) s[g] += d[v] * load<T, L>(row + at.offset[v]);
       }
       const V total = sums<T, L>(s);
-      for (int g = 0; g < n; ++g) w.dvalues[k + g] = lane<L>(total, g) + (block.begins ? T(0) : w.dvalues[k + g]);
-    }
+#pragma GCC unroll 4
+      for (int g = 0; g < N; ++g) w.dvalues[k + g] = lane<L>(total, g) + (block.begins ? T(0) : w.dvalues[k + g]);
+    };
+    int64_t k = w.indptr[r];
+    const int64_t end = w.indptr[r + 1];
+    for (; k + G <= end; k += G) group(k, std::integral_constant<int, G>{});
+    for (; k < end; ++k) group(k, std::integral_constant<int, 1>{});
   }
 }
 
@@ -219,12 +228,14 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
     V xs[NV], acc[NV] = {};
     for (int v = 0; v < NV; ++v) xs[v] = load<T, L>(xd + c * x.stride + at.offset[v]);
     xs[NV - 1] = fresh(xs[NV - 1]);
-    for (int64_t k = w.indptr[c], end = w.indptr[c + 1]; k < end; k += G) {
+    const auto group = [&](int64_t k, auto many) {
+      constexpr int N = decltype(many)::value;
       V s[G] = {};
-      const int n = end - k < G ? int(end - k) : G;
-      for (int g = 0; g < n; ++g) {
+#pragma GCC unroll 4
+      for (int g = 0; g < N; ++g) {
         const T value = w.values[w.perm[k + g]];
         const T *row = dyd + int64_t(w.indices[k + g]) * dy.stride;
+#pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
           const V d = load<T, L>(row + at.offset[v]);
           acc[v] += value * d;
@@ -232,11 +243,16 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
         }
       }
       const V total = sums<T, L>(s);
-      for (int g = 0; g < n; ++g) {
+#pragma GCC unroll 4
+      for (int g = 0; g < N; ++g) {
         T &out = w.dvalues[w.perm[k + g]];
         out = lane<L>(total, g) + (block.begins ? T(0) : out);
       }
-    }
+    };
+    int64_t k = w.indptr[c];
+    const int64_t end = w.indptr[c + 1];
+    for (; k + G <= end; k += G) group(k, std::integral_constant<int, G>{});
+    for (; k < end; ++k) group(k, std::integral_constant<int, 1>{});
     for (int v = 0; v < NV; ++v) store<T, L>(dxd + c * dx.stride + at.offset[v], acc[v]);
   }
 }
@@ -304,28 +320,38 @@ void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, con
   });
 }
 
+// One thread's part of a team's work.
+template <class T, class I>
+void sddmm_part(const Rows<T, I> &w, int64_t rows, Matrix dy, Matrix x, int64_t batch, int thread, int threads) {
+  const int64_t from = share(w.indptr, rows, thread, threads), to = share(w.indptr, rows, thread + 1, threads);
+  if (batch == 0)
+    for (int64_t k = w.indptr[from]; k < int64_t(w.indptr[to]); ++k) w.dvalues[k] = 0;
+  blocks<LANES<T>, FORWARD>(batch, Sddmm<T, I>{w, dy, x, from, to});
+}
+
+template <class T, class I>
+void backward_part(const Rows<T, I> &wt, int64_t cols, Matrix dy, Matrix x, Matrix dx, int64_t batch, int thread,
+                   int threads) {
+  const int64_t from = share(wt.indptr, cols, thread, threads), to = share(wt.indptr, cols, thread + 1, threads);
+  if (batch == 0)
+    for (int64_t k = wt.indptr[from]; k < int64_t(wt.indptr[to]); ++k) wt.dvalues[wt.perm[k]] = 0;
+  blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{wt, dy, x, dx, from, to});
+}
+
 template <class T, class I>
 void sddmm_(Pattern p, Matrix dy, Matrix x, void *dvalues, int64_t batch) {
   Rows<T, I> w = rows_of<T, I>(p, nullptr);
   w.dvalues = static_cast<T *>(dvalues);
-  if (batch == 0)
-    for (int64_t k = 0; k < int64_t(w.indptr[p.rows]); ++k) w.dvalues[k] = 0;
-  parallel(team((w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
-    const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
-    blocks<LANES<T>, FORWARD>(batch, Sddmm<T, I>{w, dy, x, from, to});
-  });
+  parallel(team((w.indptr[p.rows] + p.rows) * batch),
+           [&](int thread, int threads) { sddmm_part(w, p.rows, dy, x, batch, thread, threads); });
 }
 
 template <class T, class I>
 void backward_(Pattern p, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
   Rows<T, I> w = rows_of<T, I>(p, values);
   w.dvalues = static_cast<T *>(dvalues);
-  if (batch == 0)
-    for (int64_t k = 0; k < int64_t(w.indptr[p.rows]); ++k) w.dvalues[k] = 0;
-  parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
-    const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
-    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{w, dy, x, dx, from, to});
-  });
+  parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch),
+           [&](int thread, int threads) { backward_part(w, p.rows, dy, x, dx, batch, thread, threads); });
 }
 
 // An L x L transpose in registers: at step S the blocks of S x S off the diagonal change places.
@@ -368,49 +394,69 @@ void transpose_rows(const T *in, int64_t in_stride, T *out, int64_t out_stride, 
     for (int64_t i = 0; i < cols; ++i) out[j * out_stride + i] = in[i * in_stride + j];
 }
 
+// dz = dy where y > 0, and its sums over the batch, for features [from, to); dy by its strides
 template <class T>
-void delta_(int64_t features, int64_t batch, const T *dy, int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz,
-            T *dbias) {
+void delta_rows(const T *dy, int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz, T *dbias, int64_t batch,
+                int64_t from, int64_t to) {
+  constexpr int L = LANES<T>;
+  typedef Vec<T, L> V;
   const T *yd = static_cast<const T *>(y.data);
   T *zd = static_cast<T *>(dz.data);
-  parallel(team(features * batch / 4), [&](int thread, int threads) {
-    const int64_t from = features * thread / threads, to = features * (thread + 1) / threads;
-    if (dy_feature == 1 && dy_sample != 1) transpose_rows(dy, dy_sample, zd, dz.stride, batch, from, to);
-    for (int64_t f = from; f < to; ++f) {
-      T *z = zd + f * dz.stride;
-      const bool moved = dy_feature == 1 && dy_sample != 1;  // already in z
-      const T *d = moved ? z : dy + f * dy_feature;
-      const int64_t step = moved ? 1 : dy_sample;
-      constexpr int L = LANES<T>;
-      Vec<T, L> sum = {};
-      T tail = 0;
-      int64_t b = 0;
-      if (step == 1)
-        for (; b + L <= batch; b += L) {
-          Vec<T, L> v = load<T, L>(d + b);
-          if (yd) {
-            const Vec<T, L> out = load<T, L>(yd + f * y.stride + b);
-            v = out <= 0 ? Vec<T, L>{} : v;
-          }
-          sum += v;
-          store<T, L>(z + b, v);
-        }
-      for (; b < batch; ++b) {
-        const T v = yd && yd[f * y.stride + b] <= 0 ? T(0) : d[b * step];
-        tail += v;
-        z[b] = v;
+  const bool batch_major = dy_feature == 1 && dy_sample != 1;
+  if (batch_major) transpose_rows(dy, dy_sample, zd, dz.stride, batch, from, to);
+  for (int64_t f = from; f < to; ++f) {
+    T *z = zd + f * dz.stride;
+    const T *d = batch_major ? z : dy + f * dy_feature;
+    const int64_t step = batch_major ? 1 : dy_sample;
+    V sum = {};
+    T tail = 0;
+    int64_t b = 0;
+    if (step == 1)
+      for (; b + L <= batch; b += L) {
+        V v = load<T, L>(d + b);
+        if (yd) v = load<T, L>(yd + f * y.stride + b) <= 0 ? V{} : v;
+        sum += v;
+        store<T, L>(z + b, v);
       }
-      if (dbias) {
-        for (int i = 0; i < L; ++i) tail += sum[i];
-        dbias[f] = tail;
+    for (; b < batch; ++b) {
+      const T v = yd && yd[f * y.stride + b] <= 0 ? T(0) : d[b * step];
+      tail += v;
+      z[b] = v;
+    }
+    if (dbias) {
+      for (int i = 0; i < L; ++i) tail += sum[i];
+      dbias[f] = tail;
+    }
+  }
+}
+
+// A layer's whole backward pass in one go: the threads stay together.
+template <class T, class I>
+void linear_backward_(Pattern p, Pattern pt, const void *values, const void *dy, int64_t dy_feature, int64_t dy_sample,
+                      Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
+  Rows<T, I> w = rows_of<T, I>(p, values), wt = rows_of<T, I>(pt, values);
+  w.dvalues = wt.dvalues = static_cast<T *>(dvalues);
+  const T *d = static_cast<const T *>(dy);
+  parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
+    Matrix ready{const_cast<T *>(d), dy_feature};
+    if (dz.data || dbias) {  // by the rows that the thread made in the forward pass
+      const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
+      delta_rows(d, dy_feature, dy_sample, y, dz, static_cast<T *>(dbias), batch, from, to);
+      ready = dz;
+      if (threads > 1) {
+#pragma omp barrier
       }
     }
+    if (dx.data)
+      backward_part(wt, pt.rows, ready, x, dx, batch, thread, threads);
+    else
+      sddmm_part(w, p.rows, ready, x, batch, thread, threads);
   });
 }
 
 template <class T>
 void transpose_(int64_t rows, int64_t cols, Matrix in, Matrix out) {
-  parallel(team(rows * cols / 4), [&](int thread, int threads) {
+  parallel(team(rows * cols), [&](int thread, int threads) {
     constexpr int64_t L = LANES<T>;
     const int64_t strips = (cols + L - 1) / L;
     const int64_t from = strips * thread / threads * L, to = strips * (thread + 1) / threads * L;
@@ -479,12 +525,12 @@ void backward(bool f64, Pattern w, const void *values, Matrix dy, Matrix x, Matr
   FILIGREE_DISPATCH(backward_);
 #undef ARGS
 }
-void delta(bool f64, int64_t features, int64_t batch, const void *dy, int64_t dy_feature, int64_t dy_sample, Matrix y,
-           Matrix dz, void *dbias) {
-  if (f64)
-    return delta_(features, batch, static_cast<const double *>(dy), dy_feature, dy_sample, y, dz,
-                  static_cast<double *>(dbias));
-  delta_(features, batch, static_cast<const float *>(dy), dy_feature, dy_sample, y, dz, static_cast<float *>(dbias));
+void linear_backward(bool f64, Pattern w, Pattern wt, const void *values, const void *dy, int64_t dy_feature,
+                     int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues,
+                     int64_t batch) {
+#define ARGS (w, wt, values, dy, dy_feature, dy_sample, y, dz, dbias, x, dx, dvalues, batch)
+  FILIGREE_DISPATCH(linear_backward_);
+#undef ARGS
 }
 void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {
   f64 ? transpose_<double>(rows, cols, in, out) : transpose_<float>(rows, cols, in, out);

@@ -139,6 +139,10 @@ def _feature_major(x: Tensor) -> Tensor:
     return out
 
 
+def _contiguous(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else x.contiguous()  # the question is cheaper than the call
+
+
 def _spmm(values: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor, *_: Tensor) -> Tensor:
     return _product(values, indptr, indices, None, x, None, False)
 
@@ -152,8 +156,8 @@ def _spmm_t(
 def _product(
     values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
-    x, values = _feature_major(x), values.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    x, values = _feature_major(x), _contiguous(values)
+    bias = None if bias is None else _contiguous(bias)
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = x.new_empty(rows, batch)
     kernels.spmm(
@@ -217,47 +221,39 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` feature-major `(in, batch)`, `y` and `dy` `(batch, out)`."""
     batch, out_features = dy.shape
-    values = values.contiguous()
-    double, wide = dy.dtype is torch.float64, indptr.dtype is torch.int64
+    values = _contiguous(values)
+    dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)
-    if y is None and not need_bias and (dy.stride(0) == 1 or batch <= 1):
-        dz = dy.t()
-    else:
-        dz = dy.new_empty(out_features, batch)
-        kernels.delta(
-            double,
-            out_features,
-            batch,
-            dy.data_ptr(),
-            dy.stride(1),
-            dy.stride(0),
-            0 if y is None else y.data_ptr(),
-            0 if y is None else y.stride(1),
-            dz.data_ptr(),
-            batch,
-            dbias.data_ptr() if need_bias else 0,
-        )
-    if not need_input:
-        return _sddmm(dz, x, indptr, indices), dbias, dy.new_empty(0)
-    dvalues, dx = torch.empty_like(values), dy.new_empty(t_indptr.numel() - 1, batch)
-    kernels.backward(
-        double,
-        wide,
+    dx = dy.new_empty(t_indptr.numel() - 1, batch) if need_input else None
+    ready = y is None and not need_bias and dy.stride(0) == 1  # feature-major already
+    dz = None if ready else dy.new_empty(out_features, batch)
+    kernels.linear_backward(
+        dy.dtype is torch.float64,
+        indptr.dtype is torch.int64,
+        out_features,
+        indptr.data_ptr(),
+        indices.data_ptr(),
         t_indptr.numel() - 1,
         t_indptr.data_ptr(),
         t_indices.data_ptr(),
         t_perm.data_ptr(),
         values.data_ptr(),
-        dz.data_ptr(),
-        dz.stride(0),
+        dy.data_ptr(),
+        dy.stride(1),
+        dy.stride(0),
+        0 if y is None else y.data_ptr(),
+        0 if y is None else y.stride(1),
+        0 if dz is None else dz.data_ptr(),
+        batch,
+        dbias.data_ptr() if need_bias else 0,
         x.data_ptr(),
         x.stride(0),
-        dx.data_ptr(),
+        0 if dx is None else dx.data_ptr(),
         batch,
         dvalues.data_ptr(),
         batch,
     )
-    return dvalues, dbias, dx.t()
+    return dvalues, dbias, dy.new_empty(0) if dx is None else dx.t()
 
 
 # -- other devices --------------------------------------------------------------------------------------------------

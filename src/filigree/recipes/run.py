@@ -23,7 +23,7 @@ from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.timing import race
 from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
-from filigree.train.records import now
+from filigree.train.records import SEARCH, now
 
 MODEL = "model.safetensors"
 
@@ -99,7 +99,7 @@ def _search(
     for key, candidates in recipe.search.items():
         split = _data(recipe, number, source)
         for candidate in candidates:
-            folder = out / "search" / f"{method}-{number}-{key}-{candidate}"
+            folder = out / SEARCH / f"{method}-{number}-{key}-{candidate}"
             if not (resume and _is_finished(folder)):
                 _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
             accuracy = Record.load(folder).metrics["val_accuracy"]

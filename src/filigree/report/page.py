@@ -15,6 +15,7 @@ import yaml
 from filigree.report import figures
 from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, ratio_text, summary_table
 from filigree.storage import replacing
+from filigree.train import find_records
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2024; --faint: #5b6470; --line: #d9dee4; --paper: #fff; --tint: #f5f7f9; }
@@ -105,13 +106,8 @@ def _load(records: Sequence[RecordLike | str | Path]) -> Iterator[RecordLike]:
     for item in records:
         if isinstance(item, Mapping):
             yield item
-            continue
-        path = Path(item)
-        files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
-        if not files:
-            raise FileNotFoundError(f"report: there is no record.json in {path}.")
-        for file in files:
-            yield _read(file)
+        else:
+            yield from map(_read, find_records(item))
 
 
 def _read(file: Path) -> RecordLike:

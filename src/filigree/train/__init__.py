@@ -5,8 +5,18 @@ from filigree.train.history import History
 from filigree.train.hooks import FitState
 from filigree.train.loop import fit
 from filigree.train.progress import progress_columns
-from filigree.train.records import Record
+from filigree.train.records import Record, find_records
 from filigree.train.rng import seed_everything
 from filigree.train.stopping import EarlyStopping
 
-__all__ = ["EarlyStopping", "FitState", "History", "Record", "evaluate", "fit", "progress_columns", "seed_everything"]
+__all__ = [
+    "EarlyStopping",
+    "FitState",
+    "History",
+    "Record",
+    "evaluate",
+    "find_records",
+    "fit",
+    "progress_columns",
+    "seed_everything",
+]

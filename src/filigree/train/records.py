@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from filigree.storage import write_json
 
 FILE = "record.json"
+SEARCH = "search"  # the folder of a recipe's trials
 Number = int | float | None
 
 
@@ -120,6 +121,23 @@ class Record(pydantic.BaseModel, extra="forbid", strict=True):
                 raise ValueError(f"{path}: not a filigree record (history: every row needs an integer epoch).")
         record.folder = path.parent
         return record
+
+
+def find_records(path: str | Path) -> list[Path]:
+    """The record files in a folder and below, without those of a recipe's search; a file stands for itself.
+
+    Raises:
+        FileNotFoundError: no such path, or no record in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such run.")
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob(FILE) if SEARCH not in file.relative_to(path).parts)
+    if not found:
+        raise FileNotFoundError(f"{path}: there is no record.json in this folder.")
+    return found
 
 
 def now() -> str:
