@@ -4,7 +4,8 @@ from torch import nn
 
 import filigree as fg
 from filigree.config import Config
-from filigree.nn import MaskedLinear, SparseLinear
+from filigree.nn import MaskedLinear, SparseConv2d, SparseLinear
+from filigree.timing import Timing
 
 
 def test_converts_in_place_and_reports():
@@ -66,7 +67,21 @@ def test_where():
     assert [type(m) for m in (model.fc1, model.fc2, model.fc3)] == [nn.Linear, SparseLinear, nn.Linear]
 
 
-def test_measure_keeps_what_is_faster_dense(tmp_path):
+@pytest.fixture
+def stopwatch(monkeypatch):
+    """Timings by what a layer stores, so that the choice does not hang on the machine."""
+    seen = []
+
+    def race(works, seconds):
+        stored = [sum(p.numel() for p in work.__closure__[-1].cell_contents.parameters()) for work in works]
+        seen.append(stored)
+        return [Timing(n, n, n) for n in (1.0, 2.0 if stored[1] >= 100 else 0.5)]  # small dense layers are fast
+
+    monkeypatch.setattr("filigree.nn.sparse.race", race)
+    return seen
+
+
+def test_measure_keeps_what_is_faster_dense(tmp_path, stopwatch):
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3000), nn.ReLU(), nn.Linear(3000, 3000))
     report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.01)), ["0", "4"], measure=64)
     assert type(model[0]) is nn.Linear
@@ -78,8 +93,24 @@ def test_measure_keeps_what_is_faster_dense(tmp_path):
     fresh = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3000), nn.ReLU(), nn.Linear(3000, 3000))
     x = torch.randn(2, 8)
     assert torch.equal(fg.load(tmp_path / "m", into=fresh)(x), model(x))
+    assert len(stopwatch) == 2
     with pytest.raises(ValueError, match="Dropout: it cannot choose by measurement"):
         fg.convert_(fg.models.mlp([3, 4, 2], 0.5), fg.nn.Dropout(), measure=True)
+
+
+def test_measure_with_an_example(stopwatch):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 8, 3, padding=1), nn.Flatten(), nn.Linear(200, 9))
+    x = torch.randn(6, 3, 5, 5)
+    report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.1)), measure=x)
+    assert type(model[0]) is nn.Conv2d
+    assert isinstance(model[2], SparseConv2d)
+    assert isinstance(model[4], SparseLinear)
+    assert all("at batch 6" in change.note for change in report.changes)
+    fresh = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(50, 9))
+    with pytest.raises(ValueError, match="'0' has no width: give an example"):
+        fg.convert_(fresh, fg.Sparse(fg.ErdosRenyi(density=0.1)), measure=True)
+    with pytest.raises(ValueError, match="at least 1, or an example"):
+        fg.convert_(fresh, fg.Sparse(fg.ErdosRenyi(density=0.1)), measure=-1)
 
 
 def test_shared_modules_and_tied_weights():

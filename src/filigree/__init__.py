@@ -17,7 +17,7 @@ from filigree.dynamics import (
 from filigree.nn import Sparse
 from filigree.report import write_report
 from filigree.saving import load, save
-from filigree.topology import ErdosRenyi
+from filigree.topology import ErdosRenyi, ErdosRenyiKernel
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Constant",
     "EarlyStopping",
     "ErdosRenyi",
+    "ErdosRenyiKernel",
     "Evolution",
     "ExponentialDecay",
     "Fixed",

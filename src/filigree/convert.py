@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from filigree.config import Config
 
@@ -66,12 +67,12 @@ class Conversion(Config):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         raise NotImplementedError
 
-    def apply_if_faster(self, model: nn.Module, names: list[str], batch: int) -> list[Change]:
-        """As `apply`, but a layer that would not be faster at this batch size stays as it is."""
+    def apply_if_faster(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Change]:
+        """As `apply`, but a layer that would not be faster on its input (by name) stays as it is."""
         raise ValueError(f"{type(self).__name__}: it cannot choose by measurement. Leave out measure=.")
 
 
-def convert_(model: nn.Module, config: Conversion, where: Where = None, measure: bool | int = False) -> Report:
+def convert_(model: nn.Module, config: Conversion, where: Where = None, measure: bool | int | Tensor = False) -> Report:
     """Change the layers of `model` in place, before training.
 
     Args:
@@ -79,8 +80,9 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
         config: what to do, for instance `fg.Sparse(fg.ErdosRenyi(epsilon=20))`.
         where: which modules: a predicate `(name, module) -> bool`, or glob patterns on module names
             (`["layers.*", "head"]`); by default all that the config can convert.
-        measure: a batch size (True: 128): a layer is converted only where a forward and backward pass is faster on this
-            machine than the dense one's, and the report gives both times.
+        measure: a layer is converted only where a forward and backward pass is faster on this machine than the dense
+            one's, and the report gives both times. A batch size (True: 128) for linear layers; an example batch for
+            the model, which is run once, where a layer's input has more sides than that.
 
     Returns:
         A printable report: per layer, what changed, parameters and MACs before and after.
@@ -98,9 +100,39 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     if measure is False:
         changes = config.apply(model, names)
     else:
-        changes = config.apply_if_faster(model, names, 128 if measure is True else measure)
+        changes = config.apply_if_faster(model, names, _inputs(model, before, measure))
     record(model, config, [name for name in names if model.get_submodule(name) is not before[name]])
     return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
+
+
+def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tensor) -> dict[str, Tensor]:
+    """What each layer reads: random numbers of a batch size, or what an example batch brings it."""
+    if not isinstance(measure, Tensor):
+        batch = 128 if measure is True else measure
+        if batch < 1:
+            raise ValueError(f"convert_: measure must be a batch size of at least 1, or an example. Got {batch}.")
+        sides = {name: getattr(layer, "in_features", None) for name, layer in layers.items()}
+        if unknown := [name for name, side in sides.items() if side is None]:
+            raise ValueError(f"convert_: {unknown[0]!r} has no width: give an example batch as measure=.")
+        return {name: torch.randn(batch, side) for name, side in sides.items() if side}
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[name] = args[0].detach()
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            model(measure)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missed := set(layers) - set(found):
+        raise ValueError(f"convert_: the example batch does not reach {sorted(missed)[0]!r}.")
+    return found
 
 
 def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where, caller: str) -> list[str]:

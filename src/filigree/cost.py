@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from filigree.nn import MaskedLinear
+from filigree.nn.masked import MaskedLayer
 from filigree.saving import description
 from filigree.timing import Timing, race
 
@@ -95,7 +95,7 @@ def measure(
 def stored(model: nn.Module) -> Cost:
     """What is stored, without running the model."""
     parameters = list(model.parameters())
-    hidden = sum(int((m.weight[~m.mask] != 0).sum()) for m in model.modules() if isinstance(m, MaskedLinear))
+    hidden = sum(int((m.weight[~m.mask] != 0).sum()) for m in model.modules() if isinstance(m, MaskedLayer))
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         nonzeros=sum(int(p.count_nonzero()) for p in parameters) - hidden,
@@ -168,3 +168,14 @@ def _spmm_flops(values: Any, x: Any, *_: Any, **__: Any) -> int:
 @register_flop_formula(torch.ops.filigree.sddmm)
 def _sddmm_flops(dy: Any, x: Any, indptr: Any, indices: Any, *_: Any, **__: Any) -> int:
     return 2 * indices[0] * x[1]
+
+
+@register_flop_formula(torch.ops.filigree.conv2d_forward)
+def _conv2d_forward_flops(values: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * values[0] * out_shape[0] * out_shape[2] * out_shape[3]
+
+
+@register_flop_formula(torch.ops.filigree.conv2d_backward)
+def _conv2d_backward_flops(values: Any, x: Any, dy: Any, *rest: Any, **__: Any) -> int:
+    need_input = rest[3]
+    return 2 * values[0] * dy[0] * dy[2] * dy[3] * (2 if need_input else 1)

@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from filigree.dynamics.rewire import gradient_places, merge, random_places, survivors
+from filigree.dynamics.rewire import gradient_places, largest_places, merge, random_places, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
+from filigree.nn import MaskedConv2d, SparseConv2d
 
 
 @runtime_checkable
@@ -151,6 +152,9 @@ class Evolution:
         if self.grow == "random":
             return random_places(kept, layer.out_features * layer.in_features, count, self.generator)
         x, dy = self._watch[name].last()
+        if isinstance(layer, SparseConv2d | MaskedConv2d):
+            return largest_places(kept, [(0, layer.dense_gradient(x, dy))], count)
+        x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         return gradient_places(kept, x, dy, count)
 
     def _new_weights(self, layer: Evolvable, places: Tensor, is_new: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ class _Watch:
 
         def backward(dy: Tensor) -> None:
             dz = dy.detach() if active is None else torch.where(active, dy.detach(), 0)
-            self.x, self.dy = x.reshape(-1, x.shape[-1]), dz.reshape(-1, dz.shape[-1])
+            self.x, self.dy = x, dz
 
         y.register_hook(backward)
 

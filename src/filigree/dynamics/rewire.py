@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,16 +63,22 @@ def gradient_places(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int 
         count: how many places are wanted; fewer empty ones than that is the caller's mistake.
     """
     in_features, out_features = x.shape[1], dy.shape[1]
-    best, best_places = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
     rows = max(1, block // in_features)
-    for start in range(0, out_features, rows):
-        size = (dy[:, start : start + rows].t() @ x).abs_().flatten()
-        first, last = start * in_features, start * in_features + size.numel()
-        here = kept[torch.searchsorted(kept, first) : torch.searchsorted(kept, last)] - first
+    blocks = ((start * in_features, dy[:, start : start + rows].t() @ x) for start in range(0, out_features, rows))
+    return largest_places(kept, blocks, count)
+
+
+def largest_places(kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int) -> Tensor:
+    """The `count` empty places of the largest gradient, given in blocks `(first place, gradients)`; sorted."""
+    best: Tensor | None = None
+    best_places = torch.empty(0, dtype=torch.int64)
+    for first, gradient in gradients:
+        size = gradient.abs().flatten()
+        here = kept[torch.searchsorted(kept, first) : torch.searchsorted(kept, first + size.numel())] - first
         size[here.to(size.device)] = -1
         top = size.topk(min(count, size.numel()))
-        best = torch.cat([best, top.values])
-        best_places = torch.cat([best_places, top.indices + first])
+        best = top.values if best is None else torch.cat([best, top.values])
+        best_places = torch.cat([best_places.to(size.device), top.indices + first])
         if best.numel() > count:
             best, order = best.topk(count)
             best_places = best_places[order]

@@ -1,4 +1,4 @@
-"""The config `Sparse`: linear layers become sparse ones."""
+"""The config `Sparse`: linear layers and convolutions become sparse ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.feature_major_linear import FeatureMajorLinear
-from filigree.nn.masked_linear import MaskedLinear
+from filigree.nn.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.timing import race
 from filigree.topology import Size, Topology
@@ -21,12 +23,13 @@ from filigree.topology import Size, Topology
 
 @config
 class Sparse(Conversion):
-    """Make linear layers sparse from scratch, before training.
+    """Make linear layers and 2-D convolutions sparse from scratch, before training.
 
     Args:
-        topology: which connections exist, for instance `ErdosRenyi(epsilon=20)`. A layer that it leaves dense
-            (Erdos-Renyi at p = 1) keeps its parameters and reads the sparse layers' memory order
-            (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`).
+        topology: which connections exist, for instance `ErdosRenyi(epsilon=20)` or, for a whole network,
+            `ErdosRenyiKernel(density=0.05)`. A linear layer that it leaves dense (p = 1) keeps its parameters and reads
+            the sparse layers' memory order (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`); so do the batch norms of
+            a network with sparse convolutions (`filigree.nn.ChannelMajorBatchNorm2d`).
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
@@ -46,86 +49,123 @@ class Sparse(Conversion):
     seed: int = 0
 
     def accepts(self, module: nn.Module) -> bool:
-        return type(module) is nn.Linear  # a subclass may be read by its owner (as in nn.MultiheadAttention)
+        # a subclass may be read by its owner (as in nn.MultiheadAttention)
+        return type(module) in (nn.Linear, nn.Conv2d)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return self._apply(model, names, None)
 
-    def apply_if_faster(self, model: nn.Module, names: list[str], batch: int) -> list[Change]:
-        if batch < 1:
-            raise ValueError(f"convert_: measure must be a batch size of at least 1, or True. Got {batch}.")
-        return self._apply(model, names, batch)
+    def apply_if_faster(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Change]:
+        return self._apply(model, names, inputs)
 
-    def _apply(self, model: nn.Module, names: list[str], batch: int | None) -> list[Change]:
-        layers = [model.get_submodule(name) for name in names]
+    def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
+        layers: list[Any] = [model.get_submodule(name) for name in names]
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = self.topology.draw([Size(layer.out_features, layer.in_features) for layer in layers], generator)  # type: ignore[arg-type]
+        drawn = self.topology.draw([_size(layer) for layer in layers], generator)
         shared = _shared_parameters(model)
         changes = []
         for number, (name, layer, places) in enumerate(zip(names, layers, drawn, strict=True)):
-            assert isinstance(layer, nn.Linear)
             weights = layer.weight.numel()
             parameters = sum(p.numel() for p in layer.parameters())
-            before = f"Linear({layer.in_features}, {layer.out_features})"
+            before = _label(layer)
             if places is None or id(layer.weight) in shared:
                 _materialise(layer)
-                if not self.masked:
+                if not self.masked and isinstance(layer, nn.Linear):
                     replace_module(model, name, FeatureMajorLinear.like(layer))
                 note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
                 changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                 continue
-            sparse = SparseLinear(
-                layer.in_features, layer.out_features, None, layer.bias is not None, places=places,
-                seed=_mix(self.seed, number), device=_device(layer), dtype=layer.weight.dtype,
-            )  # fmt: skip
-            if self.init == "keep":
-                with torch.no_grad():
-                    sparse.values.copy_(layer.weight.flatten()[places.to(layer.weight.device)])
-                    if sparse.bias is not None:
-                        sparse.bias.copy_(layer.bias)
-            elif self.init != "he":
-                fan_in = sparse.indptr.diff().repeat_interleave(sparse.indptr.diff().long())
-                sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
-            note = ""
-            if batch is not None:
-                faster, note = _is_faster(MaskedLinear(sparse) if self.masked else sparse, layer, batch)
+            sparse, note = self._sparse(layer, places, number), ""
+            if inputs is not None:
+                faster, note = _is_faster(_masked(sparse) if self.masked else sparse, layer, inputs[name])
                 if not faster:
                     changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                     continue
-            sparse.relu = self.fuse and _fuse_relu(model, layer)
-            made = MaskedLinear(sparse) if self.masked else sparse
+            if isinstance(sparse, SparseLinear):
+                sparse.relu = self.fuse and _fuse_relu(model, layer)
+            made = _masked(sparse) if self.masked else sparse
             made.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, made)
             stored = sum(p.numel() for p in made.parameters())
-            after = f"{type(made).__name__}({sparse.density:.2%})" + (" + ReLU" if sparse.relu else "")
+            relu = " + ReLU" if getattr(sparse, "relu", False) else ""
+            after = f"{type(made).__name__}({sparse.density:.2%}){relu}"
             macs = (weights, weights if self.masked else sparse.nnz)
             changes.append(Change(name, before, after, (parameters, stored), macs, note))
+        if any(isinstance(module, SparseConv2d) for module in model.modules()):
+            changes += _channel_major(model)
         return changes
 
+    def _sparse(self, layer: nn.Linear | nn.Conv2d, places: Tensor, number: int) -> SparseLinear | SparseConv2d:
+        """The sparse layer with these connections and initial values."""
+        seed, device = _mix(self.seed, number), _device(layer)
+        made: SparseLinear | SparseConv2d
+        if isinstance(layer, nn.Conv2d):
+            made = SparseConv2d(layer, places, seed, device=device)
+        else:
+            made = SparseLinear(
+                layer.in_features, layer.out_features, None, layer.bias is not None, places=places, seed=seed,
+                device=device, dtype=layer.weight.dtype,
+            )  # fmt: skip
+        if self.init == "keep":
+            with torch.no_grad():
+                made._fill(layer)
+        elif self.init != "he":
+            fan_in = made.indptr.diff().repeat_interleave(made.indptr.diff().long())
+            made.values.data.mul_(self.init * (fan_in / 2).sqrt().to(made.values.dtype))
+        return made
 
-def _is_faster(sparse: nn.Module, layer: nn.Linear, batch: int) -> tuple[bool, str]:
+
+def _size(layer: nn.Linear | nn.Conv2d) -> Size:
+    return conv_size(layer) if isinstance(layer, nn.Conv2d) else Size(layer.out_features, layer.in_features)
+
+
+def _label(layer: nn.Linear | nn.Conv2d) -> str:
+    if isinstance(layer, nn.Conv2d):
+        return f"Conv2d({layer.in_channels}, {layer.out_channels}, {'x'.join(map(str, layer.kernel_size))})"
+    return f"Linear({layer.in_features}, {layer.out_features})"
+
+
+def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
+    return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
+
+
+def _channel_major(model: nn.Module) -> list[Change]:
+    """Batch norms read what sparse convolutions hand on."""
+    found = {name: module for name, module in model.named_modules() if type(module) is nn.BatchNorm2d}
+    for name, norm in found.items():
+        replace_module(model, name, ChannelMajorBatchNorm2d.like(norm))
+    sizes = {name: 2 * norm.num_features if norm.affine else 0 for name, norm in found.items()}
+    return [
+        Change(name, f"BatchNorm2d({norm.num_features})", "ChannelMajorBatchNorm2d", (sizes[name], sizes[name]), (0, 0))
+        for name, norm in found.items()
+    ]
+
+
+def _is_faster(sparse: nn.Module, layer: nn.Module, x: Tensor) -> tuple[bool, str]:
     """Whether forward and backward of the sparse layer take less time than the dense one's, and a note that says so."""
-    if layer.weight.is_meta:
+    its_weight: Any = layer.weight
+    if its_weight.is_meta:
         raise ValueError("Sparse: measure needs real weights to time. Got a model on the meta device.")
-    x = torch.randn(layer.in_features, batch, device=layer.weight.device, dtype=layer.weight.dtype)
-    dy = torch.randn(layer.out_features, batch).to(x)
+    x = x.detach().to(its_weight)
+    with torch.no_grad():
+        dy = torch.randn_like(layer(x))
 
-    def work(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], Any]:
-        twin = copy.deepcopy(module).requires_grad_()
-        return lambda: torch.autograd.grad(twin(x), [x, *twin.parameters()], dy)
+    def work(module: nn.Module, order: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+        twin, mine, grad = copy.deepcopy(module).requires_grad_(), order(x).requires_grad_(), order(dy)
+        return lambda: torch.autograd.grad(twin(mine), [mine, *twin.parameters()], grad)
 
-    mine = work(sparse, x.t().requires_grad_(), dy.t())  # each in the memory order that it likes
-    its = work(layer, x.t().contiguous().requires_grad_(), dy.t().contiguous())
-    ours, dense = (timing.median for timing in race([mine, its], seconds=0.1))
+    # each in the memory order that it likes
+    works = [work(sparse, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)), work(layer, torch.clone)]
+    ours, dense = (timing.median for timing in race(works, seconds=0.1))
     verdict = "" if ours < dense else "stays dense: "
-    return ours < dense, f"{verdict}{ours:.3g} ms sparse, {dense:.3g} ms dense at batch {batch}"
+    return ours < dense, f"{verdict}{ours:.3g} ms sparse, {dense:.3g} ms dense at batch {len(x)}"
 
 
-def _device(layer: nn.Linear) -> torch.device:
+def _device(layer: nn.Linear | nn.Conv2d) -> torch.device:
     return torch.device("cpu") if layer.weight.is_meta else layer.weight.device
 
 
-def _materialise(layer: nn.Linear) -> None:
+def _materialise(layer: nn.Linear | nn.Conv2d) -> None:
     if layer.weight.is_meta:
         layer.to_empty(device="cpu")
         layer.reset_parameters()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.sparse_layer import SparseLayer, masked_places
 from filigree.ops import reference, sparse
-from filigree.ops.sparse import Pattern
 from filigree.topology import ErdosRenyi, Size, Topology
-from filigree.topology.sampling import check_csr, csr_pattern, pattern_of, places_of
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(SparseLayer):
     r"""`y = x W^T + b` with a truly sparse W: memory, forward, backward and optimizer cost O(connections).
 
     Args:
@@ -40,11 +38,6 @@ class SparseLinear(nn.Module):
         ValueError: an input whose last side is not `in_features`, by name.
     """
 
-    values: nn.Parameter
-    bias: nn.Parameter | None
-    indptr: Tensor
-    indices: Tensor
-
     def __init__(
         self,
         in_features: int,
@@ -58,63 +51,32 @@ class SparseLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         for name, side in (("in_features", in_features), ("out_features", out_features)):
             if side < 1:
                 raise ValueError(f"SparseLinear: {name} must be at least 1. Got {side}.")
-        self.in_features, self.out_features, self.relu = in_features, out_features, relu
         generator = torch.Generator().manual_seed(seed)
         if places is None:
-            size = Size(out_features, in_features)
-            places = (topology or ErdosRenyi(epsilon=20)).draw([size], generator)[0]
-            if places is None:
-                places = torch.arange(size.places)
-        pattern = pattern_of(places, out_features, in_features)
-        self._set_pattern(Pattern(*(part.to(device) for part in pattern)))
-        fan_in = pattern.indptr.diff()
-        scale = fan_in.clamp(min=1).to(torch.float64).rsqrt().repeat_interleave(fan_in.long()) * math.sqrt(2)
-        values = torch.randn(pattern.nnz, generator=generator) * scale
-        dtype = dtype or torch.get_default_dtype()
-        self.values = nn.Parameter(values.to(device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+            places = (topology or ErdosRenyi(epsilon=20)).draw_one(Size(out_features, in_features), generator)
+        super().__init__(out_features, in_features, places, bias, generator, device, dtype)
+        self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(
                 f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
             )
-        values, bias = self.values, self.bias
-        if x.dtype != values.dtype:
-            if not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"SparseLinear: the input must be {values.dtype}, as the values are. Got {x.dtype}.")
-            x = x.to(values.dtype)  # the kernels are float32 and float64: under autocast sparse products stay float32
+        if x.dtype != self.values.dtype:
+            x = self._cast(x)
         if x.dim() == 2:
-            return sparse.linear(self._pattern, values, bias, x, self.relu)
-        y = sparse.linear(self._pattern, values, bias, x.reshape(-1, self.in_features), self.relu)
+            return sparse.linear(self._pattern, self.values, self.bias, x, self.relu)
+        y = sparse.linear(self._pattern, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
         return y.reshape(*x.shape[:-1], self.out_features)
-
-    @property
-    def pattern(self) -> Pattern:
-        """Where the connections are, with the index of the transpose that the backward pass reads."""
-        return self._pattern
-
-    @property
-    def nnz(self) -> int:
-        """The number of connections."""
-        return self.indices.numel()
-
-    @property
-    def density(self) -> float:
-        """The share of the places that are connected."""
-        return self.nnz / (self.in_features * self.out_features)
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
             f"density={self.density:.4g}, bias={self.bias is not None}" + (", relu=True" if self.relu else "")
         )
-
-    # -- dense twin ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def dense(self) -> nn.Module:
@@ -130,81 +92,8 @@ class SparseLinear(nn.Module):
     @torch.no_grad()
     def from_dense(cls, module: nn.Linear, mask: Tensor | None = None, relu: bool = False) -> Self:
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
-        mask = module.weight != 0 if mask is None else mask.bool()
-        if mask.shape != module.weight.shape:
-            raise ValueError(
-                f"from_dense: mask must have the weight's shape {tuple(module.weight.shape)}. Got {tuple(mask.shape)}."
-            )
-        has_bias = module.bias is not None
-        places = mask.flatten().nonzero().squeeze(1).cpu()
-        weight = module.weight
         made = cls(
-            module.in_features, module.out_features, None, has_bias, relu, places=places, device=weight.device,
-            dtype=weight.dtype,
+            module.in_features, module.out_features, None, module.bias is not None, relu,
+            places=masked_places(module.weight, mask), device=module.weight.device, dtype=module.weight.dtype,
         )  # fmt: skip
-        made.values.copy_(weight[mask])
-        if made.bias is not None:
-            made.bias.copy_(module.bias)
-        return made
-
-    # -- what evolution needs ------------------------------------------------------------------------------------
-
-    @property
-    def connections(self) -> nn.Parameter:
-        """The parameter that holds the connections' weights."""
-        return self.values
-
-    def places(self) -> Tensor:
-        """The sorted places `out * in_features + in` of the connections, int64, on the CPU."""
-        return places_of(Pattern(*(part.cpu() for part in self._pattern)))
-
-    def weights(self) -> Tensor:
-        """The connections' weights in the order of `places`, detached, on the CPU."""
-        return self.values.detach().cpu()
-
-    @torch.no_grad()
-    def rewire_(self, places: Tensor, weights: Tensor) -> None:
-        """Exchange the connections for these sorted places and weights; the parameter stays the same object."""
-        pattern = pattern_of(places, self.out_features, self.in_features)
-        self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
-        weights = weights.to(self.values)
-        if weights.shape == self.values.shape:
-            self.values.copy_(weights)
-        else:
-            self.values.data = weights
-            self.values.grad = None
-
-    def carry_(self, state: Tensor, source: Tensor) -> None:
-        """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
-        source = source.to(state.device)
-        state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
-
-    # -- keeping the pattern, its cache and files in step ----------------------------------------------------------
-
-    def _set_pattern(self, pattern: Pattern) -> None:
-        self.register_buffer("indptr", pattern.indptr)
-        self.register_buffer("indices", pattern.indices)
-        for name in ("t_indptr", "t_indices", "t_perm"):
-            self.register_buffer(name, getattr(pattern, name), persistent=False)
-        self._pattern = pattern
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self._pattern = Pattern(*(self._buffers[name] for name in Pattern._fields))  # type: ignore[arg-type]
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        indptr, indices, values = (state_dict.get(prefix + name) for name in ("indptr", "indices", "values"))
-        if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
-            check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
-            if values.shape != indices.shape:
-                raise ValueError(
-                    f"state_dict: {prefix}values must have one number a connection, {tuple(indices.shape)}. "
-                    f"Got {tuple(values.shape)}."
-                )
-            pattern = csr_pattern(indptr.cpu().numpy(), indices.cpu().numpy(), self.in_features)
-            self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
-            if values.shape != self.values.shape:
-                self.values.data = self.values.new_empty(values.shape)
-                self.values.grad = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        return made._fill(module)

@@ -1,10 +1,12 @@
 // Python's door to the kernels: addresses and sizes in, nothing out. Tensors are checked on the Python side, where
 // their lifetime is held; passing addresses costs a tenth of a microsecond an argument, a DLPack cast five.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <omp.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -24,13 +26,16 @@ struct Kernels {
   decltype(&filigree::portable::backward) backward;
   decltype(&filigree::portable::linear_backward) linear_backward;
   decltype(&filigree::portable::transpose) transpose;
+  decltype(&filigree::portable::pack) pack;
+  decltype(&filigree::portable::unpack) unpack;
   decltype(&filigree::portable::dropout) dropout;
 };
 
 #define KERNELS(ISA)                                                                             \
   Kernels {                                                                                      \
     #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, \
-        filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::dropout                                         \
+        filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::pack, \
+        filigree::ISA::unpack, filigree::ISA::dropout                                         \
   }
 
 // what this processor can run, the fastest first
@@ -54,6 +59,12 @@ const Kernels *now = &kernels.front();
 
 void *at(uintptr_t address) { return reinterpret_cast<void *>(address); }
 Matrix matrix(uintptr_t address, int64_t stride) { return {at(address), stride}; }
+
+typedef std::array<int64_t, 4> Four;
+filigree::Images images(Four size, Four stride, Four rows, Four cols) {
+  return {size[0],   size[1],   size[2],   size[3],   stride[0],
+          stride[1], stride[2], stride[3], {rows[0], rows[1], rows[2], rows[3]}, {cols[0], cols[1], cols[2], cols[3]}};
+}
 
 }  // namespace
 
@@ -86,6 +97,12 @@ NB_MODULE(_kernels, m) {
   }, no_gil());
   m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
     now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));
+  }, no_gil());
+  m.def("pack", [](bool f64, Four size, Four stride, Four rows, Four cols, P in, P out, int64_t plane, int64_t front) {
+    now->pack(f64, images(size, stride, rows, cols), at(in), at(out), plane, front);
+  }, no_gil());
+  m.def("unpack", [](bool f64, Four size, Four stride, Four rows, Four cols, P in, int64_t plane, P out) {
+    now->unpack(f64, images(size, stride, rows, cols), at(in), plane, at(out));
   }, no_gil());
   m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, P in, P out) {
     now->dropout(f64, size, seed, threshold, scale, at(in), at(out));

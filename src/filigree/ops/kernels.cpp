@@ -10,6 +10,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <type_traits>
 
 namespace filigree {
@@ -465,6 +466,76 @@ void transpose_(int64_t rows, int64_t cols, Matrix in, Matrix out) {
   });
 }
 
+inline int64_t up(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : 0; }
+
+// Columns [first, last) of a plane's row that hold the phase's pixels; the first of them is pixel `pixel`.
+struct Run {
+  int64_t first, last, pixel;
+  Run(const Axis &a, int64_t phase, int64_t size) {
+    first = up(a.lead - phase, a.step);
+    last = up(size + a.lead - phase, a.step);
+    last = last < a.pitch ? last : a.pitch;
+    pixel = first * a.step + phase - a.lead;
+  }
+};
+
+template <class T>
+void pack_(const Images &s, const T *in, T *out, int64_t stride, int64_t front) {
+  const int64_t phases = s.rows.phases * s.cols.phases, planes = s.channels * phases;
+  parallel(team(planes * stride), [&](int thread, int threads) {
+    for (int64_t plane = planes * thread / threads; plane < planes * (thread + 1) / threads; ++plane) {
+      const int64_t channel = plane / phases, above = plane % phases / s.cols.phases, left = plane % s.cols.phases;
+      const Run run(s.cols, left, s.width);
+      T *to = out + plane * stride, *const end = to + stride;
+      const auto zeros = [&](int64_t n) { std::fill(to, to + n, T(0)), to += n; };
+      zeros(front);
+      for (int64_t image = 0; image < s.count; ++image)
+        for (int64_t i = 0; i < s.rows.pitch; ++i) {
+          const int64_t row = i * s.rows.step + above - s.rows.lead;
+          if (row < 0 || row >= s.height) {
+            zeros(s.cols.pitch);
+            continue;
+          }
+          const T *from = in + image * s.by_image + channel * s.by_channel + row * s.by_row + run.pixel * s.by_column;
+          const int64_t step = s.by_column * s.cols.step, n = run.last - run.first;
+          zeros(run.first);
+          if (step == 1)
+            std::copy(from, from + n, to);
+          else
+            for (int64_t j = 0; j < n; ++j) to[j] = from[j * step];
+          to += n;
+          zeros(s.cols.pitch - run.last);
+        }
+      zeros(end - to);
+    }
+  });
+}
+
+template <class T>
+void unpack_(const Images &s, const T *in, int64_t stride, T *out) {
+  const int64_t phases = s.rows.phases * s.cols.phases;
+  parallel(team(s.channels * s.count * s.height * s.width), [&](int thread, int threads) {
+    for (int64_t channel = s.channels * thread / threads; channel < s.channels * (thread + 1) / threads; ++channel)
+      for (int64_t image = 0; image < s.count; ++image)
+        for (int64_t row = 0; row < s.height; ++row) {
+          const int64_t i = (row + s.rows.lead) / s.rows.step, above = (row + s.rows.lead) % s.rows.step;
+          T *to = out + image * s.by_image + channel * s.by_channel + row * s.by_row;
+          for (int64_t left = 0; left < s.cols.step; ++left) {
+            const Run run(s.cols, left, s.width);
+            const int64_t step = s.by_column * s.cols.step, n = run.last - run.first;
+            T *pixels = to + run.pixel * s.by_column;
+            const int64_t plane = channel * phases + above * s.cols.phases + left;
+            const T *from = in + plane * stride + (image * s.rows.pitch + i) * s.cols.pitch + run.first;
+            const bool there = above < s.rows.phases && left < s.cols.phases;  // else no tap reads it
+            if (step == 1 && there)
+              std::copy(from, from + n, pixels);
+            else
+              for (int64_t j = 0; j < n; ++j) pixels[j * step] = there ? from[j] : T(0);
+          }
+        }
+  });
+}
+
 // The i-th random number of a seed: a counter and two keys through an integer hash (rounds and constants after
 // C. Wellons' search for low bias). No state, so threads and the backward pass find the same numbers by index.
 template <int L>
@@ -534,6 +605,15 @@ void linear_backward(bool f64, Pattern w, Pattern wt, const void *values, const 
 }
 void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {
   f64 ? transpose_<double>(rows, cols, in, out) : transpose_<float>(rows, cols, in, out);
+}
+
+void pack(bool f64, Images s, const void *in, void *out, int64_t stride, int64_t front) {
+  f64 ? pack_(s, static_cast<const double *>(in), static_cast<double *>(out), stride, front)
+      : pack_(s, static_cast<const float *>(in), static_cast<float *>(out), stride, front);
+}
+void unpack(bool f64, Images s, const void *in, int64_t stride, void *out) {
+  f64 ? unpack_(s, static_cast<const double *>(in), stride, static_cast<double *>(out))
+      : unpack_(s, static_cast<const float *>(in), stride, static_cast<float *>(out));
 }
 
 void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out) {

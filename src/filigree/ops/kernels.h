@@ -18,6 +18,17 @@ struct Matrix {
   int64_t stride;
 };
 
+// Images in any memory order, and the flat planes that they are packed into: an image's row i, column j lie in the
+// plane of their phases, at ((i + lead) / step, (j + lead) / step), rows and images `pitch` apart. All else is zero.
+struct Axis {
+  int64_t lead, step, phases, pitch;
+};
+struct Images {
+  int64_t count, channels, height, width;                   // sizes
+  int64_t by_image, by_channel, by_row, by_column;          // strides
+  Axis rows, cols;
+};
+
 // clang-format off
 #define FILIGREE_DECLARE(ISA)                                                                                       \
   namespace ISA {                                                                                                   \
@@ -35,6 +46,9 @@ struct Matrix {
                        int64_t batch);                                                                              \
   /* out[j, i] = in[i, j] */                                                                                        \
   void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
+  /* images into planes of `stride` numbers, the first `front` of which stay zero; and back */                      \
+  void pack(bool f64, Images s, const void *in, void *out, int64_t stride, int64_t front);                          \
+  void unpack(bool f64, Images s, const void *in, int64_t stride, void *out);                                       \
   /* out[i] = in[i] * scale where the i-th random number of `seed` is at least `threshold`, else 0 */               \
   void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out); \
   }

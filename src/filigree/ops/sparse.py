@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
 
-_FLOATS = (torch.float32, torch.float64)
+FLOATS = (torch.float32, torch.float64)
 _modes = torch._C._len_torch_dispatch_stack
 
 
@@ -46,6 +48,14 @@ class Pattern(NamedTuple):
     @property
     def nnz(self) -> int:
         return self.indices.numel()
+
+
+def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
+    """A pattern from its compressed rows; the transpose by scipy's counting sort, O(nnz)."""
+    order = np.arange(len(indices), dtype=indices.dtype)
+    t = scipy.sparse.csr_array((order, indices, indptr), shape=(len(indptr) - 1, cols)).tocsc()
+    parts = (indptr, indices, *(part.astype(indices.dtype, copy=False) for part in (t.indptr, t.indices, t.data)))
+    return Pattern(*map(torch.from_numpy, parts))
 
 
 def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
@@ -106,7 +116,7 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     if values.dtype is not x.dtype or values.shape != pattern.indices.shape:
         got = f"{tuple(values.shape)} of {values.dtype}"
         raise ValueError(f"linear: values must be ({pattern.nnz},) of x's type {x.dtype}. Got {got}.")
-    if x.dtype not in _FLOATS:  # half precision is computed in float32
+    if x.dtype not in FLOATS:  # half precision is computed in float32
         wide = linear(pattern, values.float(), None if bias is None else bias.float(), x.float(), relu)
         return wide.to(x.dtype)
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
@@ -120,7 +130,7 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
 def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
     if x.dim() != 2 or x.shape[0] != features:
         raise ValueError(f"{name}: expected a feature-major matrix ({features}, batch). Got {tuple(x.shape)}.")
-    if values.dtype not in _FLOATS or x.dtype != values.dtype:
+    if values.dtype not in FLOATS or x.dtype != values.dtype:
         raise TypeError(f"{name}: expected float32 or float64 throughout. Got {values.dtype} and {x.dtype}.")
 
 
@@ -281,25 +291,26 @@ def _reference_linear_backward(
 
 # -- operators ------------------------------------------------------------------------------------------------------
 
-_library = torch.library.Library("filigree", "DEF")
+library = torch.library.Library("filigree", "DEF")
 _PATTERN = "Tensor indptr, Tensor indices, Tensor t_indptr, Tensor t_indices, Tensor t_perm"
 
 
-def _define(schema: str, cpu: Any, default: Any, fake: Any) -> None:
+def define(schema: str, cpu: Any, default: Any, fake: Any) -> None:
+    """An operator `torch.ops.filigree.*`: its CPU implementation, that of other devices, and that of fake tensors."""
     name = schema[: schema.index("(")]
-    _library.define(schema)
-    _library.impl(name, cpu, "CPU")
-    _library.impl(name, default, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"filigree::{name}", fake, lib=_library)
+    library.define(schema)
+    library.impl(name, cpu, "CPU")
+    library.impl(name, default, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"filigree::{name}", fake, lib=library)
 
 
-_define(
+define(
     f"spmm(Tensor values, Tensor x, {_PATTERN}) -> Tensor",
     _spmm,
     lambda values, x, indptr, indices, *_: reference.spmm(indptr, indices, values, x),
     lambda values, x, indptr, *_: x.new_empty(indptr.shape[0] - 1, x.shape[1]),
 )
-_define(
+define(
     f"spmm_t(Tensor values, Tensor dy, {_PATTERN}) -> Tensor",
     _spmm_t,
     lambda values, dy, indptr, indices, t_indptr, *_: reference.spmm_t(
@@ -307,13 +318,13 @@ _define(
     ),
     lambda values, dy, indptr, indices, t_indptr, *_: dy.new_empty(t_indptr.shape[0] - 1, dy.shape[1]),
 )
-_define(
+define(
     f"sddmm(Tensor dy, Tensor x, {_PATTERN}) -> Tensor",
     _sddmm,
     lambda dy, x, indptr, indices, *_: reference.sddmm(indptr, indices, dy, x),
     lambda dy, x, indptr, indices, *_: dy.new_empty(indices.shape[0]),
 )
-_define(
+define(
     f"linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {_PATTERN}) -> (Tensor, Tensor)",
     _linear_forward,
     lambda values, bias, x, relu, indptr, indices, *_: (
@@ -325,7 +336,7 @@ _define(
         x.new_empty(x.shape[1], x.shape[0]),
     ),
 )
-_define(
+define(
     f"linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {_PATTERN}, bool need_input, bool need_bias)"
     " -> (Tensor, Tensor, Tensor)",
     _linear_backward,
@@ -364,9 +375,7 @@ def _sddmm_backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
 
 
 for _name, _backward in [("spmm", _spmm_backward), ("spmm_t", _spmm_t_backward), ("sddmm", _sddmm_backward)]:
-    torch.library.register_autograd(
-        f"filigree::{_name}", _backward, setup_context=_keep_values_and_matrix, lib=_library
-    )
+    torch.library.register_autograd(f"filigree::{_name}", _backward, setup_context=_keep_values_and_matrix, lib=library)
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -381,7 +390,7 @@ def _linear_formula(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return dvalues, dbias if need_bias else None, dx if need_input else None, *(None,) * 6
 
 
-torch.library.register_autograd("filigree::linear_forward", _linear_formula, setup_context=_keep_linear, lib=_library)
+torch.library.register_autograd("filigree::linear_forward", _linear_formula, setup_context=_keep_linear, lib=library)
 
 
 class _Linear(torch.autograd.Function):

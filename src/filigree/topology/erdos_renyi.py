@@ -19,7 +19,8 @@ class ErdosRenyi(Topology):
     """A random bipartite graph with a given number of connections (SET; 001, 3.5.1 and Algorithm 1).
 
     A place is connected with probability `p = min(1, epsilon (n_in + n_out) / (n_in n_out))`, or `p = density`; exactly
-    `round(p n_in n_out)` distinct places are drawn, uniformly, in O(connections). A layer at p = 1 stays dense.
+    `round(p n_in n_out)` distinct places are drawn, uniformly, in O(connections). A layer at p = 1 stays dense. Of a
+    convolution n_in and n_out are channels, the kernel's sides are added to their sum, and p is a share of all weights.
 
     Args:
         epsilon: connections per unit, counting both sides; > 0. Give this or `density`.
@@ -42,7 +43,7 @@ class ErdosRenyi(Topology):
     def connections(self, size: Size) -> int:
         """How many places are drawn for a layer: p n_in n_out, before merging duplicates."""
         if self.epsilon is not None:
-            wanted = self.epsilon * (size.out_features + size.in_features)
+            wanted = self.epsilon * (size.out_features + size.in_units + sum(size.kernel))
             return int(wanted) if self.replace else min(round(wanted), size.places)
         assert self.density is not None
         return round(self.density * size.places)
@@ -55,6 +56,40 @@ class ErdosRenyi(Topology):
         if self.replace:
             return torch.randint(size.places, (count,), generator=generator).unique() if size.places else _nothing()
         return None if count == size.places else distinct(size.places, count, generator)
+
+
+@config
+class ErdosRenyiKernel(Topology):
+    """Erdos-Renyi-Kernel: one density for a whole network, more of it for small layers (RigL; Evci et al. 2020).
+
+    A layer's density is proportional to `(n_in + n_out + sum(kernel)) / (n_in n_out prod(kernel))`, with n_in and n_out
+    channels of a convolution or units of a linear layer (there it is Erdos-Renyi). The constant is chosen so that all
+    layers together have `density` of their places; layers for which it would exceed 1 stay dense.
+
+    Args:
+        density: share of the places of all layers that are connected, in (0, 1].
+    """
+
+    density: Annotated[float, pydantic.Field(gt=0, le=1)]
+
+    def densities(self, sizes: Sequence[Size]) -> list[float]:
+        """The density of each layer."""
+        raw = [(s.out_features + s.in_units + sum(s.kernel)) / s.places for s in sizes]
+        dense: set[int] = set()
+        while True:
+            wanted = self.density * sum(s.places for s in sizes) - sum(sizes[i].places for i in dense)
+            rest = [i for i in range(len(sizes)) if i not in dense]
+            scale = max(wanted, 0) / sum(raw[i] * sizes[i].places for i in rest) if rest else 0.0
+            full = [i for i in rest if raw[i] * scale >= 1]
+            if not full:
+                return [1.0 if i in dense else raw[i] * scale for i in range(len(sizes))]
+            dense.update(full)
+
+    def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
+        return [
+            None if density >= 1 else distinct(size.places, round(density * size.places), generator)
+            for size, density in zip(sizes, self.densities(sizes), strict=True)
+        ]
 
 
 def _nothing() -> Tensor:

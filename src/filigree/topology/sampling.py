@@ -6,11 +6,10 @@ A place of a `(rows, cols)` matrix is its linear index `row * cols + col`, int64
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
-from filigree.ops.sparse import Pattern
+from filigree.ops.sparse import Pattern, csr_pattern
 
 
 def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
@@ -50,14 +49,6 @@ def pattern_of(places: Tensor, rows: int, cols: int) -> Pattern:
     dtype = np.int32 if max(rows, cols, places.numel()) < 2**31 else np.int64
     row, col = np.divmod(places.numpy(), cols) if cols else (places.numpy(), places.numpy())
     return csr_pattern(_indptr(row, rows, dtype), col.astype(dtype), cols)
-
-
-def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
-    """A pattern from its compressed rows; the transpose by scipy's counting sort, O(nnz)."""
-    order = np.arange(len(indices), dtype=indices.dtype)
-    t = scipy.sparse.csr_array((order, indices, indptr), shape=(len(indptr) - 1, cols)).tocsc()
-    parts = (indptr, indices, *(part.astype(indices.dtype, copy=False) for part in (t.indptr, t.indices, t.data)))
-    return Pattern(*map(torch.from_numpy, parts))
 
 
 def places_of(pattern: Pattern) -> Tensor:

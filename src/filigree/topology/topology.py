@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,14 +13,20 @@ from filigree.config import Config
 
 
 class Size(NamedTuple):
-    """The sides of a layer's weight matrix."""
+    """The sides of a layer's weight matrix; of a convolution `(out_channels, in_channels / groups x kernel)`."""
 
     out_features: int
     in_features: int
+    kernel: tuple[int, ...] = ()  # the sides of a convolution's kernel
 
     @property
     def places(self) -> int:
         return self.out_features * self.in_features
+
+    @property
+    def in_units(self) -> int:
+        """Input channels (or units): the places of a row without the kernel's."""
+        return self.in_features // math.prod(self.kernel)
 
 
 class Topology(Config):
@@ -28,3 +35,8 @@ class Topology(Config):
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
         """For each layer the sorted places `out * in_features + in` of its connections, or None: stays dense."""
         raise NotImplementedError
+
+    def draw_one(self, size: Size, generator: torch.Generator) -> Tensor:
+        """The sorted places of a single layer; all of them where it would stay dense."""
+        places = self.draw([size], generator)[0]
+        return torch.arange(size.places) if places is None else places

@@ -1,0 +1,143 @@
+"""What every sparse layer holds and offers: values, bias, pattern, rewiring, files."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from filigree.ops.sparse import Pattern, csr_pattern
+from filigree.topology.sampling import check_csr, pattern_of, places_of
+
+
+class SparseLayer(nn.Module):
+    """Base of `SparseLinear` and `SparseConv2d`: the nonzeros of a weight matrix `(out_features, in_features)`."""
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    indptr: Tensor
+    indices: Tensor
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        places: Tensor,
+        bias: bool,
+        generator: torch.Generator,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        pattern = pattern_of(places, out_features, in_features)
+        self._set_pattern(Pattern(*(part.to(device) for part in pattern)))
+        fan_in = pattern.indptr.diff()
+        scale = fan_in.clamp(min=1).to(torch.float64).rsqrt().repeat_interleave(fan_in.long()) * math.sqrt(2)
+        values = torch.randn(pattern.nnz, generator=generator) * scale
+        dtype = dtype or torch.get_default_dtype()
+        self.values = nn.Parameter(values.to(device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+
+    @property
+    def pattern(self) -> Pattern:
+        """Where the connections are, with the index of the transpose that the backward pass reads."""
+        return self._pattern
+
+    @property
+    def nnz(self) -> int:
+        """The number of connections."""
+        return self.indices.numel()
+
+    @property
+    def density(self) -> float:
+        """The share of the places that are connected."""
+        return self.nnz / (self.in_features * self.out_features)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """An input of another dtype in the values', under autocast; an error elsewhere."""
+        if not torch.is_autocast_enabled(x.device.type):
+            name = type(self).__name__
+            raise TypeError(f"{name}: the input must be {self.values.dtype}, as the values are. Got {x.dtype}.")
+        return x.to(self.values.dtype)  # kernels are float32 and float64: under autocast sparse products stay float32
+
+    def _fill(self, module: Any) -> Self:
+        """Take over the weights and biases of the dense layer at the connections."""
+        self.values.copy_(module.weight.flatten()[self.places().to(module.weight.device)])
+        if self.bias is not None:
+            self.bias.copy_(module.bias)
+        return self
+
+    # -- what evolution needs ------------------------------------------------------------------------------------
+
+    @property
+    def connections(self) -> nn.Parameter:
+        """The parameter that holds the connections' weights."""
+        return self.values
+
+    def places(self) -> Tensor:
+        """The sorted places `out * in_features + in` of the connections, int64, on the CPU."""
+        return places_of(Pattern(*(part.cpu() for part in self._pattern)))
+
+    def weights(self) -> Tensor:
+        """The connections' weights in the order of `places`, detached, on the CPU."""
+        return self.values.detach().cpu()
+
+    @torch.no_grad()
+    def rewire_(self, places: Tensor, weights: Tensor) -> None:
+        """Exchange the connections for these sorted places and weights; the parameter stays the same object."""
+        pattern = pattern_of(places, self.out_features, self.in_features)
+        self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
+        weights = weights.to(self.values)
+        if weights.shape == self.values.shape:
+            self.values.copy_(weights)
+        else:
+            self.values.data = weights
+            self.values.grad = None
+
+    def carry_(self, state: Tensor, source: Tensor) -> None:
+        """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
+        source = source.to(state.device)
+        state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
+
+    # -- keeping the pattern, its cache and files in step ----------------------------------------------------------
+
+    def _set_pattern(self, pattern: Pattern) -> None:
+        self.register_buffer("indptr", pattern.indptr)
+        self.register_buffer("indices", pattern.indices)
+        for name in ("t_indptr", "t_indices", "t_perm"):
+            self.register_buffer(name, getattr(pattern, name), persistent=False)
+        self._pattern = pattern
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._pattern = Pattern(*(self._buffers[name] for name in Pattern._fields))  # type: ignore[arg-type]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        indptr, indices, values = (state_dict.get(prefix + name) for name in ("indptr", "indices", "values"))
+        if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
+            check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
+            if values.shape != indices.shape:
+                raise ValueError(
+                    f"state_dict: {prefix}values must have one number a connection, {tuple(indices.shape)}. "
+                    f"Got {tuple(values.shape)}."
+                )
+            pattern = csr_pattern(indptr.cpu().numpy(), indices.cpu().numpy(), self.in_features)
+            self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
+            if values.shape != self.values.shape:
+                self.values.data = self.values.new_empty(values.shape)
+                self.values.grad = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def masked_places(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """The places where `mask` is true, by default those where `weight` is not zero."""
+    mask = weight != 0 if mask is None else mask.bool()
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"from_dense: mask must have the weight's shape {tuple(weight.shape)}. Got {tuple(mask.shape)}."
+        )
+    return mask.flatten().nonzero().squeeze(1).cpu()
