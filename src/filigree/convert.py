@@ -69,7 +69,7 @@ class Conversion(Config):
 
     def apply_if_faster(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Change]:
         """As `apply`, but a layer that would not be faster on its input (by name) stays as it is."""
-        raise ValueError(f"{type(self).__name__}: it cannot choose by measurement. Leave out measure=.")
+        raise NotImplementedError
 
 
 def convert_(model: nn.Module, config: Conversion, where: Where = None, measure: bool | int | Tensor = False) -> Report:
@@ -100,6 +100,8 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     if measure is False:
         changes = config.apply(model, names)
     else:
+        if type(config).apply_if_faster is Conversion.apply_if_faster:
+            raise ValueError(f"convert_: {type(config).__name__} cannot choose by measurement. Leave out measure=.")
         changes = config.apply_if_faster(model, names, _inputs(model, before, measure))
     record(model, config, [name for name in names if model.get_submodule(name) is not before[name]])
     return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)

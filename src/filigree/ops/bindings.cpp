@@ -26,16 +26,16 @@ struct Kernels {
   decltype(&filigree::portable::backward) backward;
   decltype(&filigree::portable::linear_backward) linear_backward;
   decltype(&filigree::portable::transpose) transpose;
-  decltype(&filigree::portable::pack) pack;
-  decltype(&filigree::portable::unpack) unpack;
+  decltype(&filigree::portable::conv) conv;
+  decltype(&filigree::portable::conv_backward) conv_backward;
   decltype(&filigree::portable::dropout) dropout;
 };
 
 #define KERNELS(ISA)                                                                             \
   Kernels {                                                                                      \
     #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, \
-        filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::pack, \
-        filigree::ISA::unpack, filigree::ISA::dropout                                         \
+        filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::conv, \
+        filigree::ISA::conv_backward, filigree::ISA::dropout                                         \
   }
 
 // what this processor can run, the fastest first
@@ -64,6 +64,12 @@ typedef std::array<int64_t, 4> Four;
 filigree::Images images(Four size, Four stride, Four rows, Four cols) {
   return {size[0],   size[1],   size[2],   size[3],   stride[0],
           stride[1], stride[2], stride[3], {rows[0], rows[1], rows[2], rows[3]}, {cols[0], cols[1], cols[2], cols[3]}};
+}
+
+filigree::Convolution strided(filigree::Convolution c, Four x, Four y) {
+  c.x.by_image = x[0], c.x.by_channel = x[1], c.x.by_row = x[2], c.x.by_column = x[3];
+  c.y.by_image = y[0], c.y.by_channel = y[1], c.y.by_row = y[2], c.y.by_column = y[3];
+  return c;
 }
 
 }  // namespace
@@ -98,11 +104,22 @@ NB_MODULE(_kernels, m) {
   m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
     now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));
   }, no_gil());
-  m.def("pack", [](bool f64, Four size, Four stride, Four rows, Four cols, P in, P out, int64_t plane, int64_t front) {
-    now->pack(f64, images(size, stride, rows, cols), at(in), at(out), plane, front);
+  nb::class_<filigree::Convolution>(m, "Convolution")
+      .def("__init__", [](filigree::Convolution *self, bool wide, int64_t outs, P indptr, P offsets, int64_t planes,
+                          P t_indptr, P t_offsets, P t_perm, Four x_size, Four y_size, Four rows, Four cols,
+                          int64_t stride, int64_t reach, int64_t chunk) {
+        const Four out_rows{0, 1, 1, rows[3]}, out_cols{0, 1, 1, cols[3]}, none{};
+        new (self) filigree::Convolution{images(x_size, none, rows, cols), images(y_size, none, out_rows, out_cols),
+                                         Pattern{outs, at(indptr), at(offsets), nullptr, wide},
+                                         Pattern{planes, at(t_indptr), at(t_offsets), at(t_perm), wide}, stride, reach,
+                                         chunk};
+      });
+  m.def("conv", [](filigree::Convolution c, bool f64, P values, P bias, P x, Four x_stride, P y, Four y_stride) {
+    now->conv(f64, strided(c, x_stride, y_stride), at(values), at(bias), at(x), at(y));
   }, no_gil());
-  m.def("unpack", [](bool f64, Four size, Four stride, Four rows, Four cols, P in, int64_t plane, P out) {
-    now->unpack(f64, images(size, stride, rows, cols), at(in), plane, at(out));
+  m.def("conv_backward", [](filigree::Convolution c, bool f64, P values, P x, Four x_stride, P dy, Four dy_stride,
+                            P dvalues, P dbias, P dx) {
+    now->conv_backward(f64, strided(c, x_stride, dy_stride), at(values), at(x), at(dy), at(dvalues), at(dbias), at(dx));
   }, no_gil());
   m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, P in, P out) {
     now->dropout(f64, size, seed, threshold, scale, at(in), at(out));

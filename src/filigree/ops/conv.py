@@ -6,7 +6,7 @@ gradient `spmm` with the transposed index, its weight gradient `sddmm`: the kern
 unchanged. Rows share their padding with their neighbours, and images theirs, so little is computed in vain. A stride
 splits the planes by phase (every s-th row and column), after which each tap is a plain shift again.
 
-Images are packed a few at a time, so that what is packed stays in the cache.
+Images are packed a few at a time, each thread its own, so that what is packed stays in its cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from filigree.ops import reference
 from filigree.ops._load import kernels
 from filigree.ops.sparse import FLOATS, csr_pattern, define, library
 
-_CHUNK = 4 << 20  # bytes of packed input at a time: a share of the last-level cache
+_CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
 
 class Geometry(NamedTuple):
@@ -78,32 +78,10 @@ class _Axis(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Addresses of the nonzeros for an input's size, and the layout of the packed planes."""
+    """The addresses of the nonzeros for an input's size, as the kernels read them, and the tensors that hold them."""
 
-    rows: _Axis
-    cols: _Axis
-    images: int  # packed at a time
-    stride: int  # from one plane to the next
-    reach: int  # of the farthest tap
-    planes: int  # of the input
-    indptr: Tensor
-    offsets: Tensor
-    t_indptr: Tensor
-    t_offsets: Tensor
-    t_perm: Tensor
-
-    @property
-    def wide(self) -> bool:
-        return self.indptr.dtype is torch.int64
-
-    def span(self, images: int) -> int:
-        """Positions of a plane of so many images."""
-        return images * self.rows.pitch * self.cols.pitch
-
-    def outputs(self, images: int) -> int:
-        """Positions up to the last output."""
-        last_row = (images - 1) * self.rows.pitch + self.rows.out - 1
-        return last_row * self.cols.pitch + self.cols.out
+    convolution: Any
+    held: tuple[Tensor, ...]
 
 
 _plans: Any = WeakTensorKeyDictionary()  # by the pattern's indices: rewired layers bring new ones
@@ -111,16 +89,15 @@ _plans: Any = WeakTensorKeyDictionary()  # by the pattern's indices: rewired lay
 
 def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
     images, channels, height, width = x.shape
-    rows, cols = g._axes(height, width)
-    planes = channels * rows.phases * cols.phases
-    chunk = max(1, min(images, _CHUNK // (planes * rows.pitch * cols.pitch * x.element_size())))
     known = _plans.setdefault(indices, {})
-    key = (g, height, width, chunk, indices._version)
+    key = (g, x.shape, x.dtype, indices._version)
     if key in known:
         return known[key]
+    rows, cols = g._axes(height, width)
+    planes, outs = channels * rows.phases * cols.phases, indptr.numel() - 1
+    chunk = max(1, min(images, _CHUNK // (planes * rows.pitch * cols.pitch * x.element_size())))
     reach = rows.reach * cols.pitch + cols.reach
     stride = _off_the_same_sets(chunk * rows.pitch * cols.pitch + reach)
-    outs = indptr.numel() - 1
     dtype = np.int32 if max(planes, outs) * stride < 2**31 and indices.numel() < 2**31 else np.int64
     column = indices.numpy().astype(np.int64)
     row = np.repeat(np.arange(outs), np.diff(indptr.numpy()))
@@ -132,12 +109,16 @@ def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
     by_plane = csr_pattern(indptr.numpy().astype(dtype), plane.astype(dtype), planes)
     back = by_plane.t_indices.numpy() * stride + reach - shift[by_plane.t_perm.numpy()]
     offsets, t_offsets = (torch.from_numpy(a.astype(dtype)) for a in (plane * stride + shift, back))
+    held = by_plane.indptr, offsets, by_plane.t_indptr, t_offsets, by_plane.t_perm
+    address = [part.data_ptr() for part in held]
+    convolution = kernels.Convolution(
+        dtype is np.int64, outs, *address[:2], planes, *address[2:], x.shape, (images, outs, rows.out, cols.out),
+        (rows.lead, rows.stride, rows.phases, rows.pitch), (cols.lead, cols.stride, cols.phases, cols.pitch),
+        stride, reach, chunk,
+    )  # fmt: skip
     if len(known) > 8:
         known.clear()
-    known[key] = _Plan(
-        rows, cols, chunk, stride, reach, planes, by_plane.indptr, offsets, by_plane.t_indptr, t_offsets,
-        by_plane.t_perm,
-    )  # fmt: skip
+    known[key] = _Plan(convolution, held)
     return known[key]
 
 
@@ -176,18 +157,14 @@ def _forward(
     values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indices: Tensor, geometry: list[int]
 ) -> Tensor:
     g = Geometry.of(geometry)
-    plan, outs, double = _plan(indptr, indices, x, g), indptr.numel() - 1, x.dtype is torch.float64
-    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
-    y = _channel_major(x, outs, plan.rows.out, plan.cols.out)
-    packed, products = x.new_empty(plan.planes, plan.stride), x.new_empty(outs, plan.stride)
-    for some, ys in zip(x.split(plan.images), y.split(plan.images), strict=True):
-        _pack(some, plan.rows, plan.cols, packed, 0)
-        kernels.spmm(
-            double, plan.wide, outs, plan.indptr.data_ptr(), plan.offsets.data_ptr(), 0, values.data_ptr(),
-            packed.data_ptr(), 1, products.data_ptr(), plan.stride, plan.outputs(len(some)),
-            0 if bias is None else bias.data_ptr(), False,
+    y = _channel_major(x, indptr.numel() - 1, *g.output(*x.shape[2:]))
+    if y.numel():
+        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+        plan = _plan(indptr, indices, x, g)
+        kernels.conv(
+            plan.convolution, x.dtype is torch.float64, values.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            x.data_ptr(), x.stride(), y.data_ptr(), y.stride(),
         )  # fmt: skip
-        _unpack(products, _as_output(plan.rows), _as_output(plan.cols), ys)
     return y
 
 
@@ -196,59 +173,20 @@ def _backward(
     need_input: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of values, bias and input. The input is packed again rather than kept: memory for time."""
-    g = Geometry.of(geometry)
-    plan, outs, double = _plan(indptr, indices, x, g), indptr.numel() - 1, x.dtype is torch.float64
-    values, front = values.contiguous(), plan.reach
+    values = values.contiguous()
+    dvalues, dbias = torch.zeros_like(values), dy.new_zeros(dy.shape[1] if need_bias else 0)
     dx = _channel_major(x, *x.shape[1:]) if need_input else x.new_empty(0)
-    dvalues, part = torch.zeros_like(values), torch.empty_like(values)
-    packed, dys = x.new_empty(plan.planes, plan.stride), x.new_empty(outs, plan.stride)
-    dxs = torch.empty_like(packed) if need_input else packed
-    for start in range(0, len(x), plan.images):
-        some, grads = x[start : start + plan.images], dy[start : start + plan.images]
-        _pack(some, plan.rows, plan.cols, packed, 0)
-        _pack(grads, _as_output(plan.rows), _as_output(plan.cols), dys, front)
-        if need_input:
-            kernels.backward(
-                double, plan.wide, plan.planes, plan.t_indptr.data_ptr(), plan.t_offsets.data_ptr(),
-                plan.t_perm.data_ptr(), values.data_ptr(), dys.data_ptr(), 1, packed.data_ptr(), plan.stride,
-                dxs.data_ptr(), plan.stride, part.data_ptr(), plan.span(len(some)),
-            )  # fmt: skip
-            _unpack(dxs, plan.rows, plan.cols, dx[start : start + plan.images])
-        else:
-            kernels.sddmm(
-                double, plan.wide, outs, plan.indptr.data_ptr(), plan.offsets.data_ptr(),
-                dys.data_ptr() + front * dys.element_size(), plan.stride, packed.data_ptr(), 1, part.data_ptr(),
-                plan.outputs(len(some)),
-            )  # fmt: skip
-        dvalues += part
-    return dvalues, dy.sum((0, 2, 3)) if need_bias else dy.new_empty(0), dx
+    if dy.numel():
+        plan = _plan(indptr, indices, x, Geometry.of(geometry))
+        kernels.conv_backward(
+            plan.convolution, x.dtype is torch.float64, values.data_ptr(), x.data_ptr(), x.stride(), dy.data_ptr(),
+            dy.stride(), dvalues.data_ptr(), dbias.data_ptr() if need_bias else 0, dx.data_ptr() if need_input else 0,
+        )  # fmt: skip
+    return dvalues, dbias, dx
 
 
 def _channel_major(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     return x.new_empty(channels, len(x), height, width).transpose(0, 1)
-
-
-def _as_output(axis: _Axis) -> _Axis:
-    """The same planes as the output lies in them: nothing before, no phases."""
-    return axis._replace(lead=0, stride=1, phases=1)
-
-
-def _pack(images: Tensor, rows: _Axis, cols: _Axis, out: Tensor, front: int) -> None:
-    kernels.pack(
-        out.dtype is torch.float64, images.shape, images.stride(), _steps(rows), _steps(cols), images.data_ptr(),
-        out.data_ptr(), out.stride(0), front,
-    )  # fmt: skip
-
-
-def _unpack(packed: Tensor, rows: _Axis, cols: _Axis, images: Tensor) -> None:
-    kernels.unpack(
-        packed.dtype is torch.float64, images.shape, images.stride(), _steps(rows), _steps(cols), packed.data_ptr(),
-        packed.stride(0), images.data_ptr(),
-    )  # fmt: skip
-
-
-def _steps(axis: _Axis) -> tuple[int, int, int, int]:
-    return axis.lead, axis.stride, axis.phases, axis.pitch
 
 
 # -- other devices, and derivatives of derivatives: the dense weight --------------------------------------------------

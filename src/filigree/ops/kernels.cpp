@@ -11,7 +11,9 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <numeric>
 #include <type_traits>
+#include <vector>
 
 namespace filigree {
 namespace FILIGREE_ISA {
@@ -536,6 +538,85 @@ void unpack_(const Images &s, const T *in, int64_t stride, T *out) {
   });
 }
 
+// The images of a convolution, a few at a time: packed, multiplied and unpacked by one thread in its own cache. Sums
+// over images are kept in GROUPS parts, so that they do not depend on the number of threads. Where there are fewer
+// parts than threads, the threads share out each product's rows instead.
+constexpr int GROUPS = 16;
+
+template <class Work>
+void by_images(const Convolution &c, Work work) {
+  const int64_t chunks = (c.x.count + c.images - 1) / c.images;
+  const int groups = chunks < GROUPS ? int(chunks) : GROUPS, most = omp_in_parallel() ? 1 : omp_get_max_threads();
+  parallel(groups < most ? 1 : most, [&](int thread, int threads) {
+    for (int group = thread; group < groups; group += threads)
+      for (int64_t chunk = chunks * group / groups; chunk < chunks * (group + 1) / groups; ++chunk) {
+        const int64_t first = chunk * c.images, rest = c.x.count - first;
+        work(group, first, rest < c.images ? rest : c.images);
+      }
+  });
+}
+
+template <class T>
+T *scratch(int which, int64_t size) {  // a thread's own memory, kept for the next call
+  thread_local std::vector<T> held[4];
+  if (int64_t(held[which].size()) < size) held[which].resize(size);
+  return held[which].data();
+}
+
+inline Images some(Images all, int64_t count) {
+  all.count = count;
+  return all;
+}
+
+inline int64_t last_output(const Convolution &c, int64_t images) {
+  return ((images - 1) * c.y.rows.pitch + c.y.height - 1) * c.y.cols.pitch + c.y.width;
+}
+
+template <class T, class I>
+void conv_(const Convolution &c, const void *values, const void *bias, const void *x, void *y) {
+  const int64_t planes = c.wt.rows, outs = c.w.rows;
+  by_images(c, [&](int, int64_t first, int64_t count) {
+    T *packed = scratch<T>(0, planes * c.stride), *products = scratch<T>(1, outs * c.stride);
+    pack_(some(c.x, count), static_cast<const T *>(x) + first * c.x.by_image, packed, c.stride, 0);
+    spmm_<T, I>(c.w, values, Matrix{packed, 1}, Matrix{products, c.stride}, last_output(c, count), bias, false);
+    unpack_(some(c.y, count), products, c.stride, static_cast<T *>(y) + first * c.y.by_image);
+  });
+}
+
+template <class T, class I>
+void conv_backward_(const Convolution &c, const void *values, const void *x, const void *dy, void *dvalues, void *dbias,
+                    void *dx) {
+  const int64_t planes = c.wt.rows, outs = c.w.rows, nnz = static_cast<const I *>(c.w.indptr)[outs], part = nnz + outs;
+  std::vector<T> parts(GROUPS * part);
+  Images ys = c.y;  // the gradient's strides are in c.y
+  by_images(c, [&](int group, int64_t first, int64_t count) {
+    T *packed = scratch<T>(0, planes * c.stride), *grads = scratch<T>(1, outs * c.stride);
+    T *sums = parts.data() + group * part, *one = scratch<T>(2, nnz);
+    pack_(some(c.x, count), static_cast<const T *>(x) + first * c.x.by_image, packed, c.stride, 0);
+    pack_(some(ys, count), static_cast<const T *>(dy) + first * ys.by_image, grads, c.stride, c.reach);
+    if (dx) {
+      T *back = scratch<T>(3, planes * c.stride);
+      backward_<T, I>(c.wt, values, Matrix{grads, 1}, Matrix{packed, c.stride}, Matrix{back, c.stride}, one,
+                      count * c.x.rows.pitch * c.x.cols.pitch);
+      Images to = some(c.x, count);  // channel-major, as the output
+      to.by_column = 1, to.by_row = to.width, to.by_image = to.height * to.width, to.by_channel = c.x.count * to.by_image;
+      unpack_(to, back, c.stride, static_cast<T *>(dx) + first * to.by_image);
+    } else {
+      sddmm_<T, I>(c.w, Matrix{grads + c.reach, c.stride}, Matrix{packed, 1}, one, last_output(c, count));
+    }
+    for (int64_t k = 0; k < nnz; ++k) sums[k] += one[k];
+    if (dbias)
+      for (int64_t o = 0; o < outs; ++o)
+        sums[nnz + o] += std::accumulate(grads + o * c.stride, grads + (o + 1) * c.stride, T(0));
+  });
+  T *to = static_cast<T *>(dvalues), *bias = static_cast<T *>(dbias);
+  for (int64_t k = 0; k < part; ++k) {
+    T sum = 0;
+    for (int group = 0; group < GROUPS; ++group) sum += parts[group * part + k];
+    if (k < nnz) to[k] = sum; else if (bias) bias[k - nnz] = sum;
+  }
+}
+
 // The i-th random number of a seed: a counter and two keys through an integer hash (rounds and constants after
 // C. Wellons' search for low bias). No state, so threads and the backward pass find the same numbers by index.
 template <int L>
@@ -607,13 +688,18 @@ void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {
   f64 ? transpose_<double>(rows, cols, in, out) : transpose_<float>(rows, cols, in, out);
 }
 
-void pack(bool f64, Images s, const void *in, void *out, int64_t stride, int64_t front) {
-  f64 ? pack_(s, static_cast<const double *>(in), static_cast<double *>(out), stride, front)
-      : pack_(s, static_cast<const float *>(in), static_cast<float *>(out), stride, front);
+void conv(bool f64, const Convolution &c, const void *values, const void *bias, const void *x, void *y) {
+  const Pattern &w = c.w;
+#define ARGS (c, values, bias, x, y)
+  FILIGREE_DISPATCH(conv_);
+#undef ARGS
 }
-void unpack(bool f64, Images s, const void *in, int64_t stride, void *out) {
-  f64 ? unpack_(s, static_cast<const double *>(in), stride, static_cast<double *>(out))
-      : unpack_(s, static_cast<const float *>(in), stride, static_cast<float *>(out));
+void conv_backward(bool f64, const Convolution &c, const void *values, const void *x, const void *dy, void *dvalues,
+                   void *dbias, void *dx) {
+  const Pattern &w = c.w;
+#define ARGS (c, values, x, dy, dvalues, dbias, dx)
+  FILIGREE_DISPATCH(conv_backward_);
+#undef ARGS
 }
 
 void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out) {

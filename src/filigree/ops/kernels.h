@@ -29,6 +29,15 @@ struct Images {
   Axis rows, cols;
 };
 
+// A convolution as products of shifted planes: `w` has the output channels as rows and addresses in the planes of the
+// input as indices, `wt` the planes as rows and addresses in the planes of the output's gradient.
+struct Convolution {
+  Images x, y;
+  Pattern w, wt;
+  int64_t stride, reach;  // from plane to plane; of the farthest tap
+  int64_t images;         // packed at a time
+};
+
 // clang-format off
 #define FILIGREE_DECLARE(ISA)                                                                                       \
   namespace ISA {                                                                                                   \
@@ -46,9 +55,11 @@ struct Images {
                        int64_t batch);                                                                              \
   /* out[j, i] = in[i, j] */                                                                                        \
   void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
-  /* images into planes of `stride` numbers, the first `front` of which stay zero; and back */                      \
-  void pack(bool f64, Images s, const void *in, void *out, int64_t stride, int64_t front);                          \
-  void unpack(bool f64, Images s, const void *in, int64_t stride, void *out);                                       \
+  /* y = conv(x) (+ bias) */                                                                                        \
+  void conv(bool f64, const Convolution &c, const void *values, const void *bias, const void *x, void *y);          \
+  /* its gradients; dx and dbias may be null */                                                                     \
+  void conv_backward(bool f64, const Convolution &c, const void *values, const void *x, const void *dy,             \
+                     void *dvalues, void *dbias, void *dx);                                                         \
   /* out[i] = in[i] * scale where the i-th random number of `seed` is at least `threshold`, else 0 */               \
   void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out); \
   }

@@ -1,0 +1,68 @@
+"""Sparse 3x3 convolutions at 95%: forward and backward against oneDNN and SparseProp, results checked first."""
+
+import pytest
+import torch
+from torch import nn
+
+from filigree.nn import SparseConv2d
+from filigree.timing import race
+
+GOAL = 2.5
+
+
+@pytest.mark.parametrize("batch", [32, 64, 128])
+@pytest.mark.parametrize(("channels", "side"), [(64, 32), (128, 16), (256, 8)])
+def test_conv(channels, side, batch, suite, benchmark):
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    size = conv.weight.numel()
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[torch.randperm(size)[: round(0.05 * size)]] = True
+    layer = SparseConv2d.from_dense(conv, mask.view_as(conv.weight))
+    dense = layer.dense()
+    x = torch.randn(channels, batch, side, side).transpose(0, 1)
+    rows = {"filigree": (layer, x), "dense": (dense, x.contiguous())}
+    rows["dense, channels last"] = (
+        dense.to(memory_format=torch.channels_last),
+        x.to(memory_format=torch.channels_last),
+    )
+    try:
+        import sparseprop.modules as theirs
+
+        rows["SparseProp"] = (theirs.SparseConv2d.from_dense(layer.dense()), x.contiguous())
+    except ImportError as error:
+        print(f"  SparseProp: left out ({error})")
+    dy = torch.randn(batch, channels, side, side)
+    expected = _work(layer.dense(), x.contiguous(), dy)()
+    works = {}
+    for label, (module, its) in rows.items():
+        works[label] = _work(module, its, dy)
+        got = works[label]()
+        torch.testing.assert_close(got[0], expected[0], rtol=1e-3, atol=1e-3, msg=lambda m, s=label: f"{s}: {m}")
+    forward = {label: _forward(module, its) for label, (module, its) in rows.items()}
+    timings = race([*works.values(), *forward.values()], seconds=1)
+    both, only = timings[: len(works)], timings[len(works) :]
+    dense_ms = min(t.median for label, t in zip(works, both, strict=True) if label.startswith("dense"))
+    dense_only = min(t.median for label, t in zip(works, only, strict=True) if label.startswith("dense"))
+    for label, t, f in zip(works, both, only, strict=True):
+        suite.add(
+            channels=channels, side=side, batch=batch, contestant=label, ms=t.median, low=t.low, high=t.high,
+            forward_ms=f.median, times_dense=dense_ms / t.median, forward_times_dense=dense_only / f.median,
+            goal=GOAL if label == "filigree" else None,
+        )  # fmt: skip
+    benchmark.pedantic(works["filigree"], rounds=5, warmup_rounds=1)
+
+
+def _work(module, x, dy):
+    """Forward and backward, to the input and the weights; the gradient comes in the order of the output."""
+    x = x.detach().requires_grad_()
+    dy = torch.empty_like(module(x)).copy_(dy)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return lambda: torch.autograd.grad(module(x), [x, *parameters], dy)
+
+
+def _forward(module, x):
+    def run():
+        with torch.no_grad():
+            module(x)
+
+    return run
