@@ -1,9 +1,13 @@
 """Sparse 3x3 convolutions at 95%: forward and backward against oneDNN and SparseProp, results checked first."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+import filigree as fg
+from filigree.cost import training_step
 from filigree.nn import SparseConv2d
 from filigree.timing import race
 
@@ -66,3 +70,26 @@ def _forward(module, x):
             module(x)
 
     return run
+
+
+@pytest.mark.parametrize("batch", [32, 64, 128])
+def test_resnet(batch, suite, benchmark):
+    """A small residual network (64, 128, 256 channels) on 32 x 32 images, all 3x3 convolutions at 95%: goal 2x."""
+    torch.manual_seed(0)
+    model = fg.models.resnet((1, 1, 1), 64)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.05)), lambda _, m: getattr(m, "kernel_size", None) == (3, 3))
+    x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    dense = fg.models.resnet((1, 1, 1), 64)
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    works = {
+        "filigree": training_step(model, x, y), "dense": training_step(dense, x, y),
+        "dense, channels last": training_step(last, x.to(memory_format=torch.channels_last), y),
+    }  # fmt: skip
+    timings = dict(zip(works, race(list(works.values()), seconds=3), strict=True))
+    dense_ms = min(t.median for label, t in timings.items() if label.startswith("dense"))
+    for label, t in timings.items():
+        suite.add(
+            network="resnet 64-128-256", batch=batch, contestant=label, ms=t.median, low=t.low, high=t.high,
+            times_dense=dense_ms / t.median, goal=2 if label == "filigree" else None,
+        )  # fmt: skip
+    benchmark.pedantic(works["filigree"], rounds=3, warmup_rounds=1)

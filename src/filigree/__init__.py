@@ -17,12 +17,13 @@ from filigree.dynamics import (
 from filigree.nn import Sparse
 from filigree.report import write_report
 from filigree.saving import load, save
-from filigree.topology import ErdosRenyi, ErdosRenyiKernel
+from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 __all__ = [
     "Adaptive",
     "Constant",
+    "ConstantFanIn",
     "EarlyStopping",
     "ErdosRenyi",
     "ErdosRenyiKernel",

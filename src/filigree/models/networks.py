@@ -1,4 +1,4 @@
-"""Multilayer perceptrons and LeNets as plain torch modules with readable names (`fc1`, `relu1`, `dropout1`, ...)."""
+"""Plain torch networks: MLPs, LeNets and residual networks with readable module names (`fc1`, `relu1`, ...)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _BUILDERS: dict[str, Any] = {}
 
@@ -69,6 +69,54 @@ def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
         fc3=nn.Linear(84, classes),
     )
     return _made_by(nn.Sequential(layers), "lenet5", channels=channels, classes=classes)
+
+
+class _BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm, and the input added: `relu(f(x) + shortcut(x))`."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                OrderedDict(conv=nn.Conv2d(inputs, outputs, 1, stride, bias=False), bn=nn.BatchNorm2d(outputs))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+@_builder
+def resnet(blocks: Sequence[int] = (1, 1, 1), width: int = 64, channels: int = 3, classes: int = 10) -> nn.Module:
+    """A residual network for small images (He et al. 2016, basic blocks): `(batch, channels, H, W)` to logits.
+
+    Args:
+        blocks: basic blocks of each stage; from stage to stage the width doubles and the sides halve. (3, 3, 3) and
+            width 16 is ResNet-20 of the paper, with projections as shortcuts.
+        width: channels of the first stage.
+    """
+    if not blocks or min(blocks) < 1 or width < 1:
+        raise ValueError(f"resnet: blocks and width must be at least 1. Got {list(blocks)} and {width}.")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=nn.Conv2d(channels, width, 3, padding=1, bias=False), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
+    )
+    inputs = width
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            outputs = width * 2**stage
+            layers[f"block{stage + 1}_{block + 1}"] = _BasicBlock(inputs, outputs, 2 if stage and not block else 1)
+            inputs = outputs
+    layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers["fc"] = nn.Linear(inputs, classes)
+    arguments = {"blocks": list(blocks), "width": width, "channels": channels, "classes": classes}
+    return _made_by(nn.Sequential(layers), "resnet", **arguments)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

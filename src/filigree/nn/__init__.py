@@ -1,6 +1,7 @@
 """The modules, one idea a file, each beside its config, each with `.dense()`."""
 
 from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.dropout import Dropout, FastDropout
 from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
@@ -10,6 +11,7 @@ from filigree.nn.sparse_linear import SparseLinear
 
 __all__ = [
     "ChannelMajorBatchNorm2d",
+    "ChannelMajorConv2d",
     "Dropout",
     "FastDropout",
     "FeatureMajorLinear",

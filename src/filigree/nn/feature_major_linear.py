@@ -35,7 +35,7 @@ class FeatureMajorLinear(nn.Linear):
         if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype:
             return super().forward(x)
         if self.out_features <= _NARROW and x.is_cpu and not torch.compiler.is_compiling():
-            full = _full_pattern(self.out_features, self.in_features)
+            full = full_pattern(self.out_features, self.in_features)
             return sparse.linear(full, self.weight.view(-1), self.bias, x)
         rows = x.t()
         if self.bias is None:
@@ -50,5 +50,6 @@ class FeatureMajorLinear(nn.Linear):
 
 
 @functools.lru_cache(maxsize=16)
-def _full_pattern(rows: int, cols: int) -> Pattern:
+def full_pattern(rows: int, cols: int) -> Pattern:
+    """Every place of a matrix."""
     return pattern_of(torch.arange(rows * cols), rows, cols)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse_conv2d import SparseConv2d, conv_size
@@ -28,8 +29,8 @@ class Sparse(Conversion):
     Args:
         topology: which connections exist, for instance `ErdosRenyi(epsilon=20)` or, for a whole network,
             `ErdosRenyiKernel(density=0.05)`. A linear layer that it leaves dense (p = 1) keeps its parameters and reads
-            the sparse layers' memory order (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`); so do the batch norms of
-            a network with sparse convolutions (`filigree.nn.ChannelMajorBatchNorm2d`).
+            the sparse layers' memory order (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`); so do the batch norms
+            and dense convolutions of a network with sparse ones (`filigree.nn.ChannelMajorBatchNorm2d`, `...Conv2d`).
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
@@ -70,8 +71,9 @@ class Sparse(Conversion):
             before = _label(layer)
             if places is None or id(layer.weight) in shared:
                 _materialise(layer)
-                if not self.masked and isinstance(layer, nn.Linear):
-                    replace_module(model, name, FeatureMajorLinear.like(layer))
+                if not self.masked:
+                    like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
+                    replace_module(model, name, like.like(layer))
                 note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
                 changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                 continue
@@ -92,7 +94,7 @@ class Sparse(Conversion):
             macs = (weights, weights if self.masked else sparse.nnz)
             changes.append(Change(name, before, after, (parameters, stored), macs, note))
         if any(isinstance(module, SparseConv2d) for module in model.modules()):
-            changes += _channel_major(model)
+            changes += _channel_major(model, names)
         return changes
 
     def _sparse(self, layer: nn.Linear | nn.Conv2d, places: Tensor, number: int) -> SparseLinear | SparseConv2d:
@@ -129,16 +131,17 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 
-def _channel_major(model: nn.Module) -> list[Change]:
-    """Batch norms read what sparse convolutions hand on."""
-    found = {name: module for name, module in model.named_modules() if type(module) is nn.BatchNorm2d}
-    for name, norm in found.items():
-        replace_module(model, name, ChannelMajorBatchNorm2d.like(norm))
-    sizes = {name: 2 * norm.num_features if norm.affine else 0 for name, norm in found.items()}
-    return [
-        Change(name, f"BatchNorm2d({norm.num_features})", "ChannelMajorBatchNorm2d", (sizes[name], sizes[name]), (0, 0))
-        for name, norm in found.items()
-    ]
+def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
+    """What stays dense beside sparse convolutions reads and hands on their memory order."""
+    twins: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
+    changes = []
+    for name, module in list(model.named_modules()):
+        if name not in done and (twin := twins.get(type(module))):
+            replace_module(model, name, twin.like(module))
+            count = sum(p.numel() for p in module.parameters())
+            macs = module.weight.numel() if isinstance(module, nn.Conv2d) else 0
+            changes.append(Change(name, type(module).__name__, twin.__name__, (count, count), (macs, macs)))
+    return changes
 
 
 def _is_faster(sparse: nn.Module, layer: nn.Module, x: Tensor) -> tuple[bool, str]:

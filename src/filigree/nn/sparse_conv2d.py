@@ -45,10 +45,8 @@ class SparseConv2d(SparseLayer):
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
         self.dilation, self.padding_mode = conv.dilation, conv.padding_mode
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        self._around = (left, right, top, bottom)
-        inner = (top, bottom, left, right) if conv.padding_mode == "zeros" else (0, 0, 0, 0)
-        self._geometry = Geometry(_pair(conv.kernel_size), _pair(conv.stride), inner, _pair(conv.dilation), conv.groups)
+        self._around = tuple(conv._reversed_padding_repeated_twice)
+        self._geometry = conv_geometry(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
@@ -107,6 +105,13 @@ def conv_size(conv: Any) -> Size:
     """The sides of a convolution's weight as a matrix."""
     kernel = tuple(conv.kernel_size)
     return Size(conv.out_channels, conv.in_channels // conv.groups * kernel[0] * kernel[1], kernel)
+
+
+def conv_geometry(conv: Any) -> Geometry:
+    """The hyperparameters of a convolution; other padding than zeros is put on beforehand."""
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    inner = (top, bottom, left, right) if conv.padding_mode == "zeros" else (0, 0, 0, 0)
+    return Geometry(_pair(conv.kernel_size), _pair(conv.stride), inner, _pair(conv.dilation), conv.groups)
 
 
 def _pair(value: Any) -> tuple[int, int]:

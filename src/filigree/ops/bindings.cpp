@@ -5,6 +5,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <omp.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <array>
 #include <stdexcept>
@@ -147,5 +150,13 @@ NB_MODULE(_kernels, m) {
     (void)on;
 #endif
   }, "Treat denormal numbers as zero (or not) in all threads of the pool that torch and the kernels share.");
+  m.def("advise_huge_pages", [](P address, int64_t bytes) {
+#if defined(__linux__)
+    const P page = P(1) << 21, first = (address + page - 1) / page * page, last = (address + bytes) / page * page;
+    if (last > first) madvise(at(first), last - first, MADV_HUGEPAGE);  // advice: no harm where it is not taken
+#else
+    (void)address, (void)bytes;
+#endif
+  }, "Ask the system to back a fresh block of memory with pages of 2 MB.");
   m.def("max_threads", &omp_get_max_threads, "Threads a kernel may use: torch.get_num_threads().");
 }

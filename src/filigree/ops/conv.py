@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, csr_pattern, define, library
+from filigree.ops.sparse import FLOATS, csr_pattern, define, library, new_matrix
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -186,7 +186,7 @@ def _backward(
 
 
 def _channel_major(x: Tensor, channels: int, height: int, width: int) -> Tensor:
-    return x.new_empty(channels, len(x), height, width).transpose(0, 1)
+    return new_matrix(x, channels, len(x), height, width).transpose(0, 1)
 
 
 # -- other devices, and derivatives of derivatives: the dense weight --------------------------------------------------
@@ -222,14 +222,15 @@ def _dense_backward(
 def _fake_forward(
     values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indices: Tensor, geometry: list[int]
 ) -> Tensor:
-    return _channel_major(x, indptr.shape[0] - 1, *Geometry.of(geometry).output(*x.shape[2:]))
+    sides = Geometry.of(geometry).output(*x.shape[2:])
+    return x.new_empty(indptr.shape[0] - 1, len(x), *sides).transpose(0, 1)
 
 
 def _fake_backward(
     values: Tensor, x: Tensor, dy: Tensor, indptr: Tensor, indices: Tensor, geometry: list[int],
     need_input: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dx = _channel_major(x, *x.shape[1:]) if need_input else x.new_empty(0)
+    dx = x.new_empty(x.shape[1], len(x), *x.shape[2:]).transpose(0, 1) if need_input else x.new_empty(0)
     return torch.empty_like(values), dy.new_empty(dy.shape[1] if need_bias else 0), dx
 
 

@@ -21,6 +21,7 @@ from filigree.ops import reference
 from filigree.ops._load import kernels
 
 FLOATS = (torch.float32, torch.float64)
+_LARGE = 4 << 20  # bytes
 _modes = torch._C._len_torch_dispatch_stack
 
 
@@ -144,9 +145,18 @@ def _feature_major(x: Tensor) -> Tensor:
         return x
     if x.stride(0) != 1:
         return x.contiguous()
-    out = x.new_empty(features, batch)
+    out = new_matrix(x, features, batch)
     kernels.transpose(x.dtype is torch.float64, batch, features, x.data_ptr(), x.stride(1), out.data_ptr(), batch)
     return out
+
+
+def new_matrix(like: Tensor, *shape: int) -> Tensor:
+    """`like.new_empty(*shape)`, if large on huge pages: with small ones each row read at random costs a page walk."""
+    made = like.new_empty(shape)
+    bytes_ = made.numel() * made.element_size()
+    if bytes_ >= _LARGE:
+        kernels.advise_huge_pages(made.data_ptr(), bytes_)
+    return made
 
 
 def _contiguous(x: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def _product(
     x, values = _feature_major(x), _contiguous(values)
     bias = None if bias is None else _contiguous(bias)
     rows, batch = indptr.numel() - 1, x.shape[1]
-    y = x.new_empty(rows, batch)
+    y = new_matrix(x, rows, batch)
     kernels.spmm(
         x.dtype is torch.float64,
         indptr.dtype is torch.int64,
@@ -234,9 +244,9 @@ def _linear_backward(
     values = _contiguous(values)
     dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)
-    dx = dy.new_empty(t_indptr.numel() - 1, batch) if need_input else None
+    dx = new_matrix(dy, t_indptr.numel() - 1, batch) if need_input else None
     ready = y is None and not need_bias and dy.stride(0) == 1  # feature-major already
-    dz = None if ready else dy.new_empty(out_features, batch)
+    dz = None if ready else new_matrix(dy, out_features, batch)
     kernels.linear_backward(
         dy.dtype is torch.float64,
         indptr.dtype is torch.int64,
