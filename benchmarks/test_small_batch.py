@@ -4,6 +4,7 @@ import pytest
 import torch
 from networks import densified, ours
 
+import filigree as fg
 from filigree.cost import training_step
 from filigree.timing import race
 
@@ -22,3 +23,15 @@ def test_small_batch(name, sizes, suite, benchmark):
         goal=6 if name == "LUNG" else None,
     )  # fmt: skip
     benchmark.pedantic(step, rounds=50, warmup_rounds=5)
+
+
+def test_overhead(suite, benchmark):
+    """What a layer costs beyond its kernels, in a step: tiny layers, which compute next to nothing. Goal: 50 us."""
+    x, y = torch.randn(16, 8), torch.randint(0, 10, (16,))
+    models = [fg.models.mlp([8] * depth + [10]) for depth in (10, 30)]
+    for model in models:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    few, many = (training_step(model, x, y) for model in models)
+    a, b = race([few, many], seconds=2)
+    suite.add(microseconds_a_layer=(b.median - a.median) / 20 * 1e3, goal=50)
+    benchmark.pedantic(few, rounds=50, warmup_rounds=5)

@@ -156,7 +156,7 @@ def _linear_forward_flops(values: Any, bias: Any, x: Any, *_: Any, **__: Any) ->
 
 @register_flop_formula(torch.ops.filigree.linear_backward)
 def _linear_backward_flops(values: Any, x: Any, y: Any, dy: Any, *rest: Any, **__: Any) -> int:
-    need_input = rest[5]
+    need_input = rest[6]
     return 2 * values[0] * dy[0] * (2 if need_input else 1)
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import RepeatedStratifiedKFold, train_test_split
 
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Standardize, assemble
@@ -131,7 +129,7 @@ def cross_validation(
         raise ValueError(
             f"data {label}: folds must be at most {fewest}, the samples of its smallest class. Got {folds}."
         )
-    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+    splitter = _sklearn().model_selection.RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
     for number, (train, test) in enumerate(splitter.split(x, y)):
         held = _amount(validation, len(train), label)
         kept, valid = _split(train, y, held, seed, True, label) if held else (train, train[:0])
@@ -160,7 +158,7 @@ def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.nda
     facts, files = _FACTS[label], FILES.get(label, {})
     paths = {key: locate(source, root) for key, source in files.items()}
     if label == "digits":
-        x, y = load_digits(return_X_y=True)
+        x, y = _sklearn().datasets.load_digits(return_X_y=True)
         return np.asarray(x, np.float32), y, 0, facts, label
     if "" in paths:
         x, labels = read_mat(paths[""])
@@ -196,7 +194,7 @@ def _split(
     numbers: np.ndarray, y: np.ndarray, size: float | int, seed: int, stratify: bool, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
     try:
-        kept, held = train_test_split(
+        kept, held = _sklearn().model_selection.train_test_split(
             numbers, test_size=size, random_state=seed, stratify=y[numbers] if stratify else None
         )
     except ValueError as error:
@@ -213,3 +211,11 @@ def _with_augment(made: DataSet, facts: Facts) -> DataSet:
         augment=Augment(facts.shape, background),
         notes=[*made.notes, "augmented: rotation 10 degrees, shift 0.1, flip"],
     )
+
+
+def _sklearn() -> Any:
+    """scikit-learn, only when it is asked for: it brings an OpenMP pool of its own, whose threads would fight ours."""
+    import sklearn.datasets
+    import sklearn.model_selection
+
+    return sklearn

@@ -107,7 +107,7 @@ class SparseLayer(nn.Module):
     def _set_pattern(self, pattern: Pattern) -> None:
         self.register_buffer("indptr", pattern.indptr)
         self.register_buffer("indices", pattern.indices)
-        for name in ("t_indptr", "t_indices", "t_perm"):
+        for name in Pattern._fields[2:]:
             self.register_buffer(name, getattr(pattern, name), persistent=False)
         self._pattern = pattern
 

@@ -96,11 +96,11 @@ NB_MODULE(_kernels, m) {
                   matrix(x, ldx), matrix(dx, lddx), at(dvalues), batch);
   }, no_gil());
   m.def("linear_backward", [](bool f64, bool wide, int64_t rows, P indptr, P indices, int64_t cols, P t_indptr,
-                              P t_indices, P t_perm, P values, P dy, int64_t dy_feature, int64_t dy_sample, P y,
+                              P t_indices, P t_perm, P t_place, P values, P dy, int64_t dy_feature, int64_t dy_sample, P y,
                               int64_t ldy, P dz, int64_t lddz, P dbias, P x, int64_t ldx, P dx, int64_t lddx,
                               P dvalues, int64_t batch) {
     now->linear_backward(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide},
-                         Pattern{cols, at(t_indptr), at(t_indices), at(t_perm), wide}, at(values), at(dy), dy_feature,
+                         Pattern{cols, at(t_indptr), at(t_indices), at(t_perm), wide}, at(t_place), at(values), at(dy), dy_feature,
                          dy_sample, matrix(y, ldy), matrix(dz, lddz), at(dbias), matrix(x, ldx), matrix(dx, lddx),
                          at(dvalues), batch);
   }, no_gil());

@@ -150,6 +150,7 @@ struct Rows {
   const T *bias;
   bool relu;
   T *dvalues;
+  const I *to;  // where in dvalues each sum goes; null: in order
 };
 
 // y[r] = sum_k value[k] x[col[k]]; U nonzeros at a time where few vectors would leave the adders waiting
@@ -248,7 +249,7 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
       const V total = sums<T, L>(s);
 #pragma GCC unroll 4
       for (int g = 0; g < N; ++g) {
-        T &out = w.dvalues[w.perm[k + g]];
+        T &out = w.dvalues[w.to ? w.to[k + g] : k + g];
         out = lane<L>(total, g) + (block.begins ? T(0) : out);
       }
     };
@@ -306,7 +307,7 @@ struct Backward {
 template <class T, class I>
 Rows<T, I> rows_of(Pattern w, const void *values) {
   return {static_cast<const I *>(w.indptr), static_cast<const I *>(w.indices), static_cast<const I *>(w.perm),
-          static_cast<const T *>(values), nullptr, false, nullptr};
+          static_cast<const T *>(values), nullptr, false, nullptr, static_cast<const I *>(w.perm)};
 }
 
 template <class T>
@@ -323,6 +324,13 @@ void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, con
   });
 }
 
+template <class T>
+T *scratch(int which, int64_t size) {  // a thread's own memory, kept for the next call
+  thread_local std::vector<T> held[4];
+  if (int64_t(held[which].size()) < size) held[which].resize(size);
+  return held[which].data();
+}
+
 // One thread's part of a team's work.
 template <class T, class I>
 void sddmm_part(const Rows<T, I> &w, int64_t rows, Matrix dy, Matrix x, int64_t batch, int thread, int threads) {
@@ -337,7 +345,7 @@ void backward_part(const Rows<T, I> &wt, int64_t cols, Matrix dy, Matrix x, Matr
                    int threads) {
   const int64_t from = share(wt.indptr, cols, thread, threads), to = share(wt.indptr, cols, thread + 1, threads);
   if (batch == 0)
-    for (int64_t k = wt.indptr[from]; k < int64_t(wt.indptr[to]); ++k) wt.dvalues[wt.perm[k]] = 0;
+    for (int64_t k = wt.indptr[from]; k < int64_t(wt.indptr[to]); ++k) wt.dvalues[wt.to ? wt.to[k] : k] = 0;
   blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{wt, dy, x, dx, from, to});
 }
 
@@ -435,12 +443,16 @@ void delta_rows(const T *dy, int64_t dy_feature, int64_t dy_sample, Matrix y, Ma
 
 // A layer's whole backward pass in one go: the threads stay together.
 template <class T, class I>
-void linear_backward_(Pattern p, Pattern pt, const void *values, const void *dy, int64_t dy_feature, int64_t dy_sample,
-                      Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
+void linear_backward_(Pattern p, Pattern pt, const void *place, const void *values, const void *dy,
+                      int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
   Rows<T, I> w = rows_of<T, I>(p, values), wt = rows_of<T, I>(pt, values);
   w.dvalues = wt.dvalues = static_cast<T *>(dvalues);
   const T *d = static_cast<const T *>(dy);
-  parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
+  const int64_t nnz = w.indptr[p.rows];
+  const int many = team(2 * (nnz + p.rows) * batch);
+  const bool sorted = dx.data && many > 1;  // sums of a column lie in many rows: threads would write to the same lines
+  if (sorted) wt.dvalues = scratch<T>(0, nnz), wt.to = nullptr;
+  parallel(many, [&](int thread, int threads) {
     Matrix ready{const_cast<T *>(d), dy_feature};
     if (dz.data || dbias) {  // by the rows that the thread made in the forward pass
       const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
@@ -454,6 +466,11 @@ void linear_backward_(Pattern p, Pattern pt, const void *values, const void *dy,
       backward_part(wt, pt.rows, ready, x, dx, batch, thread, threads);
     else
       sddmm_part(w, p.rows, ready, x, batch, thread, threads);
+    if (sorted) {
+#pragma omp barrier
+      const I *from = static_cast<const I *>(place);
+      for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k) w.dvalues[k] = wt.dvalues[from[k]];
+    }
   });
 }
 
@@ -554,13 +571,6 @@ void by_images(const Convolution &c, Work work) {
         work(group, first, rest < c.images ? rest : c.images);
       }
   });
-}
-
-template <class T>
-T *scratch(int which, int64_t size) {  // a thread's own memory, kept for the next call
-  thread_local std::vector<T> held[4];
-  if (int64_t(held[which].size()) < size) held[which].resize(size);
-  return held[which].data();
 }
 
 inline Images some(Images all, int64_t count) {
@@ -677,10 +687,10 @@ void backward(bool f64, Pattern w, const void *values, Matrix dy, Matrix x, Matr
   FILIGREE_DISPATCH(backward_);
 #undef ARGS
 }
-void linear_backward(bool f64, Pattern w, Pattern wt, const void *values, const void *dy, int64_t dy_feature,
-                     int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues,
+void linear_backward(bool f64, Pattern w, Pattern wt, const void *place, const void *values, const void *dy,
+                     int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues,
                      int64_t batch) {
-#define ARGS (w, wt, values, dy, dy_feature, dy_sample, y, dz, dbias, x, dx, dvalues, batch)
+#define ARGS (w, wt, place, values, dy, dy_feature, dy_sample, y, dz, dbias, x, dx, dvalues, batch)
   FILIGREE_DISPATCH(linear_backward_);
 #undef ARGS
 }

@@ -47,12 +47,12 @@ struct Convolution {
   void sddmm(bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, int64_t batch);                               \
   /* by the transposed pattern, in one pass over dy: dx = W^T dy, and dvalues as sddmm */                           \
   void backward(bool f64, Pattern wt, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch); \
-  /* a layer's backward pass: dz = dy where y > 0 (where y is null: dy; where dz is null: dy is used as it is), dbias =  \
+  /* `place` is the inverse of wt.perm. A layer's backward pass: dz = dy where y > 0 (where y is null: dy; where dz is null: dy is used as it is), dbias =  \
      row sums of dz (unless null), then `backward`, or `sddmm` where dx is null. dy is read by its strides: feature f,  \
      sample b at f * dy_feature + b * dy_sample */                                                                  \
-  void linear_backward(bool f64, Pattern w, Pattern wt, const void *values, const void *dy, int64_t dy_feature,     \
-                       int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, void *dvalues,     \
-                       int64_t batch);                                                                              \
+  void linear_backward(bool f64, Pattern w, Pattern wt, const void *place, const void *values, const void *dy,      \
+                       int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, \
+                       void *dvalues, int64_t batch);                                                               \
   /* out[j, i] = in[i, j] */                                                                                        \
   void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
   /* y = conv(x) (+ bias) */                                                                                        \

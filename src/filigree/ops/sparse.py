@@ -17,7 +17,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from filigree.ops import reference
+from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
 
 FLOATS = (torch.float32, torch.float64)
@@ -29,7 +29,8 @@ class Pattern(NamedTuple):
     """Where the nonzeros of a matrix `(rows, cols)` are: compressed rows, and the index of the transpose.
 
     `indptr` `(rows + 1,)`, `indices` `(nnz,)` sorted in each row; `t_indptr` `(cols + 1,)`, `t_indices` `(nnz,)` the
-    same of the transpose, whose k-th nonzero is number `t_perm[k]` of this matrix. All int32 or all int64.
+    same of the transpose, whose k-th nonzero is number `t_perm[k]` of this matrix, and `t_place` the inverse of that
+    permutation. All int32 or all int64.
     """
 
     indptr: Tensor
@@ -37,6 +38,7 @@ class Pattern(NamedTuple):
     t_indptr: Tensor
     t_indices: Tensor
     t_perm: Tensor
+    t_place: Tensor
 
     @property
     def rows(self) -> int:
@@ -55,8 +57,10 @@ def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
     """A pattern from its compressed rows; the transpose by scipy's counting sort, O(nnz)."""
     order = np.arange(len(indices), dtype=indices.dtype)
     t = scipy.sparse.csr_array((order, indices, indptr), shape=(len(indptr) - 1, cols)).tocsc()
-    parts = (indptr, indices, *(part.astype(indices.dtype, copy=False) for part in (t.indptr, t.indices, t.data)))
-    return Pattern(*map(torch.from_numpy, parts))
+    place = np.empty_like(order)
+    place[t.data] = order
+    of_transpose = (part.astype(indices.dtype, copy=False) for part in (t.indptr, t.indices, t.data))
+    return Pattern(*map(torch.from_numpy, (indptr, indices, *of_transpose, place)))
 
 
 def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
@@ -168,7 +172,14 @@ def _spmm(values: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, t_indptr: 
 
 
 def _spmm_t(
-    values: Tensor, dy: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor, t_indices: Tensor, t_perm: Tensor
+    values: Tensor,
+    dy: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    t_indptr: Tensor,
+    t_indices: Tensor,
+    t_perm: Tensor,
+    *_: Tensor,
 ) -> Tensor:
     return _product(values, t_indptr, t_indices, t_perm, dy, None, False)
 
@@ -236,6 +247,7 @@ def _linear_backward(
     t_indptr: Tensor,
     t_indices: Tensor,
     t_perm: Tensor,
+    t_place: Tensor,
     need_input: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,6 +269,7 @@ def _linear_backward(
         t_indptr.data_ptr(),
         t_indices.data_ptr(),
         t_perm.data_ptr(),
+        t_place.data_ptr(),
         values.data_ptr(),
         dy.data_ptr(),
         dy.stride(1),
@@ -289,6 +302,7 @@ def _reference_linear_backward(
     t_indptr: Tensor,
     t_indices: Tensor,
     t_perm: Tensor,
+    t_place: Tensor,
     need_input: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -302,7 +316,7 @@ def _reference_linear_backward(
 # -- operators ------------------------------------------------------------------------------------------------------
 
 library = torch.library.Library("filigree", "DEF")
-_PATTERN = "Tensor indptr, Tensor indices, Tensor t_indptr, Tensor t_indices, Tensor t_perm"
+_PATTERN = "Tensor indptr, Tensor indices, Tensor t_indptr, Tensor t_indices, Tensor t_perm, Tensor t_place"
 
 
 def define(schema: str, cpu: Any, default: Any, fake: Any) -> None:
@@ -351,12 +365,23 @@ define(
     " -> (Tensor, Tensor, Tensor)",
     _linear_backward,
     _reference_linear_backward,
-    lambda values, x, y, dy, indptr, indices, t_indptr, t_indices, t_perm, need_input, need_bias: (
+    lambda values, x, y, dy, indptr, indices, t_indptr, t_indices, t_perm, t_place, need_input, need_bias: (
         torch.empty_like(values),
         dy.new_empty(dy.shape[1] if need_bias else 0),
         dy.new_empty(x.shape).t() if need_input else dy.new_empty(0),
     ),
 )
+
+
+if gpu.available:
+    for _name, _kernel in {
+        "spmm": lambda values, x, indptr, indices, *_: gpu.spmm(indptr, indices, values, x),
+        "spmm_t": lambda values, dy, *index: gpu.spmm(index[2], index[3], values, dy, index[4]),
+        "sddmm": lambda dy, x, indptr, indices, *_: gpu.sddmm(indptr, indices, dy, x),
+        "linear_forward": gpu.linear_forward,
+        "linear_backward": gpu.linear_backward,
+    }.items():
+        library.impl(_name, _kernel, "CUDA")
 
 
 def _keep_values_and_matrix(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -367,21 +392,21 @@ def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, x, *index = ctx.saved_tensors
     ops, needs = torch.ops.filigree, ctx.needs_input_grad
     dvalues = ops.sddmm(dy, x, *index) if needs[0] else None
-    return dvalues, ops.spmm_t(values, dy, *index) if needs[1] else None, *(None,) * 5
+    return dvalues, ops.spmm_t(values, dy, *index) if needs[1] else None, *(None,) * 6
 
 
 def _spmm_t_backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
     values, dy, *index = ctx.saved_tensors
     ops, needs = torch.ops.filigree, ctx.needs_input_grad
     dvalues = ops.sddmm(dy, dx, *index) if needs[0] else None
-    return dvalues, ops.spmm(values, dx, *index) if needs[1] else None, *(None,) * 5
+    return dvalues, ops.spmm(values, dx, *index) if needs[1] else None, *(None,) * 6
 
 
 def _sddmm_backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
     dy, x, *index = ctx.saved_tensors
     ops, needs = torch.ops.filigree, ctx.needs_input_grad
     ddy = ops.spmm(dvalues, x, *index) if needs[0] else None
-    return ddy, ops.spmm_t(dvalues, dy, *index) if needs[1] else None, *(None,) * 5
+    return ddy, ops.spmm_t(dvalues, dy, *index) if needs[1] else None, *(None,) * 6
 
 
 for _name, _backward in [("spmm", _spmm_backward), ("spmm_t", _spmm_t_backward), ("sddmm", _sddmm_backward)]:
@@ -397,7 +422,7 @@ def _linear_formula(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     values, x_rows, y, *index = ctx.saved_tensors
     need_input, need_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[1]
     dvalues, dbias, dx = torch.ops.filigree.linear_backward(values, x_rows, y, dy, *index, need_input, need_bias)
-    return dvalues, dbias if need_bias else None, dx if need_input else None, *(None,) * 6
+    return dvalues, dbias if need_bias else None, dx if need_input else None, *(None,) * 7
 
 
 torch.library.register_autograd("filigree::linear_forward", _linear_formula, setup_context=_keep_linear, lib=library)

@@ -46,11 +46,16 @@ class DataSettings(_Settings):
 
 
 class ModelSettings(_Settings):
-    """The network: an `mlp` of `hidden` widths (input and output follow from the data), or another of `fg.models`."""
+    """The network: an `mlp` of `hidden` widths (input and output follow from the data), or another of `fg.models`.
 
-    name: Literal["mlp", "lenet_300_100", "lenet5"] = "mlp"
+    `dropout` is of the mlp, `blocks` and `width` of the resnet.
+    """
+
+    name: Literal["mlp", "lenet_300_100", "lenet5", "resnet"] = "mlp"
     hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    blocks: list[Annotated[int, pydantic.Field(ge=1)]] = [1, 1, 1]
+    width: int = pydantic.Field(64, ge=1)
 
 
 class TrainingSettings(_Settings):

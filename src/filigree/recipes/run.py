@@ -73,8 +73,10 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
         model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout)
     elif settings.name == "lenet_300_100":
         model = models.lenet_300_100(inputs, split.classes)
-    else:
+    elif settings.name == "lenet5":
         model = models.lenet5(split.train.x.shape[1], split.classes)
+    else:
+        model = models.resnet(settings.blocks, settings.width, split.train.x.shape[1], split.classes)
     for step in recipe.convert_of(method):
         config = step.config
         if hasattr(config, "seed"):

@@ -1,0 +1,112 @@
+"""The sparse products as Triton kernels, for CUDA tensors: one program a row, no atomics, so results repeat bit for bit.
+
+Where Triton is not installed, `available` is False and `filigree.ops.reference` is used. Triton's interpreter
+(`TRITON_INTERPRET=1`) runs the same code on CPU tensors: it is how these kernels are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    available = True
+except ImportError:
+    available = False
+
+_K = 16  # nonzeros at a time
+_BATCH = 64  # samples of a program
+
+if available:
+
+    @triton.jit
+    def _spmm_kernel(
+        values, indptr, indices, perm, x, y, bias, batch, x_stride, y_stride,
+        HAS_PERM: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        b = tl.program_id(1) * B + tl.arange(0, B)
+        start, end = tl.load(indptr + row), tl.load(indptr + row + 1)
+        total = tl.zeros((B,), dtype=y.dtype.element_ty)
+        for k in range(start, end, K):
+            at = k + tl.arange(0, K)
+            there = at < end
+            column = tl.load(indices + at, mask=there, other=0).to(tl.int64)
+            if HAS_PERM:
+                at = tl.load(perm + at, mask=there, other=0)
+            value = tl.load(values + at, mask=there, other=0.0)
+            both = there[:, None] & (b < batch)[None, :]
+            inputs = tl.load(x + column[:, None] * x_stride + b[None, :], mask=both, other=0.0)
+            total += tl.sum(value[:, None] * inputs, axis=0)
+        if HAS_BIAS:
+            total += tl.load(bias + row)
+        if RELU:
+            total = tl.where(total < 0, 0.0, total)  # keeps NaN, as torch does
+        tl.store(y + row * y_stride + b, total, mask=b < batch)
+
+    @triton.jit
+    def _sddmm_kernel(indptr, indices, dy, x, dvalues, batch, dy_stride, x_stride, K: tl.constexpr, B: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        start, end = tl.load(indptr + row), tl.load(indptr + row + 1)
+        for k in range(start, end, K):
+            at = k + tl.arange(0, K)
+            there = at < end
+            column = tl.load(indices + at, mask=there, other=0).to(tl.int64)
+            total = tl.zeros((K,), dtype=dvalues.dtype.element_ty)
+            for first in range(0, batch, B):
+                b = first + tl.arange(0, B)
+                gradient = tl.load(dy + row * dy_stride + b, mask=b < batch, other=0.0)
+                both = there[:, None] & (b < batch)[None, :]
+                inputs = tl.load(x + column[:, None] * x_stride + b[None, :], mask=both, other=0.0)
+                total += tl.sum(gradient[None, :] * inputs, axis=1)
+            tl.store(dvalues + at, total, mask=there)
+
+
+def spmm(
+    indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, perm: Tensor | None = None,
+    bias: Tensor | None = None, relu: bool = False,
+) -> Tensor:  # fmt: skip
+    """`relu(W x + bias)` on a feature-major `x` `(in_features, batch)`; `perm`: where in `values` each nonzero is."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows, batch = indptr.numel() - 1, x.shape[1]
+    y = x.new_empty(rows, batch)
+    if y.numel():
+        grid: Any = (rows, triton.cdiv(batch, _BATCH))
+        _spmm_kernel[grid](
+            values, indptr, indices, indices if perm is None else perm, x, y, values if bias is None else bias, batch,
+            x.stride(0), y.stride(0), HAS_PERM=perm is not None, HAS_BIAS=bias is not None, RELU=relu, K=_K, B=_BATCH,
+        )  # fmt: skip
+    return y
+
+
+def sddmm(indptr: Tensor, indices: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+    """`(dy x^T)` at the nonzeros, of feature-major matrices."""
+    dy, x = (t if t.stride(1) == 1 else t.contiguous() for t in (dy, x))
+    out = dy.new_zeros(indices.numel())
+    if out.numel() and dy.shape[1]:
+        _sddmm_kernel[(indptr.numel() - 1,)](
+            indptr, indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0), K=_K, B=_BATCH
+        )
+    return out
+
+
+def linear_forward(
+    values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows = x.t().contiguous()
+    return spmm(indptr, indices, values, rows, None, bias, relu).t(), rows
+
+
+def linear_backward(
+    values: Tensor, x: Tensor, y: Tensor | None, dy: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor,
+    t_indices: Tensor, t_perm: Tensor, t_place: Tensor, need_input: bool, need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t().contiguous()
+    dbias = dz.sum(1) if need_bias else dy.new_empty(0)
+    dx = spmm(t_indptr, t_indices, values, dz, t_perm).t() if need_input else dy.new_empty(0)
+    return sddmm(indptr, indices, dz, x), dbias, dx

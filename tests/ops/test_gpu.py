@@ -1,0 +1,46 @@
+"""The Triton kernels in Triton's interpreter, on CPU tensors; in a process of their own, where it is switched on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from filigree.ops import gpu
+
+SCRIPT = """
+import torch
+from filigree.ops import gpu, reference
+from filigree.topology.sampling import distinct, pattern_of
+
+for rows, cols, nnz, batch, dtype in [
+    (7, 5, 12, 3, torch.float32), (40, 33, 300, 130, torch.float32), (40, 33, 300, 64, torch.float64),
+    (6, 4, 0, 3, torch.float32), (6, 4, 24, 0, torch.float32), (1, 70, 50, 1, torch.float64),
+]:
+    p = pattern_of(distinct(rows * cols, nnz, torch.Generator().manual_seed(nnz)), rows, cols)
+    values, bias = torch.randn(nnz, dtype=dtype), torch.randn(rows, dtype=dtype)
+    x, dy = torch.randn(cols, batch, dtype=dtype), torch.randn(batch, rows, dtype=dtype).t()
+    close = torch.testing.assert_close
+    close(gpu.spmm(p.indptr, p.indices, values, x), reference.spmm(p.indptr, p.indices, values, x))
+    close(
+        gpu.spmm(p.t_indptr, p.t_indices, values, dy, p.t_perm),
+        reference.spmm_t(p.indptr, p.indices, values, dy, cols),
+    )
+    close(gpu.sddmm(p.indptr, p.indices, dy, x), reference.sddmm(p.indptr, p.indices, dy, x))
+    y, rows_ = gpu.linear_forward(values, bias, x.t(), True, *p)
+    expected = reference.linear(p.indptr, p.indices, values, bias, x.t(), True)
+    close(y, expected)
+    v, b, inner = (t.detach().clone().requires_grad_() for t in (values, bias, x.t()))
+    twin = reference.linear(p.indptr, p.indices, v, b, inner, True)
+    wanted = torch.autograd.grad(twin, [v, b, inner], dy.t())
+    for a, e in zip(gpu.linear_backward(values, rows_, y, dy.t(), *p, True, True), wanted, strict=True):
+        close(a, e)
+print("ok")
+"""
+
+
+@pytest.mark.skipif(not gpu.available, reason="triton is not installed")
+def test_kernels_equal_the_reference_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "ok", done.stderr[-2000:]
