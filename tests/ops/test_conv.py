@@ -33,7 +33,7 @@ def test_equals_dense_on_every_instruction_set(isa, images):
 
 
 def test_only_the_gradients_that_are_needed():
-    values, bias, x, *index = arguments()
+    values, _, x, *index = arguments()
     y = conv.conv2d(values, None, x.detach(), *index, GEOMETRY)
     (dvalues,) = torch.autograd.grad(y.square().sum(), [values])
     expected = conv._dense(values, None, x.detach(), *index, GEOMETRY.flat()).square().sum()

@@ -1,4 +1,4 @@
-"""The sparse products as Triton kernels, for CUDA tensors: one program a row, no atomics, so results repeat bit for bit.
+"""The sparse products as Triton kernels, for CUDA tensors: a program a row, no atomics, the same bits every time.
 
 Where Triton is not installed, `available` is False and `filigree.ops.reference` is used. Triton's interpreter
 (`TRITON_INTERPRET=1`) runs the same code on CPU tensors: it is how these kernels are tested without a GPU.
