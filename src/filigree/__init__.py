@@ -12,9 +12,10 @@ from filigree.dynamics import (
     Fixed,
     LinearDecrease,
     Oscillation,
+    SelectionSchedule,
     Sequence,
 )
-from filigree.nn import Sparse
+from filigree.nn import Asymmetric, RandomK, Sparse, Threshold, TopK, UnscaledDropout, watch
 from filigree.report import write_report
 from filigree.saving import load, save
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel
@@ -22,6 +23,7 @@ from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 __all__ = [
     "Adaptive",
+    "Asymmetric",
     "Constant",
     "ConstantFanIn",
     "EarlyStopping",
@@ -32,9 +34,14 @@ __all__ = [
     "Fixed",
     "LinearDecrease",
     "Oscillation",
+    "RandomK",
     "Record",
+    "SelectionSchedule",
     "Sequence",
     "Sparse",
+    "Threshold",
+    "TopK",
+    "UnscaledDropout",
     "analyze",
     "convert_",
     "data",
@@ -50,5 +57,6 @@ __all__ = [
     "seed_everything",
     "survival",
     "topology",
+    "watch",
     "write_report",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,13 @@ class Conversion(Config):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         raise NotImplementedError
 
+    def choose(self, model: nn.Module, names: list[str]) -> list[tuple[Conversion, list[str], str]]:
+        """What is applied to which modules, and a note on each: itself, unless it stands for a choice by measurement.
+
+        It is what was chosen that is recorded on the model, and applied again when that is loaded.
+        """
+        return [(self, names, "")]
+
     def apply_if_faster(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Change]:
         """As `apply`, but a layer that would not be faster on its input (by name) stays as it is."""
         raise NotImplementedError
@@ -98,12 +105,15 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     names = select(model, config.accepts, where, f"convert_({type(config).__name__})")
     before = {name: model.get_submodule(name) for name in names}
     if measure is False:
-        changes = config.apply(model, names)
+        changes = []
+        for chosen, its, note in config.choose(model, names):
+            changes += [replace(change, note=note or change.note) for change in chosen.apply(model, its)]
+            record(model, chosen, its)
     else:
         if type(config).apply_if_faster is Conversion.apply_if_faster:
             raise ValueError(f"convert_: {type(config).__name__} cannot choose by measurement. Leave out measure=.")
         changes = config.apply_if_faster(model, names, _inputs(model, before, measure))
-    record(model, config, [name for name in names if model.get_submodule(name) is not before[name]])
+        record(model, config, [name for name in names if model.get_submodule(name) is not before[name]])
     return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
 
 

@@ -13,6 +13,7 @@ from filigree.dynamics.schedules import (
     Sequence,
     Sum,
 )
+from filigree.dynamics.selection_schedule import SelectionSchedule
 
 __all__ = [
     "Adaptive",
@@ -24,6 +25,7 @@ __all__ = [
     "Oscillation",
     "Product",
     "Schedule",
+    "SelectionSchedule",
     "Sequence",
     "Sum",
 ]

@@ -1,5 +1,10 @@
 """The modules, one idea a file, each beside its config, each with `.dense()`."""
 
+from filigree.nn.asymmetric import Asymmetric, AsymmetricAuto, backward_times
+from filigree.nn.asymmetric_conv2d import AsymmetricConv2d
+from filigree.nn.asymmetric_linear import AsymmetricLinear
+from filigree.nn.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
+from filigree.nn.asymmetric_sparse_linear import AsymmetricSparseLinear
 from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.dropout import Dropout, FastDropout
@@ -8,16 +13,34 @@ from filigree.nn.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse import Sparse
 from filigree.nn.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparsification import Custom, RandomK, Sparsification, Threshold, TopK, UnscaledDropout
+from filigree.nn.usage import LayerUsage, watch
 
 __all__ = [
+    "Asymmetric",
+    "AsymmetricAuto",
+    "AsymmetricConv2d",
+    "AsymmetricGRU",
+    "AsymmetricLSTM",
+    "AsymmetricLinear",
+    "AsymmetricSparseLinear",
     "ChannelMajorBatchNorm2d",
     "ChannelMajorConv2d",
+    "Custom",
     "Dropout",
     "FastDropout",
     "FeatureMajorLinear",
+    "LayerUsage",
     "MaskedConv2d",
     "MaskedLinear",
+    "RandomK",
     "Sparse",
     "SparseConv2d",
     "SparseLinear",
+    "Sparsification",
+    "Threshold",
+    "TopK",
+    "UnscaledDropout",
+    "backward_times",
+    "watch",
 ]

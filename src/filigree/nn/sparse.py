@@ -15,6 +15,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.feature_major_linear import FeatureMajorLinear
+from filigree.nn.fuse import fuse_relu
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse_linear import SparseLinear
@@ -84,7 +85,7 @@ class Sparse(Conversion):
                     changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                     continue
             if isinstance(sparse, SparseLinear):
-                sparse.relu = self.fuse and _fuse_relu(model, layer)
+                sparse.relu = self.fuse and fuse_relu(model, layer)
             made = _masked(sparse) if self.masked else sparse
             made.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, made)
@@ -187,19 +188,3 @@ def _shared_parameters(model: nn.Module) -> set[int]:
             if parameter is not None:
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     return {key for key, count in owners.items() if count > 1}
-
-
-def _fuse_relu(model: nn.Module, layer: nn.Module) -> bool:
-    """Take out the ReLU behind `layer`, if the layer stands in one nn.Sequential with a plain ReLU behind it."""
-    uses = [(parent, key) for parent in model.modules() for key, child in parent._modules.items() if child is layer]
-    if len(uses) != 1 or type(uses[0][0]) is not nn.Sequential:
-        return False
-    parent, key = uses[0]
-    keys = list(parent._modules)
-    behind = keys[keys.index(key) + 1 : keys.index(key) + 2]
-    if not behind or type(parent._modules[behind[0]]) is not nn.ReLU:
-        return False
-    if parent._modules[behind[0]]._forward_hooks or layer._forward_hooks:  # type: ignore[union-attr]
-        return False  # somebody is watching the values in between
-    parent._modules[behind[0]] = nn.Identity()
-    return True

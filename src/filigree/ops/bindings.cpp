@@ -31,6 +31,10 @@ struct Kernels {
   decltype(&filigree::portable::transpose) transpose;
   decltype(&filigree::portable::conv) conv;
   decltype(&filigree::portable::conv_backward) conv_backward;
+  decltype(&filigree::portable::top) top;
+  decltype(&filigree::portable::top_backward) top_backward;
+  decltype(&filigree::portable::spread) spread;
+  decltype(&filigree::portable::outer) outer;
   decltype(&filigree::portable::dropout) dropout;
 };
 
@@ -38,7 +42,9 @@ struct Kernels {
   Kernels {                                                                                      \
     #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, \
         filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::conv, \
-        filigree::ISA::conv_backward, filigree::ISA::dropout                                         \
+        filigree::ISA::conv_backward, filigree::ISA::top, filigree::ISA::top_backward, \
+        filigree::ISA::spread, filigree::ISA::outer, \
+        filigree::ISA::dropout                                         \
   }
 
 // what this processor can run, the fastest first
@@ -62,6 +68,12 @@ const Kernels *now = &kernels.front();
 
 void *at(uintptr_t address) { return reinterpret_cast<void *>(address); }
 Matrix matrix(uintptr_t address, int64_t stride) { return {at(address), stride}; }
+
+filigree::Top top(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintptr_t t_indptr, uintptr_t t_indices,
+                  uintptr_t t_perm, uintptr_t sums) {
+  const auto ints = [](uintptr_t address) { return reinterpret_cast<int32_t *>(address); };
+  return {ints(indptr), ints(indices), at(values), ints(t_indptr), ints(t_indices), ints(t_perm), at(sums)};
+}
 
 typedef std::array<int64_t, 4> Four;
 filigree::Images images(Four size, Four stride, Four rows, Four cols) {
@@ -123,6 +135,24 @@ NB_MODULE(_kernels, m) {
   m.def("conv_backward", [](filigree::Convolution c, bool f64, P values, P x, Four x_stride, P dy, Four dy_stride,
                             P dvalues, P dbias, P dx) {
     now->conv_backward(f64, strided(c, x_stride, dy_stride), at(values), at(x), at(dy), at(dvalues), at(dbias), at(dx));
+  }, no_gil());
+  m.def("top", [](bool f64, int64_t rows, int64_t cols, int64_t k, P x, int64_t ldx, P indptr, P indices, P values,
+                  P t_indptr, P t_indices, P t_perm, P sums) {
+    return now->top(f64, rows, cols, k, matrix(x, ldx),
+                    top(indptr, indices, values, t_indptr, t_indices, t_perm, sums));
+  }, no_gil());
+  m.def("top_backward", [](bool f64, bool unified, int64_t batch, int64_t outs, int64_t ins, int64_t k, P delta,
+                           int64_t lddelta, P x, int64_t ldx, P w, int64_t ldw, P dx, P dw, P db) {
+    now->top_backward(f64, unified, batch, outs, ins, k, matrix(delta, lddelta), matrix(x, ldx), matrix(w, ldw),
+                      matrix(dx, ins), matrix(dw, ins), at(db));
+  }, no_gil());
+  m.def("spread", [](bool f64, int64_t rows, int64_t cols, P indptr, P indices, P values, P out) {
+    now->spread(f64, rows, cols, top(indptr, indices, values, 0, 0, 0, 0), at(out));
+  }, no_gil());
+  m.def("outer", [](bool f64, int64_t a_cols, P a_t_indptr, P a_t_indices, P a_t_perm, P a_values, int64_t b_cols,
+                    P b_indptr, P b_indices, P b_values, P y, int64_t ldy) {
+    now->outer(f64, a_cols, top(0, 0, a_values, a_t_indptr, a_t_indices, a_t_perm, 0), b_cols,
+               top(b_indptr, b_indices, b_values, 0, 0, 0, 0), matrix(y, ldy));
   }, no_gil());
   m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, P in, P out) {
     now->dropout(f64, size, seed, threshold, scale, at(in), at(out));

@@ -38,6 +38,14 @@ struct Convolution {
   int64_t images;         // packed at a time
 };
 
+// A sparse matrix by rows, with the transposed index and the sums of its columns where those are wanted (else null).
+struct Top {
+  int32_t *indptr, *indices;
+  void *values;
+  int32_t *t_indptr, *t_indices, *t_perm;
+  void *sums;
+};
+
 // clang-format off
 #define FILIGREE_DECLARE(ISA)                                                                                       \
   namespace ISA {                                                                                                   \
@@ -60,6 +68,15 @@ struct Convolution {
   /* its gradients; dx and dbias may be null */                                                                     \
   void conv_backward(bool f64, const Convolution &c, const void *values, const void *x, const void *dy,             \
                      void *dvalues, void *dbias, void *dx);                                                         \
+  /* of each row of x (rows, cols) the k largest magnitudes but no zeros, ties by lower index; how many they are */   \
+  int64_t top(bool f64, int64_t rows, int64_t cols, int64_t k, Matrix x, Top out);                                  \
+  /* backward pass of a dense layer from the k largest of each row of delta (batch, outs), or by one choice for the   \
+     batch: dx = S W, dW = S^T X, db = sums of S; dx, dw and db may be null */                                      \
+  void top_backward(bool f64, bool unified, int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix delta,      \
+                    Matrix x, Matrix w, Matrix dx, Matrix dw, void *db);                                            \
+  void spread(bool f64, int64_t rows, int64_t cols, Top in, void *out); /* the matrix with its zeros */             \
+  /* y = A^T B, dense */                                                                                            \
+  void outer(bool f64, int64_t a_cols, Top a, int64_t b_cols, Top b, Matrix y);                                     \
   /* out[i] = in[i] * scale where the i-th random number of `seed` is at least `threshold`, else 0 */               \
   void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out); \
   }

@@ -63,6 +63,12 @@ def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
     return Pattern(*map(torch.from_numpy, (indptr, indices, *of_transpose, place)))
 
 
+def transposed_index(indptr: Tensor, indices: Tensor, cols: int) -> Pattern:
+    """As `csr_pattern`, from tensors of any device."""
+    made = csr_pattern(indptr.cpu().numpy(), indices.cpu().numpy(), cols)
+    return Pattern(*(part.to(indptr.device) for part in made))
+
+
 def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
     """Sparse times dense, `Y = W X`.
 

@@ -1,0 +1,50 @@
+"""What an asymmetric network keeps, from epoch to epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from filigree.nn.asymmetric_linear import Asymmetrical
+
+
+class SelectionSchedule:
+    """Let the k of a network's `fg.Asymmetric` layers follow their schedules: call `step()` after each epoch.
+
+        fg.convert_(model, fg.Asymmetric.topk(fg.LinearDecrease(1.0, 0.05)))
+        selection = fg.SelectionSchedule(model, epochs=20)      # epoch 0 applies at once
+
+    Args:
+        epochs: of the run; needed where a schedule needs its horizon.
+    """
+
+    def __init__(self, model: nn.Module, epochs: int | None = None) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, Asymmetrical)]
+        if not self.layers:
+            raise ValueError("SelectionSchedule: the model has no layer converted by fg.Asymmetric.")
+        self.epoch, self.epochs = 0, epochs
+        self._apply()
+
+    @staticmethod
+    def is_needed(model: nn.Module) -> bool:
+        """Whether anything in the model's choices changes with the epochs."""
+        rules = [module.config.rule for module in model.modules() if isinstance(module, Asymmetrical)]
+        functions = [f for r in rules for f in (r.forward, r.sensitivity, r.inputs, r.weights) if f is not None]
+        return any(function.changes for function in functions)
+
+    def step(self, metrics: dict[str, Any] | None = None) -> None:
+        """The epoch is over."""
+        self.epoch += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self._apply()
+
+    def _apply(self) -> None:
+        for layer in self.layers:
+            layer.set_epoch(self.epoch, self.epochs)

@@ -1,0 +1,134 @@
+"""Sparse weights and sparsified gradients together."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from filigree.nn.asymmetric_linear import Asymmetrical, choose
+from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparsification import Sparsification
+from filigree.ops import reference, selection, sparse
+from filigree.ops.selection import Columns
+from filigree.ops.sparse import Pattern, transposed_index
+
+
+class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
+    """`SparseLinear` with a sparsified backward pass: `AsymmetricLinear` on the connections alone.
+
+    Chosen for the whole batch (`unified`), the backward pass is that of a sparse layer with the chosen neurons only.
+    Chosen for each sample it is computed by the ordinary kernels on masked numbers: a pattern for each sample breaks
+    the vectors over the batch, so nothing is saved. Sparsified weights: the choice is among an input's connections.
+    Evolves, saves and loads as a `SparseLinear`. Dense equivalent: `dense()`.
+    """
+
+    @classmethod
+    def like(cls, layer: SparseLinear) -> Self:
+        """The same layer: parameters and pattern are shared."""
+        made = cls.__new__(cls)
+        made.__dict__ = {
+            key: dict(value) if isinstance(value, dict) else value for key, value in layer.__dict__.items()
+        }
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()) or self.config.rule.is_exact:
+            return super().forward(x)
+        self.check_rule()
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
+            )
+        if x.dtype != self.values.dtype:
+            x = self._cast(x)
+        y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", {self.config.label()}"
+
+
+@torch.compiler.disable
+def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
+    return _SparseLinear.apply(x, values, bias, owner)
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
+        rule, pattern = owner.rule, owner.pattern
+        y, rows = torch.ops.filigree.linear_forward(values, bias, x, False, *pattern)
+        kept = None if rule.forward is None else rule.forward.mask(y)
+        if kept is not None:
+            y.mul_(kept)
+        if owner.relu:
+            y.relu_()
+            kept = y > 0
+        if rule.inputs is not None:
+            rows = selection.dense(choose(rule.inputs, x, rule.unified)).t().contiguous()
+        ctx.rule, ctx.pattern, ctx.owner = rule, pattern, owner
+        ctx.save_for_backward(rows, values, kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, kept = ctx.saved_tensors
+        rule, pattern = ctx.rule, ctx.pattern
+        need_input, _, need_bias = ctx.needs_input_grad[:3]
+        delta = dy if kept is None else dy * kept
+        chosen = choose(rule.sensitivity, delta, rule.unified)
+        adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
+        if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
+            return _union(pattern, chosen, delta, x, values, adjoint)
+        back = values if adjoint is None else values * adjoint
+        if isinstance(chosen, Columns):
+            dx, dvalues = _of_rows(pattern, chosen, x, values, back, need_input)
+        else:
+            rows = selection.dense(chosen).t().contiguous()
+            dvalues = sparse.sddmm(pattern, rows, x)
+            dx = sparse.spmm_t(pattern, back, rows).t() if need_input else None
+        return dx, dvalues, selection.sums(chosen) if need_bias else None, None
+
+
+def _of_rows(
+    pattern: Pattern, chosen: Columns, x: Tensor, values: Tensor, back: Tensor, need_input: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The backward pass of the chosen neurons alone: a sparse layer with a few rows."""
+    starts, counts = pattern.indptr[chosen.index], pattern.indptr.diff()[chosen.index]
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
+    nnz = int(indptr[-1])
+    shift = torch.repeat_interleave(starts - indptr[:-1], counts.long(), output_size=nnz)
+    places = shift.long() + torch.arange(nnz, device=shift.device)
+    few = transposed_index(indptr, pattern.indices[places], pattern.cols)
+    delta = chosen.values.t().contiguous()
+    dvalues = values.new_zeros(values.shape).index_copy_(0, places, sparse.sddmm(few, delta, x))
+    return sparse.spmm_t(few, back[places], delta).t() if need_input else None, dvalues
+
+
+def _by_columns(function: Sparsification, pattern: Pattern, values: Tensor) -> Tensor:
+    """1 at the connections that the function keeps of each input's, else 0."""
+    counts = pattern.t_indptr.diff().long()
+    widest = int(counts.max()) if counts.numel() else 0
+    column = torch.repeat_interleave(counts, output_size=pattern.nnz)
+    slot = torch.arange(pattern.nnz, device=values.device) - pattern.t_indptr[:-1].long()[column]
+    order = pattern.t_perm.long()
+    table = values.new_zeros(pattern.cols, max(widest, 1))
+    table[column, slot] = values.detach()[order]
+    kept = values.new_zeros(values.shape)
+    kept[order] = (function(table) != 0)[column, slot].to(values.dtype)
+    return kept
+
+
+def _union(
+    pattern: Pattern, chosen: Any, delta: Tensor, x: Tensor, values: Tensor, adjoint: Tensor
+) -> tuple[Tensor | None, ...]:
+    few, full = selection.dense(chosen).t().contiguous(), delta.t().contiguous()
+    dvalues = torch.where(adjoint > 0, sparse.sddmm(pattern, full, x), sparse.sddmm(pattern, few, x))
+    dx = sparse.spmm_t(pattern, values * adjoint, full) + sparse.spmm_t(pattern, values * (1 - adjoint), few)
+    row = reference.rows(pattern.indptr, pattern.nnz)
+    whole = torch.zeros_like(full[:, 0], dtype=torch.bool).index_fill_(0, row[adjoint > 0], True)
+    return dx.t(), dvalues, torch.where(whole, full.sum(1), few.sum(1)), None
