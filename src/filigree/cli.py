@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from filigree import data, recipes
+from filigree import reproduce as reproductions
 from filigree.analyze import analyze
 from filigree.recipes import Recipe, RecipeError
 from filigree.report import console_table, write_report
@@ -115,6 +116,34 @@ def train(
         if method not in made.methods:
             raise RecipeError(f"--method {method}: the methods of {made.name} are {', '.join(made.methods)}.")
     _run(made, folder or Path("runs") / made.name, methods, None if seed is None else [seed], source, resume, report)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="The table: " + ", ".join(reproductions.ALL) + ".", metavar="TABLE")],
+    quick: Annotated[bool, typer.Option("--quick", help="A short run, to see that all works.")] = False,
+    cases: Annotated[list[str] | None, typer.Option("--case", help="Only this case. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed in place of all.")] = None,
+    settings: Set = None,
+    folder: Out = None,
+) -> None:
+    """Run a published table again, printed figures beside ours. It goes on where it was stopped."""
+    if name not in reproductions.ALL:
+        raise RecipeError(f"there is no table {name!r}. There are: {', '.join(reproductions.ALL)}.")
+    chosen = reproductions.ALL[name]
+    target = folder or Path("runs") / (f"{name}-quick" if quick else name)
+    out.print(f"[bold]{name}[/bold]: {chosen.about}")
+    _State.hint = f"Go on with the same command (--out {target})."
+    with Progress(*progress_columns(), console=out) as progress:
+        records = reproductions.run_again(
+            chosen, target, cases=cases, quick=quick, settings=settings or [], progress=progress,
+            runs=None if seed is None else [seed],
+        )  # fmt: skip
+    out.print(chosen.table(records))
+    for line in (*(claim(records) for claim in chosen.claims), *chosen.notes):
+        out.print(f"[dim]- {line}[/dim]")
+    out.print(f"records and summary: {target}")
+    out.print(f"report: {write_report([target], target / 'report.html')}")
 
 
 @app.command()

@@ -140,6 +140,14 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
     return run
 
 
+def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
+    """A call that takes the gradients of the cross-entropy by all parameters of a copy of the model, in training."""
+    twin = copy.deepcopy(model).train()
+    loss = nn.functional.cross_entropy(twin(x), y)
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    return lambda: torch.autograd.grad(loss, parameters, retain_graph=True)
+
+
 def _bytes_on_disk(model: nn.Module) -> int:
     """As `fg.save` would write: tensors, a header line for each, and the description."""
     whole = description(model)

@@ -48,7 +48,8 @@ class DataSettings(_Settings):
 class ModelSettings(_Settings):
     """The network: an `mlp` of `hidden` widths (input and output follow from the data), or another of `fg.models`.
 
-    `dropout` is of the mlp, `blocks` and `width` of the resnet.
+    `dropout` is of the mlp, `blocks` and `width` of the resnet. `init: xavier` draws the weights of dense layers from
+    Glorot's uniform distribution and sets biases to 0; "torch" leaves them as torch makes them.
     """
 
     name: Literal["mlp", "lenet_300_100", "lenet5", "resnet"] = "mlp"
@@ -56,6 +57,7 @@ class ModelSettings(_Settings):
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     blocks: list[Annotated[int, pydantic.Field(ge=1)]] = [1, 1, 1]
     width: int = pydantic.Field(64, ge=1)
+    init: Literal["torch", "xavier"] = "torch"
 
 
 class TrainingSettings(_Settings):
@@ -88,11 +90,15 @@ class EvolutionSettings(_Settings):
 
 
 class MethodSettings(_Settings):
-    """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own."""
+    """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own.
+
+    `training` and `model` hold single settings that differ from the recipe's.
+    """
 
     convert: list[ConvertSettings] | None = None
     evolution: EvolutionSettings | None = None
     training: dict[str, Any] = {}
+    model: dict[str, Any] = {}
 
 
 class Recipe(_Settings):
@@ -121,6 +127,10 @@ class Recipe(_Settings):
         """The recipe's training settings with the method's own on top, and then those `chosen`."""
         return TrainingSettings(**(self.training.model_dump() | self.methods[method].training | chosen))
 
+    def model_of(self, method: str) -> ModelSettings:
+        """The recipe's network with the method's own settings on top."""
+        return ModelSettings(**(self.model.model_dump() | self.methods[method].model))
+
     def convert_of(self, method: str) -> list[ConvertSettings]:
         own = self.methods[method].convert
         return self.convert if own is None else own
@@ -135,7 +145,7 @@ class Recipe(_Settings):
         return {
             "about": self.about,
             "data": self.data.model_dump(),
-            "model": self.model.model_dump(),
+            "model": self.model_of(method).model_dump(),
             "training": self.training_of(method, **chosen).model_dump(),
             "convert": [{"config": c.config.to_dict(), "where": c.where} for c in self.convert_of(method)],
             "evolution": None
@@ -167,7 +177,7 @@ def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
         for method in recipe.methods:
             for key, candidates in recipe.search.items():
                 [recipe.training_of(method, **{key: candidate}) for candidate in candidates]
-            recipe.training_of(method)
+            recipe.training_of(method), recipe.model_of(method)
     except pydantic.ValidationError as error:
         raise RecipeError(f"recipe {Path(name).stem}: {_one_line(error)}") from None
     return recipe

@@ -16,7 +16,7 @@ from torch import nn
 from filigree import cost, data, models, saving
 from filigree.convert import convert_
 from filigree.data import DataSet
-from filigree.dynamics import Evolution
+from filigree.dynamics import Evolution, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
@@ -68,7 +68,7 @@ def run(
 def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
     """The method's network for these data, converted, with initial values by `seed`."""
     seed_everything(seed)
-    inputs, settings = split.train.x[0].numel(), recipe.model
+    inputs, settings = split.train.x[0].numel(), recipe.model_of(method)
     if settings.name == "mlp":
         model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout)
     elif settings.name == "lenet_300_100":
@@ -77,12 +77,22 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
         model = models.lenet5(split.train.x.shape[1], split.classes)
     else:
         model = models.resnet(settings.blocks, settings.width, split.train.x.shape[1], split.classes)
+    if settings.init == "xavier":
+        _xavier(model)
     for step in recipe.convert_of(method):
         config = step.config
         if hasattr(config, "seed"):
             config = dataclasses.replace(config, seed=seed)
         convert_(model, config, step.where)
     return model
+
+
+def _xavier(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def optimizer_of(model: nn.Module, training: TrainingSettings) -> torch.optim.Optimizer:
@@ -160,12 +170,15 @@ def _plain(
     evolution = evolution_of(arm, training, model, optimizer, number)
     if arm.evolution is not None and evolution is None:
         record.notes.append(f"{method}: all layers stay dense at these widths and this density; nothing evolves.")
+    steppers: list[Any] = [] if evolution is None else [evolution]
+    if SelectionSchedule.is_needed(model):
+        steppers.append(SelectionSchedule(model, training.epochs))
     hooks: list[Any] = [Snapshots(evolution)]
     if recipe.watch:
         hooks.append(Watch(split.classes, evolution))
     history = fit(
         model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
-        validation=split.validation, test=split.test, each_epoch=[evolution] if evolution else [],
+        validation=split.validation, test=split.test, each_epoch=steppers,
         hooks=hooks, augment=split.augment, checkpoint=folder, resume=resume, seed=number,
         early_stopping=EarlyStopping(patience=training.early_stopping) if training.early_stopping else None,
         progress=progress, record=record,
@@ -236,15 +249,17 @@ def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
     size = min(recipe.training.batch_size, len(split.train.x))
     x, y = split.train.x[:size], split.train.y[:size]
     steps = [cost.training_step(network, x, y) for network in networks.values()]
+    backwards = [cost.backward(network, x, y) for network in networks.values()]
     batches = [cost.inference(network, x) for network in networks.values()]
     singles = [cost.inference(network, x[:1]) for network in networks.values()]
-    timings = zip(*(race(works, 0.2) for works in (steps, batches, singles)), strict=True)
-    for (method, folder), (step, batch, single) in zip(trained.items(), timings, strict=True):
+    timings = zip(*(race(works, 0.2) for works in (steps, backwards, batches, singles)), strict=True)
+    for (method, folder), (step, backward_ms, batch, single) in zip(trained.items(), timings, strict=True):
         record = Record.load(folder)
         forward, backward = cost.macs(networks[method], x[:1])
         record.cost = dataclasses.asdict(cost.stored(networks[method])) | {
             "macs_forward": forward, "macs_backward": backward, "batch": size,
-            "train_step_ms": dataclasses.asdict(step), "batch_ms": dataclasses.asdict(batch),
+            "train_step_ms": dataclasses.asdict(step), "backward_ms": dataclasses.asdict(backward_ms),
+            "batch_ms": dataclasses.asdict(batch),
             "single_ms": dataclasses.asdict(single),
         }  # fmt: skip
         record.save(folder)

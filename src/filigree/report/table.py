@@ -23,6 +23,7 @@ COSTS = [
     ("nonzeros", "nonzeros", "{:,.0f}"),
     ("bytes_disk", "bytes on disk", "{:,.0f}"),
     ("train_step_ms", "ms / step", "{:.3g}"),
+    ("backward_ms", "ms / backward", "{:.3g}"),
     ("single_ms", "ms / sample", "{:.3g}"),
     ("train_seconds", "training s", "{:.3g}"),
     ("batch_ms", "ms / batch", "{:.3g}"),
@@ -30,7 +31,7 @@ COSTS = [
     ("macs_forward", "MACs forward", "{:,.0f}"),
 ]
 ORDER = ["dense", "Fixed", "SET", "LDV", "OSV", "EXD"]  # of rows; others follow as they come
-_LEFT_OUT = ("bytes_memory", "macs_forward", "batch_ms")  # of the terminal's table
+_LEFT_OUT = ("bytes_memory", "macs_forward", "batch_ms", "backward_ms")  # of the terminal's table
 
 
 @dataclass(frozen=True)
