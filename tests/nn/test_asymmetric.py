@@ -503,3 +503,80 @@ def test_functional_call_keeps_the_rule():
     owner = AsymmetricLinear.like(linear).set_rule(fg.Asymmetric.topk(2), "fc")
     y = asymmetric_linear(torch.randn(4, 6), linear.weight, None, owner)
     assert y.shape == (4, 9)
+
+
+# -- related work ------------------------------------------------------------------------------------------------------
+
+
+def test_column_row_sampling_is_unbiased():
+    layer = AsymmetricLinear.like(nn.Linear(12, 20, dtype=torch.float64))
+    layer.set_rule(fg.Asymmetric(sensitivity=fg.nn.ColumnRowSampling(5)), "fc")
+    x, dy = torch.randn(7, 12, dtype=torch.float64, requires_grad=True), torch.randn(7, 20, dtype=torch.float64)
+    exact = torch.autograd.grad(nn.functional.linear(x, layer.weight, layer.bias), [x, layer.weight, layer.bias], dy)
+    y, times = layer(x), 4000
+    sums = [torch.zeros_like(e) for e in exact]
+    for _ in range(times):
+        for total, part in zip(sums, torch.autograd.grad(y, [x, layer.weight, layer.bias], dy, retain_graph=True),
+                               strict=True):  # fmt: skip
+            total += part
+    for total, e in zip(sums, exact, strict=True):
+        assert (total / times - e).norm() < 0.06 * e.norm()
+
+
+def test_direct_feedback_alignment():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
+    fg.convert_(model, fg.Asymmetric(feedback=5))
+    plain = nn.Sequential(*(layer.dense() for layer in model if isinstance(layer, AsymmetricLinear)))
+    x, y = torch.randn(9, 6), torch.randint(0, 3, (9,))
+    nn.functional.cross_entropy(model(x), y).backward()
+    nn.functional.cross_entropy(plain(x), y).backward()
+    last = plain[2]
+    torch.testing.assert_close(model[4].weight.grad, last.weight.grad)  # the output layer learns exactly
+    error = torch.softmax(plain(x), 1).sub(nn.functional.one_hot(y, 3)) / 9
+    h1, h2 = plain[0](x), plain[:2](x)
+    for layer, hidden, inputs, number in ((model[2], h2, h1, 2), (model[0], h1, x, 1)):
+        generator = torch.Generator().manual_seed(5 * 1_000_003 + number)
+        back = torch.randn(3, hidden.shape[1], generator=generator) * hidden.shape[1] ** -0.5
+        delta = (error @ back) * (hidden > 0)
+        torch.testing.assert_close(layer.weight.grad, delta.t() @ inputs)
+    with pytest.raises(ValueError, match="feedback is for linear layers"):
+        fg.convert_(nn.Sequential(nn.Conv2d(1, 2, 3)), fg.Asymmetric(feedback=5))
+
+
+def test_error_feedback_forgets_nothing():
+    p = nn.Parameter(torch.zeros(10))
+    optimizer = torch.optim.SGD([p], 1.0)
+    feedback = fg.ErrorFeedback(optimizer, fg.TopK(2))
+    total = torch.zeros(10)
+    for _ in range(6):
+        p.grad = torch.randn(10)
+        total += p.grad
+        optimizer.step()
+        assert int(p.grad.count_nonzero()) == 2
+    torch.testing.assert_close(-p.data + feedback.memory[0], total)
+    feedback.remove()
+
+
+def test_dropout_variants():
+    model = nn.Sequential(nn.Linear(6, 1000), nn.ReLU(), nn.Dropout(0.4), nn.Linear(1000, 2))
+    gaussian, guided = copy.deepcopy(model), copy.deepcopy(model)
+    fg.convert_(gaussian, fg.nn.GaussianDropout())
+    noisy = gaussian[2](torch.ones(1000, 1000))
+    assert abs(noisy.mean() - 1) < 0.01
+    assert abs(noisy.var() - 0.4 / 0.6) < 0.02
+    fg.convert_(guided, fg.nn.GuidedDropout("top"))
+    layer = guided[2]
+    layer.strength.data[:400] = 2
+    dropped = layer(torch.ones(3, 1000)) == 0
+    assert dropped[:, :400].all()
+    assert not dropped[:, 400:].any()
+    assert torch.equal(layer.eval()(torch.ones(3, 1000)), layer.strength.expand(3, 1000))
+    annealing = fg.DropoutAnnealing(model, epochs=4)
+    seen = []
+    for _ in range(5):
+        seen.append(round(model[2].p, 3))
+        annealing.step()
+    assert seen == [0.4, 0.3, 0.2, 0.1, 0.0]
+    with pytest.raises(ValueError, match="has no dropout"):
+        fg.DropoutAnnealing(nn.Linear(2, 2), epochs=3)

@@ -1,5 +1,7 @@
 """What changes while a network trains."""
 
+from filigree.dynamics.dropout_annealing import DropoutAnnealing
+from filigree.dynamics.error_feedback import ErrorFeedback
 from filigree.dynamics.evolution import Evolution
 from filigree.dynamics.schedules import (
     Adaptive,
@@ -18,6 +20,8 @@ from filigree.dynamics.selection_schedule import SelectionSchedule
 __all__ = [
     "Adaptive",
     "Constant",
+    "DropoutAnnealing",
+    "ErrorFeedback",
     "Evolution",
     "ExponentialDecay",
     "Fixed",

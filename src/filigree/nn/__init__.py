@@ -8,12 +8,21 @@ from filigree.nn.asymmetric_sparse_linear import AsymmetricSparseLinear
 from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.dropout import Dropout, FastDropout
+from filigree.nn.dropout_variants import GaussianDropout, GaussianNoise, GuidedDropout, StrengthDropout
 from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse import Sparse
 from filigree.nn.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse_linear import SparseLinear
-from filigree.nn.sparsification import Custom, RandomK, Sparsification, Threshold, TopK, UnscaledDropout
+from filigree.nn.sparsification import (
+    ColumnRowSampling,
+    Custom,
+    RandomK,
+    Sparsification,
+    Threshold,
+    TopK,
+    UnscaledDropout,
+)
 from filigree.nn.usage import LayerUsage, watch
 
 __all__ = [
@@ -26,10 +35,14 @@ __all__ = [
     "AsymmetricSparseLinear",
     "ChannelMajorBatchNorm2d",
     "ChannelMajorConv2d",
+    "ColumnRowSampling",
     "Custom",
     "Dropout",
     "FastDropout",
     "FeatureMajorLinear",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GuidedDropout",
     "LayerUsage",
     "MaskedConv2d",
     "MaskedLinear",
@@ -38,6 +51,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLinear",
     "Sparsification",
+    "StrengthDropout",
     "Threshold",
     "TopK",
     "UnscaledDropout",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from filigree.nn.sparsification import HorizonError, Sparsification, TopK, count
+from filigree.nn.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.ops import selection
 from filigree.ops.selection import Columns, Kept, Rows
 
@@ -192,7 +192,10 @@ def linear_gradients(
         inputs = delta.new_empty(1, 1) if x is None else selection.dense(x)
         back = weight if adjoint is None else adjoint
         return selection.top_backward(delta, inputs, back, k, rule.unified, need_input, need_weight)
-    kept = choose(rule.sensitivity, delta, rule.unified)
+    if isinstance(rule.sensitivity, ColumnRowSampling):
+        kept: Kept = rule.sensitivity.columns(delta, weight)
+    else:
+        kept = choose(rule.sensitivity, delta, rule.unified)
     if watched is not None:
         watched.backward_pass(rule, kept, x, adjoint, delta)
     if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from filigree.config import Config, config
 from filigree.ops import selection
-from filigree.ops.selection import Kept
+from filigree.ops.selection import Columns, Kept
 
 _KINDS = (
     "an integer of at least 1, a fraction in (0, 1], a schedule of fractions, a list with one of these an epoch, "
@@ -133,6 +133,27 @@ class Threshold(Sparsification):
 
     def mask(self, x: Tensor) -> Tensor:
         return x.abs() >= self.least
+
+
+@config
+class ColumnRowSampling(Sparsification):
+    """Unbiased column-row sampling (Adelman et al. 2021, Bernoulli): one choice for the batch, rescaled.
+
+    As `sensitivity`, neuron j is kept with probability p_j = min(1, k |delta_j| |W_j| / sum) and its delta divided by
+    p_j: the gradients' expectations are the dense ones. It rescales, so it is not of class S; about k are kept.
+    """
+
+    k: Count
+
+    def columns(self, x: Tensor, weight: Tensor) -> Columns:
+        """The kept columns of `x` `(batch, out)`, rescaled; `weight` `(out, in)`."""
+        size = x.norm(dim=0) * weight.norm(dim=1)
+        chance = (count(self.k, x.shape[1]) * size / size.sum().clamp(min=1e-30)).clamp(max=1)
+        index = (torch.rand_like(chance) < chance).nonzero().squeeze(1)
+        return Columns(x.shape[1], x.index_select(1, index) / chance[index], index)
+
+    def mask(self, x: Tensor) -> Tensor:
+        raise ValueError("ColumnRowSampling: it is for sensitivity= of linear layers only.")
 
 
 @config

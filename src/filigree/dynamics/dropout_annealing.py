@@ -1,0 +1,47 @@
+"""Dropout whose probability changes from epoch to epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from filigree.dynamics.schedules import LinearDecrease, as_schedule
+
+
+class DropoutAnnealing:
+    """Annealed dropout (Rennie et al. 2014): every dropout's p is its own times `schedule`; call `step()` each epoch.
+
+    Args:
+        schedule: a schedule, a number or a callable epoch -> factor in [0, 1]; by default a straight line from 1 to 0.
+        epochs: of the run; needed where the schedule needs its horizon.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Any = None, epochs: int | None = None) -> None:
+        self.schedule = LinearDecrease(1.0, 0.0) if schedule is None else as_schedule(schedule)
+        self.layers = [(m, float(m.p)) for m in model.modules() if isinstance(m, _DropoutNd)]
+        if not self.layers:
+            raise ValueError("DropoutAnnealing: the model has no dropout.")
+        if self.schedule.needs_horizon and epochs is None:
+            name = type(self.schedule).__name__
+            raise ValueError(f"DropoutAnnealing: {name} needs to know the number of epochs: give epochs=.")
+        self.epoch, self.epochs = 0, epochs
+        self._apply()
+
+    def step(self, metrics: dict[str, Any] | None = None) -> None:
+        """The epoch is over."""
+        self.epoch += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self._apply()
+
+    def _apply(self) -> None:
+        factor = min(1.0, max(0.0, self.schedule.rate(self.epoch, self.epochs)))
+        for layer, p in self.layers:
+            layer.p = p * factor

@@ -1,0 +1,98 @@
+"""Kinds of dropout that sparsified backpropagation is compared with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module
+
+
+class GaussianNoise(nn.Dropout):
+    """Gaussian dropout (Srivastava et al. 2014, section 10): x (1 + e), e from N(0, p / (1 - p)), one e an element.
+
+    The mean and the variance are those of dropout with probability `p`. The identity in eval mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * torch.randn_like(x).mul_((self.p / (1 - self.p)) ** 0.5).add_(1)
+
+
+class StrengthDropout(nn.Module):
+    """Guided dropout (Keshari et al. 2019): units have a learned strength, and strong ones are dropped.
+
+    `y = x t m / (1 - p)` with t the strengths `(units,)`, 1 at first, and m zero at the dropped units: the share p of
+    largest |t| ("top"), or a share p at random of the stronger half, at most all of it ("active"). In eval mode `x t`.
+
+    Shape: `(..., units)` to the same.
+    """
+
+    def __init__(self, units: int, p: float = 0.5, region: Literal["top", "active"] = "active") -> None:
+        super().__init__()
+        self.p, self.region = p, region
+        self.strength = nn.Parameter(torch.ones(units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x * self.strength
+        units = self.strength.numel()
+        count = round(self.p * units)
+        order = self.strength.detach().abs().sort(descending=True, stable=True).indices
+        if self.region == "active":
+            active = order[: max(count, units // 2)]
+            order = active[torch.randperm(len(active), device=x.device)]
+        mask = torch.ones_like(self.strength).index_fill_(0, order[:count], 0)
+        return x * (self.strength * mask / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"{self.strength.numel()}, p={self.p}, region={self.region!r}"
+
+
+@config
+class GaussianDropout(Conversion):
+    """Replace every `nn.Dropout` by multiplicative Gaussian noise of the same mean and variance."""
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) is nn.Dropout and module.p < 1
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        for name in names:
+            replace_module(model, name, GaussianNoise(_p(model.get_submodule(name))))
+        return [Change(name, "Dropout", "GaussianNoise", (0, 0), (0, 0)) for name in names]
+
+
+@config
+class GuidedDropout(Conversion):
+    """Replace every `nn.Dropout` behind a linear layer by `filigree.nn.StrengthDropout` of the same probability."""
+
+    region: Literal["top", "active"] = "active"
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) is nn.Dropout and module.p < 1
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        changes = []
+        for name in names:
+            units = _width_before(model, name)
+            replace_module(model, name, StrengthDropout(units, _p(model.get_submodule(name)), self.region))
+            changes.append(Change(name, "Dropout", f"StrengthDropout({self.region})", (0, units), (0, units)))
+        return changes
+
+
+def _p(module: Any) -> float:
+    return float(module.p)
+
+
+def _width_before(model: nn.Module, name: str) -> int:
+    """The width of the last linear layer that stands before a module."""
+    width = None
+    for other, module in model.named_modules():
+        if other == name and width is not None:
+            return int(width)
+        width = getattr(module, "out_features", width)
+    raise ValueError(f"GuidedDropout: no linear layer stands before {name!r}, so its width is not known.")
