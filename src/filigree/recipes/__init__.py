@@ -3,5 +3,20 @@
 from filigree.recipes.counts import Count, counts
 from filigree.recipes.recipe import Recipe, RecipeError, load, names
 from filigree.recipes.run import MODEL, run
+from filigree.recipes.sweep import COSTS, Sweep, sweep
+from filigree.recipes.sweep_ray import sweep_ray
 
-__all__ = ["MODEL", "Count", "Recipe", "RecipeError", "counts", "load", "names", "run"]
+__all__ = [
+    "COSTS",
+    "MODEL",
+    "Count",
+    "Recipe",
+    "RecipeError",
+    "Sweep",
+    "counts",
+    "load",
+    "names",
+    "run",
+    "sweep",
+    "sweep_ray",
+]

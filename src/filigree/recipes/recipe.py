@@ -169,9 +169,7 @@ def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: unknown recipe, key or value, in one line that names it.
     """
-    tree = _read(name)
-    for setting in settings:
-        _override(tree, setting)
+    tree = tree_of(name, settings)
     try:
         recipe = Recipe(**tree)
         for method in recipe.methods:
@@ -181,6 +179,14 @@ def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
     except pydantic.ValidationError as error:
         raise RecipeError(f"recipe {Path(name).stem}: {_one_line(error)}") from None
     return recipe
+
+
+def tree_of(name: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe as the plain mapping that its file and the overrides make."""
+    tree = _read(name)
+    for setting in settings:
+        _override(tree, setting)
+    return tree
 
 
 def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:

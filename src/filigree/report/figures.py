@@ -71,6 +71,36 @@ def bars(
     return _finish(figure, title)
 
 
+def pareto(runs: Sequence[RecordLike]) -> go.Figure:
+    """Trials of a sweep: validation accuracy against the cost that was minimised, and the front."""
+    figure, key = go.Figure(), ""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        if found := run.get("config", {}).get("sweep"):
+            key = found["minimize"]
+            value = run["metrics"].get(key) if key == "train_seconds" else run["cost"].get(key)
+            cost = value["median"] if isinstance(value, Mapping) else value
+            if cost is not None and run["metrics"].get("val_accuracy") is not None:
+                points.setdefault(str(run["method"]), []).append((cost, 100 * run["metrics"]["val_accuracy"]))
+    means = {name: [statistics.fmean(column) for column in zip(*pairs, strict=True)] for name, pairs in points.items()}
+    front: list[list[float]] = []
+    for at in sorted(means.values(), key=lambda at: (at[0], -at[1])):
+        if not front or at[1] > front[-1][1]:
+            front.append(at)
+    if means:
+        figure.add_scatter(
+            x=[at[0] for at in means.values()], y=[at[1] for at in means.values()], mode="markers", name="trials",
+            text=[_escape(name) for name in means], marker={"color": COLOURS[0], "size": 8, "opacity": 0.7},
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[at[0] for at in front], y=[at[1] for at in front], mode="lines", name="Pareto front",
+            line={"color": COLOURS[1], "shape": "hv"}, hoverinfo="skip",
+        )  # fmt: skip
+    figure.update_xaxes(title=key)
+    figure.update_yaxes(title="validation accuracy, %")
+    return _finish(figure, f"Accuracy against {key}").update_layout(hovermode="closest")
+
+
 def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
     """How many units have how many connections, after the first, the middle and the last epoch."""
     figure = go.Figure()

@@ -139,6 +139,8 @@ def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: _Figu
     )
     out += [f"<p class=faint>{escape(note)}</p>" for note in notes]
     out.append(_published(config, methods))
+    if config.get("sweep"):
+        out.append(f"<h3>Search</h3>{numbered.place(figures.pareto(runs), 'accuracy against cost of all trials')}")
     out += [*_accuracy(methods, numbered), *_costs(runs, numbered), *_rewiring(methods, numbered)]
     out += [*_topology(methods, numbered, config.get("data", {}).get("input_shape", [])), _details(methods)]
     return "".join(out)

@@ -1,0 +1,261 @@
+"""A search over any settings of a recipe for the best accuracy at the least cost, with a fixed budget of trials."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from filigree.recipes.recipe import RecipeError, load, tree_of
+from filigree.recipes.run import run
+from filigree.storage import write_json
+from filigree.train import Record
+
+COSTS = ("backward_ms", "train_step_ms", "single_ms", "train_seconds", "nonzeros", "bytes_disk", "macs_forward")
+STUDY, SUMMARY = "study.db", "sweep.json"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a setting may be: one of `choices`, or a number from `low` to `high`, whole if both are."""
+
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Domain:
+        """`10:200`, `0.001:0.1:log`, or `relu,gelu`."""
+        if ":" not in text:
+            return cls(tuple(yaml.safe_load(part) for part in text.split(",")))
+        parts = text.split(":")
+        numbers = [yaml.safe_load(part) for part in parts[:2]]
+        numeric = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+        if len(parts) > 3 or not numeric or numbers[0] >= numbers[1] or parts[2:] not in ([], ["log"]):
+            raise RecipeError(f"--over {text}: expected low:high, low:high:log, or values with commas between.")
+        if parts[2:] and numbers[0] <= 0:
+            raise RecipeError(f"--over {text}: a logarithmic range must begin above 0.")
+        return cls((), numbers[0], numbers[1], bool(parts[2:]))
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        """A value by an Optuna trial."""
+        if self.choices:
+            return trial.suggest_categorical(name, self.choices)
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched.
+
+    Attributes:
+        recipe, settings, method, source: what a trial runs, as `filigree train` takes them.
+        over: setting -> its domain as text; see `Domain.parse`. A setting is a path as of `--set`, or the end of one
+            within the method's own (`k`, `sensitivity.k`, `topology.epsilon`): all that end so are set together.
+        minimize: the cost beside the validation accuracy, one of `COSTS`. seed: of the search.
+    """
+
+    recipe: str
+    over: dict[str, str]
+    method: str
+    minimize: str = "backward_ms"
+    settings: tuple[str, ...] = ()
+    source: str | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be searched, by name, before anything runs."""
+        made = load(self.recipe, self.settings)
+        if self.method not in made.methods:
+            raise RecipeError(f"--method {self.method}: the methods of {made.name} are {', '.join(made.methods)}.")
+        if self.minimize not in COSTS:
+            raise RecipeError(f"--minimize {self.minimize}: expected one of {', '.join(COSTS)}.")
+        if not made.data.validation:
+            raise RecipeError(f"sweep: {made.name} has no validation part. Add --set data.validation=0.1.")
+        for key, text in self.over.items():
+            domain = Domain.parse(text)
+            for value in domain.choices or (domain.low, domain.high):
+                load(self.recipe, self._overrides({key: value}))
+
+    def _overrides(self, values: dict[str, Any]) -> list[str]:
+        out = list(self.settings)
+        for key, value in values.items():
+            out += [f"{path}={json.dumps(value)}" for path in self._paths(key)]
+        return out
+
+    def _paths(self, key: str) -> list[str]:
+        tree = tree_of(self.recipe, self.settings)
+        if key.split(".")[0] in tree:
+            return [key]
+        arm = (tree.get("methods") or {}).get(self.method) or {}
+        inside = [f"methods.{self.method}.{path}" for path in _leaves(arm)]
+        if "convert" not in arm:
+            inside += [f"convert.{path}" for path in _leaves(tree.get("convert") or [])]
+        found = [path for path in inside if f".{path}".endswith(f".{key}")]
+        if not found:
+            raise RecipeError(f"--over {key}: no setting of {self.recipe} or its method {self.method} ends so.")
+        return found
+
+    def trial(self, values: dict[str, Any], folder: Path) -> dict[str, float]:
+        """Train with these values: `{"accuracy": ..., "cost": ...}`, means over the recipe's runs."""
+        made = load(self.recipe, self._overrides(values))
+        label = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+        made = made.model_copy(update={"name": f"{made.name}: sweep of {self.method}"})
+        records = []
+        for place in run(made, folder, methods=[self.method], source=self.source, resume=True, progress=False):
+            record = Record.load(place)
+            record.method = label
+            record.config["sweep"] = {"values": values, "minimize": self.minimize}
+            record.save(place)
+            records.append(record)
+        costs = [_cost(record, self.minimize) for record in records]
+        accuracies = [float(record.metrics["val_accuracy"] or 0) for record in records]
+        return {"accuracy": statistics.fmean(accuracies), "cost": statistics.fmean(costs)}
+
+
+def sweep(
+    wanted: Sweep, out: Path, trials: int = 20, minutes: float | None = None, jobs: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Search with Optuna; the study is `out/study.db` (SQLite), so it goes on where it stopped. Returns the summary.
+
+    Args:
+        trials: in the study in all, those of earlier calls included. minutes: the search ends after these.
+        jobs: processes that search at once, with the cores shared out. report: is told of each trial's end.
+
+    Raises:
+        RecipeError: settings that cannot be searched, or a study of another search in `out`.
+        ModuleNotFoundError: Optuna is not installed.
+    """
+    optuna = _optuna()
+    wanted.check()
+    out.mkdir(parents=True, exist_ok=True)
+    study = _open(wanted, out)
+    for left in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(left.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
+    before = len(study.trials)
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")
+    helpers = [
+        context.Process(target=_work, args=(wanted, out, trials, minutes, threads, before + number), daemon=True)
+        for number in range(1, jobs)
+    ]
+    for helper in helpers:
+        helper.start()
+    _work(wanted, out, trials, minutes, threads, before, report)
+    for helper in helpers:
+        helper.join()
+    return summarise(wanted, out)
+
+
+def summarise(wanted: Sweep, out: Path) -> dict[str, Any]:
+    """The finished trials, the Pareto front among them, and the best; also written to `out/sweep.json`."""
+    study = _open(wanted, out)
+    done = [t for t in study.get_trials(deepcopy=False) if t.values is not None]
+    rows = [{"trial": t.number, "values": t.params, "accuracy": t.values[0], "cost": t.values[1]} for t in done]
+    return summary_of(wanted, out, rows)
+
+
+def summary_of(wanted: Sweep, out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of trials (`values`, `accuracy`, `cost`) as the summary that `sweep` returns and writes."""
+    front = pareto(rows)
+    summary = {
+        "sweep": asdict(wanted), "trials": rows, "front": front,
+        "best": max(rows, key=lambda row: row["accuracy"], default=None),
+    }  # fmt: skip
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other beats in both, cheapest first."""
+    front: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["cost"], -row["accuracy"])):
+        if not front or row["accuracy"] > front[-1]["accuracy"]:
+            front.append(row)
+    return front
+
+
+def _work(
+    wanted: Sweep, out: Path, trials: int, minutes: float | None, threads: int, number: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:  # fmt: skip
+    """One process's part of the search."""
+    optuna = _optuna()
+    torch.set_num_threads(threads)
+    states = optuna.trial.TrialState
+    counted = (states.COMPLETE, states.FAIL, states.RUNNING)
+    study = _open(wanted, out, optuna.samplers.TPESampler(seed=wanted.seed * 100_003 + number, multivariate=True))
+
+    def objective(trial: Any) -> tuple[float, float]:
+        values = {key: Domain.parse(text).suggest(trial, key) for key, text in wanted.over.items()}
+        found = wanted.trial(values, out / f"trial-{trial.number:04d}")
+        return found["accuracy"], found["cost"]
+
+    def tell(study: Any, trial: Any) -> None:
+        if trial.values is not None:
+            values = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+            report(f"{trial.number}: {values}: {100 * trial.values[0]:.2f}%, {trial.values[1]:.4g} {wanted.minimize}")
+
+    if len(study.get_trials(deepcopy=False, states=counted)) >= trials:
+        return
+    study.optimize(
+        objective, timeout=None if minutes is None else 60 * minutes, catch=(FloatingPointError,),
+        callbacks=[tell, optuna.study.MaxTrialsCallback(trials, counted)],
+    )  # fmt: skip
+
+
+def _open(wanted: Sweep, out: Path, sampler: Any = None) -> Any:
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        storage=f"sqlite:///{(out / STUDY).resolve()}", study_name="sweep", load_if_exists=True, sampler=sampler,
+        directions=["maximize", "minimize"],
+    )  # fmt: skip
+    mine = json.loads(json.dumps(asdict(wanted)))
+    theirs = study.user_attrs.get("sweep")
+    if theirs is None:
+        study.set_user_attr("sweep", mine)
+    elif theirs != mine:
+        differs = next(key for key in mine if mine[key] != theirs.get(key))
+        raise RecipeError(
+            f"{out / STUDY} holds another search ({differs}: {theirs.get(differs)}, now {mine[differs]}). "
+            "Take another --out."
+        )
+    return study
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("sweep needs Optuna: pip install 'filigree[sweep]'.") from None
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def _cost(record: Record, key: str) -> float:
+    if key == "train_seconds":
+        return float(record.metrics[key] or 0)
+    value = record.cost[key]
+    return float(value["median"] if isinstance(value, dict) else value)
+
+
+def _leaves(tree: Any, path: str = "") -> list[str]:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    here = [path] if path else []
+    return here + [leaf for key, value in pairs for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

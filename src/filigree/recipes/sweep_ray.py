@@ -1,0 +1,57 @@
+"""The same search with Ray Tune as the engine: for many machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filigree.recipes.sweep import Domain, Sweep, summary_of
+
+
+def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None = None) -> dict[str, Any]:
+    """Search on the Ray cluster that `RAY_ADDRESS` names, or on this machine; each trial takes one CPU.
+
+    `out` must be a folder that all machines share. Goes on where it stopped. Returns the summary, as `sweep` does.
+
+    Raises:
+        ModuleNotFoundError: Ray Tune or Optuna is not installed.
+    """
+    try:
+        import ray
+        from ray import tune
+        from ray.tune.search.optuna import OptunaSearch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("--engine ray needs Ray Tune: pip install 'filigree[ray]'.") from None
+    wanted.check()
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+
+    def train(values: dict[str, Any]) -> None:
+        name = tune.get_context().get_trial_id()
+        tune.report(wanted.trial(values, out / f"trial-{name}") | {"values": values})
+
+    def space(trial: Any) -> None:
+        for key, text in wanted.over.items():
+            Domain.parse(text).suggest(trial, key)
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    where = out / "ray"
+    if tune.Tuner.can_restore(str(where / "sweep")):
+        tuner = tune.Tuner.restore(str(where / "sweep"), train, resume_unfinished=True, resume_errored=True)
+    else:
+        search = OptunaSearch(space, metric=["accuracy", "cost"], mode=["max", "min"], seed=wanted.seed)
+        tuner = tune.Tuner(
+            tune.with_resources(train, {"cpu": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=search, num_samples=trials, time_budget_s=None if minutes is None else 60 * minutes
+            ),
+            run_config=tune.RunConfig(name="sweep", storage_path=str(where), verbose=0),
+        )
+    results = tuner.fit()
+    rows = [
+        {"trial": i, "values": r.metrics["values"], "accuracy": r.metrics["accuracy"], "cost": r.metrics["cost"]}
+        for i, r in enumerate(results)
+        if r.metrics and "accuracy" in r.metrics
+    ]
+    return summary_of(wanted, out, rows)

@@ -1,0 +1,67 @@
+"""Searching a recipe's settings: `filigree sweep`."""
+
+import json
+
+import pytest
+
+from filigree import recipes
+from filigree.recipes import RecipeError, Sweep, sweep
+from filigree.recipes.sweep import Domain, pareto
+from filigree.report import write_report
+
+SETTINGS = ("data.name=digits", "data.validation=0.2", "training.epochs=1", "seeds=[0]", "model.hidden=[24]")
+
+
+def wanted(**options):
+    return Sweep(**({"recipe": "asymmetric-mnist", "over": {"k": "2:20:log"}, "method": "topk", "settings": SETTINGS} |
+                    options))  # fmt: skip
+
+
+def test_a_search_goes_on_to_its_budget_and_shows_the_front(tmp_path):
+    lines = []
+    first = sweep(wanted(), tmp_path, trials=2, report=lines.append)
+    assert len(first["trials"]) == len(lines) == 2
+    again = sweep(wanted(), tmp_path, trials=3, jobs=2)
+    assert len(again["trials"]) >= 3
+    assert again["trials"][:2] == first["trials"]
+    assert all(2 <= row["values"]["k"] <= 20 for row in again["trials"])
+    assert json.loads((tmp_path / "sweep.json").read_text())["front"] == again["front"]
+    page = write_report([tmp_path], tmp_path / "r.html").read_text()
+    assert "Pareto front" in page
+    with pytest.raises(RecipeError, match="holds another search"):
+        sweep(wanted(over={"k": "2:30"}), tmp_path, trials=4)
+
+
+def test_all_settings_with_the_same_end_are_set_together():
+    asked = wanted(method="complete", over={"k": "5,6"})
+    made = recipes.load("asymmetric-mnist", asked._overrides({"k": 6}))
+    config = made.methods["complete"].convert[0].config
+    assert (config.sensitivity.k, config.inputs.k, config.weights.k) == (6, 6, 6)
+    asked = wanted(recipe="demo", method="EXD", over={"epsilon": "5,6"}, settings=("data.validation=0.1",))
+    assert recipes.load("demo", asked._overrides({"epsilon": 6})).convert[0].config.topology.epsilon == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "nothing"}, "--method nothing: the methods of"),
+        ({"minimize": "speed"}, "--minimize speed: expected one of"),
+        ({"over": {"q": "1:2"}}, "--over q: no setting"),
+        ({"over": {"k": "0:5"}}, "k must be an integer of at least 1"),
+        ({"over": {"k": "9:5"}}, "expected low:high"),
+        ({"over": {"k": "1:5:lin"}}, "expected low:high"),
+        ({"over": {"training.lr": "0:5:log"}}, "must begin above 0"),
+        ({"settings": (*SETTINGS, "data.validation=0")}, "has no validation part"),
+    ],
+)
+def test_what_cannot_be_searched_is_named(tmp_path, change, message):
+    with pytest.raises(RecipeError, match=message):
+        sweep(wanted(**change), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_domains():
+    assert Domain.parse("0.1,relu,3").choices == (0.1, "relu", 3)
+    assert Domain.parse("1:9") == Domain((), 1, 9)
+    rows = [{"cost": c, "accuracy": a} for c, a in ((1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (4, 0.9))]
+    assert [row["cost"] for row in pareto(rows)] == [1, 2, 4]
