@@ -65,3 +65,9 @@ def test_domains():
     assert Domain.parse("1:9") == Domain((), 1, 9)
     rows = [{"cost": c, "accuracy": a} for c, a in ((1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (4, 0.9))]
     assert [row["cost"] for row in pareto(rows)] == [1, 2, 4]
+
+
+def test_ray_is_another_engine(tmp_path):
+    pytest.importorskip("ray", reason="Ray Tune is not installed (the extra `ray`)")
+    found = recipes.sweep_ray(wanted(), tmp_path, trials=2)
+    assert len(found["trials"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,16 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
 
-    def train(values: dict[str, Any]) -> None:
-        name = tune.get_context().get_trial_id()
-        tune.report(wanted.trial(values, out / f"trial-{name}") | {"values": values})
-
-    def space(trial: Any) -> None:
-        for key, text in wanted.over.items():
-            Domain.parse(text).suggest(trial, key)
-
+    train: Any = functools.partial(_train, wanted=wanted, out=out)
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     where = out / "ray"
     if tune.Tuner.can_restore(str(where / "sweep")):
         tuner = tune.Tuner.restore(str(where / "sweep"), train, resume_unfinished=True, resume_errored=True)
     else:
-        search = OptunaSearch(space, metric=["accuracy", "cost"], mode=["max", "min"], seed=wanted.seed)
+        search = OptunaSearch(
+            functools.partial(_space, wanted), metric=["accuracy", "cost"], mode=["max", "min"], seed=wanted.seed
+        )
         tuner = tune.Tuner(
             tune.with_resources(train, {"cpu": 1}),
             tune_config=tune.TuneConfig(
@@ -55,3 +51,15 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
         if r.metrics and "accuracy" in r.metrics
     ]
     return summary_of(wanted, out, rows)
+
+
+def _train(values: dict[str, Any], wanted: Sweep, out: Path) -> None:
+    from ray import tune
+
+    name = tune.get_context().get_trial_id()
+    tune.report(wanted.trial(values, out / f"trial-{name}") | {"values": values})
+
+
+def _space(wanted: Sweep, trial: Any) -> None:
+    for key, text in wanted.over.items():
+        Domain.parse(text).suggest(trial, key)
