@@ -17,15 +17,34 @@ from filigree.dynamics import (
     SelectionSchedule,
     Sequence,
 )
-from filigree.nn import Asymmetric, RandomK, Sparse, Threshold, TopK, UnscaledDropout, watch
+from filigree.nn import (
+    ACDC,
+    AFDF,
+    PHD,
+    Asymmetric,
+    Circulant,
+    Fastfood,
+    RandomK,
+    Span,
+    Sparse,
+    Threshold,
+    Toeplitz,
+    TopK,
+    UnscaledDropout,
+    watch,
+)
 from filigree.report import write_report
 from filigree.saving import load, save
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 __all__ = [
+    "ACDC",
+    "AFDF",
+    "PHD",
     "Adaptive",
     "Asymmetric",
+    "Circulant",
     "Constant",
     "ConstantFanIn",
     "DropoutAnnealing",
@@ -35,6 +54,7 @@ __all__ = [
     "ErrorFeedback",
     "Evolution",
     "ExponentialDecay",
+    "Fastfood",
     "Fixed",
     "LinearDecrease",
     "Oscillation",
@@ -42,8 +62,10 @@ __all__ = [
     "Record",
     "SelectionSchedule",
     "Sequence",
+    "Span",
     "Sparse",
     "Threshold",
+    "Toeplitz",
     "TopK",
     "UnscaledDropout",
     "analyze",

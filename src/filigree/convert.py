@@ -67,6 +67,10 @@ class Conversion(Config):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         raise NotImplementedError
 
+    def gains(self, module: nn.Module) -> bool:
+        """Whether converting this module is worth it; those where it is not are converted only when asked for."""
+        return True
+
     def choose(self, model: nn.Module, names: list[str]) -> list[tuple[Conversion, list[str], str]]:
         """What is applied to which modules, and a note on each: itself, unless it stands for a choice by measurement.
 
@@ -103,6 +107,10 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
     names = select(model, config.accepts, where, f"convert_({type(config).__name__})")
+    if where is None:
+        names = [name for name in names if config.gains(model.get_submodule(name))]
+        if not names:
+            raise ValueError(f"convert_: no layer would gain by {type(config).__name__}. Name them with where=.")
     before = {name: model.get_submodule(name) for name in names}
     if measure is False:
         changes = []

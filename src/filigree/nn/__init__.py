@@ -1,5 +1,6 @@
 """The modules, one idea a file, each beside its config, each with `.dense()`."""
 
+from filigree.nn.acdc import ACDCLinear
 from filigree.nn.asymmetric import Asymmetric, AsymmetricAuto, backward_times
 from filigree.nn.asymmetric_conv2d import AsymmetricConv2d
 from filigree.nn.asymmetric_linear import AsymmetricLinear
@@ -9,8 +10,12 @@ from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.dropout import Dropout, FastDropout
 from filigree.nn.dropout_variants import GaussianDropout, GaussianNoise, GuidedDropout, StrengthDropout
+from filigree.nn.fastfood import FastfoodBlock, FastfoodLinear
 from filigree.nn.feature_major_linear import FeatureMajorLinear
+from filigree.nn.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.phd import PHDLinear
+from filigree.nn.sell import Sell
 from filigree.nn.sparse import Sparse
 from filigree.nn.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse_linear import SparseLinear
@@ -23,9 +28,16 @@ from filigree.nn.sparsification import (
     TopK,
     UnscaledDropout,
 )
+from filigree.nn.structured import ACDC, AFDF, PHD, Circulant, Fastfood, Span, Toeplitz, sell_groups
+from filigree.nn.structured_rnn import StructuredRNN
 from filigree.nn.usage import LayerUsage, watch
 
 __all__ = [
+    "ACDC",
+    "AFDF",
+    "PHD",
+    "ACDCLinear",
+    "AFDFLinear",
     "Asymmetric",
     "AsymmetricAuto",
     "AsymmetricConv2d",
@@ -35,10 +47,15 @@ __all__ = [
     "AsymmetricSparseLinear",
     "ChannelMajorBatchNorm2d",
     "ChannelMajorConv2d",
+    "Circulant",
+    "CirculantLinear",
     "ColumnRowSampling",
     "Custom",
     "Dropout",
     "FastDropout",
+    "Fastfood",
+    "FastfoodBlock",
+    "FastfoodLinear",
     "FeatureMajorLinear",
     "GaussianDropout",
     "GaussianNoise",
@@ -46,15 +63,22 @@ __all__ = [
     "LayerUsage",
     "MaskedConv2d",
     "MaskedLinear",
+    "PHDLinear",
     "RandomK",
+    "Sell",
+    "Span",
     "Sparse",
     "SparseConv2d",
     "SparseLinear",
     "Sparsification",
     "StrengthDropout",
+    "StructuredRNN",
     "Threshold",
+    "Toeplitz",
+    "ToeplitzLinear",
     "TopK",
     "UnscaledDropout",
     "backward_times",
+    "sell_groups",
     "watch",
 ]

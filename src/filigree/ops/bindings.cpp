@@ -35,6 +35,8 @@ struct Kernels {
   decltype(&filigree::portable::top_backward) top_backward;
   decltype(&filigree::portable::spread) spread;
   decltype(&filigree::portable::outer) outer;
+  decltype(&filigree::portable::sell) sell;
+  decltype(&filigree::portable::sell_backward) sell_backward;
   decltype(&filigree::portable::dropout) dropout;
 };
 
@@ -44,7 +46,7 @@ struct Kernels {
         filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::conv, \
         filigree::ISA::conv_backward, filigree::ISA::top, filigree::ISA::top_backward, \
         filigree::ISA::spread, filigree::ISA::outer, \
-        filigree::ISA::dropout                                         \
+        filigree::ISA::sell, filigree::ISA::sell_backward, filigree::ISA::dropout                                         \
   }
 
 // what this processor can run, the fastest first
@@ -153,6 +155,26 @@ NB_MODULE(_kernels, m) {
                     P b_indptr, P b_indices, P b_values, P y, int64_t ldy) {
     now->outer(f64, a_cols, top(0, 0, a_values, a_t_indptr, a_t_indices, a_t_perm, 0), b_cols,
                top(b_indptr, b_indices, b_values, 0, 0, 0, 0), matrix(y, ldy));
+  }, no_gil());
+  m.def("sell", [](bool f64, int64_t size, const std::vector<int32_t> &kinds, const std::vector<P> &data, int64_t batch,
+                   int64_t ins, P x, int64_t x_sample, int64_t x_feature, int64_t outs, P y, int64_t y_sample,
+                   int64_t y_feature) {
+    std::vector<const void *> at_data;
+    for (P address : data) at_data.push_back(at(address));
+    now->sell(f64, {size, int64_t(kinds.size()), kinds.data(), at_data.data()}, batch, ins, {at(x), x_sample, x_feature},
+              outs, {at(y), y_sample, y_feature});
+  }, no_gil());
+  m.def("sell_backward", [](bool f64, int64_t size, const std::vector<int32_t> &kinds, const std::vector<P> &data,
+                            int64_t batch, int64_t ins, P x, int64_t x_sample, int64_t x_feature, int64_t outs, P dy,
+                            int64_t dy_sample, int64_t dy_feature, P dx, int64_t dx_sample, int64_t dx_feature,
+                            const std::vector<P> &gradients) {
+    std::vector<const void *> at_data;
+    std::vector<void *> at_gradients;
+    for (P address : data) at_data.push_back(at(address));
+    for (P address : gradients) at_gradients.push_back(at(address));
+    now->sell_backward(f64, {size, int64_t(kinds.size()), kinds.data(), at_data.data()}, batch, ins,
+                       {at(x), x_sample, x_feature}, outs, {at(dy), dy_sample, dy_feature},
+                       {at(dx), dx_sample, dx_feature}, at_gradients.data());
   }, no_gil());
   m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, P in, P out) {
     now->dropout(f64, size, seed, threshold, scale, at(in), at(out));

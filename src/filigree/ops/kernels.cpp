@@ -6,7 +6,7 @@
 // twice, and where numbers are summed over the batch its repeated lanes are zeroed (`Fresh`).
 //
 // Threads share out rows by their nonzeros, and no sum crosses threads: results do not depend on their number.
-#include "kernels.h"
+#include "vectors.h"
 
 #include <omp.h>
 
@@ -26,130 +26,6 @@
 namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
-
-#if defined(FILIGREE_ISA_avx512)
-constexpr int BYTES = 64, FORWARD = 8, BACKWARD = 8;  // vector size; vectors of a block, by registers to hold them
-#elif defined(FILIGREE_ISA_avx2)
-constexpr int BYTES = 32, FORWARD = 8, BACKWARD = 4;
-#else
-constexpr int BYTES = 16, FORWARD = 8, BACKWARD = 4;
-#endif
-
-template <class T, int L>
-struct Lanes {
-  typedef T type __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias));
-};
-template <class T>
-struct Lanes<T, 1> {
-  typedef T type;  // a vector of one number would go through memory
-};
-template <class T, int L>
-using Vec = typename Lanes<T, L>::type;
-
-template <class T, int L>
-inline Vec<T, L> load(const T *p) {
-  return *reinterpret_cast<const Vec<T, L> *>(p);
-}
-template <class T, int L>
-inline void store(T *p, Vec<T, L> v) {
-  *reinterpret_cast<Vec<T, L> *>(p) = v;
-}
-
-template <int L, class V>
-inline auto lane(const V &v, int i) {
-  if constexpr (L == 1) return v; else return v[i];
-}
-
-template <int... I>
-struct Seq {};
-template <int N, int... I>
-struct MakeSeq : MakeSeq<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeSeq<0, I...> {
-  typedef Seq<I...> type;
-};
-template <int L>
-using Range = typename MakeSeq<L>::type;
-
-// lanes i of `a` and `b` with bit S of i cleared (first) or set: sums over neighbours S apart, a's and b's in turn
-template <int S, int L, class V, int... I>
-inline V fold(V a, V b, Seq<I...>) {
-  return __builtin_shufflevector(a, b, ((I & S ? L : 0) + (I & ~S))...) +
-         __builtin_shufflevector(a, b, ((I & S ? L : 0) + (I | S))...);
-}
-
-// The sums of G vectors, in the first G lanes; G = sums_at_once<L>.
-template <int L>
-constexpr int sums_at_once = L >= 4 ? 4 : L;
-
-template <class T, int L>
-inline Vec<T, L> sums(const Vec<T, L> *s) {
-  if constexpr (L == 1) {
-    return s[0];
-  } else if constexpr (L == 2) {
-    return fold<1, L>(s[0], s[1], Range<L>{});
-  } else {
-    Vec<T, L> v = fold<2, L>(fold<1, L>(s[0], s[1], Range<L>{}), fold<1, L>(s[2], s[3], Range<L>{}), Range<L>{});
-    if constexpr (L >= 8) v = fold<4, L>(v, v, Range<L>{});
-    if constexpr (L >= 16) v = fold<8, L>(v, v, Range<L>{});
-    return v;
-  }
-}
-
-// A block of the batch: NV vectors of L lanes; all but the last begin at first + v * L, the last at `last`.
-struct Block {
-  int64_t first, last;
-  int repeated;  // lanes of the last vector that its neighbour has already covered
-  bool begins;   // the first block of the batch: sums are stored, not added to
-};
-
-template <class T, int L, int NV>
-struct At {
-  int64_t offset[NV];
-  explicit At(const Block &b) {
-    for (int v = 0; v < NV; ++v) offset[v] = v == NV - 1 ? b.last : b.first + v * L;
-  }
-};
-
-// v with its repeated lanes at zero; selected, not multiplied, so that a NaN there does not spread
-template <class T, int L>
-struct Fresh {
-  Vec<T, L> counts{};
-  explicit Fresh(const Block &b) {
-    if constexpr (L > 1)
-      for (int i = 0; i < L; ++i) counts[i] = T(i >= b.repeated);
-  }
-  Vec<T, L> operator()(Vec<T, L> v) const {
-    if constexpr (L == 1) return v; else return counts > 0 ? v : Vec<T, L>{};
-  }
-};
-
-// The share of `thread` among `threads`: rows whose nonzeros (and the rows themselves) add up to equal work.
-template <class I>
-inline int64_t share(const I *indptr, int64_t rows, int thread, int threads) {
-  constexpr int64_t ROW = 4;  // a row's own cost, in nonzeros
-  if (thread == threads) return rows;
-  const double want = double(indptr[rows] + ROW * rows) * thread / threads;
-  int64_t low = 0, high = rows;
-  while (low < high) {
-    const int64_t mid = (low + high) / 2;
-    if (double(indptr[mid] + ROW * mid) < want) low = mid + 1; else high = mid;
-  }
-  return low;
-}
-
-inline int team(int64_t work) {
-  constexpr int64_t GRAIN = 16384;  // multiply-adds below which another thread costs more than it brings
-  const int64_t most = omp_get_max_threads(), useful = work / GRAIN;
-  return omp_in_parallel() || useful < 2 ? 1 : int(useful < most ? useful : most);
-}
-
-template <class Body>
-inline void parallel(int threads, Body body) {
-  if (threads == 1) return body(0, 1);
-#pragma omp parallel num_threads(threads)
-  body(omp_get_thread_num(), omp_get_num_threads());
-}
 
 template <class T, class I>
 struct Rows {
@@ -318,9 +194,6 @@ Rows<T, I> rows_of(Pattern w, const void *values) {
           static_cast<const T *>(values), nullptr, false, nullptr, static_cast<const I *>(w.perm)};
 }
 
-template <class T>
-constexpr int LANES = BYTES / int(sizeof(T));
-
 template <class T, class I>
 void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu) {
   Rows<T, I> w = rows_of<T, I>(p, values);
@@ -371,46 +244,6 @@ void backward_(Pattern p, const void *values, Matrix dy, Matrix x, Matrix dx, vo
   w.dvalues = static_cast<T *>(dvalues);
   parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch),
            [&](int thread, int threads) { backward_part(w, p.rows, dy, x, dx, batch, thread, threads); });
-}
-
-// An L x L transpose in registers: at step S the blocks of S x S off the diagonal change places.
-template <int S, int L, class V, int... I>
-inline void swap_blocks(V &a, V &b, Seq<I...>) {
-  const V low = __builtin_shufflevector(a, b, (I & S ? L + (I & ~S) : I)...);
-  b = __builtin_shufflevector(a, b, (I & S ? L + I : (I | S))...);
-  a = low;
-}
-template <int S, int L, class V>
-inline void transpose_registers(V *rows) {
-  if constexpr (S < L) {
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i)
-      if (!(i & S)) swap_blocks<S, L>(rows[i], rows[i | S], Range<L>{});
-    transpose_registers<2 * S, L>(rows);
-  }
-}
-
-// out[j, i] = in[i, j] for rows [from, to) of `out`
-template <class T>
-void transpose_rows(const T *in, int64_t in_stride, T *out, int64_t out_stride, int64_t cols, int64_t from, int64_t to) {
-  constexpr int L = LANES<T>;
-  typedef Vec<T, L> V;
-  int64_t j = from;
-  for (; j + L <= to; j += L) {
-    int64_t i = 0;
-    for (; i + L <= cols; i += L) {
-      V tile[L];
-#pragma GCC unroll 16
-      for (int k = 0; k < L; ++k) tile[k] = load<T, L>(in + (i + k) * in_stride + j);
-      transpose_registers<1, L>(tile);
-#pragma GCC unroll 16
-      for (int k = 0; k < L; ++k) store<T, L>(out + (j + k) * out_stride + i, tile[k]);
-    }
-    for (; i < cols; ++i)
-      for (int k = 0; k < L; ++k) out[(j + k) * out_stride + i] = in[i * in_stride + j + k];
-  }
-  for (; j < to; ++j)
-    for (int64_t i = 0; i < cols; ++i) out[j * out_stride + i] = in[i * in_stride + j];
 }
 
 // dz = dy where y > 0, and its sums over the batch, for features [from, to); dy by its strides

@@ -46,6 +46,20 @@ struct Top {
   void *sums;
 };
 
+// A matrix of samples and features in any order, of which one side is contiguous or both are strided.
+struct Strided {
+  void *data;
+  int64_t by_sample, by_feature;
+};
+
+// A structured layer: steps on vectors of `size` numbers. Data: numbers of a diagonal or a bias, int64 of a permutation.
+enum Step : int32_t { DIAGONAL, BIAS, RELU, PERMUTE, HADAMARD, COSINE, INVERSE_COSINE };
+struct Program {
+  int64_t size, steps;
+  const int32_t *kinds;
+  const void *const *data;
+};
+
 // clang-format off
 #define FILIGREE_DECLARE(ISA)                                                                                       \
   namespace ISA {                                                                                                   \
@@ -77,6 +91,11 @@ struct Top {
   void spread(bool f64, int64_t rows, int64_t cols, Top in, void *out); /* the matrix with its zeros */             \
   /* y = A^T B, dense */                                                                                            \
   void outer(bool f64, int64_t a_cols, Top a, int64_t b_cols, Top b, Matrix y);                                     \
+  /* run a program on x (batch, ins), padded with zeros to its size, and keep the first `outs` numbers */           \
+  void sell(bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided y);           \
+  /* its gradients: dx (may be null), and one for each step (null where it has none or none is wanted) */          \
+  void sell_backward(bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided dy,  \
+                     Strided dx, void *const *gradients);                                                          \
   /* out[i] = in[i] * scale where the i-th random number of `seed` is at least `threshold`, else 0 */               \
   void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out); \
   }

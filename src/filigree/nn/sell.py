@@ -1,0 +1,101 @@
+"""Structured efficient linear layers: O(n log n) in place of O(n^2), as programs of diagonals and fast transforms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.ops.sell import sell
+
+
+class Sell(nn.Module):
+    """Base of the family y = x Phi(D, P, S, B) (004, eq. 3.20): a member fills `program` with steps of `ops.sell`.
+
+    Attributes:
+        size: n of the transforms; inputs are padded with zeros to it, and the first `out_features` numbers kept.
+        program: `(kind, name of the attribute that holds its tensor, or None)`.
+
+    Shape: `(..., in_features)` to `(..., out_features)`. Dense equivalent: `dense()`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, size: int) -> None:
+        super().__init__()
+        for name, side in (("in_features", in_features), ("out_features", out_features)):
+            if side < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1. Got {side}.")
+        self.in_features, self.out_features, self.size = in_features, out_features, size
+        self.program: list[tuple[str, str | None]] = []
+
+    def add(self, kind: str, tensor: Tensor | nn.Parameter | None = None) -> None:
+        """Append a step, with its parameter or (if it is none) its fixed tensor."""
+        name = None
+        if tensor is not None:
+            name = f"{kind}{sum(1 for step, _ in self.program if step == kind)}"
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+        self.program.append((kind, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return self.run(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+
+    def run(self, x: Tensor) -> Tensor:
+        """The program on `(batch, in_features)`."""
+        named = [name for _, name in self.program if name is not None]
+        numbers = {name: i for i, name in enumerate(named)}
+        steps = [(kind, None if name is None else numbers[name]) for kind, name in self.program]
+        return sell(x, steps, self.size, self.out_features, [getattr(self, name) for name in named])
+
+    def check_input(self, x: Tensor) -> None:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{type(self).__name__}: the input's last side must be in_features={self.in_features}. "
+                f"Got {tuple(x.shape)}."
+            )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds a sample: n a diagonal, n log2 n an n-point transform (a Hadamard's are additions)."""
+        transforms = sum(kind in ("hadamard", "dct", "idct", "fft", "ifft") for kind, _ in self.program)
+        others = sum(name is not None for _, name in self.program)
+        return self.size * (others + transforms * max(1, math.ceil(math.log2(max(self.size, 2)))))
+
+    @torch.no_grad()
+    def dense(self) -> nn.Linear:
+        """The equivalent `nn.Linear`, bias included. Layers with a ReLU inside have none."""
+        if any(kind == "relu" for kind, _ in self.program):
+            raise ValueError(f"{type(self).__name__}: with a ReLU inside it is not linear.")
+        was_training = self.training
+        self.eval()
+        some = next(self.parameters(), None)
+        like: Any = next(self.buffers()) if some is None else some
+        dtype = like.real.dtype if like.is_complex() else like.dtype
+        eye = torch.eye(self.in_features, dtype=dtype, device=like.device)
+        bias = self(torch.zeros_like(eye[:1]))[0]
+        linear = nn.Linear(self.in_features, self.out_features, device=eye.device, dtype=bias.dtype)
+        linear.weight.copy_((self(eye) - bias).t())
+        linear.bias.copy_(bias)
+        self.train(was_training)
+        return linear
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, size={self.size}"
+
+
+def next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def diagonal(n: int, sigma: float, generator: torch.Generator, mean: float = 1.0) -> nn.Parameter:
+    """A diagonal drawn from N(mean, sigma^2)."""
+    return nn.Parameter(mean + sigma * torch.randn(n, generator=generator))
+
+
+def signs(n: int, generator: torch.Generator) -> Tensor:
+    """n times +1 or -1."""
+    return torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
