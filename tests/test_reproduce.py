@@ -32,7 +32,7 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_every_case_is_a_recipe():
-    for table in reproduce.ALL.values():
+    for table in filter(lambda made: isinstance(made, reproduce.Reproduction), reproduce.ALL.values()):
         for case in table.cases:
             for quick in (False, True):
                 table.recipe_of(case, quick)

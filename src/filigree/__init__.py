@@ -1,8 +1,12 @@
 """filigree: neural networks that cost what they use."""
 
+import importlib
+from typing import Any
+
 from filigree import data, models, nn, ops, topology
 from filigree.analyze import analyze, feature_ranking, survival
-from filigree.convert import convert_
+from filigree.compress import Fit
+from filigree.convert import compress_, convert_
 from filigree.cost import measure
 from filigree.dynamics import (
     Adaptive,
@@ -24,6 +28,7 @@ from filigree.nn import (
     Asymmetric,
     Circulant,
     Fastfood,
+    LowRank,
     RandomK,
     Span,
     Sparse,
@@ -37,6 +42,13 @@ from filigree.report import write_report
 from filigree.saving import load, save
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sklearn":  # imported when it is asked for: scikit-learn brings threads of its own
+        return importlib.import_module("filigree.sklearn")
+    raise AttributeError(f"module 'filigree' has no attribute {name!r}")
+
 
 __all__ = [
     "ACDC",
@@ -55,8 +67,10 @@ __all__ = [
     "Evolution",
     "ExponentialDecay",
     "Fastfood",
+    "Fit",
     "Fixed",
     "LinearDecrease",
+    "LowRank",
     "Oscillation",
     "RandomK",
     "Record",
@@ -69,6 +83,7 @@ __all__ = [
     "TopK",
     "UnscaledDropout",
     "analyze",
+    "compress_",
     "convert_",
     "data",
     "evaluate",

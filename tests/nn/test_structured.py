@@ -196,7 +196,7 @@ def test_features_approximate_kernels(features, kernel):
     assert (got - expected).abs().max() < 0.04
 
 
-# -- configs ------------------------------------------------------------------------------------------------------------
+# -- configs ----------------------------------------------------------------------------------------------------------
 
 CONFIGS = [
     fg.Fastfood(), fg.Fastfood(adaptive=False, bias=True), fg.ACDC(order=3, relu=True, permute=True), fg.AFDF(),
@@ -298,7 +298,7 @@ def test_inside_recurrent_networks(kind):
 
 
 def test_counts_of_the_document():
-    """CaffeNet's and LeNet's layers (004, tables 3.1 to 3.5), weights only as the document counts; built, not trained."""
+    """CaffeNet's and LeNet's layers (004, tables 3.1 to 3.5): weights only, as the document counts."""
     count = lambda layer: sum(p.numel() for p in layer.parameters())  # noqa: E731
     assert count(FastfoodLinear(9216, 16384)) + 16384 * 1000 == 16_433_152
     assert count(FastfoodLinear(9216, 32768)) + 32768 * 1000 == 32_866_304
@@ -308,3 +308,55 @@ def test_counts_of_the_document():
     lenet = 20 * 25 + 50 * 20 * 25
     for features, printed in ((1024, 38_812), (2048, 52_124)):
         assert lenet + count(FastfoodLinear(800, features)) + 10 * features == printed
+
+
+# -- low rank and fits ------------------------------------------------------------------------------------------------
+
+
+def test_low_rank_is_the_truncated_decomposition(tmp_path):
+    model = fg.models.mlp([40, 30, 5])
+    weight = model[0].weight.detach().clone()
+    fg.compress_(model, fg.LowRank(rank=7), where="fc1")
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    torch.testing.assert_close(model[0].dense().weight, (u[:, :7] * s[:7]) @ v[:7], rtol=1e-3, atol=1e-5)
+    x = torch.randn(3, 40)
+    torch.testing.assert_close(model[0](x), model[0].dense()(x), rtol=1e-3, atol=1e-5)
+    fg.save(model, tmp_path / "m.safetensors")
+    assert torch.equal(fg.load(tmp_path / "m.safetensors")(x), model(x))
+    full = fg.models.mlp([40, 30, 5])
+    expected = full(x)
+    fg.compress_(full, fg.LowRank(rank=30), where="fc1")
+    torch.testing.assert_close(full(x), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_low_rank_by_energy_and_by_share(tmp_path):
+    model = fg.models.mlp([40, 30, 5])
+    with torch.no_grad():
+        u, _, v = torch.linalg.svd(model[0].weight, full_matrices=False)
+        model[0].weight.copy_((u * torch.tensor([10.0, 5, 1, *[0.01] * 27])) @ v)
+    fg.compress_(model, fg.LowRank(energy=0.98), where="fc1")
+    assert model[0].rank == 2
+    fg.save(model, tmp_path / "m.safetensors")
+    assert fg.load(tmp_path / "m.safetensors")[0].rank == 2
+    half = fg.models.mlp([400, 300, 5])
+    assert [c.name for c in fg.convert_(half, fg.LowRank(0.25), where="fc1").changes] == ["fc1"]
+    assert half[0].rank == 75
+    with pytest.raises(ValueError, match="give rank or energy"):
+        fg.LowRank()
+
+
+def test_a_structured_layer_fitted_to_a_dense_one(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    target = ACDCLinear(16, 16, order=2, sigma=0.3)
+    model[0] = target.dense()
+    x = torch.randn(500, 16)
+    expected = model(x).detach()
+    report = fg.compress_(model, fg.Fit(fg.ACDC(order=4), steps=1500), x, where="0")
+    assert isinstance(model[0], ACDCLinear)
+    assert float(report.changes[0].note.split()[-1]) < 0.1
+    assert (model(x) - expected).norm() < 0.1 * expected.norm()
+    with pytest.raises(ValueError, match="data are needed"):
+        fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.Fit(fg.ACDC()))
+    with pytest.raises(ValueError, match="data must be finite"):
+        fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.Fit(fg.ACDC()), torch.full((2, 4), float("nan")))

@@ -71,6 +71,51 @@ def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
     return _made_by(nn.Sequential(layers), "lenet5", channels=channels, classes=classes)
 
 
+@_builder
+def lenet_caffe(channels: int = 1, classes: int = 10) -> nn.Module:
+    """The LeNet of Caffe's examples, without ReLU behind its convolutions: `(batch, channels, 28, 28)` to logits.
+
+    Convolutions of 20 and 50 filters of 5 x 5, each with max-pooling, then 800 -> 500 -> classes (004, table 3.1).
+    """
+    layers = OrderedDict(
+        conv1=nn.Conv2d(channels, 20, 5),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(20, 50, 5),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(800, 500),
+        relu1=nn.ReLU(),
+        fc2=nn.Linear(500, classes),
+    )
+    return _made_by(nn.Sequential(layers), "lenet_caffe", channels=channels, classes=classes)
+
+
+@_builder
+def alexnet_cifar(channels: int = 3, classes: int = 10, width: int = 1024) -> nn.Module:
+    """A small AlexNet for 32 x 32 images: three convolutions and two large linear layers of `width` units.
+
+    `(batch, channels, 32, 32)` to logits; nine tenths of its parameters are in fc1 and fc2, as in AlexNet itself.
+    """
+    layers = OrderedDict(
+        conv1=nn.Conv2d(channels, 32, 5, padding=2),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(32, 64, 5, padding=2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        conv3=nn.Conv2d(64, 64, 3, padding=1),
+        relu3=nn.ReLU(),
+        pool3=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(1024, width),
+        relu4=nn.ReLU(),
+        fc2=nn.Linear(width, width),
+        relu5=nn.ReLU(),
+        fc3=nn.Linear(width, classes),
+    )
+    return _made_by(nn.Sequential(layers), "alexnet_cifar", channels=channels, classes=classes, width=width)
+
+
 class _BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm, and the input added: `relu(f(x) + shortcut(x))`."""
 

@@ -13,6 +13,7 @@ from filigree.nn.dropout_variants import GaussianDropout, GaussianNoise, GuidedD
 from filigree.nn.fastfood import FastfoodBlock, FastfoodLinear
 from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
+from filigree.nn.low_rank import LowRank, LowRankLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.phd import PHDLinear
 from filigree.nn.sell import Sell
@@ -61,6 +62,8 @@ __all__ = [
     "GaussianNoise",
     "GuidedDropout",
     "LayerUsage",
+    "LowRank",
+    "LowRankLinear",
     "MaskedConv2d",
     "MaskedLinear",
     "PHDLinear",

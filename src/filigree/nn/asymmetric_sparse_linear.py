@@ -13,7 +13,7 @@ from filigree.nn.sparse_linear import SparseLinear
 from filigree.nn.sparsification import Sparsification
 from filigree.ops import reference, selection, sparse
 from filigree.ops.selection import Columns
-from filigree.ops.sparse import Pattern, transposed_index
+from filigree.ops.sparse import Pattern
 
 
 class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
@@ -78,7 +78,7 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, values, kept = ctx.saved_tensors
         rule, pattern = ctx.rule, ctx.pattern
-        need_input, _, need_bias = ctx.needs_input_grad[:3]
+        need_bias = ctx.needs_input_grad[2]
         delta = dy if kept is None else dy * kept
         chosen = choose(rule.sensitivity, delta, rule.unified)
         adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
@@ -86,27 +86,14 @@ class _SparseLinear(torch.autograd.Function):
             return _union(pattern, chosen, delta, x, values, adjoint)
         back = values if adjoint is None else values * adjoint
         if isinstance(chosen, Columns):
-            dx, dvalues = _of_rows(pattern, chosen, x, values, back, need_input)
+            few = chosen.values.t().contiguous()
+            dx, dvalues = sparse.rows_backward(pattern, chosen.index, back, few, x)
+            dx = dx.t()
         else:
             rows = selection.dense(chosen).t().contiguous()
             dvalues = sparse.sddmm(pattern, rows, x)
-            dx = sparse.spmm_t(pattern, back, rows).t() if need_input else None
+            dx = sparse.spmm_t(pattern, back, rows).t()
         return dx, dvalues, selection.sums(chosen) if need_bias else None, None
-
-
-def _of_rows(
-    pattern: Pattern, chosen: Columns, x: Tensor, values: Tensor, back: Tensor, need_input: bool
-) -> tuple[Tensor | None, Tensor]:
-    """The backward pass of the chosen neurons alone: a sparse layer with a few rows."""
-    starts, counts = pattern.indptr[chosen.index], pattern.indptr.diff()[chosen.index]
-    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
-    nnz = int(indptr[-1])
-    shift = torch.repeat_interleave(starts - indptr[:-1], counts.long(), output_size=nnz)
-    places = shift.long() + torch.arange(nnz, device=shift.device)
-    few = transposed_index(indptr, pattern.indices[places], pattern.cols)
-    delta = chosen.values.t().contiguous()
-    dvalues = values.new_zeros(values.shape).index_copy_(0, places, sparse.sddmm(few, delta, x))
-    return sparse.spmm_t(few, back[places], delta).t() if need_input else None, dvalues
 
 
 def _by_columns(function: Sparsification, pattern: Pattern, values: Tensor) -> Tensor:

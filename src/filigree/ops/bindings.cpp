@@ -28,6 +28,7 @@ struct Kernels {
   decltype(&filigree::portable::sddmm) sddmm;
   decltype(&filigree::portable::backward) backward;
   decltype(&filigree::portable::linear_backward) linear_backward;
+  decltype(&filigree::portable::rows_backward) rows_backward;
   decltype(&filigree::portable::transpose) transpose;
   decltype(&filigree::portable::conv) conv;
   decltype(&filigree::portable::conv_backward) conv_backward;
@@ -43,7 +44,7 @@ struct Kernels {
 #define KERNELS(ISA)                                                                             \
   Kernels {                                                                                      \
     #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, \
-        filigree::ISA::linear_backward, filigree::ISA::transpose, filigree::ISA::conv, \
+        filigree::ISA::linear_backward, filigree::ISA::rows_backward, filigree::ISA::transpose, filigree::ISA::conv, \
         filigree::ISA::conv_backward, filigree::ISA::top, filigree::ISA::top_backward, \
         filigree::ISA::spread, filigree::ISA::outer, \
         filigree::ISA::sell, filigree::ISA::sell_backward, filigree::ISA::dropout                                         \
@@ -117,6 +118,12 @@ NB_MODULE(_kernels, m) {
                          Pattern{cols, at(t_indptr), at(t_indices), at(t_perm), wide}, at(t_place), at(values), at(dy), dy_feature,
                          dy_sample, matrix(y, ldy), matrix(dz, lddz), at(dbias), matrix(x, ldx), matrix(dx, lddx),
                          at(dvalues), batch);
+  }, no_gil());
+  m.def("rows_backward", [](bool f64, bool wide, int64_t rows, P indptr, P indices, int64_t cols, P chosen, int64_t count,
+                            P values, P dy, int64_t lddy, P x, int64_t ldx, P dx, P dvalues, int64_t batch) {
+    now->rows_backward(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide}, cols,
+                       static_cast<const int64_t *>(at(chosen)), count, at(values), matrix(dy, lddy), matrix(x, ldx),
+                       matrix(dx, batch), at(dvalues), batch);
   }, no_gil());
   m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
     now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));

@@ -315,6 +315,31 @@ void linear_backward_(Pattern p, Pattern pt, const void *place, const void *valu
   });
 }
 
+// The same of a few rows of W alone: dy holds only those. They are gathered into a small pattern with its transpose.
+template <class T, class I>
+void rows_backward_(Pattern p, int64_t cols, const int64_t *chosen, int64_t count, const void *values, Matrix dy, Matrix x,
+                    Matrix dx, void *dvalues, int64_t batch) {
+  const Rows<T, I> w = rows_of<T, I>(p, values);
+  T *dv = static_cast<T *>(dvalues);
+  std::fill(dv, dv + w.indptr[p.rows], T(0));
+  std::vector<I> t_indptr(cols + 1), next(cols);
+  int64_t nnz = 0;
+  for (int64_t s = 0; s < count; ++s)
+    for (I k = w.indptr[chosen[s]]; k < w.indptr[chosen[s] + 1]; ++k) ++t_indptr[w.indices[k] + 1], ++nnz;
+  std::partial_sum(t_indptr.begin(), t_indptr.end(), t_indptr.begin());
+  std::copy(t_indptr.begin(), t_indptr.end() - 1, next.begin());
+  std::vector<I> t_indices(nnz), place(nnz);
+  for (int64_t s = 0; s < count; ++s)
+    for (I k = w.indptr[chosen[s]]; k < w.indptr[chosen[s] + 1]; ++k) {
+      const I at = next[w.indices[k]]++;
+      t_indices[at] = I(s), place[at] = k;
+    }
+  const Rows<T, I> wt{t_indptr.data(), t_indices.data(), place.data(), w.values, nullptr, false, dv, place.data()};
+  parallel(team(2 * (nnz + cols) * batch), [&](int thread, int threads) {
+    backward_part(wt, cols, dy, x, dx, batch, thread, threads);
+  });
+}
+
 template <class T>
 void transpose_(int64_t rows, int64_t cols, Matrix in, Matrix out) {
   parallel(team(rows * cols), [&](int thread, int threads) {
@@ -866,6 +891,12 @@ void linear_backward(bool f64, Pattern w, Pattern wt, const void *place, const v
                      int64_t batch) {
 #define ARGS (w, wt, place, values, dy, dy_feature, dy_sample, y, dz, dbias, x, dx, dvalues, batch)
   FILIGREE_DISPATCH(linear_backward_);
+#undef ARGS
+}
+void rows_backward(bool f64, Pattern w, int64_t cols, const int64_t *chosen, int64_t count, const void *values, Matrix dy,
+                   Matrix x, Matrix dx, void *dvalues, int64_t batch) {
+#define ARGS (w, cols, chosen, count, values, dy, x, dx, dvalues, batch)
+  FILIGREE_DISPATCH(rows_backward_);
 #undef ARGS
 }
 void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {

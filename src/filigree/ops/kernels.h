@@ -75,6 +75,9 @@ struct Program {
   void linear_backward(bool f64, Pattern w, Pattern wt, const void *place, const void *values, const void *dy,      \
                        int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, \
                        void *dvalues, int64_t batch);                                                               \
+  /* dx = W[chosen]^T dy and dvalues (zero in other rows), with dy of the chosen rows only */                        \
+  void rows_backward(bool f64, Pattern w, int64_t cols, const int64_t *chosen, int64_t count, const void *values,   \
+                     Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch);                                 \
   /* out[j, i] = in[i, j] */                                                                                        \
   void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
   /* y = conv(x) (+ bias) */                                                                                        \

@@ -163,8 +163,8 @@ def top_backward(
     Equivalent to `times`, `t_times` and `sums` of `top(delta, k)`.
     """
     delta, x, w = (part if part.stride(1) == 1 else part.contiguous() for part in (delta, x, w))
-    dx = delta.new_empty(len(delta), w.shape[1]) if need_input else None
-    dw = delta.new_empty(w.shape) if need_weight else None
+    dx = new_matrix(delta, len(delta), w.shape[1]) if need_input else None
+    dw = new_matrix(delta, *w.shape) if need_weight else None
     db = delta.new_empty(len(w))
     kernels.top_backward(
         delta.dtype is torch.float64, unified, len(delta), len(w), w.shape[1], k, delta.data_ptr(), delta.stride(0),

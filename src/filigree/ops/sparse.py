@@ -63,12 +63,6 @@ def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
     return Pattern(*map(torch.from_numpy, (indptr, indices, *of_transpose, place)))
 
 
-def transposed_index(indptr: Tensor, indices: Tensor, cols: int) -> Pattern:
-    """As `csr_pattern`, from tensors of any device."""
-    made = csr_pattern(indptr.cpu().numpy(), indices.cpu().numpy(), cols)
-    return Pattern(*(part.to(indptr.device) for part in made))
-
-
 def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
     """Sparse times dense, `Y = W X`.
 
@@ -293,6 +287,29 @@ def _linear_backward(
         batch,
     )
     return dvalues, dbias, dy.new_empty(0) if dx is None else dx.t()
+
+
+def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`(W[chosen]^T dy, dvalues)`: the backward pass of a layer of which only a few outputs have a gradient.
+
+    Args:
+        pattern: of W `(rows, cols)`. chosen: `(k,)` int64, ascending. values: `(nnz,)`.
+        dy: `(k, batch)`, contiguous. x: `(cols, batch)`, feature-major.
+
+    Returns:
+        `(cols, batch)` and `(nnz,)`, zero in the other rows. Equivalent to `spmm_t` and `sddmm` with dy scattered.
+    """
+    if not (x.is_cpu and x.dtype in FLOATS):
+        full = dy.new_zeros(pattern.rows, dy.shape[1]).index_copy_(0, chosen, dy)
+        return spmm_t(pattern, values, full), sddmm(pattern, full, x)
+    x, values = _feature_major(x), _contiguous(values)
+    dx, dvalues = new_matrix(x, pattern.cols, x.shape[1]), torch.empty_like(values)
+    kernels.rows_backward(
+        x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
+        pattern.indices.data_ptr(), pattern.cols, chosen.data_ptr(), len(chosen), values.data_ptr(), dy.data_ptr(),
+        dy.stride(0), x.data_ptr(), x.stride(0), dx.data_ptr(), dvalues.data_ptr(), x.shape[1],
+    )  # fmt: skip
+    return dx, dvalues
 
 
 # -- other devices --------------------------------------------------------------------------------------------------

@@ -78,6 +78,40 @@ class Reproduction:
         return rows
 
 
+@dataclass(frozen=True)
+class Computation:
+    """A published figure that is computed, not trained by a recipe.
+
+    Attributes:
+        compute: whether it is to be quick -> rows, plain dicts of figures. claims: rows -> a line each.
+    """
+
+    name: str
+    about: str
+    compute: Callable[[bool], list[dict[str, Any]]]
+    claims: Sequence[Callable[[list[dict[str, Any]]], str]] = ()
+    notes: Sequence[str] = ()
+
+    def run(self, out: Path, quick: bool = False) -> list[dict[str, Any]]:
+        """Compute, and write `out/summary.json`."""
+        record = Record.start(self.name)
+        rows = self.compute(quick)
+        write_json(
+            out / "summary.json",
+            {
+                "name": self.name, "quick": quick, "machine": record.machine, "commit": record.commit,
+                "notes": list(self.notes), "claims": [claim(rows) for claim in self.claims], "rows": rows,
+            },
+        )  # fmt: skip
+        return rows
+
+    def table(self, rows: list[dict[str, Any]]) -> Table:
+        table = Table(*rows[0], title=self.name, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        return table
+
+
 def run_again(
     reproduction: Reproduction,
     out: Path,

@@ -1,0 +1,5 @@
+"""What changes after training."""
+
+from filigree.compress.fit import Fit
+
+__all__ = ["Fit"]

@@ -1,0 +1,71 @@
+"""Fitting a structured layer to a trained dense one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from filigree.config import config
+from filigree.convert import Change, Compression, Conversion, layer_inputs
+from filigree.nn.structured import Structured
+
+
+@config
+class Fit(Compression):
+    """Replace trained linear layers by structured ones, fitted by least squares on what the layers read.
+
+    Each minimises `|structured(x) - (x W^T + b)|^2` over the layer's inputs x in the data, by Adam with a cosine decay.
+    The report gives the relative error that remains.
+
+    Args:
+        by: the structured layer, for instance `fg.ACDC(order=8)`. steps, lr, batch_size: of the fit.
+    """
+
+    by: Any
+    steps: Annotated[int, pydantic.Field(ge=1)] = 2000
+    lr: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    batch_size: Annotated[int, pydantic.Field(ge=1)] = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, Structured):
+            raise ValueError(f"Fit: by must be a structured layer such as fg.ACDC(order=8). Got {self.by!r}.")
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) is nn.Linear
+
+    def compress(
+        self, model: nn.Module, names: list[str], data: Tensor | None
+    ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        if data is None:
+            raise ValueError("Fit: data are needed: fg.compress_(model, config, data).")
+        inputs = layer_inputs(model, names, data)
+        changes: list[Change] = []
+        for name in names:
+            layer: Any = model.get_submodule(name)
+            x = inputs[name].reshape(-1, layer.in_features)
+            with torch.no_grad():
+                y = layer(x)
+            (change,) = self.by.apply(model, [name])
+            error = self._fit(model.get_submodule(name), x, y)
+            changes.append(Change(change.name, change.before, change.after, change.parameters, change.macs,
+                                  f"relative error {error:.3g}"))  # fmt: skip
+        return changes, [(self.by, [name]) for name in names]
+
+    def _fit(self, made: nn.Module, x: Tensor, y: Tensor) -> float:
+        order = torch.Generator().manual_seed(self.seed)
+        optimizer = torch.optim.Adam(made.parameters(), self.lr)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                places = torch.randint(len(x), (min(self.batch_size, len(x)),), generator=order)
+                optimizer.zero_grad()
+                nn.functional.mse_loss(made(x[places]), y[places]).backward()
+                nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+                optimizer.step()
+                decay.step()
+        with torch.no_grad():
+            return float((made(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
