@@ -46,9 +46,10 @@ class FastfoodFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         sigma = (2 * self.gamma) ** 0.5 if rbf else 1.0
+        outputs = self.n_components + self.n_components % 2 * rbf
         self.layer_ = FastfoodLinear(
             X.shape[1],
-            self.n_components + (rbf and self.n_components % 2),
+            outputs,
             False,
             sigma,
             features="cos_sin" if rbf else "relu",
@@ -62,10 +63,10 @@ class FastfoodFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         with torch.no_grad():
-            z = self.layer_(torch.from_numpy(np.ascontiguousarray(X, dtype=np.float64)))[:, : self.n_components]
+            z = self.layer_(torch.from_numpy(np.array(X, dtype=np.float64)))[:, : self.n_components]
         if self.kernel == "arc_cosine":
             z *= self.n_components**-0.5
-        return z.numpy().astype(X.dtype, copy=False)  # type: ignore[no-any-return]
+        return z.numpy().astype(X.dtype, copy=False)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
