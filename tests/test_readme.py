@@ -1,13 +1,27 @@
-"""The README's program runs as it stands."""
+"""Programs in the README and the documentation run as they stand."""
 
 import re
 from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def programs(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S)
+
 
 def test_the_program_in_the_readme(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    (program,) = programs(ROOT / "README.md")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
     assert "training step" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_programs_in_the_documentation(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for program in programs(page):
+        exec(compile(program, page.name, "exec"), {})

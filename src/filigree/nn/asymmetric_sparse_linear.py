@@ -12,7 +12,6 @@ from filigree.nn.asymmetric_linear import Asymmetrical, choose
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.nn.sparsification import Sparsification
 from filigree.ops import reference, selection, sparse
-from filigree.ops.selection import Columns
 from filigree.ops.sparse import Pattern
 
 
@@ -80,19 +79,21 @@ class _SparseLinear(torch.autograd.Function):
         rule, pattern = ctx.rule, ctx.pattern
         need_bias = ctx.needs_input_grad[2]
         delta = dy if kept is None else dy * kept
-        chosen = choose(rule.sensitivity, delta, rule.unified)
         adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
+        if rule.unified and rule.sensitivity is not None and rule.neurons != "union":
+            rows = delta.t()  # feature-major: a neuron's row is contiguous
+            index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
+            few = rows.index_select(0, index)
+            back = values if adjoint is None else values * adjoint
+            dx, dvalues = sparse.rows_backward(pattern, index, back, few, x)
+            db = few.new_zeros(pattern.rows).index_copy_(0, index, few.sum(1)) if need_bias else None
+            return dx.t(), dvalues, db, None
+        chosen = choose(rule.sensitivity, delta, rule.unified)
         if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
             return _union(pattern, chosen, delta, x, values, adjoint)
         back = values if adjoint is None else values * adjoint
-        if isinstance(chosen, Columns):
-            few = chosen.values.t().contiguous()
-            dx, dvalues = sparse.rows_backward(pattern, chosen.index, back, few, x)
-            dx = dx.t()
-        else:
-            rows = selection.dense(chosen).t().contiguous()
-            dvalues = sparse.sddmm(pattern, rows, x)
-            dx = sparse.spmm_t(pattern, back, rows).t()
+        rows = selection.dense(chosen).t().contiguous()
+        dvalues, dx = sparse.sddmm(pattern, rows, x), sparse.spmm_t(pattern, back, rows).t()
         return dx, dvalues, selection.sums(chosen) if need_bias else None, None
 
 
