@@ -233,6 +233,27 @@ def test_symmetric_and_asymmetric_training():
         assert all(usage["0"].is_symmetric(sample) == symmetric for sample in range(6)), config
 
 
+def test_watching_sparse_layers_and_convolutions():
+    sparse = fg.nn.SparseLinear(12, 20, fg.ErdosRenyi(density=0.5))
+    for unified in (False, True):
+        model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(24, 12), copy.deepcopy(sparse))
+        config = fg.Asymmetric.partial(3, 4, unified=unified)
+        fg.convert_(model, config)
+        with fg.watch(model) as usage:
+            model(torch.randn(5, 2, 4, 4)).square().sum().backward()
+        assert list(usage) == ["0", "2", "3"]
+        used = usage["3"].backward()
+        assert used.shape == model[3].values.shape
+        assert not bool((model[3].values.grad[~used] != 0).any())
+        assert bool((model[3].values.grad != 0).any())
+        kernels_used = usage["0"].backward()
+        assert kernels_used.shape == (6, 2)
+        assert not bool((model[0].weight.grad.flatten(2).any(2) & ~kernels_used).any())
+        assert int(usage["0"].backward(0).any(1).sum()) <= 3
+        assert not bool((model[0].bias.grad[~usage["0"].biases()] != 0).any())
+        assert not usage["0"].moved().any()
+
+
 def test_moved_is_not_used():
     model = nn.Sequential(nn.Linear(8, 11))
     fg.convert_(model, fg.Asymmetric.topk(1))

@@ -34,7 +34,7 @@ class AsymmetricConv2d(Asymmetrical, nn.Conv2d):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or self.config.rule.is_exact:
+        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
             return super().forward(x)
         self.check_rule()
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
@@ -73,9 +73,13 @@ class _Conv2d(torch.autograd.Function):
         if kept is not None:
             y.mul_(kept)
         ctx.rule, ctx.per, ctx.owner, ctx.padding, ctx.shape = rule, per, owner, padding, x.shape
+        ctx.watched, ctx.inputs = owner.watched, None
+        if ctx.watched is not None:
+            ctx.watched.saw_forward(None if kept is None else _channels(kept, len(x)), *y.shape[:2])
         ctx.narrow = None
         if rule.inputs is not None:
             mask = _mask(rule.inputs, x, per, rule.unified)
+            ctx.inputs = _channels(mask, len(x)) if ctx.watched is not None else None
             if rule.unified and per == "channels" and owner.groups == 1:
                 ctx.narrow = mask.flatten().nonzero().squeeze(1)
                 x = x.index_select(1, ctx.narrow)
@@ -91,7 +95,7 @@ class _Conv2d(torch.autograd.Function):
         rule, owner, per = ctx.rule, ctx.owner, ctx.per
         need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
         delta = dy if kept is None else dy * kept
-        chosen = None
+        chosen = mask = None
         if rule.sensitivity is not None:
             mask = _mask(rule.sensitivity, delta, per, rule.unified)
             if rule.unified and per == "channels" and owner.groups == 1:
@@ -100,6 +104,10 @@ class _Conv2d(torch.autograd.Function):
             else:
                 delta = delta * mask
         adjoint = _adjoint(rule.weights, weight)
+        if ctx.watched is not None:
+            by_weights = None if rule.weights is None else adjoint.flatten(2).any(2)
+            neurons = None if mask is None else _channels(mask, len(dy))
+            ctx.watched.saw_backward(rule.neurons, neurons, ctx.inputs, weight.shape[1], by_weights)
         small, back = (weight, adjoint) if chosen is None else (weight[chosen], adjoint[chosen])
         dx = dw = db = None
         if need_input:
@@ -136,6 +144,11 @@ def _mask(function: Sparsification, maps: Tensor, per: str, unified: bool) -> Te
     flat = maps.flatten(1)
     kept = function(flat.abs().sum(0, keepdim=True) if unified else flat) != 0
     return kept.view(-1, *maps.shape[1:])
+
+
+def _channels(mask: Tensor, batch: int) -> Tensor:
+    """`(batch, channels)`: whether anything of a channel is kept."""
+    return mask.flatten(2).any(2).expand(batch, -1)
 
 
 def _adjoint(function: Sparsification | None, weight: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class _Linear(torch.autograd.Function):
             y.mul_(kept)
         ctx.watched = owner.watched
         if ctx.watched is not None:
-            ctx.watched.forward_pass(kept, y)
+            ctx.watched.saw_forward(kept, *y.shape)
         if relu:
             y.relu_()
             kept = y > 0
@@ -197,7 +197,9 @@ def linear_gradients(
     else:
         kept = choose(rule.sensitivity, delta, rule.unified)
     if watched is not None:
-        watched.backward_pass(rule, kept, x, adjoint, delta)
+        chosen = None if rule.sensitivity is None else selection.dense(kept) != 0
+        inputs = None if rule.inputs is None else selection.dense(x) != 0
+        watched.saw_backward(rule.neurons, chosen, inputs, weight.shape[1], None if adjoint is None else adjoint != 0)
     if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
         return _union(kept, delta, x, weight, adjoint)
     dx = None

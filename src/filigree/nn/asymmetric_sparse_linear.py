@@ -34,7 +34,7 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or self.config.rule.is_exact:
+        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
             return super().forward(x)
         self.check_rule()
         if x.shape[-1] != self.in_features:
@@ -63,6 +63,9 @@ class _SparseLinear(torch.autograd.Function):
         kept = None if rule.forward is None else rule.forward.mask(y)
         if kept is not None:
             y.mul_(kept)
+        ctx.watched = owner.watched
+        if ctx.watched is not None:
+            ctx.watched.saw_forward(kept, *y.shape)
         if owner.relu:
             y.relu_()
             kept = y > 0
@@ -80,6 +83,14 @@ class _SparseLinear(torch.autograd.Function):
         need_bias = ctx.needs_input_grad[2]
         delta = dy if kept is None else dy * kept
         adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
+        if ctx.watched is not None:
+            chosen = (
+                None if rule.sensitivity is None else selection.dense(choose(rule.sensitivity, delta, rule.unified))
+            )
+            ctx.watched.saw_backward(
+                rule.neurons, None if chosen is None else chosen != 0, None if rule.inputs is None else x.t() != 0,
+                pattern.cols, None if adjoint is None else adjoint != 0,
+            )  # fmt: skip
         if rule.unified and rule.sensitivity is not None and rule.neurons != "union":
             rows = delta.t()  # feature-major: a neuron's row is contiguous
             index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
