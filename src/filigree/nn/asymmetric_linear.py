@@ -53,7 +53,8 @@ class Asymmetrical:
     """
 
     def set_rule(self, config: Any, name: str, shared: dict[str, Any] | None = None) -> Self:
-        self.config, self._name, self.watched = config, name, None
+        self.config, self._name = config, name
+        self.watched: Any = None
         self.shared: dict[str, Any] = {} if shared is None else shared  # by all layers of a network
         self._cache: dict[int, tuple[Any, Tensor]] = {}
         return self.set_epoch(0, None)

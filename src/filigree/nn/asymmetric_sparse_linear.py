@@ -84,13 +84,11 @@ class _SparseLinear(torch.autograd.Function):
         delta = dy if kept is None else dy * kept
         adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
         if ctx.watched is not None:
-            chosen = (
-                None if rule.sensitivity is None else selection.dense(choose(rule.sensitivity, delta, rule.unified))
-            )
-            ctx.watched.saw_backward(
-                rule.neurons, None if chosen is None else chosen != 0, None if rule.inputs is None else x.t() != 0,
-                pattern.cols, None if adjoint is None else adjoint != 0,
-            )  # fmt: skip
+            function = rule.sensitivity
+            seen = None if function is None else selection.dense(choose(function, delta, rule.unified)) != 0
+            inputs = None if rule.inputs is None else x.t() != 0
+            by_weights = None if adjoint is None else adjoint != 0
+            ctx.watched.saw_backward(rule.neurons, seen, inputs, pattern.cols, by_weights)
         if rule.unified and rule.sensitivity is not None and rule.neurons != "union":
             rows = delta.t()  # feature-major: a neuron's row is contiguous
             index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
