@@ -167,7 +167,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, mask, *tensors = ctx.saved_tensors
         need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
-        delta = dy
+        delta: Tensor = dy
         if mask is not None:
             delta = torch.ops.aten.threshold_backward(dy, mask, 0) if ctx.by_value else dy * mask
         x = _unpack(ctx.saved, tensors) if need_weight else NOTHING
@@ -199,8 +199,10 @@ def linear_gradients(
         kept = choose(rule.sensitivity, delta, rule.unified)
     if watched is not None:
         chosen = None if rule.sensitivity is None else selection.dense(kept) != 0
-        inputs = None if rule.inputs is None else selection.dense(x) != 0
-        watched.saw_backward(rule.neurons, chosen, inputs, weight.shape[1], None if adjoint is None else adjoint != 0)
+        seen_inputs = None if rule.inputs is None else selection.dense(x) != 0
+        watched.saw_backward(
+            rule.neurons, chosen, seen_inputs, weight.shape[1], None if adjoint is None else adjoint != 0
+        )
     if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
         return _union(kept, delta, x, weight, adjoint)
     dx = None

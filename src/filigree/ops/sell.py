@@ -10,7 +10,8 @@
 
 where t is a tensor, given by its number among `tensors`. Programs of the first seven kinds on n a power of two, float32
 or float64 on the CPU, run compiled on blocks that stay in cache, and keep only the input for the backward pass, which
-computes the rest again; others run as `reference` does, in plain torch.
+computes the rest again; on CUDA an order of ACDC and a Hadamard transform are a Triton kernel each; all else runs as
+`reference` does, in plain torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
 from filigree.ops.sparse import FLOATS
 
@@ -43,9 +45,32 @@ def sell(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Tensor
     """
     if x.dim() != 2 or x.shape[1] > size or outs > size:
         raise ValueError(f"sell: x and outs must be at most {size} wide. Got {tuple(x.shape)} and {outs}.")
+    if x.is_cuda and gpu_sell.available and size & (size - 1) == 0 and x.dtype in FLOATS:
+        return _on_gpu(x, steps, size, outs, tensors)
     if _is_native(x, steps, size, tensors):
         return _Sell.apply(x, tuple(steps), size, outs, *tensors)
     return reference(x, steps, size, outs, tensors)
+
+
+def _on_gpu(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Tensor]) -> Tensor:
+    """An order of ACDC and a Hadamard transform in one Triton kernel each, all else as `reference`."""
+    steps, at = list(steps), 0
+    while at < len(steps):
+        kinds = [kind for kind, _ in steps[at : at + 5]]
+        biased = kinds == ["diagonal", "dct", "diagonal", "bias", "idct"]
+        if size >= 4 and (biased or kinds[:4] == ["diagonal", "dct", "diagonal", "idct"]):
+            length = 5 if biased else 4
+            a, d, *bias = (tensors[number] for _, number in steps[at : at + length] if number is not None)
+            width = outs if at + length == len(steps) else size
+            x = gpu_sell.acdc(x, a, d, bias[0] if biased else None, width)
+            at += length
+        elif kinds[0] == "hadamard" and size >= 2:
+            x = gpu_sell.hadamard(torch.nn.functional.pad(x, (0, size - x.shape[1])))
+            at += 1
+        else:
+            x = reference(x, steps[at : at + 1], size, size, tensors)
+            at += 1
+    return x[:, :outs]
 
 
 def reference(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Tensor]) -> Tensor:

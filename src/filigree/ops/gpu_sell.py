@@ -1,0 +1,232 @@
+"""Structured layers as Triton kernels, for CUDA tensors: one program a row, which stays in registers.
+
+`acdc` is one order of an ACDC layer in one pass over memory, `hadamard` a Walsh-Hadamard transform. The Fourier
+transform inside is radix 2, with inputs read and outputs written in bit-reversed order, so that no shuffle is needed
+but the mirror k -> m - k. Where Triton is not installed `available` is False; its interpreter (`TRITON_INTERPRET=1`) runs
+the same code on CPU tensors, which is how it is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    available = True
+except ImportError:
+    available = False
+
+if available:
+
+    @triton.jit
+    def _pairs(v, H: tl.constexpr, N: tl.constexpr):
+        """The numbers H apart, as two arrays `(N / 2H, H)`."""
+        return tl.split(tl.permute(tl.reshape(v, (N // (2 * H), 2, H)), (0, 2, 1)))
+
+    @triton.jit
+    def _joined(a, b, H: tl.constexpr, N: tl.constexpr):
+        return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (N,))
+
+    @triton.jit
+    def _fourier(zr, zi, wr, wi, M: tl.constexpr, LOG: tl.constexpr):
+        """From bit-reversed to natural order, decimation in time."""
+        for s in tl.static_range(LOG):
+            H: tl.constexpr = 1 << s
+            turn = tl.arange(0, H) * (M // (2 * H))
+            c, d = tl.load(wr + turn)[None, :], tl.load(wi + turn)[None, :]
+            ar, br = _pairs(zr, H, M)
+            ai, bi = _pairs(zi, H, M)
+            er, ei = br * c - bi * d, br * d + bi * c
+            zr, zi = _joined(ar + er, ar - er, H, M), _joined(ai + ei, ai - ei, H, M)
+        return zr, zi
+
+    @triton.jit
+    def _inverse_fourier(zr, zi, wr, wi, M: tl.constexpr, LOG: tl.constexpr):
+        """From natural to bit-reversed order, decimation in frequency, conjugate rotations; M times the inverse."""
+        for s in tl.static_range(LOG):
+            H: tl.constexpr = M >> (s + 1)
+            turn = tl.arange(0, H) * (M // (2 * H))
+            c, d = tl.load(wr + turn)[None, :], tl.load(wi + turn)[None, :]
+            ar, br = _pairs(zr, H, M)
+            ai, bi = _pairs(zi, H, M)
+            er, ei = ar - br, ai - bi
+            zr, zi = _joined(ar + br, er * c + ei * d, H, M), _joined(ai + bi, ei * c - er * d, H, M)
+        return zr, zi
+
+    @triton.jit
+    def _dct(zr, zi, tables, N: tl.constexpr, LOG: tl.constexpr):
+        """From pairs of the even-then-odd-backwards order, bit-reversed: X_k, and X_(n-k) (X_m at k = 0), k < m."""
+        M: tl.constexpr = N // 2
+        wr, wi, cr, ci, hr, hi = tables, tables + M, tables + 2 * M, tables + 3 * M, tables + 4 * M, tables + 5 * M
+        zr, zi = _fourier(zr, zi, wr, wi, M, LOG)
+        k = tl.arange(0, M)
+        mirror = (M - k) % M
+        yr, yi = tl.gather(zr, mirror, 0), tl.gather(zi, mirror, 0)
+        er, ei, orr, oi = (zr + yr) * 0.5, (zi - yi) * 0.5, (zi + yi) * 0.5, (yr - zr) * 0.5
+        a, b = tl.load(hr + k), tl.load(hi + k)
+        vr, vi = er + orr * a - oi * b, ei + orr * b + oi * a
+        c, d = tl.load(cr + k), tl.load(ci + k)
+        first, other = 1 / tl.sqrt(N + 0.0), tl.sqrt(2.0 / N)
+        low = tl.where(k == 0, (zr + zi) * first, (vr * c - vi * d) * other)
+        high = tl.where(k == 0, (zr - zi) * first, -(vr * d + vi * c) * other)
+        return low, high
+
+    @triton.jit
+    def _idct(low, high, tables, N: tl.constexpr, LOG: tl.constexpr):
+        """The transpose: pairs of the even-then-odd-backwards order, bit-reversed."""
+        M: tl.constexpr = N // 2
+        wr, wi, cr, ci, hr, hi = tables, tables + M, tables + 2 * M, tables + 3 * M, tables + 4 * M, tables + 5 * M
+        k = tl.arange(0, M)
+        c, d = tl.load(cr + k), tl.load(ci + k)
+        vr, vi = low * c - high * d, -(low * d + high * c)
+        mirror = (M - k) % M
+        ur, ui = tl.gather(vr, mirror, 0), tl.gather(vi, mirror, 0)
+        first, other = 1 / tl.sqrt(N + 0.0), tl.sqrt(2.0 / N) * 0.5
+        er, ei, fr, fi = (vr + ur) * other, (vi - ui) * other, (vr - ur) * other, (vi + ui) * other
+        a, b = tl.load(hr + k), tl.load(hi + k)
+        orr, oi = fr * a + fi * b, fi * a - fr * b
+        zr = tl.where(k == 0, (low + high) * first, er - oi)
+        zi = tl.where(k == 0, (low - high) * first, ei + orr)
+        return _inverse_fourier(zr, zi, wr, wi, M, LOG)
+
+    @triton.jit
+    def _acdc_kernel(
+        x, a, d, bias, y, tables, places, n_in, n_out, x_stride, y_stride,
+        N: tl.constexpr, LOG: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ):  # fmt: skip
+        M: tl.constexpr = N // 2
+        row = tl.program_id(0).to(tl.int64)
+        k = tl.arange(0, M)
+        p, q = tl.load(places + k), tl.load(places + M + k)
+        zr = tl.load(x + row * x_stride + p, mask=p < n_in, other=0.0) * tl.load(a + p)
+        zi = tl.load(x + row * x_stride + q, mask=q < n_in, other=0.0) * tl.load(a + q)
+        low, high = _dct(zr, zi, tables, N, LOG)
+        far = tl.where(k == 0, M, N - k)
+        low, high = low * tl.load(d + k), high * tl.load(d + far)
+        if HAS_BIAS:
+            low, high = low + tl.load(bias + k), high + tl.load(bias + far)
+        zr, zi = _idct(low, high, tables, N, LOG)
+        tl.store(y + row * y_stride + p, zr, mask=p < n_out)
+        tl.store(y + row * y_stride + q, zi, mask=q < n_out)
+
+    @triton.jit
+    def _acdc_backward_kernel(
+        x, a, d, dy, dx, da, dd, dbias, tables, places, n_in, n_out, x_stride, dy_stride,
+        N: tl.constexpr, LOG: tl.constexpr,
+    ):  # fmt: skip
+        M: tl.constexpr = N // 2
+        row = tl.program_id(0).to(tl.int64)
+        k = tl.arange(0, M)
+        p, q = tl.load(places + k), tl.load(places + M + k)
+        far = tl.where(k == 0, M, N - k)
+        xr = tl.load(x + row * x_stride + p, mask=p < n_in, other=0.0)
+        xi = tl.load(x + row * x_stride + q, mask=q < n_in, other=0.0)
+        ar, ai = tl.load(a + p), tl.load(a + q)
+        low, high = _dct(xr * ar, xi * ai, tables, N, LOG)
+        gr = tl.load(dy + row * dy_stride + p, mask=p < n_out, other=0.0)
+        gi = tl.load(dy + row * dy_stride + q, mask=q < n_out, other=0.0)
+        near, off = _dct(gr, gi, tables, N, LOG)
+        tl.store(dbias + row * N + k, near)
+        tl.store(dbias + row * N + far, off)
+        tl.store(dd + row * N + k, near * low)
+        tl.store(dd + row * N + far, off * high)
+        rr, ri = _idct(near * tl.load(d + k), off * tl.load(d + far), tables, N, LOG)
+        tl.store(da + row * N + p, xr * rr)
+        tl.store(da + row * N + q, xi * ri)
+        tl.store(dx + row * n_in + p, ar * rr, mask=p < n_in)
+        tl.store(dx + row * n_in + q, ai * ri, mask=q < n_in)
+
+    @triton.jit
+    def _hadamard_kernel(x, y, x_stride, scale, N: tl.constexpr, LOG: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.arange(0, N)
+        v = tl.load(x + row * x_stride + at)
+        for s in tl.static_range(LOG):
+            H: tl.constexpr = 1 << s
+            a, b = _pairs(v, H, N)
+            v = _joined(a + b, a - b, H, N)
+        tl.store(y + row * N + at, v * scale)
+
+
+class _Hadamard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows, n = x.shape
+        x = x if x.stride(1) == 1 else x.contiguous()
+        y = x.new_empty(rows, n)
+        if rows:
+            _hadamard_kernel[(rows,)](x, y, x.stride(0), n**-0.5, N=n, LOG=_log2(n))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return _Hadamard.apply(dy)
+
+
+class _Acdc(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, d: Tensor, bias: Tensor | None, outs: int) -> Tensor:
+        rows, ins = x.shape
+        n = len(a)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        ctx.save_for_backward(x, a, d)
+        y = x.new_empty(rows, outs)
+        tables, places = _tables(n, x.dtype, x.device)
+        if rows:
+            _acdc_kernel[(rows,)](
+                x, a, d, d if bias is None else bias, y, tables, places, ins, outs, x.stride(0), outs, N=n,
+                LOG=_log2(n) - 1, HAS_BIAS=bias is not None,
+            )  # fmt: skip
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, d = ctx.saved_tensors
+        (rows, ins), n = x.shape, len(a)
+        dy = dy if dy.stride(1) == 1 else dy.contiguous()
+        dx = x.new_empty(rows, ins)
+        da, dd, dbias = (x.new_empty(rows, n) for _ in range(3))
+        tables, places = _tables(n, x.dtype, x.device)
+        if rows:
+            _acdc_backward_kernel[(rows,)](
+                x, a, d, dy, dx, da, dd, dbias, tables, places, ins, dy.shape[1], x.stride(0), dy.stride(0), N=n,
+                LOG=_log2(n) - 1,
+            )  # fmt: skip
+        return dx, da.sum(0), dd.sum(0), dbias.sum(0) if ctx.needs_input_grad[3] else None, None
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """`x H / sqrt(n)` of the rows of x `(rows, n)`, n a power of two of at least 2."""
+    return _Hadamard.apply(x)
+
+
+def acdc(x: Tensor, a: Tensor, d: Tensor, bias: Tensor | None, outs: int) -> Tensor:
+    """`idct(d * dct(a * x) + bias)` of the rows of x `(rows, at most n)`, n = len(a) a power of two of at least 4."""
+    return _Acdc.apply(x, a, d, bias, outs)
+
+
+def _log2(n: int) -> int:
+    return n.bit_length() - 1
+
+
+@functools.lru_cache(maxsize=32)
+def _tables(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rotations (six rows of m: of the transform, of the cosine, of the halves), and where each pair comes from."""
+    m = n // 2
+    k = torch.arange(m, dtype=torch.float64)
+    angles = [-2 * math.pi * k / m, -math.pi * k / (2 * n), -2 * math.pi * k / n]
+    tables = torch.stack([part for angle in angles for part in (angle.cos(), angle.sin())])
+    reversed_ = torch.zeros(m, dtype=torch.int64)
+    for bit in range(_log2(m)):
+        reversed_ |= (torch.arange(m) >> bit & 1) << (_log2(m) - 1 - bit)
+    source = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
+    places = torch.stack([source[2 * reversed_], source[2 * reversed_ + 1]])
+    return tables.to(device, dtype).contiguous(), places.to(device, torch.int32).contiguous()
