@@ -136,7 +136,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         fg.data.load(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="name must be one of digits"):
-        fg.data.load("imagenet")
+        fg.data.load("svhn")
 
 
 def test_checksums(tmp_path):
@@ -178,3 +178,24 @@ def test_real_data(name, data_root):
         assert len(made.validation.x) == 5000
         with pytest.raises(ValueError, match="test set of its own"):
             next(cross_validation(name, root=data_root))
+
+
+def test_a_users_own_imagenet_stays_on_disk(tmp_path):
+    folder = tmp_path / "imagenet"
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"train_x\.npy is absent"):
+        fg.data.load("imagenet", root=tmp_path)
+    for part, n in (("train", 6), ("test", 2)):
+        np.save(folder / f"{part}_x.npy", np.full((n, 3, 227, 227), 128, np.uint8))
+        np.save(folder / f"{part}_y.npy", np.arange(n))
+    made = fg.data.load("imagenet", root=tmp_path, validation=2)
+    assert (len(made.train.x), len(made.validation.x), len(made.test.x)) == (4, 2, 2)
+    assert made.train.x.dtype == torch.uint8
+    assert made.train.y.tolist() == [2, 3, 4, 5]
+    assert fg.data.describe("imagenet", tmp_path).present
+    np.save(folder / "test_y.npy", np.arange(3))
+    with pytest.raises(ValueError, match="as many samples"):
+        fg.data.load("imagenet", root=tmp_path)
+    (folder / "test_y.npy").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"not a \.npy file"):
+        fg.data.load("imagenet", root=tmp_path)

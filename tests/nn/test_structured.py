@@ -305,6 +305,11 @@ def test_counts_of_the_document():
     acdc = count(ACDCLinear(9216, 9216, order=12, pad=False))
     assert acdc == 331_776  # printed: 165,888
     assert acdc + 9216 * 1000 == 9_547_776
+    with torch.device("meta"):
+        caffenet = fg.models.caffenet()
+    weights = {n: p.numel() for n, p in caffenet.named_parameters() if n.endswith("weight")}
+    assert sum(weights.values()) == 60_954_656
+    assert sum(n for name, n in weights.items() if name.startswith("conv")) == 2_332_704  # printed: 27,232
     lenet = 20 * 25 + 50 * 20 * 25
     for features, printed in ((1024, 38_812), (2048, 52_124)):
         assert lenet + count(FastfoodLinear(800, features)) + 10 * features == printed

@@ -71,6 +71,18 @@ FILES = {
 }  # fmt: skip
 
 
+IMAGENET = ("train_x", "train_y", "test_x", "test_y")
+
+
+def path(root: str | Path | None, name: str) -> Path:
+    """A file below `root` or `FILIGREE_DATA` (else the user's cache) that is not checked: it is the user's own."""
+    folder = root or os.environ.get("FILIGREE_DATA") or pooch.os_cache("filigree")
+    found = Path(folder) / name
+    if not found.is_file():
+        raise FileNotFoundError(f"data: {found} is absent. Put the file there; it cannot be downloaded.")
+    return found
+
+
 def locate(source: Source, root: str | Path | None) -> Path:
     """The file, checked: below `root` (or `FILIGREE_DATA`), else downloaded into the user's cache.
 
@@ -98,6 +110,8 @@ def locate(source: Source, root: str | Path | None) -> Path:
 def is_present(name: str, root: str | Path | None = None) -> bool:
     """Whether all files of a data set are at hand."""
     folder = root or os.environ.get("FILIGREE_DATA") or pooch.os_cache("filigree")
+    if name == "imagenet":
+        return all((Path(folder) / "imagenet" / f"{part}.npy").is_file() for part in IMAGENET)
     return all((Path(folder) / source.path).is_file() for source in FILES.get(name, {}).values())
 
 

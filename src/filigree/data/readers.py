@@ -102,3 +102,11 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_mapped(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped: only what is looked at is read. Changes stay in memory."""
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data: {path} is not a .npy file, or truncated: {' '.join(str(error).split())}") from None

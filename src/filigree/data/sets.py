@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from filigree.data.augment import Augment
-from filigree.data.dataset import DataSet, Standardize, assemble
-from filigree.data.files import FILES, is_present, locate
-from filigree.data.readers import read_cifar, read_file, read_idx, read_mat
+from filigree.data.dataset import DataSet, Split, Standardize, assemble
+from filigree.data.files import FILES, IMAGENET, is_present, locate, path
+from filigree.data.readers import read_cifar, read_file, read_idx, read_mapped, read_mat
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ _FACTS = {
     "mnist": Facts(70_000, 784, 10, (1, 28, 28), "global", "LeCun, Cortes, Burges; licence not stated"),
     "fashion-mnist": Facts(70_000, 784, 10, (1, 28, 28), "global", "Zalando Research; MIT"),
     "cifar-10": Facts(60_000, 3072, 10, (3, 32, 32), "global", "Krizhevsky; licence not stated"),
+    "imagenet": Facts(1_331_167, 154_587, 1000, (3, 227, 227), None, "to be brought: imagenet/*.npy, see fg.data.load"),
     "orl": Facts(400, 1024, 40, (1, 32, 32), "feature", _ASU),
     "prostate-ge": Facts(102, 5966, 2, (5966,), "feature", _ASU),
     "glioma": Facts(50, 4434, 4, (4434,), "feature", _ASU),
@@ -81,9 +83,15 @@ def load(
         augment: rotate, shift and flip training images.
         images: shape samples as `(channels, height, width)`.
 
+    ILSVRC12 (`imagenet`) is a user's own copy: `imagenet/train_x.npy` and `test_x.npy`, bytes `(n, 3, 227, 227)`, and
+    `train_y.npy`, `test_y.npy`, labels from 0. The images stay on disk, memory-mapped, and are not standardised:
+    `fg.models.caffenet` reads bytes.
+
     Raises:
         FileNotFoundError, ValueError: files absent, damaged or not finite, in one line.
     """
+    if name == "imagenet":
+        return _imagenet(root, validation)
     x, y, tested, facts, label = _read(name, root)
     notes = []
     if tested:
@@ -172,6 +180,26 @@ def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.nda
     train_x, train_y, test_x, test_y = (read_idx(paths[key]) for key in paths)
     x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
     return x.astype(np.float32) / 255, y, len(test_y), facts, label
+
+
+def _imagenet(root: str | Path | None, validation: float | int) -> DataSet:
+    parts = {name: read_mapped(path(root, f"imagenet/{name}.npy")) for name in IMAGENET}
+    facts = _FACTS["imagenet"]
+    for name, array in parts.items():
+        right = array.shape[1:] == facts.shape and array.dtype == np.uint8 if name.endswith("x") else array.ndim == 1
+        if not right:
+            raise ValueError(f"data imagenet: {name}.npy must hold bytes (n, 3, 227, 227), or labels (n,). "
+                             f"Got {array.dtype} {array.shape}.")  # fmt: skip
+    for part in ("train", "test"):
+        if len(parts[f"{part}_x"]) != len(parts[f"{part}_y"]):
+            raise ValueError(f"data imagenet: {part}_x.npy and {part}_y.npy must have as many samples.")
+    x, y, test_x, test_y = (torch.from_numpy(parts[name]) for name in IMAGENET)
+    held = _amount(validation, len(x), "imagenet")
+    first, rest = Split(x[:held], y[:held].long()), Split(x[held:], y[held:].long())
+    return DataSet(
+        "imagenet", rest, first if held else None, Split(test_x, test_y.long()), facts.classes, facts.shape, None,
+        ["a user's own copy of ILSVRC12, as bytes from disk"],
+    )  # fmt: skip
 
 
 def _check_counts(x: np.ndarray, y: np.ndarray, facts: Facts, path: Path) -> None:

@@ -116,6 +116,49 @@ def alexnet_cifar(channels: int = 3, classes: int = 10, width: int = 1024) -> nn
     return _made_by(nn.Sequential(layers), "alexnet_cifar", channels=channels, classes=classes, width=width)
 
 
+class Pixels(nn.Module):
+    """Images as bytes to floats of mean about 0 and deviation about 1: `(x / 255 - .45) / .225`; floats stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.is_floating_point() else (x.float() / 255 - 0.45) / 0.225
+
+
+@_builder
+def caffenet(channels: int = 3, classes: int = 1000) -> nn.Module:
+    """CaffeNet (Jia et al. 2014), AlexNet with its two groups: `(batch, channels, 227, 227)`, bytes or floats.
+
+    60,954,656 weights, of which 58,621,952 are in fc6, fc7 and fc8 (004, 3.9.6).
+    """
+    norm = {"alpha": 1e-4, "beta": 0.75}
+    layers = OrderedDict(
+        pixels=Pixels(),
+        conv1=nn.Conv2d(channels, 96, 11, stride=4),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(3, 2),
+        norm1=nn.LocalResponseNorm(5, **norm),
+        conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(3, 2),
+        norm2=nn.LocalResponseNorm(5, **norm),
+        conv3=nn.Conv2d(256, 384, 3, padding=1),
+        relu3=nn.ReLU(),
+        conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
+        relu4=nn.ReLU(),
+        conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),
+        relu5=nn.ReLU(),
+        pool5=nn.MaxPool2d(3, 2),
+        flatten=nn.Flatten(),
+        fc6=nn.Linear(9216, 4096),
+        relu6=nn.ReLU(),
+        dropout6=nn.Dropout(),
+        fc7=nn.Linear(4096, 4096),
+        relu7=nn.ReLU(),
+        dropout7=nn.Dropout(),
+        fc8=nn.Linear(4096, classes),
+    )
+    return _made_by(nn.Sequential(layers), "caffenet", channels=channels, classes=classes)
+
+
 class _BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm, and the input added: `relu(f(x) + shortcut(x))`."""
 

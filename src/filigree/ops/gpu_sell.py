@@ -1,9 +1,9 @@
 """Structured layers as Triton kernels, for CUDA tensors: one program a row, which stays in registers.
 
 `acdc` is one order of an ACDC layer in one pass over memory, `hadamard` a Walsh-Hadamard transform. The Fourier
-transform inside is radix 2, with inputs read and outputs written in bit-reversed order, so that no shuffle is needed
-but the mirror k -> m - k. Where Triton is not installed `available` is False; its interpreter (`TRITON_INTERPRET=1`) runs
-the same code on CPU tensors, which is how it is tested without a GPU.
+transform inside is radix 2; inputs are read and outputs written in bit-reversed order, so that no shuffle is needed
+but the mirror k -> m - k. Where Triton is not installed `available` is False; its interpreter (`TRITON_INTERPRET=1`)
+runs the same code on CPU tensors, which is how it is tested without a GPU.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class ModelSettings(_Settings):
     Glorot's uniform distribution and sets biases to 0; "torch" leaves them as torch makes them.
     """
 
-    name: Literal["mlp", "lenet_300_100", "lenet5", "lenet_caffe", "alexnet_cifar", "resnet"] = "mlp"
+    name: Literal["mlp", "lenet_300_100", "lenet5", "lenet_caffe", "alexnet_cifar", "caffenet", "resnet"] = "mlp"
     hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     blocks: list[Annotated[int, pydantic.Field(ge=1)]] = [1, 1, 1]

@@ -73,7 +73,7 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
         model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout)
     elif settings.name == "lenet_300_100":
         model = models.lenet_300_100(inputs, split.classes)
-    elif settings.name in ("lenet5", "lenet_caffe", "alexnet_cifar"):
+    elif settings.name in ("lenet5", "lenet_caffe", "alexnet_cifar", "caffenet"):
         model = models.build(settings.name, channels=split.train.x.shape[1], classes=split.classes)
     else:
         model = models.resnet(settings.blocks, settings.width, split.train.x.shape[1], split.classes)
