@@ -1,5 +1,8 @@
 """The modules, one idea a file, each beside its config, each with `.dense()`."""
 
+import importlib
+from typing import Any
+
 from filigree.nn.acdc import ACDCLinear
 from filigree.nn.asymmetric import Asymmetric, AsymmetricAuto, backward_times
 from filigree.nn.asymmetric_conv2d import AsymmetricConv2d
@@ -32,6 +35,13 @@ from filigree.nn.sparsification import (
 from filigree.nn.structured import ACDC, AFDF, PHD, Circulant, Fastfood, Span, Toeplitz, sell_groups
 from filigree.nn.structured_rnn import StructuredRNN
 from filigree.nn.usage import LayerUsage, watch
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FastfoodFeatures":  # a scikit-learn estimator, imported when it is asked for
+        return importlib.import_module("filigree.sklearn").FastfoodFeatures
+    raise AttributeError(f"module 'filigree.nn' has no attribute {name!r}")
+
 
 __all__ = [
     "ACDC",
