@@ -92,6 +92,10 @@ def list_() -> None:
             facts.source,
         )  # fmt: skip
     out.print(table)
+    table = Table("table", "what it is", title="filigree reproduce TABLE", title_justify="left")
+    for name, made in reproductions.ALL.items():
+        table.add_row(name, made.about)
+    out.print(table)
     if "FILIGREE_DATA" not in os.environ:
         out.print("FILIGREE_DATA is not set: data sets other than digits are downloaded when they are needed.")
 

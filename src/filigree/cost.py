@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from filigree.nn.fastfood import FastfoodLinear
 from filigree.nn.masked import MaskedLayer
+from filigree.nn.sell import Sell
 from filigree.saving import description
 from filigree.timing import Timing, race
 
@@ -105,8 +107,19 @@ def stored(model: nn.Module) -> Cost:
 
 
 def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
-    """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs)."""
+    """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
+
+    Structured layers count their own: `macs` a sample, and twice that backward.
+    """
     twin = copy.deepcopy(model).eval()
+    structured = [0]
+
+    def count(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        structured[0] += module.macs * (args[0].numel() // module.in_features)
+
+    for module in twin.modules():
+        if isinstance(module, Sell | FastfoodLinear):
+            module.register_forward_hook(count)
     try:
         with FlopCounterMode(display=False) as counter:
             out = twin(sample)
@@ -114,7 +127,8 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
             (out if isinstance(out, Tensor) else out[0]).sum().backward()
     except RuntimeError:  # an output without gradients, or an operation that cannot be counted
         return None, None
-    return forward // 2, (counter.get_total_flops() - forward) // 2
+    own = structured[0]
+    return forward // 2 + own, (counter.get_total_flops() - forward) // 2 + 2 * own
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:

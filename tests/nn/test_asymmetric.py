@@ -498,6 +498,23 @@ def test_reload(tmp_path):
     assert torch.equal(again(x), model(x))
 
 
+def test_reload_a_sparse_evolved_asymmetric_model(tmp_path):
+    model = fg.models.mlp([20, 64, 64, 5])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
+    fg.convert_(model, fg.Asymmetric.topk(8, unified=True))
+    optimizer = torch.optim.Adam(model.parameters())
+    evolution = fg.Evolution(model, optimizer, fg.Constant(0.3))
+    model(torch.randn(4, 20)).sum().backward()
+    optimizer.step()
+    evolution.step()
+    fg.save(model, tmp_path / "m.safetensors")
+    again = fg.load(tmp_path / "m.safetensors")
+    x = torch.randn(3, 20)
+    assert torch.equal(again(x), model(x))
+    assert type(again[0]) is AsymmetricSparseLinear
+    assert again[0].config == model[0].config
+
+
 def test_auto_chooses_and_records_what_it_chose(tmp_path):
     model = fg.models.mlp([300, 400, 4])
     report = fg.convert_(model, fg.Asymmetric.auto(k=20, k2=100, batch=64))

@@ -365,3 +365,12 @@ def test_a_structured_layer_fitted_to_a_dense_one(tmp_path):
         fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.Fit(fg.ACDC()))
     with pytest.raises(ValueError, match="data must be finite"):
         fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.Fit(fg.ACDC()), torch.full((2, 4), float("nan")))
+
+
+def test_multiply_adds_are_counted():
+    model = nn.Sequential(ACDCLinear(64, 64), FastfoodLinear(64, 128), nn.Linear(128, 3))
+    cost = fg.measure(model, torch.randn(4, 64))
+    forward, backward = cost.macs_forward, cost.macs_backward
+    acdc, fastfood = 64 * (3 + 2 * 6), 2 * 64 * (4 + 2 * 6)  # diagonals (and the permutation), and transforms
+    assert forward == acdc + fastfood + 128 * 3
+    assert backward >= 2 * (acdc + fastfood + 128 * 3)

@@ -18,6 +18,7 @@ from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
 from filigree.nn.low_rank import LowRank, LowRankLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.partition_dropout import PartitionDropout, PartitionedConnect, PartitionedDropout
 from filigree.nn.phd import PHDLinear
 from filigree.nn.sell import Sell
 from filigree.nn.sparse import Sparse
@@ -77,6 +78,9 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "PHDLinear",
+    "PartitionDropout",
+    "PartitionedConnect",
+    "PartitionedDropout",
     "RandomK",
     "Sell",
     "Span",

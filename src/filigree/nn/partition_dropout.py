@@ -1,0 +1,150 @@
+"""Dropout by partitions: each unit is dropped exactly once in P steps, for a P-th of the random numbers (002)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module
+
+
+class Partitions(nn.Module):
+    """Which of P partitions each place of a tensor belongs to, and which is out in this step.
+
+    Each place draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is out once. Drawn from
+    torch's global generator. Partitions and the step are in `state_dict`: a resumed run goes on in the same round.
+
+    Attributes:
+        drawn: random numbers drawn so far.
+    """
+
+    partition: Tensor
+    step: Tensor
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        if parts < 2:
+            raise ValueError(f"{type(self).__name__}: parts must be at least 2. Got {parts}.")
+        self.parts, self.drawn = parts, 0
+        self.register_buffer("partition", torch.empty(0, dtype=torch.int16))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Where a tensor of this shape is kept in this step, and go on to the next."""
+        now = int(self.step) % self.parts
+        if now == 0 or self.partition.shape != shape:
+            self.partition = torch.randint(self.parts, shape, dtype=torch.int16, device=like.device)
+            self.drawn += self.partition.numel()
+            self.step.zero_()
+            now = 0
+        self.step += 1
+        return self.partition != now
+
+    @property
+    def scale(self) -> float:
+        """What the kept are multiplied by, so that expectations stay: P / (P - 1)."""
+        return self.parts / (self.parts - 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(prefix + "partition")
+        if isinstance(stored, Tensor):
+            self.partition = torch.empty_like(stored, device=self.partition.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class PartitionedDropout(Partitions):
+    """Dropout of probability 1 / P in which every place is dropped exactly once in P steps.
+
+    Args:
+        parts: P, at least 2.
+        per: "unit": a feature (of images: a channel) is dropped in all samples of the batch at once; "element": each
+            number of the batch has its own partition.
+
+    The kept are multiplied by P / (P - 1); the identity in eval mode. Shape: any, to the same. Dense equivalent:
+    `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
+    """
+
+    def __init__(self, parts: int, per: Literal["unit", "element"] = "unit") -> None:
+        super().__init__(parts)
+        self.per = per
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if self.per == "element":
+            return torch.where(self.keep(tuple(x.shape), x), x * self.scale, 0)
+        side = 1 if x.dim() > 3 else x.dim() - 1
+        kept = self.keep((x.shape[side],), x)
+        factor = kept.to(x.dtype).mul_(self.scale)
+        return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
+
+    def dense(self) -> nn.Module:
+        return nn.Dropout(1 / self.parts)
+
+    def extra_repr(self) -> str:
+        return f"parts={self.parts}, per={self.per!r}"
+
+
+class PartitionedConnect(Partitions):
+    """DropConnect (Wan et al. 2013) by partitions: each weight of a linear layer is out exactly once in P steps."""
+
+    def __init__(self, linear: nn.Linear, parts: int) -> None:
+        super().__init__(parts)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return nn.functional.linear(x, self.weight, self.bias)
+        kept = self.keep(tuple(self.weight.shape), x)
+        return nn.functional.linear(x, torch.where(kept, self.weight * self.scale, 0), self.bias)
+
+    @torch.no_grad()
+    def dense(self) -> nn.Linear:
+        """The equivalent of eval mode, with a copy of the parameters."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        linear.weight.copy_(self.weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, parts={self.parts}"
+
+
+@config
+class PartitionDropout(Conversion):
+    """Dropout by partitions (002) in place of every `nn.Dropout`; with `connect`, DropConnect on linear layers.
+
+    Args:
+        parts: P: each unit is dropped once in P steps, as often as by `nn.Dropout(1 / P)`; the probabilities of the
+            layers it replaces are not read. per: "unit" or "element", see `filigree.nn.PartitionedDropout`.
+        connect: drop weights of linear layers in place of units behind dropout layers.
+    """
+
+    parts: Annotated[int, pydantic.Field(ge=2)]
+    per: Literal["unit", "element"] = "unit"
+    connect: bool = False
+
+    def accepts(self, module: nn.Module) -> bool:
+        if self.connect:
+            return type(module) is nn.Linear
+        return type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        changes = []
+        for name in names:
+            old: Any = model.get_submodule(name)
+            made: nn.Module
+            if self.connect:
+                made, size = PartitionedConnect(old, self.parts), old.weight.numel()
+            else:
+                made, size = PartitionedDropout(self.parts, self.per), 0
+            replace_module(model, name, made)
+            changes.append(Change(name, type(old).__name__, f"{type(made).__name__}({self.parts})", (size, size),
+                                  (size, size)))  # fmt: skip
+        return changes

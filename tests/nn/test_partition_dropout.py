@@ -1,0 +1,86 @@
+"""Dropout by partitions (002)."""
+
+import pytest
+import torch
+from torch import nn
+
+import filigree as fg
+from filigree.nn import PartitionedConnect, PartitionedDropout
+
+
+@pytest.mark.parametrize("per", ["unit", "element"])
+@pytest.mark.parametrize("shape", [(7, 50), (3, 12, 4, 4), (2, 5, 30), (40,)])
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_every_place_is_dropped_once_in_a_round(shape, per, parts):
+    layer, x = PartitionedDropout(parts, per), torch.ones(shape)
+    for _ in range(3):
+        dropped = sum((layer(x) == 0).int() for _ in range(parts))
+        assert bool((dropped == 1).all())
+    assert layer.drawn == 3 * layer.partition.numel()  # a P-th of what dropout draws
+    kept = layer(x)
+    torch.testing.assert_close(kept[kept != 0].unique(), torch.tensor([parts / (parts - 1)]))
+    assert layer.eval()(x) is x
+
+
+def test_units_are_features_and_channels():
+    flat = PartitionedDropout(3)(torch.ones(5, 40))
+    assert bool((flat == flat[0]).all())
+    maps = PartitionedDropout(3)(torch.ones(5, 40, 6, 6))
+    assert bool((maps == maps[:1, :, :1, :1]).all())
+    assert 0 < int((maps[0, :, 0, 0] == 0).sum()) < 40
+
+
+def test_the_expectation_stays_and_the_variance_falls():
+    torch.manual_seed(0)
+    x = torch.rand(200)
+    means = {}
+    for name, layer in (("partition", PartitionedDropout(4, "element")), ("dropout", nn.Dropout(0.25))):
+        sums = torch.stack([torch.stack([layer(x).sum() for _ in range(4)]).mean() for _ in range(300)])
+        means[name] = sums
+    assert abs(means["partition"].mean() - x.sum()) < 0.02 * x.sum()
+    assert means["partition"].std() < 0.05 * means["dropout"].std()  # over a whole round it is exact
+
+
+def test_gradients_and_resuming():
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 2))
+    report = fg.convert_(model, fg.PartitionDropout(parts=5))
+    assert report.changes[0].after == "PartitionedDropout(5)"
+    layer, x = model[2], torch.randn(4, 30, requires_grad=True)
+    y = layer(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, (y != 0).float() * 1.25)
+    layer(x)
+    again = PartitionedDropout(5)
+    again.load_state_dict(layer.state_dict())
+    for _ in range(3):
+        assert torch.equal(again(x), layer(x))
+
+
+def test_connect():
+    model = nn.Sequential(nn.Linear(6, 30))
+    plain = model[0]
+    fg.convert_(model, fg.PartitionDropout(4, connect=True))
+    layer = model[0]
+    assert isinstance(layer, PartitionedConnect)
+    x = torch.randn(5, 6)
+    mean = torch.stack([layer(x) for _ in range(4)]).mean(0)
+    torch.testing.assert_close(mean, plain(x))  # each weight was out once
+    torch.testing.assert_close(layer.eval()(x), plain(x))
+    torch.testing.assert_close(layer.dense()(x), plain(x))
+
+
+def test_save_and_load(tmp_path):
+    model = fg.models.mlp([6, 30, 2], dropout=0.5)
+    fg.convert_(model, fg.PartitionDropout(3))
+    model(torch.randn(4, 6))
+    fg.save(model, tmp_path / "m.safetensors")
+    again = fg.load(tmp_path / "m.safetensors")
+    assert torch.equal(again.state_dict()["dropout1.partition"], model.state_dict()["dropout1.partition"])
+
+
+@pytest.mark.parametrize("parts", [1, 0, -2])
+def test_bad_parts_are_named(parts):
+    with pytest.raises(ValueError, match="parts must be at least 2"):
+        PartitionedDropout(parts)
+    with pytest.raises(ValueError, match="parts must be greater than or equal to 2"):
+        fg.PartitionDropout(parts)
