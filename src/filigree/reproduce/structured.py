@@ -115,7 +115,7 @@ REPRODUCTIONS = [
     ),
     Reproduction(
         "acdc-cifar",
-        "A small AlexNet on CIFAR-10, its two large layers as 12 ACDC layers, Fastfood or low rank (after 004, 3.4-3.5).",
+        "A small AlexNet on CIFAR-10, its large layers as 12 ACDC layers, Fastfood or low rank (after 004, 3.4-3.5).",
         "acdc-cifar",
         {"alexnet": []},
         {"alexnet": {}},
