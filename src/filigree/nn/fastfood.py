@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.sell import Sell, next_power_of_two, signs
+from filigree.ops.dropout import dropout
 
 
 class FastfoodBlock(Sell):
@@ -89,13 +90,13 @@ class FastfoodLinear(nn.Module):
         x = nn.functional.pad(x, (0, block.size - x.shape[1]))
         whole = block.program
         for part in (whole[:3], whole[3:]):  # up to Pi, and the rest
-            x = nn.functional.dropout(x, self.dropout)
+            x = dropout(x, self.dropout)
             block.program = part
             try:
                 x = block.run(x)
             finally:
                 block.program = whole
-        return nn.functional.dropout(x, self.dropout)
+        return dropout(x, self.dropout)
 
     @property
     def macs(self) -> int:
