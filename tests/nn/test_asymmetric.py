@@ -448,6 +448,20 @@ def test_recurrent_gradients_are_sparse_and_limits_are_named():
         fg.convert_(nn.Sequential(nn.LSTM(5, 7, proj_size=3)), fg.Asymmetric.topk(1))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_weights_and_inputs(method):
+    """Only the gradients that are wanted."""
+    layer = AsymmetricLinear.like(nn.Linear(12, 20)).set_rule(METHODS[method], "fc")
+    x, dy = torch.randn(6, 12), torch.randn(6, 20)
+    expected = reference(method, x, layer.weight.detach(), dy)
+    layer.weight.requires_grad_(False)
+    layer.bias.requires_grad_(False)
+    mine = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(layer(mine), mine, dy)[0], expected[0], rtol=1e-4, atol=1e-5)
+    layer.weight.requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(layer(x), layer.weight, dy)[0], expected[1], rtol=1e-4, atol=1e-5)
+
+
 def test_positions_are_samples():
     layer = AsymmetricLinear.like(nn.Linear(6, 9)).set_rule(fg.Asymmetric.topk(2), "fc")
     x, dy = torch.randn(3, 4, 6), torch.randn(3, 4, 9)

@@ -199,7 +199,7 @@ def linear_gradients(
         kept = choose(rule.sensitivity, delta, rule.unified)
     if watched is not None:
         chosen = None if rule.sensitivity is None else selection.dense(kept) != 0
-        seen_inputs = None if rule.inputs is None else selection.dense(x) != 0
+        seen_inputs = None if rule.inputs is None or x is None else selection.dense(x) != 0
         watched.saw_backward(
             rule.neurons, chosen, seen_inputs, weight.shape[1], None if adjoint is None else adjoint != 0
         )
@@ -224,7 +224,9 @@ def choose(function: Sparsification | None, x: Tensor, unified: bool, transposed
     return x if len(index) == x.shape[1] else Columns(x.shape[1], x.index_select(1, index), index)
 
 
-def _union(kept: Kept, delta: Tensor, x: Kept, weight: Tensor, adjoint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _union(
+    kept: Kept, delta: Tensor, x: Kept | None, weight: Tensor, adjoint: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """A weight takes part if its neuron was chosen by sensitivity, or by its input's column of W (000, eq. 8.3).
 
     This is a dense product and a sparse one: there is nothing to save in a union with a choice that is nearly full.
@@ -232,7 +234,7 @@ def _union(kept: Kept, delta: Tensor, x: Kept, weight: Tensor, adjoint: Tensor) 
     chosen = adjoint != 0
     rest = torch.where(chosen, 0, weight)
     dx = (delta @ adjoint).add_(selection.times(kept, rest))
-    dw = torch.where(chosen, selection.t_times(delta, x), selection.t_times(kept, x))
+    dw = None if x is None else torch.where(chosen, selection.t_times(delta, x), selection.t_times(kept, x))
     db = torch.where(chosen.any(1), delta.sum(0), selection.sums(kept))
     return dx, dw, db
 
