@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from filigree.ops import kernels
+
 sys.path.insert(0, str(Path(__file__).parent))  # tests/contract.py
 
 
@@ -21,3 +23,12 @@ def data_root():
     if not root:
         pytest.skip("FILIGREE_DATA is not set: the real data sets are absent")
     return Path(root)
+
+
+@pytest.fixture(params=kernels.isas())
+def isa(request):
+    """Each instruction set of this machine in turn."""
+    before = kernels.isa()
+    kernels.set_isa(request.param)
+    yield request.param
+    kernels.set_isa(before)

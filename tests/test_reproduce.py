@@ -3,6 +3,7 @@
 import json
 
 from filigree import reproduce
+from filigree.report import Chart
 from test_cli import call
 
 DIGITS = ["--set", "data.name=digits", "--set", "data.validation=0.2", "--set", "model.hidden=[30]"]
@@ -45,3 +46,31 @@ def test_printed_winners_are_as_the_document_counts_them():
         max(arms, key=lambda arm: arms[arm]["test"]) for arms in reproduce.ALL["asymmetric-fashion"].printed.values()
     ]
     assert [wins.count(arm) for arm in ("topk", "partial", "symmetric")] == [15, 7, 3]
+
+
+def count(case, seed, quick):
+    calls.append((case, seed))
+    return [{"kind": case, "n": n, "value": float(n + seed)} for n in (1, 2)]
+
+
+calls: list[tuple[str, int]] = []
+
+
+def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
+    made = reproduce.Computation(
+        "counted", "Numbers.", count, ["a", "b"], seeds=(0, 2), charts=[Chart("n", "value", ["kind"])],
+        claims=[lambda rows: f"{len(rows)} rows"],
+    )  # fmt: skip
+    monkeypatch.setitem(reproduce.ALL, "counted", made)
+    code, out, err = call(monkeypatch, capsys, "reproduce", "counted", "--case", "a", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert "2 ± 1.4" in out  # the mean of 1 and 3
+    assert "4 rows" in out
+    call(monkeypatch, capsys, "reproduce", "counted", "--out", tmp_path)
+    assert calls == [("a", 0), ("a", 2), ("b", 0), ("b", 2)]  # what stood there was kept
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["value"][0] for row in summary["rows"]] == [2, 3, 2, 3]
+    assert "Plotly" in (tmp_path / "report.html").read_text()
+    code, _, err = call(monkeypatch, capsys, "reproduce", "counted", "--set", "x=1", "--out", tmp_path)
+    assert code == 2
+    assert "no recipe" in err

@@ -138,20 +138,10 @@ def reproduce(
     target = folder or Path("runs") / (f"{name}-quick" if quick else name)
     out.print(f"[bold]{name}[/bold]: {chosen.about}")
     _State.hint = f"Go on with the same command (--out {target})."
-    if isinstance(chosen, reproductions.Computation):
-        target.mkdir(parents=True, exist_ok=True)
-        rows = chosen.run(target, quick)
-        table, claims = chosen.table(rows), [claim(rows) for claim in chosen.claims]
-    else:
-        with Progress(*progress_columns(), console=out) as progress:
-            records = reproductions.run_again(
-                chosen, target, cases=cases, quick=quick, settings=settings or [], progress=progress,
-                runs=None if seed is None else [seed],
-            )  # fmt: skip
-        table, claims = chosen.table(records), [claim(records) for claim in chosen.claims]
-        write_report([target], target / "report.html")
+    asked = reproductions.Asked(cases or (), None if seed is None else [seed], settings or (), quick)
+    table, lines = chosen.again(target, asked, out)
     out.print(table)
-    for line in (*claims, *chosen.notes):
+    for line in lines:
         out.print(f"[dim]- {line}[/dim]")
     out.print(f"records, summary and report: {target}")
 

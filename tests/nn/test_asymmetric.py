@@ -11,7 +11,7 @@ from torch import nn
 import filigree as fg
 from filigree.nn import AsymmetricConv2d, AsymmetricGRU, AsymmetricLinear, AsymmetricLSTM, AsymmetricSparseLinear
 from filigree.nn.asymmetric_linear import asymmetric_linear
-from filigree.ops import kernels, selection
+from filigree.ops import selection
 
 
 def keep(x, k):
@@ -54,14 +54,6 @@ METHODS = {
 
 def with_options(config, **options):
     return type(config)(**{name: getattr(config, name) for name in config.__dataclass_fields__} | options)
-
-
-@pytest.fixture(params=kernels.isas())
-def isa(request):
-    before = kernels.isa()
-    kernels.set_isa(request.param)
-    yield request.param
-    kernels.set_isa(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -20,7 +20,6 @@ from filigree.nn import (
     StructuredRNN,
     ToeplitzLinear,
 )
-from filigree.ops import kernels
 from filigree.ops import sell as ops
 
 LAYERS = {
@@ -36,14 +35,6 @@ LAYERS = {
     "Toeplitz": ToeplitzLinear,
     "PHD": lambda i, o: PHDLinear(i, o, density=0.4),
 }
-
-
-@pytest.fixture(params=kernels.isas())
-def isa(request):
-    before = kernels.isa()
-    kernels.set_isa(request.param)
-    yield request.param
-    kernels.set_isa(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

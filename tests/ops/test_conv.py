@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from filigree.ops import conv, kernels
+from filigree.ops import conv
 from filigree.topology.sampling import distinct, pattern_of
 
 GEOMETRY = conv.Geometry((3, 2), (2, 1), (1, 1, 1, 0), (1, 2), 2)
@@ -12,14 +12,6 @@ def arguments(images=9, dtype=torch.float32):
     values, bias = torch.randn(30, dtype=dtype, requires_grad=True), torch.randn(6, dtype=dtype, requires_grad=True)
     x = torch.randn(images, 4, 9, 8, dtype=dtype, requires_grad=True)
     return values, bias, x, pattern.indptr, pattern.indices
-
-
-@pytest.fixture(params=kernels.isas())
-def isa(request):
-    before = kernels.isa()
-    kernels.set_isa(request.param)
-    yield request.param
-    kernels.set_isa(before)
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 40])

@@ -24,14 +24,6 @@ def random_pattern(rows, cols, nnz, wide=False, seed=0):
     return sparse.Pattern(*(part.long() for part in pattern)) if wide else pattern
 
 
-@pytest.fixture(params=kernels.isas())
-def isa(request):
-    before = kernels.isa()
-    kernels.set_isa(request.param)
-    yield request.param
-    kernels.set_isa(before)
-
-
 def close(got, expected):
     tight = expected.dtype == torch.float64
     torch.testing.assert_close(got, expected, rtol=1e-10 if tight else 1e-4, atol=1e-12 if tight else 1e-4)

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from filigree.dynamics.annealing import Annealing
 from filigree.dynamics.schedules import LinearDecrease, as_schedule
 
 
-class DropoutAnnealing:
+class DropoutAnnealing(Annealing):
     """Annealed dropout (Rennie et al. 2014): every dropout's p is its own times `schedule`; call `step()` each epoch.
 
     Args:
@@ -26,22 +27,10 @@ class DropoutAnnealing:
         if self.schedule.needs_horizon and epochs is None:
             name = type(self.schedule).__name__
             raise ValueError(f"DropoutAnnealing: {name} needs to know the number of epochs: give epochs=.")
-        self.epoch, self.epochs = 0, epochs
-        self._apply()
+        self.epochs = epochs
+        self.apply()
 
-    def step(self, metrics: dict[str, Any] | None = None) -> None:
-        """The epoch is over."""
-        self.epoch += 1
-        self._apply()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
-        self._apply()
-
-    def _apply(self) -> None:
+    def apply(self) -> None:
         factor = min(1.0, max(0.0, self.schedule.rate(self.epoch, self.epochs)))
         for layer, p in self.layers:
             layer.p = p * factor

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from filigree.dynamics.annealing import Annealing
 from filigree.nn.asymmetric_linear import Asymmetrical
 
 
-class SelectionSchedule:
+class SelectionSchedule(Annealing):
     """Let the k of a network's `fg.Asymmetric` layers follow their schedules: call `step()` after each epoch.
 
         fg.convert_(model, fg.Asymmetric.topk(fg.LinearDecrease(1.0, 0.05)))
@@ -23,8 +22,8 @@ class SelectionSchedule:
         self.layers = [module for module in model.modules() if isinstance(module, Asymmetrical)]
         if not self.layers:
             raise ValueError("SelectionSchedule: the model has no layer converted by fg.Asymmetric.")
-        self.epoch, self.epochs = 0, epochs
-        self._apply()
+        self.epochs = epochs
+        self.apply()
 
     @staticmethod
     def is_needed(model: nn.Module) -> bool:
@@ -33,18 +32,6 @@ class SelectionSchedule:
         functions = [f for r in rules for f in (r.forward, r.sensitivity, r.inputs, r.weights) if f is not None]
         return any(function.changes for function in functions)
 
-    def step(self, metrics: dict[str, Any] | None = None) -> None:
-        """The epoch is over."""
-        self.epoch += 1
-        self._apply()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
-        self._apply()
-
-    def _apply(self) -> None:
+    def apply(self) -> None:
         for layer in self.layers:
             layer.set_epoch(self.epoch, self.epochs)

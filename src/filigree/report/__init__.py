@@ -1,6 +1,7 @@
 """Records to tables and one self-contained page."""
 
+from filigree.report.computed import Chart, cell_text, write_computed
 from filigree.report.page import write_report
 from filigree.report.table import Row, console_table, summary_table
 
-__all__ = ["Row", "console_table", "summary_table", "write_report"]
+__all__ = ["Chart", "Row", "cell_text", "console_table", "summary_table", "write_computed", "write_report"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from filigree.report.table import RecordLike, summary_table
+
+if TYPE_CHECKING:
+    from filigree.report.computed import Chart
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; dense is grey
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A3D9A"]
@@ -49,6 +52,31 @@ def curves(methods: Mapping[str, Sequence[RecordLike]], key: str, x: str, title:
         )  # fmt: skip
     figure.update_xaxes(title="epoch" if x == "epoch" else "training time, s")
     return _finish(figure, title)
+
+
+def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
+    """A column of computed rows against another, `[mean, deviation]` with its error bars."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get(chart.x) is not None and row.get(chart.y) is not None:
+            groups.setdefault(", ".join(str(row.get(key)) for key in chart.by), []).append(row)
+    figure, colours = go.Figure(), palette(list(groups))
+    for name, its in groups.items():
+        x, y = (
+            [row[key] if isinstance(row[key], list) else [row[key], None] for row in its] for key in (chart.x, chart.y)
+        )
+        figure.add_scatter(
+            x=[mean for mean, _ in x], y=[mean for mean, _ in y], error_y={"array": [spread for _, spread in y]},
+            name=_escape(name), mode="lines+markers", line={"color": colours[name], "width": 2},
+        )  # fmt: skip
+    if chart.printed:
+        at, value = zip(*chart.printed, strict=True)
+        figure.add_scatter(x=at, y=value, name="printed", mode="markers", marker={"color": "#000", "symbol": "x"})
+    figure.update_xaxes(title=chart.x)
+    if chart.log:
+        figure.update_xaxes(type="log")
+        figure.update_yaxes(type="log")
+    return _finish(figure, chart.title or f"{chart.y} against {chart.x}")
 
 
 def bars(

@@ -69,13 +69,18 @@ def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, t
         raise ValueError("report: at least one record is expected. Got none.")
     groups = by_recipe(loaded)
     title = title or " and ".join(groups) or "filigree"
-    numbered = _Figures()
+    numbered = Figures()
     body = "".join(_section(name, methods, numbered) for name, methods in groups.items())
+    return write_page(path, title, _provenance(loaded) + body, numbered)
+
+
+def write_page(path: str | Path, title: str, body: str, numbered: Figures) -> Path:
+    """A whole page around `body`, in which `numbered` has its places."""
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - filigree</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style><script>{plotly.offline.get_plotlyjs()}</script></head><body><main>"
-        f"<h1>{escape(title)}</h1>{_provenance(loaded)}{body}</main>{numbered.script()}</body></html>"
+        f"<h1>{escape(title)}</h1>{body}</main>{numbered.script()}</body></html>"
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,7 @@ def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, t
     return target
 
 
-class _Figures:
+class Figures:
     """Collects the page's figures: a place in the text now, the data in one script at its end."""
 
     def __init__(self) -> None:
@@ -123,7 +128,7 @@ def _read(file: Path) -> RecordLike:
     return record
 
 
-def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> str:
+def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: Figures) -> str:
     runs = [run for group in methods.values() for run in group]
     config = runs[0].get("config", {})
     out = [f"<h2>{escape(name or 'runs')}</h2>"]
@@ -185,7 +190,7 @@ def _published(config: Mapping[str, Any], methods: Mapping[str, list[RecordLike]
     return f"<h3>Printed figures, ours beside</h3><ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def _accuracy(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> list[str]:
+def _accuracy(methods: Mapping[str, list[RecordLike]], numbered: Figures) -> list[str]:
     out = ["<h3>Accuracy and loss</h3><div class=grid>"]
     for part, label in (("test", "test"), ("val", "validation"), ("train", "training")):
         for x in ("epoch", "elapsed"):
@@ -196,7 +201,7 @@ def _accuracy(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> li
     return [*out, "</div>"]
 
 
-def _costs(runs: Sequence[RecordLike], numbered: _Figures) -> list[str]:
+def _costs(runs: Sequence[RecordLike], numbered: Figures) -> list[str]:
     sizes = {"parameters": "parameters", "nonzeros": "nonzeros"}
     stored = {"bytes_memory": "in memory", "bytes_disk": "on disk"}
     times = {
@@ -215,7 +220,7 @@ def _costs(runs: Sequence[RecordLike], numbered: _Figures) -> list[str]:
     ]
 
 
-def _rewiring(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> list[str]:
+def _rewiring(methods: Mapping[str, list[RecordLike]], numbered: Figures) -> list[str]:
     evolving = {m: runs for m, runs in methods.items() if any("zeta" in row for run in runs for row in run["history"])}
     if not evolving:
         return []
@@ -233,7 +238,7 @@ def _rewiring(methods: Mapping[str, list[RecordLike]], numbered: _Figures) -> li
     ]
 
 
-def _topology(methods: Mapping[str, list[RecordLike]], numbered: _Figures, shape: Sequence[int]) -> list[str]:
+def _topology(methods: Mapping[str, list[RecordLike]], numbered: Figures, shape: Sequence[int]) -> list[str]:
     out: list[str] = []
     for method, runs in methods.items():
         run = next((run for run in runs if run["topology"]), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,32 @@ from typing import Any
 
 import scipy.stats
 from rich import box
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import Progress, track
 from rich.table import Table
 
 from filigree.recipes import Recipe, RecipeError, load, run
+from filigree.report import Chart, cell_text, write_computed, write_report
 from filigree.storage import write_json
-from filigree.train import Record
+from filigree.train import Record, progress_columns
 
 Records = dict[str, dict[str, list[Record]]]  # case -> method -> the runs
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a reproduction is asked for: by default all of it."""
+
+    cases: Sequence[str] = ()
+    seeds: Sequence[int] | None = None
+    settings: Sequence[str] = ()
+    quick: bool = False
+
+    def choose(self, made: Reproduction | Computation) -> list[str]:
+        if unknown := set(self.cases) - set(made.cases):
+            raise RecipeError(f"--case {min(unknown)}: the cases of {made.name} are {', '.join(made.cases)}.")
+        return list(self.cases or made.cases)
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,27 @@ class Reproduction:
     def recipe_of(self, case: str, quick: bool = False, settings: Sequence[str] = ()) -> Recipe:
         made = load(self.recipe, [*self.cases[case], *(self.quick if quick else []), *settings])
         return made.model_copy(update={"name": f"{self.name} {case}" if len(self.cases) > 1 else self.name})
+
+    def again(self, out: Path, asked: Asked, console: Console) -> tuple[Table, list[str]]:
+        """Run what is missing in `out`, case by case; the table, and a line on each claim."""
+        records: Records = {}
+        for case in asked.choose(self):
+            recipe = self.recipe_of(case, asked.quick, asked.settings)
+            with Progress(*progress_columns(), console=console) as progress:
+                folders = run(recipe, out / case, runs=asked.seeds, resume=True, progress=progress)
+            for folder in folders:
+                record = Record.load(folder)
+                records.setdefault(case, {}).setdefault(record.method, []).append(record)
+            lines = [*(claim(records) for claim in self.claims), *self.notes]
+            write_json(
+                out / "summary.json",
+                {
+                    "name": self.name, "quick": asked.quick, "settings": list(asked.settings),
+                    "machine": record.machine, "commit": record.commit, "lines": lines, "rows": self.summary(records),
+                },
+            )  # fmt: skip
+        write_report([out], out / "report.html")
+        return self.table(records), lines
 
     def table(self, records: Records) -> Table:
         """Our figures (mean over runs and standard deviation) with the printed ones in brackets."""
@@ -83,64 +123,64 @@ class Computation:
     """A published figure that is computed, not trained by a recipe.
 
     Attributes:
-        compute: whether it is to be quick -> rows, plain dicts of figures. claims: rows -> a line each.
+        compute: case, seed, whether it is to be quick -> rows: plain dicts, floats the figures, all else what they
+            belong to. cases, seeds: each pair is computed and kept on its own. charts: of the page.
+        claims: all rows -> a line each.
     """
 
     name: str
     about: str
-    compute: Callable[[bool], list[dict[str, Any]]]
-    claims: Sequence[Callable[[list[dict[str, Any]]], str]] = ()
+    compute: Callable[[str, int, bool], Rows]
+    cases: Sequence[str]
+    seeds: Sequence[int] = (0,)
+    charts: Sequence[Chart] = ()
+    claims: Sequence[Callable[[Rows], str]] = ()
     notes: Sequence[str] = ()
 
-    def run(self, out: Path, quick: bool = False) -> list[dict[str, Any]]:
-        """Compute, and write `out/summary.json`."""
+    def again(self, out: Path, asked: Asked, console: Console) -> tuple[Table, list[str]]:
+        """Compute what is missing in `out`; the table, and a line on each claim."""
+        if asked.settings:
+            raise RecipeError(f"--set {asked.settings[0]}: {self.name} is computed; it has no recipe to set keys of.")
         record = Record.start(self.name)
-        rows = self.compute(quick)
+        pairs = [(case, seed) for case in asked.choose(self) for seed in asked.seeds or self.seeds]
+        out.mkdir(parents=True, exist_ok=True)
+        rows: Rows = []
+        for case, seed in track(pairs, self.name, console=console):
+            file = out / f"{case}.{seed}.json"
+            if not file.exists():
+                write_json(file, self.compute(case, seed, asked.quick))
+            rows += json.loads(file.read_text())
+        lines = [*(claim(rows) for claim in self.claims), *self.notes]
+        summary = aggregate(rows)
         write_json(
             out / "summary.json",
             {
-                "name": self.name, "quick": quick, "machine": record.machine, "commit": record.commit,
-                "notes": list(self.notes), "claims": [claim(rows) for claim in self.claims], "rows": rows,
+                "name": self.name, "quick": asked.quick, "machine": record.machine, "commit": record.commit,
+                "seeds": sorted({seed for _, seed in pairs}), "lines": lines, "rows": summary,
             },
         )  # fmt: skip
-        return rows
+        write_computed(out / "report.html", self.name, self.about, summary, self.charts, lines)
+        headings = list(dict.fromkeys(key for row in summary for key in row))
+        table = Table(*headings, title=self.name, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in summary:
+            table.add_row(*(cell_text(row.get(key)) for key in headings))
+        return table, lines
 
-    def table(self, rows: list[dict[str, Any]]) -> Table:
-        table = Table(*rows[0], title=self.name, title_justify="left", box=box.SIMPLE_HEAD)
-        for row in rows:
-            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-        return table
 
-
-def run_again(
-    reproduction: Reproduction,
-    out: Path,
-    *,
-    cases: Sequence[str] | None = None,
-    quick: bool = False,
-    settings: Sequence[str] = (),
-    runs: Sequence[int] | None = None,
-    progress: Progress | bool | None = None,
-) -> Records:
-    """Run what is missing, case by case; `out/summary.json` is written after each. Goes on where it stopped."""
-    records: Records = {}
-    for case in cases or reproduction.cases:
-        if case not in reproduction.cases:
-            raise RecipeError(f"--case {case}: the cases of {reproduction.name} are {', '.join(reproduction.cases)}.")
-        recipe = reproduction.recipe_of(case, quick, settings)
-        folders = run(recipe, out / case, runs=runs, resume=True, progress=progress)
-        for folder in folders:
-            record = Record.load(folder)
-            records.setdefault(case, {}).setdefault(record.method, []).append(record)
-        write_json(
-            out / "summary.json",
-            {
-                "name": reproduction.name, "quick": quick, "settings": list(settings),
-                "machine": record.machine, "commit": record.commit, "notes": list(reproduction.notes),
-                "claims": [claim(records) for claim in reproduction.claims], "rows": reproduction.summary(records),
-            },
-        )  # fmt: skip
-    return records
+def aggregate(rows: Rows) -> Rows:
+    """Rows that differ in floats only become one: of each float `[mean, standard deviation]`, or itself if alone."""
+    groups: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple((k, v) for k, v in row.items() if not isinstance(v, float)), []).append(row)
+    made = []
+    for same in groups.values():
+        row = dict(same[0])
+        for key, value in row.items():
+            if isinstance(value, float) and len(same) > 1:
+                numbers = [r[key] for r in same]
+                row[key] = [statistics.fmean(numbers), statistics.stdev(numbers)]
+        made.append(row)
+    return made
 
 
 def metric(runs: Sequence[Record], key: str) -> list[float]:

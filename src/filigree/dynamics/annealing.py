@@ -1,0 +1,29 @@
+"""What all annealings share: a value of the model that follows the epochs, or the steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Annealing:
+    """Base of the objects whose `step()` is called after each epoch (or step) and whose state is where they are.
+
+    Subclasses implement `apply`, which sets the model's values for `self.epoch`, and call it once when made.
+    """
+
+    epoch: int = 0
+
+    def apply(self) -> None:
+        raise NotImplementedError
+
+    def step(self, metrics: dict[str, Any] | None = None) -> None:
+        """The epoch is over."""
+        self.epoch += 1
+        self.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.apply()

@@ -1,0 +1,51 @@
+"""Computed rows as one self-contained page: a table, and charts of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from filigree.report import figures
+from filigree.report.page import Figures, write_page
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A column against another: a line for each distinct value of the columns `by`; `printed` are a paper's points."""
+
+    x: str
+    y: str
+    by: Sequence[str] = ()
+    title: str = ""
+    log: bool = False
+    printed: Sequence[tuple[float, float]] = ()
+
+
+def cell_text(value: Any) -> str:
+    """A cell: `[mean, deviation]` with a plus-minus, floats to four digits."""
+    if isinstance(value, list):
+        return f"{value[0]:.4g} ± {value[1]:.2g}"
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_computed(
+    path: Path, name: str, about: str, rows: Rows, charts: Sequence[Chart] = (), lines: Sequence[str] = ()
+) -> None:
+    """Write `path`: the rows, their charts, and a line on each claim."""
+    headings = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell_text(row.get(h)))}</td>' for h in headings)}</tr>" for row in rows)
+    numbered = Figures()
+    places = "".join(numbered.place(figures.lines(rows, chart), chart.title) for chart in charts)
+    scroll = '<div class=scroll tabindex=0 role=region aria-label="Results">'
+    write_page(
+        path, name,
+        f"<p>{escape(about)}</p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+        f"<div class=grid>{places}</div>{scroll}<table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>", numbered,
+    )  # fmt: skip
