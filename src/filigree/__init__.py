@@ -5,7 +5,7 @@ from typing import Any
 
 from filigree import data, models, nn, ops, topology
 from filigree.analyze import analyze, feature_ranking, survival
-from filigree.compress import Fit
+from filigree.compress import Fit, MonteCarlo, PathSampling, Rounded
 from filigree.convert import compress_, convert_
 from filigree.cost import measure
 from filigree.dynamics import (
@@ -29,6 +29,7 @@ from filigree.nn import (
     Circulant,
     Fastfood,
     LowRank,
+    OnlinePaths,
     PartitionDropout,
     RandomK,
     Span,
@@ -41,7 +42,7 @@ from filigree.nn import (
 )
 from filigree.report import write_report
 from filigree.saving import load, save
-from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel
+from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 
@@ -72,10 +73,15 @@ __all__ = [
     "Fixed",
     "LinearDecrease",
     "LowRank",
+    "MonteCarlo",
+    "OnlinePaths",
     "Oscillation",
     "PartitionDropout",
+    "PathSampling",
+    "Paths",
     "RandomK",
     "Record",
+    "Rounded",
     "SelectionSchedule",
     "Sequence",
     "Span",

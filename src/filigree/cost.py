@@ -182,6 +182,11 @@ def _linear_backward_flops(values: Any, x: Any, y: Any, dy: Any, *rest: Any, **_
     return 2 * values[0] * dy[0] * (2 if need_input else 1)
 
 
+@register_flop_formula(torch.ops.filigree.integer_linear)
+def _integer_linear_flops(x: Any, scale: Any, bias: Any, relu: Any, indptr: Any, *rest: Any, **__: Any) -> int:
+    return 2 * rest[0][0] * x[0]
+
+
 @register_flop_formula([torch.ops.filigree.spmm, torch.ops.filigree.spmm_t])
 def _spmm_flops(values: Any, x: Any, *_: Any, **__: Any) -> int:
     return 2 * values[0] * x[1]

@@ -1,11 +1,14 @@
 """Dropout by partitions (002)."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import filigree as fg
 from filigree.nn import PartitionedConnect, PartitionedDropout
+from filigree.ops.sparse import rows_linear
 
 
 @pytest.mark.parametrize("per", ["unit", "element"])
@@ -84,3 +87,68 @@ def test_bad_parts_are_named(parts):
         PartitionedDropout(parts)
     with pytest.raises(ValueError, match="parts must be greater than or equal to 2"):
         fg.PartitionDropout(parts)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_dropped_rows_are_not_computed(sparse, fuse):
+    torch.manual_seed(0)
+    model = fg.models.mlp([12, 40, 30, 5], dropout=0.5)
+    if sparse:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.4), fuse=fuse), where=["fc1", "fc2"])
+    whole = copy.deepcopy(model)  # the same dropout behind layers that compute everything
+    report = fg.convert_(model, fg.PartitionDropout(3))
+    assert "not computed" in str(report)
+    assert [type(m).__name__.startswith("Partitioned") for m in (model.fc1, model.fc2, model.fc3)] == [1, 1, 0]
+    for name in ("dropout1", "dropout2"):
+        setattr(whole, name, copy.deepcopy(getattr(model, name)))
+    x = torch.randn(7, 12)
+    for _ in range(4):
+        mine, its = x.clone().requires_grad_(), x.clone().requires_grad_()
+        for name in ("dropout1", "dropout2"):
+            getattr(whole, name).load_state_dict(getattr(model, name).state_dict())
+            getattr(model, name).kept_now((40 if name == "dropout1" else 30,), x)
+            getattr(whole, name).load_state_dict(getattr(model, name).state_dict())
+        y, expected = model(mine), whole(its)
+        torch.testing.assert_close(y, expected)
+        dy = torch.randn_like(y)
+        got = torch.autograd.grad(y, [mine, *model.parameters()], dy)
+        for g, e in zip(got, torch.autograd.grad(expected, [its, *whole.parameters()], dy), strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
+    seen = []
+    model.relu1.register_forward_hook(lambda m, a, y: seen.append(a[0]))
+    model(x)
+    model.relu1._forward_hooks.clear()
+    if not (sparse and fuse):
+        assert int((seen[0] == 0).all(0).sum()) >= 10  # a third of 40 rows
+    torch.testing.assert_close(model.eval()(x), whole.eval()(x))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradcheck_of_chosen_rows(isa, relu):
+    torch.manual_seed(1)
+    layer = fg.nn.SparseLinear(9, 14, fg.ErdosRenyi(density=0.5), relu=relu, dtype=torch.float64)
+    rows = torch.tensor([0, 3, 4, 9, 13])
+    x = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    for chosen in (rows, rows[:0], torch.arange(14)):
+        assert torch.autograd.gradcheck(
+            lambda v, b, a, r=chosen: rows_linear(layer.pattern, r, v, b, a, relu), (layer.values, layer.bias, x)
+        )
+    full = layer(x)
+    part = rows_linear(layer.pattern, rows, layer.values, layer.bias, x, relu)
+    torch.testing.assert_close(part[:, rows], full[:, rows])
+    assert int((part != 0).any(0).sum()) <= len(rows)
+
+
+def test_a_converted_network_trains_and_loads(tmp_path):
+    data = fg.data.load("digits")
+    model = fg.models.mlp([64, 60, 10], dropout=0.5)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(epsilon=10)), where="fc1")
+    fg.convert_(model, fg.PartitionDropout(4))
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    evolution = fg.Evolution(model, optimizer, fg.Constant(0.2))
+    fg.fit(model, data.train, optimizer=optimizer, epochs=8, batch_size=32, each_epoch=evolution, progress=False)
+    assert fg.evaluate(model, data.test)["accuracy"] > 0.9
+    fg.save(model, tmp_path / "m.safetensors")
+    x = data.test.x[:5]
+    assert torch.equal(fg.load(tmp_path / "m.safetensors").eval()(x), model.eval()(x))

@@ -16,8 +16,13 @@ from filigree.nn.dropout_variants import GaussianDropout, GaussianNoise, GuidedD
 from filigree.nn.fastfood import FastfoodBlock, FastfoodLinear
 from filigree.nn.feature_major_linear import FeatureMajorLinear
 from filigree.nn.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
+from filigree.nn.integer_conv2d import IntegerConv2d
+from filigree.nn.integer_layer import SampledActivation
+from filigree.nn.integer_layers import IntegerLayers
+from filigree.nn.integer_linear import IntegerLinear
 from filigree.nn.low_rank import LowRank, LowRankLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.online_paths import OnlinePaths, PathLinear
 from filigree.nn.partition_dropout import PartitionDropout, PartitionedConnect, PartitionedDropout
 from filigree.nn.phd import PHDLinear
 from filigree.nn.sell import Sell
@@ -72,16 +77,22 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "GuidedDropout",
+    "IntegerConv2d",
+    "IntegerLayers",
+    "IntegerLinear",
     "LayerUsage",
     "LowRank",
     "LowRankLinear",
     "MaskedConv2d",
     "MaskedLinear",
+    "OnlinePaths",
     "PHDLinear",
     "PartitionDropout",
     "PartitionedConnect",
     "PartitionedDropout",
+    "PathLinear",
     "RandomK",
+    "SampledActivation",
     "Sell",
     "Span",
     "Sparse",

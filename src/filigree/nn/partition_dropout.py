@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.sparse_linear import SparseLinear
+from filigree.ops.sparse import rows_linear
 
 
 class Partitions(nn.Module):
@@ -35,13 +37,18 @@ class Partitions(nn.Module):
 
     def keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Where a tensor of this shape is kept in this step, and go on to the next."""
-        now = int(self.step) % self.parts
-        if now == 0 or self.partition.shape != shape:
+        kept = self.kept_now(shape, like)
+        self.step += 1
+        return kept
+
+    def kept_now(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Where a tensor of this shape is kept in the step to come."""
+        now = int(self.step)
+        if now >= self.parts or self.partition.shape != shape:  # a new round
             self.partition = torch.randint(self.parts, shape, dtype=torch.int16, device=like.device)
             self.drawn += self.partition.numel()
             self.step.zero_()
             now = 0
-        self.step += 1
         return self.partition != now
 
     @property
@@ -89,6 +96,36 @@ class PartitionedDropout(Partitions):
         return f"parts={self.parts}, per={self.per!r}"
 
 
+class PartitionedLinear(nn.Linear):
+    """A linear layer before a `PartitionedDropout`: the rows that it will drop are not computed, their outputs are 0.
+
+    In training, on the units that the dropout keeps in this step, `nn.Linear`; in eval mode `nn.Linear`.
+    """
+
+    dropout: list[PartitionedDropout]  # in a list: it is registered where it stands
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
+        bias = None if self.bias is None else self.bias.index_select(0, rows)
+        y = nn.functional.linear(x, self.weight.index_select(0, rows), bias)
+        return y.new_zeros(*x.shape[:-1], self.out_features).index_copy(-1, rows, y)
+
+
+class PartitionedSparseLinear(SparseLinear):
+    """`PartitionedLinear` of a sparse layer: the connections of dropped units are not read."""
+
+    dropout: list[PartitionedDropout]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
+        y = rows_linear(self._pattern, rows, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
 class PartitionedConnect(Partitions):
     """DropConnect (Wan et al. 2013) by partitions: each weight of a linear layer is out exactly once in P steps."""
 
@@ -124,6 +161,9 @@ class PartitionDropout(Conversion):
         parts: P: each unit is dropped once in P steps, as often as by `nn.Dropout(1 / P)`; the probabilities of the
             layers it replaces are not read. per: "unit" or "element", see `filigree.nn.PartitionedDropout`.
         connect: drop weights of linear layers in place of units behind dropout layers.
+
+    In an `nn.Sequential`, a linear or sparse layer that only activations separate from a dropout per unit does not
+    compute the rows that will be dropped.
     """
 
     parts: Annotated[int, pydantic.Field(ge=2)]
@@ -147,4 +187,38 @@ class PartitionDropout(Conversion):
             replace_module(model, name, made)
             changes.append(Change(name, type(old).__name__, f"{type(made).__name__}({self.parts})", (size, size),
                                   (size, size)))  # fmt: skip
+            if isinstance(made, PartitionedDropout) and self.per == "unit":
+                changes += _skip_dropped_rows(model, made)
         return changes
+
+
+_ELEMENTWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh,
+    nn.Hardsigmoid, nn.Softplus, nn.Identity,
+)  # fmt: skip
+
+
+def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Change]:
+    """Let the layer before a dropout compute only what is kept, where a sequence says which layer that is."""
+    changes = []
+    for parent_name, parent in list(model.named_modules()):
+        if type(parent) is not nn.Sequential or dropout not in parent._modules.values():
+            continue
+        keys = list(parent._modules)
+        before = keys[: list(parent._modules.values()).index(dropout)]
+        while before and isinstance(parent._modules[before[-1]], _ELEMENTWISE):
+            before.pop()
+        layer: Any = parent._modules[before[-1]] if before else None
+        kind = {nn.Linear: PartitionedLinear, SparseLinear: PartitionedSparseLinear}.get(type(layer))
+        if kind is None or layer._forward_hooks or layer._forward_pre_hooks:
+            continue
+        made: Any = object.__new__(kind)
+        made.__dict__.update(layer.__dict__)
+        made.dropout = [dropout]
+        replace_module(model, f"{parent_name}.{before[-1]}".lstrip("."), made)
+        size = sum(p.numel() for p in layer.parameters())
+        macs = layer.nnz if isinstance(layer, SparseLinear) else layer.weight.numel()
+        note = "in training; dropped rows are not computed"
+        changes.append(Change(f"{parent_name}.{before[-1]}".lstrip("."), type(layer).__name__, kind.__name__,
+                              (size, size), (macs, macs - macs // dropout.parts), note))  # fmt: skip
+    return changes

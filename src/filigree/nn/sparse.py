@@ -63,10 +63,10 @@ class Sparse(Conversion):
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
         layers: list[Any] = [model.get_submodule(name) for name in names]
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = self.topology.draw([_size(layer) for layer in layers], generator)
+        drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
         shared = _shared_parameters(model)
         changes = []
-        for number, (name, layer, places) in enumerate(zip(names, layers, drawn, strict=True)):
+        for number, (name, layer, (places, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
             weights = layer.weight.numel()
             parameters = sum(p.numel() for p in layer.parameters())
             before = _label(layer)
@@ -78,7 +78,7 @@ class Sparse(Conversion):
                 note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
                 changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                 continue
-            sparse, note = self._sparse(layer, places, number), ""
+            sparse = self._sparse(layer, places, number, values)
             if inputs is not None:
                 faster, note = _is_faster(_masked(sparse) if self.masked else sparse, layer, inputs[name])
                 if not faster:
@@ -98,8 +98,10 @@ class Sparse(Conversion):
             changes += _channel_major(model, names)
         return changes
 
-    def _sparse(self, layer: nn.Linear | nn.Conv2d, places: Tensor, number: int) -> SparseLinear | SparseConv2d:
-        """The sparse layer with these connections and initial values."""
+    def _sparse(
+        self, layer: nn.Linear | nn.Conv2d, places: Tensor, number: int, values: Tensor | None
+    ) -> SparseLinear | SparseConv2d:
+        """The sparse layer with these connections, and the topology's initial values if it has them."""
         seed, device = _mix(self.seed, number), _device(layer)
         made: SparseLinear | SparseConv2d
         if isinstance(layer, nn.Conv2d):
@@ -115,6 +117,8 @@ class Sparse(Conversion):
         elif self.init != "he":
             fan_in = made.indptr.diff().repeat_interleave(made.indptr.diff().long())
             made.values.data.mul_(self.init * (fan_in / 2).sqrt().to(made.values.dtype))
+        elif values is not None:
+            made.values.data.copy_(values)
         return made
 
 

@@ -29,6 +29,8 @@ struct Kernels {
   decltype(&filigree::portable::backward) backward;
   decltype(&filigree::portable::linear_backward) linear_backward;
   decltype(&filigree::portable::rows_backward) rows_backward;
+  decltype(&filigree::portable::rows_spmm) rows_spmm;
+  decltype(&filigree::portable::integer_spmm) integer_spmm;
   decltype(&filigree::portable::transpose) transpose;
   decltype(&filigree::portable::conv) conv;
   decltype(&filigree::portable::conv_backward) conv_backward;
@@ -44,7 +46,8 @@ struct Kernels {
 #define KERNELS(ISA)                                                                             \
   Kernels {                                                                                      \
     #ISA, filigree::ISA::spmm, filigree::ISA::sddmm, filigree::ISA::backward, \
-        filigree::ISA::linear_backward, filigree::ISA::rows_backward, filigree::ISA::transpose, filigree::ISA::conv, \
+        filigree::ISA::linear_backward, filigree::ISA::rows_backward, filigree::ISA::rows_spmm, \
+        filigree::ISA::integer_spmm, filigree::ISA::transpose, filigree::ISA::conv, \
         filigree::ISA::conv_backward, filigree::ISA::top, filigree::ISA::top_backward, \
         filigree::ISA::spread, filigree::ISA::outer, \
         filigree::ISA::sell, filigree::ISA::sell_backward, filigree::ISA::dropout                                         \
@@ -124,6 +127,17 @@ NB_MODULE(_kernels, m) {
     now->rows_backward(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide}, cols,
                        static_cast<const int64_t *>(at(chosen)), count, at(values), matrix(dy, lddy), matrix(x, ldx),
                        matrix(dx, batch), at(dvalues), batch);
+  }, no_gil());
+  m.def("rows_spmm", [](bool f64, bool wide, int64_t rows, P indptr, P indices, P chosen, int64_t count, P values, P x,
+                        int64_t ldx, P y, int64_t batch, P bias, bool relu) {
+    now->rows_spmm(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide}, static_cast<const int64_t *>(at(chosen)),
+                   count, at(values), matrix(x, ldx), matrix(y, batch), batch, at(bias), relu);
+  }, no_gil());
+  m.def("integer_spmm", [](bool f64, int64_t rows, int64_t cols, P indptr, bool narrow, P indices, P counts, P x, int64_t ldx, P y,
+                           int64_t batch, P scale, P bias, bool relu) {
+    now->integer_spmm(f64, {rows, static_cast<const int32_t *>(at(indptr)), at(indices),
+                            static_cast<const int8_t *>(at(counts)), narrow}, cols,
+                      matrix(x, ldx), matrix(y, batch), batch, at(scale), at(bias), relu);
   }, no_gil());
   m.def("transpose", [](bool f64, int64_t rows, int64_t cols, P in, int64_t ldin, P out, int64_t ldout) {
     now->transpose(f64, rows, cols, matrix(in, ldin), matrix(out, ldout));

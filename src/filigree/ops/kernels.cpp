@@ -145,24 +145,6 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
   }
 }
 
-// Cut the batch into blocks of L * MOST numbers and call rows<L, NV>(block) for each, narrower for the remainder.
-template <int L, int NV, class Call>
-inline void with_vectors(int vectors, Call call, const Block &block) {
-  if (vectors == NV) return call.template run<L, NV>(block);
-  if constexpr (NV > 1) with_vectors<L, NV - 1>(vectors, call, block);
-}
-
-template <int L, int MOST, class Call>
-inline void blocks(int64_t batch, Call call) {
-  if constexpr (L > 1)
-    if (batch < L) return blocks<L / 2, MOST>(batch, call);
-  for (int64_t first = 0; first < batch; first += L * MOST) {
-    const int64_t rest = batch - first < L * MOST ? batch - first : L * MOST;
-    const int vectors = int((rest + L - 1) / L);
-    with_vectors<L, MOST>(vectors, call, Block{first, first + rest - L, int(vectors * L - rest), first == 0});
-  }
-}
-
 template <class T, class I>
 struct Spmm {
   Rows<T, I> w;
@@ -203,6 +185,26 @@ void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, con
     const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
     blocks<LANES<T>, FORWARD>(batch, Spmm<T, I>{w, x, y, from, to});
   });
+}
+
+// y = relu(W[chosen] x + bias[chosen]): the chosen rows are gathered first, a hundredth of the product's traffic
+template <class T, class I>
+void rows_spmm_(Pattern p, const int64_t *chosen, int64_t count, const void *values, Matrix x, Matrix y, int64_t batch,
+                const void *bias, bool relu) {
+  const Rows<T, I> w = rows_of<T, I>(p, values);
+  const T *b = static_cast<const T *>(bias);
+  std::vector<I> indptr(count + 1), indices;
+  std::vector<T> taken, biases(b ? count : 0);
+  for (int64_t s = 0; s < count; ++s) indptr[s + 1] = indptr[s] + w.indptr[chosen[s] + 1] - w.indptr[chosen[s]];
+  indices.resize(indptr[count]), taken.resize(indptr[count]);
+  for (int64_t s = 0; s < count; ++s) {
+    const I from = w.indptr[chosen[s]], to = w.indptr[chosen[s] + 1];
+    std::copy(w.indices + from, w.indices + to, indices.begin() + indptr[s]);
+    std::copy(w.values + from, w.values + to, taken.begin() + indptr[s]);
+    if (b) biases[s] = b[chosen[s]];
+  }
+  const Pattern few{count, indptr.data(), indices.data(), nullptr, p.wide};
+  spmm_<T, I>(few, taken.data(), x, y, batch, b ? biases.data() : nullptr, relu);
 }
 
 template <class T>
@@ -897,6 +899,12 @@ void rows_backward(bool f64, Pattern w, int64_t cols, const int64_t *chosen, int
                    Matrix x, Matrix dx, void *dvalues, int64_t batch) {
 #define ARGS (w, cols, chosen, count, values, dy, x, dx, dvalues, batch)
   FILIGREE_DISPATCH(rows_backward_);
+#undef ARGS
+}
+void rows_spmm(bool f64, Pattern w, const int64_t *chosen, int64_t count, const void *values, Matrix x, Matrix y,
+               int64_t batch, const void *bias, bool relu) {
+#define ARGS (w, chosen, count, values, x, y, batch, bias, relu)
+  FILIGREE_DISPATCH(rows_spmm_);
 #undef ARGS
 }
 void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {

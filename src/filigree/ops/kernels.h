@@ -12,6 +12,15 @@ struct Pattern {
   bool wide;  // int64 indices; else int32
 };
 
+// Small integers in compressed rows: counts in [-127, 127], int16 columns (`narrow`) or int32.
+struct Integers {
+  int64_t rows;
+  const int32_t *indptr;
+  const void *indices;
+  const int8_t *counts;
+  bool narrow;
+};
+
 // A feature-major matrix: `features` rows of `batch` contiguous numbers, `stride` numbers apart.
 struct Matrix {
   void *data;
@@ -78,6 +87,12 @@ struct Program {
   /* dx = W[chosen]^T dy and dvalues (zero in other rows), with dy of the chosen rows only */                        \
   void rows_backward(bool f64, Pattern w, int64_t cols, const int64_t *chosen, int64_t count, const void *values,   \
                      Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch);                                 \
+  /* y = W[chosen] x (+ bias) (then ReLU) */                                                                         \
+  void rows_spmm(bool f64, Pattern w, const int64_t *chosen, int64_t count, const void *values, Matrix x, Matrix y,  \
+                 int64_t batch, const void *bias, bool relu);                                                       \
+  /* y = scale C x (+ bias) (then ReLU), C of small integers by rows; `scale` and `bias` by row */                   \
+  void integer_spmm(bool f64, Integers c, int64_t cols, Matrix x, Matrix y, int64_t batch, const void *scale,       \
+                    const void *bias, bool relu);                                                                   \
   /* out[j, i] = in[i, j] */                                                                                        \
   void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out);                                      \
   /* y = conv(x) (+ bias) */                                                                                        \

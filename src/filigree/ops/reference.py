@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def dense(indptr: Tensor, indices: Tensor, values: Tensor, in_features: int) -> Tensor:
-    """The dense matrix `(out_features, in_features)` of a pattern in compressed rows and its values."""
+    """The dense matrix `(out_features, in_features)` of a pattern in compressed rows and its values; repeats add up."""
     out = values.new_zeros(indptr.numel() - 1, in_features)
-    return out.index_put((rows(indptr, indices.numel()), indices.long()), values)
+    return out.index_put((rows(indptr, indices.numel()), indices.long()), values, accumulate=True)
 
 
 def rows(indptr: Tensor, nnz: int) -> Tensor:

@@ -142,7 +142,7 @@ def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
 # -- the compiled path ----------------------------------------------------------------------------------------------
 
 
-def _feature_major(x: Tensor) -> Tensor:
+def feature_major(x: Tensor) -> Tensor:
     """`x` `(features, batch)` with contiguous rows: itself, or a copy by the blocked transpose."""
     features, batch = x.shape
     if x.stride(1) == 1 or batch <= 1:
@@ -187,7 +187,7 @@ def _spmm_t(
 def _product(
     values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
-    x, values = _feature_major(x), _contiguous(values)
+    x, values = feature_major(x), _contiguous(values)
     bias = None if bias is None else _contiguous(bias)
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = new_matrix(x, rows, batch)
@@ -211,7 +211,7 @@ def _product(
 
 
 def _sddmm(dy: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, *_: Tensor) -> Tensor:
-    dy, x = _feature_major(dy), _feature_major(x)
+    dy, x = feature_major(dy), feature_major(x)
     out = dy.new_empty(indices.numel())
     kernels.sddmm(
         dy.dtype is torch.float64,
@@ -233,7 +233,7 @@ def _linear_forward(
     values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The output `(batch, out)` and the feature-major input that the backward pass reads."""
-    x = _feature_major(x.t())
+    x = feature_major(x.t())
     return _product(values, indptr, indices, None, x, bias, relu).t(), x
 
 
@@ -302,7 +302,7 @@ def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, 
     if not (x.is_cpu and x.dtype in FLOATS):
         full = dy.new_zeros(pattern.rows, dy.shape[1]).index_copy_(0, chosen, dy)
         return spmm_t(pattern, values, full), sddmm(pattern, full, x)
-    x, values = _feature_major(x), _contiguous(values)
+    x, values = feature_major(x), _contiguous(values)
     dx, dvalues = new_matrix(x, pattern.cols, x.shape[1]), torch.empty_like(values)
     kernels.rows_backward(
         x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
@@ -310,6 +310,47 @@ def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, 
         dy.stride(0), x.data_ptr(), x.stride(0), dx.data_ptr(), dvalues.data_ptr(), x.shape[1],
     )  # fmt: skip
     return dx, dvalues
+
+
+class _RowsLinear(torch.autograd.Function):
+    """A sparse layer of which only some outputs are wanted: the others are zero, and cost nothing but that."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, rows: Tensor, relu: bool
+    ) -> Tensor:
+        columns, values = feature_major(x.t()), _contiguous(values)
+        few = new_matrix(x, len(rows), x.shape[0])
+        biases = None if bias is None else _contiguous(bias)
+        kernels.rows_spmm(
+            x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
+            pattern.indices.data_ptr(), rows.data_ptr(), len(rows), values.data_ptr(), columns.data_ptr(),
+            columns.stride(0), few.data_ptr(), x.shape[0], 0 if biases is None else biases.data_ptr(), relu,
+        )  # fmt: skip
+        ctx.save_for_backward(values, columns, rows, few if relu else None)
+        ctx.pattern = pattern
+        return x.new_zeros(pattern.rows, x.shape[0]).index_copy_(0, rows, few).t()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        values, columns, rows, y = ctx.saved_tensors
+        dz = dy.t().index_select(0, rows)
+        if y is not None:
+            dz = torch.where(y <= 0, 0, dz)
+        dx, dvalues = rows_backward(ctx.pattern, rows, values, dz.contiguous(), columns)
+        dbias = dz.new_zeros(ctx.pattern.rows).index_copy_(0, rows, dz.sum(1)) if ctx.needs_input_grad[1] else None
+        return dvalues, dbias, dx.t(), None, None, None
+
+
+def rows_linear(
+    pattern: Pattern, rows: Tensor, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False
+) -> Tensor:
+    """`linear` with only these outputs, `rows` `(k,)` int64 ascending, computed; the others are zero."""
+    if x.is_cpu and x.dtype in FLOATS:
+        return _RowsLinear.apply(values, bias, x, pattern, rows, relu)
+    kept = torch.zeros(pattern.rows, dtype=x.dtype, device=x.device).index_fill_(0, rows, 1)
+    return linear(pattern, values, bias, x, relu) * kept
 
 
 # -- other devices --------------------------------------------------------------------------------------------------

@@ -108,6 +108,24 @@ struct Fresh {
   }
 };
 
+// Cut the batch into blocks of L * MOST numbers and call rows<L, NV>(block) for each, narrower for the remainder.
+template <int L, int NV, class Call>
+inline void with_vectors(int vectors, Call call, const Block &block) {
+  if (vectors == NV) return call.template run<L, NV>(block);
+  if constexpr (NV > 1) with_vectors<L, NV - 1>(vectors, call, block);
+}
+
+template <int L, int MOST, class Call>
+inline void blocks(int64_t batch, Call call) {
+  if constexpr (L > 1)
+    if (batch < L) return blocks<L / 2, MOST>(batch, call);
+  for (int64_t first = 0; first < batch; first += L * MOST) {
+    const int64_t rest = batch - first < L * MOST ? batch - first : L * MOST;
+    const int vectors = int((rest + L - 1) / L);
+    with_vectors<L, MOST>(vectors, call, Block{first, first + rest - L, int(vectors * L - rest), first == 0});
+  }
+}
+
 // The share of `thread` among `threads`: rows whose nonzeros (and the rows themselves) add up to equal work.
 template <class I>
 inline int64_t share(const I *indptr, int64_t rows, int thread, int threads) {

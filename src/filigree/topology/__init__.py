@@ -2,6 +2,7 @@
 
 from filigree.topology.constant_fan_in import ConstantFanIn
 from filigree.topology.erdos_renyi import ErdosRenyi, ErdosRenyiKernel
-from filigree.topology.topology import Size, Topology
+from filigree.topology.paths import Paths
+from filigree.topology.topology import Drawn, Size, Topology
 
-__all__ = ["ConstantFanIn", "ErdosRenyi", "ErdosRenyiKernel", "Size", "Topology"]
+__all__ = ["ConstantFanIn", "Drawn", "ErdosRenyi", "ErdosRenyiKernel", "Paths", "Size", "Topology"]

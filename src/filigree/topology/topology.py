@@ -29,12 +29,24 @@ class Size(NamedTuple):
         return self.in_features // math.prod(self.kernel)
 
 
+class Drawn(NamedTuple):
+    """A layer's connections: sorted places (None: stays dense), initial values if the topology has them, a note."""
+
+    places: Tensor | None
+    values: Tensor | None = None
+    note: str = ""
+
+
 class Topology(Config):
     """Base of topologies: `draw` decides for all layers together, since paths run through a whole network."""
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
         """For each layer the sorted places `out * in_features + in` of its connections, or None: stays dense."""
         raise NotImplementedError
+
+    def draw_weighted(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Drawn]:
+        """As `draw`, with initial values and notes for topologies that have them."""
+        return [Drawn(places) for places in self.draw(sizes, generator)]
 
     def draw_one(self, size: Size, generator: torch.Generator) -> Tensor:
         """The sorted places of a single layer; all of them where it would stay dense."""

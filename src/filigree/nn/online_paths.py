@@ -1,0 +1,116 @@
+"""The config `OnlinePaths`: each training step runs on freshly sampled paths."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module
+from filigree.ops.sparse import Pattern, linear
+from filigree.topology.sampling import pattern_of
+from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
+
+
+class PathSampler:
+    """Draws the paths of a step for all its layers: the first of them that runs begins a step."""
+
+    def __init__(self, paths: int, how: Steps, rescale: bool) -> None:
+        self.paths, self.how, self.rescale = paths, how, rescale
+        self.layers: list[PathLinear] = []
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """New paths, from torch's global generator."""
+        for layer, places in zip(self.layers, weighted_paths(self.layers, self.paths, self.how, None), strict=True):
+            layer.step_places = places
+            layer.step_pattern = pattern_of(places, layer.out_features, layer.in_features)
+
+
+class PathLinear(nn.Linear):
+    """A linear layer that in training uses, in each step, only the weights on sampled paths.
+
+    `y = x (m * W)^T + b`, m zero off the paths; on them 1, or with `rescale` the factor of each unit that keeps the sum
+    of its magnitudes (a constant for gradients). In eval mode the whole layer. Gradients of weights off the paths are
+    zero.
+    """
+
+    sampler: PathSampler
+    step_places: Tensor
+    step_pattern: Pattern
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        if self is self.sampler.layers[0]:
+            self.sampler.draw()
+        values = _Gather.apply(self.weight, self.step_places)
+        if self.sampler.rescale:
+            row = torch.repeat_interleave(self.step_pattern.indptr.diff().long(), output_size=len(values))
+            with torch.no_grad():
+                left = values.new_zeros(self.out_features).index_add_(0, row, values.abs())
+                factor = self.weight.abs().sum(1) / left.clamp(min=torch.finfo(values.dtype).tiny)
+            values = values * factor[row]
+        y = linear(self.step_pattern, values, self.bias, x.reshape(-1, self.in_features))
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    @torch.no_grad()
+    def dense(self) -> nn.Linear:
+        """The equivalent of eval mode, with a copy of the parameters."""
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        made.load_state_dict(self.state_dict())
+        return made
+
+
+class _Gather(torch.autograd.Function):
+    """Weights at distinct places, and their gradient put back there: no sorting, as indexing would."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = weight.shape
+        return weight.flatten()[places]
+
+    @staticmethod
+    def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return dvalues.new_zeros(ctx.shape.numel()).index_copy_(0, places, dvalues).view(ctx.shape), None
+
+
+@config
+class OnlinePaths(Conversion):
+    """Train on the paths of one step at a time, "instead of drop connect and drop out" (002).
+
+    Before each training step paths are drawn through the network by the magnitudes of its weights, from the outputs
+    back (`filigree.topology.weighted_paths`); the step's products cost O(paths) a layer. The linear layers must be a
+    chain.
+
+    Args:
+        paths: of a step, >= 1. sampling: "jittered" or "independent". rescale: keep each unit's sum of magnitudes.
+    """
+
+    paths: Annotated[int, pydantic.Field(ge=1)]
+    sampling: Steps = "jittered"
+    rescale: bool = True
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) is nn.Linear
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        layers: list[Any] = [model.get_submodule(name) for name in names]
+        check_chain(layers, names, "OnlinePaths")
+        sampler, changes = PathSampler(self.paths, self.sampling, self.rescale), []
+        for name, layer in zip(names, layers, strict=True):
+            made: Any = PathLinear.__new__(PathLinear)
+            nn.Module.__init__(made)
+            made.in_features, made.out_features = layer.in_features, layer.out_features
+            made.weight, made.bias, made.sampler = layer.weight, layer.bias, sampler
+            sampler.layers.append(made)
+            replace_module(model, name, made)
+            size = sum(p.numel() for p in layer.parameters())
+            changes.append(Change(name, "Linear", f"PathLinear({self.paths} paths)", (size, size),
+                                  (layer.weight.numel(), min(self.paths, layer.weight.numel()))))  # fmt: skip
+        return changes
