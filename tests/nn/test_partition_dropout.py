@@ -19,7 +19,8 @@ def test_every_place_is_dropped_once_in_a_round(shape, per, parts):
     for _ in range(3):
         dropped = sum((layer(x) == 0).int() for _ in range(parts))
         assert bool((dropped == 1).all())
-    assert layer.drawn == 3 * layer.partition.numel()  # a P-th of what dropout draws
+    places = x.numel() if per == "element" else layer.partition.numel()
+    assert layer.drawn == 3 * places  # a P-th of what dropout draws
     kept = layer(x)
     torch.testing.assert_close(kept[kept != 0].unique(), torch.tensor([parts / (parts - 1)]))
     assert layer.eval()(x) is x
@@ -57,6 +58,18 @@ def test_gradients_and_resuming():
     again.load_state_dict(layer.state_dict())
     for _ in range(3):
         assert torch.equal(again(x), layer(x))
+    elements, its = PartitionedDropout(5, "element"), PartitionedDropout(5, "element")
+    y = elements(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, (y != 0).float() * 1.25)
+    its.load_state_dict(elements.state_dict())
+    for _ in range(9):
+        (torch.manual_seed(7), elements(x), torch.manual_seed(7))
+        its(x)
+    torch.manual_seed(8)
+    y = elements(x)
+    torch.manual_seed(8)
+    assert torch.equal(its(x), y)
 
 
 def test_connect():
@@ -152,3 +165,21 @@ def test_a_converted_network_trains_and_loads(tmp_path):
     fg.save(model, tmp_path / "m.safetensors")
     x = data.test.x[:5]
     assert torch.equal(fg.load(tmp_path / "m.safetensors").eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_chosen_rows_of_a_first_layer(isa, relu):
+    """Where the input needs no gradient another kernel runs."""
+    torch.manual_seed(2)
+    layer = fg.nn.SparseLinear(50, 200, fg.ErdosRenyi(density=0.3), relu=relu)
+    rows = (torch.rand(200) < 0.5).nonzero().squeeze(1)
+    for batch in (0, 1, 5, 130):
+        x = torch.randn(batch, 50)
+        dy = torch.randn(batch, 200)
+        mask = torch.zeros(200).index_fill_(0, rows, 1)
+        got = torch.autograd.grad(
+            rows_linear(layer.pattern, rows, layer.values, layer.bias, x, relu), [layer.values, layer.bias], dy
+        )
+        expected = torch.autograd.grad(layer(x) * mask, [layer.values, layer.bias], dy)
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse_linear import SparseLinear
-from filigree.ops.sparse import rows_linear
+from filigree.ops.dropout import partition_dropout
+from filigree.ops.sparse import FLOATS, rows_linear
 
 
 class Partitions(nn.Module):
@@ -69,7 +70,8 @@ class PartitionedDropout(Partitions):
     Args:
         parts: P, at least 2.
         per: "unit": a feature (of images: a channel) is dropped in all samples of the batch at once; "element": each
-            number of the batch has its own partition.
+            number of the batch has its own partition. Its random number is the element's place in a counter-based
+            generator: on the CPU `partition` holds the round's seed, and no partitions.
 
     The kept are multiplied by P / (P - 1); the identity in eval mode. Shape: any, to the same. Dense equivalent:
     `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
@@ -78,16 +80,28 @@ class PartitionedDropout(Partitions):
     def __init__(self, parts: int, per: Literal["unit", "element"] = "unit") -> None:
         super().__init__(parts)
         self.per = per
+        self.size = 0  # elements of this round's tensors; not known after loading
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         if self.per == "element":
-            return torch.where(self.keep(tuple(x.shape), x), x * self.scale, 0)
+            return self._elements(x)
         side = 1 if x.dim() > 3 else x.dim() - 1
         kept = self.keep((x.shape[side],), x)
         factor = kept.to(x.dtype).mul_(self.scale)
         return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
+
+    def _elements(self, x: Tensor) -> Tensor:
+        if not x.is_cpu or x.dtype not in FLOATS:
+            return torch.where(self.keep(tuple(x.shape), x), x * self.scale, 0)
+        if int(self.step) >= self.parts or self.partition.shape != () or self.size not in (0, x.numel()):  # a new round
+            self.partition = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+            self.drawn += x.numel()
+            self.step.zero_()
+        self.size = x.numel()
+        self.step += 1
+        return partition_dropout(x, int(self.step) - 1, self.parts, self.partition)
 
     def dense(self) -> nn.Module:
         return nn.Dropout(1 / self.parts)

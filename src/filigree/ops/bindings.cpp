@@ -122,11 +122,13 @@ NB_MODULE(_kernels, m) {
                          dy_sample, matrix(y, ldy), matrix(dz, lddz), at(dbias), matrix(x, ldx), matrix(dx, lddx),
                          at(dvalues), batch);
   }, no_gil());
-  m.def("rows_backward", [](bool f64, bool wide, int64_t rows, P indptr, P indices, int64_t cols, P chosen, int64_t count,
-                            P values, P dy, int64_t lddy, P x, int64_t ldx, P dx, P dvalues, int64_t batch) {
-    now->rows_backward(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide}, cols,
-                       static_cast<const int64_t *>(at(chosen)), count, at(values), matrix(dy, lddy), matrix(x, ldx),
-                       matrix(dx, batch), at(dvalues), batch);
+  m.def("rows_backward", [](bool f64, bool wide, int64_t rows, P indptr, P indices, int64_t cols, P t_indptr,
+                            P t_indices, P t_perm, P chosen, int64_t count, P values, P dy, int64_t lddy, P y,
+                            int64_t ldy, P dz, P dbias, P x, int64_t ldx, P dx, P place, P dvalues, int64_t batch) {
+    now->rows_backward(f64, Pattern{rows, at(indptr), at(indices), nullptr, wide},
+                       Pattern{cols, at(t_indptr), at(t_indices), at(t_perm), wide},
+                       static_cast<const int64_t *>(at(chosen)), count, at(values), matrix(dy, lddy), matrix(y, ldy),
+                       matrix(dz, batch), at(dbias), matrix(x, ldx), matrix(dx, batch), at(place), at(dvalues), batch);
   }, no_gil());
   m.def("rows_spmm", [](bool f64, bool wide, int64_t rows, P indptr, P indices, P chosen, int64_t count, P values, P x,
                         int64_t ldx, P y, int64_t batch, P bias, bool relu) {
@@ -197,8 +199,9 @@ NB_MODULE(_kernels, m) {
                        {at(x), x_sample, x_feature}, outs, {at(dy), dy_sample, dy_feature},
                        {at(dx), dx_sample, dx_feature}, at_gradients.data());
   }, no_gil());
-  m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, P in, P out) {
-    now->dropout(f64, size, seed, threshold, scale, at(in), at(out));
+  m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, double scale, P in,
+                        P out) {
+    now->dropout(f64, size, seed, first, threshold, scale, at(in), at(out));
   }, no_gil());
   m.def("isas", [] {
     std::vector<std::string> names;

@@ -26,35 +26,46 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return torch.nn.functional.dropout(x, p)
     key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64) if seed is None else torch.tensor(seed)
-    return _Dropout.apply(x, p, key)
+    return _Dropout.apply(x, 0.0, p, key)
 
 
-def _dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+def partition_dropout(x: Tensor, part: int, parts: int, seed: Tensor) -> Tensor:
+    """`x` with the elements of one of `parts` partitions zeroed and the others times parts / (parts - 1).
+
+    Element i is in partition `floor(xi parts)`, xi the i-th random number of `seed`, an int64 scalar: over all `part`
+    in [0, parts) each is zeroed exactly once. CPU, float32 or float64; i counts in memory order.
+    """
+    return _Dropout.apply(x, part / parts, (part + 1) / parts, seed)
+
+
+def _dropout(x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
+    """Zero where the random number lies in [low, high)."""
     out = torch.empty_like(x)  # keeps the strides of a dense tensor, in whatever order
     source = x if x.stride() == out.stride() else out.copy_(x)
-    scale = 0.0 if p == 1 else 1 / (1 - p)
+    kept = 1 - (high - low)
+    first = int(low * 2**32)
     kernels.dropout(
-        x.dtype is torch.float64, x.numel(), seed.item() % 2**64, min(round(p * 2**32), 2**32 - 1), scale,
-        source.data_ptr(), out.data_ptr(),
+        x.dtype is torch.float64, x.numel(), seed.item() % 2**64, first, min(int(high * 2**32) - first, 2**32 - 1),
+        1 / kept if kept > 0 else 0.0, source.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
 
 
-torch.library.define("filigree::dropout", "(Tensor x, float p, Tensor seed) -> Tensor")
+torch.library.define("filigree::dropout", "(Tensor x, float low, float high, Tensor seed) -> Tensor")
 torch.library.impl("filigree::dropout", "CPU", _dropout)
-torch.library.register_fake("filigree::dropout", lambda x, p, seed: torch.empty_like(x))
+torch.library.register_fake("filigree::dropout", lambda x, low, high, seed: torch.empty_like(x))
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, seed: Tensor) -> Tensor:
-        out = torch.ops.filigree.dropout(x, p, seed)
+    def forward(ctx: Any, x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
+        out = torch.ops.filigree.dropout(x, low, high, seed)
         ctx.save_for_backward(seed)
-        ctx.p, ctx.shape, ctx.stride = p, out.shape, out.stride()
+        ctx.range, ctx.shape, ctx.stride = (low, high), out.shape, out.stride()
         return out
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         if dy.stride() != ctx.stride:  # an element's number is its place in memory
             dy = dy.new_empty_strided(ctx.shape, ctx.stride).copy_(dy)
-        return _Dropout.apply(dy, ctx.p, ctx.saved_tensors[0]), None, None
+        return _Dropout.apply(dy, *ctx.range, ctx.saved_tensors[0]), None, None, None

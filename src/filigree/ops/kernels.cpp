@@ -35,6 +35,7 @@ struct Rows {
   bool relu;
   T *dvalues;
   const I *to;  // where in dvalues each sum goes; null: in order
+  const int64_t *chosen;  // the rows that are meant; null: all
 };
 
 // y[r] = sum_k value[k] x[col[k]]; U nonzeros at a time where few vectors would leave the adders waiting
@@ -45,7 +46,8 @@ void spmm_rows(const Rows<T, I> &w, Matrix x, Matrix y, const Block &block, int6
   const At<T, L, NV> at(block);
   const T *xd = static_cast<const T *>(x.data);
   T *yd = static_cast<T *>(y.data);
-  for (int64_t r = from; r < to; ++r) {
+  for (int64_t s = from; s < to; ++s) {
+    const int64_t r = w.chosen ? w.chosen[s] : s;
     V acc[U][NV];
     for (int u = 0; u < U; ++u)
       for (int v = 0; v < NV; ++v) acc[u][v] = V{} + (u == 0 && w.bias ? w.bias[r] : T(0));
@@ -71,7 +73,7 @@ void spmm_rows(const Rows<T, I> &w, Matrix x, Matrix y, const Block &block, int6
   }
 }
 
-// dvalues[k] = dy[r] . x[col[k]]
+// dvalues[k] = dy[r] . x[col[k]]; of chosen rows dy holds only those
 template <class T, class I, int L, int NV>
 void sddmm_rows(const Rows<T, I> &w, Matrix dy, Matrix x, const Block &block, int64_t from, int64_t to) {
   typedef Vec<T, L> V;
@@ -79,9 +81,10 @@ void sddmm_rows(const Rows<T, I> &w, Matrix dy, Matrix x, const Block &block, in
   const At<T, L, NV> at(block);
   const Fresh<T, L> fresh(block);
   const T *xd = static_cast<const T *>(x.data), *dyd = static_cast<const T *>(dy.data);
-  for (int64_t r = from; r < to; ++r) {
+  for (int64_t s = from; s < to; ++s) {
+    const int64_t r = w.chosen ? w.chosen[s] : s;
     V d[NV];
-    for (int v = 0; v < NV; ++v) d[v] = load<T, L>(dyd + r * dy.stride + at.offset[v]);
+    for (int v = 0; v < NV; ++v) d[v] = load<T, L>(dyd + s * dy.stride + at.offset[v]);
     d[NV - 1] = fresh(d[NV - 1]);
     const auto group = [&](int64_t k, auto many) {
       constexpr int N = decltype(many)::value;
@@ -173,7 +176,7 @@ struct Backward {
 template <class T, class I>
 Rows<T, I> rows_of(Pattern w, const void *values) {
   return {static_cast<const I *>(w.indptr), static_cast<const I *>(w.indices), static_cast<const I *>(w.perm),
-          static_cast<const T *>(values), nullptr, false, nullptr, static_cast<const I *>(w.perm)};
+          static_cast<const T *>(values), nullptr, false, nullptr, static_cast<const I *>(w.perm), nullptr};
 }
 
 template <class T, class I>
@@ -187,24 +190,19 @@ void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, con
   });
 }
 
-// y = relu(W[chosen] x + bias[chosen]): the chosen rows are gathered first, a hundredth of the product's traffic
+// y[chosen] = relu(W[chosen] x + bias[chosen]); other rows of y are left as they are
 template <class T, class I>
 void rows_spmm_(Pattern p, const int64_t *chosen, int64_t count, const void *values, Matrix x, Matrix y, int64_t batch,
                 const void *bias, bool relu) {
-  const Rows<T, I> w = rows_of<T, I>(p, values);
-  const T *b = static_cast<const T *>(bias);
-  std::vector<I> indptr(count + 1), indices;
-  std::vector<T> taken, biases(b ? count : 0);
-  for (int64_t s = 0; s < count; ++s) indptr[s + 1] = indptr[s] + w.indptr[chosen[s] + 1] - w.indptr[chosen[s]];
-  indices.resize(indptr[count]), taken.resize(indptr[count]);
-  for (int64_t s = 0; s < count; ++s) {
-    const I from = w.indptr[chosen[s]], to = w.indptr[chosen[s] + 1];
-    std::copy(w.indices + from, w.indices + to, indices.begin() + indptr[s]);
-    std::copy(w.values + from, w.values + to, taken.begin() + indptr[s]);
-    if (b) biases[s] = b[chosen[s]];
-  }
-  const Pattern few{count, indptr.data(), indices.data(), nullptr, p.wide};
-  spmm_<T, I>(few, taken.data(), x, y, batch, b ? biases.data() : nullptr, relu);
+  Rows<T, I> w = rows_of<T, I>(p, values);
+  w.bias = static_cast<const T *>(bias);
+  w.relu = relu;
+  w.chosen = chosen;
+  const int64_t about = w.indptr[p.rows] / (p.rows > 0 ? p.rows : 1) + 1;  // nonzeros of a row
+  parallel(team(about * count * batch), [&](int thread, int threads) {
+    const int64_t from = count * thread / threads, to = count * (thread + 1) / threads;
+    blocks<LANES<T>, FORWARD>(batch, Spmm<T, I>{w, x, y, from, to});
+  });
 }
 
 template <class T>
@@ -317,28 +315,61 @@ void linear_backward_(Pattern p, Pattern pt, const void *place, const void *valu
   });
 }
 
-// The same of a few rows of W alone: dy holds only those. They are gathered into a small pattern with its transpose.
+// The same of some rows of W alone: each thread takes their nonzeros out of its columns, and runs on those. Where dz is
+// given, dy holds all rows, and its chosen ones go there first, masked by y; else dy holds only the chosen ones.
 template <class T, class I>
-void rows_backward_(Pattern p, int64_t cols, const int64_t *chosen, int64_t count, const void *values, Matrix dy, Matrix x,
-                    Matrix dx, void *dvalues, int64_t batch) {
-  const Rows<T, I> w = rows_of<T, I>(p, values);
+void rows_backward_(Pattern p, Pattern pt, const int64_t *chosen, int64_t count, const void *values, Matrix dy, Matrix y,
+                    Matrix dz, void *dbias, Matrix x, Matrix dx, const void *t_place, void *dvalues, int64_t batch) {
+  const Rows<T, I> w = rows_of<T, I>(p, values), wt = rows_of<T, I>(pt, values);
   T *dv = static_cast<T *>(dvalues);
-  std::fill(dv, dv + w.indptr[p.rows], T(0));
-  std::vector<I> t_indptr(cols + 1), next(cols);
-  int64_t nnz = 0;
-  for (int64_t s = 0; s < count; ++s)
-    for (I k = w.indptr[chosen[s]]; k < w.indptr[chosen[s] + 1]; ++k) ++t_indptr[w.indices[k] + 1], ++nnz;
-  std::partial_sum(t_indptr.begin(), t_indptr.end(), t_indptr.begin());
-  std::copy(t_indptr.begin(), t_indptr.end() - 1, next.begin());
-  std::vector<I> t_indices(nnz), place(nnz);
-  for (int64_t s = 0; s < count; ++s)
-    for (I k = w.indptr[chosen[s]]; k < w.indptr[chosen[s] + 1]; ++k) {
-      const I at = next[w.indices[k]]++;
-      t_indices[at] = I(s), place[at] = k;
+  const I *place = static_cast<const I *>(t_place);
+  const int64_t nnz = w.indptr[p.rows];
+  T *sums = scratch<T>(0, nnz);
+  std::vector<int32_t> row_of(p.rows, -1);  // where in dy
+  for (int64_t s = 0; s < count; ++s) row_of[chosen[s]] = int32_t(s);
+  const int many = team(2 * (nnz / (p.rows > 0 ? p.rows : 1) * count + pt.rows) * batch);
+  parallel(many, [&](int thread, int threads) {
+    const int64_t from = share(wt.indptr, pt.rows, thread, threads), to = share(wt.indptr, pt.rows, thread + 1, threads);
+    const int64_t first = wt.indptr[from], most = int64_t(wt.indptr[to]) - first;
+    thread_local std::vector<I> indptr, indices, number, at;
+    indptr.resize(to - from + 1), indices.resize(most + 1), number.resize(most + 1), at.resize(most + 1);
+    if (dx.data) std::fill(sums + first, sums + first + most, T(0));
+    else std::fill(dv + nnz * thread / threads, dv + nnz * (thread + 1) / threads, T(0));
+    int64_t n = 0;
+    for (int64_t c = from; dx.data && c < to; ++c) {
+      indptr[c - from] = I(n);
+      for (int64_t k = wt.indptr[c]; k < int64_t(wt.indptr[c + 1]); ++k) {
+        const int32_t row = row_of[wt.indices[k]];
+        indices[n] = I(row), number[n] = wt.perm[k], at[n] = I(k);
+        n += row >= 0;
+      }
     }
-  const Rows<T, I> wt{t_indptr.data(), t_indices.data(), place.data(), w.values, nullptr, false, dv, place.data()};
-  parallel(team(2 * (nnz + cols) * batch), [&](int thread, int threads) {
-    backward_part(wt, cols, dy, x, dx, batch, thread, threads);
+    indptr[to - from] = I(n);
+    if (dz.data) {
+      for (int64_t s = count * thread / threads; s < count * (thread + 1) / threads; ++s) {
+        const Matrix row{static_cast<T *>(dz.data) + (s - chosen[s]) * dz.stride, dz.stride};
+        delta_rows(static_cast<const T *>(dy.data), dy.stride, 1, y, row, static_cast<T *>(dbias), batch, chosen[s],
+                   chosen[s] + 1);
+      }
+    }
+    if (threads > 1) {
+#pragma omp barrier
+    }
+    const Matrix ready = dz.data ? dz : dy;
+    if (!dx.data) {  // only dvalues, by rows
+      Rows<T, I> part = w;
+      part.dvalues = dv, part.chosen = chosen;
+      blocks<LANES<T>, FORWARD>(batch, Sddmm<T, I>{part, ready, x, count * thread / threads, count * (thread + 1) / threads});
+      return;
+    }
+    const Rows<T, I> kept{indptr.data(), indices.data(), number.data(), w.values, nullptr, false, sums, at.data(), nullptr};
+    const Matrix its_x{static_cast<T *>(x.data) + from * x.stride, x.stride};
+    const Matrix its_dx{static_cast<T *>(dx.data) + from * dx.stride, dx.stride};
+    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{kept, ready, its_x, its_dx, 0, to - from});
+    if (threads > 1) {  // sums of a column lie in many rows: threads would write to the same lines
+#pragma omp barrier
+    }
+    for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k) dv[k] = sums[place[k]];
   });
 }
 
@@ -515,14 +546,15 @@ inline Vec<T, L> kept(Vec<T, L> v, Vec<uint32_t, L> number, uint32_t threshold, 
 }
 
 template <class T>
-void dropout_(int64_t size, uint64_t seed, uint32_t threshold, T scale, const T *in, T *out) {
+void dropout_(int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, T scale, const T *in, T *out) {
   constexpr int L = LANES<T>;
   const int64_t vectors = size / L;
   parallel(team(size / 2), [&](int thread, int threads) {
     Vec<uint32_t, L> lane;
     for (int i = 0; i < L; ++i) lane[i] = i;
     const auto numbers = [&](int64_t at) {
-      return random<L>(lane + uint32_t(at), uint32_t(seed), uint32_t(seed >> 32) + uint32_t(at >> 32) * 0x9e3779b9u);
+      const uint32_t high = uint32_t(seed >> 32) + uint32_t(at >> 32) * 0x9e3779b9u;
+      return random<L>(lane + uint32_t(at), uint32_t(seed), high) - first;
     };
     for (int64_t v = vectors * thread / threads; v < vectors * (thread + 1) / threads; ++v)
       store<T, L>(out + v * L, kept<T, L>(load<T, L>(in + v * L), numbers(v * L), threshold, scale));
@@ -895,9 +927,10 @@ void linear_backward(bool f64, Pattern w, Pattern wt, const void *place, const v
   FILIGREE_DISPATCH(linear_backward_);
 #undef ARGS
 }
-void rows_backward(bool f64, Pattern w, int64_t cols, const int64_t *chosen, int64_t count, const void *values, Matrix dy,
-                   Matrix x, Matrix dx, void *dvalues, int64_t batch) {
-#define ARGS (w, cols, chosen, count, values, dy, x, dx, dvalues, batch)
+void rows_backward(bool f64, Pattern w, Pattern wt, const int64_t *chosen, int64_t count, const void *values, Matrix dy,
+                   Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, const void *place, void *dvalues,
+                   int64_t batch) {
+#define ARGS (w, wt, chosen, count, values, dy, y, dz, dbias, x, dx, place, dvalues, batch)
   FILIGREE_DISPATCH(rows_backward_);
 #undef ARGS
 }
@@ -948,9 +981,11 @@ void outer(bool f64, int64_t a_cols, Top a, int64_t b_cols, Top b, Matrix y) {
 #undef ARGS
 }
 
-void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out) {
-  f64 ? dropout_<double>(size, seed, threshold, scale, static_cast<const double *>(in), static_cast<double *>(out))
-      : dropout_<float>(size, seed, threshold, scale, static_cast<const float *>(in), static_cast<float *>(out));
+void dropout(bool f64, int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, double scale, const void *in,
+             void *out) {
+#define ARGS(T) (size, seed, first, threshold, scale, static_cast<const T *>(in), static_cast<T *>(out))
+  f64 ? dropout_<double> ARGS(double) : dropout_<float> ARGS(float);
+#undef ARGS
 }
 
 }  // namespace FILIGREE_ISA

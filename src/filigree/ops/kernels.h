@@ -84,10 +84,12 @@ struct Program {
   void linear_backward(bool f64, Pattern w, Pattern wt, const void *place, const void *values, const void *dy,      \
                        int64_t dy_feature, int64_t dy_sample, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, \
                        void *dvalues, int64_t batch);                                                               \
-  /* dx = W[chosen]^T dy and dvalues (zero in other rows), with dy of the chosen rows only */                        \
-  void rows_backward(bool f64, Pattern w, int64_t cols, const int64_t *chosen, int64_t count, const void *values,   \
-                     Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch);                                 \
-  /* y = W[chosen] x (+ bias) (then ReLU) */                                                                         \
+  /* dx = W[chosen]^T dy and dvalues (zero in other rows). dy holds the chosen rows only, or, where dz is given, all: \
+     the chosen ones, zero where y <= 0 (unless null), go to dz, and their sums to dbias[chosen] (unless null) */   \
+  void rows_backward(bool f64, Pattern w, Pattern wt, const int64_t *chosen, int64_t count, const void *values,     \
+                     Matrix dy, Matrix y, Matrix dz, void *dbias, Matrix x, Matrix dx, const void *place,           \
+                     void *dvalues, int64_t batch);                                                                 \
+  /* y[chosen] = W[chosen] x (+ bias) (then ReLU); other rows of y stay as they are */                               \
   void rows_spmm(bool f64, Pattern w, const int64_t *chosen, int64_t count, const void *values, Matrix x, Matrix y,  \
                  int64_t batch, const void *bias, bool relu);                                                       \
   /* y = scale C x (+ bias) (then ReLU), C of small integers by rows; `scale` and `bias` by row */                   \
@@ -114,8 +116,9 @@ struct Program {
   /* its gradients: dx (may be null), and one for each step (null where it has none or none is wanted) */          \
   void sell_backward(bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided dy,  \
                      Strided dx, void *const *gradients);                                                          \
-  /* out[i] = in[i] * scale where the i-th random number of `seed` is at least `threshold`, else 0 */               \
-  void dropout(bool f64, int64_t size, uint64_t seed, uint32_t threshold, double scale, const void *in, void *out); \
+  /* out[i] = 0 where the i-th random number of `seed` lies in [first, first + threshold), else in[i] * scale */    \
+  void dropout(bool f64, int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, double scale,             \
+               const void *in, void *out);                                                                          \
   }
 // clang-format on
 FILIGREE_DECLARE(portable)

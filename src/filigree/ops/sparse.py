@@ -302,14 +302,34 @@ def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, 
     if not (x.is_cpu and x.dtype in FLOATS):
         full = dy.new_zeros(pattern.rows, dy.shape[1]).index_copy_(0, chosen, dy)
         return spmm_t(pattern, values, full), sddmm(pattern, full, x)
-    x, values = feature_major(x), _contiguous(values)
-    dx, dvalues = new_matrix(x, pattern.cols, x.shape[1]), torch.empty_like(values)
+    dx, dvalues, _ = _rows_backward(pattern, chosen, values, dy, x, None, False)
+    assert dx is not None
+    return dx, dvalues
+
+
+def _rows_backward(
+    pattern: Pattern,
+    chosen: Tensor,
+    values: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    whole: bool,
+    need_input: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gradients of input, values and, where dy holds all rows (`whole`) and is to be masked by y, bias."""
+    x, values, batch = feature_major(x), _contiguous(values), x.shape[1]
+    dx, dvalues = new_matrix(x, pattern.cols, batch) if need_input else None, torch.empty_like(values)
+    dz, dbias = (new_matrix(x, len(chosen), batch), x.new_zeros(pattern.rows)) if whole else (None, None)
     kernels.rows_backward(
         x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
-        pattern.indices.data_ptr(), pattern.cols, chosen.data_ptr(), len(chosen), values.data_ptr(), dy.data_ptr(),
-        dy.stride(0), x.data_ptr(), x.stride(0), dx.data_ptr(), dvalues.data_ptr(), x.shape[1],
+        pattern.indices.data_ptr(), pattern.cols, pattern.t_indptr.data_ptr(), pattern.t_indices.data_ptr(),
+        pattern.t_perm.data_ptr(), chosen.data_ptr(), len(chosen), values.data_ptr(), dy.data_ptr(), dy.stride(0),
+        0 if y is None else y.data_ptr(), 0 if y is None else y.stride(0), 0 if dz is None else dz.data_ptr(),
+        0 if dbias is None else dbias.data_ptr(), x.data_ptr(), x.stride(0), 0 if dx is None else dx.data_ptr(),
+        pattern.t_place.data_ptr(), dvalues.data_ptr(), batch,
     )  # fmt: skip
-    return dx, dvalues
+    return dx, dvalues, dbias
 
 
 class _RowsLinear(torch.autograd.Function):
@@ -320,27 +340,26 @@ class _RowsLinear(torch.autograd.Function):
         ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, rows: Tensor, relu: bool
     ) -> Tensor:
         columns, values = feature_major(x.t()), _contiguous(values)
-        few = new_matrix(x, len(rows), x.shape[0])
+        y = x.new_zeros(pattern.rows, x.shape[0])
         biases = None if bias is None else _contiguous(bias)
         kernels.rows_spmm(
             x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
             pattern.indices.data_ptr(), rows.data_ptr(), len(rows), values.data_ptr(), columns.data_ptr(),
-            columns.stride(0), few.data_ptr(), x.shape[0], 0 if biases is None else biases.data_ptr(), relu,
+            columns.stride(0), y.data_ptr(), x.shape[0], 0 if biases is None else biases.data_ptr(), relu,
         )  # fmt: skip
-        ctx.save_for_backward(values, columns, rows, few if relu else None)
+        ctx.save_for_backward(values, columns, rows, y if relu else None)
         ctx.pattern = pattern
-        return x.new_zeros(pattern.rows, x.shape[0]).index_copy_(0, rows, few).t()
+        return y.t()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, columns, rows, y = ctx.saved_tensors
-        dz = dy.t().index_select(0, rows)
-        if y is not None:
-            dz = torch.where(y <= 0, 0, dz)
-        dx, dvalues = rows_backward(ctx.pattern, rows, values, dz.contiguous(), columns)
-        dbias = dz.new_zeros(ctx.pattern.rows).index_copy_(0, rows, dz.sum(1)) if ctx.needs_input_grad[1] else None
-        return dvalues, dbias, dx.t(), None, None, None
+        _, need_bias, need_input, *_ = ctx.needs_input_grad
+        dx, dvalues, dbias = _rows_backward(
+            ctx.pattern, rows, values, feature_major(dy.t()), columns, y, True, need_input
+        )
+        return dvalues, dbias if need_bias else None, None if dx is None else dx.t(), None, None, None
 
 
 def rows_linear(
