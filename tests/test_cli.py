@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+import filigree as fg
 from filigree import cli
 from filigree.train import Record
 
@@ -183,3 +185,52 @@ def test_interrupted_run_resumes(tmp_path):
     assert filigree(*whole).returncode == 0
     accuracy = [Record.load(tmp_path / x / "SET-0").metrics["test_loss"] for x in "ab"]
     assert accuracy[0] == accuracy[1]
+
+
+def test_compress(tmp_path, monkeypatch, capsys):
+    model = fg.models.mlp([64, 60, 10])
+    split = fg.data.load("digits", seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    fg.fit(model, split.train, optimizer=optimizer, epochs=15, batch_size=32, progress=False)
+    source, small = tmp_path / "model.safetensors", tmp_path / "small.safetensors"
+    fg.save(model, source)
+    arguments = ["compress", source, "MonteCarlo", "--set", "samples=0.25", "--data", "digits", "-o", small]
+    code, out, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert "of the weights kept" in out
+    assert "test accuracy" in out
+    assert small.stat().st_size < source.stat().st_size / 4
+    made = fg.load(small)
+    assert fg.evaluate(made, split.test)["accuracy"] > 0.9
+    cost = fg.measure(made)
+    assert cost.nonzeros <= 0.26 * 4440 + 70
+    for wrong, message in (
+        (["compress", source, "MonteCarl", "--data", "digits", "-o", small], "Did you mean MonteCarlo?"),
+        (["compress", source, "MonteCarlo", "--set", "samples=0", "--data", "digits", "-o", small], "greater than 0"),
+        (["compress", source, "MonteCarlo", "--data", "digits", "--where", "fc9", "-o", small], "fc9"),
+        (["compress", tmp_path / "none", "MonteCarlo", "--data", "digits", "-o", small], "no such file"),
+    ):
+        before = small.read_bytes()
+        code, _, err = call(monkeypatch, capsys, *wrong)
+        assert code in (1, 2)
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
+        assert small.read_bytes() == before
+
+
+def test_a_recipe_that_compresses(tmp_path, monkeypatch, capsys):
+    steps = "methods.dense.compress=[{config: {kind: MonteCarlo, samples: 0.2}, samples: 500}]"
+    arguments = ["train", "demo", "--method", "dense", "--seed", "0", "--set", steps, "--set", "training.epochs=8",
+                 "--set", "model.hidden=[60]", "--out", tmp_path]  # fmt: skip
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "dense-0" / "record.json").read_text())
+    assert record["config"]["compress"][0]["config"]["kind"] == "MonteCarlo"
+    assert record["metrics"]["trained_test_accuracy"] > 0.9
+    assert record["metrics"]["test_accuracy"] > 0.85
+    assert record["cost"]["nonzeros"] < 0.25 * 4440
+    code, _, err = call(
+        monkeypatch, capsys, "train", "demo", "--set", "methods.dense.compress=[{config: {kind: Sparse}}]"
+    )
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1

@@ -10,19 +10,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
 
 from filigree import data, recipes
 from filigree import reproduce as reproductions
 from filigree.analyze import analyze
-from filigree.recipes import Recipe, RecipeError
+from filigree.convert import compress_
+from filigree.cost import stored
+from filigree.recipes import Recipe, RecipeError, compressions
 from filigree.report import console_table, write_report
-from filigree.saving import load
+from filigree.saving import load, save
 from filigree.storage import write_json
-from filigree.train import Record, find_records, progress_columns
+from filigree.train import Record, evaluate, find_records, progress_columns
 
 app = typer.Typer(
     help="""filigree: neural networks that cost what they use.
@@ -140,7 +144,8 @@ def reproduce(
     _State.hint = f"Go on with the same command (--out {target})."
     asked = reproductions.Asked(cases or (), None if seed is None else [seed], settings or (), quick)
     table, lines = chosen.again(target, asked, out)
-    out.print(table)
+    natural = Measurement.get(out, out.options.update(max_width=240), table).maximum
+    Console(width=max(out.width, natural)).print(table)  # a cut figure is no figure
     for line in lines:
         out.print(f"[dim]- {line}[/dim]")
     out.print(f"records, summary and report: {target}")
@@ -189,6 +194,56 @@ def sweep(
     out.print(table)
     if found["trials"]:
         out.print(f"report: {write_report([target], target / 'report.html')}")
+
+
+@app.command("compress")
+def compress(
+    model: Annotated[
+        Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
+    ],
+    how: Annotated[str, typer.Argument(help=f"One of {', '.join(compressions())}.", metavar="METHOD")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="D",
+            help="A data set's name, or a file (.npz, .csv, .mat): its training part calibrates, its test part judges.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The compressed model.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An argument of the method: `--set samples=0.12`. Repeatable."),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="GLOB", help="Only modules with these names. Repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Training samples that calibrate; 0: none.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the split of data without a test part, and of the samples.")] = 0,
+) -> None:
+    """Compress a trained model without retraining: sampling, paths, low rank; accuracy before and after."""
+    if model.is_dir():
+        model = model / recipes.MODEL
+    network = load(model).eval()
+    config = recipes.compression(how, settings or [])
+    split = data.load(source, seed=seed, images=_reads_images(network))
+    chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))[:samples]
+    sizes, scores = [], []
+    for step in range(2):
+        scores.append(evaluate(network, split.test)["accuracy"])
+        sizes.append(stored(network).bytes_disk)
+        if step == 0:
+            report = compress_(network, config, split.train.x[chosen] if samples else None, where)
+            out.print(str(report), soft_wrap=True, highlight=False)
+    save(network, output)
+    out.print(f"test accuracy {100 * scores[0]:.2f}% -> {100 * scores[1]:.2f}%, bytes {sizes[0]:,} -> {sizes[1]:,}")
+    out.print(f"wrote {output}")
+
+
+def _reads_images(network: torch.nn.Module) -> bool:
+    """Whether the first layer with weights is a convolution."""
+    first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
+    return hasattr(first, "kernel_size")
 
 
 @app.command()

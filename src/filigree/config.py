@@ -23,6 +23,11 @@ T = TypeVar("T", bound="Config")
 class Config:
     """Base of all configs. Subclasses are declared with `@config`."""
 
+    @classmethod
+    def kinds(cls) -> list[str]:
+        """The names of the configs of this class."""
+        return [name for name, known in _KINDS.items() if issubclass(known, cls)]
+
     def to_dict(self) -> dict[str, Any]:
         """The plain form, for JSON and YAML; `Config.from_dict` reads it back."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
@@ -34,7 +39,7 @@ class Config:
         if not isinstance(plain, Mapping) or "kind" not in plain:
             raise ValueError(f"{cls.__name__}: a mapping with a 'kind' was expected. Got {plain!r}.")
         kind = plain["kind"]
-        names = [name for name, known in _KINDS.items() if issubclass(known, cls)]
+        names = cls.kinds()
         if kind not in names:
             raise ValueError(f"{cls.__name__}: kind must be {_choices(kind, names)}. Got {kind!r}.")
         return _KINDS[kind](**{key: _revive(value) for key, value in plain.items() if key != "kind"})  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.nn.fastfood import FastfoodLinear
+from filigree.nn.integer_layer import IntegerLayer
 from filigree.nn.masked import MaskedLayer
 from filigree.nn.sell import Sell
 from filigree.saving import description
@@ -98,9 +99,10 @@ def stored(model: nn.Module) -> Cost:
     """What is stored, without running the model."""
     parameters = list(model.parameters())
     hidden = sum(int((m.weight[~m.mask] != 0).sum()) for m in model.modules() if isinstance(m, MaskedLayer))
+    integers = sum(m.nnz for m in model.modules() if isinstance(m, IntegerLayer))
     return Cost(
-        parameters=sum(p.numel() for p in parameters),
-        nonzeros=sum(int(p.count_nonzero()) for p in parameters) - hidden,
+        parameters=sum(p.numel() for p in parameters) + integers,
+        nonzeros=sum(int(p.count_nonzero()) for p in parameters) - hidden + integers,
         bytes_memory=sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()]),
         bytes_disk=_bytes_on_disk(model),
     )

@@ -1,7 +1,7 @@
 """Experiments: one YAML file each, and what runs them."""
 
 from filigree.recipes.counts import Count, counts
-from filigree.recipes.recipe import Recipe, RecipeError, load, names
+from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
 from filigree.recipes.run import MODEL, run
 from filigree.recipes.sweep import COSTS, Sweep, sweep
 from filigree.recipes.sweep_ray import sweep_ray
@@ -13,6 +13,8 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Sweep",
+    "compression",
+    "compressions",
     "counts",
     "load",
     "names",

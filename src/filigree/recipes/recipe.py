@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
+import filigree.compress  # noqa: F401  (its configs are known by name from then on)
 from filigree.config import Config
-from filigree.convert import Conversion
+from filigree.convert import Compression, Conversion
 from filigree.dynamics import Schedule
+from filigree.nn import LowRank
 
 
 class RecipeError(ValueError):
@@ -22,6 +24,13 @@ class RecipeError(ValueError):
 
 def _as(kind: type[Config]) -> Any:
     return pydantic.BeforeValidator(lambda given: given if isinstance(given, kind) else kind.from_dict(given))
+
+
+def _compression(given: Any) -> Any:
+    made = given if isinstance(given, Config) else Config.from_dict(given)
+    if not isinstance(made, Compression | LowRank):
+        raise ValueError(f"{type(made).__name__} does not compress. Those that do: {', '.join(compressions())}.")
+    return made
 
 
 class _Settings(pydantic.BaseModel, extra="forbid", arbitrary_types_allowed=True, frozen=True):
@@ -80,6 +89,14 @@ class ConvertSettings(_Settings):
     where: list[str] | None = None
 
 
+class CompressSettings(_Settings):
+    """One `fg.compress_` after training, calibrated by `samples` of the training part (0: no data)."""
+
+    config: Annotated[Any, pydantic.BeforeValidator(_compression)]
+    where: list[str] | None = None
+    samples: int = pydantic.Field(2000, ge=0)
+
+
 class EvolutionSettings(_Settings):
     """Arguments of `fg.Evolution`; `epochs` is the run's."""
 
@@ -92,11 +109,12 @@ class EvolutionSettings(_Settings):
 class MethodSettings(_Settings):
     """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own.
 
-    `training` and `model` hold single settings that differ from the recipe's.
+    `training` and `model` hold single settings that differ from the recipe's. `compress` comes after training.
     """
 
     convert: list[ConvertSettings] | None = None
     evolution: EvolutionSettings | None = None
+    compress: list[CompressSettings] = []
     training: dict[str, Any] = {}
     model: dict[str, Any] = {}
 
@@ -151,8 +169,29 @@ class Recipe(_Settings):
             "evolution": None
             if arm.evolution is None
             else arm.evolution.model_dump() | {"schedule": arm.evolution.schedule.to_dict()},
+            "compress": [c.model_dump() | {"config": c.config.to_dict()} for c in arm.compress],
             "published": self.published,
         }
+
+
+def compressions() -> list[str]:
+    """The names of the configs that `fg.compress_` takes after training."""
+    return sorted({*Compression.kinds(), LowRank.__name__})
+
+
+def compression(name: str, settings: Sequence[str] = ()) -> Any:
+    """The compression of this name with arguments `key=value`, values as in YAML."""
+    if name not in compressions():
+        close = difflib.get_close_matches(name, compressions(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise RecipeError(f"there is no method {name!r}.{hint} There are: {', '.join(compressions())}.")
+    tree: dict[str, Any] = {"kind": name}
+    for setting in settings:
+        _override(tree, setting)
+    try:
+        return _compression(tree)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
 
 
 def names() -> list[str]:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from filigree import cost, data, models, saving
-from filigree.convert import convert_
+from filigree.convert import compress_, convert_
 from filigree.data import DataSet
 from filigree.dynamics import Evolution, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
@@ -154,11 +154,25 @@ def _train(
         model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
     finally:
         kernels.flush_denormals(False)
+    if arm.compress:
+        _compress(model, arm, split, number, history)
     saving.save(model, folder / MODEL)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # done: the model and the record say it all
     record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
     record.save()
+
+
+def _compress(model: nn.Module, arm: MethodSettings, split: DataSet, seed: int, history: History) -> None:
+    """What comes after training; the accuracies are then those of the compressed network."""
+    history.metrics["trained_test_accuracy"] = history.metrics.get("test_accuracy")
+    for step in arm.compress:
+        config = dataclasses.replace(step.config, seed=seed) if hasattr(step.config, "seed") else step.config
+        order = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))
+        compress_(model, config, split.train.x[order[: step.samples]] if step.samples else None, step.where)
+    for part, samples in (("test", split.test), ("val", split.validation)):
+        if samples is not None:
+            history.metrics[f"{part}_accuracy"] = evaluate(model, samples)["accuracy"]
 
 
 def _plain(
