@@ -5,7 +5,19 @@ from typing import Any
 
 from filigree import data, models, nn, ops, topology
 from filigree.analyze import analyze, feature_ranking, survival
-from filigree.compress import Fit, MonteCarlo, PathSampling, Rounded
+from filigree.compress import (
+    Budget,
+    ClusterPruning,
+    Fit,
+    MagnitudePruning,
+    MaxError,
+    MonteCarlo,
+    PathSampling,
+    RandomPruning,
+    Rounded,
+    SubClustering,
+    SubsetPruning,
+)
 from filigree.convert import compress_, convert_
 from filigree.cost import measure
 from filigree.dynamics import (
@@ -58,7 +70,9 @@ __all__ = [
     "PHD",
     "Adaptive",
     "Asymmetric",
+    "Budget",
     "Circulant",
+    "ClusterPruning",
     "Constant",
     "ConstantFanIn",
     "DropoutAnnealing",
@@ -73,6 +87,8 @@ __all__ = [
     "Fixed",
     "LinearDecrease",
     "LowRank",
+    "MagnitudePruning",
+    "MaxError",
     "MonteCarlo",
     "OnlinePaths",
     "Oscillation",
@@ -80,12 +96,15 @@ __all__ = [
     "PathSampling",
     "Paths",
     "RandomK",
+    "RandomPruning",
     "Record",
     "Rounded",
     "SelectionSchedule",
     "Sequence",
     "Span",
     "Sparse",
+    "SubClustering",
+    "SubsetPruning",
     "Threshold",
     "Toeplitz",
     "TopK",

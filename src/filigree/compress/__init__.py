@@ -3,6 +3,29 @@
 from filigree.compress.fit import Fit
 from filigree.compress.monte_carlo import MonteCarlo
 from filigree.compress.path_sampling import PathSampling
+from filigree.compress.pruning import (
+    Budget,
+    ClusterPruning,
+    MagnitudePruning,
+    MaxError,
+    RandomPruning,
+    Resized,
+    SubClustering,
+    SubsetPruning,
+)
 from filigree.compress.rounded import Rounded
 
-__all__ = ["Fit", "MonteCarlo", "PathSampling", "Rounded"]
+__all__ = [
+    "Budget",
+    "ClusterPruning",
+    "Fit",
+    "MagnitudePruning",
+    "MaxError",
+    "MonteCarlo",
+    "PathSampling",
+    "RandomPruning",
+    "Resized",
+    "Rounded",
+    "SubClustering",
+    "SubsetPruning",
+]

@@ -1,0 +1,124 @@
+"""Grouping units that do the same, and choosing one of each group."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Method = Literal["kmeans", "ward", "single", "complete", "average", "centroid", "spectral", "gmm", "dbscan"]
+Select = Literal["weight_norm", "bias", "bias_magnitude", "centroid", "random"]
+LINKAGES = ("ward", "single", "complete", "average", "centroid")
+
+
+def cluster(features: Tensor, count: int | None, method: Method, seed: int, eps: float | None = None) -> np.ndarray:
+    """Labels from 0 of the units `(units, numbers)`, in at most `count` clusters.
+
+    k-means and Gaussian mixtures (diagonal covariances, on at most 20 principal components) and spectral clustering are
+    scikit-learn's, the linkages scipy's. DBSCAN takes a radius, no number: by default the median distance of a unit to
+    its nearest neighbour; noise points are clusters of their own.
+    """
+    f = features.double().numpy()
+    units = len(f)
+    distinct = len(np.unique(f, axis=0))
+    count = units if count is None else max(1, min(count, units, distinct))
+    if method == "dbscan":
+        return _dbscan(f, eps)
+    if count == units:
+        return np.arange(units)
+    if count == 1:
+        return np.zeros(units, dtype=int)
+    if method in LINKAGES:
+        return np.asarray(_scipy().fcluster(linkage(f, method), count, "maxclust")) - 1
+    sklearn = _sklearn()
+    if method == "kmeans":
+        return sklearn.cluster.KMeans(count, n_init=4, random_state=seed).fit_predict(f)
+    if method == "spectral":
+        near = min(10, units - 1)
+        made = sklearn.cluster.SpectralClustering(
+            count, affinity="nearest_neighbors", n_neighbors=near, random_state=seed, assign_labels="cluster_qr"
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a graph in parts is no mistake here
+            return made.fit_predict(f)
+    reduced = sklearn.decomposition.PCA(min(20, units, f.shape[1]), random_state=seed).fit_transform(f)
+    mixture = sklearn.mixture.GaussianMixture(count, covariance_type="diag", random_state=seed, reg_covar=1e-4)
+    return mixture.fit_predict(reduced)
+
+
+def linkage(f: np.ndarray, method: str = "ward") -> np.ndarray:
+    """The tree of merges (scipy's linkage matrix)."""
+    return _scipy().linkage(f, method)
+
+
+def _dbscan(f: np.ndarray, eps: float | None) -> np.ndarray:
+    distances = np.sqrt(np.maximum(((f[:, None] - f[None]) ** 2).sum(2), 0)) if len(f) <= 300 else None
+    if eps is None:
+        if distances is None:
+            nearest = _sklearn().neighbors.NearestNeighbors(n_neighbors=2).fit(f).kneighbors(f)[0][:, 1]
+        else:
+            nearest = np.where(np.eye(len(f), dtype=bool), np.inf, distances).min(1)
+        eps = float(np.median(nearest))
+    labels = _sklearn().cluster.DBSCAN(eps=max(eps, 1e-12), min_samples=2).fit_predict(f)
+    noise = labels < 0
+    labels[noise] = labels.max(initial=-1) + 1 + np.arange(int(noise.sum()))
+    return labels
+
+
+def representatives(
+    labels: np.ndarray, features: Tensor, norms: Tensor, biases: Tensor | None, select: Select, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The unit kept of each cluster, and of each unit the one that inherits from it.
+
+    Args:
+        norms: incoming + outgoing L1 norms of the units (003, 4.12). biases: of the units, None where there are none.
+        select: "weight_norm" the largest norm, "bias" the largest bias (4.13), "bias_magnitude" (4.4.1), "centroid" the
+            nearest to the mean, "random".
+    """
+    generator = np.random.default_rng(seed)
+    if select in ("bias", "bias_magnitude") and biases is None:
+        select = "weight_norm"
+    heir = torch.empty(len(labels), dtype=torch.long)
+    kept = []
+    for label in np.unique(labels):
+        members = torch.from_numpy((labels == label).nonzero()[0])
+        if select == "random":
+            best = int(members[generator.integers(len(members))])
+        elif select == "centroid":
+            f = features[members].double()
+            best = int(members[int((f - f.mean(0)).square().sum(1).argmin())])
+        else:
+            score = norms if select == "weight_norm" or biases is None else biases.abs() if "mag" in select else biases
+            best = int(members[int(score[members].argmax())])
+        heir[members] = best
+        kept.append(best)
+    return torch.tensor(sorted(kept)), heir
+
+
+def heirs_of(kept: Tensor, features: Tensor) -> Tensor:
+    """Of each unit the kept one whose activations correlate with its own most; itself where it is kept."""
+    f = features.double() - features.double().mean(1, keepdim=True)
+    f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    heir = kept[(f @ f[kept].T).abs().argmax(1)]
+    heir[kept] = kept
+    return heir
+
+
+def dead(features: Tensor) -> Tensor:
+    """Units that are constant on the data: `(units,)` booleans."""
+    spread = features.amax(1) - features.amin(1)
+    return spread <= 1e-6 * features.abs().amax().clamp(min=1e-30)
+
+
+def _sklearn() -> Any:
+    for part in ("cluster", "decomposition", "mixture", "neighbors"):
+        importlib.import_module(f"sklearn.{part}")
+    return importlib.import_module("sklearn")
+
+
+def _scipy() -> Any:
+    return importlib.import_module("scipy.cluster.hierarchy")

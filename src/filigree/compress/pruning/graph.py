@@ -1,0 +1,218 @@
+"""Which units of a network can go, and what goes with them: torch-pruning's dependency graph in plain numbers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from filigree.nn.sparse_linear import SparseLinear
+from filigree.topology.sampling import pattern_of
+
+PRUNABLE = (nn.Linear, nn.Conv2d, SparseLinear)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads the units: which of its input columns (or channels), and the unit of each."""
+
+    name: str
+    columns: Tensor
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units (or filters) that stay or go together: the outputs of one layer, or of several that are summed.
+
+    Attributes:
+        name: of the first layer that makes them. count: how many there are.
+        makers: layers that make them, with the unit of each of their outputs. readers: layers that read them.
+    """
+
+    name: str
+    count: int
+    makers: dict[str, Tensor]
+    readers: list[Reader]
+
+
+class Graph:
+    """The units of a model, found by running it on an example.
+
+    Raises:
+        ValueError: a model that cannot be traced, in one line.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.model = model
+        self.names = {module: name for name, module in model.named_modules()}
+        logging.getLogger("torch_pruning").setLevel(logging.ERROR)
+        custom: dict[Any, Any] = {kind: _SparseLinearPruner() for kind in (SparseLinear,)}
+        try:
+            with torch.enable_grad():  # it is traced by its graph of gradients
+                self._graph = tp.DependencyGraph().build_dependency(
+                    model, example_inputs=example, verbose=False, customized_pruners=custom
+                )
+            found = list(self._graph.get_all_groups(root_module_types=list(PRUNABLE)))
+        except Exception as error:  # torch-pruning says what it does not know in many ways
+            raise ValueError(f"pruning: this model cannot be traced: {' '.join(str(error).split())[:200]}") from None
+        self.units: list[Units] = []
+        self._roots: dict[str, tuple[nn.Module, Any]] = {}
+        for group in found:
+            made = self._read(group)
+            if made is not None:
+                self.units.append(made)
+                self._roots[made.name] = (group[0].dep.target.module, group[0].dep.handler)
+
+    def _read(self, group: Any) -> Units | None:
+        """The group in plain numbers; None where no layer reads its units: they are outputs of the model."""
+        makers: dict[str, Tensor] = {}
+        readers = []
+        for item in group:
+            module, name = item.dep.target.module, self.names.get(item.dep.target.module)
+            if name is None or not isinstance(module, PRUNABLE):
+                continue
+            columns, units = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
+            is_input = item.dep.handler.__name__ == "prune_in_channels"
+            if is_input and not _is_depthwise(module):
+                readers.append(Reader(name, columns, units))
+            else:
+                order = columns.argsort()
+                makers[name] = units[order]
+        if not readers or not makers:
+            return None
+        count = int(max(int(units.max()) for units in makers.values())) + 1
+        return Units(next(iter(makers)), count, makers, readers)
+
+    def remove(self, removed: Mapping[str, Tensor]) -> None:
+        """Take units out of the model in place: of each `Units.name`, these."""
+        for name, units in removed.items():
+            if len(units):
+                module, handler = self._roots[name]
+                group = self._graph.get_pruning_group(module, handler, idxs=units.tolist())
+                if not self._graph.check_pruning_group(group):
+                    raise ValueError(f"pruning: {name!r}: a layer would be left without units.")
+                group.prune()
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
+
+
+def pruned(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor) -> nn.Module:
+    """A copy of the model without these units, checked by running it.
+
+    Raises:
+        ValueError: names the first layer whose units the graph does not know how to take out.
+    """
+    shape = _output_shape(model, example)
+    try:
+        return _tried(model, removed, example, shape)
+    except Exception:
+        for name, units in removed.items():
+            if len(units):
+                try:
+                    _tried(model, {name: units}, example, shape)
+                except Exception as error:
+                    reason = " ".join(str(error).split())[:160]
+                    raise ValueError(f"pruning: the units of {name!r} cannot be taken out: {reason}") from None
+        raise ValueError("pruning: these units cannot be taken out together. Name fewer layers with where=.") from None
+
+
+def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, shape: torch.Size) -> nn.Module:
+    made = copy.deepcopy(model)
+    Graph(made, example).remove(removed)
+    found = _output_shape(made, example)
+    if found != shape:
+        raise ValueError(f"the output would be {tuple(found)}, not {tuple(shape)}")
+    return made
+
+
+def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            out = model(example)
+    finally:
+        model.train(was_training)
+    return out.shape if isinstance(out, Tensor) else out[0].shape
+
+
+def take_over(model: nn.Module, made: nn.Module) -> None:
+    """Give the model's modules the parameters and sizes of a pruned copy's; the modules stay the same objects."""
+    for name, source in made.named_modules():
+        target = model.get_submodule(name)
+        hooks = {key: value for key, value in target.__dict__.items() if "hooks" in key}
+        children, training = target.__dict__["_modules"], target.training
+        target.__dict__.update(source.__dict__)
+        target.__dict__.update(hooks)
+        target.__dict__["_modules"] = children
+        target.training = training
+
+
+def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-adds of each linear layer and convolution on one sample."""
+    found: dict[str, int] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(layer: Any, args: Any, y: Tensor) -> None:
+            weights = layer.nnz if hasattr(layer, "nnz") else layer.weight.numel()
+            outputs = len(layer.weight) if hasattr(layer, "weight") else layer.out_features
+            found[name] = found.get(name, 0) + weights * y.numel() // max(1, outputs * len(y))
+
+        return hook
+
+    hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class _SparseLinearPruner(tp.BasePruningFunc):
+    """How torch-pruning takes rows and columns out of a sparse layer."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        return self._prune(layer, idxs, rows=True)
+
+    def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        return self._prune(layer, idxs, rows=False)
+
+    @torch.no_grad()
+    def _prune(self, layer: Any, idxs: list[int], rows: bool) -> nn.Module:
+        side = layer.out_features if rows else layer.in_features
+        kept = torch.ones(side, dtype=torch.bool)
+        kept[idxs] = False
+        number = kept.cumsum(0) - 1
+        places, old = layer.places(), layer.in_features
+        row, column = places // old, places % old
+        stays = kept[row if rows else column]
+        row, column = row[stays], column[stays]
+        if rows:
+            layer.out_features, row = int(kept.sum()), number[row]
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(layer.bias[kept])
+        else:
+            layer.in_features, column = int(kept.sum()), number[column]
+        layer.values = nn.Parameter(layer.values[stays])
+        layer._set_pattern(pattern_of(row * layer.in_features + column, layer.out_features, layer.in_features))
+        return layer
+
+    def get_out_channels(self, layer: Any) -> int:
+        return layer.out_features
+
+    def get_in_channels(self, layer: Any) -> int:
+        return layer.in_features

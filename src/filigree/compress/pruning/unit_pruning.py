@@ -1,0 +1,230 @@
+"""What all pruning of units shares: from the units that are kept to a smaller network that computes nearly the same."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from filigree.compress.pruning.budget import Budget, MaxError, allocate
+from filigree.compress.pruning.clusters import dead
+from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over
+from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
+from filigree.compress.pruning.resized import Resized, sizes_of
+from filigree.compress.pruning.samples import unit_activations
+from filigree.compress.pruning.subclusters import as_count
+from filigree.config import config
+from filigree.convert import Change, Compression, Conversion
+
+Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
+
+
+@config
+class UnitPruning(Compression):
+    """Base of the configs that take units (of linear layers) and filters (of convolutions) out of a trained network.
+
+    The network really becomes smaller: tensors shrink, and torch-pruning's dependency graph says what goes along (the
+    next layer's inputs, batch norms, the other terms of a residual sum, blocks of a flattened filter). Needs a batch of
+    inputs. What cannot be traced or removed is refused by name, and the model is as it was.
+
+    Subclasses say which units stay: `choose`.
+    """
+
+    keep: Share | dict[str, Share] | MaxError | Budget = 0.5
+    compensate: Literal["least_squares", "correlation"] | None = "least_squares"
+    damping: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    features: Literal["flattened", "pooled"] = "flattened"
+    normalize: bool = False
+    round_to: Annotated[int, pydantic.Field(ge=1)] = 1
+    samples: Annotated[int, pydantic.Field(ge=2)] = 1000
+    seed: int = 0
+
+    def accepts(self, module: nn.Module) -> bool:
+        return isinstance(module, PRUNABLE)
+
+    def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+        """The kept units (sorted), the heir of each unit, and what the report says of it.
+
+        Args:
+            features: of the units that are not dead `(units, numbers)`. count: how many may stay, None: the method's
+            own.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def compress(
+        self, model: nn.Module, names: list[str], data: Tensor | None
+    ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        who = type(self).__name__
+        if data is None:
+            raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
+        if len(data) < 2:
+            raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
+        x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
+        example = x[:1]
+        groups = [group for group in Graph(model, example).units if set(group.makers) & set(names)]
+        if not groups:
+            raise ValueError(f"{who}: none of {', '.join(names)} has units that another layer reads: nothing to prune.")
+        features = unit_activations(model, groups, x, self.features == "pooled")
+        kept, heirs, notes = self._choices(model, groups, features, x)
+        removed = {group.name: without(group.count, kept[group.name]) for group in groups}
+        weighted = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
+        source = model
+        if self.compensate == "correlation":
+            source = copy.deepcopy(model)
+            correlation(source, groups, features, heirs)
+        made = pruned(source, removed, example)
+        if self.compensate == "least_squares":
+            least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
+        changes = _changes(model, made, example, groups, kept, notes)
+        before = {name: sizes_of(module) for name, module in model.named_modules()}
+        take_over(model, made)
+        sizes = {name: size for name, module in model.named_modules() if (size := sizes_of(module)) != before[name]}
+        return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
+
+    def _choices(
+        self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+        def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
+            return self._alive(group, features[group.name], count, model)
+
+        if isinstance(self.keep, Budget | MaxError):
+            counts: dict[str, int | None] = allocate(self.keep, model, groups, features, chosen, x, self.round_to)
+        else:
+            counts = {group.name: self._count(group) for group in groups}
+        kept, heirs, notes = {}, {}, {}
+        for group in groups:
+            kept[group.name], heirs[group.name], notes[group.name] = chosen(group, counts[group.name])
+        return kept, heirs, notes
+
+    def _alive(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+        """`choose` among the units that are not dead; the dead ones go first."""
+        gone = dead(features)
+        alive = (~gone).nonzero().squeeze(1)
+        if not len(alive):
+            alive = torch.arange(1)
+        f = features[alive]
+        if self.normalize:
+            f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        few, heir_of, note = self.choose(_part(group, alive), f, count, model)
+        kept = alive[few]
+        heirs = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
+        heirs[alive] = alive[heir_of]
+        died = int(gone.sum())
+        return kept, heirs, f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else "")
+
+    def _count(self, group: Units) -> int | None:
+        share = by_layer(self.keep, group, type(self).__name__)
+        if share is None:
+            return group.count
+        wanted = as_count(share, group.count)
+        return min(group.count, -(-wanted // self.round_to) * self.round_to)
+
+
+def by_layer(value: Any, group: Units, who: str) -> Any:
+    """A value that may be a mapping of layer names, globs or types to values; None where no pattern fits."""
+    if not isinstance(value, dict):
+        return value
+    for pattern, its in value.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for name in group.makers):
+            return its
+    return None
+
+
+def unit_norms(group: Units, model: nn.Module) -> Tensor:
+    """Incoming + outgoing L1 norms of the units (003, 4.12), of all layers that make or read them."""
+    norms = torch.zeros(group.count, dtype=torch.float64)
+    for name, units in group.makers.items():
+        incoming = _matrix(model.get_submodule(name)).abs().sum(1).double()
+        norms.index_add_(0, units, incoming)
+    for reader in group.readers:
+        weight = _matrix(model.get_submodule(reader.name), channels=True).abs().double()
+        fed = weight.sum(0) if weight.dim() == 2 else weight.sum((0, 2))
+        norms.index_add_(0, reader.units, fed[reader.columns])
+    return norms
+
+
+def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
+    found: Any = getattr(model.get_submodule(group.name), "bias", None)
+    return None if found is None else found.detach()[group.makers[group.name].argsort()].double()
+
+
+def _matrix(layer: Any, channels: bool = False) -> Tensor:
+    if hasattr(layer, "values"):
+        dense = layer.dense()
+        layer = dense[0] if isinstance(dense, nn.Sequential) else dense
+    weight = layer.weight.detach()
+    if channels and weight.dim() == 4:
+        if layer.groups > 1:  # as if dense: each input is read by its group only
+            rows = weight.flatten(2).abs().sum(2)
+            return rows.view(layer.groups, -1, rows.shape[1]).sum(1).reshape(1, -1)
+        return weight.flatten(2)
+    return weight.flatten(1)
+
+
+def _part(group: Units, alive: Tensor) -> Units:
+    """A view of the group with only these units, numbered anew."""
+    if len(alive) == group.count:
+        return group
+    number = torch.full((group.count,), -1)
+    number[alive] = torch.arange(len(alive))
+    return _PartOf(group, alive, number)  # type: ignore[return-value]
+
+
+class _PartOf:
+    """Some units of a group: what `choose` needs of them."""
+
+    def __init__(self, whole: Units, alive: Tensor, number: Tensor) -> None:
+        self.whole, self.alive, self.number = whole, alive, number
+        self.name, self.count, self.makers, self.readers = whole.name, len(alive), whole.makers, whole.readers
+
+
+def whole_of(group: Any) -> tuple[Units, Tensor]:
+    """The group that a part is of, and its units."""
+    return (group.whole, group.alive) if isinstance(group, _PartOf) else (group, torch.arange(group.count))
+
+
+def without(count: int, kept: Tensor) -> Tensor:
+    """The units that are not kept."""
+    stays = torch.zeros(count, dtype=torch.bool)
+    stays[kept] = True
+    return (~stays).nonzero().squeeze(1)
+
+
+def _kept_outputs(
+    model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    found = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
+    for group in groups:
+        for name, units in group.makers.items():
+            if name in found:
+                found[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
+    return found
+
+
+def _changes(
+    model: nn.Module, made: nn.Module, example: Tensor, groups: list[Units], kept: Mapping[str, Tensor],
+    notes: Mapping[str, str],
+) -> list[Change]:  # fmt: skip
+    before, after = (layer_macs(m, example) for m in (model, made))
+    by_maker = {name: group for group in groups for name in group.makers}
+    changes = []
+    for name, module in model.named_modules():
+        new = made.get_submodule(name)
+        sizes, its = sizes_of(module), sizes_of(new)
+        if sizes is None or sizes == its:
+            continue
+        count = [sum(p.numel() for p in m.parameters()) for m in (module, new)]
+        group = by_maker.get(name)
+        note = notes[group.name] if group is not None and name == group.name else ""
+        labels = [f"{type(m).__name__}({', '.join(map(str, s[:2]))})" for m, s in ((module, sizes), (new, its)) if s]
+        changes.append(
+            Change(name, labels[0], labels[1], (count[0], count[1]), (before.get(name, 0), after.get(name, 0)), note)
+        )
+    return changes
