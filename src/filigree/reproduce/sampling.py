@@ -187,13 +187,9 @@ def _row(arm: str, count: int, model: nn.Module, split: data.DataSet) -> dict[st
     return {"arm": arm, "paths": count, "weights": _weights(model), "accuracy %": 100 * accuracy(model.eval(), split)}
 
 
-def _weights(model: nn.Module) -> int:
-    return sum(
-        p.numel()
-        for m in model.modules()
-        for name, p in m.named_parameters(recurse=False)
-        if name in ("weight", "values")
-    )
+def _weights(model: nn.Module) -> float:
+    kinds = ("weight", "values")
+    return float(sum(p.numel() for name, p in model.named_parameters() if name.rpartition(".")[2] in kinds))
 
 
 # -- partition dropout ---------------------------------------------------------------------------------------------

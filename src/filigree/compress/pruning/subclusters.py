@@ -35,11 +35,18 @@ def hoh_threshold(clusters: list[Tensor], energy: float, bins: int, edge: bool, 
     found = []
     for features in clusters:
         entries = covariance(features, scatter).flatten().numpy()
-        counts, edges = np.histogram(entries, bins)
+        counts, edges = _histogram(entries, bins)
         at = int(np.searchsorted(np.cumsum(counts), energy * len(entries) - 1e-9))
         found.append(_value(edges, min(at, bins - 1), edge))
-    counts, edges = np.histogram(np.array(found), bins)
+    counts, edges = _histogram(np.array(found), bins)
     return _value(edges, int(counts.argmax()), edge)
+
+
+def _histogram(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all the same: no bins between them
+        return np.array([len(values)] + [0] * (bins - 1)), np.full(bins + 1, high)
+    return np.histogram(values, bins)
 
 
 def _value(edges: np.ndarray, at: int, edge: bool) -> float:
@@ -120,7 +127,7 @@ def by_quantile(features: Tensor, initial: int, energy: float, normalize: bool =
         members.append(members[a] + members[b])
         centres.append(centre)
         spreads.append((n * spreads[a] + m * spreads[b]) / (n + m) + between)
-    threshold = float(np.quantile(np.array(spreads[units:]), energy))
+    threshold = float(np.quantile(np.array(spreads[units:]), energy)) + 1e-12 * max(spreads)  # above rounding
     waiting, splits = [len(members) - 1], 0
     done: list[int] = []
     while waiting:  # the nodes in the order of their heights: the last merges first

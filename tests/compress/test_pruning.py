@@ -1,0 +1,355 @@
+"""Pruning to the distinct units."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import filigree as fg
+from filigree.compress.pruning.budget import output_error
+from filigree.compress.pruning.clusters import cluster, dead, representatives
+from filigree.compress.pruning.graph import Graph
+from filigree.compress.pruning.refit import correlation
+from filigree.compress.pruning.samples import unit_activations
+from filigree.compress.pruning.subclusters import by_hoh, by_quantile, hoh_threshold
+
+METHODS = ["kmeans", "ward", "single", "complete", "average", "centroid", "spectral", "gmm"]
+CONFIGS = [
+    fg.RandomPruning(keep=0.5), fg.MagnitudePruning(keep=0.5), fg.SubsetPruning(keep=0.5),
+    fg.ClusterPruning(keep=0.5), fg.ClusterPruning(keep=0.5, method="ward", normalize=True, features="pooled"),
+    fg.SubClustering(), fg.SubClustering(criterion="hoh", initial=3, max_splits=1),
+]  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.stem(x)))
+        x = x + self.conv2(F.relu(self.bn1(self.conv1(x))))
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+class Concatenating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.mix, self.head = nn.Conv2d(10, 7, 3), nn.Linear(7 * 36, 5)
+
+    def forward(self, x):
+        x = torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1)
+        return self.head(F.relu(self.mix(x)).flatten(1))
+
+
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depth = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.point, self.head = nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(F.relu(self.point(F.relu(self.depth(F.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def vgg_like():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, padding=1),
+        nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 5),
+    )  # fmt: skip
+
+
+IMAGES = {"residual": Residual, "concatenating": Concatenating, "depthwise": Grouped, "vgg": vgg_like}
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{type(c).__name__}-{getattr(c, 'method', '')}")
+@pytest.mark.parametrize("compensate", ["least_squares", "correlation", None])
+def test_networks_become_smaller_and_run(name, config, compensate):
+    torch.manual_seed(0)
+    model = IMAGES[name]()
+    model.eval()
+    x = torch.randn(40, 3, 8, 8)
+    expected = model(x).detach()
+    before, modules = parameters(model), dict(model.named_modules())
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    report = fg.compress_(model, type(config)(**{**vars(config), "compensate": compensate}), x)
+    assert parameters(model) < before
+    assert report.parameters[1] < report.parameters[0]
+    assert all(model.get_submodule(key) is module for key, module in modules.items())  # the same objects
+    y = model(x)
+    assert y.shape == expected.shape
+    assert bool(y.isfinite().all())
+    y.sum().backward()
+    assert {key: value.shape for key, value in model.state_dict().items()} != {k: v.shape for k, v in state.items()}
+
+
+def duplicated(kind):
+    """A network in which each unit stands twice, and the smaller one it should become."""
+    torch.manual_seed(0)
+    small = vgg_like().eval() if kind == "conv" else fg.models.mlp([12, 10, 8, 5]).eval()
+    big = vgg_like().eval() if kind == "conv" else fg.models.mlp([12, 20, 8, 5]).eval()
+    if kind == "conv":
+        big[0], big[1] = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16).eval()
+        big[4] = nn.Conv2d(16, 12, 3, padding=1)
+        first, norm, second, its = big[0], big[1], big[4], (small[0], small[1], small[4])
+    else:
+        first, norm, second, its = big.fc1, None, big.fc2, (small.fc1, None, small.fc2)
+    with torch.no_grad():
+        for a, b in zip(first.parameters(), its[0].parameters(), strict=True):
+            a.copy_(torch.cat([b, b]))
+        second.weight.copy_(torch.cat([its[2].weight, its[2].weight], 1) / 2)
+        second.bias.copy_(its[2].bias)
+    if norm is None:
+        big.fc3.load_state_dict(small.fc3.state_dict())
+    else:
+        for number in (5, 9, 11):
+            big[number].load_state_dict(small[number].state_dict())
+    return big, small, "0" if kind == "conv" else "fc1"
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("compensate", ["least_squares", "correlation"])
+@pytest.mark.parametrize("config", ["cluster", "subset"])
+def test_duplicates_are_merged_without_loss(kind, compensate, config):
+    big, small, name = duplicated(kind)
+    x = torch.randn(200, 12) if kind == "linear" else torch.randn(60, 3, 8, 8)
+    torch.testing.assert_close(big(x), small(x), rtol=1e-4, atol=1e-4)
+    made = fg.ClusterPruning(keep=0.5, method="ward", compensate=compensate, damping=1e-9) if config == "cluster" else (
+        fg.SubsetPruning(keep=0.5, compensate=compensate, damping=1e-9))  # fmt: skip
+    fg.compress_(big, made, x, where=name)
+    assert parameters(big) == parameters(small)
+    torch.testing.assert_close(big(x), small(x), rtol=1e-3, atol=1e-3)
+
+
+def test_the_correlation_update_is_the_closed_form():
+    """003, eqs. 5.8 to 5.12, for one unit."""
+    torch.manual_seed(1)
+    model = fg.models.mlp([6, 5, 3])
+    x = torch.randn(300, 6)
+    f = torch.relu(model.fc1(x)).detach().double()
+    w, b = model.fc2.weight.detach().double().clone(), model.fc2.bias.detach().double().clone()
+    (group,) = Graph(model, x[:1]).units
+    features = unit_activations(model, [group], x, False)
+    with torch.no_grad():
+        correlation(model, [group], features, {"fc1": torch.tensor([0, 1, 2, 3, 2])})  # unit 2 inherits from unit 4
+    u, s = f[:, 4], f[:, 2]
+    alpha = ((u - u.mean()) * (s - s.mean())).mean() / s.var(correction=0)
+    beta = u.mean() - alpha * s.mean()
+    expected = w.clone()
+    expected[:, 2] += alpha * w[:, 4]
+    torch.testing.assert_close(model.fc2.weight.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.fc2.bias.double(), b + beta * w[:, 4], rtol=1e-4, atol=1e-5)
+
+
+def test_least_squares_beats_correlation_beats_nothing():
+    torch.manual_seed(0)
+    data = fg.data.load("digits")
+    model = fg.models.mlp([64, 100, 60, 10])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    fg.fit(model, data.train, optimizer=optimizer, epochs=30, batch_size=32, progress=False)
+    whole = fg.evaluate(model, data.test)["accuracy"]
+    found = {}
+    for compensate in (None, "least_squares"):
+        small = copy.deepcopy(model)
+        fg.compress_(small, fg.RandomPruning(keep=0.25, compensate=compensate), data.train)
+        found[compensate] = fg.evaluate(small, data.test)["accuracy"]
+    assert found["least_squares"] > found[None] + 0.05
+    small = copy.deepcopy(model)
+    fg.compress_(small, fg.SubsetPruning(keep=0.25), data.train)
+    assert fg.evaluate(small, data.test)["accuracy"] > whole - 0.03
+
+
+def test_saved_loaded_and_quantised(tmp_path):
+    torch.manual_seed(0)
+    model = fg.models.resnet([1, 1], 8)
+    x = torch.randn(30, 3, 16, 16)
+    model.train()(x)
+    model.eval()
+    fg.compress_(model, fg.ClusterPruning(keep=0.5), x)
+    fg.save(model, tmp_path / "m.safetensors")
+    again = fg.load(tmp_path / "m.safetensors").eval()
+    assert torch.equal(again(x), model(x))
+    fg.compress_(model, fg.MonteCarlo(samples=0.5), x)
+    fg.save(model, tmp_path / "q.safetensors")
+    assert torch.equal(fg.load(tmp_path / "q.safetensors").eval()(x), model(x))
+    assert (tmp_path / "q.safetensors").stat().st_size < (tmp_path / "m.safetensors").stat().st_size
+
+
+def test_sparse_layers_are_pruned():
+    torch.manual_seed(0)
+    model = fg.models.mlp([20, 30, 30, 5])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.4), fuse=False), where=["fc1", "fc2"])
+    x = torch.randn(50, 20)
+    fg.compress_(model, fg.MagnitudePruning(keep={"fc1": 10, "fc2": 0.5}, compensate=None), x)
+    assert (model.fc1.out_features, model.fc2.in_features, model.fc2.out_features, model.fc3.in_features) == (
+        10,
+        10,
+        15,
+        15,
+    )
+    torch.testing.assert_close(model(x), nn.Sequential(*[m.dense() if hasattr(m, "dense") else m for m in model])(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clusters_find_groups(method):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 40, generator=generator) * 10
+    f = centres.repeat_interleave(6, 0) + 0.1 * torch.randn(30, 40, generator=generator)
+    labels = cluster(f, 5, method, 0)
+    assert len(set(labels)) == 5
+    assert all(len(set(labels[6 * i : 6 * i + 6])) == 1 for i in range(5))
+    assert len(set(cluster(f, 1, method, 0))) == 1
+    assert len(set(cluster(f, 30, method, 0))) == 30
+
+
+def test_dbscan_finds_the_number():
+    centres = torch.randn(4, 40) * 10
+    f = torch.cat([centres.repeat_interleave(5, 0) + 0.01 * torch.randn(20, 40), torch.randn(1, 40) * 50])
+    labels = cluster(f, None, "dbscan", 0, 1.0)
+    assert len(set(labels)) == 5  # noise is a cluster of its own
+
+
+def test_representatives():
+    f = torch.tensor([[0.0, 0], [1, 1], [2, 2.1], [9, 9], [9, 8]])
+    labels = torch.tensor([0, 0, 0, 1, 1]).numpy()
+    norms, biases = torch.tensor([3.0, 1, 2, 5, 6]), torch.tensor([-9.0, 1, 2, 3, -4])
+    for select, expected in (
+        ("weight_norm", [0, 4]),
+        ("bias", [2, 3]),
+        ("bias_magnitude", [0, 4]),
+        ("centroid", [1, 3]),
+    ):
+        kept, heirs = representatives(labels, f, norms, biases, select, 0)
+        assert kept.tolist()[0] == expected[0]
+        assert heirs.tolist()[:3] == [expected[0]] * 3
+        if select != "centroid":
+            assert kept.tolist() == expected
+
+
+def test_dead_units_go_first():
+    torch.manual_seed(0)
+    model = fg.models.mlp([10, 20, 5])
+    with torch.no_grad():
+        model.fc1.bias[:8] = -100.0
+    x = torch.randn(50, 10)
+    expected = model(x).detach()
+    report = fg.compress_(model, fg.ClusterPruning(keep=0.6), x)
+    assert "8 dead" in str(report)
+    assert model.fc1.out_features == 12
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+    assert dead(torch.tensor([[1.0, 1, 1], [0, 1, 2]])).tolist() == [True, False]
+
+
+def test_histogram_of_histograms():
+    torch.manual_seed(0)
+    tight, loose = torch.randn(1, 500).repeat(6, 1) * 0.1, torch.randn(6, 500) * 5
+    low = hoh_threshold([tight, loose], 0.2, 10, True, False)
+    assert low > 0
+    split = by_hoh(torch.cat([tight, loose]), 2, 0.5, 0, max_splits=3)
+    assert split.splits <= 3
+    identical = torch.ones(5, 30) * torch.randn(1, 30)
+    assert by_hoh(identical, 1, 0.5, 0).splits == 0  # 2-means cannot part what is the same
+
+
+def test_the_quantile_rule_is_monotone_and_deterministic():
+    torch.manual_seed(0)
+    f = torch.randn(40, 100) @ torch.randn(100, 100)
+    counts = [len(set(by_quantile(f, 3, p).labels)) for p in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] >= 3
+    assert (by_quantile(f, 3, 0.5).labels == by_quantile(f, 3, 0.5).labels).all()
+    scaled = torch.cat([f[:5], 3 * f[:5]])
+    assert len(set(by_quantile(scaled, 1, 0.45).labels)) == 5  # scaled copies merge
+
+
+def test_the_measured_error_is_that_of_the_next_layer():
+    torch.manual_seed(0)
+    model = fg.models.mlp([12, 20, 6])
+    x = torch.randn(400, 12) @ torch.randn(12, 12)
+    (group,) = Graph(model, x[:1]).units
+    features = unit_activations(model, [group], x, False)["fc1"]
+    kept = torch.arange(0, 20, 2)
+    error = output_error(group, features, kept, model)
+    h = torch.relu(model.fc1(x)).double()
+    y = h @ model.fc2.weight.double().T
+    y = (y - y.mean(0)).detach()
+    centred = (h - h.mean(0))[:, kept].detach()
+    residual = y - centred @ torch.linalg.lstsq(centred, y).solution
+    assert abs(error - float(residual.norm() / y.norm())) < 1e-3
+
+
+def test_budgets():
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, 8, 8)
+    for budget, measure in (
+        (fg.Budget(parameters=0.4), parameters),
+        (fg.Budget(macs=0.3), lambda m: fg.measure(m, x[:1]).macs_forward),
+        (fg.Budget(bytes=6000), lambda m: sum(t.numel() * t.element_size() for t in m.state_dict().values())),
+    ):
+        model = vgg_like().eval()
+        before = measure(model)
+        fg.compress_(model, fg.SubsetPruning(keep=budget), x)
+        limit = next(v for v in (budget.parameters, budget.macs, budget.bytes) if v is not None)
+        assert measure(model) <= (limit * before * 1.02 if limit < 1 else limit)
+    model = vgg_like().eval()
+    fg.compress_(model, fg.SubsetPruning(keep=fg.MaxError(0.3), round_to=4), x)
+    assert model[0].out_channels % 4 == 0
+    with pytest.raises(ValueError, match="smallest"):
+        fg.compress_(vgg_like(), fg.SubsetPruning(keep=fg.Budget(bytes=10)), x)
+    with pytest.raises(ValueError, match="one of"):
+        fg.Budget()
+
+
+class Reshaping(nn.Module):
+    """The width is written down in forward: no graph can change it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(-1, 144))
+
+
+def test_what_cannot_be_removed_is_refused_by_name_and_unchanged():
+    model = Reshaping()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"'conv' cannot be taken out"):
+        fg.compress_(model, fg.RandomPruning(keep=0.5), torch.randn(10, 3, 8, 8))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_bad_input():
+    model = fg.models.mlp([10, 8, 4])
+    x = torch.randn(20, 10)
+    for wrong in (0.0, 1.5, -1, 0):
+        with pytest.raises(ValueError, match="keep"):
+            fg.ClusterPruning(keep=wrong)
+    with pytest.raises(ValueError, match="method"):
+        fg.ClusterPruning(method="ward2")
+    with pytest.raises(ValueError, match="inputs is needed"):
+        fg.compress_(model, fg.ClusterPruning())
+    with pytest.raises(ValueError, match="two samples"):
+        fg.compress_(model, fg.ClusterPruning(), x[:1])
+    with pytest.raises(ValueError, match="finite"):
+        fg.compress_(model, fg.ClusterPruning(), x * float("nan"))
+    with torch.no_grad():
+        model.fc1.weight[0] = float("inf")
+    with pytest.raises(ValueError, match="not finite"):
+        fg.compress_(model, fg.ClusterPruning(), x)
+    one = fg.models.mlp([10, 1, 4])
+    fg.compress_(one, fg.ClusterPruning(keep=0.5), x)  # a layer of one unit keeps it
+    assert one.fc1.out_features == 1
