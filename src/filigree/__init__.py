@@ -17,6 +17,8 @@ from filigree.compress import (
     Rounded,
     SubClustering,
     SubsetPruning,
+    net_deviation,
+    retraining_bound,
 )
 from filigree.convert import compress_, convert_
 from filigree.cost import measure
@@ -119,8 +121,10 @@ __all__ = [
     "load",
     "measure",
     "models",
+    "net_deviation",
     "nn",
     "ops",
+    "retraining_bound",
     "save",
     "seed_everything",
     "survival",

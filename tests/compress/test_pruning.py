@@ -353,3 +353,94 @@ def test_bad_input():
     one = fg.models.mlp([10, 1, 4])
     fg.compress_(one, fg.ClusterPruning(keep=0.5), x)  # a layer of one unit keeps it
     assert one.fc1.out_features == 1
+
+
+def test_connections(tmp_path):
+    torch.manual_seed(0)
+    data = fg.data.load("digits")
+    model = fg.models.mlp([64, 60, 10])
+    fg.fit(model, data.train, optimizer=torch.optim.Adam(model.parameters()), epochs=20, batch_size=32, progress=False)
+    found = {}
+    for config in (fg.MagnitudePruning, fg.RandomPruning):
+        for compensate in (None, "least_squares"):
+            small = copy.deepcopy(model)
+            fg.compress_(small, config(keep=0.2, of="connections", compensate=compensate), data.train)
+            assert small.fc1.nnz == round(0.2 * 64 * 60)
+            found[config.__name__, compensate] = fg.evaluate(small, data.test)["accuracy"]
+    for name in ("MagnitudePruning", "RandomPruning"):
+        assert found[name, "least_squares"] > found[name, None]
+    largest = model.fc1.weight.abs().flatten().topk(round(0.2 * 64 * 60)).indices.sort().values
+    small = copy.deepcopy(model)
+    fg.compress_(small, fg.MagnitudePruning(keep=0.2, of="connections"))
+    assert torch.equal(small.fc1.places(), largest)
+    fg.save(small, tmp_path / "m.safetensors")
+    x = data.test.x[:5]
+    assert torch.equal(fg.load(tmp_path / "m.safetensors")(x), small(x))
+    with pytest.raises(ValueError, match="share"):
+        fg.compress_(small, fg.MagnitudePruning(keep=5, of="connections"), where="fc1")
+
+
+def test_the_bound_holds_where_it_is_exact():
+    """One linear layer: the error is |delta W x|, at most |delta W| |x|; and Jacobian norms are those of autograd."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 4))
+    x = torch.randn(5, 7)
+    for layer in (0, 2):
+        pruned = copy.deepcopy(model)
+        with torch.no_grad():
+            pruned[layer].weight[0] = 0
+        found = fg.net_deviation(model, pruned, x, probes=4000)
+        assert found.bounds[str(2 - layer)] == 0
+        assert found.error <= found.bound
+        assert found.value == found.error - found.bound
+        norms = []
+        for sample in x:
+            if layer == 2:
+                h = torch.tanh(model[0](sample))
+                norms.append(h.norm() * 4**0.5)
+            else:
+                inner = torch.func.jacrev(lambda w, s=sample: torch.tanh(w @ s + model[0].bias))(model[0].weight)
+                norms.append(inner.norm() * model[2].weight.norm())
+        change = (model[layer].weight - pruned[layer].weight).norm()
+        expected = float((torch.stack(norms).mean() * change).detach())
+        assert abs(found.bounds[str(layer)] - expected) < 0.03 * expected
+
+
+def test_net_deviation_of_smaller_networks():
+    torch.manual_seed(0)
+    model = vgg_like().eval()
+    x = torch.randn(30, 3, 8, 8)
+    found = []
+    for keep in (1.0, 0.5, 0.25):
+        small = copy.deepcopy(model)
+        fg.compress_(small, fg.MagnitudePruning(keep=keep, compensate=None), x)
+        found.append(fg.net_deviation(model, small, x))
+    assert found[0].error < 1e-5  # dead units went
+    assert found[0].error < found[1].error < found[2].error
+    assert found[1].bound < found[2].bound
+    assert "deviation" in str(found[2])
+    with pytest.raises(ValueError, match="no layer"):
+        fg.net_deviation(model, fg.models.mlp([3, 4, 5]), x)
+
+
+@pytest.mark.parametrize("form", ["printed", "derived"])
+def test_retraining_bound(form):
+    torch.manual_seed(0)
+    initial = fg.models.mlp([10, 12, 3])
+    x, y = torch.randn(200, 10), torch.randint(3, (200,))
+    model = copy.deepcopy(initial)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    small = copy.deepcopy(model)
+    fg.compress_(small, fg.RandomPruning(keep=0.5, compensate=None), x)
+    bound = fg.retraining_bound(initial, model, small, x, y, 5, form=form)
+    losses = [float(F.cross_entropy(m(x), y)) for m in (initial, model, small)]
+    if form == "derived":
+        assert abs(bound - 5 * (losses[2] - losses[1]) / (losses[0] - losses[1])) < 1e-3 * bound
+    sparse = copy.deepcopy(model)
+    with torch.no_grad():
+        sparse.fc1.weight[:, ::2] = 0
+    assert fg.retraining_bound(initial, model, sparse, x, y, 5, gamma=2, form=form) > 0

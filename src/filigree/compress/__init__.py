@@ -12,6 +12,8 @@ from filigree.compress.pruning import (
     Resized,
     SubClustering,
     SubsetPruning,
+    net_deviation,
+    retraining_bound,
 )
 from filigree.compress.rounded import Rounded
 
@@ -28,4 +30,6 @@ __all__ = [
     "Rounded",
     "SubClustering",
     "SubsetPruning",
+    "net_deviation",
+    "retraining_bound",
 ]

@@ -9,14 +9,18 @@ from filigree.compress.pruning.methods import (
     SubsetPruning,
 )
 from filigree.compress.pruning.resized import Resized
+from filigree.compress.pruning.theory import Deviation, net_deviation, retraining_bound
 
 __all__ = [
     "Budget",
     "ClusterPruning",
+    "Deviation",
     "MagnitudePruning",
     "MaxError",
     "RandomPruning",
     "Resized",
     "SubClustering",
     "SubsetPruning",
+    "net_deviation",
+    "retraining_bound",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.budget import outgoing_gram
 from filigree.compress.pruning.clusters import Method, Select, cluster, heirs_of, representatives
+from filigree.compress.pruning.connections import Compressed, prune_connections
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.subclusters import Scalar, as_count, by_hoh, by_quantile
 from filigree.compress.pruning.unit_pruning import Share, UnitPruning, by_layer, unit_biases, unit_norms, whole_of
@@ -109,7 +110,19 @@ class SubClustering(UnitPruning, _ByCluster):
 
 @config
 class RandomPruning(UnitPruning):
-    """Units taken out at random: the baseline. Arguments as of `ClusterPruning`."""
+    """Units taken out at random: the baseline. Arguments as of `ClusterPruning`.
+
+    Args:
+        of: "units", or "connections": the layers become sparse ones with `keep` of their weights, drawn at random.
+    """
+
+    of: Literal["units", "connections"] = "units"
+
+    def compress(self, model: nn.Module, names: list[str], data: Tensor | None) -> Compressed:
+        if self.of == "units":
+            return super().compress(model, names, data)
+        generator = torch.Generator().manual_seed(self.seed)
+        return prune_connections(self, model, names, data, lambda w: torch.rand(w.shape, generator=generator))
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         generator = torch.Generator().manual_seed(self.seed + sum(group.name.encode()))
@@ -120,7 +133,18 @@ class RandomPruning(UnitPruning):
 
 @config
 class MagnitudePruning(UnitPruning):
-    """Units of small weights go: incoming + outgoing L1 norms (003, 4.12). Arguments as of `ClusterPruning`."""
+    """Units of small weights go: incoming + outgoing L1 norms (003, 4.12). Arguments as of `ClusterPruning`.
+
+    Args:
+        of: "units", or "connections": the layers become sparse ones with the largest of their weights, `keep` of each.
+    """
+
+    of: Literal["units", "connections"] = "units"
+
+    def compress(self, model: nn.Module, names: list[str], data: Tensor | None) -> Compressed:
+        if self.of == "units":
+            return super().compress(model, names, data)
+        return prune_connections(self, model, names, data, torch.abs)
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         whole, units = whole_of(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.samples import per_sample, rows_of, run_hooked
+from filigree.nn.sparse_linear import SparseLinear
 
 
 def least_squares(
@@ -32,6 +34,9 @@ def least_squares(
             seed, each = _seed(name), per_sample(layer, len(value))
             rows, _ = rows_of(layer, value, _like_output(layer, value), each, seed)
             y = targets[name][:, kept_outputs[name]].double()
+            if isinstance(layer, SparseLinear):
+                _refit_connections(layer, rows[0].double(), y, damping)
+                return
             weight = layer.weight.flatten(1)
             new = torch.empty_like(weight)
             shifts = []
@@ -67,6 +72,29 @@ def least_squares(
         made.train(was_training)
         for handle in handles:
             handle.remove()
+
+
+def _refit_connections(layer: SparseLinear, inputs: Tensor, y: Tensor, damping: float) -> None:
+    """The same of each unit on its own connections."""
+    mean, its_mean = inputs.mean(0), y.mean(0)
+    centred = inputs - mean
+    own = centred.T @ centred / len(inputs)
+    own.diagonal().add_(ridge := float(damping * own.diagonal().mean().clamp(min=1e-12)))
+    right = centred.T @ (y - its_mean) / len(inputs)
+    starts, columns = layer.indptr.tolist(), layer.indices.long()
+    shift = its_mean.clone()
+    for row, (first, last) in enumerate(pairwise(starts)):
+        places = columns[first:last]
+        if len(places):
+            old = layer.values[first:last].double()
+            solved = torch.linalg.solve(own[places][:, places], right[places, row] + ridge * old)
+            layer.values[first:last] = solved.to(layer.values.dtype)
+            shift[row] -= solved @ mean[places]
+    shift = shift.to(layer.values.dtype)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(shift)
+    else:
+        layer.bias.copy_(shift)
 
 
 def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from filigree.compress.pruning.budget import Budget, MaxError, allocate
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
-from filigree.compress.pruning.resized import Resized, sizes_of
+from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
@@ -84,6 +84,7 @@ class UnitPruning(Compression):
             least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
         changes = _changes(model, made, example, groups, kept, notes)
         before = {name: sizes_of(module) for name, module in model.named_modules()}
+        _remember(made, groups, kept)
         take_over(model, made)
         sizes = {name: size for name, module in model.named_modules() if (size := sizes_of(module)) != before[name]}
         return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
@@ -206,6 +207,28 @@ def _kept_outputs(
             if name in found:
                 found[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
     return found
+
+
+def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:
+    """Note on each layer which of the original's outputs and inputs it has: `kept_outputs`, `kept_inputs`."""
+    outputs: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
+    for group in groups:
+        for name, units in group.makers.items():
+            outputs[name] = torch.isin(units, kept[group.name])
+        for reader in group.readers:
+            stays = torch.isin(reader.units, kept[group.name])
+            gone = inputs.setdefault(reader.name, torch.zeros(0, dtype=torch.long))
+            inputs[reader.name] = torch.cat([gone, reader.columns[~stays]])
+    for name, module in made.named_modules():
+        sizes = sizes_of(module)
+        if sizes is None or isinstance(module, NORMS):
+            continue
+        rows = outputs[name].nonzero().squeeze(1) if name in outputs else torch.arange(sizes[0])
+        gone = inputs.get(name, torch.zeros(0, dtype=torch.long))
+        columns = torch.arange(sizes[1] + len(gone))
+        module.__dict__["kept_outputs"] = rows
+        module.__dict__["kept_inputs"] = columns[~torch.isin(columns, gone)]
 
 
 def _changes(

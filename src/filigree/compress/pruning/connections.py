@@ -1,0 +1,55 @@
+"""Pruning of connections: layers become sparse ones of the same size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.compress.pruning.refit import least_squares, original_outputs
+from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.sparse import Sparse
+from filigree.nn.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse_linear import SparseLinear
+from filigree.topology import ErdosRenyi
+
+Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]
+
+
+@torch.no_grad()
+def prune_connections(
+    config: Any, model: nn.Module, names: list[str], data: Tensor | None, score: Callable[[Tensor], Tensor]
+) -> Compressed:
+    """Keep the share `config.keep` of each dense layer's weights, those of the highest score.
+
+    With data and `compensate="least_squares"` the weights of linear layers that stay are refitted, each unit's on its
+    own connections; without data they stay as they are.
+    """
+    who = type(config).__name__
+    if not isinstance(config.keep, float) or config.compensate == "correlation":
+        raise ValueError(f'{who}: for connections keep must be a share, and compensate "least_squares" or None.')
+    names = [name for name in names if type(model.get_submodule(name)) in (nn.Linear, nn.Conv2d)]
+    made, changes = copy.deepcopy(model), []
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        scores = score(layer.weight.detach()).flatten()
+        mask = torch.zeros(scores.numel(), dtype=torch.bool)
+        mask[scores.topk(max(1, round(config.keep * scores.numel()))).indices] = True
+        mask = mask.view_as(layer.weight)
+        new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
+        replace_module(made, name, new)
+        before, after = (sum(p.numel() for p in m.parameters()) for m in (layer, new))
+        changes.append(Change(name, type(layer).__name__, f"{type(new).__name__}({new.density:.2%})",
+                              (before, after), (layer.weight.numel(), new.nnz)))  # fmt: skip
+    if config.compensate == "least_squares" and data is not None:
+        x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
+        linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+        targets = original_outputs(model, linear, x)
+        kept = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
+        least_squares(made, kept, targets, x, config.damping)
+    for name in names:
+        replace_module(model, name, made.get_submodule(name))
+    return changes, [(Sparse(ErdosRenyi(density=1e-12), fuse=False), names)]
