@@ -155,7 +155,7 @@ class Landscape:
         loss = F.cross_entropy(model(x), y)
         gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
         model.train(was_training)
-        return cls(float(loss), torch.cat([g.flatten() for g in gradients]))
+        return cls(float(loss.detach()), torch.cat([g.flatten() for g in gradients]))
 
 
 def retraining_bound(
