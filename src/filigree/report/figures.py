@@ -62,9 +62,7 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
             groups.setdefault(", ".join(str(row.get(key)) for key in chart.by), []).append(row)
     figure, colours = go.Figure(), palette(list(groups))
     for name, its in groups.items():
-        x, y = (
-            [row[key] if isinstance(row[key], list) else [row[key], None] for row in its] for key in (chart.x, chart.y)
-        )
+        x, y = ([_point(row[key]) for row in its] for key in (chart.x, chart.y))
         figure.add_scatter(
             x=[mean for mean, _ in x], y=[mean for mean, _ in y], error_y={"array": [spread for _, spread in y]},
             name=_escape(name), mode="lines+markers", line={"color": colours[name], "width": 2},
@@ -77,6 +75,11 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
         figure.update_xaxes(type="log")
         figure.update_yaxes(type="log")
     return _finish(figure, chart.title or f"{chart.y} against {chart.x}")
+
+
+def _point(value: Any) -> tuple[float, float | None]:
+    """A number and its deviation: of `[mean, deviation]`, of a number, or of one in a string."""
+    return (value[0], value[1]) if isinstance(value, list) else (float(value), None)
 
 
 def bars(
