@@ -234,3 +234,18 @@ def test_a_recipe_that_compresses(tmp_path, monkeypatch, capsys):
     )
     assert code == 2
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_recipe_that_prunes_and_fine_tunes(tmp_path, monkeypatch, capsys):
+    steps = (
+        "methods.dense={compress: [{config: {kind: MagnitudePruning, keep: 0.3, compensate: null}, samples: 400}], "
+        "finetune: {epochs: 6, lr: 0.05}}"
+    )
+    arguments = ["train", "demo", "--method", "dense", "--seed", "0", "--set", steps, "--set", "training.epochs=8",
+                 "--set", "model.hidden=[60]", "--set", "data.validation=0.2", "--out", tmp_path]  # fmt: skip
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, "")
+    metrics = json.loads((tmp_path / "dense-0" / "record.json").read_text())["metrics"]
+    assert 1 <= metrics["finetune_epochs"] <= 6
+    assert metrics["test_accuracy"] > metrics["compressed_test_accuracy"] - 0.01
+    assert fg.load(tmp_path / "dense-0" / "model.safetensors").fc1.out_features == 18

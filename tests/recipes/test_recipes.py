@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from filigree import data, recipes
+from filigree import data, models, recipes
 from filigree.recipes import RecipeError
 from filigree.recipes.run import build
 from filigree.train import Record
@@ -99,3 +100,12 @@ def test_files_of_your_own_are_checked(tmp_path):
         with pytest.raises(RecipeError, match=message) as caught:
             recipes.load(circle)
         assert "\n" not in str(caught.value)
+
+
+def test_parameters_of_the_pruning_thesis():
+    """003, tables 5.5 and 5.7."""
+    for name, printed in (("cnn_cifar", 4_604_426), ("vgg16_cifar", 14_980_000)):
+        model = models.build(name, channels=3, classes=10)
+        count = sum(p.numel() for p in model.parameters())
+        assert abs(count / printed - 1) < (1e-9 if name == "cnn_cifar" else 2e-3)
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import filigree as fg
 from filigree.train import EarlyStopping, FitState, History, evaluate, fit, seed_everything
 from filigree.train.meter import Meter
 
@@ -380,3 +381,19 @@ def test_accuracy_of_maps_counts_every_place() -> None:
     y[0, 0, 0] = 2
     meter.add(torch.tensor(1.0), output, y)
     assert meter.means()["accuracy"] == 31 / 32
+
+
+def test_early_stopping_at_a_target():
+    torch.manual_seed(0)
+    data = fg.data.load("digits", validation=0.2)
+    model = fg.models.mlp([64, 50, 10])
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    until = fg.EarlyStopping("val_accuracy", 50, "max", target=0.9)
+    history = fg.fit(
+        model, data.train, optimizer=optimizer, epochs=50, validation=data.validation, early_stopping=until,
+        progress=False,
+    )  # fmt: skip
+    assert history.rows[-1]["val_accuracy"] >= 0.9
+    assert all(row["val_accuracy"] < 0.9 for row in history.rows[:-1])
+    assert until.reached(until.best)
+    assert not fg.EarlyStopping("val_loss", target=0.1).reached(0.2)

@@ -61,7 +61,17 @@ class ModelSettings(_Settings):
     Glorot's uniform distribution and sets biases to 0; "torch" leaves them as torch makes them.
     """
 
-    name: Literal["mlp", "lenet_300_100", "lenet5", "lenet_caffe", "alexnet_cifar", "caffenet", "resnet"] = "mlp"
+    name: Literal[
+        "mlp",
+        "lenet_300_100",
+        "lenet5",
+        "lenet_caffe",
+        "alexnet_cifar",
+        "cnn_cifar",
+        "vgg16_cifar",
+        "caffenet",
+        "resnet",
+    ] = "mlp"
     hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     blocks: list[Annotated[int, pydantic.Field(ge=1)]] = [1, 1, 1]
@@ -97,6 +107,13 @@ class CompressSettings(_Settings):
     samples: int = pydantic.Field(2000, ge=0)
 
 
+class FinetuneSettings(_Settings):
+    """Training after compression: until the validation accuracy is what it was before, at most `epochs`."""
+
+    epochs: int = pydantic.Field(10, ge=1)
+    lr: float = pydantic.Field(0.001, gt=0)
+
+
 class EvolutionSettings(_Settings):
     """Arguments of `fg.Evolution`; `epochs` is the run's."""
 
@@ -109,12 +126,14 @@ class EvolutionSettings(_Settings):
 class MethodSettings(_Settings):
     """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own.
 
-    `training` and `model` hold single settings that differ from the recipe's. `compress` comes after training.
+    `training` and `model` hold single settings that differ from the recipe's. `compress` comes after training,
+    `finetune` after that.
     """
 
     convert: list[ConvertSettings] | None = None
     evolution: EvolutionSettings | None = None
     compress: list[CompressSettings] = []
+    finetune: FinetuneSettings | None = None
     training: dict[str, Any] = {}
     model: dict[str, Any] = {}
 
@@ -169,6 +188,7 @@ class Recipe(_Settings):
             "evolution": None
             if arm.evolution is None
             else arm.evolution.model_dump() | {"schedule": arm.evolution.schedule.to_dict()},
+            "finetune": None if arm.finetune is None else arm.finetune.model_dump(),
             "compress": [c.model_dump() | {"config": c.config.to_dict()} for c in arm.compress],
             "published": self.published,
         }

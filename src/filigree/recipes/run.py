@@ -73,7 +73,7 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
         model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout)
     elif settings.name == "lenet_300_100":
         model = models.lenet_300_100(inputs, split.classes)
-    elif settings.name in ("lenet5", "lenet_caffe", "alexnet_cifar", "caffenet"):
+    elif settings.name != "resnet":
         model = models.build(settings.name, channels=split.train.x.shape[1], classes=split.classes)
     else:
         model = models.resnet(settings.blocks, settings.width, split.train.x.shape[1], split.classes)
@@ -155,7 +155,7 @@ def _train(
     finally:
         kernels.flush_denormals(False)
     if arm.compress:
-        _compress(model, arm, split, number, history)
+        _compress(model, arm, training, split, number, history)
     saving.save(model, folder / MODEL)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # done: the model and the record say it all
     record.finished = record.finished or now()
@@ -163,13 +163,27 @@ def _train(
     record.save()
 
 
-def _compress(model: nn.Module, arm: MethodSettings, split: DataSet, seed: int, history: History) -> None:
+def _compress(
+    model: nn.Module, arm: MethodSettings, training: TrainingSettings, split: DataSet, seed: int, history: History
+) -> None:
     """What comes after training; the accuracies are then those of the compressed network."""
     history.metrics["trained_test_accuracy"] = history.metrics.get("test_accuracy")
+    judge = split.train if split.validation is None else split.validation
+    target = evaluate(model, judge)["accuracy"]
     for step in arm.compress:
         config = dataclasses.replace(step.config, seed=seed) if hasattr(step.config, "seed") else step.config
         order = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))
         compress_(model, config, split.train.x[order[: step.samples]] if step.samples else None, step.where)
+    if arm.finetune is not None:
+        history.metrics["compressed_test_accuracy"] = evaluate(model, split.test)["accuracy"]
+        until = EarlyStopping("val_accuracy", arm.finetune.epochs, "max", restore_best=True, target=target)
+        tuned = fit(
+            model, split.train, optimizer=optimizer_of(model, training.model_copy(update={"lr": arm.finetune.lr})),
+            epochs=arm.finetune.epochs, batch_size=training.batch_size, validation=judge, early_stopping=until,
+            augment=split.augment, seed=seed, progress=False,
+        )  # fmt: skip
+        history.metrics["finetune_epochs"] = len(tuned.rows)
+        history.metrics["regained"] = int(until.reached(until.best))
     for part, samples in (("test", split.test), ("val", split.validation)):
         if samples is not None:
             history.metrics[f"{part}_accuracy"] = evaluate(model, samples)["accuracy"]

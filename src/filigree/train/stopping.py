@@ -23,6 +23,7 @@ class EarlyStopping:
         restore_best: at the end, however it came, give the model the weights (and topology) of its best epoch. The
             optimizer is left as it is.
         min_delta: an improvement must be larger than this, >= 0.
+        target: stop as soon as the metric is at least as good: fine-tuning until the original accuracy is regained.
 
     A metric that is NaN is no improvement. `fit` begins every run from a clean slate (or the checkpoint's), so one
     object serves several runs.
@@ -33,6 +34,7 @@ class EarlyStopping:
     mode: Literal["min", "max"] = "min"
     restore_best: bool = True
     min_delta: float = 0.0
+    target: float | None = None
 
     best: float = field(default=math.nan, init=False)
     best_epoch: int | None = field(default=None, init=False)
@@ -65,7 +67,13 @@ class EarlyStopping:
             self.best, self.best_epoch = value, row["epoch"]
             if self.restore_best:
                 self.weights = copy.deepcopy(model.state_dict())
-        return row["epoch"] - self.best_epoch >= self.patience
+        return self.reached(value) or row["epoch"] - self.best_epoch >= self.patience
+
+    def reached(self, value: float) -> bool:
+        """Whether a value of the metric is as good as the target."""
+        if self.target is None:
+            return False
+        return value >= self.target if self.mode == "max" else value <= self.target
 
     def restore(self, model: nn.Module) -> None:
         """Give the model the weights of the best epoch."""
