@@ -171,15 +171,18 @@ class SubsetPruning(UnitPruning):
         residual = f @ f.T / f.shape[1]
         gram = outgoing_gram(whole, model)[units][:, units]
         least = 1e-9 * float(residual.diagonal().max())
+        fed = gram @ residual  # G R, kept up to date
         taken: list[int] = []
         for _ in range(count):
             own = residual.diagonal()
-            gain = (residual * (gram @ residual)).sum(0) / own.clamp(min=1e-300)
+            gain = (residual * fed).sum(0) / own.clamp(min=1e-300)
             gain[own <= least] = -1.0
             gain[taken] = -2.0
             best = int(gain.argmax())
             taken.append(best)
             if own[best] > least:
-                residual = residual - torch.outer(residual[:, best], residual[best]) / own[best]
+                column, its_fed, scale = residual[:, best].clone(), fed[:, best].clone(), float(own[best])
+                residual.sub_(torch.outer(column, column), alpha=1 / scale)
+                fed.sub_(torch.outer(its_fed, column), alpha=1 / scale)
         kept = torch.tensor(sorted(taken))
         return kept, heirs_of(kept, features), ""

@@ -43,12 +43,12 @@ def least_squares(
             for inputs, part, its_y, out in zip(
                 rows, weight.chunk(len(rows)), y.chunk(len(rows), 1), new.chunk(len(rows)), strict=True
             ):
-                inputs = inputs.double()
-                mean, its_mean = inputs.mean(0), its_y.mean(0)
-                centred = inputs - mean
-                own = centred.T @ centred / len(inputs)
+                mean, its_mean = inputs.double().mean(0), its_y.mean(0)
+                centred = inputs - mean.to(inputs.dtype)  # products of millions of numbers in their own precision
+                own = (centred.T @ centred).double() / len(inputs)
                 ridge = damping * own.diagonal().mean().clamp(min=1e-12)
-                right = centred.T @ (its_y - its_mean) / len(inputs) + ridge * part.double().T
+                right = (centred.T @ (its_y - its_mean).to(inputs.dtype)).double() / len(inputs)
+                right += ridge * part.double().T
                 own.diagonal().add_(ridge)
                 solved = torch.linalg.solve(own, right).T
                 out.copy_(solved)
