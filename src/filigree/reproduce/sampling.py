@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -200,11 +201,11 @@ SHORT, BATCH = 0.606, 64  # the printed mean accuracy
 def partitions(case: str, seed: int, quick: bool) -> Rows:
     """LeNet on MNIST with dropout 1/t and with t partitions, t = 2 to 9.
 
-    Case "short" trains for as many steps as dropout 1/4 needs to reach the printed mean accuracy; "converged" for an
-    epoch.
+    Case "short" trains for as many steps as dropout 1/4 needs to reach the printed mean accuracy; "converged" for
+    400.
     """
     split = data.load("mnist", images=True)
-    steps = _short_budget(split) if case == "short" else (50 if quick else len(split.train.x) // BATCH)
+    steps = _short_budget() if case == "short" else (50 if quick else 400)
     rows = []
     for t in range(2, 10):
         for arm in ("dropout", "partitions"):
@@ -232,13 +233,16 @@ def _lenet(
         nn.functional.cross_entropy(model.train()(split.train.x[places]), split.train.y[places]).backward()
         optimizer.step()
         if curve is not None:
-            curve.append(accuracy(model.eval(), split))
+            few = data.Split(split.test.x[:2000], split.test.y[:2000])
+            curve.append(float(evaluate(model.eval(), few)["accuracy"]))
     drawn = sum(m.drawn for m in model.modules() if isinstance(m, PartitionedDropout)) or steps * BATCH * 500
     return model.eval(), drawn
 
 
-def _short_budget(split: data.DataSet) -> int:
+@functools.cache
+def _short_budget() -> int:
     """The steps after which the mean accuracy of three networks with dropout 1/4 is the printed one."""
+    split = data.load("mnist", images=True)
     curves: list[list[float]] = [[], [], []]
     for seed, curve in enumerate(curves):
         _lenet(split, 100 + seed, "dropout", 4, 60, curve)
@@ -347,7 +351,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "LeNet on MNIST, dropout 1/t against t partitions, t = 2 to 9 (002).",
         partitions,
         ["short", "converged"],
-        seeds=tuple(range(5)),
+        seeds=(0, 1, 2),
         charts=[Chart("t", "accuracy %", ["budget", "arm"], "accuracy by t")],
         claims=[variance_claim],
     ),

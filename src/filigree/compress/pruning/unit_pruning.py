@@ -92,8 +92,13 @@ class UnitPruning(Compression):
     def _choices(
         self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+        found: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
+
         def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
-            return self._alive(group, features[group.name], count, model)
+            key = group.name, count
+            if key not in found:
+                found[key] = self._alive(group, features[group.name], count, model)
+            return found[key]
 
         if isinstance(self.keep, Budget | MaxError):
             counts: dict[str, int | None] = allocate(self.keep, model, groups, features, chosen, x, self.round_to)
