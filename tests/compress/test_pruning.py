@@ -60,6 +60,13 @@ class Grouped(nn.Module):
         return self.head(F.relu(self.point(F.relu(self.depth(F.relu(self.stem(x)))))).mean((2, 3)))
 
 
+def blocks():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2, padding=1), nn.BatchNorm2d(12),
+        nn.ReLU(), nn.Conv2d(12, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5),
+    )  # fmt: skip
+
+
 def vgg_like():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, padding=1),
@@ -67,7 +74,13 @@ def vgg_like():
     )  # fmt: skip
 
 
-IMAGES = {"residual": Residual, "concatenating": Concatenating, "depthwise": Grouped, "vgg": vgg_like}
+IMAGES = {
+    "residual": Residual,
+    "concatenating": Concatenating,
+    "depthwise": Grouped,
+    "grouped": blocks,
+    "vgg": vgg_like,
+}
 
 
 def parameters(model):

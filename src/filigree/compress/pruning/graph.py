@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,14 @@ class Units:
     Attributes:
         name: of the first layer that makes them. count: how many there are.
         makers: layers that make them, with the unit of each of their outputs. readers: layers that read them.
+        tie: grouped convolutions among them want the same units of each of so many equal blocks.
     """
 
     name: str
     count: int
     makers: dict[str, Tensor]
     readers: list[Reader]
+    tie: int = 1
 
 
 class Graph:
@@ -88,7 +91,9 @@ class Graph:
         if not readers or not makers:
             return None
         count = int(max(int(units.max()) for units in makers.values())) + 1
-        return Units(next(iter(makers)), count, makers, readers)
+        layers = [self.model.get_submodule(name) for name in (*makers, *(reader.name for reader in readers))]
+        groups = [m.groups for m in layers if isinstance(m, nn.Conv2d) and m.groups > 1 and not _is_depthwise(m)]
+        return Units(next(iter(makers)), count, makers, readers, math.lcm(*groups))
 
     def remove(self, removed: Mapping[str, Tensor]) -> None:
         """Take units out of the model in place: of each `Units.name`, these."""

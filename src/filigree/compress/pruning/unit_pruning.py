@@ -110,7 +110,9 @@ class UnitPruning(Compression):
         return kept, heirs, notes
 
     def _alive(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
-        """`choose` among the units that are not dead; the dead ones go first."""
+        """`choose` among the units that are not dead; the dead ones go first. Tied units stay or go together."""
+        if group.tie > 1:
+            return self._tied(group, features, count, model)
         gone = dead(features)
         alive = (~gone).nonzero().squeeze(1)
         if not len(alive):
@@ -124,6 +126,20 @@ class UnitPruning(Compression):
         heirs[alive] = alive[heir_of]
         died = int(gone.sum())
         return kept, heirs, f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else "")
+
+    def _tied(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+        """Of a group with grouped convolutions: unit j of each block, described by the activations of them all."""
+        each = group.count // group.tie
+        first = torch.arange(each)  # those of the first block stand for the others in norms and biases
+        together = features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
+        few = None if count is None else max(1, count // group.tie)
+        kept, heirs, note = self.choose(_part(group, first), together, few, model)
+        blocks = (torch.arange(group.tie) * each)[:, None]
+        return (
+            (kept + blocks).flatten(),
+            (heirs + blocks).flatten(),
+            f"{group.count} units in {group.tie} blocks; {note}",
+        )
 
     def _count(self, group: Units) -> int | None:
         share = by_layer(self.keep, group, type(self).__name__)
@@ -231,7 +247,8 @@ def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) 
             continue
         rows = outputs[name].nonzero().squeeze(1) if name in outputs else torch.arange(sizes[0])
         gone = inputs.get(name, torch.zeros(0, dtype=torch.long))
-        columns = torch.arange(sizes[1] + len(gone))
+        blocks = getattr(module, "groups", 1)
+        columns = torch.arange((sizes[1] + len(gone)) // blocks)  # a grouped convolution's are those of its first block
         module.__dict__["kept_outputs"] = rows
         module.__dict__["kept_inputs"] = columns[~torch.isin(columns, gone)]
 
