@@ -221,7 +221,7 @@ def compress(
     samples: Annotated[int, typer.Option(min=0, help="Training samples that calibrate; 0: none.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the split of data without a test part, and of the samples.")] = 0,
 ) -> None:
-    """Compress a trained model without retraining: sampling, paths, low rank; accuracy before and after."""
+    """Compress a trained model: pruning, sampling, paths, low rank; no retraining; accuracy before and after."""
     if model.is_dir():
         model = model / recipes.MODEL
     network = load(model).eval()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-import filigree.compress  # noqa: F401  (its configs are known by name from then on)
+from filigree.compress.pruning.unit_pruning import UnitPruning
 from filigree.config import Config
 from filigree.convert import Compression, Conversion
 from filigree.dynamics import Schedule
@@ -196,7 +196,7 @@ class Recipe(_Settings):
 
 def compressions() -> list[str]:
     """The names of the configs that `fg.compress_` takes after training."""
-    return sorted({*Compression.kinds(), LowRank.__name__})
+    return sorted({*Compression.kinds(), LowRank.__name__} - {UnitPruning.__name__})  # that one is a base
 
 
 def compression(name: str, settings: Sequence[str] = ()) -> Any:
