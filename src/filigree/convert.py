@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -124,6 +125,20 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
     return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
 
 
+@contextmanager
+def looking_on(model: nn.Module, hooks: Sequence[Any] = ()) -> Iterator[None]:
+    """Run a model as it is used, in eval mode without gradients; afterwards its mode is back and the hooks are gone."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+
 def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
     """What each of these modules reads when the model runs on `x`, in eval mode."""
     found: dict[str, Tensor] = {}
@@ -134,16 +149,8 @@ def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str,
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with looking_on(model, [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]):
+        model(x)
     if missed := set(names) - set(found):
         raise ValueError(f"the data do not reach {sorted(missed)[0]!r}.")
     return found

@@ -13,6 +13,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from filigree.convert import looking_on
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.topology.sampling import pattern_of
 
@@ -140,13 +141,8 @@ def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, sha
 
 
 def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            out = model(example)
-    finally:
-        model.train(was_training)
+    with looking_on(model):
+        out = model(example)
     return out.shape if isinstance(out, Tensor) else out[0].shape
 
 
@@ -175,15 +171,8 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
         return hook
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with looking_on(model, hooks):
+        model(example)
     return found
 
 

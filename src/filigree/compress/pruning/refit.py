@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.samples import per_sample, rows_of, run_hooked
+from filigree.convert import looking_on
 from filigree.nn.sparse_linear import SparseLinear
 
 
@@ -62,16 +63,8 @@ def least_squares(
 
         return hook
 
-    handles = [made.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]
-    was_training = made.training
-    made.eval()
-    try:
-        with torch.no_grad():
-            made(x)
-    finally:
-        made.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with looking_on(made, [made.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]):
+        made(x)
 
 
 def _refit_connections(layer: SparseLinear, inputs: Tensor, y: Tensor, damping: float) -> None:

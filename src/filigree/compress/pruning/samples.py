@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.convert import looking_on
+
 ROWS = 16_384  # samples (of convolutions and sequences: positions of samples) kept of a layer
 FEATURES = 4_096  # numbers that describe a unit
 BATCH = 256
@@ -51,16 +53,9 @@ def run_hooked(
     for name, hook in hooks.items():
         module = model.get_submodule(name)
         handles.append(module.register_forward_hook(lambda m, args, y, hook=hook: hook(m, args[0], y)))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for first in range(0, len(x), batch):
-                model(x[first : first + batch])
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with looking_on(model, handles):
+        for first in range(0, len(x), batch):
+            model(x[first : first + batch])
 
 
 def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled: bool) -> dict[str, Tensor]:
