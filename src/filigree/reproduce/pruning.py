@@ -130,7 +130,7 @@ def _after(
     }  # fmt: skip
     if tune:
         row["epochs to regain"] = float(train(small, split, lr / 10, 1 if quick else 6, seed, target))
-        row["regained"] = "yes" if percent(small, split.validation) >= target else "no"
+        row["regained"] = float(percent(small, split.validation) >= target)
         row["fine-tuned %"] = percent(small, split.test)
     return row
 
