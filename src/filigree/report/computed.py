@@ -46,6 +46,6 @@ def write_computed(
     write_page(
         path, name,
         f"<p>{escape(about)}</p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
-        f"<div class=grid>{places}</div>{scroll}<table><thead><tr>{head}</tr></thead>"
+        f"{places}{scroll}<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>", numbered,
     )  # fmt: skip

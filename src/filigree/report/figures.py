@@ -61,11 +61,13 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
         if row.get(chart.x) is not None and row.get(chart.y) is not None:
             groups.setdefault(", ".join(str(row.get(key)) for key in chart.by), []).append(row)
     figure, colours = go.Figure(), palette(list(groups))
-    for name, its in groups.items():
+    for number, (name, its) in enumerate(groups.items()):
+        dash = _EPOCHS[number // len(COLOURS) % len(_EPOCHS)]  # where colours come again
         x, y = ([_point(row[key]) for row in its] for key in (chart.x, chart.y))
         figure.add_scatter(
             x=[mean for mean, _ in x], y=[mean for mean, _ in y], error_y={"array": [spread for _, spread in y]},
-            name=_escape(name), mode="lines+markers", line={"color": colours[name], "width": 2},
+            name=_escape(name), mode="lines+markers",
+            line={"color": colours[name], "width": 2, "dash": dash},
         )  # fmt: skip
     if chart.printed:
         at, value = zip(*chart.printed, strict=True)
@@ -74,7 +76,13 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
     if chart.log:
         figure.update_xaxes(type="log")
         figure.update_yaxes(type="log")
-    return _finish(figure, chart.title or f"{chart.y} against {chart.x}")
+    figure.update_yaxes(title=chart.y)
+    _finish(figure, chart.title or f"{chart.y} against {chart.x}")
+    if len(groups) > 8:  # below the axes they would leave no room for them
+        figure.update_layout(
+            height=100 + 20 * len(groups), legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"}
+        )
+    return figure
 
 
 def _point(value: Any) -> tuple[float, float | None]:
