@@ -100,6 +100,8 @@ def test_networks_become_smaller_and_run(name, config, compensate):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     report = fg.compress_(model, type(config)(**{**vars(config), "compensate": compensate}), x)
     assert parameters(model) < before
+    assert report.changes[-1].name == "latency"
+    assert "batch 128" in report.changes[-1].note
     assert report.parameters[1] < report.parameters[0]
     assert all(model.get_submodule(key) is module for key, module in modules.items())  # the same objects
     y = model(x)

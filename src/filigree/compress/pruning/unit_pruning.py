@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import statistics
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -19,7 +21,7 @@ from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
-from filigree.convert import Change, Compression, Conversion
+from filigree.convert import Change, Compression, Conversion, looking_on
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
@@ -43,6 +45,7 @@ class UnitPruning(Compression):
     round_to: Annotated[int, pydantic.Field(ge=1)] = 1
     samples: Annotated[int, pydantic.Field(ge=2)] = 1000
     seed: int = 0
+    measure: bool = True
 
     def accepts(self, module: nn.Module) -> bool:
         return isinstance(module, PRUNABLE)
@@ -83,6 +86,8 @@ class UnitPruning(Compression):
         if self.compensate == "least_squares":
             least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
         changes = _changes(model, made, example, groups, kept, notes)
+        if self.measure:
+            changes.append(Change("latency", "", "", (0, 0), (0, 0), _latencies(model, made, x)))
         before = {name: sizes_of(module) for name, module in model.named_modules()}
         _remember(made, groups, kept)
         take_over(model, made)
@@ -251,6 +256,24 @@ def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) 
         columns = torch.arange((sizes[1] + len(gone)) // blocks)  # a grouped convolution's are those of its first block
         module.__dict__["kept_outputs"] = rows
         module.__dict__["kept_inputs"] = columns[~torch.isin(columns, gone)]
+
+
+def _latencies(model: nn.Module, made: nn.Module, x: Tensor) -> str:
+    """How long both take here, in turns, for one sample and for 128."""
+    parts = []
+    for batch in (1, 128):
+        inputs = x[torch.arange(batch) % len(x)]
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(6):
+            for network, its in zip((model, made), times, strict=True):
+                with looking_on(network), torch.inference_mode():
+                    began = time.perf_counter()
+                    network(inputs)
+                    its.append(time.perf_counter() - began)
+        before, after = (1e3 * statistics.median(its[1:]) for its in times)
+        verdict = f"{before / after:.1f}x" if after < 0.98 * before else "not faster"
+        parts.append(f"batch {batch}: {before:.3g} -> {after:.3g} ms ({verdict})")
+    return "; ".join(parts)
 
 
 def _changes(
