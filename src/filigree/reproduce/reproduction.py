@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ class Computation:
 
     Attributes:
         compute: case, seed, whether it is to be quick -> rows: plain dicts, floats the figures, all else what they
-            belong to. cases, seeds: each pair is computed and kept on its own. charts: of the page.
+            belong to. cases, seeds (of all cases, or of each): each pair is computed and
+            kept on its own. charts: of the page.
         claims: all rows -> a line each.
     """
 
@@ -132,7 +133,7 @@ class Computation:
     about: str
     compute: Callable[[str, int, bool], Rows]
     cases: Sequence[str]
-    seeds: Sequence[int] = (0,)
+    seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)
     charts: Sequence[Chart] = ()
     claims: Sequence[Callable[[Rows], str]] = ()
     notes: Sequence[str] = ()
@@ -142,7 +143,8 @@ class Computation:
         if asked.settings:
             raise RecipeError(f"--set {asked.settings[0]}: {self.name} is computed; it has no recipe to set keys of.")
         record = Record.start(self.name)
-        pairs = [(case, seed) for case in asked.choose(self) for seed in asked.seeds or self.seeds]
+        seeds = self.seeds if isinstance(self.seeds, Mapping) else dict.fromkeys(self.cases, self.seeds)
+        pairs = [(case, seed) for case in asked.choose(self) for seed in asked.seeds or seeds[case]]
         out.mkdir(parents=True, exist_ok=True)
         rows: Rows = []
         for case, seed in track(pairs, self.name, console=console):
