@@ -249,3 +249,19 @@ def test_a_recipe_that_prunes_and_fine_tunes(tmp_path, monkeypatch, capsys):
     assert 1 <= metrics["finetune_epochs"] <= 6
     assert metrics["test_accuracy"] > metrics["compressed_test_accuracy"] - 0.01
     assert fg.load(tmp_path / "dense-0" / "model.safetensors").fc1.out_features == 18
+
+
+def test_a_method_takes_up_what_another_left(tmp_path, monkeypatch, capsys):
+    arguments = ["train", "demo", "--method", "small", "--seed", "0", "--set", "training.epochs=2",
+                 "--set", "methods.small={after: dense, compress: [{config: {kind: MagnitudePruning, keep: 0.3}}]}",
+                 "--set", "model.hidden=[40]", "--out", tmp_path]  # fmt: skip
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, "")
+    dense, small = (json.loads((tmp_path / f"{name}-0" / "record.json").read_text()) for name in ("dense", "small"))
+    assert small["history"] == dense["history"]
+    assert small["metrics"]["trained_test_accuracy"] == dense["metrics"]["test_accuracy"]
+    assert fg.load(tmp_path / "small-0" / "model.safetensors").fc1.out_features == 12
+    arguments[8] = "methods.small={after: nobody}"
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "methods.small.after" in err

@@ -1,6 +1,7 @@
 """Pruning to the distinct units."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import filigree as fg
 from filigree.compress.pruning.budget import output_error
 from filigree.compress.pruning.clusters import cluster, dead, representatives
 from filigree.compress.pruning.graph import Graph
+from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.compress.pruning.refit import correlation
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import by_hoh, by_quantile, hoh_threshold
@@ -320,12 +322,32 @@ def test_budgets():
         limit = next(v for v in (budget.parameters, budget.macs, budget.bytes) if v is not None)
         assert measure(model) <= (limit * before * 1.02 if limit < 1 else limit)
     model = vgg_like().eval()
-    fg.compress_(model, fg.SubsetPruning(keep=fg.MaxError(0.3), round_to=4), x)
+    fg.compress_(model, fg.SubsetPruning(keep=fg.MaxError(0.3, of="layer"), round_to=4), x)
     assert model[0].out_channels % 4 == 0
     with pytest.raises(ValueError, match="smallest"):
         fg.compress_(vgg_like(), fg.SubsetPruning(keep=fg.Budget(bytes=10)), x)
     with pytest.raises(ValueError, match="one of"):
         fg.Budget()
+
+
+@pytest.mark.parametrize("make", [vgg_like, lambda: nn.Sequential(nn.Flatten(), *fg.models.mlp([192, 60, 40, 10]))])
+def test_max_error_is_of_the_output(make):
+    torch.manual_seed(0)
+    x = torch.randn(400, 3, 8, 8)
+    x = x[:20][torch.randint(20, (400,))] + 0.3 * x  # something to be redundant about
+    model = make().eval()
+    y = model(x).detach()
+    sizes = []
+    for error in (0.05, 0.2, 0.6):
+        small = copy.deepcopy(model)
+        fg.compress_(small, fg.SubsetPruning(keep=fg.MaxError(error)), x)
+        assert (small(x) - y).norm() / (y - y.mean(0)).norm() <= 1.1 * error  # of the first samples all are here
+        sizes.append(parameters(small))
+    assert parameters(model) >= sizes[0] > sizes[1] > sizes[2]
+    bound = copy.deepcopy(model)
+    fg.compress_(bound, fg.SubsetPruning(keep=fg.MaxError(0.6, of="bound")), x)
+    assert parameters(bound) >= sizes[2]
+    assert (bound(x) - y).norm() / y.norm() <= 0.6
 
 
 class Reshaping(nn.Module):
@@ -419,6 +441,28 @@ def test_the_bound_holds_where_it_is_exact():
         change = (model[layer].weight - pruned[layer].weight).norm()
         expected = float((torch.stack(norms).mean() * change).detach())
         assert abs(found.bounds[str(layer)] - expected) < 0.03 * expected
+        exact = fg.net_deviation(model, pruned, x, probes=None)
+        assert abs(exact.bounds[str(layer)] - expected) < 1e-4 * expected
+
+
+def test_exact_and_probed_jacobians_of_convolutions():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(6 * 4, 5),
+    )  # fmt: skip
+    x = torch.randn(3, 2, 8, 8)
+    exact, probed = (jacobian_norms(model, x, probes) for probes in (None, 3000))
+    for part in ("step", "weight", "outer"):
+        for name, norm in getattr(exact, part).items():
+            torch.testing.assert_close(getattr(probed, part)[name], norm, rtol=0.05, atol=0)
+    whole = torch.func.vmap(torch.func.jacrev(lambda one: model[:3](one[None])[0]))(x)
+    torch.testing.assert_close(exact.step["0"], whole.flatten(1).norm(dim=1))
+    assert exact.places == {"0": 64, "3": 4, "6": 1}
+    branching = fg.models.mlp([4, 3, 2])
+    branching.forward = lambda x: branching.fc1(x).sum(1, keepdim=True) + branching.fc2(x[:, :3])
+    with pytest.raises(ValueError, match="no chain"):
+        jacobian_norms(branching, torch.randn(2, 4))
 
 
 def test_net_deviation_of_smaller_networks():
@@ -443,19 +487,58 @@ def test_retraining_bound(form):
     torch.manual_seed(0)
     initial = fg.models.mlp([10, 12, 3])
     x, y = torch.randn(200, 10), torch.randint(3, (200,))
-    model = copy.deepcopy(initial)
+    model, origin = copy.deepcopy(initial), fg.Origin(x, y)
+    with pytest.raises(ValueError, match="saw no training"):
+        fg.retraining_bound(origin, model, model)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(100):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    fg.fit(model, (x, y), optimizer=optimizer, epochs=5, batch_size=10, hooks=origin, progress=False)
     small = copy.deepcopy(model)
     fg.compress_(small, fg.RandomPruning(keep=0.5, compensate=None), x)
-    bound = fg.retraining_bound(initial, model, small, x, y, 5, form=form)
+    bound = fg.retraining_bound(origin, model, small, form=form)
     losses = [float(F.cross_entropy(m(x), y).detach()) for m in (initial, model, small)]
     if form == "derived":
         assert abs(bound - 5 * (losses[2] - losses[1]) / (losses[0] - losses[1])) < 1e-3 * bound
-    sparse = copy.deepcopy(model)
-    with torch.no_grad():
-        sparse.fc1.weight[:, ::2] = 0
-    assert fg.retraining_bound(initial, model, sparse, x, y, 5, gamma=2, form=form) > 0
+    sparse, zeros = copy.deepcopy(model), copy.deepcopy(model)
+    fg.compress_(sparse, fg.MagnitudePruning(0.5, of="connections", compensate=None), x)
+    with torch.no_grad():  # the same in dense tensors
+        for name in ("fc1", "fc2"):
+            zeros.get_submodule(name).weight.copy_(sparse.get_submodule(name).dense().weight)
+    bounds = [fg.retraining_bound(origin, model, pruned, gamma=2, form=form) for pruned in (sparse, zeros)]
+    assert bounds[0] > 0
+    assert abs(bounds[0] - bounds[1]) < 1e-4 * bounds[0]
+    fresh = fg.Origin(x, y)
+    fresh.load_state_dict(origin.state_dict())
+    assert fg.retraining_bound(fresh, model, sparse, gamma=2, form=form) == bounds[0]
+    with pytest.raises(ValueError, match="form"):
+        fg.retraining_bound(origin, model, sparse, form="other")
+
+
+def test_gamma_is_found_again():
+    """Epochs made by a known relation, with some noise: its coefficients and its deviation come back."""
+    generator = torch.Generator().manual_seed(0)
+    runs = [
+        {"level": level, "batch_size": batch, "lr": lr, "optimizer": optimizer}
+        for level in (0.1, 0.3, 0.5, 0.9)
+        for batch in (32, 128, 256)
+        for lr in (0.1, 0.01)
+        for optimizer in ("adam", "sgd")
+    ]
+    noise = (0.1 * torch.randn(len(runs), generator=generator)).tolist()
+    bounds = (1 + torch.rand(len(runs), generator=generator)).tolist()
+    gammas = [3 * r["level"] ** 2 * r["batch_size"] ** 0.5 * (2 if r["optimizer"] == "sgd" else 1) for r in runs]
+    epochs = [b * g * math.exp(e) for b, g, e in zip(bounds, gammas, noise, strict=True)]
+    gamma = fg.fit_gamma(runs, bounds, epochs)
+    found = dict(zip(gamma.names, gamma.coefficients, strict=True))
+    assert abs(found["log level"] - 2) < 0.1
+    assert abs(found["log batch_size"] - 0.5) < 0.1
+    assert abs(found["log lr"]) < 0.1
+    assert abs(found["optimizer=sgd"] - math.log(2)) < 0.2
+    assert 0.07 < gamma.deviation < 0.14
+    low, high = gamma.interval(runs[5])
+    assert low < gamma(runs[5]) < high
+    assert abs(math.log(gamma(runs[5]) / gammas[5])) < 0.1
+    assert "log level" in str(gamma)
+    with pytest.raises(ValueError, match="positive"):
+        fg.fit_gamma(runs, bounds, [0.0, *epochs[1:]])
+    with pytest.raises(ValueError, match="at least 3"):
+        fg.fit_gamma(runs[:2], bounds[:2], epochs[:2])

@@ -127,9 +127,11 @@ class MethodSettings(_Settings):
     """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own.
 
     `training` and `model` hold single settings that differ from the recipe's. `compress` comes after training,
-    `finetune` after that.
+    `finetune` after that. With `after`, another method's name, the network that this method left with the same seed is
+    taken in place of training one.
     """
 
+    after: str | None = None
     convert: list[ConvertSettings] | None = None
     evolution: EvolutionSettings | None = None
     compress: list[CompressSettings] = []
@@ -160,6 +162,16 @@ class Recipe(_Settings):
     search: dict[str, list[Any]] = {}
     notes: list[str] = []
 
+    @pydantic.model_validator(mode="after")
+    def _after_exists(self) -> Recipe:
+        for name, arm in self.methods.items():
+            trained = [its for its, other in self.methods.items() if other.after is None]
+            if arm.after is not None and arm.after not in trained:
+                raise ValueError(f"methods.{name}.after: expected a method that trains. Got {arm.after!r}.")
+            if arm.after is not None and self.search:
+                raise ValueError(f"methods.{name}.after: a recipe with `search` trains every method.")
+        return self
+
     def training_of(self, method: str, **chosen: Any) -> TrainingSettings:
         """The recipe's training settings with the method's own on top, and then those `chosen`."""
         return TrainingSettings(**(self.training.model_dump() | self.methods[method].training | chosen))
@@ -185,6 +197,7 @@ class Recipe(_Settings):
             "model": self.model_of(method).model_dump(),
             "training": self.training_of(method, **chosen).model_dump(),
             "convert": [{"config": c.config.to_dict(), "where": c.where} for c in self.convert_of(method)],
+            "after": arm.after,
             "evolution": None
             if arm.evolution is None
             else arm.evolution.model_dump() | {"schedule": arm.evolution.schedule.to_dict()},

@@ -49,6 +49,9 @@ def run(
         The folders of the runs.
     """
     chosen = list(recipe.methods) if methods is None else list(methods)
+    needed = [recipe.methods[method].after for method in chosen]
+    chosen = [method for method in recipe.methods if method in (*chosen, *needed)]
+    chosen.sort(key=lambda method: recipe.methods[method].after is not None)
     folders: list[Path] = []
     chosen_settings = {method: _search(recipe, method, out, source, resume, progress) for method in chosen}
     for number in recipe.runs() if runs is None else runs:
@@ -149,7 +152,7 @@ def _train(
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
     kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
-    loop = _rebuilding if training.rebuild_every_epoch else _plain
+    loop = _taken_up if arm.after else _rebuilding if training.rebuild_every_epoch else _plain
     try:
         model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
     finally:
@@ -212,6 +215,20 @@ def _plain(
         progress=progress, record=record,
     )  # fmt: skip
     return model, history
+
+
+def _taken_up(
+    recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
+    record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
+) -> tuple[nn.Module, History]:  # fmt: skip
+    """The network that another method left, and its history."""
+    earlier = folder.parent / f"{arm.after}-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    history = History(Record.load(earlier).history)
+    history.summarise()
+    record.history = history.rows
+    seed_everything(number)
+    return saving.load(earlier / MODEL), history
 
 
 def _rebuilding(

@@ -1,6 +1,7 @@
 """Pruning to the distinct units."""
 
 from filigree.compress.pruning.budget import Budget, MaxError
+from filigree.compress.pruning.deviation import Deviation, net_deviation, normalised
 from filigree.compress.pruning.methods import (
     ClusterPruning,
     MagnitudePruning,
@@ -9,18 +10,22 @@ from filigree.compress.pruning.methods import (
     SubsetPruning,
 )
 from filigree.compress.pruning.resized import Resized
-from filigree.compress.pruning.theory import Deviation, net_deviation, retraining_bound
+from filigree.compress.pruning.retraining import Gamma, Origin, fit_gamma, retraining_bound
 
 __all__ = [
     "Budget",
     "ClusterPruning",
     "Deviation",
+    "Gamma",
     "MagnitudePruning",
     "MaxError",
+    "Origin",
     "RandomPruning",
     "Resized",
     "SubClustering",
     "SubsetPruning",
+    "fit_gamma",
     "net_deviation",
+    "normalised",
     "retraining_bound",
 ]

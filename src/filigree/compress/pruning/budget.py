@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.graph import Units, layer_macs, pruned
+from filigree.compress.pruning.graph import Units, layer_macs
+from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.config import Config, config
+from filigree.convert import looking_on
 
 LEVELS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+Counts = dict[str, int | None]  # units that stay, by the group's name
 Chosen = Callable[[Units, int | None], tuple[Tensor, Tensor, str]]
+Built = Callable[[Counts, bool], nn.Module]  # a network of so many units, compensated or not
 
 
 @config
 class MaxError(Config):
-    """Each layer keeps the fewest units with which the next layer's output is still within `error`.
+    """The fewest units with which an error stays within a tolerance, shared out over the layers, each of which is then
+    pruned on its own (003, 3.3 and 3.10).
 
-    The error is measured, on the data: the root of the share of the variance of the next layer's pre-activations that
-    is lost when the kept units, refitted by least squares, stand for all (003, 3.3 and 3.10: a total tolerance shared
-    out over layers that are then pruned independently: here `error` is a layer's share).
+    A layer's own error is measured on the data: the root of the share of the variance of the next layer's
+    pre-activations that is lost when the kept units, refitted by least squares, stand for all.
+
+    Args:
+        error: the tolerance, relative.
+        of: "output": the network's output, `|Y' - Y| / |Y - mean Y|` on the data, measured with the compensation
+            asked for; all layers get the largest own error that meets it. "layer": each layer's own error.
+            "bound": Theorem 2's bound on the output, `sum_l epsilon_l <= error |Y|`: each of L layers gets `error |Y| /
+            L`, its change of weights being what least squares leaves. Chains of layers only, and so loose a bound that
+            it removes few units: it is here to be compared.
     """
 
     error: Annotated[float, pydantic.Field(gt=0, lt=1)]
+    of: Literal["output", "layer", "bound"] = "output"
 
 
 @config
 class Budget(Config):
-    """A target for the whole network; all layers get the one `MaxError` that meets it. Give one of:
+    """A target for the whole network; all layers get the one own error (`MaxError`) that meets it. Give one of:
 
     Args:
         macs, parameters, bytes: at most, of the pruned network; below 1: a share of the original's.
@@ -55,22 +69,23 @@ class Budget(Config):
 
 
 def output_error(group: Units, features: Tensor, kept: Tensor, model: nn.Module) -> float:
-    """The share (root) of the readers' output variance that least squares on the kept units cannot restore.
+    """The share (root) of the readers' output variance that least squares on the kept units cannot restore."""
+    lost, total = lost_variance(group, features, kept, model)
+    return (lost / total) ** 0.5 if total > 0 else 0.0
 
-    `tr(G R) / tr(G S)`: S the covariance of the units, R that of their residuals after regression on the kept ones, G
-    the Gram matrix of their outgoing weights. Exact for linear readers; of convolutions taps are taken alone.
+
+def lost_variance(group: Units, features: Tensor, kept: Tensor, model: nn.Module) -> tuple[float, float]:
+    """`tr(G R)` and `tr(G S)`: S the covariance of the units, R that of their residuals after regression on the kept
+    ones, G the Gram matrix of their outgoing weights. Exact for linear readers; of convolutions taps are taken alone.
     """
     f = features.double()
     f = f - f.mean(1, keepdim=True)
     s = f @ f.T / f.shape[1]
     gram = outgoing_gram(group, model)
-    total = float((gram * s).sum())
-    if total <= 0:
-        return 0.0
     own = s[kept][:, kept]
     own = own + 1e-6 * own.diagonal().mean().clamp(min=1e-30) * torch.eye(len(kept), dtype=torch.float64)
     explained = s[:, kept] @ torch.linalg.solve(own, s[kept])
-    return max(0.0, float((gram * (s - explained)).sum()) / total) ** 0.5
+    return max(0.0, float((gram * (s - explained)).sum())), float((gram * s).sum())
 
 
 def outgoing_gram(group: Units, model: nn.Module) -> Tensor:
@@ -92,63 +107,91 @@ def outgoing_gram(group: Units, model: nn.Module) -> Tensor:
 
 def allocate(
     keep: Budget | MaxError, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], chosen: Chosen,
-    x: Tensor, round_to: int,
-) -> dict[str, int | None]:  # fmt: skip
+    built: Built, x: Tensor, round_to: int,
+) -> Counts:  # fmt: skip
     """How many units of each group stay."""
+    of_bound = isinstance(keep, MaxError) and keep.of == "bound"
+    errors = _shares_of_bound(model, groups, x) if of_bound else {}
     curves: dict[str, list[tuple[int, float]]] = {}
     for group in groups:
         counts = sorted({_rounded(max(1, round(level * group.count)), group.count, round_to) for level in LEVELS})
+        f = features[group.name]
         curves[group.name] = [
-            (count, output_error(group, features[group.name], chosen(group, count)[0], model)) for count in counts
+            (count, errors[group.name](f, kept) if of_bound else output_error(group, f, kept, model))
+            for count in counts
+            for kept in [chosen(group, count)[0]]
         ]
 
-    def least(error: float) -> dict[str, int | None]:
+    def least(error: float) -> Counts:
         return {
             name: next((count for count, its in curve if its <= error), curve[-1][0]) for name, curve in curves.items()
         }
 
+    if isinstance(keep, MaxError) and keep.of != "output":
+        return least(keep.error / (len(groups) if of_bound else 1))
+    levels = sorted({error for curve in curves.values() for _, error in curve})
     if isinstance(keep, MaxError):
-        return least(keep.error)
+        with looking_on(model):
+            y = model(x)
+        return least(_last(levels, lambda error: _error(built(least(error), True), x, y) <= keep.error))
     example = x[: keep.batch]
-    errors = sorted({error for curve in curves.values() for _, error in curve})
-    limit = _limit(keep, model, example)
-    low, high = 0, len(errors) - 1  # the least error whose network is within the budget
-    if _cost(keep, model, groups, least(errors[high]), chosen, example) > limit:
+    what, limit = _limit(keep, model, example)
+    # the least error whose network is within the budget: the first that is no more above it
+    above = _last([-math.inf, *levels], lambda error: _measure(what, built(least(error), False), example) > limit)
+    if above == levels[-1]:
         raise ValueError(f"Budget: even the smallest of these networks is above {keep}.")
+    return least(next(error for error in levels if error > above))
+
+
+def _last(ordered: list[float], holds: Callable[[float], bool]) -> float:
+    """The last number for which `holds`, by bisection; the first is taken to hold."""
+    low, high = 0, len(ordered) - 1
     while low < high:
-        middle = (low + high) // 2
-        if _cost(keep, model, groups, least(errors[middle]), chosen, example) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return least(errors[high])
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(ordered[middle]) else (low, middle - 1)
+    return ordered[low]
+
+
+def _error(made: nn.Module, x: Tensor, y: Tensor) -> float:
+    """`|Y' - Y| / |Y - mean Y|` of a pruned network."""
+    with looking_on(made):
+        return float((made(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
+
+
+def _shares_of_bound(model: nn.Module, groups: list[Units], x: Tensor) -> dict[str, Callable[[Tensor, Tensor], float]]:
+    """For each group: features and kept units -> its epsilon_l, relative to the output's mean norm.
+
+    Theorem 2 with the change of the readers' weights that least squares makes: `|dY_l / dW_l delta W_l|` is the norm of
+    the change of what layer l computes, carried on by the norms of the Jacobians.
+    """
+    norms = jacobian_norms(model, x[:100])
+    scale = float(norms.y.flatten(1).norm(dim=1).mean())
+    carried, after = torch.ones(len(norms.y)), {}
+    for name in reversed(norms.step):
+        after[name] = float((carried * norms.outer[name]).mean()) * norms.places[name] ** 0.5
+        carried = carried * norms.step[name]
+
+    def share(group: Units) -> Callable[[Tensor, Tensor], float]:
+        factor = max(after[reader.name] for reader in group.readers) / scale
+
+        def epsilon(features: Tensor, kept: Tensor) -> float:
+            lost, _ = lost_variance(group, features, kept, model)
+            return factor * lost**0.5
+
+        return epsilon
+
+    return {group.name: share(group) for group in groups}
 
 
 def _rounded(count: int, most: int, to: int) -> int:
     return min(most, -(-count // to) * to)
 
 
-def _limit(keep: Budget, model: nn.Module, example: Tensor) -> float:
-    for name in ("macs", "parameters", "bytes"):
-        value = getattr(keep, name)
-        if value is not None:
-            return value * _measure(name, model, example) if value < 1 else value
-    assert keep.latency_ms is not None
-    return keep.latency_ms
-
-
-def _cost(
-    keep: Budget, model: nn.Module, groups: list[Units], counts: dict[str, int | None], chosen: Chosen, example: Tensor
-) -> float:
-    removed = {}
-    for group in groups:
-        kept = chosen(group, counts[group.name])[0]
-        stays = torch.zeros(group.count, dtype=torch.bool)
-        stays[kept] = True
-        removed[group.name] = (~stays).nonzero().squeeze(1)
-    made = pruned(model, removed, example)
-    what = next(name for name in ("macs", "parameters", "bytes", "latency_ms") if getattr(keep, name) is not None)
-    return _measure(what, made, example)
+def _limit(keep: Budget, model: nn.Module, example: Tensor) -> tuple[str, float]:
+    """What is measured, and how much of it there may be."""
+    what, value = next((k, v) for k, v in vars(keep).items() if k != "batch" and v is not None)
+    share = value < 1 and what != "latency_ms"
+    return what, value * _measure(what, model, example) if share else value
 
 
 def _measure(what: str, model: nn.Module, example: Tensor) -> float:

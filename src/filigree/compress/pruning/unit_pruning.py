@@ -6,14 +6,14 @@ import copy
 import fnmatch
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.budget import Budget, MaxError, allocate
+from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
@@ -24,6 +24,8 @@ from filigree.config import config
 from filigree.convert import Change, Compression, Conversion, looking_on
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
+
+Build = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], bool], nn.Module]  # kept, heirs, compensated?
 
 
 @config
@@ -74,17 +76,22 @@ class UnitPruning(Compression):
         if not groups:
             raise ValueError(f"{who}: none of {', '.join(names)} has units that another layer reads: nothing to prune.")
         features = unit_activations(model, groups, x, self.features == "pooled")
-        kept, heirs, notes = self._choices(model, groups, features, x)
-        removed = {group.name: without(group.count, kept[group.name]) for group in groups}
         weighted = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
-        source = model
-        if self.compensate == "correlation":
-            source = copy.deepcopy(model)
-            correlation(source, groups, features, heirs)
-        made = pruned(source, removed, example)
-        if self.compensate == "least_squares":
-            least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
+
+        def build(kept: Mapping[str, Tensor], heirs: Mapping[str, Tensor], compensate: bool) -> nn.Module:
+            removed = {group.name: without(group.count, kept[group.name]) for group in groups}
+            source = model
+            if compensate and self.compensate == "correlation":
+                source = copy.deepcopy(model)
+                correlation(source, groups, features, heirs)
+            made = pruned(source, removed, example)
+            if compensate and self.compensate == "least_squares":
+                least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
+            return made
+
+        kept, heirs, notes = self._choices(model, groups, features, x, build)
+        made = build(kept, heirs, True)
         changes = _changes(model, made, example, groups, kept, notes)
         if self.measure:
             changes.append(Change("latency", "", "", (0, 0), (0, 0), _latencies(model, made, x)))
@@ -95,7 +102,7 @@ class UnitPruning(Compression):
         return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
 
     def _choices(
-        self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor
+        self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
         found: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
 
@@ -106,7 +113,12 @@ class UnitPruning(Compression):
             return found[key]
 
         if isinstance(self.keep, Budget | MaxError):
-            counts: dict[str, int | None] = allocate(self.keep, model, groups, features, chosen, x, self.round_to)
+
+            def built(counts: Counts, compensate: bool) -> nn.Module:
+                its = {group.name: chosen(group, counts[group.name]) for group in groups}
+                return build({k: v[0] for k, v in its.items()}, {k: v[1] for k, v in its.items()}, compensate)
+
+            counts = allocate(self.keep, model, groups, features, chosen, built, x, self.round_to)
         else:
             counts = {group.name: self._count(group) for group in groups}
         kept, heirs, notes = {}, {}, {}
