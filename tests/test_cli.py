@@ -261,7 +261,7 @@ def test_a_method_takes_up_what_another_left(tmp_path, monkeypatch, capsys):
     assert small["history"] == dense["history"]
     assert small["metrics"]["trained_test_accuracy"] == dense["metrics"]["test_accuracy"]
     assert fg.load(tmp_path / "small-0" / "model.safetensors").fc1.out_features == 12
-    arguments[8] = "methods.small={after: nobody}"
+    arguments[9] = "methods.small={after: nobody}"
     code, _, err = call(monkeypatch, capsys, *arguments)
     assert code == 2
     assert "methods.small.after" in err
