@@ -1,8 +1,25 @@
 """Data sets in tensors, with checksums; nothing is read before it is asked for."""
 
+from filigree.data import tasks
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import paired_interval
 from filigree.data.sets import cross_validation, describe, load, names
+from filigree.data.text import Text, characters, language_model_batches, words
 
-__all__ = ["Augment", "DataSet", "Split", "check", "cross_validation", "describe", "load", "names", "paired_interval"]
+__all__ = [
+    "Augment",
+    "DataSet",
+    "Split",
+    "Text",
+    "characters",
+    "check",
+    "cross_validation",
+    "describe",
+    "language_model_batches",
+    "load",
+    "names",
+    "paired_interval",
+    "tasks",
+    "words",
+]

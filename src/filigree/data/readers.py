@@ -110,3 +110,11 @@ def read_mapped(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"data: {path} is not a .npy file, or truncated: {' '.join(str(error).split())}") from None
+
+
+def read_text(path: Path) -> str:
+    """A text in UTF-8, its line ends as they are."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {path} is no text in UTF-8 ({error.reason}, byte {error.start}).") from None
