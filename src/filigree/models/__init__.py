@@ -1,5 +1,23 @@
 """Plain torch networks of the papers. Each remembers how it was made, so that `fg.load` can rebuild it."""
 
+from filigree.models.attention import translator
+from filigree.models.language import language_model
 from filigree.models.networks import alexnet_cifar, build, caffenet, lenet5, lenet_300_100, lenet_caffe, mlp, resnet
+from filigree.models.ntm import ntm
+from filigree.models.sequence import character_encoder, sequence_classifier
 
-__all__ = ["alexnet_cifar", "build", "caffenet", "lenet5", "lenet_300_100", "lenet_caffe", "mlp", "resnet"]
+__all__ = [
+    "alexnet_cifar",
+    "build",
+    "caffenet",
+    "character_encoder",
+    "language_model",
+    "lenet5",
+    "lenet_300_100",
+    "lenet_caffe",
+    "mlp",
+    "ntm",
+    "resnet",
+    "sequence_classifier",
+    "translator",
+]
