@@ -269,6 +269,23 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
+def width_before(model: nn.Module, name: str) -> tuple[int, int]:
+    """How many units a module without weights reads, and along which dimension: those of the layer before it.
+
+    Raises:
+        ValueError: no layer with a width stands before it, in the order in which modules are registered.
+    """
+    width = None
+    for other, module in model.named_modules():
+        if other == name and width is not None:
+            return width
+        for attribute, dim in (("out_features", -1), ("out_channels", 1), ("num_features", 1), ("hidden_size", -1)):
+            if isinstance(found := getattr(module, attribute, None), int):
+                width = found, -1 if isinstance(module, nn.BatchNorm1d) else dim
+                break
+    raise ValueError(f"no layer stands before {name!r}, so how many units it has is not known.")
+
+
 def _arrow(pair: tuple[int, int]) -> str:
     before, after = pair
     return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

@@ -3,6 +3,8 @@
 from filigree.dynamics.dropout_annealing import DropoutAnnealing
 from filigree.dynamics.error_feedback import ErrorFeedback
 from filigree.dynamics.evolution import Evolution
+from filigree.dynamics.gradient_noise import GradientNoise
+from filigree.dynamics.noise_annealing import NoiseAnnealing
 from filigree.dynamics.schedules import (
     Adaptive,
     Constant,
@@ -25,7 +27,9 @@ __all__ = [
     "Evolution",
     "ExponentialDecay",
     "Fixed",
+    "GradientNoise",
     "LinearDecrease",
+    "NoiseAnnealing",
     "Oscillation",
     "Product",
     "Schedule",

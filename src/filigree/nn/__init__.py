@@ -22,6 +22,9 @@ from filigree.nn.integer_layers import IntegerLayers
 from filigree.nn.integer_linear import IntegerLinear
 from filigree.nn.low_rank import LowRank, LowRankLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.noisy import Noisy, NoisyRectifier
+from filigree.nn.noisy_activations import NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
+from filigree.nn.noisy_rnn import NoisyGRU, NoisyGRUCell, NoisyLSTM, NoisyLSTMCell
 from filigree.nn.online_paths import OnlinePaths, PathLinear
 from filigree.nn.partition_dropout import PartitionDropout, PartitionedConnect, PartitionedDropout
 from filigree.nn.phd import PHDLinear
@@ -85,6 +88,15 @@ __all__ = [
     "LowRankLinear",
     "MaskedConv2d",
     "MaskedLinear",
+    "Noisy",
+    "NoisyGRU",
+    "NoisyGRUCell",
+    "NoisyHardSigmoid",
+    "NoisyHardTanh",
+    "NoisyLSTM",
+    "NoisyLSTMCell",
+    "NoisyReLU",
+    "NoisyRectifier",
     "OnlinePaths",
     "PHDLinear",
     "PartitionDropout",

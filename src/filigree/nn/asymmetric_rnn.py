@@ -47,7 +47,7 @@ class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):
     _cell = staticmethod(lstm_cell)
 
     def forward(self, x: Any, hx: Any = None) -> Any:
-        if self._is_exact():
+        if not self.has_gates and self._is_exact():
             return nn.LSTM.forward(self, x, hx)
         y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
         return y, (h, c)
@@ -62,7 +62,7 @@ class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
     _cell = staticmethod(gru_cell)
 
     def forward(self, x: Any, hx: Any = None) -> Any:
-        if self._is_exact():
+        if not self.has_gates and self._is_exact():
             return nn.GRU.forward(self, x, hx)
         y, (h,) = self._walk(x, None if hx is None else [hx], 1)
         return y, h

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import config
-from filigree.convert import Change, Conversion, replace_module
+from filigree.convert import Change, Conversion, replace_module, width_before
 
 
 class GaussianNoise(nn.Dropout):
@@ -78,7 +78,7 @@ class GuidedDropout(Conversion):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []
         for name in names:
-            units = _width_before(model, name)
+            units, _ = width_before(model, name)
             replace_module(model, name, StrengthDropout(units, _p(model.get_submodule(name)), self.region))
             changes.append(Change(name, "Dropout", f"StrengthDropout({self.region})", (0, units), (0, units)))
         return changes
@@ -86,13 +86,3 @@ class GuidedDropout(Conversion):
 
 def _p(module: Any) -> float:
     return float(module.p)
-
-
-def _width_before(model: nn.Module, name: str) -> int:
-    """The width of the last linear layer that stands before a module."""
-    width = None
-    for other, module in model.named_modules():
-        if other == name and width is not None:
-            return int(width)
-        width = getattr(module, "out_features", width)
-    raise ValueError(f"GuidedDropout: no linear layer stands before {name!r}, so its width is not known.")

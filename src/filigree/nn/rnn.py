@@ -1,78 +1,111 @@
-"""LSTM and GRU as loops over time steps, so that their products with weights may be of another kind."""
+"""LSTM and GRU as loops over time steps, so that their products with weights and their gates may be of other kinds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+States = list[Tensor]
+Cell = Callable[[Tensor, Tensor, States], States]
+
 
 class LoopedRNN(nn.Module):
     """What they share: the walk through layers, directions and time steps. Attributes are those of `nn.RNNBase`.
 
-    Subclasses implement `_product`: the product of `x` `(..., in)` with the weights `part` ("ih" or "hh") of a layer
-    and direction (`suffix`, "_l0_reverse"), bias included.
+    Inside, sequences are packed: `x` is `(total, in)`, the time steps one after another, `sizes` how many sequences
+    each has, never more than the one before. Subclasses implement `_product`: the product of `x` `(..., in)` with the
+    weights `part` ("ih" or "hh") of a layer and direction (`suffix`, "_l0_reverse"), bias included.
+
+    A submodule `gates`, where there is one, holds modules by suffix that compute the new states from both products and
+    the old states, in place of the plain cell.
     """
 
     _cell: Any
 
+    @property
+    def has_gates(self) -> bool:
+        return "gates" in self._modules
+
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         raise NotImplementedError
 
-    def _steps(self, x: Tensor, states: list[Tensor], suffix: str, reverse: bool) -> tuple[Tensor, list[Tensor]]:
-        """One layer in one direction: x `(time, batch, in)` to `(time, batch, hidden)` and the last states."""
-        from_input, out = self._product(x, "ih", suffix), []
-        for part in reversed(from_input.unbind(0)) if reverse else from_input.unbind(0):
-            states = self._cell(part, self._product(states[0], "hh", suffix), states)
-            out.append(states[0])
-        return torch.stack(out[::-1] if reverse else out), states
-
-    def _walk(self, x: Any, given: list[Tensor] | None, count: int) -> tuple[Tensor, list[Tensor]]:
+    def _cell_of(self, suffix: str) -> Cell:
         me: Any = self
-        if isinstance(x, PackedSequence):
-            raise TypeError(f"{type(self).__name__}: packed sequences are not supported. Pad them instead.")
-        if x.shape[-1] != me.input_size or x.dim() not in (2, 3):
+        return me.gates[suffix] if self.has_gates else me._cell
+
+    def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
+        """One layer in one direction: its outputs `(total, hidden)` and the last states `(batch, hidden)`."""
+        cell, parts = self._cell_of(suffix), self._product(x, "ih", suffix).split(sizes)
+        out: list[Any] = [None] * len(sizes)
+        for number in range(len(sizes))[:: -1 if reverse else 1]:
+            size = sizes[number]
+            here = [state[:size] for state in states]
+            new = cell(parts[number], self._product(here[0], "hh", suffix), here)
+            out[number] = new[0]
+            rest = size < len(states[0])  # sequences that have ended, or not begun
+            states = [torch.cat([n, s[size:]]) for n, s in zip(new, states, strict=True)] if rest else new
+        return torch.cat(out), states
+
+    def _walk(self, x: Any, given: States | None, count: int) -> tuple[Any, States]:
+        """Outputs and final states, in the form in which the input came; `given` the initial states."""
+        me: Any = self
+        packed, who = isinstance(x, PackedSequence), type(self).__name__
+        data = x.data if packed else x
+        if data.shape[-1] != me.input_size or (not packed and x.dim() not in (2, 3)):
             raise ValueError(
-                f"{type(self).__name__}: the input must be (time, batch, {me.input_size}), batch first if so made, or "
-                f"without a batch. Got {tuple(x.shape)}."
+                f"{who}: the input must be (time, batch, {me.input_size}), batch first if so made, without a batch, or "
+                f"packed. Got {tuple(data.shape)}."
             )
-        alone = x.dim() == 2
-        if alone:
-            x = x.unsqueeze(1)
-            given = None if given is None else [part.unsqueeze(1) for part in given]
-        elif me.batch_first:
-            x = x.transpose(0, 1)
+        alone = not packed and x.dim() == 2
+        if packed:
+            sizes = x.batch_sizes.tolist()
+            if given is not None and x.sorted_indices is not None:
+                given = [part.index_select(1, x.sorted_indices) for part in given]
+        else:
+            x = x.unsqueeze(1) if alone else x.transpose(0, 1) if me.batch_first else x
+            given = [part.unsqueeze(1) for part in given] if alone and given is not None else given
+            sizes, data = [x.shape[1]] * x.shape[0], x.reshape(-1, me.input_size)
         directions = 2 if me.bidirectional else 1
+        shape = (me.num_layers * directions, sizes[0] if sizes else 0, me.hidden_size)
         if given is None:
-            given = [x.new_zeros(me.num_layers * directions, x.shape[1], me.hidden_size)] * count
-        last: list[list[Tensor]] = []
+            given = [data.new_zeros(shape)] * count
+        if wrong := [part for part in given if part.shape != shape]:
+            raise ValueError(f"{who}: initial states must be {shape}. Got {tuple(wrong[0].shape)}.")
+        last: list[States] = []
         for layer in range(me.num_layers):
             sides = []
             for side in range(directions):
                 number = layer * directions + side
                 suffix = f"_l{layer}" + ("_reverse" if side else "")
-                y, states = self._steps(x, [part[number] for part in given], suffix, bool(side))
+                y, states = self._steps(data, sizes, [part[number] for part in given], suffix, bool(side))
                 sides.append(y)
                 last.append(states)
-            x = torch.cat(sides, -1)
+            data = torch.cat(sides, -1) if directions > 1 else sides[0]
             if me.dropout and layer < me.num_layers - 1:
-                x = nn.functional.dropout(x, me.dropout, me.training)
+                data = nn.functional.dropout(data, me.dropout, me.training)
         finals = [torch.stack([states[part] for states in last]) for part in range(count)]
+        if packed:
+            if x.unsorted_indices is not None:
+                finals = [part.index_select(1, x.unsorted_indices) for part in finals]
+            return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices), finals
+        y = data.view(len(sizes), -1, data.shape[-1])
         if alone:
-            return x.squeeze(1), [part.squeeze(1) for part in finals]
-        return (x.transpose(0, 1) if me.batch_first else x), finals
+            return y.squeeze(1), [part.squeeze(1) for part in finals]
+        return (y.transpose(0, 1) if me.batch_first else y), finals
 
 
-def lstm_cell(from_input: Tensor, from_state: Tensor, states: list[Tensor]) -> list[Tensor]:
+def lstm_cell(from_input: Tensor, from_state: Tensor, states: States) -> States:
     """Hidden and cell state after one step, from the products with input and hidden state."""
     i, f, g, o = (from_input + from_state).chunk(4, -1)
     c = f.sigmoid() * states[1] + i.sigmoid() * g.tanh()
     return [o.sigmoid() * c.tanh(), c]
 
 
-def gru_cell(from_input: Tensor, from_state: Tensor, states: list[Tensor]) -> list[Tensor]:
+def gru_cell(from_input: Tensor, from_state: Tensor, states: States) -> States:
     """The hidden state after one step, from the products with input and hidden state."""
     r, z, n = from_input.chunk(3, -1)
     of_r, of_z, of_n = from_state.chunk(3, -1)

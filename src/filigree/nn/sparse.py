@@ -19,19 +19,21 @@ from filigree.nn.fuse import fuse_relu
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.structured_rnn import StructuredRNN
 from filigree.timing import race
 from filigree.topology import Size, Topology
 
 
 @config
 class Sparse(Conversion):
-    """Make linear layers and 2-D convolutions sparse from scratch, before training.
+    """Make linear layers, 2-D convolutions, LSTMs and GRUs sparse from scratch, before training.
 
     Args:
         topology: which connections exist, for instance `ErdosRenyi(epsilon=20)` or, for a whole network,
             `ErdosRenyiKernel(density=0.05)`. A linear layer that it leaves dense (p = 1) keeps its parameters and reads
             the sparse layers' memory order (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`); so do the batch norms
             and dense convolutions of a network with sparse ones (`filigree.nn.ChannelMajorBatchNorm2d`, `...Conv2d`).
+            An `nn.LSTM` or `nn.GRU` becomes a `filigree.nn.StructuredRNN`, a loop over sparse products.
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
@@ -52,7 +54,7 @@ class Sparse(Conversion):
 
     def accepts(self, module: nn.Module) -> bool:
         # a subclass may be read by its owner (as in nn.MultiheadAttention)
-        return type(module) in (nn.Linear, nn.Conv2d)
+        return type(module) in (nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return self._apply(model, names, None)
@@ -61,6 +63,7 @@ class Sparse(Conversion):
         return self._apply(model, names, inputs)
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
+        names = [product for name in names for product in _products(model, name, inputs)]
         layers: list[Any] = [model.get_submodule(name) for name in names]
         generator = torch.Generator().manual_seed(self.seed)
         drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
@@ -120,6 +123,18 @@ class Sparse(Conversion):
         elif values is not None:
             made.values.data.copy_(values)
         return made
+
+
+def _products(model: nn.Module, name: str, inputs: dict[str, Tensor] | None) -> list[str]:
+    """The layers to convert: of a recurrent network its products with weights, which become layers of their own."""
+    rnn = model.get_submodule(name)
+    if not isinstance(rnn, nn.RNNBase):
+        return [name]
+    if inputs is not None:
+        raise ValueError(f"Sparse: measure cannot judge {name!r}, a {type(rnn).__name__}. Leave it out by where=.")
+    looped = StructuredRNN.unfolded(rnn)
+    replace_module(model, name, looped)
+    return [f"{name}.products.{key}" for key in looped.products]
 
 
 def _size(layer: nn.Linear | nn.Conv2d) -> Size:

@@ -39,6 +39,19 @@ class StructuredRNN(LoopedRNN):
                     if rnn.bias:
                         self.register_parameter(f"bias_{part}{suffix}", nn.Parameter(torch.zeros(out)))
 
+    @classmethod
+    def unfolded(cls, rnn: Any) -> StructuredRNN:
+        """The same network with the same parameters, its products `nn.Linear` layers."""
+        made = cls(rnn, lambda i, o, n: nn.Linear(i, o, bias=False, device="meta"))
+        for name, parameter in rnn.named_parameters():
+            kind, key = name.split("_", 1)
+            if kind == "bias":
+                setattr(made, name, parameter)
+            else:
+                product: Any = made.products[key]
+                product.weight = parameter
+        return made.train(rnn.training)
+
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         y = self.products[part + suffix](x)
         return y + getattr(self, f"bias_{part}{suffix}") if self.bias else y

@@ -18,6 +18,8 @@
 
 namespace nb = nanobind;
 using filigree::Matrix;
+using filigree::Noisy;
+using filigree::NoisyKind;
 using filigree::Pattern;
 
 namespace {
@@ -41,6 +43,13 @@ struct Kernels {
   decltype(&filigree::portable::sell) sell;
   decltype(&filigree::portable::sell_backward) sell_backward;
   decltype(&filigree::portable::dropout) dropout;
+  decltype(&filigree::portable::normals) normals;
+  decltype(&filigree::portable::noisy) noisy;
+  decltype(&filigree::portable::noisy_backward) noisy_backward;
+  decltype(&filigree::portable::noisy_lstm) noisy_lstm;
+  decltype(&filigree::portable::noisy_lstm_backward) noisy_lstm_backward;
+  decltype(&filigree::portable::noisy_gru) noisy_gru;
+  decltype(&filigree::portable::noisy_gru_backward) noisy_gru_backward;
 };
 
 #define KERNELS(ISA)                                                                             \
@@ -50,7 +59,10 @@ struct Kernels {
         filigree::ISA::integer_spmm, filigree::ISA::transpose, filigree::ISA::conv, \
         filigree::ISA::conv_backward, filigree::ISA::top, filigree::ISA::top_backward, \
         filigree::ISA::spread, filigree::ISA::outer, \
-        filigree::ISA::sell, filigree::ISA::sell_backward, filigree::ISA::dropout                                         \
+        filigree::ISA::sell, filigree::ISA::sell_backward, filigree::ISA::dropout, \
+        filigree::ISA::normals, filigree::ISA::noisy, filigree::ISA::noisy_backward, \
+        filigree::ISA::noisy_lstm, filigree::ISA::noisy_lstm_backward, filigree::ISA::noisy_gru, \
+        filigree::ISA::noisy_gru_backward \
   }
 
 // what this processor can run, the fastest first
@@ -202,6 +214,39 @@ NB_MODULE(_kernels, m) {
   m.def("dropout", [](bool f64, int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, double scale, P in,
                         P out) {
     now->dropout(f64, size, seed, first, threshold, scale, at(in), at(out));
+  }, no_gil());
+  nb::class_<Noisy>(m, "Noisy").def(
+      "__init__", [](Noisy *made, int kind, double alpha, double c, double sigma, bool random, double value, uint64_t seed) {
+        new (made) Noisy{NoisyKind(kind), alpha, c, sigma, random, value, seed};
+      });
+  m.def("normals", [](bool f64, int64_t size, uint64_t seed, P out) { now->normals(f64, size, seed, at(out)); }, no_gil());
+  m.def("noisy", [](bool f64, const Noisy &n, bool tanh, int64_t outer,
+                    int64_t units, int64_t inner, P x, P p, P y, P by_x, P by_p) {
+    now->noisy(f64, n, tanh, {outer, units, inner}, at(x), at(p), at(y),
+               at(by_x), at(by_p));
+  }, no_gil());
+  m.def("noisy_backward", [](bool f64, int64_t outer, int64_t units, int64_t inner, P by_x, P by_p, P dy, P dx, P dp) {
+    now->noisy_backward(f64, {outer, units, inner}, at(by_x), at(by_p), at(dy), at(dx), at(dp));
+  }, no_gil());
+  m.def("noisy_lstm", [](bool f64, const Noisy &n, int64_t samples,
+                         int64_t hidden, P pre, P p, P state, P h, P before) {
+    now->noisy_lstm(f64, n, samples, hidden, at(pre), at(p), at(state), at(h),
+                    at(before));
+  }, no_gil());
+  m.def("noisy_lstm_backward", [](bool f64, const Noisy &n,
+                                  int64_t samples, int64_t hidden, P pre, P p, P before, P dh, P dc, P dpre, P dp) {
+    now->noisy_lstm_backward(f64, n, samples, hidden, at(pre), at(p),
+                             at(before), at(dh), at(dc), at(dpre), at(dp));
+  }, no_gil());
+  m.def("noisy_gru", [](bool f64, const Noisy &n, int64_t samples,
+                        int64_t hidden, P px, P ph, P p, P h, P before) {
+    now->noisy_gru(f64, n, samples, hidden, at(px), at(ph), at(p), at(h),
+                   at(before));
+  }, no_gil());
+  m.def("noisy_gru_backward", [](bool f64, const Noisy &n,
+                                 int64_t samples, int64_t hidden, P px, P ph, P p, P before, P dh, P dpx, P dph, P dp) {
+    now->noisy_gru_backward(f64, n, samples, hidden, at(px), at(ph), at(p),
+                            at(before), at(dh), at(dpx), at(dph), at(dp));
   }, no_gil());
   m.def("isas", [] {
     std::vector<std::string> names;

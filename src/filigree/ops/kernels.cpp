@@ -526,17 +526,6 @@ void conv_backward_(const Convolution &c, const void *values, const void *x, con
   }
 }
 
-// The i-th random number of a seed: a counter and two keys through an integer hash (rounds and constants after
-// C. Wellons' search for low bias). No state, so threads and the backward pass find the same numbers by index.
-template <int L>
-inline Vec<uint32_t, L> random(Vec<uint32_t, L> counter, uint32_t first, uint32_t second) {
-  Vec<uint32_t, L> x = counter + first;
-  x = (x ^ (x >> 16)) * 0x21f0aaadu;
-  x = (x ^ second ^ (x >> 15)) * 0x735a2d97u;
-  x = (x ^ (x >> 15)) * 0x21f0aaadu;
-  return x ^ (x >> 15);
-}
-
 template <class T, int L>
 inline Vec<T, L> kept(Vec<T, L> v, Vec<uint32_t, L> number, uint32_t threshold, T scale) {
   if constexpr (sizeof(T) == 8)

@@ -69,6 +69,23 @@ struct Program {
   const void *const *data;
 };
 
+// A noisy activation; `seed` of its normal numbers, for all of which `value` stands where they are not random.
+enum NoisyKind : int32_t { NAN_, NAH, NANI, NANIL, NANIS };
+struct Noisy {
+  NoisyKind kind;
+  double alpha, c, sigma;
+  bool random;
+  double value;
+  uint64_t seed;
+};
+// A tensor in memory as (outer, units, inner); each unit has a p.
+struct Layout {
+  int64_t outer, units, inner;
+  int64_t size() const { return outer * units * inner; }
+  bool by_column() const { return inner == 1 && units > 1; }
+  int64_t row() const { return by_column() ? units : units > 1 ? inner : outer * inner; }  // numbers that are alike
+};
+
 // clang-format off
 #define FILIGREE_DECLARE(ISA)                                                                                       \
   namespace ISA {                                                                                                   \
@@ -119,6 +136,27 @@ struct Program {
   /* out[i] = 0 where the i-th random number of `seed` lies in [first, first + threshold), else in[i] * scale */    \
   void dropout(bool f64, int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, double scale,             \
                const void *in, void *out);                                                                          \
+  /* the normal numbers of a seed */                                                                                \
+  void normals(bool f64, int64_t size, uint64_t seed, void *out);                                                   \
+  /* y = a noisy hard tanh, or hard sigmoid, of x, and its derivatives by x and by p, unless null */                \
+  void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y,           \
+             void *by_x, void *by_p);                                                                               \
+  /* dx = dy by_x; dp = dy by_p summed over each unit, unless null */                                               \
+  void noisy_backward(bool f64, const Layout &l, const void *by_x, const void *by_p, const void *dy, void *dx,      \
+                      void *dp);                                                                                    \
+  /* a step of an LSTM from the gates' pre-activations (samples, 4, hidden) and p (5, hidden), the last of c's      \
+     function: c becomes the new state, `before` what it was. Its gradients: dc becomes that of `before`, dp is     \
+     added to, unless null */                                                                                       \
+  void noisy_lstm(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p,        \
+                  void *c, void *h, void *before);                                                                  \
+  void noisy_lstm_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre,              \
+                           const void *p, const void *before, const void *dh, void *dc, void *dpre, void *dp);      \
+  /* a step of a GRU from the products (samples, 3, hidden) with input and state, p (3, hidden); likewise */        \
+  void noisy_gru(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph,         \
+                 const void *p, void *h, void *before);                                                             \
+  void noisy_gru_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px,                \
+                          const void *ph, const void *p, const void *before, void *dh, void *dpx, void *dph,        \
+                          void *dp);                                                                                \
   }
 // clang-format on
 FILIGREE_DECLARE(portable)

@@ -156,6 +156,17 @@ inline void parallel(int threads, Body body) {
 template <class T>
 constexpr int LANES = BYTES / int(sizeof(T));
 
+// The i-th random number of a seed: a counter and two keys through an integer hash (rounds and constants after
+// C. Wellons' search for low bias). No state, so threads and the backward pass find the same numbers by index.
+template <int L>
+inline Vec<uint32_t, L> random(Vec<uint32_t, L> counter, uint32_t first, uint32_t second) {
+  Vec<uint32_t, L> x = counter + first;
+  x = (x ^ (x >> 16)) * 0x21f0aaadu;
+  x = (x ^ second ^ (x >> 15)) * 0x735a2d97u;
+  x = (x ^ (x >> 15)) * 0x21f0aaadu;
+  return x ^ (x >> 15);
+}
+
 // An L x L transpose in registers: at step S the blocks of S x S off the diagonal change places.
 template <int S, int L, class V, int... I>
 inline void swap_blocks(V &a, V &b, Seq<I...>) {

@@ -1,0 +1,64 @@
+"""The scale of noisy activations, smaller from step to step (004, 4.3.6.6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from filigree.dynamics.annealing import Annealing
+from filigree.dynamics.schedules import as_schedule
+from filigree.nn.noisy_activations import NoisyReLU, WithNoise
+
+
+class NoiseAnnealing(Annealing):
+    """Anneal the noise of a model: call `step()` after each batch (`fg.fit(..., each_step=annealing)`).
+
+    `c = max(end, start / sqrt(t + 1))`, t rising by 1 every `every` steps: from 30 to 0.5 in 720,000 steps of 200. What
+    is set is c of NAN, NAH and NANIL, and sigma of NANI, NANIS and `filigree.nn.NoisyReLU`.
+
+    Args:
+        model: with noisy activations, after `fg.convert_(model, fg.Noisy(...))`.
+        steps: of the whole run: `every` is then such that `end` is reached with its last, `every = steps (end /
+            start)^2`; short runs reach it too.
+        schedule: in place of the formula, what gives the share of `start`: a callable step -> share, or a schedule such
+            as `fg.LinearDecrease(1, 0)`, which needs `steps`.
+
+    Raises:
+        ValueError: nothing noisy in the model; numbers out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, start: float = 30.0, end: float = 0.5, every: float = 200, steps: int | None = None,
+        schedule: Any = None,
+    ) -> None:  # fmt: skip
+        self.layers = [
+            m for m in model.modules() if isinstance(m, WithNoise) or (isinstance(m, NoisyReLU) and m.sigma != "input")
+        ]
+        if not self.layers:
+            raise ValueError("NoiseAnnealing: the model has no noise to anneal. Convert it first, with fg.Noisy(...).")
+        if not 0 < end <= start:
+            raise ValueError(f"NoiseAnnealing: expected 0 < end <= start. Got start={start}, end={end}.")
+        if every <= 0 or (steps is not None and steps < 1):
+            raise ValueError(f"NoiseAnnealing: every and steps must be positive. Got {every} and {steps}.")
+        self.start, self.end, self.steps = start, end, steps
+        self.every = every if steps is None else max(steps - 1, 1) / ((start / end) ** 2 - 1) if start > end else every
+        self.schedule = None if schedule is None else as_schedule(schedule)
+        if self.schedule is not None and self.schedule.needs_horizon and steps is None:
+            raise ValueError(f"NoiseAnnealing: {type(self.schedule).__name__} needs to know the steps: give steps=.")
+        self.apply()
+
+    @property
+    def scale(self) -> float:
+        """c (or sigma) as it is now; `epoch` counts steps."""
+        if self.schedule is not None:
+            return self.start * max(0.0, self.schedule.rate(self.epoch, self.steps))
+        return max(self.end, self.start / (self.epoch // self.every + 1) ** 0.5)
+
+    def apply(self) -> None:
+        scale = self.scale
+        for layer in self.layers:
+            if isinstance(layer, WithNoise) and layer.kind not in ("NANI", "NANIS"):
+                layer.c = scale
+            else:
+                layer.sigma = scale

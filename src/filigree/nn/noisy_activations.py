@@ -1,0 +1,219 @@
+"""Activations that saturate hard, with noise where they do (004, 4.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Exponential, HalfNormal, Laplace, Normal, Uniform
+
+from filigree.ops.noise import (
+    HALF_NORMAL_MEAN,
+    KINDS,
+    Noise,
+    draw_seed,
+    expected_input_noise,
+    noisy,
+    noisy_reference,
+    runs_kernels,
+)
+
+Kind = Literal["NAN", "NAH", "NANI", "NANIL", "NANIS"]
+
+# names of distributions of variance 1 (of the underlying one where it is one-sided)
+DISTRIBUTIONS = {
+    "half-normal": lambda: HalfNormal(1.0), "exponential": lambda: Exponential(1.0),
+    "uniform": lambda: Uniform(-math.sqrt(3), math.sqrt(3)), "laplace": lambda: Laplace(0.0, math.sqrt(0.5)),
+}  # fmt: skip
+
+
+class WithNoise(nn.Module):
+    """What noisy activations and noisy gates share: the noise, and the parameter p.
+
+    Attributes:
+        c: the scale of 4.10; annealing sets it, and it is part of the `state_dict`.
+        p: learned, or a buffer.
+    """
+
+    p: Tensor
+
+    def __init__(
+        self, kind: Kind, alpha: float, c: float, sigma: float, p: float | None, shape: tuple[int, ...], learn_p: bool,
+        noise: str | Distribution, exact: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        who = type(self).__name__
+        if kind not in KINDS:
+            raise ValueError(f"{who}: kind must be one of {', '.join(KINDS)}. Got {kind!r}.")
+        if not alpha > 0:
+            raise ValueError(f"{who}: alpha must be above 0. Got {alpha}.")
+        if c < 0 or sigma < 0:
+            raise ValueError(f"{who}: c and sigma must be at least 0. Got {c} and {sigma}.")
+        if isinstance(noise, str) and noise not in ("normal", *DISTRIBUTIONS):
+            known = ", ".join(("normal", *DISTRIBUTIONS))
+            raise ValueError(f"{who}: noise must be one of {known}, or a distribution with a mean. Got {noise!r}.")
+        if isinstance(noise, Normal) and noise.loc == 0 and noise.scale == 1:
+            noise = "normal"
+        self.kind, self.alpha, self.c, self.sigma = kind, float(alpha), float(c), float(sigma)
+        self.noise, self.exact, self.learn_p = noise, exact, learn_p
+        start = torch.empty(shape).uniform_(-1, 1) if p is None else torch.full(shape, float(p))
+        if learn_p and kind not in ("NANI", "NANIS"):  # these have no p
+            self.p = nn.Parameter(start)
+        else:
+            self.register_buffer("p", start)
+        if self._distribution is not None and not math.isfinite(self.mean):
+            raise ValueError(f"{who}: the noise has no mean, so its expectation is not known. Got {noise}.")
+
+    @property
+    def _distribution(self) -> Distribution | None:
+        if self.noise == "normal":
+            return None
+        return DISTRIBUTIONS[self.noise]() if isinstance(self.noise, str) else self.noise
+
+    @property
+    def mean(self) -> float:
+        """E epsilon of 4.17: sqrt(2 / pi) of NAH's half-normal noise, 0 of normal noise."""
+        if (distribution := self._distribution) is not None:
+            return float(distribution.mean)
+        return HALF_NORMAL_MEAN if self.kind == "NAH" else 0.0
+
+    @property
+    def numbers(self) -> Noise:
+        own = Noise(self.kind, self.alpha, self.c, self.sigma)
+        # a distribution is that of epsilon itself, not of a xi whose size is taken
+        return own if self.noise == "normal" or self.kind != "NAH" else dataclasses.replace(own, kind="NAN")
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is anything random: in training, unless its scale is 0."""
+        scale = self.sigma if self.kind in ("NANI", "NANIS") else self.c
+        return self.training and scale > 0
+
+    def sample(self, like: Tensor) -> Tensor:
+        """xi (or epsilon) as torch draws it."""
+        distribution = self._distribution
+        if distribution is None:
+            return torch.randn_like(like)
+        return distribution.sample(like.shape).to(like)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.c, self.sigma], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.c, self.sigma = (float(number) for number in state)
+
+    def extra_repr(self) -> str:
+        scale = f"sigma={self.sigma:g}" if self.kind in ("NANI", "NANIS") else f"alpha={self.alpha:g}, c={self.c:g}"
+        p = "" if self.kind in ("NANI", "NANIS") else f", p: {tuple(self.p.shape)}{'' if self.learn_p else ' fixed'}"
+        return f"{self.kind}, {scale}{p}"
+
+
+class _NoisyActivation(WithNoise):
+    _tanh: bool
+
+    def __init__(
+        self, kind: Kind = "NAH", alpha: float = 0.9, c: float = 0.5, sigma: float = 0.05, units: int = 1,
+        dim: int = -1, p: float | None = None, learn_p: bool = True, noise: str | Distribution = "normal",
+        exact: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(kind, alpha, c, sigma, p, (units,), learn_p, noise, exact)
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = self.p.numel()
+        if units > 1 and (x.dim() < (-self.dim if self.dim < 0 else self.dim + 1) or x.shape[self.dim] != units):
+            raise ValueError(
+                f"{type(self).__name__}: expected {units} units in dimension {self.dim}. Got {tuple(x.shape)}."
+            )
+        native = runs_kernels(x) and self.p.dtype == x.dtype
+        if self.draws:
+            if native and self.noise == "normal":
+                return noisy(x, self.p, self.numbers, self._tanh, draw_seed(), self.dim)
+            return noisy_reference(x, self._spread(x), self.sample(x), self.numbers, self._tanh)
+        if self.exact and not self.training and self.kind in ("NANI", "NANIL", "NANIS"):
+            return expected_input_noise(x, self._spread(x), self.numbers, self._tanh)
+        mean = self.mean if self.kind in ("NAN", "NAH") else 0.0
+        if native:
+            return noisy(x, self.p, self.numbers, self._tanh, mean, self.dim)
+        return noisy_reference(x, self._spread(x), mean, self.numbers, self._tanh)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """p broadcast against x."""
+        if self.p.numel() == 1:
+            return self.p.to(x)
+        after = x.dim() - 1 - (self.dim % x.dim())
+        return self.p.to(x).view(-1, *[1] * after)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", dim={self.dim}" if self.dim != -1 else "")
+
+
+_ARGUMENTS = """
+
+    Args:
+        kind: where the noise is, with u(x) the line through 0, Delta = h - u, sigma(x) = c (sigmoid(p Delta) - 1/2)^2
+            (4.10), d(x) = -sgn(x) sgn(1 - alpha):
+
+            - "NAN", "NAH": at the output, `alpha h(x) + (1 - alpha) u(x) + d(x) sigma(x) epsilon` (4.15), epsilon
+              normal or half-normal. In eval mode its expectation, 4.17.
+            - "NANI": at the input, `h(x + sigma xi)` (4.18); "NANIL": `h(x + sigma(x) xi)`; "NANIS": `h(x + sigma xi)`
+              where x is saturated (4.19). In eval mode h(x), or with `exact` the expectation.
+        alpha: above 0; above 1 too (the public code of the document's authors uses 1.05 to 1.15).
+        c: at least 0: of NAN, NAH and NANIL. sigma: of NANI and NANIS.
+        units, dim: p has one number for each unit along `dim`, or one for all (`units=1`).
+        p: its first value; by default drawn from U[-1, 1]. learn_p: train it, or keep it fixed (4.3.7).
+        noise: "normal", "uniform", "laplace" (all of variance 1), "half-normal", "exponential", or a
+            `torch.distributions.Distribution` with a mean: of epsilon, of xi where it is at the input.
+        exact: the expectation of normal noise at the input in place of h(x), in eval mode.
+
+    Shape: any, to the same. Noise comes from torch's global generator. One kernel each way on the CPU; it can be
+    differentiated once.
+
+    Raises:
+        ValueError: an argument out of range, by name.
+    """
+
+
+class NoisyHardTanh(_NoisyActivation):
+    __doc__ = (
+        "The noisy version of h(x) = max(min(x, 1), -1) (004, 4.3). Without noise (alpha = 1, c = 0) it is "
+        "`nn.Hardtanh()`." + _ARGUMENTS
+    )
+    _tanh = True
+
+
+class NoisyHardSigmoid(_NoisyActivation):
+    __doc__ = (
+        "The noisy version of h(x) = max(min(x / 4 + 1/2, 1), 0) (004, 4.3); torch's `nn.Hardsigmoid` has slope 1/6. "
+        "Without noise (alpha = 1, c = 0) it is h." + _ARGUMENTS
+    )
+    _tanh = False
+
+
+class NoisyReLU(nn.Module):
+    """A rectifier with noise before it: `max(0, x + sigma xi)`, xi normal; in eval mode `max(0, x)`.
+
+    Args:
+        sigma: a number (Bengio et al. 2013), or "input": sqrt(sigmoid(x)), taken as constant in the backward pass (Nair
+            and Hinton 2010).
+
+    Shape: any, to the same.
+    """
+
+    def __init__(self, sigma: float | Literal["input"] = "input") -> None:
+        super().__init__()
+        if sigma != "input" and (isinstance(sigma, str) or not sigma >= 0):
+            raise ValueError(f"NoisyReLU: sigma must be at least 0, or 'input'. Got {sigma!r}.")
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.sigma == 0:
+            return x.relu()
+        scale: Any = x.detach().sigmoid().sqrt() if self.sigma == "input" else self.sigma
+        return (x + scale * torch.randn_like(x)).relu()
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma!r}"

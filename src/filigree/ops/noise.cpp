@@ -1,0 +1,385 @@
+// Noisy activations (004, 4.3): hard saturating functions with noise where they saturate, and the cells of recurrent
+// networks made of them. The i-th number of a tensor in memory has the i-th normal number of a seed: nothing random is
+// kept, and the backward pass finds the same noise again.
+#include "vectors.h"
+
+#include <cmath>
+#include <vector>
+
+namespace filigree {
+namespace FILIGREE_ISA {
+namespace {
+
+// Normal numbers from random ones: the sum of three uniform numbers (of 11, 11 and 10 bits), stretched by an odd
+// polynomial that fits the normal quantiles: their mean squared error is 1e-6, the largest number 4.74.
+template <int L>
+inline Vec<float, L> normal(Vec<uint32_t, L> number) {
+  typedef Vec<float, L> V;
+  const auto sum = (number & 0x7ffu) + ((number >> 11) & 0x7ffu) + ((number >> 22) << 1);
+  const V t = __builtin_convertvector(reinterpret_cast<const Vec<int32_t, L> &>(sum), V) * (1 / 3070.0f) - 1.0f, t2 = t * t;
+  V f = t2 * 12.980541f - 26.483062f;
+  f = f * t2 + 21.318427f;
+  f = f * t2 - 7.2732172f;
+  f = f * t2 + 1.3905271f;
+  f = f * t2 + 2.8093073f;
+  return t * f;
+}
+
+struct Numbers {
+  uint64_t seed;
+  bool drawn = true;
+  double value = 0;
+  explicit Numbers(const Noisy &n) : seed(n.seed), drawn(n.random), value(n.value) {}
+  explicit Numbers(uint64_t seed) : seed(seed) {}
+  template <class T, int L>
+  Vec<T, L> at(int64_t place) const {  // the normal numbers of L places, or the value that stands for them
+    if (!drawn) return Vec<T, L>{} + T(value);
+    Vec<uint32_t, L> lane;
+    for (int i = 0; i < L; ++i) lane[i] = i;
+    const uint32_t high = uint32_t(seed >> 32) + uint32_t(place >> 32) * 0x9e3779b9u;
+    const Vec<float, L> found = normal<L>(random<L>(lane + uint32_t(place), uint32_t(seed), high));
+    return __builtin_convertvector(found, Vec<T, L>);
+  }
+};
+
+// sigmoid(z) - 1 / 2 = tanh(z / 2) / 2: in float by a quotient of polynomials fitted up to |z| = 14, error below 1e-6
+template <class T, int L>
+inline Vec<T, L> centred_sigmoid(Vec<T, L> z) {
+  typedef Vec<T, L> V;
+  if constexpr (sizeof(T) == 8) {
+    for (int i = 0; i < L; ++i) z[i] = 0.5 * std::tanh(0.5 * z[i]);
+    return z;
+  } else {
+    V x = 0.5f * z;
+    x = x > 7.0f ? V{} + 7.0f : x;
+    x = x < -7.0f ? V{} - 7.0f : x;
+    const V u = x * x;
+    V above = u * 3.92993506e-6f + 2.27697255e-3f, below = u * 1.42349063e-4f + 0.0210721036f;
+    above = above * u + 0.123021646f;
+    below = below * u + 0.456340129f;
+    return (above * u + 0.999995687f) * 0.5f * x / (below * u + 1.0f);
+  }
+}
+
+template <class T, int L>
+struct Values {
+  Vec<T, L> y, dx, dp;  // the function and its derivatives by x and by p
+};
+
+// The activation at x, with xi its normal numbers and u = slope x + offset, h = u clipped to [low, high].
+template <class T>
+struct Activation {
+  NoisyKind kind;
+  T slope, offset, low, high, alpha, c, sigma, direction;
+
+  Activation(const Noisy &n, bool tanh)
+      : kind(n.kind), slope(tanh ? 1 : 0.25), offset(tanh ? 0 : 0.5), low(tanh ? -1 : 0), high(1), alpha(n.alpha),
+        c(n.c), sigma(n.sigma), direction(1 - n.alpha >= 0 ? -1 : 1) {}
+
+  template <int L>
+  Values<T, L> at(Vec<T, L> x, Vec<T, L> p, Vec<T, L> xi) const {
+    typedef Vec<T, L> V;
+    const V zero{}, one = zero + T(1);
+    V u = slope * x + offset;
+    if (kind == NANI || kind == NANIS) {
+      const bool everywhere = kind == NANI;
+      const V noise = slope * sigma * xi;
+      u += everywhere ? noise : ((u <= low) | (u >= high)) ? noise : zero;
+      const V h = u > high ? zero + high : u < low ? zero + low : u;
+      return {h + (u - u), (h == u) ? zero + slope : zero, zero};  // a NaN stays one
+    }
+    V h = u > high ? zero + high : u < low ? zero + low : u;
+    const V delta = h - u, s = centred_sigmoid<T, L>(p * delta);
+    const V of_s = 2 * c * s * (T(0.25) - s * s);             // d sigma / d (p delta)
+    const V by_x = (delta == zero) ? zero : zero - slope;     // d delta / d x
+    if (kind == NANIL) {
+      const V v = u + slope * (c * s * s) * xi, clipped = v > high ? zero + high : v < low ? zero + low : v;
+      const V passes = (clipped == v) ? one : zero;
+      return {clipped + (v - v), passes * slope * (1 + xi * of_s * p * by_x), passes * slope * xi * of_s * delta};
+    }
+    V e = xi;
+    if (kind == NAH) e = xi < 0 ? -xi : xi;
+    e = x < 0 ? e * -direction : e * direction;  // d(x) epsilon
+    return {u + alpha * delta + e * (c * s * s), slope + by_x * alpha + e * of_s * p * by_x, e * of_s * delta};
+  }
+};
+
+// Numbers [from, to) in vectors; the last ones through a vector of their own.
+template <class T, class Body>
+inline void vectors(int64_t from, int64_t to, Body body) {
+  constexpr int L = LANES<T>;
+  int64_t i = from;
+  for (; i + L <= to; i += L) body(i, L);
+  if (i < to) body(i, int(to - i));
+}
+template <class T, int L>
+inline Vec<T, L> some(const T *at, int count) {
+  if (count == L) return load<T, L>(at);
+  Vec<T, L> v{};
+  for (int i = 0; i < count; ++i) v[i] = at[i];
+  return v;
+}
+template <class T, int L>
+inline void put(T *at, int count, Vec<T, L> v) {
+  if (count == L) return store<T, L>(at, v);
+  for (int i = 0; i < count; ++i) at[i] = v[i];
+}
+
+// Rows of equal length in [0, size), of which a thread has numbers [from, to): body(row, place of its begin, from, to)
+template <class Body>
+inline void segments(int64_t length, int64_t from, int64_t to, Body body) {
+  for (int64_t at = from; at < to;) {
+    const int64_t row = at / length, begin = row * length, end = begin + length < to ? begin + length : to;
+    body(row, begin, at, end);
+    at = end;
+  }
+}
+
+// p of the numbers of a row: its own (units == row's length) or one for the row
+template <class T, int L>
+inline Vec<T, L> parameter(const Layout &l, const T *p, int64_t row, int64_t in_row, int count) {
+  if (l.by_column()) return some<T, L>(p + in_row, count);
+  return Vec<T, L>{} + p[row % l.units];
+}
+
+template <class T>
+void noisy_(const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, T *y, T *by_x, T *by_p) {
+  constexpr int L = LANES<T>;
+  const Activation<T> f(n, tanh);
+  const Numbers numbers(n);
+  const int64_t size = l.size();
+  parallel(team(size * 4), [&](int thread, int threads) {
+    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [&](int64_t row, int64_t begin, int64_t from, int64_t to) {
+      vectors<T>(from, to, [&](int64_t i, int count) {
+        const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count);
+        const Values<T, L> v = f.template at<L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i));
+        put<T, L>(y + i, count, v.y);
+        if (by_x) put<T, L>(by_x + i, count, v.dx);
+        if (by_p) put<T, L>(by_p + i, count, v.dp);
+      });
+    });
+  });
+}
+
+template <class T>
+void noisy_backward_(const Layout &l, const T *by_x, const T *by_p, const T *dy, T *dx, T *dp) {
+  constexpr int L = LANES<T>;
+  const int64_t size = l.size();
+  const int most = team(size);
+  std::vector<T> parts(dp ? most * l.units : 0);
+  parallel(most, [&](int thread, int threads) {
+    T *part = dp ? parts.data() + thread * l.units : nullptr;
+    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [&](int64_t row, int64_t begin, int64_t from, int64_t to) {
+      Vec<T, L> total{};
+      vectors<T>(from, to, [&](int64_t i, int count) {
+        const Vec<T, L> at_dy = some<T, L>(dy + i, count);
+        put<T, L>(dx + i, count, at_dy * some<T, L>(by_x + i, count));
+        if (!part) return;
+        const Vec<T, L> own = at_dy * some<T, L>(by_p + i, count);
+        if (l.by_column()) put<T, L>(part + (i - begin), count, some<T, L>(part + (i - begin), count) + own);
+        else total += own;
+      });
+      if (part && !l.by_column())
+        for (int i = 0; i < L; ++i) part[row % l.units] += lane<L>(total, i);
+    });
+  });
+  for (int64_t u = 0; dp && u < l.units; ++u) {
+    dp[u] = 0;
+    for (int t = 0; t < most; ++t) dp[u] += parts[t * l.units + u];
+  }
+}
+
+// A cell's numbers (n, j), j in [0, hidden), column blocks shared out among threads. Gate g of a sample lies at
+// pre[(n * GATES + g) * hidden + j] and has the normal numbers of that place; c's function those behind all gates.
+template <class T, class Body>
+inline void columns(int64_t samples, int64_t hidden, Body body) {
+  constexpr int L = LANES<T>;
+  const int64_t blocks = (hidden + L - 1) / L;
+  parallel(team(samples * hidden * 16), [&](int thread, int threads) {
+    for (int64_t b = blocks * thread / threads; b < blocks * (thread + 1) / threads; ++b)
+      body(b * L, int(hidden - b * L < L ? hidden - b * L : L));
+  });
+}
+
+template <class T>
+void noisy_lstm_(const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, T *c, T *h, T *before) {
+  constexpr int L = LANES<T>;
+  typedef Vec<T, L> V;
+  const Activation<T> gate(n, false), tanh(n, true);
+  const Numbers numbers(n);
+  columns<T>(samples, hidden, [&](int64_t j, int count) {
+    V ps[5];
+    for (int g = 0; g < 5; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
+    for (int64_t s = 0; s < samples; ++s) {
+      V y[4];
+      for (int g = 0; g < 4; ++g) {
+        const int64_t place = (s * 4 + g) * hidden + j;
+        y[g] = (g == 2 ? tanh : gate).template at<L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place)).y;
+      }
+      const int64_t at = s * hidden + j;
+      const V old = some<T, L>(c + at, count), now = y[1] * old + y[0] * y[2];
+      put<T, L>(before + at, count, old);
+      put<T, L>(c + at, count, now);
+      const V out = tanh.template at<L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at)).y;
+      put<T, L>(h + at, count, y[3] * out);
+    }
+  });
+}
+
+// dh and dc are those of h and of the cell state after the step; dc becomes that of the state before it, dpre is written
+template <class T>
+void noisy_lstm_backward_(const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, const T *before,
+                          const T *dh, T *dc, T *dpre, T *dp) {
+  constexpr int L = LANES<T>;
+  typedef Vec<T, L> V;
+  const Activation<T> gate(n, false), tanh(n, true);
+  const Numbers numbers(n);
+  columns<T>(samples, hidden, [&](int64_t j, int count) {
+    V ps[5], totals[5] = {};
+    for (int g = 0; g < 5; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
+    for (int64_t s = 0; s < samples; ++s) {
+      Values<T, L> v[4];
+      for (int g = 0; g < 4; ++g) {
+        const int64_t place = (s * 4 + g) * hidden + j;
+        v[g] = (g == 2 ? tanh : gate).template at<L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
+      }
+      const int64_t at = s * hidden + j;
+      const V old = some<T, L>(before + at, count), now = v[1].y * old + v[0].y * v[2].y;
+      const Values<T, L> out = tanh.template at<L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at));
+      const V of_h = some<T, L>(dh + at, count), of_out = of_h * v[3].y;
+      const V of_c = some<T, L>(dc + at, count) + of_out * out.dx;
+      const V of[4] = {of_c * v[2].y, of_c * old, of_c * v[0].y, of_h * out.y};
+      put<T, L>(dc + at, count, of_c * v[1].y);
+      for (int g = 0; g < 4; ++g) {
+        put<T, L>(dpre + (s * 4 + g) * hidden + j, count, of[g] * v[g].dx);
+        totals[g] += of[g] * v[g].dp;
+      }
+      totals[4] += of_out * out.dp;
+    }
+    for (int g = 0; dp && g < 5; ++g)
+      put<T, L>(dp + g * hidden + j, count, some<T, L>(dp + g * hidden + j, count) + totals[g]);
+  });
+}
+
+// r, z, n of a GRU from the products with the input and with the state
+template <class T, int L>
+struct GRU {
+  Activation<T> gate, tanh;
+  Numbers numbers;
+  int64_t hidden;
+  explicit GRU(const Noisy &n, int64_t hidden) : gate(n, false), tanh(n, true), numbers(n), hidden(hidden) {}
+
+  void at(int64_t s, int64_t j, int count, const T *px, const T *ph, const Vec<T, L> *ps, Values<T, L> *v,
+          Vec<T, L> &candidate) const {
+    for (int g = 0; g < 3; ++g) {
+      const int64_t place = (s * 3 + g) * hidden + j;
+      const Vec<T, L> of_x = some<T, L>(px + place, count), of_h = some<T, L>(ph + place, count);
+      if (g == 2) candidate = of_h;
+      v[g] = g == 2 ? tanh.template at<L>(of_x + v[0].y * of_h, ps[g], numbers.at<T, L>(place))
+                    : gate.template at<L>(of_x + of_h, ps[g], numbers.at<T, L>(place));
+    }
+  }
+};
+
+template <class T>
+void noisy_gru_(const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p, T *h, T *before) {
+  constexpr int L = LANES<T>;
+  const GRU<T, L> cell(n, hidden);
+  columns<T>(samples, hidden, [&](int64_t j, int count) {
+    Vec<T, L> ps[3], candidate;
+    for (int g = 0; g < 3; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
+    for (int64_t s = 0; s < samples; ++s) {
+      Values<T, L> v[3];
+      cell.at(s, j, count, px, ph, ps, v, candidate);
+      const int64_t at = s * hidden + j;
+      const Vec<T, L> old = some<T, L>(h + at, count);
+      put<T, L>(before + at, count, old);
+      put<T, L>(h + at, count, (1 - v[1].y) * v[2].y + v[1].y * old);
+    }
+  });
+}
+
+// dh is that of the state after the step and becomes that part of the state before it which does not go through ph
+template <class T>
+void noisy_gru_backward_(const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p,
+                         const T *before, T *dh, T *dpx, T *dph, T *dp) {
+  constexpr int L = LANES<T>;
+  typedef Vec<T, L> V;
+  const GRU<T, L> cell(n, hidden);
+  columns<T>(samples, hidden, [&](int64_t j, int count) {
+    V ps[3], totals[3] = {}, candidate;
+    for (int g = 0; g < 3; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
+    for (int64_t s = 0; s < samples; ++s) {
+      Values<T, L> v[3];
+      cell.at(s, j, count, px, ph, ps, v, candidate);
+      const int64_t at = s * hidden + j;
+      const V of_h = some<T, L>(dh + at, count), old = some<T, L>(before + at, count);
+      const V of_n = of_h * (1 - v[1].y), inner = of_n * v[2].dx, of_z = of_h * (old - v[2].y), of_r = inner * candidate;
+      const V at_x[3] = {of_r * v[0].dx, of_z * v[1].dx, inner};
+      for (int g = 0; g < 3; ++g) {
+        put<T, L>(dpx + (s * 3 + g) * hidden + j, count, at_x[g]);
+        put<T, L>(dph + (s * 3 + g) * hidden + j, count, g == 2 ? inner * v[0].y : at_x[g]);
+      }
+      put<T, L>(dh + at, count, of_h * v[1].y);
+      totals[0] += of_r * v[0].dp;
+      totals[1] += of_z * v[1].dp;
+      totals[2] += of_n * v[2].dp;
+    }
+    for (int g = 0; dp && g < 3; ++g)
+      put<T, L>(dp + g * hidden + j, count, some<T, L>(dp + g * hidden + j, count) + totals[g]);
+  });
+}
+
+template <class T>
+void normals_(int64_t size, uint64_t seed, T *out) {
+  constexpr int L = LANES<T>;
+  const Numbers numbers(seed);
+  vectors<T>(0, size, [&](int64_t i, int count) { put<T, L>(out + i, count, numbers.at<T, L>(i)); });
+}
+
+}  // namespace
+
+#define IN(T) static_cast<const T *>
+#define OUT(T) static_cast<T *>
+void normals(bool f64, int64_t size, uint64_t seed, void *out) {
+  f64 ? normals_(size, seed, OUT(double)(out)) : normals_(size, seed, OUT(float)(out));
+}
+void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y, void *by_x,
+           void *by_p) {
+#define ARGS(T) (n, tanh, l, IN(T)(x), IN(T)(p), OUT(T)(y), OUT(T)(by_x), OUT(T)(by_p))
+  f64 ? noisy_<double> ARGS(double) : noisy_<float> ARGS(float);
+#undef ARGS
+}
+void noisy_backward(bool f64, const Layout &l, const void *by_x, const void *by_p, const void *dy, void *dx, void *dp) {
+#define ARGS(T) (l, IN(T)(by_x), IN(T)(by_p), IN(T)(dy), OUT(T)(dx), OUT(T)(dp))
+  f64 ? noisy_backward_<double> ARGS(double) : noisy_backward_<float> ARGS(float);
+#undef ARGS
+}
+void noisy_lstm(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p, void *c,
+                void *h, void *before) {
+#define ARGS(T) (n, samples, hidden, IN(T)(pre), IN(T)(p), OUT(T)(c), OUT(T)(h), OUT(T)(before))
+  f64 ? noisy_lstm_<double> ARGS(double) : noisy_lstm_<float> ARGS(float);
+#undef ARGS
+}
+void noisy_lstm_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p,
+                         const void *before, const void *dh, void *dc, void *dpre, void *dp) {
+#define ARGS(T) (n, samples, hidden, IN(T)(pre), IN(T)(p), IN(T)(before), IN(T)(dh), OUT(T)(dc), OUT(T)(dpre), OUT(T)(dp))
+  f64 ? noisy_lstm_backward_<double> ARGS(double) : noisy_lstm_backward_<float> ARGS(float);
+#undef ARGS
+}
+void noisy_gru(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph, const void *p,
+               void *h, void *before) {
+#define ARGS(T) (n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), OUT(T)(h), OUT(T)(before))
+  f64 ? noisy_gru_<double> ARGS(double) : noisy_gru_<float> ARGS(float);
+#undef ARGS
+}
+void noisy_gru_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph,
+                        const void *p, const void *before, void *dh, void *dpx, void *dph, void *dp) {
+#define ARGS(T) \
+  (n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), IN(T)(before), OUT(T)(dh), OUT(T)(dpx), OUT(T)(dph), OUT(T)(dp))
+  f64 ? noisy_gru_backward_<double> ARGS(double) : noisy_gru_backward_<float> ARGS(float);
+#undef ARGS
+}
+
+}  // namespace FILIGREE_ISA
+}  // namespace filigree

@@ -1,0 +1,168 @@
+"""Noisy activations (004, 4.3) by kernels, and as plain torch: the truth for tests, and the path for other devices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filigree.ops._load import kernels
+
+KINDS = ("NAN", "NAH", "NANI", "NANIL", "NANIS")
+HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
+Seed = Tensor | float  # an int64 scalar: of normal numbers; a float: the number that stands for all of them
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The numbers of a noisy activation: `kind`, alpha of 4.15, c of 4.10, sigma of 4.18 and 4.19."""
+
+    kind: str = "NAH"
+    alpha: float = 0.9
+    c: float = 0.5
+    sigma: float = 0.05
+
+    def native(self, seed: Seed, step: int = 0) -> Any:
+        """As kernels take it; the steps of a sequence have seeds of their own."""
+        random = isinstance(seed, Tensor)
+        key = (int(seed) + step * 0x9E3779B97F4A7C15) % 2**64 if random else 0
+        value = 0.0 if random else float(seed)
+        return kernels.Noisy(KINDS.index(self.kind), self.alpha, self.c, self.sigma, random, value, key)
+
+
+def draw_seed() -> Tensor:
+    """A seed from torch's global generator, so that `torch.manual_seed` rules it."""
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+
+
+def normals(like: Tensor, seed: Tensor, step: int = 0) -> Tensor:
+    """The normal numbers that kernels use with this seed, by place in memory: quantiles to 0.001, none above 4.74."""
+    out = torch.empty_like(like)
+    key = (int(seed) + step * 0x9E3779B97F4A7C15) % 2**64
+    kernels.normals(like.dtype is torch.float64, out.numel(), key, out.data_ptr())
+    return out
+
+
+def runs_kernels(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+# -- plain torch -----------------------------------------------------------------------------------------------------
+
+
+def line(x: Tensor, tanh: bool) -> Tensor:
+    """u of 4.1 and 4.2."""
+    return x if tanh else 0.25 * x + 0.5
+
+
+def hard(x: Tensor, tanh: bool) -> Tensor:
+    """h of 4.3 and 4.4."""
+    return line(x, tanh).clamp(-1.0 if tanh else 0.0, 1.0)
+
+
+def noisy_reference(x: Tensor, p: Tensor | float, xi: Tensor | float, noise: Noise, tanh: bool) -> Tensor:
+    """phi(x, xi) of 4.15, 4.18 and 4.19 for given noise, p broadcast against x; `|xi|` is taken of NAH's."""
+    if noise.kind == "NANI":
+        return hard(x + noise.sigma * xi, tanh)
+    if noise.kind == "NANIS":
+        return hard(x + noise.sigma * xi * _saturated(x, tanh), tanh)
+    delta = hard(x, tanh) - line(x, tanh)
+    scale = noise.c * ((p * delta).sigmoid() - 0.5).square()
+    if noise.kind == "NANIL":
+        return hard(x + scale * xi, tanh)
+    direction = torch.where(x >= 0, -1.0, 1.0).to(x.dtype)  # d(x) of 4.14 with sgn(0) = 1
+    epsilon: Any = abs(xi) if noise.kind == "NAH" else xi
+    return line(x, tanh) + noise.alpha * delta + (1 if noise.alpha <= 1 else -1) * direction * scale * epsilon
+
+
+def expected_input_noise(x: Tensor, p: Tensor | float, noise: Noise, tanh: bool) -> Tensor:
+    """E phi(x, xi) of NANI, NANIL and NANIS for normal noise, exact.
+
+    With v = u(x) + tau xi, tau the noise's deviation times u's slope, and a, b the ends of h's range measured from u(x)
+    in tau: `E clip(v) = low Phi(a) + high (1 - Phi(b)) + u (Phi(b) - Phi(a)) + tau (phi(a) - phi(b))`.
+    """
+    h, u, slope, low = hard(x, tanh), line(x, tanh), (1.0 if tanh else 0.25), (-1.0 if tanh else 0.0)
+    if noise.kind == "NANIL":
+        tau = slope * noise.c * ((p * (h - u)).sigmoid() - 0.5).square()
+    else:
+        tau = slope * noise.sigma * (torch.ones_like(x) if noise.kind == "NANI" else _saturated(x, tanh))
+    safe = tau.clamp(min=1e-12)
+    a, b = (low - u) / safe, (1.0 - u) / safe
+    density = [torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi) for z in (a, b)]
+    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    mixed = low * below + above + u * (1 - below - above) + tau * (density[0] - density[1])
+    return torch.where(tau > 1e-12, mixed, h)
+
+
+def _saturated(x: Tensor, tanh: bool) -> Tensor:
+    u = line(x, tanh)
+    return ((u <= (-1.0 if tanh else 0.0)) | (u >= 1.0)).to(x.dtype)
+
+
+# -- kernels: activations --------------------------------------------------------------------------------------------
+
+
+@torch.compiler.disable
+def noisy(x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int = -1) -> Tensor:
+    """phi(x, xi), one fused pass forward and one back, for normal noise of `seed`: `noisy_reference(x, p,
+    normals(x, seed), ...)`. What is kept for the backward pass: the derivatives by x and, where it is learned, by p.
+
+    Args:
+        x: CPU, float32 or float64, any shape. p: one number, or one for each unit, of x's type.
+        dim: along which the units lie.
+    """
+    return _Noisy.apply(x, p, noise, tanh, seed, dim)
+
+
+def _layout(x: Tensor, units: int, dim: int) -> tuple[int, int, int]:
+    """x, dense in memory, as (outer, units, inner)."""
+    if units == 1 or not x.numel():
+        return x.numel() // units, units, 1
+    inner = math.prod(n for n, s in zip(x.shape, x.stride(), strict=True) if s < x.stride(dim))
+    return x.numel() // (units * inner), units, inner
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself if it lies in memory without gaps, in whatever order, else a contiguous copy."""
+    reached = 1
+    for stride, size in sorted((s, n) for n, s in zip(x.shape, x.stride(), strict=True) if n != 1):
+        if stride != reached:
+            return x.contiguous()
+        reached *= size
+    return x
+
+
+class _Noisy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int) -> Tensor:
+        x = _dense(x)
+        ctx.layout = _layout(x, p.numel(), dim)
+        y = torch.empty_like(x)
+        by_x = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
+        by_p = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        kernels.noisy(
+            x.dtype is torch.float64, noise.native(seed), tanh, *ctx.layout, x.data_ptr(), p.data_ptr(), y.data_ptr(),
+            address(by_x), address(by_p),
+        )  # fmt: skip
+        ctx.save_for_backward(by_x, by_p, p)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        by_x, by_p, p = ctx.saved_tensors
+        if dy.stride() != by_x.stride():
+            dy = torch.empty_like(by_x).copy_(dy)
+        dx, dp = torch.empty_like(by_x), None if by_p is None else torch.empty_like(p)
+        kernels.noisy_backward(
+            dy.dtype is torch.float64, *ctx.layout, by_x.data_ptr(), address(by_p), dy.data_ptr(), dx.data_ptr(),
+            address(dp),
+        )  # fmt: skip
+        return dx, dp, None, None, None, None
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
