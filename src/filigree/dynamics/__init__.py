@@ -4,6 +4,7 @@ from filigree.dynamics.dropout_annealing import DropoutAnnealing
 from filigree.dynamics.error_feedback import ErrorFeedback
 from filigree.dynamics.evolution import Evolution
 from filigree.dynamics.gradient_noise import GradientNoise
+from filigree.dynamics.mollification_annealing import MollificationAnnealing
 from filigree.dynamics.noise_annealing import NoiseAnnealing
 from filigree.dynamics.schedules import (
     Adaptive,
@@ -29,6 +30,7 @@ __all__ = [
     "Fixed",
     "GradientNoise",
     "LinearDecrease",
+    "MollificationAnnealing",
     "NoiseAnnealing",
     "Oscillation",
     "Product",

@@ -2,11 +2,22 @@
 
 from filigree.models.attention import translator
 from filigree.models.language import language_model
-from filigree.models.networks import alexnet_cifar, build, caffenet, lenet5, lenet_300_100, lenet_caffe, mlp, resnet
+from filigree.models.networks import (
+    BasicBlock,
+    alexnet_cifar,
+    build,
+    caffenet,
+    lenet5,
+    lenet_300_100,
+    lenet_caffe,
+    mlp,
+    resnet,
+)
 from filigree.models.ntm import ntm
 from filigree.models.sequence import character_encoder, sequence_classifier
 
 __all__ = [
+    "BasicBlock",
     "alexnet_cifar",
     "build",
     "caffenet",

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _BUILDERS: dict[str, Any] = {}
@@ -21,13 +22,19 @@ def _made_by(model: nn.Module, name: str, **arguments: Any) -> nn.Module:
     return model
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "hardtanh": nn.Hardtanh, "hardsigmoid": nn.Hardsigmoid,
+}  # fmt: skip
+
+
 @_builder
-def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Module:
-    """A multilayer perceptron: Linear, ReLU, Dropout for each hidden layer, Linear at the end (logits).
+def mlp(sizes: Sequence[int], dropout: float = 0.0, activation: str = "relu") -> nn.Module:
+    """A multilayer perceptron: Linear, activation, Dropout for each hidden layer, Linear at the end (logits).
 
     Args:
         sizes: widths from input to output, `[784, 1000, 1000, 1000, 10]`.
         dropout: after each hidden layer, in [0, 1); no module is added at 0.
+        activation: "relu", "tanh", "sigmoid", "hardtanh" or "hardsigmoid".
 
     Shape: `(batch, sizes[0])` to `(batch, sizes[-1])`.
     """
@@ -35,14 +42,18 @@ def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Module:
         raise ValueError(f"mlp: sizes must be at least two widths, each at least 1. Got {list(sizes)}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"mlp: dropout must be in [0, 1). Got {dropout}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"mlp: activation must be one of {', '.join(ACTIVATIONS)}. Got {activation!r}.")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(1, len(sizes)):
         layers[f"fc{i}"] = nn.Linear(sizes[i - 1], sizes[i])
         if i < len(sizes) - 1:
-            layers[f"relu{i}"] = nn.ReLU()
+            layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
             if dropout:
                 layers[f"dropout{i}"] = nn.Dropout(dropout)
-    return _made_by(nn.Sequential(layers), "mlp", sizes=list(sizes), dropout=dropout)
+    made = nn.Sequential(layers)
+    other = {} if activation == "relu" else {"activation": activation}  # files of earlier versions stay the same
+    return _made_by(made, "mlp", sizes=list(sizes), dropout=dropout, **other)
 
 
 @_builder
@@ -200,8 +211,14 @@ def caffenet(channels: int = 3, classes: int = 1000) -> nn.Module:
     return _made_by(nn.Sequential(layers), "caffenet", channels=channels, classes=classes)
 
 
-class _BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch norm, and the input added: `relu(f(x) + shortcut(x))`."""
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm, and the input added: `relu(f(x) + shortcut(x))`.
+
+    Attributes:
+        survival: the chance that f is computed in a batch of training (stochastic depth); in eval mode f is times it.
+    """
+
+    survival: float = 1.0
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -218,8 +235,12 @@ class _BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
+        if self.training and self.survival < 1 and float(torch.rand(())) >= self.survival:
+            return self.relu2(self.shortcut(x))
+        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        if not self.training and self.survival < 1:
+            y = self.survival * y
+        return self.relu2(y + self.shortcut(x))
 
 
 @_builder
@@ -240,7 +261,7 @@ def resnet(blocks: Sequence[int] = (1, 1, 1), width: int = 64, channels: int = 3
     for stage, count in enumerate(blocks):
         for block in range(count):
             outputs = width * 2**stage
-            layers[f"block{stage + 1}_{block + 1}"] = _BasicBlock(inputs, outputs, 2 if stage and not block else 1)
+            layers[f"block{stage + 1}_{block + 1}"] = BasicBlock(inputs, outputs, 2 if stage and not block else 1)
             inputs = outputs
     layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     layers["fc"] = nn.Linear(inputs, classes)

@@ -22,6 +22,10 @@ from filigree.nn.integer_layers import IntegerLayers
 from filigree.nn.integer_linear import IntegerLinear
 from filigree.nn.low_rank import LowRank, LowRankLinear
 from filigree.nn.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.mollified import Mollified
+from filigree.nn.mollified_activation import MollifiedActivation
+from filigree.nn.mollified_block import MollifiedBlock
+from filigree.nn.mollified_rnn import MollifiedGates, MollifiedGRU, MollifiedLSTM
 from filigree.nn.noisy import Noisy, NoisyRectifier
 from filigree.nn.noisy_activations import NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
 from filigree.nn.noisy_rnn import NoisyGRU, NoisyGRUCell, NoisyLSTM, NoisyLSTMCell
@@ -41,6 +45,7 @@ from filigree.nn.sparsification import (
     TopK,
     UnscaledDropout,
 )
+from filigree.nn.stochastic_depth import StochasticDepth
 from filigree.nn.structured import ACDC, AFDF, PHD, Circulant, Fastfood, Span, Toeplitz, sell_groups
 from filigree.nn.structured_rnn import StructuredRNN
 from filigree.nn.usage import LayerUsage, watch
@@ -88,6 +93,12 @@ __all__ = [
     "LowRankLinear",
     "MaskedConv2d",
     "MaskedLinear",
+    "Mollified",
+    "MollifiedActivation",
+    "MollifiedBlock",
+    "MollifiedGRU",
+    "MollifiedGates",
+    "MollifiedLSTM",
     "Noisy",
     "NoisyGRU",
     "NoisyGRUCell",
@@ -111,6 +122,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLinear",
     "Sparsification",
+    "StochasticDepth",
     "StrengthDropout",
     "StructuredRNN",
     "Threshold",

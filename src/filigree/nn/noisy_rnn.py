@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from filigree.nn.noisy_activations import Kind, WithNoise
 from filigree.nn.rnn import LoopedRNN, States
 from filigree.ops.noise import Seed, draw_seed, runs_kernels
 from filigree.ops.noisy_rnn import gru_reference, gru_step, gru_steps, lstm_reference, lstm_steps
+
+R = TypeVar("R", bound=LoopedRNN)
 
 
 class NoisyGates(WithNoise):
@@ -57,7 +59,7 @@ class NoisyLSTMGates(NoisyGates):
 
     activations = 5
 
-    def forward(self, from_input: Tensor, from_state: Tensor, states: States) -> States:
+    def forward(self, from_input: Tensor, from_state: Tensor, states: States, t: Tensor | int = 1) -> States:
         pre, p = from_input + from_state, self.each_p()
         if self.is_native(pre):
             h, _, c = lstm_steps(pre, None, states[0], states[1], p, self.numbers, self.seed(), [len(pre)])
@@ -70,7 +72,7 @@ class NoisyGRUGates(NoisyGates):
 
     activations = 3
 
-    def forward(self, from_input: Tensor, from_state: Tensor, states: States) -> States:
+    def forward(self, from_input: Tensor, from_state: Tensor, states: States, t: Tensor | int = 1) -> States:
         p = self.each_p()
         if self.is_native(from_input):
             return [gru_step(from_input, from_state, states[0], p, self.numbers, self.seed())]
@@ -84,21 +86,26 @@ def suffixes(rnn: Any) -> list[str]:
     return [f"_l{layer}{side}" for layer in range(rnn.num_layers) for side in sides]
 
 
+def like_rnn(kind: type[R], rnn: Any, gates: nn.ModuleDict) -> R:
+    """An `nn.LSTM` or `nn.GRU` as a looped network of this kind: the same parameter objects, and gates by suffix."""
+    if rnn.proj_size:
+        raise ValueError(f"{kind.__name__}: projections (proj_size) cannot be converted. Got {rnn.proj_size}.")
+    with torch.device("meta"):
+        made: Any = kind(
+            rnn.input_size, rnn.hidden_size, rnn.num_layers, bias=rnn.bias, batch_first=rnn.batch_first,
+            dropout=rnn.dropout, bidirectional=rnn.bidirectional,
+        )  # fmt: skip
+    for name in dict(made.named_parameters()):
+        setattr(made, name, getattr(rnn, name))
+    made.gates = gates
+    return made.train(rnn.training)
+
+
 class _NoisyRNN(LoopedRNN):
     @classmethod
     def like(cls, rnn: Any, gates: nn.ModuleDict) -> Self:
         """The same network with the same parameter objects, and these gates by suffix."""
-        if rnn.proj_size:
-            raise ValueError(f"{cls.__name__}: projections (proj_size) cannot be converted. Got {rnn.proj_size}.")
-        with torch.device("meta"):
-            made: Any = cls(
-                rnn.input_size, rnn.hidden_size, rnn.num_layers, bias=rnn.bias, batch_first=rnn.batch_first,
-                dropout=rnn.dropout, bidirectional=rnn.bidirectional,
-            )  # fmt: skip
-        for name in dict(made.named_parameters()):
-            setattr(made, name, getattr(rnn, name))
-        made.gates = gates
-        return made.train(rnn.training)
+        return like_rnn(cls, rnn, gates)
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         me: Any = self

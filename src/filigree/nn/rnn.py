@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 States = list[Tensor]
-Cell = Callable[[Tensor, Tensor, States], States]
 
 
 class LoopedRNN(nn.Module):
@@ -20,11 +19,11 @@ class LoopedRNN(nn.Module):
     each has, never more than the one before. Subclasses implement `_product`: the product of `x` `(..., in)` with the
     weights `part` ("ih" or "hh") of a layer and direction (`suffix`, "_l0_reverse"), bias included.
 
-    A submodule `gates`, where there is one, holds modules by suffix that compute the new states from both products and
-    the old states, in place of the plain cell.
+    A submodule `gates`, where there is one, holds modules by suffix that compute the new states from both products, the
+    old states and the position in the sequence (from 1; a number, or `(sequences, 1)`), in place of the plain cell.
     """
 
-    _cell: Any
+    _cell: Any = None
 
     @property
     def has_gates(self) -> bool:
@@ -33,18 +32,19 @@ class LoopedRNN(nn.Module):
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         raise NotImplementedError
 
-    def _cell_of(self, suffix: str) -> Cell:
-        me: Any = self
-        return me.gates[suffix] if self.has_gates else me._cell
-
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
         """One layer in one direction: its outputs `(total, hidden)` and the last states `(batch, hidden)`."""
-        cell, parts = self._cell_of(suffix), self._product(x, "ih", suffix).split(sizes)
+        me: Any = self
+        cell, positions = me._cell, None
+        if self.has_gates:
+            cell, positions = me.gates[suffix], _positions(sizes, reverse)
+        parts = self._product(x, "ih", suffix).split(sizes)
         out: list[Any] = [None] * len(sizes)
         for number in range(len(sizes))[:: -1 if reverse else 1]:
             size = sizes[number]
             here = [state[:size] for state in states]
-            new = cell(parts[number], self._product(here[0], "hh", suffix), here)
+            products = parts[number], self._product(here[0], "hh", suffix)
+            new = cell(*products, here) if positions is None else cell(*products, here, positions[number])
             out[number] = new[0]
             rest = size < len(states[0])  # sequences that have ended, or not begun
             states = [torch.cat([n, s[size:]]) for n, s in zip(new, states, strict=True)] if rest else new
@@ -96,6 +96,16 @@ class LoopedRNN(nn.Module):
         if alone:
             return y.squeeze(1), [part.squeeze(1) for part in finals]
         return (y.transpose(0, 1) if me.batch_first else y), finals
+
+
+def _positions(sizes: list[int], reverse: bool) -> Sequence[Tensor | int]:
+    """For each time step how far its sequences are: backwards they begin at steps of their own."""
+    if not reverse:
+        return range(1, len(sizes) + 1)
+    if len(set(sizes)) == 1:
+        return range(len(sizes), 0, -1)
+    lengths = torch.tensor([sum(size > i for size in sizes) for i in range(sizes[0])])[:, None]
+    return [lengths[:size] - number for number, size in enumerate(sizes)]
 
 
 def lstm_cell(from_input: Tensor, from_state: Tensor, states: States) -> States:

@@ -1,0 +1,90 @@
+"""Activations that noise makes linear (004, 4.4, Algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Function:
+    """An activation: `value(x)`, what it is at 0, and the slope of its line there (of ReLU's: 1)."""
+
+    value: Callable[[Tensor], Tensor]
+    at_zero: float
+    slope: float
+
+
+FUNCTIONS: dict[type[nn.Module], Function] = {
+    nn.Sigmoid: Function(torch.sigmoid, 0.5, 0.25), nn.Tanh: Function(torch.tanh, 0.0, 1.0),
+    nn.Hardsigmoid: Function(F.hardsigmoid, 0.5, 1 / 6), nn.Hardtanh: Function(F.hardtanh, 0.0, 1.0),
+    nn.ReLU: Function(torch.relu, 0.0, 1.0),
+}  # fmt: skip
+HARD_SIGMOID = Function(lambda x: (0.25 * x + 0.5).clamp(0.0, 1.0), 0.5, 0.25)  # of 4.4: the gates of LSTMs and GRUs
+
+
+def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: Tensor | None) -> Tensor:
+    """psi of 4.24 for a level `c p`: `sgn(u) min(|u|, |f + sgn(u) s|)`, f shifted to be 0 at 0, u = slope x.
+
+    `s = level (sigmoid(a (u - f)) - 1/2)^2 |xi|` (4.25 and Algorithm 2).
+
+    Args:
+        a: broadcast against x. xi: normal noise; None: the expectation, with K = level (...)^2 and m = |u| - |f|:
+            `|f| + K sqrt(2 / pi) (1 - exp(-m^2 / 2 K^2)) + m erfc(m / (K sqrt 2))`.
+    """
+    f, u = function.value(x) - function.at_zero, function.slope * x
+    if level == 0:
+        return f
+    scale = level * ((a * (u - f)).sigmoid() - 0.5).square()
+    sign = torch.where(u >= 0, 1.0, -1.0).to(x.dtype)
+    if xi is not None:
+        return sign * torch.minimum(u.abs(), (f + sign * scale * xi.abs()).abs())
+    m, k = (u.abs() - f.abs()).clamp(min=0.0), scale.clamp(min=1e-20)
+    ratio = m / k
+    mean = k * math.sqrt(2 / math.pi) * -torch.expm1(-0.5 * ratio.square()) + m * torch.erfc(ratio / math.sqrt(2))
+    return sign * (f.abs() + mean)
+
+
+class MollifiedActivation(nn.Module):
+    """psi in place of an activation; at level p = 0 the activation, shifted to be 0 at 0 unless `shift_back`.
+
+    Args:
+        activation: an `nn.Sigmoid`, `nn.Tanh`, `nn.Hardsigmoid`, `nn.Hardtanh()` or `nn.ReLU`.
+        c: the scale of the noise. a: of Algorithm 2: a range, from which a number for each of `units` along `dim` is
+            drawn, or one number for all; a buffer, not trained.
+        shift_back: add f's value at 0 to the result.
+
+    Attributes:
+        p: the level, in [0, 1]; in eval mode there is no noise: the expectation at this level, or at 0 (`eval_level`).
+
+    Shape: any, to the same.
+    """
+
+    a: Tensor
+
+    def __init__(
+        self, activation: nn.Module, c: float = 1.0, a: tuple[float, float] | float = (-2.0, 2.0), units: int = 1,
+        dim: int = -1, shift_back: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.name, self.function = type(activation).__name__, FUNCTIONS[type(activation)]
+        self.c, self.dim, self.shift_back = c, dim, shift_back
+        self.p, self.expected = 0.0, False
+        start = torch.empty(units).uniform_(*a) if isinstance(a, tuple) else torch.full((units,), float(a))
+        self.register_buffer("a", start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = self.c * (self.p if self.training or self.expected else 0.0)
+        after = 0 if self.a.numel() == 1 else x.dim() - 1 - self.dim % x.dim()
+        a = self.a.to(x).view(-1, *[1] * after)
+        y = mollify(x, self.function, level, a, torch.randn_like(x) if self.training and level else None)
+        return y + self.function.at_zero if self.shift_back and self.function.at_zero else y
+
+    def extra_repr(self) -> str:
+        back = ", shift_back=True" if self.shift_back else ""
+        return f"{self.name}, c={self.c:g}, p={self.p:.3g}, units={self.a.numel()}{back}"
