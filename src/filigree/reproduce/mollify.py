@@ -1,0 +1,249 @@
+"""004, 4.4: mollifying networks against plain ones, residual ones and stochastic depth."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from filigree import data, models
+from filigree.convert import convert_
+from filigree.data import tasks
+from filigree.dynamics import MollificationAnnealing
+from filigree.nn import Mollified, Noisy, StochasticDepth
+from filigree.report import Chart
+from filigree.reproduce.noise import ARMS, ends, language, perplexities
+from filigree.reproduce.reproduction import Computation, Rows
+from filigree.reproduce.steps import draw, train_steps
+from filigree.train import fit, seed_everything
+
+
+class ResidualMLP(nn.Module):
+    """Layers of one width: `x + sigmoid(norm(W x + b))` each, with batch norm; the document's comparison."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.first = nn.Linear(sizes[0], sizes[1])
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o), nn.Sigmoid()) for i, o in pairwise(sizes[1:-1])
+        )
+        self.head = nn.Linear(sizes[-2], sizes[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.first(x))
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def deep_mlp(case: str, sizes: list[int], seed: int, k: float) -> tuple[nn.Module, list[Any]]:
+    """A sigmoid MLP after Glorot: plain, with hard sigmoids, residual with batch norm, or mollified; its annealing."""
+    seed_everything(seed)
+    if case == "residual + batch norm":
+        model: nn.Module = ResidualMLP(sizes)
+    else:
+        model = models.mlp(sizes, activation="sigmoid")
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    if case == "hard":
+        hard = ARMS["hard"]
+        assert hard is not None
+        convert_(model, hard)
+    if not case.startswith("mollified"):
+        return model, []
+    convert_(model, Mollified(residual=case.endswith("residual"), expected=True, seed=seed))
+    return model, [MollificationAnnealing(model, k=k, stop=0.05)]
+
+
+def classifier(
+    case: str, model: nn.Module, steppers: list[Any], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor],
+    steps: int, seed: int, lr: float, momentum: float, batch: int, looks: int,
+) -> Rows:  # fmt: skip
+    """SGD on samples drawn from a training set; accuracies on a part of it and on test data."""
+    chosen = torch.Generator().manual_seed(seed)
+    part = tuple(tensor[:5000] for tensor in train)
+
+    def look(net: nn.Module) -> dict[str, float]:
+        row = {}
+        for name, (x, y) in (("training", part), ("test", test)):
+            out = torch.cat([net(its) for its in x.split(1000)])
+            row[f"{name} %"] = 100 * float((out.argmax(1) == y).float().mean())
+            row[f"{name} NLL"] = float(F.cross_entropy(out, y))
+        row["sum of p"] = float(sum(block.p for block in steppers[0].layers)) if steppers else 0.0
+        return row
+
+    rows = train_steps(
+        model, lambda _: draw(chosen, *train, size=batch), lambda net, its: F.cross_entropy(net(its[0]), its[1]),
+        torch.optim.SGD(model.parameters(), lr, momentum), steps, look, looks, steppers,
+    )  # fmt: skip
+    return [{"network": case, **row} for row in rows]
+
+
+def parity(case: str, seed: int, quick: bool) -> Rows:
+    """Fig. 4.16: 40-bit parity, six layers of 128 sigmoids, SGD .001 with momentum .92, a ~ U[-2, 2]."""
+    model, steppers = deep_mlp(case, [40, *[128] * 6, 2], seed, k=200.0)
+    train, test = tasks.parity(20_000, seed=seed), tasks.parity(5000, seed=50_000 + seed)
+    return classifier(case, model, steppers, train, test, 20 if quick else 20_000, seed, 0.001, 0.92, 100,
+                      2 if quick else 10)  # fmt: skip
+
+
+def pentomino(case: str, seed: int, quick: bool) -> Rows:
+    """4.4.4.1: six layers of 200 sigmoids, SGD .001 with momentum; 20,000 images (the document: 80,000, 100 epochs)."""
+    model, steppers = deep_mlp(case, [4096, *[200] * 6, 2], seed, k=200.0)
+    samples = 200 if quick else 20_000
+    (x, y), (test_x, test_y) = tasks.pentomino(samples, seed=seed), tasks.pentomino(samples // 4, seed=70_000 + seed)
+    return classifier(case, model, steppers, (x.flatten(1), y), (test_x.flatten(1), test_y), 20 if quick else 8000,
+                      seed, 0.001, 0.9, 100, 2 if quick else 8)  # fmt: skip
+
+
+def residual(case: str, seed: int, quick: bool) -> Rows:
+    """Table 4.6: ResNet-8 of width 16 on a fifth of CIFAR-10 (the document: 110 layers, 500 epochs)."""
+    split = data.load("cifar-10", images=True, validation=5000)
+    seed_everything(seed)
+    model = models.resnet((1, 1, 1), 16)
+    steppers: list[Any] = []
+    if "stochastic depth" in case:
+        convert_(model, StochasticDepth(0.5))
+    samples = 256 if quick else 10_000
+    if "mollified" in case:
+        convert_(model, Mollified(expected=True, seed=seed))
+        steppers = [MollificationAnnealing(model, k=20.0, stop=0.05)]
+    part = split.train.x[:samples], split.train.y[:samples]
+    test = (split.test.x[:1000], split.test.y[:1000]) if quick else split.test
+    history = fit(
+        model, part, optimizer=torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4),
+        epochs=1 if quick else 12, batch_size=128, validation=None if quick else split.validation, test=test, seed=seed,
+        hooks=steppers or [lambda _: None], augment=split.augment, progress=False,
+    )  # fmt: skip
+    return [
+        {"network": case, "epoch": str(row["epoch"] + 1), "training NLL": row["train_loss"],
+         "test %": 100 * row["test_accuracy"]}
+        for row in history
+    ]  # fmt: skip
+
+
+def words(case: str, seed: int, quick: bool) -> Rows:
+    """Table 4.7: a word LSTM of two layers with hard sigmoids as gates on both sides, mollified and not."""
+    seed_everything(seed)
+    text = data.words("ptb")
+    model = models.language_model(len(text.vocabulary), 128, 128, layers=2)
+
+    def convert(net: nn.Module) -> list[Any]:
+        if case == "soft":
+            return []
+        convert_(net, Mollified(expected=True, seed=seed), where="rnn")
+        annealing = MollificationAnnealing(net, k=0.0 if case == "hard gates" else 10.0, stop=0.05)
+        return [annealing]
+
+    rows = language(
+        case, convert, model, text, 6 if quick else 1300, 35, 20, partial(torch.optim.SGD, lr=2.0), 5.0,
+        2 if quick else 5, 7001 if quick else 35_001,
+    )  # fmt: skip
+    return [
+        {"network" if key == "activation" else key: value for key, value in perplexities(row).items()} for row in rows
+    ]
+
+
+def vectors(size: int, tokens: Tensor, vocabulary: int) -> Tensor:
+    """Word vectors of our own: the leading singular vectors of positive pointwise mutual information, window 2."""
+    ids = tokens.numpy()
+    pairs = [(ids[:-d], ids[d:]) for d in (1, 2)]
+    rows, columns = (np.concatenate([p[i] for p in pairs] + [p[1 - i] for p in pairs]) for i in (0, 1))
+    counts = scipy.sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), (vocabulary, vocabulary)).tocsr()
+    total, each = counts.sum(), np.asarray(counts.sum(1)).ravel()
+    entries = counts.tocoo()
+    pmi = np.log(entries.data * total / (each[entries.row] * each[entries.col]))
+    positive = scipy.sparse.coo_matrix((np.maximum(pmi, 0), (entries.row, entries.col)), counts.shape).tocsr()
+    u, s, _ = scipy.sparse.linalg.svds(positive, size, random_state=np.random.RandomState(0))
+    found = torch.from_numpy(np.ascontiguousarray(u * np.sqrt(s))).float()
+    return (found - found.mean(0)) / found.std(0)
+
+
+def embedding(case: str, seed: int, quick: bool) -> Rows:
+    """Fig. 4.19: word vectors from characters; a bidirectional LSTM and five layers of tanh, RMSProp .0006."""
+    text = data.words("ptb")
+    targets = vectors(100, text.train, len(text.vocabulary))
+    letters = sorted({letter for word in text.vocabulary for letter in word})
+    spelled = torch.zeros(len(text.vocabulary), 16, dtype=torch.long)
+    for number, word in enumerate(text.vocabulary):
+        places = [letters.index(letter) + 1 for letter in word[:16]]
+        spelled[number, : len(places)] = torch.tensor(places)
+    order = torch.randperm(len(spelled), generator=torch.Generator().manual_seed(seed))
+    train, test = order[:-1000], order[-1000:]
+    seed_everything(seed)
+    model = models.character_encoder(len(letters) + 1, 16, 64, 100, layers=5, width=200)
+    steppers: list[Any] = []
+    if case == "hard":
+        hard = ARMS["hard"]
+        assert hard is not None
+        convert_(model, Noisy(**vars(hard)))
+    if case == "mollified":
+        convert_(model, Mollified(expected=True, seed=seed))
+        steppers = [MollificationAnnealing(model, k=100.0, stop=0.05)]
+    chosen = torch.Generator().manual_seed(seed)
+
+    def look(net: nn.Module) -> dict[str, float]:
+        made = net(spelled[test])
+        return {
+            "test loss": float(F.mse_loss(made, targets[test])),
+            "cosine": float(F.cosine_similarity(made, targets[test]).mean()),
+        }
+
+    rows = train_steps(
+        model, lambda _: draw(chosen, spelled[train], targets[train], size=64),
+        lambda net, its: F.mse_loss(net(its[0]), its[1]),
+        torch.optim.RMSprop(model.parameters(), 0.0006, momentum=0.92), 10 if quick else 2000, look, 2 if quick else 8,
+        steppers, 5.0,
+    )  # fmt: skip
+    return [{"network": case, **row} for row in rows]
+
+
+def _curves(x: str, *figures: str) -> list[Chart]:
+    return [Chart(x, figure, ["network"], figure) for figure in figures]
+
+
+_SEEDS = list(range(3))
+
+REPRODUCTIONS: list[Computation] = [
+    Computation(
+        "mollified-parity", "40-bit parity with six layers of sigmoids (004, Fig. 4.16).", parity,
+        ["plain", "hard", "residual + batch norm", "mollified", "mollified, residual"], _SEEDS,
+        _curves("step", "training NLL", "test %"),
+        [ends("training NLL", "plain does not learn; mollified converges faster than residual", "network"),
+         ends("test %", "-", "network")],
+    ),
+    Computation(
+        "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (004, 4.4.4.1).", pentomino,
+        ["plain", "hard", "residual + batch norm", "mollified", "mollified, residual"], _SEEDS,
+        _curves("step", "training NLL", "test %"),
+        [ends("test %", "69.5 plain, 75.15 mollified with residual connections", "network")],
+        ["The document's comparison is confounded: only its mollified network has residual connections."],
+    ),
+    Computation(
+        "mollified-resnet", "Residual networks on CIFAR-10: plain, mollified, stochastic depth (004, Table 4.6).",
+        residual, ["plain", "mollified", "stochastic depth", "mollified + stochastic depth"], _SEEDS,
+        _curves("epoch", "training NLL", "test %"),
+        [ends("test %", "91.78 plain, 92.45 mollified, 93.25 stochastic depth, 110 layers, 500 epochs", "network")],
+    ),
+    Computation(
+        "mollified-words", "A word LSTM of two layers, mollified (004, Table 4.7).", words,
+        ["soft", "hard gates", "mollified"], _SEEDS,
+        [Chart("step", "validation perplexity", ["network"], "validation perplexity", True)],
+        [ends("test perplexity", "128.4 plain, 123.6 mollified, both with hard sigmoids", "network")],
+    ),
+    Computation(
+        "mollified-embedding", "Word vectors from characters (004, Fig. 4.19).", embedding,
+        ["soft", "hard", "mollified"], _SEEDS,
+        _curves("step", "training loss", "test loss"),
+        [ends("training loss", "the mollified network converges faster", "network"), ends("cosine", "-", "network")],
+    ),
+]  # fmt: skip

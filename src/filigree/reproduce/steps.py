@@ -1,0 +1,59 @@
+"""Training step by step on batches that are made as they are needed, looked at now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from filigree.reproduce.reproduction import Rows
+
+Batch = tuple[Tensor, ...]
+
+
+def train_steps(
+    model: nn.Module, batch: Callable[[int], Batch], loss: Callable[[nn.Module, Batch], Tensor],
+    optimizer: torch.optim.Optimizer, steps: int, look: Callable[[nn.Module], dict[str, float]], looks: int = 10,
+    each_step: Sequence[Any] = (), clip: float | None = None,
+) -> Rows:  # fmt: skip
+    """A row at each of `looks` places: the step, the mean training loss since the last, and what `look` sees.
+
+    Args:
+        batch: number of the step -> a batch. loss: model and batch -> the loss. look: in eval mode, without gradients.
+        each_step: what steps after each update; an annealing that wants the loss is given it.
+    """
+    rows: Rows = []
+    total, count = 0.0, 0
+    model.train()
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        value = loss(model, batch(step - 1))
+        value.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        total, count = total + float(value.detach()), count + 1
+        for each in each_step:
+            each.step(value.detach())
+        if step * looks // steps > (step - 1) * looks // steps:
+            model.eval()
+            with torch.no_grad():
+                rows.append({"step": str(step), "training loss": total / count, **look(model)})
+            model.train()
+            total, count = 0.0, 0
+    return rows
+
+
+def masked_loss(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Cross entropy of `(batch, time, tokens)` where the mask is 1."""
+    each = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+    return (each * mask.flatten()).sum() / mask.sum()
+
+
+def draw(generator: torch.Generator, *tensors: Tensor, size: int) -> Batch:
+    """A batch of rows drawn at random from tensors of equal length."""
+    chosen = torch.randint(len(tensors[0]), (size,), generator=generator)
+    return tuple(tensor[chosen] for tensor in tensors)
