@@ -335,7 +335,8 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "noisy-programs", "Learning to execute small programs (004, Table 4.1).", programs,
-        ["soft", "hard", "NAH", "NAH, alpha 1.15"], _SEEDS, [Chart("step", "characters right %", ["activation"], "characters right")],
+        ["soft", "hard", "NAH", "NAH, alpha 1.15"], _SEEDS,
+        [Chart("step", "characters right %", ["activation"], "characters right")],
         [ends("characters right %", "46.45 soft, 48.09 NAH; a caption calls these 1.64 points 2.5%")],
     ),
     Computation(
