@@ -1,9 +1,16 @@
 """Published tables run again, on digits in place of the papers' data."""
 
 import json
+import math
 
+import pytest
+import torch
+
+import filigree as fg
 from filigree import reproduce
 from filigree.report import Chart
+from filigree.reproduce import mollify, noise, pruning
+from filigree.reproduce.steps import masked_loss, train_steps
 from test_cli import call
 
 DIGITS = ["--set", "data.name=digits", "--set", "data.validation=0.2", "--set", "model.hidden=[30]"]
@@ -74,3 +81,57 @@ def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, "reproduce", "counted", "--set", "x=1", "--out", tmp_path)
     assert code == 2
     assert "no recipe" in err
+
+
+def test_sizes_counted_as_the_document_does():
+    """003: "printed 76.803%, 70.37% (23.03% stay), 90.103%"."""
+    for name, printed in (("lenet-300-100", 23.197), ("lenet5", 23.03), ("lenet5-like", 9.897)):
+        build, _, _, keep, _ = pruning.NETWORKS[name]
+        assert abs(100 * pruning.counted_as_printed(build(), keep) - printed) < 0.005
+
+
+NOISE = [
+    (noise.gaussians, "NAH", None), (noise.unique, "curriculum", None), (noise.unique, "NANIL, annealed", None),
+    (noise.programs, "NAH, alpha 1.15", None), (noise.recall, "NAN, annealed", None), (noise.translation, "hard", None),
+    (noise.mnist, "soft + gradient noise", "mnist"), (noise.words, "NAN, alpha 1.15", "ptb"),
+    (mollify.parity, "mollified, residual", None), (mollify.parity, "residual + batch norm", None),
+    (mollify.pentomino, "mollified", None), (mollify.words, "mollified", "ptb"),
+    (mollify.embedding, "mollified", "ptb"), (mollify.residual, "mollified + stochastic depth", "cifar-10"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("compute", "case", "needs"), NOISE, ids=lambda v: getattr(v, "__name__", v))
+def test_experiments_with_noise_run(compute, case, needs):
+    if needs and not fg.data.files.is_present(needs):
+        pytest.skip(f"{needs} is not there: set FILIGREE_DATA")
+    rows = compute(case, 0, True)
+    assert rows
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    assert {row.get("activation", row.get("network")) for row in rows} == {case}
+
+
+def test_steps_are_looked_at_and_annealed():
+    model = torch.nn.Linear(2, 1)
+    x = torch.randn(50, 2)
+    seen = []
+
+    class Annealing:
+        def step(self, loss):
+            seen.append(float(loss))
+
+    rows = train_steps(
+        model, lambda step: (x, x[:, :1] - 2 * x[:, 1:]), lambda net, its: (net(its[0]) - its[1]).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.2), 20, lambda net: {"training": float(net.training)}, 4, [Annealing()],
+    )  # fmt: skip
+    assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
+    assert all(row["training"] == 0 for row in rows)
+    assert len(seen) == 20
+    assert abs(rows[0]["training loss"] - sum(seen[:5]) / 5) < 1e-6
+    assert rows[-1]["training loss"] < 0.1 * rows[0]["training loss"]
+
+
+def test_masked_loss_counts_where_the_mask_is_one():
+    logits, y = torch.randn(2, 3, 5), torch.randint(5, (2, 3))
+    mask = torch.tensor([[1.0, 0, 0], [1, 1, 0]])
+    expected = -sum(logits[b, t].log_softmax(0)[y[b, t]] for b, t in ((0, 0), (1, 0), (1, 1))) / 3
+    torch.testing.assert_close(masked_loss(logits, y, mask), expected)
