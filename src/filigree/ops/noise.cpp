@@ -4,6 +4,8 @@
 #include "vectors.h"
 
 #include <cmath>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace filigree {
@@ -25,6 +27,15 @@ inline Vec<float, L> normal(Vec<uint32_t, L> number) {
   return t * f;
 }
 
+// As `random`, with a round less: of its 32 bits only sums of parts are used.
+template <int L>
+inline Vec<uint32_t, L> bits(Vec<uint32_t, L> counter, uint32_t first, uint32_t second) {
+  Vec<uint32_t, L> x = counter + first;
+  x = (x ^ (x >> 16)) * 0x21f0aaadu;
+  x = (x ^ second ^ (x >> 15)) * 0x735a2d97u;
+  return x ^ (x >> 15);
+}
+
 struct Numbers {
   uint64_t seed;
   bool drawn = true;
@@ -32,15 +43,22 @@ struct Numbers {
   explicit Numbers(const Noisy &n) : seed(n.seed), drawn(n.random), value(n.value) {}
   explicit Numbers(uint64_t seed) : seed(seed) {}
   template <class T, int L>
-  Vec<T, L> at(int64_t place) const {  // the normal numbers of L places, or the value that stands for them
+  __attribute__((always_inline)) Vec<T, L> at(int64_t place) const {  // the normal numbers of L places, or the value that stands for them
     if (!drawn) return Vec<T, L>{} + T(value);
     Vec<uint32_t, L> lane;
     for (int i = 0; i < L; ++i) lane[i] = i;
     const uint32_t high = uint32_t(seed >> 32) + uint32_t(place >> 32) * 0x9e3779b9u;
-    const Vec<float, L> found = normal<L>(random<L>(lane + uint32_t(place), uint32_t(seed), high));
+    const Vec<float, L> found = normal<L>(bits<L>(lane + uint32_t(place), uint32_t(seed), high));
     return __builtin_convertvector(found, Vec<T, L>);
   }
 };
+
+// u in [low, high]; a NaN stays one
+template <class V, class T>
+inline V clipped(V u, T low, T high) {
+  const V bottom = V{} + low, top = V{} + high, above = bottom > u ? bottom : u;
+  return top < above ? top : above;
+}
 
 // sigmoid(z) - 1 / 2 = tanh(z / 2) / 2: in float by a quotient of polynomials fitted up to |z| = 14, error below 1e-6
 template <class T, int L>
@@ -50,15 +68,31 @@ inline Vec<T, L> centred_sigmoid(Vec<T, L> z) {
     for (int i = 0; i < L; ++i) z[i] = 0.5 * std::tanh(0.5 * z[i]);
     return z;
   } else {
-    V x = 0.5f * z;
-    x = x > 7.0f ? V{} + 7.0f : x;
-    x = x < -7.0f ? V{} - 7.0f : x;
-    const V u = x * x;
+    const V x = clipped(0.5f * z, -7.0f, 7.0f), u = x * x;
     V above = u * 3.92993506e-6f + 2.27697255e-3f, below = u * 1.42349063e-4f + 0.0210721036f;
     above = above * u + 0.123021646f;
     below = below * u + 0.456340129f;
     return (above * u + 0.999995687f) * 0.5f * x / (below * u + 1.0f);
   }
+}
+
+template <class T>
+using SignBits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+template <class T>
+constexpr SignBits<T> SIGN = std::numeric_limits<SignBits<T>>::min();
+
+template <class T, int L>
+inline Vec<T, L> absolute(Vec<T, L> x) {
+  typedef Vec<SignBits<T>, L> B;
+  const B bits = reinterpret_cast<B &>(x) & ~SIGN<T>;
+  return reinterpret_cast<const Vec<T, L> &>(bits);
+}
+// x with its sign changed where that of `other` is set
+template <class T, int L>
+inline Vec<T, L> along(Vec<T, L> x, Vec<T, L> other) {
+  typedef Vec<SignBits<T>, L> B;
+  const B bits = reinterpret_cast<B &>(x) ^ (reinterpret_cast<B &>(other) & SIGN<T>);
+  return reinterpret_cast<const Vec<T, L> &>(bits);
 }
 
 template <class T, int L>
@@ -69,40 +103,47 @@ struct Values {
 // The activation at x, with xi its normal numbers and u = slope x + offset, h = u clipped to [low, high].
 template <class T>
 struct Activation {
-  NoisyKind kind;
   T slope, offset, low, high, alpha, c, sigma, direction;
 
   Activation(const Noisy &n, bool tanh)
-      : kind(n.kind), slope(tanh ? 1 : 0.25), offset(tanh ? 0 : 0.5), low(tanh ? -1 : 0), high(1), alpha(n.alpha),
+      : slope(tanh ? 1 : 0.25), offset(tanh ? 0 : 0.5), low(tanh ? -1 : 0), high(1), alpha(n.alpha),
         c(n.c), sigma(n.sigma), direction(1 - n.alpha >= 0 ? -1 : 1) {}
 
-  template <int L>
-  Values<T, L> at(Vec<T, L> x, Vec<T, L> p, Vec<T, L> xi) const {
+  template <int K, int L>
+  __attribute__((always_inline)) Values<T, L> at(Vec<T, L> x, Vec<T, L> p, Vec<T, L> xi) const {
     typedef Vec<T, L> V;
     const V zero{}, one = zero + T(1);
     V u = slope * x + offset;
-    if (kind == NANI || kind == NANIS) {
-      const bool everywhere = kind == NANI;
-      const V noise = slope * sigma * xi;
-      u += everywhere ? noise : ((u <= low) | (u >= high)) ? noise : zero;
-      const V h = u > high ? zero + high : u < low ? zero + low : u;
-      return {h + (u - u), (h == u) ? zero + slope : zero, zero};  // a NaN stays one
+    if constexpr (K == NANI || K == NANIS) {
+      const V noise = (slope * sigma) * xi;
+      if constexpr (K == NANI) u += noise; else u += ((u <= low) | (u >= high)) ? noise : zero;
+      const V h = clipped(u, low, high);
+      return {h, (h == u) ? zero + slope : zero, zero};
     }
-    V h = u > high ? zero + high : u < low ? zero + low : u;
-    const V delta = h - u, s = centred_sigmoid<T, L>(p * delta);
-    const V of_s = 2 * c * s * (T(0.25) - s * s);             // d sigma / d (p delta)
-    const V by_x = (delta == zero) ? zero : zero - slope;     // d delta / d x
-    if (kind == NANIL) {
-      const V v = u + slope * (c * s * s) * xi, clipped = v > high ? zero + high : v < low ? zero + low : v;
-      const V passes = (clipped == v) ? one : zero;
-      return {clipped + (v - v), passes * slope * (1 + xi * of_s * p * by_x), passes * slope * xi * of_s * delta};
+    const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;
+    if constexpr (K == NANIL) {
+      const V by_noise = (2 * c) * s * (T(0.25) - s2) * xi;  // of sigma(x) xi, by p delta
+      const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high), passes = (h == v) ? zero + slope : zero;
+      return {h, passes * ((delta == zero) ? one : one - by_noise * p * slope), passes * by_noise * delta};
     }
-    V e = xi;
-    if (kind == NAH) e = xi < 0 ? -xi : xi;
-    e = x < 0 ? e * -direction : e * direction;  // d(x) epsilon
-    return {u + alpha * delta + e * (c * s * s), slope + by_x * alpha + e * of_s * p * by_x, e * of_s * delta};
+    const V e = along<T, L>(K == NAH ? absolute<T, L>(xi) : xi, x) * (direction * c);  // c d(x) epsilon
+    const V by_noise = e * (2 * s * (T(0.25) - s2));
+    return {u + alpha * delta + e * s2, ((delta == zero) ? zero + slope : zero + slope * (1 - alpha)) - by_noise * (slope * p),
+            by_noise * delta};
   }
 };
+
+// body(kind) with the kind as a constant
+template <class Body>
+inline void with_kind(NoisyKind kind, Body body) {
+  switch (kind) {
+    case NAN_: return body(std::integral_constant<int, NAN_>{});
+    case NAH: return body(std::integral_constant<int, NAH>{});
+    case NANI: return body(std::integral_constant<int, NANI>{});
+    case NANIL: return body(std::integral_constant<int, NANIL>{});
+    default: return body(std::integral_constant<int, NANIS>{});
+  }
+}
 
 // Numbers [from, to) in vectors; the last ones through a vector of their own.
 template <class T, class Body>
@@ -142,17 +183,17 @@ inline Vec<T, L> parameter(const Layout &l, const T *p, int64_t row, int64_t in_
   return Vec<T, L>{} + p[row % l.units];
 }
 
-template <class T>
-void noisy_(const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, T *y, T *by_x, T *by_p) {
+template <class T, class K>
+void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, T *y, T *by_x, T *by_p) {
   constexpr int L = LANES<T>;
   const Activation<T> f(n, tanh);
   const Numbers numbers(n);
   const int64_t size = l.size();
-  parallel(team(size * 4), [&](int thread, int threads) {
-    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [&](int64_t row, int64_t begin, int64_t from, int64_t to) {
-      vectors<T>(from, to, [&](int64_t i, int count) {
+  parallel(team(size * 4), [=](int thread, int threads) {  // copies, that what is written cannot be them
+    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+      vectors<T>(from, to, [=](int64_t i, int count) {
         const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count);
-        const Values<T, L> v = f.template at<L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i));
+        const Values<T, L> v = f.template at<K::value, L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i));
         put<T, L>(y + i, count, v.y);
         if (by_x) put<T, L>(by_x + i, count, v.dx);
         if (by_p) put<T, L>(by_p + i, count, v.dp);
@@ -201,8 +242,8 @@ inline void columns(int64_t samples, int64_t hidden, Body body) {
   });
 }
 
-template <class T>
-void noisy_lstm_(const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, T *c, T *h, T *before) {
+template <class T, class K>
+void noisy_lstm_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, T *c, T *h, T *before) {
   constexpr int L = LANES<T>;
   typedef Vec<T, L> V;
   const Activation<T> gate(n, false), tanh(n, true);
@@ -214,21 +255,21 @@ void noisy_lstm_(const Noisy &n, int64_t samples, int64_t hidden, const T *pre, 
       V y[4];
       for (int g = 0; g < 4; ++g) {
         const int64_t place = (s * 4 + g) * hidden + j;
-        y[g] = (g == 2 ? tanh : gate).template at<L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place)).y;
+        y[g] = (g == 2 ? tanh : gate).template at<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place)).y;
       }
       const int64_t at = s * hidden + j;
       const V old = some<T, L>(c + at, count), now = y[1] * old + y[0] * y[2];
       put<T, L>(before + at, count, old);
       put<T, L>(c + at, count, now);
-      const V out = tanh.template at<L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at)).y;
+      const V out = tanh.template at<K::value, L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at)).y;
       put<T, L>(h + at, count, y[3] * out);
     }
   });
 }
 
 // dh and dc are those of h and of the cell state after the step; dc becomes that of the state before it, dpre is written
-template <class T>
-void noisy_lstm_backward_(const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, const T *before,
+template <class T, class K>
+void noisy_lstm_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, const T *before,
                           const T *dh, T *dc, T *dpre, T *dp) {
   constexpr int L = LANES<T>;
   typedef Vec<T, L> V;
@@ -241,11 +282,11 @@ void noisy_lstm_backward_(const Noisy &n, int64_t samples, int64_t hidden, const
       Values<T, L> v[4];
       for (int g = 0; g < 4; ++g) {
         const int64_t place = (s * 4 + g) * hidden + j;
-        v[g] = (g == 2 ? tanh : gate).template at<L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
+        v[g] = (g == 2 ? tanh : gate).template at<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
       }
       const int64_t at = s * hidden + j;
       const V old = some<T, L>(before + at, count), now = v[1].y * old + v[0].y * v[2].y;
-      const Values<T, L> out = tanh.template at<L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at));
+      const Values<T, L> out = tanh.template at<K::value, L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at));
       const V of_h = some<T, L>(dh + at, count), of_out = of_h * v[3].y;
       const V of_c = some<T, L>(dc + at, count) + of_out * out.dx;
       const V of[4] = {of_c * v[2].y, of_c * old, of_c * v[0].y, of_h * out.y};
@@ -262,7 +303,7 @@ void noisy_lstm_backward_(const Noisy &n, int64_t samples, int64_t hidden, const
 }
 
 // r, z, n of a GRU from the products with the input and with the state
-template <class T, int L>
+template <class T, class K, int L>
 struct GRU {
   Activation<T> gate, tanh;
   Numbers numbers;
@@ -275,16 +316,16 @@ struct GRU {
       const int64_t place = (s * 3 + g) * hidden + j;
       const Vec<T, L> of_x = some<T, L>(px + place, count), of_h = some<T, L>(ph + place, count);
       if (g == 2) candidate = of_h;
-      v[g] = g == 2 ? tanh.template at<L>(of_x + v[0].y * of_h, ps[g], numbers.at<T, L>(place))
-                    : gate.template at<L>(of_x + of_h, ps[g], numbers.at<T, L>(place));
+      v[g] = g == 2 ? tanh.template at<K::value, L>(of_x + v[0].y * of_h, ps[g], numbers.at<T, L>(place))
+                    : gate.template at<K::value, L>(of_x + of_h, ps[g], numbers.at<T, L>(place));
     }
   }
 };
 
-template <class T>
-void noisy_gru_(const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p, T *h, T *before) {
+template <class T, class K>
+void noisy_gru_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p, T *h, T *before) {
   constexpr int L = LANES<T>;
-  const GRU<T, L> cell(n, hidden);
+  const GRU<T, K, L> cell(n, hidden);
   columns<T>(samples, hidden, [&](int64_t j, int count) {
     Vec<T, L> ps[3], candidate;
     for (int g = 0; g < 3; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
@@ -300,12 +341,12 @@ void noisy_gru_(const Noisy &n, int64_t samples, int64_t hidden, const T *px, co
 }
 
 // dh is that of the state after the step and becomes that part of the state before it which does not go through ph
-template <class T>
-void noisy_gru_backward_(const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p,
+template <class T, class K>
+void noisy_gru_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p,
                          const T *before, T *dh, T *dpx, T *dph, T *dp) {
   constexpr int L = LANES<T>;
   typedef Vec<T, L> V;
-  const GRU<T, L> cell(n, hidden);
+  const GRU<T, K, L> cell(n, hidden);
   columns<T>(samples, hidden, [&](int64_t j, int count) {
     V ps[3], totals[3] = {}, candidate;
     for (int g = 0; g < 3; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
@@ -346,8 +387,8 @@ void normals(bool f64, int64_t size, uint64_t seed, void *out) {
 }
 void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y, void *by_x,
            void *by_p) {
-#define ARGS(T) (n, tanh, l, IN(T)(x), IN(T)(p), OUT(T)(y), OUT(T)(by_x), OUT(T)(by_p))
-  f64 ? noisy_<double> ARGS(double) : noisy_<float> ARGS(float);
+#define ARGS(T) (kind, n, tanh, l, IN(T)(x), IN(T)(p), OUT(T)(y), OUT(T)(by_x), OUT(T)(by_p))
+  with_kind(n.kind, [&](auto kind) { f64 ? noisy_<double> ARGS(double) : noisy_<float> ARGS(float); });
 #undef ARGS
 }
 void noisy_backward(bool f64, const Layout &l, const void *by_x, const void *by_p, const void *dy, void *dx, void *dp) {
@@ -357,27 +398,27 @@ void noisy_backward(bool f64, const Layout &l, const void *by_x, const void *by_
 }
 void noisy_lstm(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p, void *c,
                 void *h, void *before) {
-#define ARGS(T) (n, samples, hidden, IN(T)(pre), IN(T)(p), OUT(T)(c), OUT(T)(h), OUT(T)(before))
-  f64 ? noisy_lstm_<double> ARGS(double) : noisy_lstm_<float> ARGS(float);
+#define ARGS(T) (kind, n, samples, hidden, IN(T)(pre), IN(T)(p), OUT(T)(c), OUT(T)(h), OUT(T)(before))
+  with_kind(n.kind, [&](auto kind) { f64 ? noisy_lstm_<double> ARGS(double) : noisy_lstm_<float> ARGS(float); });
 #undef ARGS
 }
 void noisy_lstm_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p,
                          const void *before, const void *dh, void *dc, void *dpre, void *dp) {
-#define ARGS(T) (n, samples, hidden, IN(T)(pre), IN(T)(p), IN(T)(before), IN(T)(dh), OUT(T)(dc), OUT(T)(dpre), OUT(T)(dp))
-  f64 ? noisy_lstm_backward_<double> ARGS(double) : noisy_lstm_backward_<float> ARGS(float);
+#define ARGS(T) (kind, n, samples, hidden, IN(T)(pre), IN(T)(p), IN(T)(before), IN(T)(dh), OUT(T)(dc), OUT(T)(dpre), OUT(T)(dp))
+  with_kind(n.kind, [&](auto kind) { f64 ? noisy_lstm_backward_<double> ARGS(double) : noisy_lstm_backward_<float> ARGS(float); });
 #undef ARGS
 }
 void noisy_gru(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph, const void *p,
                void *h, void *before) {
-#define ARGS(T) (n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), OUT(T)(h), OUT(T)(before))
-  f64 ? noisy_gru_<double> ARGS(double) : noisy_gru_<float> ARGS(float);
+#define ARGS(T) (kind, n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), OUT(T)(h), OUT(T)(before))
+  with_kind(n.kind, [&](auto kind) { f64 ? noisy_gru_<double> ARGS(double) : noisy_gru_<float> ARGS(float); });
 #undef ARGS
 }
 void noisy_gru_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph,
                         const void *p, const void *before, void *dh, void *dpx, void *dph, void *dp) {
 #define ARGS(T) \
-  (n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), IN(T)(before), OUT(T)(dh), OUT(T)(dpx), OUT(T)(dph), OUT(T)(dp))
-  f64 ? noisy_gru_backward_<double> ARGS(double) : noisy_gru_backward_<float> ARGS(float);
+  (kind, n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), IN(T)(before), OUT(T)(dh), OUT(T)(dpx), OUT(T)(dph), OUT(T)(dp))
+  with_kind(n.kind, [&](auto kind) { f64 ? noisy_gru_backward_<double> ARGS(double) : noisy_gru_backward_<float> ARGS(float); });
 #undef ARGS
 }
 
