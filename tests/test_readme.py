@@ -26,5 +26,6 @@ PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if programs(page)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_programs_in_the_documentation(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names: dict = {}  # a page is read from its top
     for program in programs(page):
-        exec(compile(program, page.name, "exec"), {})
+        exec(compile(program, page.name, "exec"), names)
