@@ -265,3 +265,24 @@ def test_a_method_takes_up_what_another_left(tmp_path, monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, *arguments)
     assert code == 2
     assert "methods.small.after" in err
+
+
+def test_recipes_anneal_noise_and_mollify(tmp_path, monkeypatch, capsys):
+    arguments = ["train", "noisy-mlp", "--data", "digits", "--seed", "0", "--set", "training.epochs=3", "--set",
+                 "model.hidden=[16,16]", "--set", "data.validation=0.2", "--out", tmp_path]  # fmt: skip
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, "")
+    annealed, mollified = (fg.load(tmp_path / f"{name}-0" / "model.safetensors") for name in ("annealed", "mollified"))
+    assert abs(annealed.tanh1.c - 0.5) < 0.1  # at the end of its schedule
+    assert mollified.fc2.p < 1
+    record = json.loads((tmp_path / "annealed-0" / "record.json").read_text())
+    assert record["config"]["anneal"] == {"start": 30.0, "end": 0.5, "every": None}
+    out = tmp_path / "sweep"
+    code, _, err = call(
+        monkeypatch, capsys, "sweep", "noisy-mlp", "--method", "annealed", "--over", "anneal.start=1:50:log",
+        "--trials", "2", "--set", "data.name=digits", "--set", "data.validation=0.2", "--set", "training.epochs=1",
+        "--set", "model.hidden=[8]", "--out", out,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    found = json.loads((out / "sweep.json").read_text())["trials"]
+    assert len({trial["values"]["anneal.start"] for trial in found}) == 2

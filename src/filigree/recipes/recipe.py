@@ -57,8 +57,8 @@ class DataSettings(_Settings):
 class ModelSettings(_Settings):
     """The network: an `mlp` of `hidden` widths (input and output follow from the data), or another of `fg.models`.
 
-    `dropout` is of the mlp, `blocks` and `width` of the resnet. `init: xavier` draws the weights of dense layers from
-    Glorot's uniform distribution and sets biases to 0; "torch" leaves them as torch makes them.
+    `dropout` and `activation` are of the mlp, `blocks` and `width` of the resnet. `init: xavier` draws the weights of
+    dense layers from Glorot's uniform distribution and sets biases to 0; "torch" leaves them as torch makes them.
     """
 
     name: Literal[
@@ -74,6 +74,7 @@ class ModelSettings(_Settings):
     ] = "mlp"
     hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    activation: Literal["relu", "tanh", "sigmoid", "hardtanh", "hardsigmoid"] = "relu"
     blocks: list[Annotated[int, pydantic.Field(ge=1)]] = [1, 1, 1]
     width: int = pydantic.Field(64, ge=1)
     init: Literal["torch", "xavier"] = "torch"
@@ -123,17 +124,36 @@ class EvolutionSettings(_Settings):
     regrow: Literal["zero", "initial"] | float = "zero"
 
 
+class NoiseSettings(_Settings):
+    """Arguments of `fg.NoiseAnnealing`; without `every` the end is reached with the run's last step."""
+
+    start: float = pydantic.Field(30.0, gt=0)
+    end: float = pydantic.Field(0.5, gt=0)
+    every: float | None = pydantic.Field(None, gt=0)
+
+
+class MollificationSettings(_Settings):
+    """Arguments of `fg.MollificationAnnealing`."""
+
+    k: float = pydantic.Field(1000.0, ge=0)
+    stop: float = pydantic.Field(0.01, ge=0)
+    loss: Literal["training", "validation"] = "training"
+    average: float = pydantic.Field(0.99, ge=0, lt=1)
+
+
 class MethodSettings(_Settings):
     """One arm of the experiment. What it leaves out is as in the recipe: `convert` by default the recipe's own.
 
-    `training` and `model` hold single settings that differ from the recipe's. `compress` comes after training,
-    `finetune` after that. With `after`, another method's name, the network that this method left with the same seed is
-    taken in place of training one.
+    `training` and `model` hold single settings that differ from the recipe's; `anneal` is of noisy activations,
+    `mollify` of mollifying networks. `compress` comes after training, `finetune` after that. With `after`, another
+    method's name, the network that this method left with the same seed is taken in place of training one.
     """
 
     after: str | None = None
     convert: list[ConvertSettings] | None = None
     evolution: EvolutionSettings | None = None
+    anneal: NoiseSettings | None = None
+    mollify: MollificationSettings | None = None
     compress: list[CompressSettings] = []
     finetune: FinetuneSettings | None = None
     training: dict[str, Any] = {}
@@ -201,6 +221,8 @@ class Recipe(_Settings):
             "evolution": None
             if arm.evolution is None
             else arm.evolution.model_dump() | {"schedule": arm.evolution.schedule.to_dict()},
+            "anneal": None if arm.anneal is None else arm.anneal.model_dump(),
+            "mollify": None if arm.mollify is None else arm.mollify.model_dump(),
             "finetune": None if arm.finetune is None else arm.finetune.model_dump(),
             "compress": [c.model_dump() | {"config": c.config.to_dict()} for c in arm.compress],
             "published": self.published,

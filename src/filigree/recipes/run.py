@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch import nn
 from filigree import cost, data, models, saving
 from filigree.convert import compress_, convert_
 from filigree.data import DataSet
-from filigree.dynamics import Evolution, SelectionSchedule
+from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
@@ -73,7 +74,7 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
     seed_everything(seed)
     inputs, settings = split.train.x[0].numel(), recipe.model_of(method)
     if settings.name == "mlp":
-        model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout)
+        model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout, settings.activation)
     elif settings.name == "lenet_300_100":
         model = models.lenet_300_100(inputs, split.classes)
     elif settings.name != "resnet":
@@ -205,11 +206,18 @@ def _plain(
     if SelectionSchedule.is_needed(model):
         steppers.append(SelectionSchedule(model, training.epochs))
     hooks: list[Any] = [Snapshots(evolution)]
+    each_step = []
+    if (noise := arm.anneal) is not None:
+        steps = training.epochs * math.ceil(len(split.train.x) / training.batch_size)
+        every = {"steps": steps} if noise.every is None else {"every": noise.every}
+        each_step.append(NoiseAnnealing(model, noise.start, noise.end, **every))
+    if arm.mollify is not None:
+        hooks.append(MollificationAnnealing(model, **arm.mollify.model_dump()))
     if recipe.watch:
         hooks.append(Watch(split.classes, evolution))
     history = fit(
         model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
-        validation=split.validation, test=split.test, each_epoch=steppers,
+        validation=split.validation, test=split.test, each_epoch=steppers, each_step=each_step,
         hooks=hooks, augment=split.augment, checkpoint=folder, resume=resume, seed=number,
         early_stopping=EarlyStopping(patience=training.early_stopping) if training.early_stopping else None,
         progress=progress, record=record,
