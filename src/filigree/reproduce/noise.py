@@ -21,7 +21,7 @@ from filigree.nn import Noisy
 from filigree.nn.noisy_activations import WithNoise
 from filigree.report import Chart
 from filigree.reproduce.reproduction import Computation, Rows
-from filigree.reproduce.steps import draw, masked_loss, train_steps
+from filigree.reproduce.steps import Halving, draw, masked_loss, train_steps
 from filigree.train import evaluate, fit, seed_everything
 
 # what takes the place of sigmoid and tanh; the hard activations are noisy ones without noise
@@ -103,9 +103,13 @@ def gaussians(case: str, seed: int, quick: bool) -> Rows:
 def language(
     case: str, convert: Callable[[nn.Module], Any], model: nn.Module, text: data.Text, steps: int, length: int,
     batch: int, optimizer_of: Callable[[Any], torch.optim.Optimizer], clip: float, looks: int, held: int,
+    halve: int | None = None,
 ) -> Rows:  # fmt: skip
     """Train a language model on contiguous streams; rows of validation and test losses, in nats."""
-    steppers = convert(model) or []
+    steppers = list(convert(model) or [])
+    optimizer = optimizer_of(model.parameters())
+    if halve is not None:
+        steppers.append(Halving(optimizer, halve, 1327))
     pieces = data.language_model_batches(text.train, batch, length)
     judges = {
         name: data.language_model_batches(part[:held], batch, length)
@@ -124,32 +128,40 @@ def language(
 
     total = len(pieces[0])
     rows = train_steps(
-        model, lambda step: (pieces[0][step % total], pieces[1][step % total]), loss, optimizer_of(model.parameters()),
-        steps, look, looks, steppers, clip,
+        model, lambda step: (pieces[0][step % total], pieces[1][step % total]), loss, optimizer, steps,
+        look, looks, steppers, clip,
     )  # fmt: skip
     return [{"activation": case, **row} for row in rows]
 
 
-def characters(case: str, seed: int, quick: bool) -> Rows:
+def characters(case: str, seed: int, quick: bool, *, hidden: int = 128, steps: int = 600, held: int = 64_001) -> Rows:
     """Fig. 4.8: a character GRU on Penn Treebank, sequences of 200; bits a character."""
     seed_everything(seed)
     text = data.characters("ptb")
-    model = models.language_model(len(text.vocabulary), 32, 128, layers=1, kind="gru")
+    model = models.language_model(len(text.vocabulary), 32, hidden, layers=1, kind="gru")
     rows = language(
-        case, lambda m: arm(m, case, seed) and None, model, text, 10 if quick else 600, 200, 32,
-        partial(torch.optim.Adam, lr=0.003), 5.0, 2 if quick else 8, 6401 if quick else 64_001,
+        case, lambda m: arm(m, case, seed) and None, model, text, 10 if quick else steps, 200, 32,
+        partial(torch.optim.Adam, lr=0.003), 5.0, 2 if quick else 8, 6401 if quick else held,
     )  # fmt: skip
     return [_scaled(row, ("training loss", "validation", "test"), 1 / math.log(2), "BPC") for row in rows]
 
 
-def words(case: str, seed: int, quick: bool) -> Rows:
-    """Table 4.2: a word LSTM of two layers on Penn Treebank; perplexities."""
+def words(
+    case: str, seed: int, quick: bool, *, hidden: int = 128, steps: int = 1300, held: int = 35_001,
+    halve: int | None = None,
+) -> Rows:  # fmt: skip
+    """Table 4.2: a word LSTM of two layers on Penn Treebank; perplexities.
+
+    Args:
+        halve: the step from which on the learning rate halves every 1327 steps, an epoch; None: never.
+    """
     seed_everything(seed)
     text = data.words("ptb")
-    model = models.language_model(len(text.vocabulary), 128, 128, layers=2)
+    model = models.language_model(len(text.vocabulary), hidden, hidden, layers=2)
+    optimizer_of = partial(torch.optim.SGD, lr=2.0 if halve is None else 1.0)
     rows = language(
-        case, lambda m: arm(m, case, seed) and None, model, text, 6 if quick else 1300, 35, 20,
-        partial(torch.optim.SGD, lr=2.0), 5.0, 2 if quick else 5, 7001 if quick else 35_001,
+        case, lambda m: arm(m, case, seed) and None, model, text, 6 if quick else steps, 35, 20, optimizer_of, 5.0,
+        2 if quick else 5, 7001 if quick else held, halve,
     )  # fmt: skip
     return [perplexities(row) for row in rows]
 
@@ -165,12 +177,12 @@ def _scaled(row: dict[str, Any], keys: tuple[str, ...], scale: float, unit: str)
 # -- sequences -----------------------------------------------------------------------------------------------------
 
 
-def unique(case: str, seed: int, quick: bool) -> Rows:
+def unique(case: str, seed: int, quick: bool, *, steps: int = 6000) -> Rows:
     """Table 4.5: how many different integers there are among 26; LSTM, mean over time, an MLP; errors in %."""
     seed_everything(seed)
     name = case.removesuffix(", annealed")
     model = models.sequence_classifier(11, 16, 64, 12, 64)
-    steps = 20 if quick else 6000
+    steps = 20 if quick else steps
     arm(model, "soft" if name == "curriculum" else name, seed)
     steppers = [NoiseAnnealing(model, 30.0, 0.5, steps=steps)] if case.endswith("annealed") else []
     test = tasks.unique_elements(10_000, seed=10_000 + seed)
@@ -189,12 +201,14 @@ def unique(case: str, seed: int, quick: bool) -> Rows:
     return [{"activation": case, **row} for row in rows]
 
 
-def programs(case: str, seed: int, quick: bool) -> Rows:
-    """Table 4.1: learning to execute with numbers of 2 digits, nesting 2 (the document: 6, 3), combined curriculum."""
+def programs(
+    case: str, seed: int, quick: bool, *, digits: int = 2, nesting: int = 2, hidden: int = 128, steps: int = 1500
+) -> Rows:
+    """Table 4.1: learning to execute (the document: 6 digits, nesting 3), combined curriculum."""
     seed_everything(seed)
-    digits, nesting, steps = 2, 2, 6 if quick else 1500
+    steps = 6 if quick else steps
     tokens = len(tasks.CHARACTERS)
-    model = arm(models.language_model(tokens, 32, 128, layers=2, carry=False), case, seed)
+    model = arm(models.language_model(tokens, 32, hidden, layers=2, carry=False), case, seed)
     test = tasks.encode(tasks.programs(1000, digits, nesting, "baseline", seed=99_991 + seed))
 
     def batch(step: int) -> tuple[Tensor, ...]:
@@ -213,16 +227,16 @@ def programs(case: str, seed: int, quick: bool) -> Rows:
     return [{"activation": case, **row} for row in rows]
 
 
-def recall(case: str, seed: int, quick: bool) -> Rows:
-    """Fig. 4.11: associative recall with a Neural Turing Machine, 2 to 6 items; noise in its controller."""
+def recall(case: str, seed: int, quick: bool, *, most: int = 6, steps: int = 3000) -> Rows:
+    """Fig. 4.11: associative recall with a Neural Turing Machine, 2 to `most` items; noise in its controller."""
     seed_everything(seed)
     name = case.removesuffix(", annealed")
     model = models.ntm(8, 6, 100, 32, 20)
-    steps = 4 if quick else 3000
+    steps = 4 if quick else steps
     if ARMS[name] is not None:
         convert_(model, Noisy(**{**vars(ARMS[name]), "seed": seed}), where="controller")
     steppers = [NoiseAnnealing(model, 30.0, 0.5, steps=steps)] if case.endswith("annealed") else []
-    judges = {items: tasks.associative_recall(100, items, seed=77_777) for items in (2, 6)}
+    judges = {items: tasks.associative_recall(100, items, seed=77_777) for items in (2, most)}
     sizes = torch.Generator().manual_seed(seed)
 
     def loss(net: nn.Module, its: tuple[Tensor, ...]) -> Tensor:
@@ -231,7 +245,7 @@ def recall(case: str, seed: int, quick: bool) -> Rows:
         return (each * mask).sum() / mask.sum()
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        items = int(torch.randint(2, 7, (), generator=sizes))
+        items = int(torch.randint(2, most + 1, (), generator=sizes))
         return tasks.associative_recall(16, items, seed=seed * 1_000_003 + step)
 
     def look(net: nn.Module) -> dict[str, float]:
@@ -352,5 +366,26 @@ REPRODUCTIONS: list[Computation] = [
         [ends("test NLL", "65.26 soft, 64.27 hard, 63.46 NAH, of Europarl's sentences"),
          ends("sentences right %", "BLEU 20.18 soft, 21.59 hard, 22.57 NAH")],
         ["More than half of the document's gain is the hard activations' alone (1.41 of 2.39 BLEU)."],
+    ),
+    *(
+        Computation(f"{name}-full", f"{about} In full: hours to days.", compute, cases, [0], [], claims)
+        for name, about, compute, cases, claims in (
+            ("noisy-characters", "A character GRU on Penn Treebank (Fig. 4.8).",
+             partial(characters, hidden=1000, steps=50_000, held=10**7), ["soft", "hard", "NAN", "NANI", "NANIS"],
+             [ends("test BPC", "NAN about NANI")]),
+            ("noisy-words", "A word LSTM on Penn Treebank (Table 4.2).",
+             partial(words, hidden=200, steps=13 * 1327, held=10**6, halve=4 * 1327),
+             ["soft", "hard", "NAN, alpha 1.15", "NAH, alpha 1.15"],
+             [ends("test perplexity", "115.6 soft, 108.0 NAN, 108.7 NAH")]),
+            ("noisy-unique", "Unique elements (Table 4.5).", partial(unique, steps=720_000),
+             ["soft", "hard", "NAN", "curriculum", "NAN, annealed", "NANIL, annealed"],
+             [ends("test error %", "33.28, 31.12 NAN, 14.83 curriculum, 9.53 NAN annealed, 20.94 NANIL annealed")]),
+            ("noisy-programs", "Learning to execute (Table 4.1).",
+             partial(programs, digits=6, nesting=3, hidden=400, steps=200_000),
+             ["soft", "hard", "NAH", "NAH, alpha 1.15"],
+             [ends("characters right %", "46.45 soft, 48.09 NAH")]),
+            ("noisy-recall", "Associative recall (Fig. 4.11).", partial(recall, most=16, steps=100_000),
+             ["soft", "hard", "NAN, annealed"], [ends("loss, 16 items", "the noisy one converges faster")]),
+        )
     ),
 ]  # fmt: skip

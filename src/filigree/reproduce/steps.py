@@ -57,3 +57,16 @@ def draw(generator: torch.Generator, *tensors: Tensor, size: int) -> Batch:
     """A batch of rows drawn at random from tensors of equal length."""
     chosen = torch.randint(len(tensors[0]), (size,), generator=generator)
     return tuple(tensor[chosen] for tensor in tensors)
+
+
+class Halving:
+    """Halve the learning rate at step `first` and every `every` steps after it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, first: int, every: int) -> None:
+        self.optimizer, self.first, self.every, self.count = optimizer, first, every, 0
+
+    def step(self, loss: Tensor) -> None:
+        self.count += 1
+        if self.count >= self.first and (self.count - self.first) % self.every == 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] /= 2
