@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -37,3 +38,17 @@ def test_the_model_is_left_as_it_was():
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("convert", [None, fg.Noisy(), fg.Mollified(), fg.Asymmetric.topk(2)])
+def test_recurrent_networks_are_counted(convert):
+    """Each weight once for each position: 5 positions x (8 + 16) x 64, whatever the gates."""
+    model = nn.Sequential(nn.LSTM(8, 16))
+    if convert is not None:
+        fg.convert_(model, convert)
+    found = fg.measure(model, torch.randn(5, 8).unsqueeze(1))  # (time, batch, features): "a sample" is a time step here
+    assert found.macs_forward == 24 * 64
+    sparse = nn.Sequential(nn.LSTM(8, 16))
+    fg.convert_(sparse, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    products = sparse[0].products.values()
+    assert fg.measure(sparse, torch.randn(1, 1, 8)).macs_forward == sum(product.nnz for product in products)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.nn.fastfood import FastfoodLinear
@@ -111,10 +113,16 @@ def stored(model: nn.Module) -> Cost:
 def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
 
-    Structured layers count their own: `macs` a sample, and twice that backward.
+    Structured layers count their own: `macs` a sample, and twice that backward; so do recurrent networks, whose kernels
+    the counter does not see: their weights, once for each position.
     """
     twin = copy.deepcopy(model).eval()
     structured = [0]
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, nn.RNNBase):
+            if not name:
+                twin = nn.Sequential(twin)
+            twin.set_submodule(name or "0", _Counted(module, structured))
 
     def count(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         structured[0] += module.macs * (args[0].numel() // module.in_features)
@@ -131,6 +139,25 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
         return None, None
     own = structured[0]
     return forward // 2 + own, (counter.get_total_flops() - forward) // 2 + 2 * own
+
+
+class _Counted(nn.Module):
+    """A recurrent network that counts its multiply-adds, unseen by torch's counter; gradients pass, but are none."""
+
+    def __init__(self, rnn: nn.RNNBase, total: list[int]) -> None:
+        super().__init__()
+        self.rnn, self.total = rnn, total
+
+    def forward(self, x: Any, hx: Any = None) -> Any:
+        data = x.data if isinstance(x, PackedSequence) else x
+        weights = sum(p.numel() for name, p in self.rnn.named_parameters() if name.startswith("weight"))
+        self.total[0] += data.numel() // data.shape[-1] * weights
+        with torch.no_grad(), _disable_current_modes():
+            y, last = self.rnn(x, hx)
+        nothing = 0 * data.sum() + 0 * sum(p.sum() for p in self.rnn.parameters())
+        if isinstance(y, PackedSequence):
+            return PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices), last
+        return y + nothing, last
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
