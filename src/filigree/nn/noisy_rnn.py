@@ -128,8 +128,9 @@ class NoisyLSTM(_NoisyRNN, nn.LSTM):
         if me.bias:
             pre = pre + getattr(me, f"bias_hh{suffix}")
         out, *last = lstm_steps(
-            pre, getattr(me, f"weight_hh{suffix}"), *states, noise.each_p(), noise.numbers, noise.seed(), sizes, reverse
-        )
+            pre, getattr(me, f"weight_hh{suffix}"), states[0], states[1], noise.each_p(), noise.numbers, noise.seed(),
+            sizes, reverse,
+        )  # fmt: skip
         return out, last
 
     def forward(self, x: Any, hx: Any = None) -> Any:
@@ -147,7 +148,7 @@ class NoisyGRU(_NoisyRNN, nn.GRU):
             return super()._steps(x, sizes, states, suffix, reverse)
         out, *last = gru_steps(
             self._product(x, "ih", suffix), getattr(me, f"weight_hh{suffix}"), getattr(me, f"bias_hh{suffix}", None),
-            *states, noise.each_p(), noise.numbers, noise.seed(), sizes, reverse,
+            states[0], noise.each_p(), noise.numbers, noise.seed(), sizes, reverse,
         )  # fmt: skip
         return out, last
 

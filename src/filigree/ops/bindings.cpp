@@ -220,13 +220,13 @@ NB_MODULE(_kernels, m) {
         new (made) Noisy{NoisyKind(kind), alpha, c, sigma, random, value, seed};
       });
   m.def("normals", [](bool f64, int64_t size, uint64_t seed, P out) { now->normals(f64, size, seed, at(out)); }, no_gil());
-  m.def("noisy", [](bool f64, const Noisy &n, bool tanh, int64_t outer,
-                    int64_t units, int64_t inner, P x, P p, P y, P by_x, P by_p) {
-    now->noisy(f64, n, tanh, {outer, units, inner}, at(x), at(p), at(y),
-               at(by_x), at(by_p));
+  m.def("noisy", [](bool f64, const Noisy &n, bool tanh, int64_t outer, int64_t units, int64_t inner, P x, P p, P y,
+                    P kept) {
+    now->noisy(f64, n, tanh, {outer, units, inner}, at(x), at(p), at(y), at(kept));
   }, no_gil());
-  m.def("noisy_backward", [](bool f64, int64_t outer, int64_t units, int64_t inner, P by_x, P by_p, P dy, P dx, P dp) {
-    now->noisy_backward(f64, {outer, units, inner}, at(by_x), at(by_p), at(dy), at(dx), at(dp));
+  m.def("noisy_backward", [](bool f64, const Noisy &n, bool tanh, int64_t outer, int64_t units, int64_t inner, P x, P p,
+                             P kept, P dy, P dx, P dp) {
+    now->noisy_backward(f64, n, tanh, {outer, units, inner}, at(x), at(p), at(kept), at(dy), at(dx), at(dp));
   }, no_gil());
   m.def("noisy_lstm", [](bool f64, const Noisy &n, int64_t samples,
                          int64_t hidden, P pre, P p, P state, P h, P before) {

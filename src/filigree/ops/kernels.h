@@ -138,12 +138,12 @@ struct Layout {
                const void *in, void *out);                                                                          \
   /* the normal numbers of a seed */                                                                                \
   void normals(bool f64, int64_t size, uint64_t seed, void *out);                                                   \
-  /* y = a noisy hard tanh, or hard sigmoid, of x, and its derivatives by x and by p, unless null */                \
+  /* y = a noisy hard tanh, or hard sigmoid, of x; `kept`, unless null, is what its gradients need beside x and p */ \
   void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y,           \
-             void *by_x, void *by_p);                                                                               \
-  /* dx = dy by_x; dp = dy by_p summed over each unit, unless null */                                               \
-  void noisy_backward(bool f64, const Layout &l, const void *by_x, const void *by_p, const void *dy, void *dx,      \
-                      void *dp);                                                                                    \
+             void *kept);                                                                                           \
+  /* dx, and dp summed over each unit, unless null */                                                               \
+  void noisy_backward(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p,           \
+                      const void *kept, const void *dy, void *dx, void *dp);                                        \
   /* a step of an LSTM from the gates' pre-activations (samples, 4, hidden) and p (5, hidden), the last of c's      \
      function: c becomes the new state, `before` what it was. Its gradients: dc becomes that of `before`, dp is     \
      added to, unless null */                                                                                       \

@@ -109,27 +109,58 @@ struct Activation {
       : slope(tanh ? 1 : 0.25), offset(tanh ? 0 : 0.5), low(tanh ? -1 : 0), high(1), alpha(n.alpha),
         c(n.c), sigma(n.sigma), direction(1 - n.alpha >= 0 ? -1 : 1) {}
 
+  // The function, and in `kept` what its derivatives need beside x and p: of noise at the output its derivative by p
+  // Delta; of NANIL that of the input's noise, infinite where the function is flat; of the others that by x.
   template <int K, int L>
-  __attribute__((always_inline)) Values<T, L> at(Vec<T, L> x, Vec<T, L> p, Vec<T, L> xi) const {
+  __attribute__((always_inline)) Vec<T, L> at(Vec<T, L> x, Vec<T, L> p, Vec<T, L> xi, Vec<T, L> &kept) const {
     typedef Vec<T, L> V;
-    const V zero{}, one = zero + T(1);
+    const V zero{};
     V u = slope * x + offset;
     if constexpr (K == NANI || K == NANIS) {
       const V noise = (slope * sigma) * xi;
       if constexpr (K == NANI) u += noise; else u += ((u <= low) | (u >= high)) ? noise : zero;
       const V h = clipped(u, low, high);
-      return {h, (h == u) ? zero + slope : zero, zero};
+      kept = (h == u) ? zero + slope : zero;
+      return h;
     }
     const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;
     if constexpr (K == NANIL) {
-      const V by_noise = (2 * c) * s * (T(0.25) - s2) * xi;  // of sigma(x) xi, by p delta
-      const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high), passes = (h == v) ? zero + slope : zero;
-      return {h, passes * ((delta == zero) ? one : one - by_noise * p * slope), passes * by_noise * delta};
+      const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high);
+      kept = (h == v) ? (2 * c) * s * (T(0.25) - s2) * xi : zero + std::numeric_limits<T>::infinity();
+      return h;
     }
     const V e = along<T, L>(K == NAH ? absolute<T, L>(xi) : xi, x) * (direction * c);  // c d(x) epsilon
-    const V by_noise = e * (2 * s * (T(0.25) - s2));
-    return {u + alpha * delta + e * s2, ((delta == zero) ? zero + slope : zero + slope * (1 - alpha)) - by_noise * (slope * p),
-            by_noise * delta};
+    kept = e * (2 * s * (T(0.25) - s2));
+    return u + alpha * delta + e * s2;
+  }
+
+  // Its derivatives by x and by p.
+  template <int K, int L>
+  __attribute__((always_inline)) void gradients(Vec<T, L> x, Vec<T, L> p, Vec<T, L> kept, Vec<T, L> &dx, Vec<T, L> &dp) const {
+    typedef Vec<T, L> V;
+    const V zero{};
+    if constexpr (K == NANI || K == NANIS) {
+      dx = kept, dp = zero;
+      return;
+    }
+    const V u = slope * x + offset, delta = clipped(u, low, high) - u;
+    if constexpr (K == NANIL) {
+      const auto flat = kept == std::numeric_limits<T>::infinity();
+      dx = flat ? zero : (delta == zero) ? zero + slope : slope - (slope * slope) * kept * p;
+      dp = flat ? zero : slope * kept * delta;
+      return;
+    }
+    dx = ((delta == zero) ? zero + slope : zero + slope * (1 - alpha)) - kept * (slope * p);
+    dp = kept * delta;
+  }
+
+  template <int K, int L>
+  __attribute__((always_inline)) Values<T, L> all(Vec<T, L> x, Vec<T, L> p, Vec<T, L> xi) const {
+    Values<T, L> v;
+    Vec<T, L> kept;
+    v.y = at<K, L>(x, p, xi, kept);
+    gradients<K, L>(x, p, kept, v.dx, v.dp);
+    return v;
   }
 };
 
@@ -184,7 +215,7 @@ inline Vec<T, L> parameter(const Layout &l, const T *p, int64_t row, int64_t in_
 }
 
 template <class T, class K>
-void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, T *y, T *by_x, T *by_p) {
+void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, T *y, T *kept) {
   constexpr int L = LANES<T>;
   const Activation<T> f(n, tanh);
   const Numbers numbers(n);
@@ -192,33 +223,36 @@ void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *
   parallel(team(size * 4), [=](int thread, int threads) {  // copies, that what is written cannot be them
     segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
       vectors<T>(from, to, [=](int64_t i, int count) {
+        Vec<T, L> keep;
         const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count);
-        const Values<T, L> v = f.template at<K::value, L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i));
-        put<T, L>(y + i, count, v.y);
-        if (by_x) put<T, L>(by_x + i, count, v.dx);
-        if (by_p) put<T, L>(by_p + i, count, v.dp);
+        put<T, L>(y + i, count, f.template at<K::value, L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i), keep));
+        if (kept) put<T, L>(kept + i, count, keep);
       });
     });
   });
 }
 
-template <class T>
-void noisy_backward_(const Layout &l, const T *by_x, const T *by_p, const T *dy, T *dx, T *dp) {
+template <class T, class K>
+void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, const T *kept, const T *dy, T *dx,
+                     T *dp) {
   constexpr int L = LANES<T>;
+  const Activation<T> f(n, tanh);
   const int64_t size = l.size();
   const int most = team(size);
   std::vector<T> parts(dp ? most * l.units : 0);
-  parallel(most, [&](int thread, int threads) {
-    T *part = dp ? parts.data() + thread * l.units : nullptr;
-    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [&](int64_t row, int64_t begin, int64_t from, int64_t to) {
+  T *const sums = dp ? parts.data() : nullptr;
+  parallel(most, [=](int thread, int threads) {
+    T *const part = sums ? sums + thread * l.units : nullptr;
+    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
       Vec<T, L> total{};
-      vectors<T>(from, to, [&](int64_t i, int count) {
-        const Vec<T, L> at_dy = some<T, L>(dy + i, count);
-        put<T, L>(dx + i, count, at_dy * some<T, L>(by_x + i, count));
+      vectors<T>(from, to, [=, &total](int64_t i, int count) {
+        Vec<T, L> by_x, by_p;
+        const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count), at_dy = some<T, L>(dy + i, count);
+        f.template gradients<K::value, L>(some<T, L>(x + i, count), at_p, some<T, L>(kept + i, count), by_x, by_p);
+        put<T, L>(dx + i, count, at_dy * by_x);
         if (!part) return;
-        const Vec<T, L> own = at_dy * some<T, L>(by_p + i, count);
-        if (l.by_column()) put<T, L>(part + (i - begin), count, some<T, L>(part + (i - begin), count) + own);
-        else total += own;
+        if (l.by_column()) put<T, L>(part + (i - begin), count, some<T, L>(part + (i - begin), count) + at_dy * by_p);
+        else total += at_dy * by_p;
       });
       if (part && !l.by_column())
         for (int i = 0; i < L; ++i) part[row % l.units] += lane<L>(total, i);
@@ -255,13 +289,13 @@ void noisy_lstm_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *pr
       V y[4];
       for (int g = 0; g < 4; ++g) {
         const int64_t place = (s * 4 + g) * hidden + j;
-        y[g] = (g == 2 ? tanh : gate).template at<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place)).y;
+        y[g] = (g == 2 ? tanh : gate).template all<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place)).y;
       }
       const int64_t at = s * hidden + j;
       const V old = some<T, L>(c + at, count), now = y[1] * old + y[0] * y[2];
       put<T, L>(before + at, count, old);
       put<T, L>(c + at, count, now);
-      const V out = tanh.template at<K::value, L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at)).y;
+      const V out = tanh.template all<K::value, L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at)).y;
       put<T, L>(h + at, count, y[3] * out);
     }
   });
@@ -282,11 +316,11 @@ void noisy_lstm_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, co
       Values<T, L> v[4];
       for (int g = 0; g < 4; ++g) {
         const int64_t place = (s * 4 + g) * hidden + j;
-        v[g] = (g == 2 ? tanh : gate).template at<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
+        v[g] = (g == 2 ? tanh : gate).template all<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
       }
       const int64_t at = s * hidden + j;
       const V old = some<T, L>(before + at, count), now = v[1].y * old + v[0].y * v[2].y;
-      const Values<T, L> out = tanh.template at<K::value, L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at));
+      const Values<T, L> out = tanh.template all<K::value, L>(now, ps[4], numbers.at<T, L>(samples * 4 * hidden + at));
       const V of_h = some<T, L>(dh + at, count), of_out = of_h * v[3].y;
       const V of_c = some<T, L>(dc + at, count) + of_out * out.dx;
       const V of[4] = {of_c * v[2].y, of_c * old, of_c * v[0].y, of_h * out.y};
@@ -316,8 +350,8 @@ struct GRU {
       const int64_t place = (s * 3 + g) * hidden + j;
       const Vec<T, L> of_x = some<T, L>(px + place, count), of_h = some<T, L>(ph + place, count);
       if (g == 2) candidate = of_h;
-      v[g] = g == 2 ? tanh.template at<K::value, L>(of_x + v[0].y * of_h, ps[g], numbers.at<T, L>(place))
-                    : gate.template at<K::value, L>(of_x + of_h, ps[g], numbers.at<T, L>(place));
+      v[g] = g == 2 ? tanh.template all<K::value, L>(of_x + v[0].y * of_h, ps[g], numbers.at<T, L>(place))
+                    : gate.template all<K::value, L>(of_x + of_h, ps[g], numbers.at<T, L>(place));
     }
   }
 };
@@ -385,15 +419,15 @@ void normals_(int64_t size, uint64_t seed, T *out) {
 void normals(bool f64, int64_t size, uint64_t seed, void *out) {
   f64 ? normals_(size, seed, OUT(double)(out)) : normals_(size, seed, OUT(float)(out));
 }
-void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y, void *by_x,
-           void *by_p) {
-#define ARGS(T) (kind, n, tanh, l, IN(T)(x), IN(T)(p), OUT(T)(y), OUT(T)(by_x), OUT(T)(by_p))
+void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y, void *kept) {
+#define ARGS(T) (kind, n, tanh, l, IN(T)(x), IN(T)(p), OUT(T)(y), OUT(T)(kept))
   with_kind(n.kind, [&](auto kind) { f64 ? noisy_<double> ARGS(double) : noisy_<float> ARGS(float); });
 #undef ARGS
 }
-void noisy_backward(bool f64, const Layout &l, const void *by_x, const void *by_p, const void *dy, void *dx, void *dp) {
-#define ARGS(T) (l, IN(T)(by_x), IN(T)(by_p), IN(T)(dy), OUT(T)(dx), OUT(T)(dp))
-  f64 ? noisy_backward_<double> ARGS(double) : noisy_backward_<float> ARGS(float);
+void noisy_backward(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, const void *kept,
+                    const void *dy, void *dx, void *dp) {
+#define ARGS(T) (kind, n, tanh, l, IN(T)(x), IN(T)(p), IN(T)(kept), IN(T)(dy), OUT(T)(dx), OUT(T)(dp))
+  with_kind(n.kind, [&](auto kind) { f64 ? noisy_backward_<double> ARGS(double) : noisy_backward_<float> ARGS(float); });
 #undef ARGS
 }
 void noisy_lstm(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p, void *c,

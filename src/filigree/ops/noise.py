@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,16 +106,21 @@ def _saturated(x: Tensor, tanh: bool) -> Tensor:
 # -- kernels: activations --------------------------------------------------------------------------------------------
 
 
-@torch.compiler.disable
+def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, at which torch.compile breaks its graph; eager calls pay nothing for it."""
+    disabled = torch.compiler.disable(function)
+    return lambda *args: disabled(*args) if torch.compiler.is_compiling() else function(*args)
+
+
 def noisy(x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int = -1) -> Tensor:
     """phi(x, xi), one fused pass forward and one back, for normal noise of `seed`: `noisy_reference(x, p,
-    normals(x, seed), ...)`. What is kept for the backward pass: the derivatives by x and, where it is learned, by p.
+    normals(x, seed), ...)`. The backward pass needs x and one more number an element.
 
     Args:
         x: CPU, float32 or float64, any shape. p: one number, or one for each unit, of x's type.
         dim: along which the units lie.
     """
-    return _Noisy.apply(x, p, noise, tanh, seed, dim)
+    return _apply(x, p, noise, tanh, seed, dim)
 
 
 def _layout(x: Tensor, units: int, dim: int) -> tuple[int, int, int]:
@@ -139,29 +145,31 @@ class _Noisy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int) -> Tensor:
         x = _dense(x)
-        ctx.layout = _layout(x, p.numel(), dim)
+        ctx.native, ctx.tanh, ctx.layout = noise.native(seed), tanh, _layout(x, p.numel(), dim)
         y = torch.empty_like(x)
-        by_x = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
-        by_p = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        kept = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
         kernels.noisy(
-            x.dtype is torch.float64, noise.native(seed), tanh, *ctx.layout, x.data_ptr(), p.data_ptr(), y.data_ptr(),
-            address(by_x), address(by_p),
+            x.dtype is torch.float64, ctx.native, tanh, *ctx.layout, x.data_ptr(), p.data_ptr(), y.data_ptr(),
+            address(kept),
         )  # fmt: skip
-        ctx.save_for_backward(by_x, by_p, p)
+        ctx.save_for_backward(x, p, kept)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        by_x, by_p, p = ctx.saved_tensors
-        if dy.stride() != by_x.stride():
-            dy = torch.empty_like(by_x).copy_(dy)
-        dx, dp = torch.empty_like(by_x), None if by_p is None else torch.empty_like(p)
+        x, p, kept = ctx.saved_tensors
+        if dy.stride() != x.stride():
+            dy = torch.empty_like(x).copy_(dy)
+        dx, dp = torch.empty_like(x), torch.empty_like(p) if ctx.needs_input_grad[1] else None
         kernels.noisy_backward(
-            dy.dtype is torch.float64, *ctx.layout, by_x.data_ptr(), address(by_p), dy.data_ptr(), dx.data_ptr(),
-            address(dp),
+            x.dtype is torch.float64, ctx.native, ctx.tanh, *ctx.layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),
+            dy.data_ptr(), dx.data_ptr(), address(dp),
         )  # fmt: skip
         return dx, dp, None, None, None, None
+
+
+_apply = outside_graphs(_Noisy.apply)
 
 
 def address(tensor: Tensor | None) -> int:

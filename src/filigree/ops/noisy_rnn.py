@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.noise import Noise, Seed, address, noisy_reference
+from filigree.ops.noise import Noise, Seed, address, noisy_reference, outside_graphs
 
 
 def lstm_reference(pre: Tensor, c: Tensor, p: Tensor, xi: list[Tensor | float], noise: Noise) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,6 @@ def gru_reference(px: Tensor, ph: Tensor, h: Tensor, p: Tensor, xi: list[Tensor 
     return (1 - z) * n + z * h
 
 
-@torch.compiler.disable
 def lstm_steps(
     pre: Tensor, weight: Tensor | None, h: Tensor, c: Tensor, p: Tensor, noise: Noise, seed: Seed, sizes: list[int],
     reverse: bool = False,
@@ -45,22 +44,20 @@ def lstm_steps(
             state; None: pre holds all, of a single step. h, c: `(samples, hidden)`. sizes: samples at each time step,
             never more than at the one before.
     """
-    return _LSTM.apply(pre, weight, h, c, p, noise, seed, sizes, reverse)
+    return _lstm(pre, weight, h, c, p, noise, seed, sizes, reverse)
 
 
-@torch.compiler.disable
 def gru_steps(
     px: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, p: Tensor, noise: Noise, seed: Seed, sizes: list[int],
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A packed sequence through a GRU: outputs and last h; px with the input's bias, `bias` the state's."""
-    return _GRU.apply(px, weight, bias, h, p, noise, seed, sizes, reverse)
+    return _gru(px, weight, bias, h, p, noise, seed, sizes, reverse)
 
 
-@torch.compiler.disable
 def gru_step(px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: Seed) -> Tensor:
     """One step of a GRU from both products."""
-    return _GRUStep.apply(px, ph, h, p, noise, seed)
+    return _gru_step(px, ph, h, p, noise, seed)
 
 
 def _walk(sizes: list[int], reverse: bool) -> list[tuple[int, int, int]]:
@@ -199,3 +196,6 @@ class _GRUStep(torch.autograd.Function):
             before.data_ptr(), dh.data_ptr(), dpx.data_ptr(), dph.data_ptr(), address(dp),
         )  # fmt: skip
         return dpx, dph, dh, dp, None, None
+
+
+_lstm, _gru, _gru_step = (outside_graphs(each.apply) for each in (_LSTM, _GRU, _GRUStep))
