@@ -24,6 +24,12 @@ Records = dict[str, dict[str, list[Record]]]  # case -> method -> the runs
 Rows = list[dict[str, Any]]
 
 
+FIGURES = (
+    "test_accuracy", "val_accuracy", "final_train_accuracy", "train_seconds", "trained_test_accuracy",
+    "compressed_test_accuracy", "finetune_epochs",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Asked:
     """What of a reproduction is asked for: by default all of it."""
@@ -105,7 +111,7 @@ class Reproduction:
         for case, runs in records.items():
             for method, its in runs.items():
                 row: dict[str, Any] = {"case": case, "method": method, "runs": len(its)}
-                for key in ("test_accuracy", "val_accuracy", "final_train_accuracy", "train_seconds"):
+                for key in FIGURES:
                     numbers = metric(its, key)
                     if numbers:
                         row[key] = statistics.fmean(numbers)
@@ -113,6 +119,7 @@ class Reproduction:
                 for key in ("train_step_ms", "backward_ms"):
                     times = [r.cost[key]["median"] for r in its if key in r.cost]
                     row[key] = statistics.median(times) if times else None
+                row |= {key: its[0].cost.get(key) for key in ("parameters", "macs_forward")}
                 row["printed"] = self.printed.get(case, {}).get(method)
                 rows.append(row)
         return rows
