@@ -2,16 +2,21 @@
 
 from filigree.data import tasks
 from filigree.data.augment import Augment
+from filigree.data.captions import Captions, captions
 from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import paired_interval
+from filigree.data.parallel import Parallel, parallel, parallel_batches
 from filigree.data.sets import cross_validation, describe, load, names
 from filigree.data.text import Text, characters, language_model_batches, words
 
 __all__ = [
     "Augment",
+    "Captions",
     "DataSet",
+    "Parallel",
     "Split",
     "Text",
+    "captions",
     "characters",
     "check",
     "cross_validation",
@@ -20,6 +25,8 @@ __all__ = [
     "load",
     "names",
     "paired_interval",
+    "parallel",
+    "parallel_batches",
     "tasks",
     "words",
 ]

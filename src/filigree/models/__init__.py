@@ -1,6 +1,7 @@
 """Plain torch networks of the papers. Each remembers how it was made, so that `fg.load` can rebuild it."""
 
 from filigree.models.attention import translator
+from filigree.models.captioner import captioner
 from filigree.models.language import language_model
 from filigree.models.networks import (
     BasicBlock,
@@ -21,7 +22,9 @@ __all__ = [
     "alexnet_cifar",
     "build",
     "caffenet",
+    "captioner",
     "character_encoder",
+    "cnn_cifar",
     "language_model",
     "lenet5",
     "lenet_300_100",
@@ -31,4 +34,5 @@ __all__ = [
     "resnet",
     "sequence_classifier",
     "translator",
+    "vgg16_cifar",
 ]
