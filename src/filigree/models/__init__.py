@@ -8,11 +8,13 @@ from filigree.models.networks import (
     alexnet_cifar,
     build,
     caffenet,
+    cnn_cifar,
     lenet5,
     lenet_300_100,
     lenet_caffe,
     mlp,
     resnet,
+    vgg16_cifar,
 )
 from filigree.models.ntm import ntm
 from filigree.models.sequence import character_encoder, sequence_classifier
