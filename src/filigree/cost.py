@@ -188,7 +188,7 @@ def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
     twin = copy.deepcopy(model).train()
     loss = nn.functional.cross_entropy(twin(x), y)
     parameters = [p for p in twin.parameters() if p.requires_grad]
-    return lambda: torch.autograd.grad(loss, parameters, retain_graph=True)
+    return lambda: torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
 def _bytes_on_disk(model: nn.Module) -> int:

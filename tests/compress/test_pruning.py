@@ -350,6 +350,22 @@ def test_max_error_is_of_the_output(make):
     assert (bound(x) - y).norm() / y.norm() <= 0.6
 
 
+def test_numbers_of_units_are_refused_and_errors_are_reported():
+    x = torch.randn(50, 6)
+    for convert in (fg.Noisy(), fg.Mollified()):
+        model = fg.models.mlp([6, 8, 8, 3], activation="tanh")
+        fg.convert_(model, convert)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match="Prune before"):
+            fg.compress_(model, fg.MagnitudePruning(keep=0.5), x)
+        assert all(torch.equal(a, before[k]) for k, a in model.state_dict().items())
+    model = fg.models.mlp([6, 8, 8, 3], activation="tanh")
+    fg.convert_(model, fg.Noisy(p="layer"))
+    report = fg.compress_(model, fg.MagnitudePruning(keep=0.5), x)
+    assert model.fc1.out_features == 4
+    assert "own error" in str(report)
+
+
 class Reshaping(nn.Module):
     """The width is written down in forward: no graph can change it."""
 
@@ -461,8 +477,23 @@ def test_exact_and_probed_jacobians_of_convolutions():
     assert exact.places == {"0": 64, "3": 4, "6": 1}
     branching = fg.models.mlp([4, 3, 2])
     branching.forward = lambda x: branching.fc1(x).sum(1, keepdim=True) + branching.fc2(x[:, :3])
-    with pytest.raises(ValueError, match="no chain"):
-        jacobian_norms(branching, torch.randn(2, 4))
+    twice = fg.models.mlp([4, 4, 2])
+    twice.forward = lambda x: twice.fc2(twice.fc1(twice.fc1(x)))
+    for other, inputs in (
+        (branching, torch.randn(2, 4)),
+        (twice, torch.randn(2, 4)),
+        (Residual(), torch.randn(2, 3, 8, 8)),
+    ):
+        with pytest.raises(ValueError, match="no chain"):
+            jacobian_norms(other, inputs)
+    circular = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"))
+    its, weight = torch.randn(2, 1, 4, 4), circular[0].weight
+    found = jacobian_norms(circular, its, None).weight["0"]
+    whole = [
+        torch.func.jacrev(lambda w, one=one: torch.func.functional_call(circular, {"0.weight": w}, one[None]))(weight)
+        for one in its
+    ]
+    torch.testing.assert_close(found, torch.stack([each.norm() for each in whole]).detach())
 
 
 def test_net_deviation_of_smaller_networks():
@@ -540,5 +571,7 @@ def test_gamma_is_found_again():
     assert "log level" in str(gamma)
     with pytest.raises(ValueError, match="positive"):
         fg.fit_gamma(runs, bounds, [0.0, *epochs[1:]])
+    with pytest.raises(ValueError, match="positive"):
+        fg.fit_gamma([r | {"level": 0} for r in runs], bounds, epochs)
     with pytest.raises(ValueError, match="at least 3"):
         fg.fit_gamma(runs[:2], bounds[:2], epochs[:2])

@@ -50,7 +50,7 @@ class Budget(Config):
     """A target for the whole network; all layers get the one own error (`MaxError`) that meets it. Give one of:
 
     Args:
-        macs, parameters, bytes: at most, of the pruned network; below 1: a share of the original's.
+        macs, parameters, bytes: at most, of the pruned network; up to 1: a share of the original's.
         latency_ms: at most, measured on this machine with `batch` samples.
     """
 
@@ -190,7 +190,7 @@ def _rounded(count: int, most: int, to: int) -> int:
 def _limit(keep: Budget, model: nn.Module, example: Tensor) -> tuple[str, float]:
     """What is measured, and how much of it there may be."""
     what, value = next((k, v) for k, v in vars(keep).items() if k != "batch" and v is not None)
-    share = value < 1 and what != "latency_ms"
+    share = value <= 1 and what != "latency_ms"
     return what, value * _measure(what, model, example) if share else value
 
 

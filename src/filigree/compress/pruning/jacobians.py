@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from filigree.convert import looking_on
 
-CHUNK = 64  # rows of an exact Jacobian at a time
-
 
 @dataclass(frozen=True)
 class JacobianNorms:
@@ -31,6 +29,7 @@ class JacobianNorms:
     places: dict[str, int]
 
 
+@torch.enable_grad()
 def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: int = 0) -> JacobianNorms:
     """The norms for each sample: by random probes, `|J|^2 = E |J^T v|^2` with v normal, or exact.
 
@@ -38,15 +37,20 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
         probes: how many; None: exact, every row of every Jacobian (feasible for LeNet-5, not for VGG).
 
     Raises:
-        ValueError: the linear layers and convolutions are no chain.
+        ValueError: the linear layers and convolutions are no chain: one is passed by, or runs twice.
     """
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    inputs: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    inputs: dict[str, Tensor] = {}  # cut off from what comes before
     outputs: dict[str, Tensor] = {}
+    ends: list[Tensor] = []  # what each layer but the first reads, not cut off
 
     def before(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            inputs[name] = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            if name in inputs:
+                raise ValueError(f"Jacobian norms: no chain of layers: {name!r} runs twice.")
+            if inputs:
+                ends.append(args[0])
+            inputs[name] = args[0].detach().requires_grad_()
             return (inputs[name],)
 
         return hook
@@ -58,47 +62,50 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(before(name)) for name in names]
-    hooks += [model.get_submodule(name).register_forward_hook(after(name)) for name in names]
+    hooks = [layer.register_forward_pre_hook(before(name)) for name, layer in layers.items()]
+    hooks += [layer.register_forward_hook(after(name)) for name, layer in layers.items()]
     with looking_on(model, hooks), torch.enable_grad():
         y = model(x)
     step, own, outer = {}, {}, {}
     order = list(inputs)
-    for name, end in zip(order, [*(inputs[name] for name in order[1:]), y], strict=True):
-        layer = model.get_submodule(name)
+    for number, (name, end) in enumerate(zip(order, [*ends, y], strict=True)):
+        _check_chain(end, inputs, order[: number + 1])
         found = [x.new_zeros(len(x)) for _ in range(3)]
         for v in _probes(end, probes, seed):
-            try:
-                dx, dz = torch.autograd.grad(
-                    end, [inputs[name], outputs[name]], v, retain_graph=True, is_grads_batched=True
-                )
-            except RuntimeError as error:
-                if "not have been used" not in str(error):
-                    raise
-                raise ValueError(
-                    f"Jacobian norms: no chain of layers: what follows {name!r} does not read it."
-                ) from None
-            for one, its in zip(dx, dz, strict=True):
-                parts = (_squares(one), _weight_gradient(layer, inputs[name].detach(), its), _squares(its))
-                for total, part in zip(found, parts, strict=True):
-                    total += part / (probes or 1)
+            dx, dz = torch.autograd.grad(end, [inputs[name], outputs[name]], v, retain_graph=True)
+            parts = _squares(dx), _weight_gradient(layers[name], inputs[name].detach(), dz), _squares(dz)
+            for total, part in zip(found, parts, strict=True):
+                total += part / (probes or 1)
         step[name], own[name], outer[name] = (total.sqrt() for total in found)
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in order}
-    places = {name: outputs[name][0].numel() // len(layer.weight) for name, layer in layers.items()}
+    places = {name: outputs[name][0].numel() // len(layers[name].weight) for name in order}
     return JacobianNorms(step, own, outer, y.detach(), places)
 
 
+def _check_chain(end: Tensor, inputs: dict[str, Tensor], order: list[str]) -> None:
+    """What follows a layer reads that layer and, of all before it, nothing else."""
+    leaves = [inputs[name] for name in order]
+    found = (
+        torch.autograd.grad(end.sum(), leaves, retain_graph=True, allow_unused=True)
+        if end.requires_grad
+        else [None] * len(leaves)
+    )
+    reads = [name for name, gradient in zip(order, found, strict=True) if gradient is not None]
+    if reads != order[-1:]:
+        raise ValueError(
+            f"Jacobian norms: no chain of layers: what follows {order[-1]!r} reads {', '.join(reads) or 'no layer'}."
+        )
+
+
 def _probes(end: Tensor, probes: int | None, seed: int) -> Iterator[Tensor]:
-    """Vectors to pull back, some at a time: `(some, *end.shape)`."""
-    if probes is None:
-        each = end[0].numel()
-        for first in range(0, each, CHUNK):
-            rows = torch.eye(each, dtype=end.dtype, device=end.device)[first : first + CHUNK]
-            yield rows.view(-1, 1, *end.shape[1:]).expand(-1, *end.shape)
-        return
+    """Vectors to pull back."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(probes):
-        yield torch.randn((1, *end.shape), generator=generator).to(end)
+    for number in range(end[0].numel() if probes is None else probes):
+        if probes is None:
+            row = torch.zeros(end[0].numel(), dtype=end.dtype, device=end.device)
+            row[number] = 1
+            yield row.view(1, *end.shape[1:]).expand_as(end)
+        else:
+            yield torch.randn(end.shape, generator=generator).to(end)
 
 
 def _squares(each: Tensor) -> Tensor:
@@ -111,7 +118,8 @@ def _weight_gradient(layer: Any, x: Tensor, dz: Tensor) -> Tensor:
         if x.dim() == 2:
             return x.square().sum(1) * dz.square().sum(1)
         return _squares(torch.einsum("nti,nto->noi", x, dz))
-    x = F.pad(x, tuple(layer._reversed_padding_repeated_twice))
+    mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
+    x = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
     patches = F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)
     groups = layer.groups
     patches = patches.view(len(x), groups, -1, patches.shape[-1])

@@ -31,7 +31,7 @@ class Landscape:
         trained = [p for p in model.parameters() if p.requires_grad]
         with looking_on(model), torch.enable_grad():
             loss = F.cross_entropy(model(x), y)
-            gradients = torch.autograd.grad(loss, trained)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         return cls(
             torch.cat([p.detach().flatten() for p in trained]).clone(),
             float(loss.detach()),
@@ -174,8 +174,9 @@ def fit_gamma(
             f"fit_gamma: expected as many runs as bounds and epochs, at least 3. "
             f"Got {len(runs)}, {len(bounds)} and {len(epochs)}."
         )
-    if min(*bounds, *epochs) <= 0:
-        raise ValueError(f"fit_gamma: bounds and epochs must be positive. Got {min(*bounds, *epochs)}.")
+    numbers = [*bounds, *epochs, *(v for run in runs for v in run.values() if isinstance(v, int | float))]
+    if wrong := [number for number in numbers if not 0 < number < math.inf]:
+        raise ValueError(f"fit_gamma: bounds, epochs and the numbers of runs must be positive. Got {wrong[0]}.")
     names = ["1"]
     for key in dict.fromkeys(key for run in runs for key in run):
         values = list(dict.fromkeys(run[key] for run in runs))

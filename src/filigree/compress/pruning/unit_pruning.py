@@ -13,7 +13,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
+from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
@@ -22,6 +22,8 @@ from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
 from filigree.convert import Change, Compression, Conversion, looking_on
+from filigree.nn.mollified_activation import MollifiedActivation
+from filigree.nn.noisy_activations import WithNoise
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
@@ -70,6 +72,9 @@ class UnitPruning(Compression):
             raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
         if len(data) < 2:
             raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
+        for name, module in model.named_modules():
+            if isinstance(module, WithNoise | MollifiedActivation) and any(t.numel() > 1 for t in _of_units(module)):
+                raise ValueError(f"{who}: {name!r} has a number for each unit, which cannot be pruned. Prune before.")
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
         example = x[:1]
         groups = [group for group in Graph(model, example).units if set(group.makers) & set(names)]
@@ -92,6 +97,9 @@ class UnitPruning(Compression):
 
         kept, heirs, notes = self._choices(model, groups, features, x, build)
         made = build(kept, heirs, True)
+        for group in groups:
+            own = output_error(group, features[group.name], kept[group.name], model)
+            notes[group.name] += f"; own error {own:.1%}"
         changes = _changes(model, made, example, groups, kept, notes)
         if self.measure:
             changes.append(Change("latency", "", "", (0, 0), (0, 0), _latencies(model, made, x)))
@@ -234,6 +242,11 @@ def without(count: int, kept: Tensor) -> Tensor:
     stays = torch.zeros(count, dtype=torch.bool)
     stays[kept] = True
     return (~stays).nonzero().squeeze(1)
+
+
+def _of_units(module: nn.Module) -> list[Tensor]:
+    """The numbers that an activation keeps for its units."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _kept_outputs(
