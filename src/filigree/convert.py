@@ -279,10 +279,16 @@ def width_before(model: nn.Module, name: str) -> tuple[int, int]:
     for other, module in model.named_modules():
         if other == name and width is not None:
             return width
-        for attribute, dim in (("out_features", -1), ("out_channels", 1), ("num_features", 1), ("hidden_size", -1)):
-            if isinstance(found := getattr(module, attribute, None), int):
-                width = found, -1 if isinstance(module, nn.BatchNorm1d) else dim
-                break
+        if isinstance(found := getattr(module, "out_features", None), int):
+            width = found, -1
+        elif isinstance(found := getattr(module, "out_channels", None), int):
+            width = found, -1 - len(module.kernel_size)
+        elif isinstance(module, nn.RNNBase):
+            width = module.hidden_size * (2 if module.bidirectional else 1), -1
+        elif isinstance(found := getattr(module, "embedding_dim", None), int):
+            width = found, -1
+        elif isinstance(module, nn.Flatten):
+            width = None  # how many numbers it makes of an image is not known here
     raise ValueError(f"no layer stands before {name!r}, so how many units it has is not known.")
 
 

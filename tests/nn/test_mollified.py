@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import filigree as fg
+from filigree.cost import backward
 from filigree.nn.mollified_activation import FUNCTIONS, mollify
 from filigree.nn.mollified_block import MollifiedBlock
 
@@ -66,6 +67,9 @@ def test_psi_between_the_function_and_its_line(activation):
     noise = torch.randn(7, dtype=torch.float64)
     for xi_ in (noise, None):
         assert torch.autograd.gradcheck(lambda x, xi=xi_: mollify(x, function, 2.0, 1.5, xi), inputs)
+        at_zero = torch.zeros(7, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(mollify(at_zero, function, 2.0, 1.5, xi_).sum(), at_zero)
+        assert bool((slope != 0).all()) or activation is nn.ReLU  # units that read nothing but zeros learn too
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -370,3 +374,35 @@ def test_compile():
     compiled = torch.compile(model.eval(), backend="eager")
     torch.testing.assert_close(compiled(x), model(x))
     compiled.train()(x).sum().backward()
+
+
+def test_both_directions_anneal_together():
+    model = nn.Sequential(nn.LSTM(3, 4, 2, bidirectional=True))
+    fg.convert_(model, fg.Mollified(time="step", expected=True))
+    annealing = fg.MollificationAnnealing(model, k=10)
+    annealing.step(1.0)
+    annealing.step(1.0)
+    level = {name: gates.p for name, gates in model[0].gates.items()}
+    assert level["_l0"] == level["_l0_reverse"] < level["_l1"] == level["_l1_reverse"]
+    other = nn.Sequential(nn.LSTM(3, 4, 2, bidirectional=True))
+    fg.convert_(other, fg.Mollified(time="step", expected=True))
+    other.load_state_dict(model.state_dict())
+    assert other[0].gates["_l1"].step == 2
+
+
+def test_networks_that_skip_can_be_timed():
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    for config in (fg.StochasticDepth(0.1), fg.Mollified()):
+        model = fg.models.resnet((3, 3), 4)
+        fg.convert_(model, config)
+        for _ in range(5):
+            backward(model, x, y)()
+
+
+def test_what_is_no_block_is_left():
+    model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 2))
+    report = fg.convert_(model, fg.Mollified())
+    assert [change.name for change in report.changes] == ["3"]
+    model(torch.randn(2, 3, 8))
+    with pytest.raises(ValueError, match="range"):
+        fg.Mollified(a=(2.0, -2.0))

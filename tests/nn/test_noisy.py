@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -426,3 +428,87 @@ def test_compile_and_double_backward():
     (dx,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
+
+
+def test_without_noise_large_numbers_are_clipped():
+    x = torch.tensor([1e8, -1e8, float("inf"), -float("inf"), float("nan")])
+    for activation, low in ((fg.nn.NoisyHardTanh, -1.0), (fg.nn.NoisyHardSigmoid, 0.0)):
+        for kind in ("NAN", "NANI"):
+            layer = activation(kind, alpha=1.0, c=0.0, sigma=0.0)
+            for mode in (True, False):
+                y = layer.train(mode)(x)
+                assert y[:4].tolist() == [1.0, low, 1.0, low]
+                assert bool(y[4].isnan())
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_states_are_checked_before_kernels_see_them(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(3, 4))
+    fg.convert_(model, fg.Noisy("NAN", c=0.0))
+    cells = nn.Sequential((nn.LSTMCell if kind is nn.LSTM else nn.GRUCell)(3, 4))
+    fg.convert_(cells, fg.Noisy())
+    pair = (lambda h: (h, h)) if kind is nn.LSTM else (lambda h: h)
+    x = torch.randn(2, 5, 3)
+    turned = torch.randn(1, 4, 5).transpose(1, 2)
+    torch.testing.assert_close(model[0](x, pair(turned))[0], model[0](x, pair(turned.contiguous()))[0])
+    for h in (torch.zeros(1, 5, 4, dtype=torch.float64), torch.zeros(1, 1, 4)):
+        with pytest.raises(ValueError, match=r"initial states|noisy gates"):
+            model[0](x, pair(h))
+    for h in (torch.zeros(1, 4), torch.zeros(5, 3), torch.zeros(5, 4, dtype=torch.float64)):
+        with pytest.raises((ValueError, RuntimeError)):
+            cells[0](x[0], pair(h))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = model[0](x)
+    assert bool(y.isfinite().all())
+
+
+def test_annealing_reaches_its_end():
+    layer = fg.nn.NoisyHardTanh("NAN")
+    for start, end, steps in ((1, 0.6, 100), (0.6, 0.5, 100), (2, 1.5, 50), (30, 0.5, 7), (3, 3, 10)):
+        annealing = fg.NoiseAnnealing(layer, start, end, steps=steps)
+        assert layer.c == start
+        for _ in range(steps - 1):
+            annealing.step()
+        assert abs(layer.c - end) < 1e-9
+
+
+def test_units_are_found_where_they_are():
+    model = nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.Tanh())
+    fg.convert_(model, fg.Noisy("NAN", c=5.0))
+    assert (model[2].p.numel(), model[2].dim) == (8, -2)
+    model(3 * torch.randn(4, 2, 10)).sum().backward()
+    images = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())
+    fg.convert_(images, fg.Noisy("NAN", alpha=1.0))
+    images.eval()
+    x = torch.randn(3, 8, 8)
+    torch.testing.assert_close(images(x), images(x[None])[0])
+    for layers in ((nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Tanh()), (nn.Identity(), nn.Tanh())):
+        with pytest.raises(ValueError, match="no layer stands before"):
+            fg.convert_(nn.Sequential(*layers), fg.Noisy())
+    with pytest.raises(ValueError, match="p='layer'"):
+        model[2](torch.randn(3, 5, 7))
+
+
+def test_what_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="normal noise only"):
+        fg.nn.NoisyHardTanh("NANI", noise="uniform", exact=True)
+    with pytest.raises(ValueError, match="not of gates"):
+        fg.convert_(nn.Sequential(nn.LSTM(2, 3)), fg.Noisy("NANI", exact=True))
+    with pytest.raises(ValueError, match="one distribution"):
+        fg.nn.NoisyHardTanh(noise=torch.distributions.Normal(torch.zeros(3), torch.ones(3)))
+    with pytest.raises(ValueError, match="c and sigma"):
+        fg.nn.NoisyHardTanh(c=float("nan"))
+    layer = fg.nn.NoisyReLU(2.0)
+    other = fg.nn.NoisyReLU()
+    other.load_state_dict(layer.state_dict())
+    assert other.sigma == 2.0
+
+
+def test_nothing_leaks_at_exit():
+    program = (
+        "import torch, filigree as fg; m = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh());"
+        "fg.convert_(m, fg.Noisy()); loss = m(torch.randn(2, 3)).sum(); loss.backward()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -73,7 +73,10 @@ def test_the_numbers_are_normal_and_ruled_by_the_seed():
     assert stats.kstest(z[:100_000].numpy(), "norm").pvalue > 1e-3
     for power, moment, error in ((1, 0, 1), (2, 1, math.sqrt(2)), (3, 0, math.sqrt(15)), (4, 3, math.sqrt(96))):
         assert abs(float((z.double() ** power).mean()) - moment) < 4 * error / math.sqrt(len(z))
-    assert abs(float((z[1:] * z[:-1]).mean())) < 4 / math.sqrt(len(z))
+    for lag in (1, 16, 512, 864, 2048, 12_288):
+        for power in (1, 2):
+            a = z**power - (z**power).mean()
+            assert abs(float((a[lag:] * a[:-lag]).mean() / a.var())) < 4.5 / math.sqrt(len(z))
     assert torch.equal(z, normals(torch.empty(400_000), seed))
     other = normals(torch.empty(400_000), seed + 1)
     assert abs(float((z * other).mean())) < 4 / math.sqrt(len(z))

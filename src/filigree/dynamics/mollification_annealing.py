@@ -35,12 +35,17 @@ class MollificationAnnealing(Annealing):
         self, model: nn.Module, k: float = 1000.0, stop: float = 0.01,
         loss: Literal["training", "validation"] = "training", average: float = 0.99,
     ) -> None:  # fmt: skip
+        names = {id(m): name for name, m in model.named_modules()}
         inside = {id(m) for block in model.modules() if isinstance(block, Mollified) for m in list(block.modules())[1:]}
         self.layers = [m for m in model.modules() if isinstance(m, Mollified) and id(m) not in inside]
         if not self.layers:
             raise ValueError(
                 "MollificationAnnealing: the model has no blocks. Convert it first, with fg.Mollified(...)."
             )
+        self.numbers: list[int] = []  # of the blocks; both directions of a recurrent layer are one
+        for layer in self.layers:
+            backwards = names[id(layer)].endswith("_reverse")
+            self.numbers.append((self.numbers[-1] if self.numbers else 0) + (0 if backwards else 1))
         if k < 0 or stop < 0 or not 0 <= average < 1 or loss not in ("training", "validation"):
             raise ValueError(
                 "MollificationAnnealing: expected k and stop of at least 0, average in [0, 1), loss 'training' or "
@@ -57,10 +62,10 @@ class MollificationAnnealing(Annealing):
             return [0.0] * len(self.layers)
         if self.epoch == 0 or self.value is None:
             return [1.0] * len(self.layers)
-        depth = len(self.layers)
-        each = [1 - math.exp(-self.k * self.value * number / (self.epoch * depth)) for number in range(1, depth + 1)]
+        depth = self.numbers[-1]
+        each = [1 - math.exp(-self.k * self.value * number / (self.epoch * depth)) for number in self.numbers]
         self.done = sum(each) <= self.stop
-        return [0.0] * depth if self.done else each
+        return [0.0] * len(each) if self.done else each
 
     def apply(self) -> None:
         for layer, level in zip(self.layers, self.levels(), strict=True):

@@ -19,8 +19,8 @@ class NoiseAnnealing(Annealing):
 
     Args:
         model: with noisy activations, after `fg.convert_(model, fg.Noisy(...))`.
-        steps: of the whole run: `every` is then such that `end` is reached with its last, `every = steps (end /
-            start)^2`; short runs reach it too.
+        steps: of the whole run, in place of `every`: t rises evenly, to `(start / end)^2 - 1` at the last, where c is
+            `end`; short runs reach it too.
         schedule: in place of the formula, what gives the share of `start`: a callable step -> share, or a schedule such
             as `fg.LinearDecrease(1, 0)`, which needs `steps`.
 
@@ -42,7 +42,7 @@ class NoiseAnnealing(Annealing):
         if every <= 0 or (steps is not None and steps < 1):
             raise ValueError(f"NoiseAnnealing: every and steps must be positive. Got {every} and {steps}.")
         self.start, self.end, self.steps = start, end, steps
-        self.every = every if steps is None else max(steps - 1, 1) / ((start / end) ** 2 - 1) if start > end else every
+        self.every = every if steps is None else None
         self.schedule = None if schedule is None else as_schedule(schedule)
         if self.schedule is not None and self.schedule.needs_horizon and steps is None:
             raise ValueError(f"NoiseAnnealing: {type(self.schedule).__name__} needs to know the steps: give steps=.")
@@ -53,7 +53,11 @@ class NoiseAnnealing(Annealing):
         """c (or sigma) as it is now; `epoch` counts steps."""
         if self.schedule is not None:
             return self.start * max(0.0, self.schedule.rate(self.epoch, self.steps))
-        return max(self.end, self.start / (self.epoch // self.every + 1) ** 0.5)
+        if self.every is not None:
+            t: float = self.epoch // self.every
+        else:  # so that the last of `steps` is at the end
+            t = self.epoch / max(1, (self.steps or 1) - 1) * ((self.start / self.end) ** 2 - 1)
+        return max(self.end, self.start / (t + 1) ** 0.5)
 
     def apply(self) -> None:
         scale = self.scale

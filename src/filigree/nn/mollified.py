@@ -51,6 +51,10 @@ class Mollified(Conversion):
     time: Literal["position", "step"] = "position"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.a, tuple) and self.a[0] > self.a[1]:
+            raise ValueError(f"Mollified: a must be a range (low, high) or a number. Got {self.a}.")
+
     def accepts(self, module: nn.Module) -> bool:
         if isinstance(module, LoopedRNN):
             return not module.has_gates
@@ -137,8 +141,8 @@ class Mollified(Conversion):
 
 def _units(module: Any) -> tuple[int, int, int] | None:
     """Inputs, outputs and the dimension in which they lie, of a layer with units."""
-    if isinstance(getattr(module, "out_features", None), int):
+    if isinstance(getattr(module, "out_features", None), int) and isinstance(getattr(module, "in_features", None), int):
         return module.in_features, module.out_features, -1
-    if isinstance(getattr(module, "out_channels", None), int) and getattr(module, "kernel_size", None):
+    if isinstance(getattr(module, "out_channels", None), int) and len(getattr(module, "kernel_size", ())) == 2:
         return module.in_channels, module.out_channels, 1
     return None

@@ -43,11 +43,11 @@ def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: 
     scale = level * ((a * (u - f)).sigmoid() - 0.5).square()
     sign = torch.where(u >= 0, 1.0, -1.0).to(x.dtype)
     if xi is not None:
-        return sign * torch.minimum(u.abs(), (f + sign * scale * xi.abs()).abs())
-    m, k = (u.abs() - f.abs()).clamp(min=0.0), scale.clamp(min=1e-20)
+        return sign * torch.minimum(sign * u, sign * f + scale * xi.abs())  # |u| and |f + sgn(u) s|, with slopes at 0
+    m, k = (sign * (u - f)).clamp(min=0.0), scale.clamp(min=torch.finfo(scale.dtype).tiny)
     ratio = m / k
     mean = k * math.sqrt(2 / math.pi) * -torch.expm1(-0.5 * ratio.square()) + m * torch.erfc(ratio / math.sqrt(2))
-    return sign * (f.abs() + mean)
+    return f + sign * mean
 
 
 class MollifiedActivation(nn.Module):

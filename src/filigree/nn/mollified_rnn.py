@@ -52,6 +52,12 @@ class MollifiedGates(Mollified):
         start = torch.empty(shape).uniform_(*a) if isinstance(a, tuple) else torch.full(shape, float(a))
         self.register_buffer("a", start)
 
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.p, self.step], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.p, self.step = float(state[0]), int(state[1])
+
     @property
     def level(self) -> float:
         return self.p if self.training or self.expected else 0.0

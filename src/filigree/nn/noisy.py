@@ -91,6 +91,8 @@ class Noisy(Conversion):
             "kind": self.form, "alpha": self.alpha, "c": self.c, "sigma": self.sigma, "learn_p": self.learn_p,
             "p": None if isinstance(self.p, str) else self.p, "noise": self.noise,
         }  # fmt: skip
+        if self.exact and type(module) not in _ACTIVATIONS:
+            raise ValueError(f"Noisy: exact expectations are of activations, not of gates. Got {name!r}.")
         per_unit = self.p == "unit"
         if type(module) in _ACTIVATIONS:
             units, dim = width_before(model, name) if per_unit and self.form in ("NAN", "NAH", "NANIL") else (1, -1)

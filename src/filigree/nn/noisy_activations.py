@@ -50,13 +50,17 @@ class WithNoise(nn.Module):
             raise ValueError(f"{who}: kind must be one of {', '.join(KINDS)}. Got {kind!r}.")
         if not alpha > 0:
             raise ValueError(f"{who}: alpha must be above 0. Got {alpha}.")
-        if c < 0 or sigma < 0:
+        if not (c >= 0 and sigma >= 0):
             raise ValueError(f"{who}: c and sigma must be at least 0. Got {c} and {sigma}.")
         if isinstance(noise, str) and noise not in ("normal", *DISTRIBUTIONS):
             known = ", ".join(("normal", *DISTRIBUTIONS))
             raise ValueError(f"{who}: noise must be one of {known}, or a distribution with a mean. Got {noise!r}.")
+        if isinstance(noise, Distribution) and noise.batch_shape:
+            raise ValueError(f"{who}: noise must be one distribution, not {tuple(noise.batch_shape)} of them.")
         if isinstance(noise, Normal) and noise.loc == 0 and noise.scale == 1:
             noise = "normal"
+        if exact and noise != "normal":
+            raise ValueError(f"{who}: the exact expectation is known for normal noise only. Got {noise}.")
         self.kind, self.alpha, self.c, self.sigma = kind, float(alpha), float(c), float(sigma)
         self.noise, self.exact, self.learn_p = noise, exact, learn_p
         start = torch.empty(shape).uniform_(-1, 1) if p is None else torch.full(shape, float(p))
@@ -126,7 +130,8 @@ class _NoisyActivation(WithNoise):
         units = self.p.numel()
         if units > 1 and (x.dim() < (-self.dim if self.dim < 0 else self.dim + 1) or x.shape[self.dim] != units):
             raise ValueError(
-                f"{type(self).__name__}: expected {units} units in dimension {self.dim}. Got {tuple(x.shape)}."
+                f"{type(self).__name__}: expected {units} units in dimension {self.dim}. Got {tuple(x.shape)}. "
+                "With p='layer' any shape will do."
             )
         native = runs_kernels(x) and self.p.dtype == x.dtype
         if self.draws:
@@ -203,6 +208,8 @@ class NoisyReLU(nn.Module):
     Shape: any, to the same.
     """
 
+    sigma: float | Literal["input"]
+
     def __init__(self, sigma: float | Literal["input"] = "input") -> None:
         super().__init__()
         if sigma != "input" and (isinstance(sigma, str) or not sigma >= 0):
@@ -214,6 +221,12 @@ class NoisyReLU(nn.Module):
             return x.relu()
         scale: Any = x.detach().sigmoid().sqrt() if self.sigma == "input" else self.sigma
         return (x + scale * torch.randn_like(x)).relu()
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1.0 if self.sigma == "input" else self.sigma, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.sigma = "input" if state < 0 else float(state)
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma!r}"

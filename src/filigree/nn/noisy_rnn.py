@@ -122,9 +122,9 @@ class NoisyLSTM(_NoisyRNN, nn.LSTM):
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
         me: Any = self
         noise = me.gates[suffix]
-        if not noise.is_native(x):
-            return super()._steps(x, sizes, states, suffix, reverse)
         pre = self._product(x, "ih", suffix)
+        if not noise.is_native(pre):  # autocast made it half as wide, or it lies on another device
+            return super()._steps(x, sizes, states, suffix, reverse)
         if me.bias:
             pre = pre + getattr(me, f"bias_hh{suffix}")
         out, *last = lstm_steps(
@@ -144,10 +144,11 @@ class NoisyGRU(_NoisyRNN, nn.GRU):
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
         me: Any = self
         noise = me.gates[suffix]
-        if not noise.is_native(x):
+        px = self._product(x, "ih", suffix)
+        if not noise.is_native(px):
             return super()._steps(x, sizes, states, suffix, reverse)
         out, *last = gru_steps(
-            self._product(x, "ih", suffix), getattr(me, f"weight_hh{suffix}"), getattr(me, f"bias_hh{suffix}", None),
+            px, getattr(me, f"weight_hh{suffix}"), getattr(me, f"bias_hh{suffix}", None),
             states[0], noise.each_p(), noise.numbers, noise.seed(), sizes, reverse,
         )  # fmt: skip
         return out, last

@@ -27,15 +27,6 @@ inline Vec<float, L> normal(Vec<uint32_t, L> number) {
   return t * f;
 }
 
-// As `random`, with a round less: of its 32 bits only sums of parts are used.
-template <int L>
-inline Vec<uint32_t, L> bits(Vec<uint32_t, L> counter, uint32_t first, uint32_t second) {
-  Vec<uint32_t, L> x = counter + first;
-  x = (x ^ (x >> 16)) * 0x21f0aaadu;
-  x = (x ^ second ^ (x >> 15)) * 0x735a2d97u;
-  return x ^ (x >> 15);
-}
-
 struct Numbers {
   uint64_t seed;
   bool drawn = true;
@@ -48,7 +39,7 @@ struct Numbers {
     Vec<uint32_t, L> lane;
     for (int i = 0; i < L; ++i) lane[i] = i;
     const uint32_t high = uint32_t(seed >> 32) + uint32_t(place >> 32) * 0x9e3779b9u;
-    const Vec<float, L> found = normal<L>(bits<L>(lane + uint32_t(place), uint32_t(seed), high));
+    const Vec<float, L> found = normal<L>(random<L>(lane + uint32_t(place), uint32_t(seed), high));
     return __builtin_convertvector(found, Vec<T, L>);
   }
 };
@@ -123,7 +114,7 @@ struct Activation {
       kept = (h == u) ? zero + slope : zero;
       return h;
     }
-    const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;
+    const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;  // Delta may be infinite
     if constexpr (K == NANIL) {
       const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high);
       kept = (h == v) ? (2 * c) * s * (T(0.25) - s2) * xi : zero + std::numeric_limits<T>::infinity();
@@ -131,7 +122,7 @@ struct Activation {
     }
     const V e = along<T, L>(K == NAH ? absolute<T, L>(xi) : xi, x) * (direction * c);  // c d(x) epsilon
     kept = e * (2 * s * (T(0.25) - s2));
-    return u + alpha * delta + e * s2;
+    return (alpha == 1 ? clipped(u, low, high) : u + alpha * delta) + e * s2;  // sums would cancel at large x
   }
 
   // Its derivatives by x and by p.

@@ -76,7 +76,8 @@ def noisy_reference(x: Tensor, p: Tensor | float, xi: Tensor | float, noise: Noi
         return hard(x + scale * xi, tanh)
     direction = torch.where(x >= 0, -1.0, 1.0).to(x.dtype)  # d(x) of 4.14 with sgn(0) = 1
     epsilon: Any = abs(xi) if noise.kind == "NAH" else xi
-    return line(x, tanh) + noise.alpha * delta + (1 if noise.alpha <= 1 else -1) * direction * scale * epsilon
+    y = hard(x, tanh) if noise.alpha == 1 else line(x, tanh) + noise.alpha * delta  # sums would cancel at large x
+    return y + (1 if noise.alpha <= 1 else -1) * direction * scale * epsilon
 
 
 def expected_input_noise(x: Tensor, p: Tensor | float, noise: Noise, tanh: bool) -> Tensor:
@@ -145,12 +146,12 @@ class _Noisy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int) -> Tensor:
         x = _dense(x)
-        ctx.native, ctx.tanh, ctx.layout = noise.native(seed), tanh, _layout(x, p.numel(), dim)
+        ctx.arguments = noise, seed, tanh, _layout(x, p.numel(), dim)
         y = torch.empty_like(x)
         kept = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
         kernels.noisy(
-            x.dtype is torch.float64, ctx.native, tanh, *ctx.layout, x.data_ptr(), p.data_ptr(), y.data_ptr(),
-            address(kept),
+            x.dtype is torch.float64, noise.native(seed), tanh, *ctx.arguments[3], x.data_ptr(), p.data_ptr(),
+            y.data_ptr(), address(kept),
         )  # fmt: skip
         ctx.save_for_backward(x, p, kept)
         return y
@@ -159,11 +160,12 @@ class _Noisy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, p, kept = ctx.saved_tensors
+        noise, seed, tanh, layout = ctx.arguments
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
         dx, dp = torch.empty_like(x), torch.empty_like(p) if ctx.needs_input_grad[1] else None
         kernels.noisy_backward(
-            x.dtype is torch.float64, ctx.native, ctx.tanh, *ctx.layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),
+            x.dtype is torch.float64, noise.native(seed), tanh, *layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),
             dy.data_ptr(), dx.data_ptr(), address(dp),
         )  # fmt: skip
         return dx, dp, None, None, None, None

@@ -44,6 +44,7 @@ def lstm_steps(
             state; None: pre holds all, of a single step. h, c: `(samples, hidden)`. sizes: samples at each time step,
             never more than at the one before.
     """
+    _check(pre, pre.shape[1] // 4, sizes[0] if sizes else 0, h=h, c=c)
     return _lstm(pre, weight, h, c, p, noise, seed, sizes, reverse)
 
 
@@ -52,12 +53,24 @@ def gru_steps(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A packed sequence through a GRU: outputs and last h; px with the input's bias, `bias` the state's."""
+    _check(px, px.shape[1] // 3, sizes[0] if sizes else 0, h=h)
     return _gru(px, weight, bias, h, p, noise, seed, sizes, reverse)
 
 
 def gru_step(px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: Seed) -> Tensor:
     """One step of a GRU from both products."""
+    _check(px, px.shape[1] // 3, len(px), h=h)
     return _gru_step(px, ph, h, p, noise, seed)
+
+
+def _check(like: Tensor, hidden: int, rows: int, **states: Tensor) -> None:
+    """Kernels read and write by address: every state must be what its shape and type say."""
+    for name, state in states.items():
+        if state.shape != (rows, hidden) or state.dtype != like.dtype or state.device != like.device:
+            raise ValueError(
+                f"noisy gates: {name} must be ({rows}, {hidden}) in {like.dtype}. "
+                f"Got {tuple(state.shape)} in {state.dtype}."
+            )
 
 
 def _walk(sizes: list[int], reverse: bool) -> list[tuple[int, int, int]]:
@@ -77,7 +90,8 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         f64, hidden = pre.dtype is torch.float64, c.shape[1]
         pre = pre.clone() if weight is not None else pre.contiguous()
-        p, h, c = p.contiguous(), h.clone(), c.clone()
+        p = p.contiguous()
+        h, c = (state.clone(memory_format=torch.contiguous_format) for state in (h, c))
         out = pre.new_empty(len(pre), hidden)
         before = torch.empty_like(out)  # the cell state before each step
         states = torch.empty_like(out)  # the hidden state before each step

@@ -188,6 +188,12 @@ class Recipe(_Settings):
             trained = [its for its, other in self.methods.items() if other.after is None]
             if arm.after is not None and arm.after not in trained:
                 raise ValueError(f"methods.{name}.after: expected a method that trains. Got {arm.after!r}.")
+            if arm.after is not None and (
+                arm.convert or arm.evolution or arm.training or arm.model or arm.anneal or arm.mollify
+            ):
+                raise ValueError(f"methods.{name}.after: a network that is taken up is not built or trained again.")
+            if (arm.anneal or arm.mollify) and self.training.rebuild_every_epoch:
+                raise ValueError(f"methods.{name}: rebuild_every_epoch cannot be annealed.")
             if arm.after is not None and self.search:
                 raise ValueError(f"methods.{name}.after: a recipe with `search` trains every method.")
         return self

@@ -51,6 +51,7 @@ def run(
     """
     chosen = list(recipe.methods) if methods is None else list(methods)
     needed = [recipe.methods[method].after for method in chosen]
+    only_needed = {method for method in needed if method not in chosen}  # these are kept where they are there
     chosen = [method for method in recipe.methods if method in (*chosen, *needed)]
     chosen.sort(key=lambda method: recipe.methods[method].after is not None)
     folders: list[Path] = []
@@ -61,7 +62,8 @@ def run(
         for method in chosen:
             folder = out / f"{method}-{number}"
             searched = bool(recipe.search) and number == recipe.runs()[0]  # that run is there already
-            if not searched and not (resume and _is_finished(folder)):
+            keep = resume or method in only_needed
+            if not searched and not (keep and _is_finished(folder)):
                 _train(recipe, method, number, split, folder, resume, progress, chosen_settings[method])
             trained[method] = folder
         _time(recipe, trained, split)
