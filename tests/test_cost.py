@@ -48,6 +48,9 @@ def test_recurrent_networks_are_counted(convert):
         fg.convert_(model, convert)
     found = fg.measure(model, torch.randn(5, 8).unsqueeze(1))  # (time, batch, features): "a sample" is a time step here
     assert found.macs_forward == 24 * 64
+
+
+def test_sparse_recurrent_networks_are_counted():
     sparse = nn.Sequential(nn.LSTM(8, 16))
     fg.convert_(sparse, fg.Sparse(fg.ErdosRenyi(density=0.3)))
     products = sparse[0].products.values()

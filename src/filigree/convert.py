@@ -269,11 +269,11 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
-def width_before(model: nn.Module, name: str) -> tuple[int, int]:
+def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
     """How many units a module without weights reads, and along which dimension: those of the layer before it.
 
     Raises:
-        ValueError: no layer with a width stands before it, in the order in which modules are registered.
+        ValueError: no layer with a width stands before it, in the order in which modules are registered; by `who`.
     """
     width = None
     for other, module in model.named_modules():
@@ -289,7 +289,7 @@ def width_before(model: nn.Module, name: str) -> tuple[int, int]:
             width = found, -1
         elif isinstance(module, nn.Flatten):
             width = None  # how many numbers it makes of an image is not known here
-    raise ValueError(f"no layer stands before {name!r}, so how many units it has is not known.")
+    raise ValueError(f"{who}: no layer stands before {name!r}, so how many units it has is not known.")
 
 
 def _arrow(pair: tuple[int, int]) -> str:

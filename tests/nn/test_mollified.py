@@ -212,26 +212,6 @@ def test_gates_are_drawn_towards_their_means():
     assert gates._share(4, x) == 1 / 4
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize(
-    "first", [fg.ACDC(2), fg.Asymmetric.topk(2), fg.Sparse(fg.ErdosRenyi(density=0.5))], ids=lambda c: type(c).__name__
-)
-def test_recurrent_with_other_products(kind, first, tmp_path):
-    def made():
-        torch.manual_seed(0)
-        return nn.Sequential(kind(8, 8))
-
-    model = made()
-    fg.convert_(model, first, where="0")
-    fg.convert_(model, fg.Mollified())
-    x = torch.randn(4, 2, 8)
-    levels(model, 0.5)(x)[0].sum().backward()
-    fg.save(model, tmp_path / "m.safetensors")
-    again = fg.load(tmp_path / "m.safetensors", into=made())
-    assert again[0].gates["_l0"].p == 0.5
-    assert torch.equal(again.eval()(x)[0], model.eval()(x)[0])
-
-
 @pytest.mark.parametrize(
     "first",
     [fg.Sparse(fg.ErdosRenyi(density=0.4)), fg.ACDC(2, relu=False), fg.Asymmetric.topk(2), fg.LowRank(3)],

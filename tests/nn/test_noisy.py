@@ -301,28 +301,6 @@ def test_recurrent_parameters_and_files(p, tmp_path):
     other(x)[0].sum().backward()
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize(
-    "first", [fg.ACDC(2), fg.Asymmetric.topk(2), fg.Sparse(fg.ErdosRenyi(density=0.5))], ids=lambda c: type(c).__name__
-)
-def test_with_other_products(kind, first, tmp_path):
-    def made():
-        torch.manual_seed(0)
-        return nn.Sequential(kind(8, 8))
-
-    model = made()
-    fg.convert_(model, first, where="0")
-    fg.convert_(model, fg.Noisy("NAH", c=5.0))
-    x = 3 * torch.randn(4, 2, 8)
-    y, _ = model(x)
-    y.square().sum().backward()
-    assert all(q.grad is not None and bool(q.grad.isfinite().all()) for q in model.parameters())
-    fg.save(model, tmp_path / "m.safetensors")
-    again = fg.load(tmp_path / "m.safetensors", into=made())
-    assert torch.equal(again.eval()(x)[0], model.eval()(x)[0])
-    assert not torch.equal(model.train()(x)[0], model(x)[0])
-
-
 def test_annealing():
     model = network()
     fg.convert_(model, fg.Noisy("NAN"))

@@ -8,23 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric_linear import Asymmetrical, asymmetric_linear
-from filigree.nn.rnn import LoopedRNN, gru_cell, lstm_cell
+from filigree.nn.rnn import LoopedRNN, gru_cell, like_rnn, lstm_cell
 
 
 class _AsymmetricRNN(Asymmetrical, LoopedRNN):
     @classmethod
     def like(cls, rnn: Any) -> Self:
         """The same network with the same parameter objects."""
-        if rnn.proj_size:
-            raise ValueError(f"{cls.__name__}: projections (proj_size) cannot be converted. Got {rnn.proj_size}.")
-        with torch.device("meta"):
-            made: Any = cls(
-                rnn.input_size, rnn.hidden_size, rnn.num_layers, bias=rnn.bias, batch_first=rnn.batch_first,
-                dropout=rnn.dropout, bidirectional=rnn.bidirectional,
-            )  # fmt: skip
-        for name in dict(made.named_parameters()):
-            setattr(made, name, getattr(rnn, name))
-        return made
+        return like_rnn(cls, rnn)
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         me: Any = self
@@ -49,8 +40,7 @@ class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):
     def forward(self, x: Any, hx: Any = None) -> Any:
         if not self.has_gates and self._is_exact():
             return nn.LSTM.forward(self, x, hx)
-        y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
-        return y, (h, c)
+        return self.looped(x, hx)
 
 
 class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
@@ -64,5 +54,4 @@ class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
     def forward(self, x: Any, hx: Any = None) -> Any:
         if not self.has_gates and self._is_exact():
             return nn.GRU.forward(self, x, hx)
-        y, (h,) = self._walk(x, None if hx is None else [hx], 1)
-        return y, h
+        return self.looped(x, hx)

@@ -78,7 +78,7 @@ class GuidedDropout(Conversion):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []
         for name in names:
-            units, _ = width_before(model, name)
+            units, _ = width_before(model, name, "GuidedDropout")
             replace_module(model, name, StrengthDropout(units, _p(model.get_submodule(name)), self.region))
             changes.append(Change(name, "Dropout", f"StrengthDropout({self.region})", (0, units), (0, units)))
         return changes

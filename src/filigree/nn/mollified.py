@@ -14,8 +14,7 @@ from filigree.models import BasicBlock
 from filigree.nn.mollified_activation import FUNCTIONS, MollifiedActivation
 from filigree.nn.mollified_block import MollifiedBlock
 from filigree.nn.mollified_rnn import MollifiedGRU, MollifiedGRUGates, MollifiedLSTM, MollifiedLSTMGates
-from filigree.nn.noisy_rnn import suffixes
-from filigree.nn.rnn import LoopedRNN
+from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
@@ -26,7 +25,8 @@ class Mollified(Conversion):
     `filigree.nn.MollifiedGates`; all start at p = 1, and `fg.MollificationAnnealing` takes them to 0.
 
     A block is a layer with units (linear, sparse, structured or a convolution), the norm behind it if there is one, and
-    the activation that follows, all in an `nn.Sequential`; or a `filigree.models.BasicBlock`. Layers without an
+    the activation that follows, all in an `nn.Sequential`; or a `filigree.models.BasicBlock` (always padded, it has its
+    own residual connection). Layers without an
     activation behind them, such as the last one, stay as they are. Sigmoid, tanh, hard sigmoid, hard tanh and ReLU.
 
     Args:
@@ -75,6 +75,7 @@ class Mollified(Conversion):
         """Where a block is: the Sequential that holds it and the keys of its parts; True if it is one by itself."""
         module = model.get_submodule(name)
         if _units(module) is None:
+            refuse_projections(module, "Mollified")
             return True
         parent_name, _, key = name.rpartition(".")
         parent = model.get_submodule(parent_name)
@@ -100,19 +101,14 @@ class Mollified(Conversion):
         before = type(module).__name__
         if isinstance(module, nn.RNNBase | LoopedRNN):
             rnn: Any = module
-            is_lstm = isinstance(module, nn.LSTM) or getattr(module, "is_lstm", False)
-            make = MollifiedLSTMGates if is_lstm else MollifiedGRUGates
+            make = MollifiedLSTMGates if is_lstm(rnn) else MollifiedGRUGates
             options = self.c, self.a, self.deterministic, self.recurrent, self.time, self.expected
             gates = nn.ModuleDict({suffix: make(rnn.hidden_size, *options) for suffix in suffixes(rnn)})
-            gates.train(module.training)
-            if isinstance(module, LoopedRNN):
-                module.gates = gates
-            else:
-                replace_module(model, name, (MollifiedLSTM if is_lstm else MollifiedGRU).like(module, gates))
+            put_gates(model, name, gates, (MollifiedLSTM, MollifiedGRU))
             return Change(name, before, "mollified gates", (0, 0), (0, 0))
         if found is True:  # a residual block, its activations by themselves
             for inner in ("relu1", "relu2"):
-                own = MollifiedActivation(getattr(module, inner), self.c, self.a, module.conv2.out_channels, 1)
+                own = MollifiedActivation(getattr(module, inner), self.c, self.a, module.conv2.out_channels, -3)
                 setattr(module, inner, own)
             block = MollifiedBlock(module, None, "pad", None, False, self.expected)
             replace_module(model, name, block)
@@ -144,5 +140,5 @@ def _units(module: Any) -> tuple[int, int, int] | None:
     if isinstance(getattr(module, "out_features", None), int) and isinstance(getattr(module, "in_features", None), int):
         return module.in_features, module.out_features, -1
     if isinstance(getattr(module, "out_channels", None), int) and len(getattr(module, "kernel_size", ())) == 2:
-        return module.in_channels, module.out_channels, 1
+        return module.in_channels, module.out_channels, -3
     return None

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.noisy_activations import of_units
+
 
 @dataclass(frozen=True)
 class Function:
@@ -60,7 +62,8 @@ class MollifiedActivation(nn.Module):
         shift_back: add f's value at 0 to the result.
 
     Attributes:
-        p: the level, in [0, 1]; in eval mode there is no noise: the expectation at this level, or at 0 (`eval_level`).
+        p: the level, in [0, 1]; in eval mode there is no noise: with `expected` the expectation at this
+            level, otherwise the activation.
 
     Shape: any, to the same.
     """
@@ -80,8 +83,7 @@ class MollifiedActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         level = self.c * (self.p if self.training or self.expected else 0.0)
-        after = 0 if self.a.numel() == 1 else x.dim() - 1 - self.dim % x.dim()
-        a = self.a.to(x).view(-1, *[1] * after)
+        a = of_units(self.a, x, self.dim)
         y = mollify(x, self.function, level, a, torch.randn_like(x) if self.training and level else None)
         return y + self.function.at_zero if self.shift_back and self.function.at_zero else y
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from filigree.nn.mollified_activation import FUNCTIONS, HARD_SIGMOID, mollify
 from filigree.nn.mollified_block import Mollified
-from filigree.nn.noisy_rnn import like_rnn
-from filigree.nn.rnn import LoopedRNN, States
+from filigree.nn.rnn import GatedRNN, States
+from filigree.ops.noise import HALF_NORMAL_MEAN
 
 _TANH = FUNCTIONS[nn.Tanh]
-_HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
 
 
 class MollifiedGates(Mollified):
@@ -67,7 +64,7 @@ class MollifiedGates(Mollified):
         if not p:
             return HARD_SIGMOID.value(x)
         random = self.training and not self.deterministic
-        size = torch.randn_like(x).abs() / _HALF_NORMAL_MEAN if random else 1.0
+        size = torch.randn_like(x).abs() / HALF_NORMAL_MEAN if random else 1.0
         return HARD_SIGMOID.value(x + p * size * (4 * (mean - 0.5) - x))
 
     def _tanh(self, x: Tensor, number: int) -> Tensor:
@@ -111,31 +108,12 @@ class MollifiedGRUGates(MollifiedGates):
         return [(1 - update) * self._tanh(n + self._gate(r + of_r, 1.0) * of_n, 0) + update * states[0]]
 
 
-class _MollifiedRNN(LoopedRNN):
-    @classmethod
-    def like(cls, rnn: Any, gates: nn.ModuleDict) -> Self:
-        """The same network with the same parameter objects, and these gates by suffix."""
-        return like_rnn(cls, rnn, gates)
-
-    def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        me: Any = self
-        return F.linear(x, getattr(me, f"weight_{part}{suffix}"), getattr(me, f"bias_{part}{suffix}", None))
-
-
-class MollifiedLSTM(_MollifiedRNN, nn.LSTM):
+class MollifiedLSTM(GatedRNN, nn.LSTM):
     """`nn.LSTM` with `MollifiedGates`: parameters, arguments and results are the same.
 
     At p = 0 an LSTM with the hard sigmoid of 4.4 as gates, and tanh.
     """
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
-        y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
-        return y, (h, c)
 
-
-class MollifiedGRU(_MollifiedRNN, nn.GRU):
+class MollifiedGRU(GatedRNN, nn.GRU):
     """`nn.GRU` with `MollifiedGates`: parameters, arguments and results are the same. See `MollifiedLSTM`."""
-
-    def forward(self, x: Any, hx: Any = None) -> Any:
-        y, (h,) = self._walk(x, None if hx is None else [hx], 1)
-        return y, h

@@ -10,7 +10,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module, width_before
-from filigree.nn.noisy_activations import DISTRIBUTIONS, Kind, NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
+from filigree.nn.noisy_activations import Kind, NoiseName, NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
 from filigree.nn.noisy_rnn import (
     NoisyGRU,
     NoisyGRUCell,
@@ -18,9 +18,8 @@ from filigree.nn.noisy_rnn import (
     NoisyLSTM,
     NoisyLSTMCell,
     NoisyLSTMGates,
-    suffixes,
 )
-from filigree.nn.rnn import LoopedRNN
+from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
 
 _ACTIVATIONS: dict[type, type] = {
     nn.Tanh: NoisyHardTanh, nn.Hardtanh: NoisyHardTanh, nn.Sigmoid: NoisyHardSigmoid, nn.Hardsigmoid: NoisyHardSigmoid,
@@ -51,14 +50,9 @@ class Noisy(Conversion):
     sigma: Annotated[float, pydantic.Field(ge=0)] = 0.05
     learn_p: bool = True
     p: Literal["unit", "layer"] | float = "unit"
-    noise: str = "normal"
+    noise: NoiseName = "normal"
     exact: bool = False
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.noise not in ("normal", *DISTRIBUTIONS):
-            known = ", ".join(("normal", *DISTRIBUTIONS))
-            raise ValueError(f"Noisy: noise must be one of {known}. Got {self.noise!r}.")
 
     def accepts(self, module: nn.Module) -> bool:
         if type(module) is nn.Hardtanh:
@@ -75,13 +69,11 @@ class Noisy(Conversion):
         changes = []
         for name, (module, count) in made.items():
             before = type(model.get_submodule(name)).__name__
-            if isinstance(module, nn.ModuleDict):  # of a looped network
-                model.get_submodule(name).gates = module
-                after = f"{before} with noisy gates"
+            if isinstance(module, nn.ModuleDict):  # gates of a recurrent network
+                module = put_gates(model, name, module, (NoisyLSTM, NoisyGRU))
             else:
                 replace_module(model, name, module)
-                after = type(module).__name__
-            changes.append(Change(name, before, f"{after}({self.form})", (0, count), (0, 0)))
+            changes.append(Change(name, before, f"{type(module).__name__}({self.form})", (0, count), (0, 0)))
         return changes
 
     def _made(self, model: nn.Module, name: str) -> tuple[nn.Module, int]:
@@ -95,20 +87,18 @@ class Noisy(Conversion):
             raise ValueError(f"Noisy: exact expectations are of activations, not of gates. Got {name!r}.")
         per_unit = self.p == "unit"
         if type(module) in _ACTIVATIONS:
-            units, dim = width_before(model, name) if per_unit and self.form in ("NAN", "NAH", "NANIL") else (1, -1)
+            each_own = per_unit and self.form in ("NAN", "NAH", "NANIL")  # the others have no p
+            units, dim = width_before(model, name, "Noisy(p='unit')") if each_own else (1, -1)
             new = _ACTIVATIONS[type(module)](units=units, dim=dim, exact=self.exact, **options)
             return new.train(module.training), _learned(new)
         if type(module) in _CELLS:
             kind, gates = _CELLS[type(module)]
             own = gates(module.hidden_size, per_unit, **options)
             return kind.like(module, own), _learned(own)
-        is_lstm = isinstance(module, nn.LSTM) or getattr(module, "is_lstm", False)
-        make = NoisyLSTMGates if is_lstm else NoisyGRUGates
+        refuse_projections(module, "Noisy")
+        make = NoisyLSTMGates if is_lstm(module) else NoisyGRUGates
         each = nn.ModuleDict({suffix: make(module.hidden_size, per_unit, **options) for suffix in suffixes(module)})
-        each.train(module.training)
-        if isinstance(module, LoopedRNN):
-            return each, _learned(each)
-        return (NoisyLSTM if is_lstm else NoisyGRU).like(module, each), _learned(each)
+        return each, _learned(each)
 
 
 def _learned(module: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -23,11 +24,19 @@ from filigree.ops.noise import (
 
 Kind = Literal["NAN", "NAH", "NANI", "NANIL", "NANIS"]
 
-# names of distributions of variance 1 (of the underlying one where it is one-sided)
-DISTRIBUTIONS = {
+NoiseName = Literal["normal", "half-normal", "exponential", "uniform", "laplace"]
+
+# distributions of variance 1 (of the underlying one where it is one-sided)
+DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {
     "half-normal": lambda: HalfNormal(1.0), "exponential": lambda: Exponential(1.0),
     "uniform": lambda: Uniform(-math.sqrt(3), math.sqrt(3)), "laplace": lambda: Laplace(0.0, math.sqrt(0.5)),
 }  # fmt: skip
+
+
+def of_units(values: Tensor, x: Tensor, dim: int) -> Tensor:
+    """A number for each unit, or one for all, so that they broadcast against x with its units along `dim`."""
+    after = 0 if values.numel() == 1 else x.dim() - 1 - dim % x.dim()
+    return values.to(x).view(-1, *[1] * after)
 
 
 class WithNoise(nn.Module):
@@ -147,10 +156,7 @@ class _NoisyActivation(WithNoise):
 
     def _spread(self, x: Tensor) -> Tensor:
         """p broadcast against x."""
-        if self.p.numel() == 1:
-            return self.p.to(x)
-        after = x.dim() - 1 - (self.dim % x.dim())
-        return self.p.to(x).view(-1, *[1] * after)
+        return of_units(self.p, x, self.dim)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", dim={self.dim}" if self.dim != -1 else "")

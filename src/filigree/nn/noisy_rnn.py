@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,9 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from filigree.nn.noisy_activations import Kind, WithNoise
-from filigree.nn.rnn import LoopedRNN, States
+from filigree.nn.rnn import GatedRNN, States
 from filigree.ops.noise import Seed, draw_seed, runs_kernels
 from filigree.ops.noisy_rnn import gru_reference, gru_step, gru_steps, lstm_reference, lstm_steps
-
-R = TypeVar("R", bound=LoopedRNN)
 
 
 class NoisyGates(WithNoise):
@@ -80,39 +78,7 @@ class NoisyGRUGates(NoisyGates):
         return [gru_reference(from_input, from_state, states[0], p.to(from_input), xi, self.numbers)]
 
 
-def suffixes(rnn: Any) -> list[str]:
-    """The names of layers and directions of an `nn.RNNBase`."""
-    sides = ["", "_reverse"] if rnn.bidirectional else [""]
-    return [f"_l{layer}{side}" for layer in range(rnn.num_layers) for side in sides]
-
-
-def like_rnn(kind: type[R], rnn: Any, gates: nn.ModuleDict) -> R:
-    """An `nn.LSTM` or `nn.GRU` as a looped network of this kind: the same parameter objects, and gates by suffix."""
-    if rnn.proj_size:
-        raise ValueError(f"{kind.__name__}: projections (proj_size) cannot be converted. Got {rnn.proj_size}.")
-    with torch.device("meta"):
-        made: Any = kind(
-            rnn.input_size, rnn.hidden_size, rnn.num_layers, bias=rnn.bias, batch_first=rnn.batch_first,
-            dropout=rnn.dropout, bidirectional=rnn.bidirectional,
-        )  # fmt: skip
-    for name in dict(made.named_parameters()):
-        setattr(made, name, getattr(rnn, name))
-    made.gates = gates
-    return made.train(rnn.training)
-
-
-class _NoisyRNN(LoopedRNN):
-    @classmethod
-    def like(cls, rnn: Any, gates: nn.ModuleDict) -> Self:
-        """The same network with the same parameter objects, and these gates by suffix."""
-        return like_rnn(cls, rnn, gates)
-
-    def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        me: Any = self
-        return F.linear(x, getattr(me, f"weight_{part}{suffix}"), getattr(me, f"bias_{part}{suffix}", None))
-
-
-class NoisyLSTM(_NoisyRNN, nn.LSTM):
+class NoisyLSTM(GatedRNN, nn.LSTM):
     """`nn.LSTM` with noisy gates: parameters, arguments and results are the same, and p besides.
 
     A time step is a product with the state and one kernel, forward and back. Without noise (alpha = 1, c = 0) it is an
@@ -133,12 +99,8 @@ class NoisyLSTM(_NoisyRNN, nn.LSTM):
         )  # fmt: skip
         return out, last
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
-        y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
-        return y, (h, c)
 
-
-class NoisyGRU(_NoisyRNN, nn.GRU):
+class NoisyGRU(GatedRNN, nn.GRU):
     """`nn.GRU` with noisy gates: parameters, arguments and results are the same, and p besides. See `NoisyLSTM`."""
 
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
@@ -152,10 +114,6 @@ class NoisyGRU(_NoisyRNN, nn.GRU):
             states[0], noise.each_p(), noise.numbers, noise.seed(), sizes, reverse,
         )  # fmt: skip
         return out, last
-
-    def forward(self, x: Any, hx: Any = None) -> Any:
-        y, (h,) = self._walk(x, None if hx is None else [hx], 1)
-        return y, h
 
 
 class _NoisyCell:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from filigree.convert import replace_module
+
 States = list[Tensor]
+R = TypeVar("R", bound="LoopedRNN")
 
 
 class LoopedRNN(nn.Module):
@@ -31,6 +35,14 @@ class LoopedRNN(nn.Module):
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         raise NotImplementedError
+
+    def looped(self, x: Any, hx: Any = None) -> Any:
+        """`forward` of an `nn.LSTM` or `nn.GRU`, step by step: the same arguments and results."""
+        if is_lstm(self):
+            y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
+            return y, (h, c)
+        y, (h,) = self._walk(x, None if hx is None else [hx], 1)
+        return y, h
 
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
         """One layer in one direction: its outputs `(total, hidden)` and the last states `(batch, hidden)`."""
@@ -96,6 +108,60 @@ class LoopedRNN(nn.Module):
         if alone:
             return y.squeeze(1), [part.squeeze(1) for part in finals]
         return (y.transpose(0, 1) if me.batch_first else y), finals
+
+
+class GatedRNN(LoopedRNN):
+    """An `nn.LSTM` or `nn.GRU` with plain products and gates of another kind; subclasses also extend one of those."""
+
+    def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
+        me: Any = self
+        return F.linear(x, getattr(me, f"weight_{part}{suffix}"), getattr(me, f"bias_{part}{suffix}", None))
+
+    def forward(self, x: Any, hx: Any = None) -> Any:
+        return self.looped(x, hx)
+
+
+def is_lstm(rnn: nn.Module) -> bool:
+    return isinstance(rnn, nn.LSTM) or getattr(rnn, "_cell", None) is lstm_cell
+
+
+def suffixes(rnn: Any) -> list[str]:
+    """The names of layers and directions of an `nn.RNNBase`."""
+    sides = ["", "_reverse"] if rnn.bidirectional else [""]
+    return [f"_l{layer}{side}" for layer in range(rnn.num_layers) for side in sides]
+
+
+def refuse_projections(rnn: Any, who: str) -> None:
+    if getattr(rnn, "proj_size", 0):
+        raise ValueError(f"{who}: projections (proj_size) cannot be converted. Got {rnn.proj_size}.")
+
+
+def like_rnn(kind: type[R], rnn: Any) -> R:
+    """An `nn.LSTM` or `nn.GRU` as a looped network of this kind, with the same parameter objects."""
+    refuse_projections(rnn, kind.__name__)
+    with torch.device("meta"):
+        made: Any = kind(
+            rnn.input_size, rnn.hidden_size, rnn.num_layers, bias=rnn.bias, batch_first=rnn.batch_first,
+            dropout=rnn.dropout, bidirectional=rnn.bidirectional,
+        )  # fmt: skip
+    for name in dict(made.named_parameters()):
+        setattr(made, name, getattr(rnn, name))
+    return made.train(rnn.training)
+
+
+def put_gates(model: nn.Module, name: str, gates: nn.ModuleDict, kinds: tuple[type[R], type[R]]) -> nn.Module:
+    """Give the recurrent network called `name` these gates by suffix; what it is then.
+
+    Args:
+        kinds: what an `nn.LSTM` and an `nn.GRU` become; a `LoopedRNN` keeps its products.
+    """
+    rnn = model.get_submodule(name)
+    if not isinstance(rnn, LoopedRNN):
+        made = like_rnn(kinds[0 if is_lstm(rnn) else 1], rnn)
+        replace_module(model, name, made)
+        rnn = made
+    rnn.gates = gates.train(rnn.training)
+    return rnn
 
 
 def _positions(sizes: list[int], reverse: bool) -> Sequence[Tensor | int]:

@@ -63,10 +63,18 @@ class Sparse(Conversion):
         return self._apply(model, names, inputs)
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
-        names = [product for name in names for product in _products(model, name, inputs)]
-        layers: list[Any] = [model.get_submodule(name) for name in names]
+        unfolded = {name: _unfolded(model.get_submodule(name), name, inputs) for name in names}
+        found = {
+            f"{name}.{path}".removesuffix("."): layer
+            for name, (_, products) in unfolded.items()
+            for path, layer in products.items()
+        }
+        names, layers = list(found), list(found.values())
         generator = torch.Generator().manual_seed(self.seed)
         drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
+        for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
+            if looped is not model.get_submodule(name):
+                replace_module(model, name, looped)
         shared = _shared_parameters(model)
         changes = []
         for number, (name, layer, (places, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
@@ -125,16 +133,14 @@ class Sparse(Conversion):
         return made
 
 
-def _products(model: nn.Module, name: str, inputs: dict[str, Tensor] | None) -> list[str]:
-    """The layers to convert: of a recurrent network its products with weights, which become layers of their own."""
-    rnn = model.get_submodule(name)
-    if not isinstance(rnn, nn.RNNBase):
-        return [name]
+def _unfolded(module: nn.Module, name: str, inputs: dict[str, Tensor] | None) -> tuple[nn.Module, dict[str, Any]]:
+    """What is to be sparse in a module, by its path there: itself, or the products of a recurrent network."""
+    if not isinstance(module, nn.RNNBase):
+        return module, {"": module}
     if inputs is not None:
-        raise ValueError(f"Sparse: measure cannot judge {name!r}, a {type(rnn).__name__}. Leave it out by where=.")
-    looped = StructuredRNN.unfolded(rnn)
-    replace_module(model, name, looped)
-    return [f"{name}.products.{key}" for key in looped.products]
+        raise ValueError(f"Sparse: measure cannot judge {name!r}, a {type(module).__name__}. Leave it out by where=.")
+    looped = StructuredRNN.unfolded(module)
+    return looped, {f"products.{key}": layer for key, layer in looped.products.items()}
 
 
 def _size(layer: nn.Linear | nn.Conv2d) -> Size:

@@ -1,4 +1,4 @@
-"""LSTM and GRU whose products with weights are structured layers."""
+"""LSTM and GRU whose products with weights are structured or sparse layers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.rnn import LoopedRNN, gru_cell, lstm_cell
+from filigree.nn.rnn import LoopedRNN, gru_cell, is_lstm, lstm_cell, refuse_projections
 
 
 class StructuredRNN(LoopedRNN):
-    """An `nn.LSTM` or `nn.GRU` whose weight matrices are structured layers: arguments and results are the same.
+    """An `nn.LSTM` or `nn.GRU` with structured or sparse layers as weight matrices: arguments and results are the same.
 
     Args:
         rnn: whose sizes it takes. build: `(in_features, out_features, number) -> layer` for each weight matrix, the
@@ -21,13 +21,11 @@ class StructuredRNN(LoopedRNN):
 
     def __init__(self, rnn: Any, build: Callable[[int, int, int], nn.Module]) -> None:
         super().__init__()
-        if rnn.proj_size:
-            raise ValueError(f"StructuredRNN: projections (proj_size) cannot be converted. Got {rnn.proj_size}.")
+        refuse_projections(rnn, "StructuredRNN")
         for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
             setattr(self, name, getattr(rnn, name))
-        self.is_lstm = isinstance(rnn, nn.LSTM)
-        self._cell = lstm_cell if self.is_lstm else gru_cell
-        out = (4 if self.is_lstm else 3) * rnn.hidden_size
+        self._cell = lstm_cell if is_lstm(rnn) else gru_cell
+        out = (4 if is_lstm(rnn) else 3) * rnn.hidden_size
         self.products = nn.ModuleDict()
         directions = 2 if rnn.bidirectional else 1
         for layer in range(rnn.num_layers):
@@ -57,8 +55,4 @@ class StructuredRNN(LoopedRNN):
         return y + getattr(self, f"bias_{part}{suffix}") if self.bias else y
 
     def forward(self, x: Any, hx: Any = None) -> Any:
-        if self.is_lstm:
-            y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
-            return y, (h, c)
-        y, (h,) = self._walk(x, None if hx is None else [hx], 1)
-        return y, h
+        return self.looped(x, hx)

@@ -1,6 +1,6 @@
 // Noisy activations (004, 4.3): hard saturating functions with noise where they saturate, and the cells of recurrent
-// networks made of them. The i-th number of a tensor in memory has the i-th normal number of a seed: nothing random is
-// kept, and the backward pass finds the same noise again.
+// networks made of them. The i-th number of a tensor in memory has the i-th normal number of a seed: any number of threads
+// finds the same noise, and so does the backward pass of a cell.
 #include "vectors.h"
 
 #include <cmath>
@@ -114,7 +114,7 @@ struct Activation {
       kept = (h == u) ? zero + slope : zero;
       return h;
     }
-    const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;  // Delta may be infinite
+    const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;
     if constexpr (K == NANIL) {
       const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high);
       kept = (h == v) ? (2 * c) * s * (T(0.25) - s2) * xi : zero + std::numeric_limits<T>::infinity();

@@ -116,8 +116,8 @@ class _LSTM(torch.autograd.Function):
         pre, weight, p, before, states = ctx.saved_tensors
         noise, seed, sizes, reverse = ctx.rest
         f64, hidden = pre.dtype is torch.float64, dc.shape[1]
-        dpre, dh, dc = torch.empty_like(pre), dh.clone(), dc.clone(memory_format=torch.contiguous_format)
-        dh, dp = dh.contiguous(), torch.zeros_like(p) if ctx.needs_input_grad[4] else None
+        dh, dc = (of_state.clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))
+        dpre, dp = torch.empty_like(pre), torch.zeros_like(p) if ctx.needs_input_grad[4] else None
         for number, first, size in reversed(_walk(sizes, reverse)):
             here = slice(first, first + size)
             of_h = dh[:size] + dout[here]

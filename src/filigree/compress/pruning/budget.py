@@ -115,12 +115,11 @@ def allocate(
     curves: dict[str, list[tuple[int, float]]] = {}
     for group in groups:
         counts = sorted({_rounded(max(1, round(level * group.count)), group.count, round_to) for level in LEVELS})
-        f = features[group.name]
-        curves[group.name] = [
-            (count, errors[group.name](f, kept) if of_bound else output_error(group, f, kept, model))
-            for count in counts
-            for kept in [chosen(group, count)[0]]
-        ]
+        f, curve = features[group.name], []
+        for count in counts:
+            kept = chosen(group, count)[0]
+            curve.append((count, errors[group.name](f, kept) if of_bound else output_error(group, f, kept, model)))
+        curves[group.name] = curve
 
     def least(error: float) -> Counts:
         return {

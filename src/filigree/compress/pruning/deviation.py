@@ -59,7 +59,7 @@ def net_deviation(
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
     norms = jacobian_norms(model, data, probes, seed)
-    with looking_on(pruned), torch.no_grad():
+    with looking_on(pruned):
         error = float((norms.y - pruned(data)).flatten(1).norm(dim=1).mean())
     bounds, carried = {}, torch.ones(len(data))
     for name in reversed(norms.step):

@@ -1,0 +1,48 @@
+"""Gates of another kind in recurrent networks whose products are of another kind too."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import filigree as fg
+
+PRODUCTS = [fg.ACDC(2), fg.Asymmetric.topk(2), fg.Sparse(fg.ErdosRenyi(density=0.5))]
+GATES = [fg.Noisy("NAH", c=5.0), fg.Mollified()]
+
+
+def name_of(config):
+    return type(config).__name__
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("products", PRODUCTS, ids=name_of)
+@pytest.mark.parametrize("gates", GATES, ids=name_of)
+def test_gates_with_other_products(gates, products, kind, tmp_path):
+    def made():
+        torch.manual_seed(0)
+        return nn.Sequential(kind(8, 8))
+
+    model = made()
+    fg.convert_(model, products, where="0")
+    fg.convert_(model, gates)
+    for module in model[0].gates.values():
+        if isinstance(module, fg.nn.MollifiedGates):
+            module.p = 0.5
+    x = 3 * torch.randn(4, 2, 8)
+    model(x)[0].square().sum().backward()
+    assert all(q.grad is not None and bool(q.grad.isfinite().all()) for q in model.parameters())
+    assert not torch.equal(model(x)[0], model(x)[0])  # noise
+    fg.save(model, tmp_path / "m.safetensors")
+    again = fg.load(tmp_path / "m.safetensors", into=made())
+    assert torch.equal(again.eval()(x)[0], model.eval()(x)[0])
+
+
+@pytest.mark.parametrize("config", [*GATES, fg.Sparse(fg.ErdosRenyi(density=0.5)), fg.ACDC(2)], ids=name_of)
+def test_what_is_refused_leaves_the_model_as_it_was(config):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.LSTM(8, 8, proj_size=4))
+    before = copy.deepcopy(str(model))
+    with pytest.raises(ValueError, match="proj_size"):
+        fg.convert_(model, config, where=None if not isinstance(config, fg.ACDC) else "2")
+    assert str(model) == before
