@@ -225,6 +225,9 @@ def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tenso
 def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where, caller: str) -> list[str]:
     """The names of the modules that `accepts` and `where` both want, in the model's order; never none."""
     able = {name: module for name, module in model.named_modules() if accepts(module)}
+    if not able:
+        kinds = dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children()))
+        raise ValueError(f"{caller}: no module was selected: none can be. There are {', '.join(kinds)}.")
     if isinstance(where, str):
         where = [where]
     if where is None:
@@ -236,11 +239,11 @@ def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where,
             if not fnmatch.filter(able, glob):
                 raise ValueError(
                     f"{caller}: where={glob!r} matches no module that can be converted. "
-                    f"Those are: {', '.join(able) or 'none'}."
+                    f"Those are: {', '.join(able)}."
                 )
         chosen = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in where)]
     if not chosen:
-        raise ValueError(f"{caller}: no module was selected. Those that can be are: {', '.join(able) or 'none'}.")
+        raise ValueError(f"{caller}: no module was selected. Those that can be are: {', '.join(able)}.")
     if "" in chosen:
         raise ValueError(
             f"{caller}: the model is itself a {type(model).__name__} and cannot be replaced in place. "

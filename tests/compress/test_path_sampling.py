@@ -141,3 +141,19 @@ def test_online_paths_train_save_and_load(tmp_path):
     fg.save(model, tmp_path / "m.safetensors")
     x = data.test.x[:9]
     assert torch.equal(fg.load(tmp_path / "m.safetensors").eval()(x), model.eval()(x))
+
+
+def test_online_paths_after_pruning_and_with_layers_that_are_skipped():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    fg.convert_(model, fg.OnlinePaths(64))
+    x = torch.randn(8, 16)
+    model(x)
+    fg.compress_(model, fg.RandomPruning(keep=0.5), x)
+    model.train()(x)
+    first = model[0].step_places
+    model(x)
+    assert model[0].step_places.max() < 16 * 8  # of the pruned layer, drawn for each step
+    assert not torch.equal(first, model[0].step_places)
+    model[2](torch.randn(8, 8))  # a layer on its own, as where a mollified block skips those before it
+    assert model[2].step_places.max() < 8 * 8

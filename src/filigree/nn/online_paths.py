@@ -16,18 +16,30 @@ from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
 
 class PathSampler:
-    """Draws the paths of a step for all its layers: the first of them that runs begins a step."""
+    """Draws the paths of a step for all its layers."""
 
     def __init__(self, paths: int, how: Steps, rescale: bool) -> None:
         self.paths, self.how, self.rescale = paths, how, rescale
         self.layers: list[PathLinear] = []
+        self.drawn: list[tuple[Tensor, Pattern]] = []
+        self._ran: set[int] = set()  # since they were drawn
+
+    def of_step(self, position: int) -> tuple[Tensor, Pattern]:
+        """The places of a layer's paths in this step; a layer that asks again begins the next one."""
+        if not self._ran or position in self._ran:
+            self._draw()
+            self._ran.clear()
+        self._ran.add(position)
+        return self.drawn[position]
 
     @torch.no_grad()
-    def draw(self) -> None:
+    def _draw(self) -> None:
         """New paths, from torch's global generator."""
-        for layer, places in zip(self.layers, weighted_paths(self.layers, self.paths, self.how, None), strict=True):
-            layer.step_places = places
-            layer.step_pattern = pattern_of(places, layer.out_features, layer.in_features)
+        drawn = weighted_paths(self.layers, self.paths, self.how, None)
+        self.drawn = [
+            (places, pattern_of(places, layer.out_features, layer.in_features))
+            for layer, places in zip(self.layers, drawn, strict=True)
+        ]
 
 
 class PathLinear(nn.Linear):
@@ -39,23 +51,26 @@ class PathLinear(nn.Linear):
     """
 
     sampler: PathSampler
-    step_places: Tensor
-    step_pattern: Pattern
+    position: int  # in its chain
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        if self is self.sampler.layers[0]:
-            self.sampler.draw()
-        values = _Gather.apply(self.weight, self.step_places)
+        places, pattern = self.sampler.of_step(self.position)
+        values = _Gather.apply(self.weight, places)
         if self.sampler.rescale:
-            row = torch.repeat_interleave(self.step_pattern.indptr.diff().long(), output_size=len(values))
+            row = torch.repeat_interleave(pattern.indptr.diff().long(), output_size=len(values))
             with torch.no_grad():
                 left = values.new_zeros(self.out_features).index_add_(0, row, values.abs())
                 factor = self.weight.abs().sum(1) / left.clamp(min=torch.finfo(values.dtype).tiny)
             values = values * factor[row]
-        y = linear(self.step_pattern, values, self.bias, x.reshape(-1, self.in_features))
+        y = linear(pattern, values, self.bias, x.reshape(-1, self.in_features))
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    @property
+    def step_places(self) -> Tensor:
+        """Where the weights of the last training step are, row by row."""
+        return self.sampler.drawn[self.position][0]
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
@@ -108,6 +123,7 @@ class OnlinePaths(Conversion):
             nn.Module.__init__(made)
             made.in_features, made.out_features = layer.in_features, layer.out_features
             made.weight, made.bias, made.sampler = layer.weight, layer.bias, sampler
+            made.position = len(sampler.layers)
             sampler.layers.append(made)
             replace_module(model, name, made)
             size = sum(p.numel() for p in layer.parameters())

@@ -22,6 +22,7 @@ from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
 from filigree.convert import Change, Compression, Conversion, looking_on
+from filigree.nn.dropout_variants import StrengthDropout
 from filigree.nn.mollified_activation import MollifiedActivation
 from filigree.nn.noisy_activations import WithNoise
 
@@ -73,7 +74,9 @@ class UnitPruning(Compression):
         if len(data) < 2:
             raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
         for name, module in model.named_modules():
-            if isinstance(module, WithNoise | MollifiedActivation) and any(t.numel() > 1 for t in _of_units(module)):
+            if isinstance(module, WithNoise | MollifiedActivation | StrengthDropout) and any(
+                t.numel() > 1 for t in _of_units(module)
+            ):
                 raise ValueError(f"{who}: {name!r} has a number for each unit, which cannot be pruned. Prune before.")
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
         example = x[:1]
@@ -245,7 +248,7 @@ def without(count: int, kept: Tensor) -> Tensor:
 
 
 def _of_units(module: nn.Module) -> list[Tensor]:
-    """The numbers that an activation keeps for its units."""
+    """The numbers that a module keeps for the units that it reads."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
