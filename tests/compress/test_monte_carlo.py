@@ -185,3 +185,13 @@ def test_bad_input_leaves_the_model_as_it_was():
         model.fc2.weight.copy_(before["fc2.weight"])
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("data", [None, torch.randn(40, 50, generator=torch.Generator().manual_seed(0))])
+def test_samples_are_counted_by_connections(data):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 40))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.1)))
+    connections = model[0].nnz
+    fg.compress_(model, fg.MonteCarlo(samples=2), data)
+    assert 1.5 * connections < model[0].samples <= 2 * connections

@@ -35,7 +35,8 @@ class MonteCarlo(Compression):
     most 12% are kept, most with a count of one (ternary). Without data the expectation of a layer is the layer.
 
     Args:
-        samples: a weight, > 0; or a mapping of layer names (globs) to that, the first that fits.
+        samples: a weight, > 0 (of a sparse layer: a connection); or a mapping of layer names (globs) to that, the first
+            that fits.
         per: what has a density and a scale of its own: the "layer", or each "neuron" (of a convolution: "filter").
         sampling: "jittered" (equidistant, one random shift), "stratified" (a shift each) or "independent" points.
         calibrate: what data are used for. "handed_on": the error of each weight is handed on to those not yet sampled,
@@ -85,14 +86,17 @@ class MonteCarlo(Compression):
         for name in names:
             layer: Any = model.get_submodule(name)
             if data is None:
-                counts, scale = sample(weight_matrix(layer), self._samples(name), self._per, self.sampling, generator)
+                share = self._share(name, layer)
+                counts, scale = sample(weight_matrix(layer), share, self._per, self.sampling, generator)
                 new = integer_layer(layer, counts, scale, None, layer.bias)
             else:
                 new = self._calibrated(model, made, name, data, generator)
             replace_module(made, name, new)
             drawn = int(new.integers().abs().sum())
-            size = new.in_features * new.out_features
-            note = f"{drawn:,} samples, {new.nnz / size:.1%} of the weights kept, {new.bits:.3g} bits a weight"
+            places = new.in_features * new.out_features
+            size = getattr(layer, "nnz", places)
+            bits = new.bits * places / size
+            note = f"{drawn:,} samples, {new.nnz / size:.1%} of the weights kept, {bits:.3g} bits a weight"
             changes.append(change_to(name, layer, new, note))
         steps: list[tuple[Conversion, list[str]]] = []
         for name in names:
@@ -104,6 +108,11 @@ class MonteCarlo(Compression):
     @property
     def _per(self) -> Literal["layer", "row"]:
         return "layer" if self.per == "layer" else "row"
+
+    def _share(self, name: str, layer: Any) -> float:
+        """Samples a place of the weight matrix: fewer than a weight where the layer is sparse."""
+        places = weight_matrix(layer).numel()
+        return self._samples(name) * getattr(layer, "nnz", places) / places
 
     def _samples(self, name: str) -> float:
         if not isinstance(self.samples, dict):
@@ -125,7 +134,7 @@ class MonteCarlo(Compression):
         if self.activations is not None:
             activation = SampledActivation(now.abs().mean().clamp(min=1e-12) / self.activations)
             now = activation(now)
-        weight, share = weight_matrix(layer), self._samples(name)
+        weight, share = weight_matrix(layer), self._share(name, layer)
         columns, columns_now = _columns(layer, was, now)
         groups, input_scale = columns.shape[0], None
         parts = weight.view(groups, -1, weight.shape[1])
