@@ -11,7 +11,7 @@ from torch import Tensor
 
 from filigree.data.files import path
 
-PADDING, BEGIN, END, UNKNOWN = range(4)
+PADDING, BEGIN, END, UNKNOWN = range(4)  # the first three as in filigree.models.packing
 MARKS = ("<pad>", "<s>", "</s>", "<unk>")
 
 

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from filigree.models.networks import _builder, _made_by
-from filigree.models.packing import PADDING, pack
-
-BEGIN, END = 1, 2
+from filigree.models.packing import PADDING, greedy, pack
 
 
 class Attention(nn.Module):
@@ -75,7 +73,6 @@ class Translator(nn.Module):
             seen.append(features)
         return self.readout(torch.stack(seen, 1))
 
-    @torch.no_grad()
     def translate(self, source: Tensor, most: int = 50) -> Tensor:
         """The likeliest token at each step: `(batch, at most most)` with END behind each sentence, then padding.
 
@@ -83,17 +80,14 @@ class Translator(nn.Module):
         """
         if most < 1:
             raise ValueError(f"translate: most must be at least 1. Got {most}.")
-        state, read = self._encode(source)
-        token = source.new_full((len(source),), BEGIN)
-        over = torch.zeros_like(token, dtype=torch.bool)
-        out: list[Tensor] = []
-        while len(out) < most and not bool(over.all()):
+        with torch.no_grad():
+            first, read = self._encode(source)
+
+        def step(token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             state, features = self._step(self.target_embedding(token), state, read)
-            token = self.readout(features)[:, END:].argmax(-1) + END  # padding and begin are no words
-            token = token.masked_fill(over, PADDING)
-            over = over | (token == END)
-            out.append(token)
-        return torch.stack(out, 1)
+            return self.readout(features), state
+
+        return greedy(step, first, len(source), source.device, most)
 
 
 @_builder

@@ -7,9 +7,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from filigree.models.attention import BEGIN, END
 from filigree.models.networks import _builder, _made_by
-from filigree.models.packing import PADDING
+from filigree.models.packing import PADDING, greedy
 
 
 class RegionAttention(nn.Module):
@@ -83,7 +82,6 @@ class Captioner(nn.Module):
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         return self.attend(features, tokens)[0]
 
-    @torch.no_grad()
     def describe(self, features: Tensor, most: int = 20) -> Tensor:
         """The likeliest token at each step: `(batch, at most most)` with END behind each caption, then padding.
 
@@ -91,19 +89,16 @@ class Captioner(nn.Module):
         """
         if most < 1:
             raise ValueError(f"describe: most must be at least 1. Got {most}.")
-        state, read = self._start(features)
-        token = torch.full((len(features),), BEGIN, device=features.device)
-        over = torch.zeros_like(token, dtype=torch.bool)
-        out: list[Tensor] = []
-        while len(out) < most and not bool(over.all()):
+        with torch.no_grad():
+            first, read = self._start(features)
+
+        def step(token: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             y = self.embedding(token)
             context, _ = self.attention(state[0], *read)
             state = self.decoder(torch.cat([y, context], -1), state)
-            token = self.readout(y, state[0], context)[:, END:].argmax(-1) + END  # padding and begin are no words
-            token = token.masked_fill(over, PADDING)
-            over = over | (token == END)
-            out.append(token)
-        return torch.stack(out, 1)
+            return self.readout(y, state[0], context), state
+
+        return greedy(step, first, len(features), features.device, most)
 
 
 @_builder
