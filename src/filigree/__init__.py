@@ -40,6 +40,7 @@ from filigree.dynamics import (
     SelectionSchedule,
     Sequence,
 )
+from filigree.export import export
 from filigree.nn import (
     ACDC,
     AFDF,
@@ -133,6 +134,7 @@ __all__ = [
     "convert_",
     "data",
     "evaluate",
+    "export",
     "feature_ranking",
     "fit",
     "fit_gamma",

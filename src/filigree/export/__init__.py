@@ -1,0 +1,37 @@
+"""A model as a file that runs without Python: ONNX, or C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from filigree.export.c import export_c
+from filigree.export.onnx import Layer, OnnxReport, export_onnx
+
+_WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
+
+
+def export(model: nn.Module, path: str | Path, example: Any = None, *, training: bool = False, **options: Any) -> Any:
+    """Write a model to a file of the kind that its name ends in: `.onnx` (`export_onnx`) or `.c` (`export_c`).
+
+    Args:
+        model: any torch module; it is left as it was. path: the file.
+        example: an input batch, or a tuple of the model's inputs. training: with what is needed to train it; C only.
+        options: of the writer.
+
+    Returns:
+        A printable report.
+
+    Raises:
+        ValueError: a name that ends in neither.
+    """
+    suffix = Path(path).suffix
+    if suffix not in _WRITERS:
+        raise ValueError(f"export: path must end in {' or '.join(_WRITERS)}. Got {str(path)!r}.")
+    return _WRITERS[suffix](model, path, example, training=training, **options)
+
+
+__all__ = ["Layer", "OnnxReport", "export", "export_c", "export_onnx"]

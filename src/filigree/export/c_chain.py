@@ -1,0 +1,126 @@
+"""A model as a chain of modules, each of which reads what the one before it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+Link = tuple[str, nn.Module]
+
+# What a forward may call in place of a module; each takes the call's arguments but for the input itself.
+_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
+    torch.relu: nn.ReLU, F.relu: nn.ReLU, "relu": nn.ReLU,
+    torch.tanh: nn.Tanh, F.tanh: nn.Tanh, "tanh": nn.Tanh,
+    torch.sigmoid: nn.Sigmoid, F.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid,
+    F.leaky_relu: nn.LeakyReLU, F.hardtanh: nn.Hardtanh, F.gelu: nn.GELU,
+    torch.softmax: nn.Softmax, F.softmax: nn.Softmax, "softmax": nn.Softmax,
+    torch.log_softmax: nn.LogSoftmax, F.log_softmax: nn.LogSoftmax, "log_softmax": nn.LogSoftmax,
+    F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d, F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.dropout: lambda p=0.5, training=True: nn.Dropout(p) if training else nn.Identity(), "contiguous": nn.Identity,
+    torch.flatten: lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),
+    "flatten": lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),
+}  # fmt: skip
+_IGNORED = ("input", "inplace", "_stacklevel", "dtype")  # named in a call, of no account here
+
+
+def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> list[Link]:
+    """The modules of a model in the order in which they run, with their names.
+
+    Args:
+        known: which modules are links of the chain as they are; others are looked into, by torch.fx.
+        what: is said of a module that has nothing to be looked into.
+
+    Raises:
+        ValueError: a forward that cannot be traced, or that is no chain: the module is named.
+    """
+    if known(model):
+        return [(type(model).__name__, model)]
+    tracer = _Tracer(known)
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # a forward can fail on a tracer in any way
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"export: the model's forward cannot be traced as a chain of layers: {reason}") from None
+    links: list[Link] = []
+    last: fx.Node | None = None
+    shapes: set[fx.Node] = set()  # of nodes that ask for the batch size only
+    for node in graph.nodes:
+        reads = [n for n in node.all_input_nodes if n not in shapes]
+        if node.op == "placeholder":
+            if last is not None or node.args:
+                raise ValueError(f"export: the model must take one input. Its forward also takes {node.target!r}.")
+        elif _asks_for_size(node, shapes):
+            shapes.add(node)
+            continue
+        elif reads != [last]:
+            raise ValueError(f"export: the model must be a chain of layers. {_owner(node)} reads {len(reads)} tensors.")
+        elif node.op != "output":
+            links.append(_link(node, tracer, shapes, what))
+        elif not isinstance(node.args[0], fx.Node):
+            raise ValueError("export: the model must return one tensor.")
+        readers = [user for user in node.users if not _asks_for_size(user, shapes)]
+        if len(readers) > 1:
+            by = " and ".join(map(_owner, readers))
+            raise ValueError(
+                f"export: the model must be a chain of layers. What {_owner(node)} returns is read by {by}."
+            )
+        last = node
+    return links
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, known: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.known = known
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = type(m).__module__.startswith("filigree.nn.") and not list(m.children())
+        return self.known(m) or ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def _asks_for_size(node: fx.Node, shapes: set[fx.Node]) -> bool:
+    if node.op == "call_method":
+        return node.target == "size"
+    asks_shape = node.target is getattr and node.args[1:] == ("shape",)
+    return asks_shape or (bool(node.all_input_nodes) and shapes.issuperset(node.all_input_nodes))
+
+
+def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Link:
+    if node.op == "call_module":
+        module = tracer.root.get_submodule(str(node.target))
+        if not tracer.known(module):
+            raise ValueError(f"export: {node.target!r} is a {type(module).__name__}, {what}.")
+        return str(node.target), module
+    name = f"{_prefix(node)}{node.name}"
+    if node.op == "call_method" and node.target in ("view", "reshape"):
+        batch, *sides = node.args[1:]
+        if (batch == -1 or batch in shapes) and len(sides) == 1 and isinstance(sides[0], int):
+            return name, nn.Flatten()
+        raise ValueError(
+            f"export: {_owner(node)} makes another shape than (batch, numbers): it cannot be written as C."
+        )
+    made = _FUNCTIONS.get(node.target)
+    if made is None:
+        raise ValueError(f"export: {_owner(node)} cannot be written as C.")
+    try:
+        return name, made(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
+    except TypeError as error:
+        raise ValueError(f"export: {_owner(node)} cannot be written as C: {error}.") from None
+
+
+def _prefix(node: fx.Node) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}))
+    return f"{stack[-1]}." if stack and stack[-1] else ""
+
+
+def _owner(node: fx.Node) -> str:
+    """A node and the module whose forward it stands in, for errors."""
+    if node.op == "call_module":
+        return repr(node.target)
+    what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    inside = _prefix(node).removesuffix(".")
+    return f"{what!r} in the forward of {inside!r}" if inside else f"{what!r} in the model's forward"

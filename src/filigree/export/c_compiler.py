@@ -1,0 +1,72 @@
+"""The C compiler of this machine, where there is one: compile a program, run it, weigh it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+
+
+def compiler() -> str | None:
+    """The compiler that `CC` names, else cc, gcc or clang; None where there is none of them.
+
+    Raises:
+        RuntimeError: `CC` names no program.
+    """
+    if named := os.environ.get("CC"):
+        if (found := shutil.which(named)) is None:
+            raise RuntimeError(f"export: the environment's CC must name a C compiler. Got {named!r}.")
+        return found
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program of `name.c` and `name.h`, compiled for size, in a folder of its own."""
+
+    name: str
+    folder: str
+    compiler: str
+
+    def run(self, main: str, data: bytes) -> bytes:
+        """What `main`, a program that calls this one, writes when it reads these data."""
+        Path(self.folder, "main.c").write_text(main)
+        program = str(Path(self.folder, "program"))
+        _call([self.compiler, *STRICT, "-o", program, "main.c", f"{self.name}.o", "-lm"], self.folder)
+        return _call([program], self.folder, data)
+
+    def weigh(self) -> tuple[int, int, int] | None:
+        """Bytes of code and constants, of initialised and of zeroed memory; None without the tool `size`."""
+        if (size := shutil.which("size")) is None:
+            return None
+        numbers = _call([size, f"{self.name}.o"], self.folder).decode().splitlines()[1].split()
+        return int(numbers[0]), int(numbers[1]), int(numbers[2])
+
+
+@contextmanager
+def compiled(source: str, header: str, name: str, compiler: str) -> Iterator[Compiled]:
+    """The program while it is needed; warnings are errors.
+
+    Raises:
+        RuntimeError: it does not compile, or, when it runs, ends with an error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, f"{name}.c").write_text(source)
+        Path(folder, f"{name}.h").write_text(header)
+        _call([compiler, *STRICT, "-Os", "-fno-asynchronous-unwind-tables", "-c", f"{name}.c"], folder)
+        yield Compiled(name, folder, compiler)
+
+
+def _call(command: Sequence[str], folder: str, data: bytes = b"") -> bytes:
+    done = subprocess.run(command, cwd=folder, input=data, capture_output=True)
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())[:300]
+        raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {said}")
+    return done.stdout

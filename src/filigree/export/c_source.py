@@ -1,0 +1,174 @@
+"""The text of a C99 program: literals that read back exactly, constant arrays, names, and the pieces of a template."""
+
+from __future__ import annotations
+
+import functools
+import re
+import string
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+_TYPES = {
+    "float32": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t",
+    "uint8": "uint8_t", "uint16": "uint16_t", "uint32": "uint32_t",
+}  # fmt: skip
+_HEADERS = [
+    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
+    "signal", "stdarg", "stdbool", "stddef", "stdint", "stdio", "stdlib", "string", "tgmath", "time", "wchar", "wctype",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A `static const` definition, and the bytes that it takes in flash."""
+
+    text: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A line of the report: a module's name, what its step does, the form of its weights, and their bytes."""
+
+    name: str
+    what: str
+    form: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A `.c` and a `.h` file, and what they take: bytes of constants and of static memory.
+
+    Attributes:
+        shape: of one sample. trial: how it is compared with torch.
+    """
+
+    source: str
+    header: str
+    layers: list[Layer]
+    constant_bytes: int
+    ram_bytes: int
+    shape: tuple[int, ...]
+    trial: Callable[[Tensor], Trial]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A `main.c` that reads `data` and writes float32 numbers; what torch says that they are."""
+
+    main: str
+    data: bytes
+    expected: np.ndarray
+    what: str
+
+
+def constant(name: str, numbers: np.ndarray) -> Constant:
+    """The numbers as a constant array; an empty one holds a zero, as C has no arrays of nothing."""
+    numbers = numbers.reshape(-1) if numbers.size else np.zeros(1, numbers.dtype)
+    return Constant(f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};", numbers.nbytes)
+
+
+def c_type(numbers: np.ndarray) -> str:
+    return _TYPES[numbers.dtype.name]
+
+
+def braced(numbers: np.ndarray, indent: str = "    ") -> str:
+    """The numbers between braces, several a line."""
+    each = 8 if numbers.dtype.kind == "f" else 20
+    words = literals(numbers.reshape(-1))
+    lines = [indent + ", ".join(words[i : i + each]) for i in range(0, len(words), each)]
+    return "{\n" + ",\n".join(lines) + f"\n{indent[:-4]}}}"
+
+
+def literals(numbers: np.ndarray) -> list[str]:
+    """Numbers that a compiler reads back as they are: floats in the shortest decimals that mean this float32."""
+    if numbers.dtype.kind == "f":
+        return [f"{text}f" for text in numbers.astype(np.float32).astype(str).tolist()]
+    return list(map(str, numbers.tolist()))
+
+
+def literal(number: float) -> str:
+    """One such number; an int stays an int."""
+    return literals(np.array([number]))[0]
+
+
+def smallest_unsigned(numbers: np.ndarray) -> np.ndarray:
+    """The numbers in uint8, uint16 or uint32, whichever is the smallest that holds them."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
+
+
+def smallest_signed(numbers: np.ndarray) -> np.ndarray:
+    """The numbers in int8, int16 or int32; those of int8 without -128, so that each has its negative."""
+    most = int(np.abs(numbers).max(initial=0))
+    return numbers.astype(np.int8 if most < 2**7 else np.int16 if most < 2**15 else np.int32)
+
+
+def prefix_of(stem: str) -> str:
+    """What every name of a program begins with, made of its file's name.
+
+    Raises:
+        ValueError: a header of that name would hide one of C's own.
+    """
+    if stem.lower() in _HEADERS:
+        raise ValueError(f"export: a file {stem}.h would hide a header of C. Choose another name than {stem}.c.")
+    return identifier(stem).lower()
+
+
+def identifier(name: str, fallback: str = "net") -> str:
+    """A name as C allows it: `conv.1` becomes `conv_1`, `0` becomes `net_0`."""
+    plain = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_")
+    return plain if plain[:1].isalpha() else f"{fallback}_{plain}".strip("_")
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with a number behind it where it is taken; it is taken from now on."""
+    count, free = 1, name
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    taken.add(free)
+    return free
+
+
+def piece(file: str, name: str, **words: str) -> str:
+    """A piece of a template with its `$words` filled in; a word alone on its line may become a block of lines."""
+    lines = []
+    for line in _pieces(file)[name].split("\n"):
+        filled = string.Template(line.strip()).substitute(words)
+        lines.append(textwrap.indent(filled, line[: len(line) - len(line.lstrip())]))
+    return "\n".join(lines)
+
+
+def in_order(file: str, names: set[str]) -> list[str]:
+    """These pieces, without words, in the order in which the template has them."""
+    return [text for name, text in _pieces(file).items() if name in names]
+
+
+@functools.cache
+def _pieces(file: str) -> dict[str, str]:
+    text = Path(__file__).with_name(file).read_text()
+    parts = re.split(r"/\*== (.+) ==\*/\n", text)[1:]
+    return {name: body.strip("\n") for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def source_file(name: str, body: list[str]) -> str:
+    """`name.c`: its own header, the headers of C that it needs, its definitions."""
+    text = "\n\n".join(body)
+    mathematics = re.search(r"\b(?:expf|expm1f|logf|tanhf|erff)\(", text)
+    includes = ["#include <stddef.h>", "#include <stdint.h>", *(["#include <math.h>"] if mathematics else [])]
+    note = "/* Written by filigree. C99, no memory but what is static, no library but C's own. */"
+    return "\n".join([note, "", f'#include "{name}.h"', "", *includes, "", text, ""])
+
+
+def header_file(prefix: str, body: str, includes: str = "") -> str:
+    """A `.h` file, for C and C++."""
+    guard = f"{prefix.upper()}_H"
+    opening = [f"#ifndef {guard}\n#define {guard}", includes, '#ifdef __cplusplus\nextern "C" {\n#endif']
+    parts = ["/* Written by filigree. */", *opening, body, "#ifdef __cplusplus\n}\n#endif", "#endif"]
+    return "\n\n".join(part for part in parts if part) + "\n"

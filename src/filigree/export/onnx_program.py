@@ -1,0 +1,200 @@
+"""From a plain torch module to an ONNX program, and an ONNX program in ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPSET = 21  # the first with integers of 4 bits
+_FOLDED = 64  # numbers: what is computed from larger constants stays computed, so that a file keeps its small integers
+
+
+def needed(name: str) -> Any:
+    """One of the packages of the extra `onnx`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"export: ONNX files need the package {name!r}, which could not be loaded ({error}). "
+            "Install them with `pip install filigree[onnx]`."
+        ) from None
+
+
+def translate(
+    module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, input_names: Sequence[str] | None,
+    output_names: Sequence[str],
+) -> Any:  # fmt: skip
+    """The ONNX model of a module, checked by ONNX's own checker.
+
+    Args:
+        dynamic: the first side of all inputs is one size that may be any, at least 2 in `inputs`.
+
+    Raises:
+        ValueError: what cannot be exported, in one line that names the module.
+    """
+    onnx, ir, optimizer = needed("onnx"), needed("onnx_ir"), needed("onnxscript.optimizer")
+    program = _captured(module, inputs, dynamic)
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                input_names=input_names, output_names=output_names,
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ValueError(f"export: {_untranslated(program, error)}") from None
+        assert made is not None
+        optimizer.optimize(made.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
+        _narrow(made.model, ir)
+        ir.passes.common.ClearMetadataAndDocStringPass()(made.model)
+        model = made.model_proto
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def part(model: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """The ONNX model of what leads from these inputs to these outputs."""
+    return needed("onnx").utils.Extractor(model).extract_model(inputs, outputs)
+
+
+class Session:
+    """An ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
+
+    def __init__(self, model: Any) -> None:
+        runtime = needed("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors have no base class of their own
+            raise ValueError(f"export: ONNX Runtime cannot load the model: {one_line(error)}") from None
+        self.names = [each.name for each in self.session.get_inputs()]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        feeds = {name: x.numpy() for name, x in zip(self.names, inputs, strict=True)}
+        try:
+            return [torch.as_tensor(y) for y in self.session.run(None, feeds)]
+        except Exception as error:
+            raise ValueError(f"export: ONNX Runtime cannot run the model: {one_line(error)}") from None
+
+
+def one_line(error: BaseException | str) -> str:
+    """The first line of a message that has text in it."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text.strip()[:300]
+
+
+def _captured(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
+    """The module's graph. Its Python runs on stand-ins of tensors; where it asks for more than those know (the `len` of
+    a batch) its code is analysed instead, which takes longer."""
+    sizes: Any = None
+    if dynamic:
+        sizes, batch = torch.export.ShapesCollection(), torch.export.Dim("batch", min=1)
+        for x in inputs:
+            sizes[x] = {0: batch}
+    with _quiet(), torch.no_grad():
+        try:
+            with _trail(module) as reached:
+                program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
+        except Exception as first:  # of many kinds; whoever reads it needs one
+            try:
+                program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=True)
+            except Exception:
+                raise ValueError(f"export: {_uncaptured(module, reached, first)}") from None
+    for node in program.graph.nodes:
+        if getattr(node.target, "namespace", "") == "filigree":
+            raise ValueError(f"export: {_place(node)} calls {node.target}, which ONNX does not have.")
+    return program
+
+
+@contextlib.contextmanager
+def _trail(module: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules that have begun and not ended."""
+    reached: list[str] = []
+
+    def left(*_: Any) -> None:
+        reached.pop()
+
+    hooks = []
+    for name, inner in module.named_modules():
+        hooks.append(inner.register_forward_pre_hook(lambda *_, name=name: reached.append(name)))
+        hooks.append(inner.register_forward_hook(left))
+    try:
+        yield reached
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _uncaptured(module: nn.Module, reached: list[str], error: Exception) -> str:
+    if "Constraints violated" in str(error):
+        return (
+            "the model's code fixes the size of the batch. With dynamic=False the file is for batches of the example's "
+            "size alone."
+        )
+    name = reached[-1] if reached else ""
+    return (
+        f"{name or 'the model'!r} ({type(module.get_submodule(name)).__name__}) cannot be exported: {one_line(error)}"
+    )
+
+
+def _untranslated(program: torch.export.ExportedProgram, error: Exception) -> str:
+    found = re.search(r"OpOverload\(op='([^']+)'", str(error))
+    if not found:
+        return f"the model cannot be exported: {one_line(str(error).rpartition('summary')[2])}"
+    for graph in (program.graph, program.run_decompositions().graph):
+        for node in graph.nodes:
+            if str(node.target).startswith(found[1]):
+                return f"{_place(node)} calls {found[1]}, which ONNX does not have."
+    return f"the model calls {found[1]}, which ONNX does not have."
+
+
+def _place(node: Any) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    name, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return f"{name or 'the model'!r} ({kind.rpartition('.')[2]})"
+
+
+def _narrow(model: Any, ir: Any) -> None:
+    """Integers of at most 7 that are only ever cast are stored in 4 bits."""
+    for value in model.graph.initializers.values():
+        if value.dtype != ir.DataType.INT8 or any(use.node.op_type != "Cast" for use in value.uses()):
+            continue
+        numbers = value.const_value.numpy()
+        if abs(numbers).max(initial=0) <= 7:
+            value.const_value = ir.Tensor(numbers.astype(ir.DataType.INT4.numpy()), name=value.name)
+            value.dtype = ir.DataType.INT4
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter prints, logs and warns of, in its own files: graphs of failed attempts, packages
+    that it would have liked."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
