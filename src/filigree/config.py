@@ -37,12 +37,20 @@ class Config:
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """Build a config from its plain form. `ValueError` names an unknown kind or field."""
         if not isinstance(plain, Mapping) or "kind" not in plain:
-            raise ValueError(f"{cls.__name__}: a mapping with a 'kind' was expected. Got {plain!r}.")
+            raise ValueError(f"{cls.__name__}: a mapping with a 'kind' was expected. Got {clipped(plain)}.")
         kind = plain["kind"]
         names = cls.kinds()
         if kind not in names:
-            raise ValueError(f"{cls.__name__}: kind must be {_choices(kind, names)}. Got {kind!r}.")
-        return _KINDS[kind](**{key: _revive(value) for key, value in plain.items() if key != "kind"})  # type: ignore[return-value]
+            raise ValueError(f"{cls.__name__}: kind must be {_choices(kind, names)}. Got {clipped(kind)}.")
+        known = [f.name for f in dataclasses.fields(_KINDS[kind])]  # type: ignore[arg-type]
+        for key in plain:
+            if key not in (*known, "kind"):
+                listed = ", ".join(known) or "none"
+                raise ValueError(f"{kind}: unknown field {clipped(key)}; the fields are {listed}.")
+        try:
+            return _KINDS[kind](**{key: _revive(value) for key, value in plain.items() if key != "kind"})  # type: ignore[return-value]
+        except (TypeError, OverflowError, RecursionError) as error:  # a check of its own met what it never expected
+            raise ValueError(f"{kind}: {' '.join(str(error).split())[:200]}.") from None
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
@@ -62,6 +70,12 @@ def config(cls: type[T]) -> type[T]:
     made.__init__ = init  # type: ignore[method-assign, assignment]
     _KINDS[made.__name__] = made  # type: ignore[assignment]
     return made  # type: ignore[return-value]
+
+
+def clipped(value: Any) -> str:
+    """`repr` of a value from outside, cut to what an error message can hold."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _plain(value: Any, owner: Config) -> Any:
@@ -85,7 +99,7 @@ def _revive(value: Any) -> Any:
 
 
 def _choices(got: Any, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(got), names, n=1)
+    close = difflib.get_close_matches(str(got)[:50], names, n=1)
     return f"one of {', '.join(sorted(names))}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
@@ -105,5 +119,5 @@ def _one_line(cls: type, error: pydantic.ValidationError) -> str:
             parts.append(f"{where} is required")
         else:
             message = item["msg"].replace("Input should be", f"{where} must be") if where else item["msg"]
-            parts.append(f"{message}. Got {item['input']!r}")
+            parts.append(f"{message}. Got {clipped(item['input'])}")
     return f"{cls.__name__}: " + "; ".join(dict.fromkeys(parts)).rstrip(".") + "."

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from filigree import models
-from filigree.config import Config
+from filigree.allowance import Allowance, check_numbers
+from filigree.config import Config, clipped
 from filigree.convert import Conversion, conversions, record
 from filigree.storage import read_state, write_state
 
@@ -35,7 +36,11 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
             `fg.models` rebuild by themselves.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not such a file; a model that it does not fit. One line each.
+        FileNotFoundError, ValueError: no such file; not such a file; a model that it does not fit; a model far larger
+            than the file. One line each.
+
+    The file is untrusted: nothing in it is run, indices are checked before a kernel reads them, and no more memory is
+    taken than is in proportion to the file (`filigree.allowance`).
     """
     stored = read_state(path)
     if not isinstance(stored, dict) or not {"model", "conversions", "state_dict"} <= set(stored):
@@ -48,16 +53,19 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
     if into is not None and conversions(into):
         raise ValueError("load: into must be a fresh, unconverted instance. Got one that was converted already.")
     try:
-        if into is not None:
-            model = into
-        else:
-            with torch.device("meta"):  # no dense weight is ever allocated
-                model = models.build(**made_by)
-        for plain, names in steps:
-            _convert_again(model, Config.from_dict(plain), list(names))
-        _fit_shapes(model, state)
-        model.load_state_dict(state, assign=into is None)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        check_numbers([made_by, steps], path)
+        with Allowance(path, len(state)):
+            if into is not None:
+                model = into
+            else:
+                with torch.device("meta"):  # no dense weight is ever allocated
+                    model = models.build(**made_by)
+            for plain, names in steps:
+                _convert_again(model, Config.from_dict(plain), list(names))
+            _fit_shapes(model, state)
+            _fit_types(model, state)
+            model.load_state_dict(state, assign=into is None)
+    except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
         reason = " ".join(str(error).split())
         raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason[:300]}") from None
     return model
@@ -75,6 +83,8 @@ def description(model: nn.Module) -> dict[str, Any]:
 def _convert_again(model: nn.Module, config: Config, names: list[str]) -> None:
     if not isinstance(config, Conversion):
         raise ValueError(f"{type(config).__name__} is not a conversion.")
+    if len(set(names)) != len(names):
+        raise ValueError(f"a {type(config).__name__} converts the same module twice.")
     for name in names:
         if not config.accepts(model.get_submodule(name)):
             raise ValueError(f"{name!r} is a {type(model.get_submodule(name)).__name__}, not what was converted.")
@@ -88,5 +98,29 @@ def _fit_shapes(model: nn.Module, state: dict[str, Any]) -> None:
         raise ValueError(f"{missing[0]!r} is not in both the file and the model.")
 
 
+def _fit_types(model: nn.Module, state: dict[str, Any]) -> None:
+    """Stored tensors become a model's own as they are: types that its code would read as others are refused."""
+    for name, own in model.state_dict().items():
+        stored = state[name]
+        if not isinstance(own, Tensor):
+            continue
+        if not isinstance(stored, Tensor) or _sort(stored) != _sort(own):
+            raise ValueError(f"{name!r} should be a tensor like {own.dtype}. Got {getattr(stored, 'dtype', stored)!r}.")
+    floats: dict[str, set[torch.dtype]] = {}
+    for name, stored in state.items():
+        own = not name.endswith("_extra_state")  # a level, in the module's own precision
+        if own and isinstance(stored, Tensor) and stored.is_floating_point():
+            floats.setdefault(name.rpartition(".")[0], set()).add(stored.dtype)
+    if mixed := [name for name, types in floats.items() if len(types) > 1]:
+        types = " and ".join(sorted(map(str, floats[mixed[0]])))
+        raise ValueError(f"the numbers of {mixed[0]!r} should be of one type. Got {types}.")
+
+
+def _sort(tensor: Tensor) -> str:
+    if tensor.dtype is torch.bool:
+        return "bool"
+    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
+
+
 def _name(into: nn.Module | None, made_by: Any) -> str:
-    return type(into).__name__ if into is not None else f"{made_by}"
+    return type(into).__name__ if into is not None else clipped(made_by)

@@ -6,10 +6,12 @@ from filigree.data.captions import Captions, captions
 from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import paired_interval
 from filigree.data.parallel import Parallel, parallel, parallel_batches
+from filigree.data.readers import SUFFIXES
 from filigree.data.sets import cross_validation, describe, load, names
 from filigree.data.text import Text, characters, language_model_batches, words
 
 __all__ = [
+    "SUFFIXES",
     "Augment",
     "Captions",
     "DataSet",

@@ -1,4 +1,7 @@
-"""Readers of the files' formats. Sizes are checked against what the header says; anything odd is one line of error."""
+"""Readers of the files' formats. What a header claims is checked against the file before memory is taken for it.
+
+Nothing pickled is read. Anything odd is one line of error.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import scipy.io
+
+from filigree.data.matlab import read_matrices
+
+_DEFLATE = 1040  # no deflated stream unpacks to more than about 1032 times its size
+_NUMBERS, _LABELS = "biuf", "biufSU"  # kinds of numpy's types
+
+
+def check_unpacked(path: Path, claimed: int) -> None:
+    """`ValueError` where a file claims to hold more than it can, or far more than it should (a bomb)."""
+    size = path.stat().st_size
+    limit = min(_DEFLATE * size, max(1 << 30, 100 * size))
+    if claimed > limit:
+        raise ValueError(f"{size:,} bytes claim to hold {claimed:,}, more than {limit:,} are not taken")
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -22,8 +37,7 @@ def read_idx(path: Path) -> np.ndarray:
                 raise ValueError("no idx file of unsigned bytes")
             shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(sides))
             expected = math.prod(shape)
-            if expected > 1 << 31:
-                raise ValueError(f"its header promises {expected:,} bytes")
+            check_unpacked(path, expected)
             content = file.read(expected + 1)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"data: {path} cannot be read: {error}.") from None
@@ -44,56 +58,94 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A MATLAB file with `X` (samples x features) and `Y` (labels)."""
+    """A MATLAB file (versions 5 to 7.2) with numbers `X` (samples x features) and `Y` (labels)."""
     try:
-        content = scipy.io.loadmat(path)
-        x, y = np.asarray(content["X"], np.float32), np.asarray(content["Y"]).reshape(-1)
+        content = read_matrices(path, ("X", "Y"), check_unpacked)
+        return _samples(content["X"], content["Y"])
     except KeyError as error:
         raise ValueError(f"data: {path} must hold X and Y. {error} is missing.") from None
-    except Exception as error:  # scipy's reader fails in many ways on a damaged file
-        raise ValueError(
-            f"data: {path} is no MATLAB file that can be read ({' '.join(str(error).split())[:100]})."
-        ) from None
-    return x, y
+    except (OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"data: {path} is no MATLAB file that can be read ({_brief(error)}).") from None
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A numpy archive with `x` and `y`; nothing pickled is read."""
+    """A numpy archive with `x` and `y`."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return np.asarray(content["x"], np.float32), np.asarray(content["y"]).reshape(-1)
+        with zipfile.ZipFile(path) as archive:
+            return _samples(npz_array(archive, "x"), npz_array(archive, "y"))
     except KeyError:
         raise ValueError(f"data: {path} must hold arrays x and y.") from None
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(
-            f"data: {path} is no .npz file that can be read ({' '.join(str(error).split())[:100]})."
-        ) from None
+    except Exception as error:  # zipfile's reader fails in many ways on a damaged file
+        raise ValueError(f"data: {path} is no .npz file that can be read ({_brief(error)}).") from None
+
+
+def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of numbers or strings of a .npz file. `KeyError`: it is not there; damaged files fail in many ways."""
+    try:
+        entry = archive.getinfo(f"{name}.npy")
+    except KeyError:
+        raise KeyError(name) from None
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed in another way than numpy's")
+    check_unpacked(Path(str(archive.filename)), entry.file_size)
+    with archive.open(entry) as file:
+        if (version := np.lib.format.read_magic(file)) != (1, 0):  # the others are for structured types
+            raise ValueError(f"{name} is an array of version {version}, 1.0 was expected")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        claimed, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"Object arrays are pickled, and not read; {name} is one")
+    if dtype.kind not in _LABELS or not dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"{name} is an array {shape} of {dtype}, where numbers or labels were expected")
+    if claimed != there:
+        raise ValueError(f"the header of {name} says {claimed:,} bytes, {there:,} are there")
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Comma-separated numbers, the label in the last column; a first line that is not numbers is a header."""
+    """Comma-separated numbers, the label in the last column; a first line that is not numbers is a header.
+
+    Empty lines and lines that begin with # are left out.
+    """
     try:
         with open(path, encoding="utf-8") as file:
-            first = file.readline()
-        header = 0 if all(_is_number(cell) for cell in first.strip().split(",")[:-1]) else 1
-        rows = np.genfromtxt(path, delimiter=",", skip_header=header, dtype=str, encoding="utf-8", ndmin=2)
-        x = rows[:, :-1].astype(np.float32)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"data: {path} is no table of numbers ({' '.join(str(error).split())[:100]}).") from None
-    return x, rows[:, -1]
+            lines = [line for line in (line.strip(" \r\n") for line in file) if line and not line.startswith("#")]
+        if lines and not all(_is_number(cell) for cell in lines[0].split(",")[:-1]):
+            del lines[0]
+        rows = [line.rpartition(",") for line in lines]
+        if not rows or not all(numbers for numbers, _, _ in rows):
+            raise ValueError("every line must hold numbers and a label")
+        longest = max(len(label) for _, _, label in rows)
+        check_unpacked(path, 4 * longest * len(rows))  # numpy pads all labels to the longest
+        x = np.loadtxt([numbers for numbers, _, _ in rows], np.float32, comments=None, delimiter=",", ndmin=2)
+        return _samples(x, np.array([label for _, _, label in rows]))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data: {path} is no table of numbers ({_brief(error)}).") from None
 
 
 READERS = {".npz": read_npz, ".csv": read_csv, ".mat": read_mat}
+SUFFIXES = tuple(READERS)
 
 
 def read_file(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A user's own file by its suffix. `ValueError` or `FileNotFoundError` in one line."""
+    """A user's own file by its suffix: float32 samples and one label each. `ValueError` or `FileNotFoundError`."""
     path = Path(path)
     if path.suffix.lower() not in READERS:
         raise ValueError(f"data: {path} must be one of {', '.join(READERS)}.")
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}.")
     return READERS[path.suffix.lower()](path)
+
+
+def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples in float32 (too large numbers become infinite) and flat labels, of types and sizes that make sense."""
+    if x.dtype.kind not in _NUMBERS or y.dtype.kind not in _LABELS:
+        raise ValueError(f"samples of {x.dtype} and labels of {y.dtype}")
+    if x.ndim < 1 or not x.size or len(x) != y.size:
+        raise ValueError(f"samples {x.shape} and {y.size} labels")
+    with np.errstate(over="ignore"):
+        return np.asarray(x, np.float32), y.reshape(-1)
 
 
 def _is_number(cell: str) -> bool:
@@ -104,12 +156,23 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
 def read_mapped(path: Path) -> np.ndarray:
     """A .npy file, memory-mapped: only what is looked at is read. Changes stay in memory."""
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("its version is not 1.0")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            there = path.stat().st_size - file.tell()
+        if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there:
+            raise ValueError(f"its header says {shape} of {dtype}, {there:,} bytes are there")
+        return np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:
-        raise ValueError(f"data: {path} is not a .npy file, or truncated: {' '.join(str(error).split())}") from None
+        raise ValueError(f"data: {path} is not a .npy file, or truncated: {_brief(error)}") from None
 
 
 def read_text(path: Path) -> str:

@@ -193,6 +193,9 @@ def _imagenet(root: str | Path | None, validation: float | int) -> DataSet:
     for part in ("train", "test"):
         if len(parts[f"{part}_x"]) != len(parts[f"{part}_y"]):
             raise ValueError(f"data imagenet: {part}_x.npy and {part}_y.npy must have as many samples.")
+        labels = parts[f"{part}_y"]
+        if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < facts.classes):
+            raise ValueError(f"data imagenet: {part}_y.npy must hold whole numbers in [0, {facts.classes}).")
     x, y, test_x, test_y = (torch.from_numpy(parts[name]) for name in IMAGENET)
     held = _amount(validation, len(x), "imagenet")
     first, rest = Split(x[:held], y[:held].long()), Split(x[held:], y[held:].long())

@@ -87,6 +87,18 @@ const Kernels *now = &kernels.front();
 void *at(uintptr_t address) { return reinterpret_cast<void *>(address); }
 Matrix matrix(uintptr_t address, int64_t stride) { return {at(address), stride}; }
 
+// A permutation may come from a file: what it names must be there. O(size), beside a batch of work.
+void check_permutations(int64_t size, const std::vector<int32_t> &kinds, const std::vector<uintptr_t> &data) {
+  for (size_t step = 0; step < kinds.size(); ++step)
+    if (kinds[step] == filigree::PERMUTE) {
+      const int64_t *from = reinterpret_cast<const int64_t *>(data[step]);
+      for (int64_t i = 0; i < size; ++i)
+        if (from[i] < 0 || from[i] >= size)
+          throw std::invalid_argument("sell: a permutation must name places in [0, " + std::to_string(size) +
+                                      "). Got " + std::to_string(from[i]) + ".");
+    }
+}
+
 filigree::Top top(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintptr_t t_indptr, uintptr_t t_indices,
                   uintptr_t t_perm, uintptr_t sums) {
   const auto ints = [](uintptr_t address) { return reinterpret_cast<int32_t *>(address); };
@@ -194,6 +206,7 @@ NB_MODULE(_kernels, m) {
   m.def("sell", [](bool f64, int64_t size, const std::vector<int32_t> &kinds, const std::vector<P> &data, int64_t batch,
                    int64_t ins, P x, int64_t x_sample, int64_t x_feature, int64_t outs, P y, int64_t y_sample,
                    int64_t y_feature) {
+    check_permutations(size, kinds, data);
     std::vector<const void *> at_data;
     for (P address : data) at_data.push_back(at(address));
     now->sell(f64, {size, int64_t(kinds.size()), kinds.data(), at_data.data()}, batch, ins, {at(x), x_sample, x_feature},
@@ -203,6 +216,7 @@ NB_MODULE(_kernels, m) {
                             int64_t batch, int64_t ins, P x, int64_t x_sample, int64_t x_feature, int64_t outs, P dy,
                             int64_t dy_sample, int64_t dy_feature, P dx, int64_t dx_sample, int64_t dx_feature,
                             const std::vector<P> &gradients) {
+    check_permutations(size, kinds, data);
     std::vector<const void *> at_data;
     std::vector<void *> at_gradients;
     for (P address : data) at_data.push_back(at(address));

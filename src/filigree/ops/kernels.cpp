@@ -38,11 +38,12 @@ struct Rows {
   const int64_t *chosen;  // the rows that are meant; null: all
 };
 
-// y[r] = sum_k value[k] x[col[k]]; U nonzeros at a time where few vectors would leave the adders waiting
-template <class T, class I, int L, int NV>
+// y[r] = sum_k value[k] x[col[k]]; U nonzeros at a time where few vectors would leave the adders waiting. Ordered: one by
+// one, so that a column's bits do not depend on the block that it is in.
+template <class T, class I, int L, int NV, bool ORDERED>
 void spmm_rows(const Rows<T, I> &w, Matrix x, Matrix y, const Block &block, int64_t from, int64_t to) {
   typedef Vec<T, L> V;
-  constexpr int U = NV >= 4 ? 1 : NV == 1 ? 4 : 2;
+  constexpr int U = ORDERED || NV >= 4 ? 1 : NV == 1 ? 4 : 2;
   const At<T, L, NV> at(block);
   const T *xd = static_cast<const T *>(x.data);
   T *yd = static_cast<T *>(y.data);
@@ -93,7 +94,10 @@ void sddmm_rows(const Rows<T, I> &w, Matrix dy, Matrix x, const Block &block, in
       for (int g = 0; g < N; ++g) {
         const T *row = xd + int64_t(w.indices[k + g]) * x.stride;
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) s[g] += d[v] * load<T, L>(row + at.offset[v]);
+        for (int v = 0; v < NV; ++v) {
+          const V xv = load<T, L>(row + at.offset[v]);
+          s[g] += d[v] * (v == NV - 1 ? fresh(xv) : xv);  // zero times infinity would be NaN
+        }
       }
       const V total = sums<T, L>(s);
 #pragma GCC unroll 4
@@ -130,7 +134,7 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
         for (int v = 0; v < NV; ++v) {
           const V d = load<T, L>(row + at.offset[v]);
           acc[v] += value * d;
-          s[g] += xs[v] * d;
+          s[g] += xs[v] * (v == NV - 1 ? fresh(d) : d);
         }
       }
       const V total = sums<T, L>(s);
@@ -148,13 +152,13 @@ void backward_rows(const Rows<T, I> &w, Matrix dy, Matrix x, Matrix dx, const Bl
   }
 }
 
-template <class T, class I>
+template <class T, class I, bool ORDERED = false>
 struct Spmm {
   Rows<T, I> w;
   Matrix x, y;
   int64_t from, to;
   template <int L, int NV>
-  void run(const Block &block) { spmm_rows<T, I, L, NV>(w, x, y, block, from, to); }
+  void run(const Block &block) { spmm_rows<T, I, L, NV, ORDERED>(w, x, y, block, from, to); }
 };
 template <class T, class I>
 struct Sddmm {
@@ -722,7 +726,8 @@ int64_t top_(int64_t rows, int64_t cols, int64_t k, const T *x, int64_t stride, 
 }
 
 // A layer's backward pass from the k largest of each row of delta, in one go: dx = S W, dW = S^T X, db = sums of S.
-// Threads share out the columns of W and X, of which a part fits a core's cache.
+// Threads share out the columns of W and X, of which a part fits a core's cache; each column is summed in order, so that
+// results do not depend on their number.
 template <class T>
 void top_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix delta, Matrix x, Matrix w, Matrix dx,
                    Matrix dw, T *db) {
@@ -747,14 +752,14 @@ void top_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix d
     if (thread == 0) transpose_index(batch, outs, e, db);
     if (dx.data) {
       const Rows<T, int32_t> s{e.indptr, e.indices, nullptr, e.values, nullptr, false, nullptr, nullptr};
-      blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t>{s, part(w), part(dx), 0, batch});
+      blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t, true>{s, part(w), part(dx), 0, batch});
     }
     if (threads > 1) {
 #pragma omp barrier
     }
     if (dw.data) {
       const Rows<T, int32_t> s{e.t_indptr, e.t_indices, e.t_perm, e.values, nullptr, false, nullptr, nullptr};
-      blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t>{s, part(x), part(dw), 0, outs});
+      blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t, true>{s, part(x), part(dw), 0, outs});
     }
   });
 }

@@ -229,29 +229,34 @@ void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, 
   constexpr int L = LANES<T>;
   const Activation<T> f(n, tanh);
   const int64_t size = l.size();
+  // sums are kept in a number of parts that the size alone decides: results do not depend on the number of threads
+  constexpr int64_t PARTS = 16, GRAIN = 16384;
   const int most = team(size);
-  std::vector<T> parts(dp ? most * l.units : 0);
+  const int64_t many = dp ? std::max<int64_t>(1, std::min(PARTS, size / GRAIN)) : most;
+  std::vector<T> parts(dp ? many * l.units : 0);
   T *const sums = dp ? parts.data() : nullptr;
-  parallel(most, [=](int thread, int threads) {
-    T *const part = sums ? sums + thread * l.units : nullptr;
-    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
-      Vec<T, L> total{};
-      vectors<T>(from, to, [=, &total](int64_t i, int count) {
-        Vec<T, L> by_x, by_p;
-        const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count), at_dy = some<T, L>(dy + i, count);
-        f.template gradients<K::value, L>(some<T, L>(x + i, count), at_p, some<T, L>(kept + i, count), by_x, by_p);
-        put<T, L>(dx + i, count, at_dy * by_x);
-        if (!part) return;
-        if (l.by_column()) put<T, L>(part + (i - begin), count, some<T, L>(part + (i - begin), count) + at_dy * by_p);
-        else total += at_dy * by_p;
+  parallel(int(std::min<int64_t>(most, many)), [=](int thread, int threads) {
+    for (int64_t number = thread; number < many; number += threads) {
+      T *const part = sums ? sums + number * l.units : nullptr;
+      segments(l.row(), size * number / many, size * (number + 1) / many, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+        Vec<T, L> total{};
+        vectors<T>(from, to, [=, &total](int64_t i, int count) {
+          Vec<T, L> by_x, by_p;
+          const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count), at_dy = some<T, L>(dy + i, count);
+          f.template gradients<K::value, L>(some<T, L>(x + i, count), at_p, some<T, L>(kept + i, count), by_x, by_p);
+          put<T, L>(dx + i, count, at_dy * by_x);
+          if (!part) return;
+          if (l.by_column()) put<T, L>(part + (i - begin), count, some<T, L>(part + (i - begin), count) + at_dy * by_p);
+          else total += at_dy * by_p;
+        });
+        if (part && !l.by_column())
+          for (int i = 0; i < L; ++i) part[row % l.units] += lane<L>(total, i);
       });
-      if (part && !l.by_column())
-        for (int i = 0; i < L; ++i) part[row % l.units] += lane<L>(total, i);
-    });
+    }
   });
   for (int64_t u = 0; dp && u < l.units; ++u) {
     dp[u] = 0;
-    for (int t = 0; t < most; ++t) dp[u] += parts[t * l.units + u];
+    for (int64_t t = 0; t < many; ++t) dp[u] += parts[t * l.units + u];
   }
 }
 

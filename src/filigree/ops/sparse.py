@@ -75,12 +75,14 @@ def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
         `(rows, batch)`, contiguous. Equivalent to `reference.dense(...) @ x`, in O(nnz x batch).
     """
     _check("spmm", values, x, pattern.cols)
+    _check_values("spmm", pattern, values)
     return torch.ops.filigree.spmm(values, x, *pattern)
 
 
 def spmm_t(pattern: Pattern, values: Tensor, dy: Tensor) -> Tensor:
     """Transposed sparse times dense, `W^T dY`: `(rows, batch)` to `(cols, batch)`."""
     _check("spmm_t", values, dy, pattern.rows)
+    _check_values("spmm_t", pattern, values)
     return torch.ops.filigree.spmm_t(values, dy, *pattern)
 
 
@@ -121,6 +123,9 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     if values.dtype is not x.dtype or values.shape != pattern.indices.shape:
         got = f"{tuple(values.shape)} of {values.dtype}"
         raise ValueError(f"linear: values must be ({pattern.nnz},) of x's type {x.dtype}. Got {got}.")
+    if bias is not None and (bias.dtype is not x.dtype or bias.shape != (pattern.rows,)):
+        got = f"{tuple(bias.shape)} of {bias.dtype}"
+        raise ValueError(f"linear: bias must be ({pattern.rows},) of x's type {x.dtype}. Got {got}.")
     if x.dtype not in FLOATS:  # half precision is computed in float32
         wide = linear(pattern, values.float(), None if bias is None else bias.float(), x.float(), relu)
         return wide.to(x.dtype)
@@ -137,6 +142,11 @@ def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
         raise ValueError(f"{name}: expected a feature-major matrix ({features}, batch). Got {tuple(x.shape)}.")
     if values.dtype not in FLOATS or x.dtype != values.dtype:
         raise TypeError(f"{name}: expected float32 or float64 throughout. Got {values.dtype} and {x.dtype}.")
+
+
+def _check_values(name: str, pattern: Pattern, values: Tensor) -> None:
+    if values.shape != pattern.indices.shape:
+        raise ValueError(f"{name}: values must be ({pattern.nnz},), one a connection. Got {tuple(values.shape)}.")
 
 
 # -- the compiled path ----------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ struct At {
   }
 };
 
-// v with its repeated lanes at zero; selected, not multiplied, so that a NaN there does not spread
+// v with its repeated lanes at zero; selected, not multiplied, so that a NaN there does not spread. Both factors of a
+// product need it.
 template <class T, int L>
 struct Fresh {
   Vec<T, L> counts{};

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 
 from filigree.compress.pruning.unit_pruning import UnitPruning
-from filigree.config import Config
+from filigree.config import Config, clipped
 from filigree.convert import Compression, Conversion
 from filigree.dynamics import Schedule
 from filigree.nn import LowRank
+from filigree.recipes.plain_yaml import LARGEST, plain_yaml
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message names the key, what was expected and what came."""
+
+
+def _folder(name: str) -> str:
+    """A name that stands for a folder below the output folder, and for no other place."""
+    if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", name) or name.startswith("."):
+        raise ValueError(
+            f"a name must be up to 100 characters without slashes, not begin with a dot: it names a folder. "
+            f"Got {clipped(name)}"
+        )
+    return name
+
+
+FolderName = Annotated[str, pydantic.AfterValidator(_folder)]
+Candidates = Annotated[list[Any], pydantic.Field(max_length=200)]
 
 
 def _as(kind: type[Config]) -> Any:
@@ -33,7 +48,9 @@ def _compression(given: Any) -> Any:
     return made
 
 
-class _Settings(pydantic.BaseModel, extra="forbid", arbitrary_types_allowed=True, frozen=True):
+class _Settings(
+    pydantic.BaseModel, extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False
+):  # fmt: skip
     pass
 
 
@@ -50,8 +67,8 @@ class DataSettings(_Settings):
     standardize: Literal["default", "feature", "global"] | None = "default"
     augment: bool = False
     images: bool = False
-    folds: int | None = pydantic.Field(None, ge=2)
-    repeats: int = pydantic.Field(1, ge=1)
+    folds: int | None = pydantic.Field(None, ge=2, le=1000)
+    repeats: int = pydantic.Field(1, ge=1, le=1000)
 
 
 class ModelSettings(_Settings):
@@ -168,18 +185,18 @@ class Recipe(_Settings):
     takes the one with the best validation accuracy in the first run.
     """
 
-    name: str
+    name: FolderName
     about: str
     expect: str = ""
     data: DataSettings
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     convert: list[ConvertSettings] = []
-    methods: dict[str, MethodSettings]
-    seeds: list[int] = [0]
+    methods: Annotated[dict[FolderName, MethodSettings], pydantic.Field(max_length=200)]
+    seeds: list[Annotated[int, pydantic.Field(ge=0, lt=2**63)]] = [0]
     published: dict[str, float] = {}
     watch: bool = False
-    search: dict[str, list[Any]] = {}
+    search: Annotated[dict[str, Candidates], pydantic.Field(max_length=20)] = {}
     notes: list[str] = []
 
     @pydantic.model_validator(mode="after")
@@ -291,7 +308,7 @@ def tree_of(name: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = Path(name)
-    inside = str(name) in names() or (bool(seen) and str(name).startswith("_"))
+    inside = str(name) in names() or (bool(seen) and str(name).startswith("_") and path.name == str(name))
     if not inside and path.suffix not in (".yaml", ".yml"):
         close = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -299,19 +316,21 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
             f"there is no recipe {str(name)!r}.{hint} `filigree list` shows them; a .yaml file will do too."
         )
     try:
-        text = (resources.files(__package__) / f"{name}.yaml").read_text() if inside else path.read_text()
-        tree = yaml.safe_load(text)
+        with (resources.files(__package__) / f"{name}.yaml" if inside else path).open(encoding="utf-8") as file:
+            tree = plain_yaml(file.read(LARGEST + 1))
     except OSError as error:
         raise RecipeError(f"recipe {name}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {name}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:
+        raise RecipeError(f"recipe {name}: {error}.") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {name}: expected a mapping of keys. Got {type(tree).__name__}.")
     base = tree.pop("extends", None)
     tree.setdefault("name", path.stem)
     if base is None:
         return tree
-    if str(base) in (*seen, str(name)):
+    if not isinstance(base, str) or not base.isprintable():
+        raise RecipeError(f"recipe {name}: extends must be a recipe's name. Got {clipped(base)}.")
+    if base in (*seen, str(name)):
         raise RecipeError(f"recipe {name}: extends {base!r} in a circle.")
     return _merge(_read(base, (*seen, str(name))), tree)
 
@@ -319,7 +338,8 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(base.get(key), dict) and "kind" not in value
-        base[key] = _merge(base[key], value) if both else [*base.get(key, []), *value] if key == "notes" else value
+        lists = key == "notes" and isinstance(value, list) and isinstance(base.get(key, []), list)
+        base[key] = _merge(base[key], value) if both else [*base.get(key, []), *value] if lists else value
     return base
 
 
@@ -339,9 +359,9 @@ def _override(tree: Any, setting: str) -> None:
         else:
             raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} is not in the recipe.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {setting}: the value is not YAML.") from None
+        value = plain_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"--set {setting}: {error}.") from None
     if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
         place[int(last)] = value
     elif isinstance(place, dict):
@@ -359,4 +379,4 @@ def _one_line(error: pydantic.ValidationError) -> str:
         return f"the key {where!r} is missing."
     if first["type"] == "value_error":
         return f"{where}: {first['ctx']['error']}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}. Got {first['input']!r}."
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}. Got {clipped(first['input'])}."
