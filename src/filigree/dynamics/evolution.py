@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from filigree.dynamics.agreement import check_rewired, gathered
 from filigree.dynamics.rewire import gradient_places, largest_places, merge, random_places, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.nn import MaskedConv2d, SparseConv2d
@@ -49,6 +51,10 @@ class Evolution:
             number, the standard deviation of N(0, s^2).
         every: rewire at every n-th call of `step` only; calls, not epochs, are then counted by that many.
         seed: of removal, growth and new weights.
+
+    Of several data-parallel processes each calls `step` at the same moment; all remove and grow the same connections,
+    by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every rewiring is
+    checked: see `check_rewired`.
 
     Attributes:
         epoch: rewirings due so far. rate: the zeta applied last. seconds: time spent in `step`, in seconds.
@@ -101,6 +107,7 @@ class Evolution:
         }
         self.deaths = {name: torch.zeros(0, 3, dtype=torch.int64) for name in self.layers}
         self._memory: dict[str, float] = {}
+        self._checks = os.environ.get("FILIGREE_DEBUG") == "1"
         self._watch = {name: _Watch(layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
 
     def step(self, metrics: dict[str, Any] | None = None) -> None:
@@ -113,7 +120,10 @@ class Evolution:
         self.epoch += 1
         if self.rate > 0:
             for name, layer in self.layers.items():
+                connections = len(self.births[name])
                 self._rewire(name, layer)
+                if self._checks:
+                    check_rewired(name, layer, connections)
         self.seconds += time.perf_counter() - began
 
     def _next_rate(self, metrics: dict[str, Any] | None) -> float:
@@ -153,8 +163,8 @@ class Evolution:
             return random_places(kept, layer.out_features * layer.in_features, count, self.generator)
         x, dy = self._watch[name].last()
         if isinstance(layer, SparseConv2d | MaskedConv2d):
-            return largest_places(kept, [(0, layer.dense_gradient(x, dy))], count)
-        x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+            return largest_places(kept, [(0, layer.dense_gradient(gathered(x), gathered(dy)))], count)
+        x, dy = (gathered(part.reshape(-1, part.shape[-1])) for part in (x, dy))
         return gradient_places(kept, x, dy, count)
 
     def _new_weights(self, layer: Evolvable, places: Tensor, is_new: Tensor) -> Tensor:

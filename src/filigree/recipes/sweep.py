@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -133,29 +134,51 @@ def sweep(
         trials: in the study in all, those of earlier calls included. minutes: the search ends after these.
         jobs: processes that search at once, with the cores shared out. report: is told of each trial's end.
 
+    A trial whose process was killed is run again by the next call, from its last checkpoint, and counts once.
+
     Raises:
         RecipeError: settings that cannot be searched, or a study of another search in `out`.
         ModuleNotFoundError: Optuna is not installed.
+        RuntimeError: a process of the search failed or was killed; what was found is kept.
     """
     optuna = _optuna()
     wanted.check()
     out.mkdir(parents=True, exist_ok=True)
     study = _open(wanted, out)
     for left in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(left.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
+        study.tell(left.number, state=optuna.trial.TrialState.PRUNED)  # its process was killed: it does not count
+        study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs.get("folder", left.number)})
     before = len(study.trials)
     threads = max(1, torch.get_num_threads() // jobs)
     context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
     helpers = [
-        context.Process(target=_work, args=(wanted, out, trials, minutes, threads, before + number), daemon=True)
-        for number in range(1, jobs)
+        context.Process(target=_help, args=(errors, wanted, out, trials, minutes, threads, before + i), daemon=True)
+        for i in range(1, jobs)
     ]
     for helper in helpers:
         helper.start()
     _work(wanted, out, trials, minutes, threads, before, report)
     for helper in helpers:
         helper.join()
-    return summarise(wanted, out)
+    found = summarise(wanted, out)
+    if failed := [helper.exitcode for helper in helpers if helper.exitcode]:
+        reason = "it was killed (out of memory?)" if errors.empty() else errors.get()
+        raise RuntimeError(
+            f"sweep: {len(failed)} of {jobs} processes ended with exit code {failed[0]}: {reason}. "
+            f"{len(found['trials'])} finished trials are kept in {out}."
+        )
+    return found
+
+
+def _help(errors: Any, *arguments: Any) -> None:
+    """`_work` in a process of its own; what goes wrong there is told to the first one, in one line."""
+    try:
+        _work(*arguments)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        errors.put(f"{type(error).__name__}{': ' if reason else ''}{reason}")
+        sys.exit(1)
 
 
 def summarise(wanted: Sweep, out: Path) -> dict[str, Any]:
@@ -199,7 +222,7 @@ def _work(
 
     def objective(trial: Any) -> tuple[float, float]:
         values = {key: Domain.parse(text).suggest(trial, key) for key, text in wanted.over.items()}
-        found = wanted.trial(values, out / f"trial-{trial.number:04d}")
+        found = wanted.trial(values, out / f"trial-{trial.user_attrs.get('folder', trial.number):04d}")
         return found["accuracy"], found["cost"]
 
     def tell(study: Any, trial: Any) -> None:

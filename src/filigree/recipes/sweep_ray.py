@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import Any
 
 from filigree.recipes.sweep import Domain, Sweep, summary_of
 
+RETRIES = 3  # of a trial whose worker died
+
 
 def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None = None) -> dict[str, Any]:
     """Search on the Ray cluster that `RAY_ADDRESS` names, or on this machine; each trial takes one CPU.
 
-    `out` must be a folder that all machines share. Goes on where it stopped. Returns the summary, as `sweep` does.
+    `out` must be a folder that all machines share. Goes on where it stopped; a trial whose worker dies is run again,
+    from its last checkpoint, up to `RETRIES` times. Returns the summary, as `sweep` does.
 
     Raises:
         ModuleNotFoundError: Ray Tune or Optuna is not installed.
+        RuntimeError: trials that failed nevertheless; what was found is kept.
     """
     try:
         import ray
@@ -42,22 +47,33 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
             tune_config=tune.TuneConfig(
                 search_alg=search, num_samples=trials, time_budget_s=None if minutes is None else 60 * minutes
             ),
-            run_config=tune.RunConfig(name="sweep", storage_path=str(where), verbose=0),
-        )
+            run_config=tune.RunConfig(
+                name="sweep", storage_path=str(where), verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+            ),
+        )  # fmt: skip
     results = tuner.fit()
     rows = [
         {"trial": i, "values": r.metrics["values"], "accuracy": r.metrics["accuracy"], "cost": r.metrics["cost"]}
         for i, r in enumerate(results)
         if r.metrics and "accuracy" in r.metrics
     ]
-    return summary_of(wanted, out, rows)
+    summary = summary_of(wanted, out, rows)
+    if results.errors:
+        last = str(results.errors[0]).strip().splitlines()[-1]
+        raise RuntimeError(
+            f"sweep: {len(results.errors)} of {len(results)} trials failed, the first one by: {last.rstrip('.')}. "
+            f"{len(rows)} finished ones are kept in {out}."
+        )
+    return summary
 
 
 def _train(values: dict[str, Any], wanted: Sweep, out: Path) -> None:
     from ray import tune
 
     name = tune.get_context().get_trial_id()
-    tune.report(wanted.trial(values, out / f"trial-{name}") | {"values": values})
+    with contextlib.suppress(FloatingPointError):  # these values diverge, and would again
+        tune.report(wanted.trial(values, out / f"trial-{name}") | {"values": values})
 
 
 def _space(wanted: Sweep, trial: Any) -> None:

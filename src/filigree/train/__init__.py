@@ -1,4 +1,4 @@
-"""Training: the loop, early stopping, checkpoints and records."""
+"""Training: the loop, early stopping, checkpoints, records and trackers."""
 
 from filigree.train.evaluation import evaluate
 from filigree.train.history import History
@@ -8,12 +8,14 @@ from filigree.train.progress import progress_columns
 from filigree.train.records import Record, find_records
 from filigree.train.rng import seed_everything
 from filigree.train.stopping import EarlyStopping
+from filigree.train.tracking import Tracking
 
 __all__ = [
     "EarlyStopping",
     "FitState",
     "History",
     "Record",
+    "Tracking",
     "evaluate",
     "find_records",
     "fit",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from filigree.train.stopping import EarlyStopping
 
 FILE = "checkpoint.safetensors"
 _FORMAT = "filigree-checkpoint/1"
+_LIKE_PARAMETERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # in an optimizer's state
 
 
 class Checkpoint:
@@ -36,7 +39,10 @@ class Checkpoint:
     ) -> None:  # fmt: skip
         self.path = Path(folder) / FILE
         self.engine, self.state, self.parts, self.stopping = engine, state, parts, stopping
-        self.generators, self._loaded = generators, None
+        self.generators = generators
+        self._loaded: dict[str, Any] | None = None
+        self._first: dict[str, Any] = {}  # the random generators when the epoch in hand began
+        self.midway: dict[str, Any] | None = None  # of a loaded file that was saved within an epoch
         self.fingerprint = fingerprint(state.model, state.optimizer, parts, **settings)
 
     def open(self) -> None:
@@ -45,10 +51,13 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)
 
-    def save(self) -> None:
-        """Write the run as it is now, at the end of an epoch."""
-        own = {"global": rng.capture(), "generators": [generator.get_state() for generator in self.generators]}
-        random = self.engine.gather(own)
+    def begin(self) -> None:
+        """An epoch's first batch comes next: what is drawn from here on is its order."""
+        self._first = self._capture()
+
+    def save(self, midway: dict[str, Any] | None = None) -> None:
+        """Write the run as it is now, at the end of an epoch; within one, `midway` says how far it is."""
+        random = self.engine.gather(self._capture())
         if self.engine.is_main:
             state, scaler = self.state, self.engine.scaler
             content = {
@@ -60,7 +69,9 @@ class Checkpoint:
                 "random": random,
                 "history": state.history.rows,
                 "stopped": state.history.stopped,
+                "topology": None if state.record is None else state.record.topology,
                 "step": state.step,
+                "midway": None if midway is None else midway | {"first": self._first},
             }
             write_state(self.path, {"format": _FORMAT, "fingerprint": self.fingerprint, "content": content})
         self.engine.wait()
@@ -76,45 +87,105 @@ class Checkpoint:
         file = read_state(self.path)
         if not isinstance(file, dict) or file.get("format") != _FORMAT:
             raise ValueError(f"{self.path}: not a checkpoint of fit.")
-        different = difference(file["fingerprint"], self.fingerprint)
-        if different:
-            raise ValueError(f"{self.path}: this checkpoint is of another run: {different}.")
-        saved, state = file["content"], self.state
+        with self._refusing("this run"):
+            different = difference(file["fingerprint"], self.fingerprint)
+            if different:
+                raise ValueError(f"{self.path}: this checkpoint is of another run: {different}.")
+            self._take(file["content"])
+        return True
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        state = self.state
         self._attempt(state.model, saved["model"])
+        settings = [dict(group) for group in state.optimizer.param_groups]
         self._attempt(state.optimizer, saved["optimizer"])
+        _check_optimizer(state.optimizer, settings)
         for name in ("each_epoch", "each_step"):
             for part, part_state in zip(self.parts[name], saved["parts"][name], strict=True):
                 self._attempt(part, part_state)
         self._attempt(self.stopping, saved["early_stopping"])
         self._attempt(self.engine.scaler, saved["scaler"])
-        state.history.rows[:] = saved["history"]
-        state.history.stopped, state.step = saved["stopped"], saved["step"]
+        rows, stopped, step = saved["history"], saved["stopped"], saved["step"]
+        if not (isinstance(rows, list) and all(isinstance(row, dict) and type(row["epoch"]) is int for row in rows)):
+            raise ValueError("its history must be rows with an epoch")
+        if not (stopped is None or isinstance(stopped, str)) or type(step) is not int or step < 0:
+            raise ValueError(f"it must say after how many steps it was written. Got {step!r}, {stopped!r}")
+        midway, topology = saved.get("midway"), saved.get("topology") or []
+        if midway is not None and (type(midway["steps"]) is not int or len(midway["sums"]) != 4):
+            raise ValueError(f"it must say after how many steps of its epoch it was written. Got {midway['steps']!r}")
+        state.history.rows[:] = rows
+        state.history.stopped, state.step = stopped, step
         state.epoch = max(0, len(state.history) - 1)
-        self._loaded = saved
-        return True
+        if state.record is not None:
+            state.record.topology = list(topology)
+        self._loaded, self.midway = saved, midway
+
+    def rewind(self) -> None:
+        """Before the batches of an epoch that was left midway: put the generators back where that epoch began."""
+        assert self.midway is not None
+        with self._refusing("this run"):
+            self._first = self.midway["first"]
+            self._restore(self._first)
 
     def settle(self) -> None:
-        """The last of a resume, when all that starts with a run has started: hooks, then the random generators."""
+        """The last of a resume, when all that starts with a run (or with an epoch left midway) has started: hooks, then
+        the random generators."""
         if self._loaded is None:
             return
-        saved, self._loaded = self._loaded, None
-        for hook, hook_state in zip(self.parts["hooks"], saved["parts"]["hooks"], strict=True):
-            self._attempt(hook, hook_state)
-        own = saved["random"][self.engine.rank]
-        for generator, generator_state in zip(self.generators, own["generators"], strict=True):
+        saved, self._loaded, self.midway = self._loaded, None, None
+        with self._refusing("this run"):
+            for hook, hook_state in zip(self.parts["hooks"], saved["parts"]["hooks"], strict=True):
+                self._attempt(hook, hook_state)
+            self._restore(saved["random"][self.engine.rank])
+
+    def _capture(self) -> dict[str, Any]:
+        return {"global": rng.capture(), "generators": [generator.get_state() for generator in self.generators]}
+
+    def _restore(self, random: dict[str, Any]) -> None:
+        for generator, generator_state in zip(self.generators, random["generators"], strict=True):
             generator.set_state(generator_state)
-        rng.restore(own["global"])
+        rng.restore(random["global"])
 
     def _attempt(self, part: Any, state: Any) -> None:
         """`part.load_state_dict(state)`, with whatever it says about a state that does not fit as one line."""
         if part is None or state is None:
             return
         load: Callable[[Any], Any] = part.load_state_dict
-        try:
+        with self._refusing(type(part).__name__):
             load(state)
-        except (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+
+    @contextmanager
+    def _refusing(self, who: str) -> Iterator[None]:
+        """Whatever goes wrong in here with a file from outside, as one line that names the file."""
+        try:
+            yield
+        except Exception as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{self.path}: {type(part).__name__} refuses this checkpoint ({reason[:300]}).") from None
+            if reason.startswith(f"{self.path}: "):
+                raise
+            raise ValueError(f"{self.path}: {who} refuses this checkpoint ({reason[:300]}).") from None
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
+    """`ValueError` where what was loaded has not the settings that it had, or where a state has not its parameter's
+    shape: fused optimizers read it by address."""
+    for before, group in zip(settings, optimizer.param_groups, strict=True):
+        for name, value in before.items():
+            if name not in group or _sort(group[name]) != _sort(value):
+                raise ValueError(f"the optimizer's {name} must be like {value!r:.50}. Got {group.get(name)!r:.50}")
+    for parameter, state in optimizer.state.items():
+        for name, tensor in state.items():
+            if name in _LIKE_PARAMETERS and getattr(tensor, "shape", parameter.shape) != parameter.shape:
+                raise ValueError(
+                    f"the optimizer's {name} must be {tuple(parameter.shape)}, as its parameter. "
+                    f"Got {tuple(tensor.shape)}"
+                )
+
+
+def _sort(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number" if math.isfinite(value) else "no number"
+    return type(value).__name__
 
 
 def _state(part: Any) -> Any:

@@ -91,6 +91,14 @@ class AcceleratorEngine(Engine):
             else:
                 wrapped = accelerator.prepare_optimizer(optimizer, device_placement=False)
                 yield runner, wrapped, accelerator.backward
+        except RuntimeError as error:
+            if self.processes == 1 or not any(word in str(error) for word in _LOST):
+                raise
+            reason = " ".join(str(error).split("] ", 1)[-1].split())  # without the place in gloo's source
+            raise ConnectionError(
+                f"fit: process {self.rank} has lost another process of this run ({reason[:100]}). "
+                "The last checkpoint is whole: start all of them again to resume."
+            ) from None
         finally:  # mixed precision replaces the model's own forward: after the run it is the user's model again
             for key in _MARKS:
                 vars(model).pop(key, None)
@@ -113,6 +121,7 @@ class AcceleratorEngine(Engine):
         return self.accelerator.scaler
 
 
+_LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Socket")  # in what a collective that fails says
 _MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")  # what prepare_model leaves on a model
 
 

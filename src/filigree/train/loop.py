@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +16,7 @@ from filigree.train.evaluation import Loss
 from filigree.train.history import History
 from filigree.train.records import Record
 from filigree.train.run import Run
+from filigree.train.signals import asked_to_end
 from filigree.train.stopping import EarlyStopping
 
 
@@ -71,7 +68,9 @@ def fit(
         early_stopping: an `EarlyStopping`.
         checkpoint: a folder; after every epoch its `checkpoint.safetensors` is replaced, atomically, by one with model,
             optimizer, the states of all that steps (and of hooks that have a `state_dict`), random generators, early
-            stopping and history. An interrupted run leaves the last whole one.
+            stopping and history. A killed run leaves the last whole one. With a checkpoint, SIGINT and SIGTERM let the
+            step in hand end and save the run there before they end it (of several processes: the epoch in hand); a
+            second signal ends it at once. Without one they unwind at once; SIGTERM is `SystemExit(143)`.
         resume: go on from the folder's checkpoint, bit for bit as if never interrupted; from the start where it has
             none. The global random generators are put back as well.
         seed: of the order of the data and of `augment`'s generator, nothing else. Dropout and the like draw from
@@ -101,25 +100,8 @@ def fit(
         model, train, optimizer, epochs, batch_size, loss or functional.cross_entropy, validation, test, each_epoch,
         each_step, hooks, augment, early_stopping, checkpoint, seed, accelerator, drop_last, record, on_nan,
     )  # fmt: skip
-    with _terminable():
+    with asked_to_end(saves=checkpoint is not None) as asked:
         run.start(resume)
         with run.bar(progress) as bar:
-            run.to_the_end(bar)
+            run.to_the_end(bar, asked)
     return run.history
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind like an exception, exit code 143, so that it too leaves nothing half-written."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def unwind(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, unwind)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -59,6 +59,15 @@ class Meter:
             self.correct += int((self._outputs[:used].argmax(2) == self._labels[:used]).sum())
             self.labels += self._labels[:used].numel()
 
+    def sums(self) -> list[float]:
+        """All that was added so far, as numbers that `resume` takes."""
+        self.flush()
+        return [self.loss, self.correct, self.samples, self.labels]
+
+    def resume(self, sums: list[float]) -> None:
+        """Go on from the `sums` of an earlier meter."""
+        self.loss, self.correct, self.samples, self.labels = sums[0], int(sums[1]), int(sums[2]), int(sums[3])
+
     @property
     def finite(self) -> bool:
         """Whether every loss added up so far is a finite number."""
@@ -66,7 +75,5 @@ class Meter:
 
     def means(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """`{"loss", "accuracy"}` (the latter where it is defined); `total` adds the sums of several processes."""
-        self.flush()
-        sums = torch.tensor([self.loss, self.correct, self.samples, self.labels], dtype=torch.float64)
-        loss, correct, samples, labels = total(sums).tolist()
+        loss, correct, samples, labels = total(torch.tensor(self.sums(), dtype=torch.float64)).tolist()
         return {"loss": loss / max(samples, 1)} | ({"accuracy": correct / labels} if labels else {})

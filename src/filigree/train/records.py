@@ -19,6 +19,7 @@ from filigree.storage import write_json
 
 FILE = "record.json"
 SEARCH = "search"  # the folder of a recipe's trials
+_LARGEST = 256 << 20  # bytes of a file
 Number = int | float | None
 
 
@@ -108,6 +109,8 @@ class Record(pydantic.BaseModel, extra="forbid", strict=True):
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such record.")
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"{path}: not a filigree record (larger than {_LARGEST >> 20} MiB).")
         try:
             record = cls.model_validate_json(path.read_bytes())
         except pydantic.ValidationError as error:

@@ -40,6 +40,11 @@ def restore(state: dict[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     if state["numpy"] is not None:
+        inner = state["numpy"]["state"]
+        if not 0 <= inner["pos"] <= inner["key"].numel() == 624:  # numpy would read beyond its words
+            raise ValueError(
+                f"the state of numpy's generator must be 624 words and a place in them. Got {inner['pos']}."
+            )
         np.random.set_state(_swap(state["numpy"], torch.Tensor, lambda key: key.numpy().astype(np.uint32)))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from filigree.train.hooks import FitState, Stepper, collect, listed
 from filigree.train.meter import Meter
 from filigree.train.progress import Bar
 from filigree.train.records import Record
+from filigree.train.signals import Asked
 from filigree.train.stopping import EarlyStopping
 
 
@@ -47,6 +50,10 @@ class Run:
         self.train = make_batches(
             train, "train", batch_size, order=order, drop_last=drop_last, augment=augmenting(augment, own), **where
         )
+        try:
+            self.steps: int | None = len(self.train)
+        except TypeError:  # a DataLoader of a stream has no length
+            self.steps = None
         self.held_out = {
             prefix: make_batches(data, name, max(batch_size, 1024), **where)
             for prefix, name, data in (("val", "validation", validation), ("test", "test", test))
@@ -91,27 +98,23 @@ class Run:
 
     def bar(self, progress: Progress | bool | None) -> Bar:
         """The run's progress bar, shown by the main process."""
-        try:
-            steps = len(self.train)
-        except TypeError:  # a DataLoader of a stream has no length
-            steps = None
         label = (self.record.method if self.record is not None else "") or type(self.model).__name__
-        return Bar(progress if self.engine.is_main else False, label, self.state.epochs, steps, len(self.history))
+        return Bar(progress if self.engine.is_main else False, label, self.state.epochs, self.steps, len(self.history))
 
-    def to_the_end(self, bar: Bar) -> None:
-        """The epochs that are left, and what follows the last."""
+    def to_the_end(self, bar: Bar, asked: Asked) -> None:
+        """The epochs that are left, and what follows the last; `asked` may end the run before."""
         state, history, stopping = self.state, self.history, self.stopping
         was_training = self.model.training
         self._emit("on_fit_start")
         try:
             with self.engine.prepared() as prepared:
-                if self.checkpoint is not None:
+                if self.checkpoint is not None and self.checkpoint.midway is None:
                     self.checkpoint.settle()
                 for epoch in range(len(history), state.epochs):
                     if history.stopped:
                         break
                     state.epoch = epoch
-                    self._epoch(prepared, bar)
+                    self._epoch(prepared, bar, asked)
         finally:
             self.model.train(was_training)
         restores = stopping is not None and stopping.restore_best
@@ -124,18 +127,16 @@ class Run:
 
     # -- an epoch ----------------------------------------------------------------------------------------------------
 
-    def _epoch(self, prepared: Prepared, bar: Bar) -> None:
+    def _epoch(self, prepared: Prepared, bar: Bar, asked: Asked) -> None:
         state, history = self.state, self.history
-        steppers, first = (*self.each_epoch, *self.each_step), state.step
+        steppers = (*self.each_epoch, *self.each_step)
         for stepper in steppers:
             stepper.seconds = 0.0
         self._emit("on_epoch_start")
         self.train.set_epoch(state.epoch)
-        began = time.perf_counter()
-        means = self._steps(prepared, bar)
-        seconds = time.perf_counter() - began
+        means, steps, seconds = self._steps(prepared, bar, asked)
         if not abs(means["loss"]) < float("inf"):
-            self._not_finite(means["loss"], state.step - first)
+            self._not_finite(means["loss"], steps)
             return  # nothing of this epoch is kept
         row: Row = {"epoch": state.epoch} | {f"train_{name}": value for name, value in means.items()}
         for prefix, batches in self.held_out.items():
@@ -158,28 +159,55 @@ class Run:
             row["rewire_seconds"] = sum(stepper.seconds for stepper in rewiring)
         history.rows.append(row)
         self._emit("on_epoch_end")
-        asked = self.engine.total(torch.tensor(float(state.stop))).item()  # by a hook, in any process
-        if asked and not history.stopped:
+        stop, number = self.engine.total(torch.tensor([float(state.stop), asked.number])).tolist()  # in any process
+        if stop and not history.stopped:
             history.stopped = f"a hook asked for it in epoch {state.epoch}"
         if self.checkpoint is not None:
             self.checkpoint.save()
         if self.record is not None:
             self._save_record(self.record)
-        bar.epoch(row, state.step - first)
+        bar.epoch(row, steps)
+        if number and self.checkpoint is not None:
+            asked.number = asked.number or signal.SIGTERM  # another process was asked: all end here, with one state
+            asked.leave()
 
-    def _steps(self, prepared: Prepared, bar: Bar) -> dict[str, float]:
-        """The steps of an epoch: the hot path, where a microsecond counts. Returns the mean loss and accuracy."""
+    def _begin(self, meter: Meter) -> tuple[Iterator[Any], int, float]:
+        """The epoch's batches, how many steps were taken before a resume within it, and in how many seconds."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or checkpoint.midway is None:
+            if checkpoint is not None:
+                checkpoint.begin()
+            return iter(self.train), 0, 0.0
+        midway = checkpoint.midway
+        checkpoint.rewind()
+        batches = iter(self.train)
+        for _ in zip(range(midway["steps"]), batches, strict=False):
+            pass
+        checkpoint.settle()
+        meter.resume(midway["sums"])
+        return batches, midway["steps"], midway["seconds"]
+
+    def _steps(self, prepared: Prepared, bar: Bar, asked: Asked) -> tuple[dict[str, float], int, float]:
+        """The steps of an epoch: the hot path, where a microsecond counts.
+
+        Returns the mean loss and accuracy, the number of steps, and their seconds.
+        """
         model, optimizer, backward = prepared
-        loss_of, batches, meter, state = self.loss, self.train, Meter(), self.state
+        loss_of, train, meter, state = self.loss, self.train, Meter(), self.state
         each_step = [stepper.fast() for stepper in self.each_step]
         hooks = self.events["on_step_end"]
-        alone, clock, first = self.engine.processes == 1, time.perf_counter, state.step
+        alone, clock = self.engine.processes == 1, time.perf_counter
         model.train()
+        began = clock()
+        batches, done, earlier = self._begin(meter)
+        first = state.step - done
+        # Left midway is an epoch of a known length, with a step still to come: growth by gradient reads the last one's.
+        last = first + self.steps - 1 if alone and self.steps is not None and self.checkpoint is not None else -1
         for x, y in batches:
             optimizer.zero_grad()
             output = model(x)
             loss = loss_of(output, y)
-            backward(loss if alone else loss * batches.scale)
+            backward(loss if alone else loss * train.scale)
             optimizer.step()
             meter.add(loss, output, y)
             state.step += 1
@@ -196,7 +224,16 @@ class Run:
             if clock() >= bar.due:
                 meter.flush()
                 bar.tick(state.epoch, state.step - first, meter.loss / meter.samples)
-        return meter.means(self.engine.total)
+            if asked.number and state.step <= last:
+                self._leave(asked, meter, state.step - first, earlier + clock() - began)
+        return meter.means(self.engine.total), state.step - first, earlier + clock() - began
+
+    def _leave(self, asked: Asked, meter: Meter, steps: int, seconds: float) -> None:
+        """Save the run within the epoch, and end it."""
+        sums = meter.sums()
+        if self.checkpoint is not None and meter.finite:
+            self.checkpoint.save({"steps": steps, "sums": sums, "seconds": seconds})
+            asked.leave()
 
     def _not_finite(self, value: float, steps: int) -> None:
         what = f"the training loss became {value} in epoch {self.state.epoch}, within its first {steps} steps"
@@ -216,10 +253,9 @@ class Run:
         if resumed and record.folder is not None and (record.folder / records.FILE).is_file():
             earlier, done = Record.load(record.folder), len(self.history)
             record.started = earlier.started
-            record.topology = [snapshot for snapshot in earlier.topology if snapshot["epoch"] < done]
             _note(record, *earlier.notes)
             if done < self.state.epochs and not self.history.stopped:
-                _note(record, f"Resumed after epoch {done - 1}.")
+                _note(record, f"Resumed after epoch {done - 1}." if done else "Resumed in epoch 0.")
         record.history = self.history.rows
         self._save_record(record)
 

@@ -1,0 +1,56 @@
+"""A search whose processes are killed or fail."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import optuna
+import pytest
+
+from filigree.recipes import Sweep, sweep
+from filigree.train import Record
+
+module: Any = importlib.import_module("filigree.recipes.sweep")  # as an attribute that name is the function
+SETTINGS = ("data.name=digits", "data.validation=0.2", "training.epochs=30", "seeds=[0]", "model.hidden=[24]")
+
+
+def test_a_killed_process_is_reported_and_its_trial_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill_the_other(*_: Any) -> None:
+        ends = time.monotonic() + 120
+        while not list(tmp_path.glob("trial-*/topk-0/checkpoint.safetensors")) and time.monotonic() < ends:
+            time.sleep(0.01)
+        multiprocessing.active_children()[0].kill()
+
+    wanted = Sweep("asymmetric-mnist", {"k": "2:20:log"}, "topk", settings=SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_work", kill_the_other)  # in this process only
+        with pytest.raises(RuntimeError, match=r"1 of 2 processes ended with exit code -9: it was killed .* kept in"):
+            sweep(wanted, tmp_path, trials=1, jobs=2)
+    (killed,) = trials(tmp_path)
+    assert killed.state == optuna.trial.TrialState.RUNNING
+    found = sweep(wanted, tmp_path, trials=1)
+    assert [row["values"] for row in found["trials"]] == [killed.params]
+    record = Record.load(tmp_path / "trial-0000" / "topk-0")
+    assert record.finished
+    assert any(note.startswith("Resumed after epoch") for note in record.notes)
+
+
+def trials(out: Path) -> list[Any]:
+    return list(optuna.load_study(study_name="sweep", storage=f"sqlite:///{out / 'study.db'}").trials)
+
+
+def test_what_goes_wrong_in_a_helper_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("Unable to allocate\n3 GiB.")
+
+    monkeypatch.setattr(module, "_work", fail)
+    errors: SimpleQueue[str] = SimpleQueue()
+    with pytest.raises(SystemExit) as raised:
+        module._help(errors, None)
+    assert raised.value.code == 1
+    assert errors.get_nowait() == "MemoryError: Unable to allocate 3 GiB"

@@ -1,0 +1,72 @@
+"""Two processes under `accelerate launch` train a sparse network as one would; a dead one; a search on Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from filigree import recipes
+from filigree.recipes import Sweep
+from filigree.train import Record
+
+SCRIPT = Path(__file__).parent.parent / "reliability" / "distributed.py"
+
+
+def test_two_processes_rewire_alike_and_outlive_a_dead_one(tmp_path: Path) -> None:
+    record = tmp_path / "distributed.json"
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--grow", "gradient", "--out", str(record)],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(record.read_text())["runs"]["gradient"]
+    assert found["rewirings"] == 4
+    assert found["hashes_equal_on_both_ranks"]
+    assert found["hashes_equal_to_one_process"]
+    assert found["weights_of_the_ranks_apart"] == 0
+    assert found["weights_apart_from_one_process"] < 1e-9
+    dead = found["dead_rank"]
+    assert dead["exit"] == 1
+    assert "has lost another process of this run" in dead["message"]
+    assert dead["epochs_kept"] == 2
+    assert dead["resumed_apart_from_undisturbed"] == 0
+
+
+def test_a_recipe_is_refused_where_a_launcher_started_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(recipes.RecipeError, match="a recipe runs in one process"):
+        recipes.run(recipes.load("demo"), tmp_path)
+
+
+def test_a_killed_ray_workers_trial_is_run_again(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray Tune is not installed (the extra `ray`)")
+    settings = ("data.name=digits", "data.validation=0.2", "training.epochs=150", "seeds=[0]", "model.hidden=[24]")
+    wanted = Sweep("asymmetric-mnist", {"k": "2:20:log"}, "topk", settings=settings)
+    killed: list[int] = []
+    threading.Thread(target=kill_a_worker, args=(tmp_path, killed), daemon=True).start()
+    found = recipes.sweep_ray(wanted, tmp_path, trials=2)
+    assert len(killed) == 1
+    assert len(found["trials"]) == 2
+    notes = [note for folder in tmp_path.glob("trial-*/topk-0") for note in Record.load(folder).notes]
+    assert len([note for note in notes if note.startswith("Resumed")]) == 1
+
+
+def kill_a_worker(out: Path, killed: list[int]) -> None:
+    """Kill the first process of a trial once it has a checkpoint."""
+    ends = time.monotonic() + 120
+    while time.monotonic() < ends:
+        time.sleep(0.02)
+        if not list(out.glob("trial-*/topk-0/checkpoint.safetensors")):
+            continue
+        for process in psutil.Process().children(recursive=True):
+            if "ImplicitFunc" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+                return
