@@ -9,7 +9,8 @@ import torch
 import filigree as fg
 from filigree import reproduce
 from filigree.report import Chart
-from filigree.reproduce import mollify, noise, pruning
+from filigree.reproduce import mollify, noise, pruning, sequences
+from filigree.reproduce.findings import unprinted
 from filigree.reproduce.steps import masked_loss, train_steps
 from test_cli import call
 
@@ -22,29 +23,43 @@ def test_a_table_beside_the_printed_one(tmp_path, monkeypatch, capsys):
     assert (code, err) == (0, "")
     assert "[98.19]" in out
     assert "Train minus test accuracy" in out
+    assert "open  784-512-10 topk, test accuracy in %: printed 98.19, ours" in out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {row["method"] for row in summary["rows"]} == {"dense", "symmetric", "topk", "partial", "complete"}
     assert all(row["backward_ms"] > 0 for row in summary["rows"])
     assert (tmp_path / "report.html").is_file()
-    before = (tmp_path / "784-512-10" / "dense-0" / "model.safetensors").stat().st_mtime_ns
-    call(monkeypatch, capsys, *arguments)  # goes on where it stopped: nothing is trained again
-    assert (tmp_path / "784-512-10" / "dense-0" / "model.safetensors").stat().st_mtime_ns == before
+    assert summary["complete"] == {"784-512-10": [0]}
+    assert {finding["where"] for finding in summary["findings"]} > {"000, Table 9.1", "000, Table 9.2", "000, abstract"}
+    model, record = (tmp_path / "784-512-10" / "dense-0" / name for name in ("model.safetensors", "record.json"))
+    before = model.stat().st_mtime_ns, record.stat().st_mtime_ns
+    call(monkeypatch, capsys, *arguments)  # goes on where it stopped: nothing is trained or timed again
+    assert (model.stat().st_mtime_ns, record.stat().st_mtime_ns) == before
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
 def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, "reproduce", "nothing")
     assert (code, len(err.strip().splitlines())) == (2, 1)
-    code, _, err = call(monkeypatch, capsys, "reproduce", "asymmetric-mnist", "--case", "l9-9", "--out", tmp_path)
-    assert code == 2
-    assert "--case l9-9: the cases of asymmetric-mnist are 784-512-10" in err
+    for arguments, says in (
+        (["asymmetric-mnist", "--case", "l9-9", "--out", tmp_path], "--case l9-9: the cases of asymmetric-mnist are"),
+        (["--document", "005"], "--document 005: the documents are 000, 001, 002, 003, 004"),
+        (["--quick"], "need a NAME"),
+        (["all", "--seed", "1"], "are of single reproductions"),
+        (["asymmetric-mnist", "--json", "x.json"], "are of the listing"),
+    ):
+        code, _, err = call(monkeypatch, capsys, "reproduce", *arguments)
+        assert (code, len(err.strip().splitlines())) == (2, 1)
+        assert says in err
 
 
 def test_every_case_is_a_recipe():
     for table in filter(lambda made: isinstance(made, reproduce.Reproduction), reproduce.ALL.values()):
         for case in table.cases:
             for quick in (False, True):
-                table.recipe_of(case, quick)
-        assert set(table.printed) == set(table.cases)
+                recipe = table.recipe_of(case, quick)
+                assert set(table.printed.get(case, {})) <= set(recipe.methods)
+        assert set(table.printed) <= set(table.cases)
+        assert bool(table.where) == bool(table.printed)
 
 
 def test_printed_winners_are_as_the_document_counts_them():
@@ -66,17 +81,24 @@ calls: list[tuple[str, int]] = []
 def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
     made = reproduce.Computation(
         "counted", "Numbers.", count, ["a", "b"], seeds=(0, 2), charts=[Chart("n", "value", ["kind"])],
-        claims=[lambda rows: f"{len(rows)} rows"],
+        claims=[lambda rows: [unprinted("000, abstract", f"{len(rows)} rows")]],
     )  # fmt: skip
     monkeypatch.setitem(reproduce.ALL, "counted", made)
     code, out, err = call(monkeypatch, capsys, "reproduce", "counted", "--case", "a", "--out", tmp_path)
     assert (code, err) == (0, "")
     assert "2 ± 1.4" in out  # the mean of 1 and 3
-    assert "4 rows" in out
+    assert "open  4 rows" in out
+    ledger = json.loads((tmp_path / "provenance.json").read_text())
+    assert set(ledger) == {"a.0", "a.2"}
+    assert all(run["finished"] and run["seconds"] >= 0 for run in ledger.values())
     call(monkeypatch, capsys, "reproduce", "counted", "--out", tmp_path)
     assert calls == [("a", 0), ("a", 2), ("b", 0), ("b", 2)]  # what stood there was kept
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [row["value"][0] for row in summary["rows"]] == [2, 3, 2, 3]
+    assert summary["complete"] == {"a": [0, 2], "b": [0, 2]}
+    after = json.loads((tmp_path / "provenance.json").read_text())
+    assert {key: after[key] for key in ledger} == ledger
+    assert summary["seconds"] == pytest.approx(sum(run["seconds"] for run in after.values()))
     assert "Plotly" in (tmp_path / "report.html").read_text()
     code, _, err = call(monkeypatch, capsys, "reproduce", "counted", "--set", "x=1", "--out", tmp_path)
     assert code == 2
@@ -86,13 +108,14 @@ def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
 def test_sizes_counted_as_the_document_does():
     """003: "printed 76.803%, 70.37% (23.03% stay), 90.103%"."""
     for name, printed in (("lenet-300-100", 23.197), ("lenet5", 23.03), ("lenet5-like", 9.897)):
-        build, _, _, keep, _ = pruning.NETWORKS[name]
+        build, _, _, keep = pruning.NETWORKS[name]
         assert abs(100 * pruning.counted_as_printed(build(), keep) - printed) < 0.005
 
 
 NOISE = [
-    (noise.gaussians, "NAH", None), (noise.unique, "curriculum", None), (noise.unique, "NANIL, annealed", None),
-    (noise.programs, "NAH, alpha 1.15", None), (noise.recall, "NAN, annealed", None), (noise.translation, "hard", None),
+    (noise.gaussians, "NAH", None), (sequences.unique, "curriculum", None), (sequences.unique, "NANIL, annealed", None),
+    (sequences.programs, "NAH, alpha 1.15", None), (sequences.recall, "NAN, annealed", None),
+    (sequences.translation, "hard", None),
     (noise.mnist, "soft + gradient noise", "mnist"), (noise.words, "NAN, alpha 1.15", "ptb"),
     (mollify.parity, "mollified, residual", None), (mollify.parity, "residual + batch norm", None),
     (mollify.pentomino, "mollified", None), (mollify.words, "mollified", "ptb"),

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import filigree as fg
-from filigree.reproduce import Asked, translating
+from filigree.reproduce import Asked, Bars, translating
 from filigree.reproduce.translating import (
     bleu,
     guessed,
@@ -157,15 +157,18 @@ def test_cases_change_what_they_say(root, monkeypatch):
 @pytest.mark.parametrize("made", translating.REPRODUCTIONS, ids=lambda made: made.name)
 def test_tables_and_claims(made, root, tmp_path):
     cases = made.cases[:3]
-    _, lines = made.again(tmp_path / "out", Asked(cases=cases, seeds=(0, 1), quick=True), Console(file=io.StringIO()))
-    assert len(lines) == len(made.claims) + len(made.notes)
-    for figure, line in zip(
-        ("best validation NLL" if "europarl" in made.name else "test NLL", "BLEU-4"), lines, strict=False
-    ):
-        assert line.startswith(f"{figure} at the end: soft ")
-        assert "Printed: " in line
-        assert line.count(" ± ") == 3
+    with Bars(Console(file=io.StringIO())) as bars:
+        _, findings = made.again(tmp_path / "out", Asked(cases=cases, seeds=(0, 1), quick=True), bars)
+    assert {finding.where for finding in findings} == {
+        "004, Table 4.4" if "europarl" in made.name else "004, Table 4.3"
+    }
+    texts = [finding.text for finding in findings]
+    for figure in ("best validation NLL" if "europarl" in made.name else "test NLL", "BLEU-4"):
+        (soft,) = [text for text in texts if text.startswith(f"soft, {figure}: printed ")]
+        assert "(2 runs, 95% [" in soft
+    assert any("NAH - soft" in text and "2 pairs" in text for text in texts)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [finding["text"] for finding in summary["findings"]] == texts
     assert len(summary["rows"]) == 9
     assert "Plotly" in (tmp_path / "out" / "report.html").read_text()
 

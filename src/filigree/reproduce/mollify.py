@@ -17,10 +17,14 @@ from filigree import data, models
 from filigree.convert import convert_
 from filigree.data import tasks
 from filigree.dynamics import MollificationAnnealing
-from filigree.nn import Mollified, Noisy, StochasticDepth
+from filigree.nn import Mollified, StochasticDepth
 from filigree.report import Chart
-from filigree.reproduce.noise import ARMS, ends, language, perplexities
-from filigree.reproduce.reproduction import Computation, Rows
+from filigree.reproduce.claims import OfRows, before, beside, by_run, compared, test_accuracy
+from filigree.reproduce.experiment import Rows
+from filigree.reproduce.findings import Finding, claim
+from filigree.reproduce.language import language, perplexities
+from filigree.reproduce.noise import arm
+from filigree.reproduce.reproduction import Computation, Records, Reproduction
 from filigree.reproduce.steps import draw, train_steps
 from filigree.train import fit, seed_everything
 
@@ -55,9 +59,7 @@ def deep_mlp(case: str, sizes: list[int], seed: int, k: float) -> tuple[nn.Modul
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     if case == "hard":
-        hard = ARMS["hard"]
-        assert hard is not None
-        convert_(model, hard)
+        arm(model, case, seed)
     if not case.startswith("mollified"):
         return model, []
     convert_(model, Mollified(residual=case.endswith("residual"), expected=True, seed=seed))
@@ -183,9 +185,7 @@ def embedding(case: str, seed: int, quick: bool) -> Rows:
     model = models.character_encoder(len(letters) + 1, 16, 64, 100, layers=5, width=200)
     steppers: list[Any] = []
     if case == "hard":
-        hard = ARMS["hard"]
-        assert hard is not None
-        convert_(model, Noisy(**vars(hard)))
+        arm(model, case, seed)
     if case == "mollified":
         convert_(model, Mollified(expected=True, seed=seed))
         steppers = [MollificationAnnealing(model, k=100.0, stop=0.05)]
@@ -211,49 +211,88 @@ def _curves(x: str, *figures: str) -> list[Chart]:
     return [Chart(x, figure, ["network"], figure) for figure in figures]
 
 
-_SEEDS = list(range(3))
+def annealing_claim(records: Records) -> list[Finding]:
+    """4.3.6.6 is about annealing the noise, for sequences; here of an MLP."""
+    parts = compared(by_run(records, test_accuracy), [("annealed", "nan")], unit=" points")
+    return [claim("004, section 4.3.6.6", "Annealed noise is better than noise that stays", parts)] if parts else []
 
-REPRODUCTIONS: list[Computation] = [
+
+def pentomino_claims(scaled: bool) -> list[OfRows]:
+    """4.4.4.1."""
+    where, key = "004, section 4.4.4.1, Pentomino", "network"
+    return [
+        beside(where, "test %", {"plain": 69.5, "mollified, residual": 75.15}, key, scaled),
+        before(where, "The mollified network with residual connections is more accurate", "test %",
+               [("mollified, residual", "plain")], key),
+    ]  # fmt: skip
+
+
+def word_claims(scaled: bool) -> list[OfRows]:
+    """Table 4.7."""
+    key = "network"
+    return [
+        beside("004, Table 4.7", "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key, scaled),
+        before("004, Table 4.7", "The mollified network is better", "test perplexity", [("mollified", "hard gates")],
+               key, lower=True),
+    ]  # fmt: skip
+
+
+_SEEDS = list(range(3))
+_BLOCKS = ["plain", "hard", "residual + batch norm", "mollified", "mollified, residual"]
+
+REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
-        "mollified-parity", "40-bit parity with six layers of sigmoids (004, Fig. 4.16).", parity,
-        ["plain", "hard", "residual + batch norm", "mollified", "mollified, residual"], _SEEDS,
+        "mollified-parity", "40-bit parity with six layers of sigmoids (004, Fig. 4.16).", parity, _BLOCKS, _SEEDS, (),
         _curves("step", "training NLL", "test %"),
-        [ends("training NLL", "plain does not learn; mollified converges faster than residual", "network"),
-         ends("test %", "-", "network")],
+        [before("004, Fig. 4.16", "Plain does not learn, mollified converges faster than residual", "training NLL",
+                [("mollified", "plain"), ("mollified", "residual + batch norm")], "network", lower=True)],
     ),
     Computation(
         "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (004, 4.4.4.1).", pentomino,
-        ["plain", "hard", "residual + batch norm", "mollified", "mollified, residual"], _SEEDS,
-        _curves("step", "training NLL", "test %"),
-        [ends("test %", "69.5 plain, 75.15 mollified with residual connections", "network")],
-        ["The document's comparison is confounded: only its mollified network has residual connections."],
+        _BLOCKS, _SEEDS, (), _curves("step", "training NLL", "test %"), pentomino_claims(True),
     ),
     Computation(
         "mollified-resnet", "Residual networks on CIFAR-10: plain, mollified, stochastic depth (004, Table 4.6).",
-        residual, ["plain", "mollified", "stochastic depth", "mollified + stochastic depth"], _SEEDS,
+        residual, ["plain", "mollified", "stochastic depth", "mollified + stochastic depth"], _SEEDS, ["cifar-10"],
         _curves("epoch", "training NLL", "test %"),
-        [ends("test %", "91.78 plain, 92.45 mollified, 93.25 stochastic depth, 110 layers, 500 epochs", "network")],
+        [beside("004, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25}, "network",
+                scaled=True),
+         before("004, Table 4.6", "Stochastic depth is best, mollified better than plain", "test %",
+                [("stochastic depth", "mollified"), ("mollified", "plain")], "network"),
+         before("004, section 4.4.4.1, future work", "Both together are better than either", "test %",
+                [("mollified + stochastic depth", "mollified"), ("mollified + stochastic depth", "stochastic depth")],
+                "network")],
     ),
     Computation(
         "mollified-words", "A word LSTM of two layers, mollified (004, Table 4.7).", words,
-        ["soft", "hard gates", "mollified"], _SEEDS,
-        [Chart("step", "validation perplexity", ["network"], "validation perplexity", True)],
-        [ends("test perplexity", "128.4 plain, 123.6 mollified, both with hard sigmoids", "network")],
+        ["soft", "hard gates", "mollified"], _SEEDS, ["ptb"],
+        [Chart("step", "validation perplexity", ["network"], "validation perplexity", True)], word_claims(True),
     ),
     Computation(
         "mollified-embedding", "Word vectors from characters (004, Fig. 4.19).", embedding,
-        ["soft", "hard", "mollified"], _SEEDS,
-        _curves("step", "training loss", "test loss"),
-        [ends("training loss", "the mollified network converges faster", "network"), ends("cosine", "-", "network")],
+        ["soft", "hard", "mollified"], _SEEDS, ["ptb"], _curves("step", "training loss", "test loss"),
+        [before("004, Fig. 4.19", "The mollified network converges faster", "training loss", [("mollified", "soft")],
+                "network", lower=True)],
     ),
     Computation(
         "mollified-pentomino-full", "Pentomino in full: 80,000 images, 100 epochs (004, 4.4.4.1).",
-        partial(pentomino, images=80_000, steps=80_000), ["plain", "mollified", "mollified, residual"], [0], [],
-        [ends("test %", "69.5 plain, 75.15 mollified with residual connections", "network")],
+        partial(pentomino, images=80_000, steps=80_000), ["plain", "mollified", "mollified, residual"],
+        claims=pentomino_claims(False), long=True,
     ),
     Computation(
         "mollified-words-full", "A word LSTM of two layers, mollified, in full (004, Table 4.7).",
-        partial(words, hidden=200, steps=13 * 1327, held=10**6), ["hard gates", "mollified"], [0], [],
-        [ends("test perplexity", "128.4 plain, 123.6 mollified", "network")],
+        partial(words, hidden=200, steps=13 * 1327, held=10**6), ["hard gates", "mollified"], data=["ptb"],
+        claims=word_claims(False), long=True,
+    ),
+    Reproduction(
+        "cifar-resnet110-mollified", "ResNet-110 on CIFAR-10, mollified, with stochastic depth, both. Days to weeks.",
+        "cifar-resnet110-mollified", {"cifar-10": []},
+        {"cifar-10": {"plain": {"test": 0.9178}, "mollified": {"test": 0.9245}, "stochastic-depth": {"test": 0.9325}}},
+        "004, Table 4.6", ["training.epochs=1", "model.blocks=[1,1,1]", "data.name=orl", "data.validation=0.2"],
+        long=True,
+    ),
+    Reproduction(
+        "noisy-mlp", "Three layers of tanh on MNIST: soft, hard, noisy, annealed, mollified (004, 4.3.6.6).",
+        "noisy-mlp", {"mnist": []}, quick=["training.epochs=1", "seeds=[0]"], claims=[annealing_claim],
     ),
 ]  # fmt: skip

@@ -1,114 +1,134 @@
-"""What a reproduction is: recipes, the figures that were printed, and a table of both."""
+"""The two kinds of experiments: recipes that are trained, and figures that a function computes."""
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
 from rich import box
-from rich.console import Console
-from rich.progress import Progress, track
 from rich.table import Table
 
 from filigree.recipes import Recipe, RecipeError, load, run
 from filigree.report import Chart, cell_text, write_computed, write_report
+from filigree.reproduce.bars import Bars
+from filigree.reproduce.experiment import Asked, Experiment, Pair, Rows
+from filigree.reproduce.findings import Finding, figure
+from filigree.reproduce.provenance import digest, source
 from filigree.storage import write_json
-from filigree.train import Record, progress_columns
+from filigree.train import Record
 
 Records = dict[str, dict[str, list[Record]]]  # case -> method -> the runs
-Rows = list[dict[str, Any]]
 
+_load = functools.lru_cache(maxsize=None)(load)  # a listing asks for each recipe many times
 
 FIGURES = (
     "test_accuracy", "val_accuracy", "final_train_accuracy", "train_seconds", "trained_test_accuracy",
-    "compressed_test_accuracy", "finetune_epochs",
+    "compressed_test_accuracy", "finetune_epochs", "escape_epoch",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What of a reproduction is asked for: by default all of it."""
-
-    cases: Sequence[str] = ()
-    seeds: Sequence[int] | None = None
-    settings: Sequence[str] = ()
-    quick: bool = False
-
-    def choose(self, made: Reproduction | Computation) -> list[str]:
-        if unknown := set(self.cases) - set(made.cases):
-            raise RecipeError(f"--case {min(unknown)}: the cases of {made.name} are {', '.join(made.cases)}.")
-        return list(self.cases or made.cases)
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """A published experiment.
+class Reproduction(Experiment):
+    """A published experiment that a recipe trains.
 
     Attributes:
-        name, about: for `filigree list`. recipe: the recipe all its cases share. cases: name -> settings
-            (`model.hidden=[64]`) of each. printed: case -> method -> figure -> number, test accuracies in [0, 1].
-        figure: the metric that is set beside the printed `test`. quick: settings of a short run, which says only that
-            all works. claims: each looks at the records and gives a line on one claim of the document.
+        recipe: all its cases share it. cases: name -> settings (`model.hidden=[64]`) of each. printed: case -> method
+            -> figure -> number, test accuracies in [0, 1]; `where` is their place in the document. quick: settings of
+            a short run, which says only that all works. claims: each looks at the records for findings. scaled: the
+            experiment is smaller than the document's.
     """
 
     name: str
     about: str
     recipe: str
     cases: dict[str, list[str]]
-    printed: dict[str, dict[str, dict[str, float]]]
+    printed: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    where: str = ""
     quick: list[str] = field(default_factory=list)
-    claims: Sequence[Callable[[Records], str]] = ()
+    claims: Sequence[Callable[[Records], list[Finding]]] = ()
     notes: Sequence[str] = ()
+    scaled: bool = False
+    long: bool = False
 
     def recipe_of(self, case: str, quick: bool = False, settings: Sequence[str] = ()) -> Recipe:
-        made = load(self.recipe, [*self.cases[case], *(self.quick if quick else []), *settings])
+        made = _load(self.recipe, (*self.cases[case], *(self.quick if quick else []), *settings))
         return made.model_copy(update={"name": f"{self.name} {case}" if len(self.cases) > 1 else self.name})
 
-    def again(self, out: Path, asked: Asked, console: Console) -> tuple[Table, list[str]]:
-        """Run what is missing in `out`, case by case; the table, and a line on each claim."""
+    def _recipe(self, case: str, asked: Asked) -> Recipe:
+        return self.recipe_of(case, asked.quick, asked.settings)
+
+    def seeds_of(self, case: str, asked: Asked) -> Sequence[int]:
+        return self._recipe(case, asked).runs() if asked.seeds is None else asked.seeds
+
+    def config_of(self, case: str, seed: int, asked: Asked) -> str:
+        recipe = self._recipe(case, asked)
+        plain = {method: recipe.plain(method) | {"about": "", "published": {}} for method in recipe.methods}
+        return digest([plain, recipe.search, seed, asked.quick])
+
+    def needs(self, quick: bool) -> list[str]:
+        return sorted({self.recipe_of(case, quick).data.name for case in self.cases})
+
+    def _folders(self, out: Path, case: str, seed: int, asked: Asked) -> list[Path]:
+        return [out / case / f"{method}-{seed}" for method in self._recipe(case, asked).methods]
+
+    def is_there(self, out: Path, case: str, seed: int, asked: Asked) -> bool:
+        try:
+            records = [Record.load(folder) for folder in self._folders(out, case, seed, asked)]
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(record.finished and record.cost for record in records)
+
+    def perform(self, out: Path, case: str, seed: int, asked: Asked, bars: Bars) -> None:
+        run(self._recipe(case, asked), out / case, runs=[seed], resume=True, progress=bars)
+
+    def discard(self, out: Path, case: str, seed: int, asked: Asked) -> None:
+        for folder in self._folders(out, case, seed, asked):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(out / case / "search", ignore_errors=True)
+
+    def read(self, out: Path, pairs: Sequence[Pair], asked: Asked) -> Records:
         records: Records = {}
-        for case in asked.choose(self):
-            recipe = self.recipe_of(case, asked.quick, asked.settings)
-            with Progress(*progress_columns(), console=console) as progress:
-                folders = run(recipe, out / case, runs=asked.seeds, resume=True, progress=progress)
-            for folder in folders:
+        for case, seed in pairs:
+            for folder in self._folders(out, case, seed, asked):
                 record = Record.load(folder)
                 records.setdefault(case, {}).setdefault(record.method, []).append(record)
-            lines = [*(claim(records) for claim in self.claims), *self.notes]
-            write_json(
-                out / "summary.json",
-                {
-                    "name": self.name, "quick": asked.quick, "settings": list(asked.settings),
-                    "machine": record.machine, "commit": record.commit, "lines": lines, "rows": self.summary(records),
-                },
-            )  # fmt: skip
-        write_report([out], out / "report.html")
-        return self.table(records), lines
+        return records
 
-    def table(self, records: Records) -> Table:
+    def findings(self, found: Records) -> list[Finding]:
+        made = []
+        for case, methods in self.printed.items():
+            for method, figures in methods.items():
+                ours = metric(found.get(case, {}).get(method, []), "test_accuracy", 100)
+                if ours and "test" in figures:
+                    what = f"{case} {method}, test accuracy in %"
+                    made.append(figure(self.where, what, 100 * figures["test"], ours, self.scaled))
+        return [*made, *(finding for claim in self.claims for finding in claim(found))]
+
+    def table(self, found: Records) -> Table:
         """Our figures (mean over runs and standard deviation) with the printed ones in brackets."""
         table = Table(title=f"{self.name}: test accuracy in %, \\[printed]", title_justify="left", box=box.SIMPLE_HEAD)
-        methods = list(dict.fromkeys(method for runs in records.values() for method in runs))
+        methods = list(dict.fromkeys(method for runs in found.values() for method in runs))
         for heading in ("", *methods):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-        for case, runs in records.items():
+        for case, runs in found.items():
             cells = []
             for method in methods:
                 printed = self.printed.get(case, {}).get(method, {}).get("test")
-                ours = metric(runs.get(method, []), "test_accuracy")
-                cells.append(spread(ours) + ("" if printed is None else f"\n\\[{100 * printed:.2f}]"))
+                ours = mean_and_deviation(metric(runs.get(method, []), "test_accuracy", 100))
+                cells.append(ours + ("" if printed is None else f"\n\\[{100 * printed:.2f}]"))
             table.add_row(case, *cells)
         return table
 
-    def summary(self, records: Records) -> list[dict[str, Any]]:
+    def rows(self, found: Records) -> Rows:
         """A row a case and method: means and deviations of what was measured, and what was printed."""
         rows = []
-        for case, runs in records.items():
+        for case, runs in found.items():
             for method, its in runs.items():
                 row: dict[str, Any] = {"case": case, "method": method, "runs": len(its)}
                 for key in FIGURES:
@@ -124,16 +144,19 @@ class Reproduction:
                 rows.append(row)
         return rows
 
+    def write_page(self, out: Path, found: Records, lines: Sequence[str]) -> None:
+        write_report([out], out / "report.html")
+
 
 @dataclass(frozen=True)
-class Computation:
+class Computation(Experiment):
     """A published figure that is computed, not trained by a recipe.
 
     Attributes:
         compute: case, seed, whether it is to be quick -> rows: plain dicts, floats the figures, all else what they
-            belong to. cases, seeds (of all cases, or of each): each pair is computed and
-            kept on its own. charts: of the page.
-        claims: all rows -> a line each.
+            belong to. cases, seeds (of all cases, or of each; a quick run has the first alone). data: the names of the
+            data it needs. charts: of the page. claims: each looks at all rows, in the order of cases and seeds, for
+            findings.
     """
 
     name: str
@@ -141,39 +164,58 @@ class Computation:
     compute: Callable[[str, int, bool], Rows]
     cases: Sequence[str]
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)
+    data: Sequence[str] = ()
     charts: Sequence[Chart] = ()
-    claims: Sequence[Callable[[Rows], str]] = ()
+    claims: Sequence[Callable[[Rows], list[Finding]]] = ()
     notes: Sequence[str] = ()
+    long: bool = False
 
-    def again(self, out: Path, asked: Asked, console: Console) -> tuple[Table, list[str]]:
-        """Compute what is missing in `out`; the table, and a line on each claim."""
+    def pairs(self, asked: Asked) -> list[Pair]:
         if asked.settings:
             raise RecipeError(f"--set {asked.settings[0]}: {self.name} is computed; it has no recipe to set keys of.")
-        record = Record.start(self.name)
-        seeds = self.seeds if isinstance(self.seeds, Mapping) else dict.fromkeys(self.cases, self.seeds)
-        pairs = [(case, seed) for case in asked.choose(self) for seed in asked.seeds or seeds[case]]
-        out.mkdir(parents=True, exist_ok=True)
-        rows: Rows = []
-        for case, seed in track(pairs, self.name, console=console):
-            file = out / f"{case}.{seed}.json"
-            if not file.exists():
-                write_json(file, self.compute(case, seed, asked.quick))
-            rows += json.loads(file.read_text())
-        lines = [*(claim(rows) for claim in self.claims), *self.notes]
-        summary = aggregate(rows)
-        write_json(
-            out / "summary.json",
-            {
-                "name": self.name, "quick": asked.quick, "machine": record.machine, "commit": record.commit,
-                "seeds": sorted({seed for _, seed in pairs}), "lines": lines, "rows": summary,
-            },
-        )  # fmt: skip
-        write_computed(out / "report.html", self.name, self.about, summary, self.charts, lines)
-        headings = list(dict.fromkeys(key for row in summary for key in row))
+        return super().pairs(asked)
+
+    def seeds_of(self, case: str, asked: Asked) -> Sequence[int]:
+        own = self.seeds[case] if isinstance(self.seeds, Mapping) else self.seeds
+        return asked.seeds if asked.seeds is not None else own[:1] if asked.quick else own
+
+    def config_of(self, case: str, seed: int, asked: Asked) -> str:
+        return digest([source(self.compute), case, seed, asked.quick])
+
+    def needs(self, quick: bool) -> list[str]:
+        return list(self.data)
+
+    def _file(self, out: Path, case: str, seed: int) -> Path:
+        return out / f"{case}.{seed}.json"
+
+    def is_there(self, out: Path, case: str, seed: int, asked: Asked) -> bool:
+        return self._file(out, case, seed).is_file()
+
+    def perform(self, out: Path, case: str, seed: int, asked: Asked, bars: Bars) -> None:
+        write_json(self._file(out, case, seed), self.compute(case, seed, asked.quick))
+
+    def discard(self, out: Path, case: str, seed: int, asked: Asked) -> None:
+        self._file(out, case, seed).unlink(missing_ok=True)
+
+    def read(self, out: Path, pairs: Sequence[Pair], asked: Asked) -> Rows:
+        return [row for pair in pairs for row in json.loads(self._file(out, *pair).read_text())]
+
+    def findings(self, found: Rows) -> list[Finding]:
+        return [finding for claim in self.claims for finding in claim(found)]
+
+    def table(self, found: Rows) -> Table:
+        rows = aggregate(found)
+        headings = list(dict.fromkeys(key for row in rows for key in row))
         table = Table(*headings, title=self.name, title_justify="left", box=box.SIMPLE_HEAD)
-        for row in summary:
+        for row in rows:
             table.add_row(*(cell_text(row.get(key)) for key in headings))
-        return table, lines
+        return table
+
+    def rows(self, found: Rows) -> Rows:
+        return aggregate(found)
+
+    def write_page(self, out: Path, found: Rows, lines: Sequence[str]) -> None:
+        write_computed(out / "report.html", self.name, self.about, aggregate(found), self.charts, lines)
 
 
 def aggregate(rows: Rows) -> Rows:
@@ -192,23 +234,12 @@ def aggregate(rows: Rows) -> Rows:
     return made
 
 
-def metric(runs: Sequence[Record], key: str) -> list[float]:
-    return [float(value) for run in runs if (value := run.metrics.get(key)) is not None]
+def metric(runs: Sequence[Record], key: str, scale: float = 1) -> list[float]:
+    return [scale * float(value) for run in runs if (value := run.metrics.get(key)) is not None]
 
 
-def spread(numbers: Sequence[float], scale: float = 100) -> str:
+def mean_and_deviation(numbers: Sequence[float]) -> str:
     if not numbers:
         return "-"
-    deviation = f" ± {scale * statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
-    return f"{scale * statistics.fmean(numbers):.2f}{deviation}"
-
-
-def paired(first: Sequence[float], second: Sequence[float]) -> str:
-    """The mean difference of pairs with its 95% t interval and p value, in words."""
-    differences = [100 * (a - b) for a, b in zip(first, second, strict=False)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2 or statistics.stdev(differences) == 0:
-        return f"{mean:+.2f} points ({len(differences)} pair)"
-    test = scipy.stats.ttest_1samp(differences, 0.0)
-    low, high = test.confidence_interval()
-    return f"{mean:+.2f} points, 95% [{low:+.2f}, {high:+.2f}], p = {test.pvalue:.2g}, {len(differences)} pairs"
+    deviation = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):.2f}{deviation}"

@@ -1,15 +1,18 @@
-"""Training step by step on batches that are made as they are needed, looked at now and then."""
+"""Training: step by step on batches that are made as they are needed, looked at now and then; and by epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.reproduce.reproduction import Rows
+from filigree import data
+from filigree.reproduce.experiment import Rows
+from filigree.train import evaluate, fit
 
 Batch = tuple[Tensor, ...]
 
@@ -45,6 +48,29 @@ def train_steps(
             model.train()
             total, count = 0.0, 0
     return rows
+
+
+def fewer(split: data.DataSet, quick: bool) -> data.DataSet:
+    """Of a quick run: the first 6,000 training samples, and 1,000 of each other part."""
+    if not quick:
+        return split
+    train, held, test = split.train, split.validation, split.test
+    return replace(
+        split, train=data.Split(train.x[:6000], train.y[:6000]), test=data.Split(test.x[:1000], test.y[:1000]),
+        validation=None if held is None else data.Split(held.x[:1000], held.y[:1000]),
+    )  # fmt: skip
+
+
+def adam(model: nn.Module, split: data.DataSet, epochs: int, seed: int) -> nn.Module:
+    """The model, trained by Adam at 0.001 in batches of 128."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, progress=False)
+    return model.eval()
+
+
+def percent(model: nn.Module, part: Any) -> float:
+    """Accuracy."""
+    return 100 * float(evaluate(model, part)["accuracy"])
 
 
 def masked_loss(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:

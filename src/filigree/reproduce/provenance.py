@@ -1,0 +1,93 @@
+"""Where figures come from: the code, the configuration, the commit and the machine of each run, beside the runs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from filigree.storage import write_json
+from filigree.train import Record
+from filigree.train.records import now
+
+SOURCES = {".py", ".cpp", ".h", ".yaml"}
+
+
+class Run(pydantic.BaseModel, extra="forbid"):
+    """One case with one seed.
+
+    Attributes:
+        config: hash of what was asked. code: hash of the package. None: not known, or taken up by another code.
+        commit, dirty, machine, versions: as of a `Record`. seconds: it took, all its parts together.
+        estimated: the seconds were not measured. finished: when; None while it runs.
+    """
+
+    config: str | None = None
+    code: str | None = None
+    commit: str | None = None
+    dirty: bool = False
+    machine: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    seconds: float | None = None
+    estimated: bool = False
+    finished: str | None = None
+
+    @classmethod
+    def begin(cls, config: str) -> Run:
+        record = Record.start()
+        return cls(config=config, code=code(), commit=record.commit, dirty=record.dirty, machine=record.machine,
+                   versions=record.versions, seconds=0.0)  # fmt: skip
+
+    def is_of(self, config: str) -> bool:
+        """Whether this configuration and the present code made it."""
+        return (self.config, self.code) == (config, code())
+
+    def end(self) -> None:
+        self.finished = now()
+
+
+class Ledger:
+    """The runs of a folder by case and seed, kept in its `provenance.json`."""
+
+    FILE = "provenance.json"
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / self.FILE
+        self.runs: dict[tuple[str, int], Run] = {}
+        if self.path.is_file():
+            for key, value in json.loads(self.path.read_text()).items():
+                case, _, seed = key.rpartition(".")
+                self.runs[case, int(seed)] = Run.model_validate(value)
+
+    def save(self) -> None:
+        write_json(self.path, {f"{case}.{seed}": run.model_dump() for (case, seed), run in self.runs.items()})
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the package's sources. In an installed wheel those of the kernels are not among them."""
+    folder = Path(__file__).parent.parent
+    files = sorted(file for file in folder.rglob("*") if file.suffix in SOURCES)
+    return digest({file.relative_to(folder).as_posix(): file.read_text() for file in files})
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def source(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """What a function says: the text of its module, and the arguments that a `partial` gives it."""
+    arguments: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        arguments = {**function.keywords, **arguments}
+        function = function.func
+    module = inspect.getmodule(function)
+    assert module is not None  # it was imported
+    return {"function": function.__qualname__, "arguments": arguments, "module": inspect.getsource(module)}
