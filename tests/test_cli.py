@@ -42,7 +42,7 @@ def test_train_compare_report_resume(tmp_path, monkeypatch, capsys):
     )
     assert code == 0, err
     assert "accuracy" in out
-    assert sorted(p.name for p in runs.iterdir()) == ["EXD-0", "dense-0", "report.html"]
+    assert sorted(p.name for p in runs.iterdir()) == ["EXD-0", "comparison.json", "dense-0", "report.html"]
     record = Record.load(runs / "EXD-0")
     assert record.finished
     assert len(record.history) == 2
@@ -286,3 +286,46 @@ def test_recipes_anneal_noise_and_mollify(tmp_path, monkeypatch, capsys):
     assert (code, err) == (0, "")
     found = json.loads((out / "sweep.json").read_text())["trials"]
     assert len({trial["values"]["anneal.start"] for trial in found}) == 2
+
+
+def test_compare_every_method_on_data(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "own.csv"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 40, generator=generator)
+    rows = torch.cat([x, (x[:, :1] > 0).float()], 1)
+    file.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in rows.tolist()))
+    runs = tmp_path / "runs"
+    small = ["--set", "training.epochs=1", "--set", "model.hidden=[100, 100]", "--set", "seeds=[0]", "--out", runs]
+    code, out, err = call(monkeypatch, capsys, "compare", file, *small)
+    assert code == 0, err
+    found = json.loads((runs / "comparison.json").read_text())
+    methods = {row["method"] for row in found["rows"]}
+    asked = "dense dropout SET LDV OSV EXD paths topk partial complete ACDC Fastfood sub-clustered quantised EXD-topk"
+    assert methods == {*asked.split(), "EXD-quantised", "sub-clustered-quantised"}
+    by = {row["method"]: row for row in found["rows"]}
+    assert all(row["accuracy"] > 0 and row["ratios"]["single_ms"] > 0 for row in found["rows"])
+    assert by["SET"]["ratios"]["bytes_disk"] < 1
+    assert by["quantised"]["costs"]["train_seconds"] > by["dense"]["costs"]["train_seconds"]
+    assert "EXD-topk" in out
+    assert "Error against training time" in (runs / "report.html").read_text()
+    finished = Record.load(runs / "SET-0").finished
+    assert call(monkeypatch, capsys, "compare", file, *small, "--method", "SET")[0] == 0
+    assert Record.load(runs / "SET-0").finished == finished  # nothing was run again
+    code, _, err = call(monkeypatch, capsys, "compare", runs, "--seed", "1")
+    assert (code, "are for data sets, not for runs" in err) == (2, True)
+    code, _, err = call(monkeypatch, capsys, "compare", "digits", "--method", "none")
+    assert (code, "--method none" in err) == (2, True)
+
+
+def test_export(tmp_path, monkeypatch, capsys):
+    model = fg.models.mlp([64, 30, 10])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
+    fg.save(model, tmp_path / "m.safetensors")
+    code, out, err = call(
+        monkeypatch, capsys, "export", tmp_path / "m.safetensors", "-o", tmp_path / "m.c", "--training"
+    )
+    assert (code, err) == (0, "")
+    assert "RAM" in out
+    assert "m_rewire" in (tmp_path / "m.h").read_text()
+    code, _, err = call(monkeypatch, capsys, "export", tmp_path / "m.safetensors", "-o", tmp_path / "m.txt")
+    assert (code, "must end in .onnx or .c" in err) == (1, True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
+import re
 import signal
 import sys
+import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
@@ -22,11 +25,13 @@ from filigree import reproduce as reproductions
 from filigree.analyze import analyze
 from filigree.convert import compress_
 from filigree.cost import stored
+from filigree.export import export
 from filigree.recipes import Recipe, RecipeError, compressions
-from filigree.report import console_table, write_report
+from filigree.report import console_table, load_comparisons, summary, write_report, write_site
 from filigree.saving import load, save
 from filigree.storage import write_json
 from filigree.train import Record, evaluate, find_records, progress_columns
+from filigree.train.signals import terminate
 
 app = typer.Typer(
     help="""filigree: neural networks that cost what they use.
@@ -120,35 +125,96 @@ def train(
 ) -> None:
     """Run an experiment: every method and seed, a record of each, a table and a report."""
     made = recipes.load(recipe, settings or [])
-    for method in methods or []:
-        if method not in made.methods:
-            raise RecipeError(f"--method {method}: the methods of {made.name} are {', '.join(made.methods)}.")
-    _run(made, folder or Path("runs") / made.name, methods, None if seed is None else [seed], source, resume, report)
+    target, runs = folder or Path("runs") / made.name, None if seed is None else [seed]
+    _run(made, target, _known(made, methods), runs, source, resume, report)
 
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="The table: " + ", ".join(reproductions.ALL) + ".", metavar="TABLE")],
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of the listing, or `all`; nothing: the listing of all documents.", metavar="NAME"),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A short run, to see that all works.")] = False,
     cases: Annotated[list[str] | None, typer.Option("--case", help="Only this case. Repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed in place of all.")] = None,
     settings: Set = None,
-    folder: Out = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/NAME`, of `all` `runs`."),
+    ] = None,
+    document: Annotated[str | None, typer.Option(help="List only this document: 000 to 004.")] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option("--records", metavar="DIR", help="List by the records in DIR; default `runs` and `results`."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the listing as JSON.")] = None,
 ) -> None:
-    """Run a published table again, printed figures beside ours. It goes on where it was stopped."""
-    if name not in reproductions.ALL:
-        raise RecipeError(f"there is no table {name!r}. There are: {', '.join(reproductions.ALL)}.")
-    chosen = reproductions.ALL[name]
-    target = folder or Path("runs") / (f"{name}-quick" if quick else name)
-    out.print(f"[bold]{name}[/bold]: {chosen.about}")
-    _State.hint = f"Go on with the same command (--out {target})."
-    asked = reproductions.Asked(cases or (), None if seed is None else [seed], settings or (), quick)
-    table, lines = chosen.again(target, asked, out)
+    """List all tables, figures and claims of the documents with verdicts; or run one again, or all.
+
+    Printed figures stand beside ours with difference and verdict. A run goes on where it was stopped; `all` skips what
+    has a current record. Exit code of `all`: 1 when one failed, 3 when data are missing.
+    """
+    if name is None:
+        if quick or cases or seed is not None or settings or folder:
+            raise RecipeError("reproduce: --quick, --case, --seed, --set and --out need a NAME, or `all`.")
+        _list_documents(document, records or list(reproductions.FOLDERS), json)
+    elif document or records or json:
+        raise RecipeError(f"reproduce {name}: --document, --records and --json are of the listing, without a NAME.")
+    elif name == "all":
+        if cases or seed is not None or settings:
+            raise RecipeError("reproduce all: --case, --seed and --set are of single reproductions.")
+        _reproduce_all(folder or Path("runs"), quick)
+    elif name not in reproductions.ALL:
+        raise RecipeError(f"there is no table {name!r}. `filigree reproduce` lists them.")
+    else:
+        chosen = reproductions.ALL[name]
+        target = folder or Path("runs") / (f"{name}-quick" if quick else name)
+        out.print(f"[bold]{name}[/bold]: {chosen.about}")
+        _State.hint = f"Go on with the same command (--out {target})."
+        asked = reproductions.Asked(cases or (), None if seed is None else [seed], settings or (), quick)
+        with reproductions.Bars(out) as bars:
+            table, findings = chosen.again(target, asked, bars)
+        _print_whole(table)
+        for finding in findings:
+            out.print(f"{finding.verdict:>10}  {escape(finding.text)} [dim]{escape(finding.where)}[/dim]")
+        for line in chosen.notes:
+            out.print(f"[dim]- {escape(line)}[/dim]")
+        out.print(f"records, summary and report: {target}")
+
+
+def _list_documents(document: str | None, folders: list[Path], json: Path | None) -> None:
+    entries, lines = reproductions.list_entries(reproductions.all_documents(), reproductions.ALL, folders, document)
+    for table in reproductions.tables(entries):
+        out.print(table)
+    out.print(f"{reproductions.totals(entries)} ~: minutes by the times of files, not measured.")
+    for line in lines:
+        out.print(f"[dim]- {escape(line)}[/dim]")
+    if json is not None:
+        write_json(json, reproductions.plain(entries))
+        out.print(f"wrote {json}")
+
+
+def _reproduce_all(folder: Path, quick: bool) -> None:
+    everything = reproductions.chosen(reproductions.ALL, quick)
+    expected = reproductions.estimate(everything, folder, reproductions.FOLDERS, quick)
+    out.print(f"{len(everything)} reproductions{', quick' if quick else ''}: {expected}.")
+    _State.hint = "Go on with the same command."
+    started = time.perf_counter()
+    with reproductions.Bars(out) as bars:
+        outcome = reproductions.run_all(reproductions.ALL, folder, quick, bars)
+    _print_whole(reproductions.verdicts(reproductions.ALL, folder, quick, outcome))
+    out.print(
+        f"{len(outcome.seconds)} run, {len(outcome.current)} current, {len(outcome.failed)} failed, "
+        f"{len(outcome.missing)} without data: {(time.perf_counter() - started) / 60:.1f} minutes"
+    )
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def _print_whole(table: Table) -> None:
     natural = Measurement.get(out, out.options.update(max_width=240), table).maximum
     Console(width=max(out.width, natural)).print(table)  # a cut figure is no figure
-    for line in lines:
-        out.print(f"[dim]- {line}[/dim]")
-    out.print(f"records, summary and report: {target}")
 
 
 @app.command()
@@ -240,6 +306,31 @@ def compress(
     out.print(f"wrote {output}")
 
 
+@app.command("export")
+def export_(
+    model: Annotated[
+        Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="m.onnx, or m.c (with m.h).")],
+    source: Annotated[
+        str | None,
+        typer.Option("--data", metavar="D", help="A data set's name or file: its test samples are the example."),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="C: also what trains and rewires on the device.")
+    ] = False,
+) -> None:
+    """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
+    network = load(model / recipes.MODEL if model.is_dir() else model).eval()
+    example = None
+    if source is not None:
+        example = data.load(source, images=_reads_images(network)).test.x[:16]
+    elif not _reads_images(network):
+        first: Any = next(m for m in network.modules() if hasattr(m, "in_features"))
+        example = torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0))
+    out.print(str(export(network, output, example, training=training)), soft_wrap=True, highlight=False)
+
+
 def _reads_images(network: torch.nn.Module) -> bool:
     """Whether the first layer with weights is a convolution."""
     first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
@@ -248,14 +339,47 @@ def _reads_images(network: torch.nn.Module) -> bool:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="A data set's name (`filigree list`) or a file of your own (.npz, .csv, .mat): every method is run on "
+            "it. Or folders of runs: those are shown.",
+            metavar="DATA | RUN...",
+        ),
+    ],
+    settings: Set = None,
+    methods: Method = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
+    folder: Out = None,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures, without histories, as JSON.")
     ] = None,
 ) -> None:
-    """Show recorded runs in one table, each figure beside its ratio to dense."""
-    records = _records(runs)
-    out.print(console_table(records))
+    """Every method on the same data with the same budget, beside dense; or recorded runs in one table.
+
+    Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine tells, each
+    with its ratio to dense; a report with a Pareto chart. It goes on where it was stopped.
+    """
+    source = what[0] if len(what) == 1 and (what[0] in data.names() or Path(what[0]).suffix in data.SUFFIXES) else None
+    if source is None:
+        if settings or methods or seed is not None or folder:
+            raise RecipeError(f"compare {what[0]}: --set, --method, --seed and --out are for data sets, not for runs.")
+        _show(_records([Path(run) for run in what]), json)
+        return
+    known = f"compare-{source}" if f"compare-{source}" in recipes.names() else "compare"
+    recipe = recipes.load(known, settings or [])
+    recipe = recipe.model_copy(update={"name": f"compare-{Path(source).stem}"})
+    target = folder or Path("runs") / recipe.name
+    _run(
+        recipe, target, _known(recipe, methods), None if seed is None else [seed],
+        None if source == recipe.data.name else source, resume=True, report=True,
+        hint=f"filigree compare {source} --out {target}", json=json,
+    )  # fmt: skip
+
+
+def _show(records: list[dict[str, Any]], json: Path | None) -> None:
+    table = console_table(records)
+    _print_whole(table)
     if json is not None:
         short = [
             {key: value for key, value in r.items() if key not in ("history", "topology", "folder")} for r in records
@@ -264,15 +388,39 @@ def compare(
         out.print(f"wrote {json}")
 
 
+def _known(recipe: Recipe, methods: list[str] | None) -> list[str] | None:
+    for method in methods or []:
+        if method not in recipe.methods:
+            raise RecipeError(f"--method {method}: the methods of {recipe.name} are {', '.join(recipe.methods)}.")
+    return methods
+
+
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="PAGE", help="The page to write.")] = Path(
-        "report.html"
-    ),
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs, or of many; nothing: all that there is.", metavar="RUN..."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PAGE", help="The page to write (report.html), or the folder (report)."),
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about recorded runs."""
-    out.print(f"wrote {write_report(_records(runs), output)}")
+    """Write one self-contained HTML page about recorded runs; without runs a folder of pages about all records.
+
+    That is report/index.html: the comparisons of `filigree compare`, and every table, figure and claim of the source
+    documents with verdicts, from the records in `runs` and `results`.
+    """
+    if runs:
+        out.print(f"wrote {write_report(_records(runs), output or Path('report.html'))}")
+        return
+    folders = reproductions.FOLDERS
+    entries, lines = reproductions.list_entries(reproductions.all_documents(), reproductions.ALL, folders)
+    for line in lines:
+        out.print(f"[dim]- {escape(line)}[/dim]")
+    charts = {name: getattr(made, "charts", ()) for name, made in reproductions.ALL.items()}
+    folder, compared = output or Path("report"), load_comparisons(folders)
+    out.print(f"wrote {write_site(folder, reproductions.plain(entries), compared, charts)}")
 
 
 @app.command("analyze")
@@ -309,20 +457,21 @@ def counts() -> None:
 
 def _run(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
-    resume: bool, report: bool,
+    resume: bool, report: bool, hint: str = "", json: Path | None = None,
 ) -> None:  # fmt: skip
     out.print(f"[bold]{recipe.name}[/bold]: {recipe.about.strip()}")
-    _State.hint = f"Go on with: filigree train {recipe.name} --resume --out {folder}"
+    _State.hint = f"Go on with: {hint or f'filigree train {recipe.name} --resume --out {folder}'}"
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
         )
-    records = [Record.load(run) for run in folders]
-    out.print(console_table([record.model_dump() for record in records]))
-    for note in dict.fromkeys(note for record in records for note in record.notes):
+    records = [Record.load(run).model_dump() for run in folders]
+    write_json(folder / "comparison.json", summary(records))
+    _show(records, json)
+    for note in dict.fromkeys(note for record in records for note in record["notes"]):
         out.print(f"[dim]- {note}[/dim]")
     if report:
-        out.print(f"report: {write_report([record.model_dump() for record in records], folder / 'report.html')}")
+        out.print(f"report: {write_report(records, folder / 'report.html')}")
 
 
 def _records(paths: list[Path]) -> list[dict[str, Any]]:
@@ -336,7 +485,7 @@ class _State:
 
 def main() -> None:
     """The entry point: exit code 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # typer has seen the Ctrl-C
@@ -345,17 +494,29 @@ def main() -> None:
     except RecipeError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail(f"interrupted; the last checkpoint is intact. {_State.hint}".strip(), 130)
+        _fail(f"interrupted; the last checkpoint is intact. {_State.hint}", 130)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:
+            _fail(f"terminated; the last checkpoint is intact. {_State.hint}", 128 + signal.SIGTERM)
+        raise
     except OSError as error:
-        _raise_or_fail(error, f"{error.filename}: {error.strerror}." if error.filename else str(error))
+        said = f"{error.filename}: {error.strerror}." if error.filename else str(error)
+        _raise_or_fail(error, f"{said} {_kept()}" if error.errno in _OUT_OF else said)
     except Exception as error:
         if message := getattr(error, "format_message", None):  # of click, or of the copy of it that typer brings
             _fail(f"{message()} `filigree --help` shows what there is.", 2)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
+            asked = re.search(r"you tried to allocate \d+ bytes|Unable to allocate [^,]*?iB", str(error))
+            _raise_or_fail(error, f"out of memory{f' ({asked[0]})' if asked else ''}. {_kept()}")
         _raise_or_fail(error, str(error) or type(error).__name__)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+_OUT_OF = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EIO)
+
+
+def _kept() -> str:
+    """What a run that something outside it has stopped leaves, and how it goes on."""
+    return f"What was saved before is intact. {_State.hint}" if _State.hint else ""
 
 
 def _raise_or_fail(error: Exception, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,11 +20,15 @@ from filigree.convert import compress_, convert_
 from filigree.data import DataSet
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
+from filigree.energy import energy
 from filigree.ops import kernels
-from filigree.recipes.recipe import MethodSettings, Recipe, TrainingSettings
+from filigree.recipes.recipe import MethodSettings, Recipe, RecipeError, TrainingSettings
 from filigree.recipes.snapshots import Snapshots, Watch
+from filigree.storage import remove_leftovers
 from filigree.timing import race
 from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
+from filigree.train.checkpoints import FILE as CHECKPOINT
+from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
 
 MODEL = "model.safetensors"
@@ -55,6 +60,8 @@ def run(
     chosen = [method for method in recipe.methods if method in (*chosen, *needed)]
     chosen.sort(key=lambda method: recipe.methods[method].after is not None)
     folders: list[Path] = []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would train all of it, into the same files
+        raise RecipeError("a recipe runs in one process. For several, call fg.fit in a script of your own.")
     chosen_settings = {method: _search(recipe, method, out, source, resume, progress) for method in chosen}
     for number in recipe.runs() if runs is None else runs:
         split = _data(recipe, number, source)
@@ -65,6 +72,7 @@ def run(
             keep = resume or method in only_needed
             if not searched and not (keep and _is_finished(folder)):
                 _train(recipe, method, number, split, folder, resume, progress, chosen_settings[method])
+            _tidy(folder)
             trained[method] = folder
         _time(recipe, trained, split)
         folders += trained.values()
@@ -127,8 +135,11 @@ def _search(
         return {}
     first = out / f"{method}-{number}"
     if not (resume and _is_finished(first)):
+        whole = out / SEARCH / f"{first.name}.tmp"  # a copy that is cut off must not pass for the run
+        shutil.rmtree(whole, ignore_errors=True)
+        shutil.copytree(best[2], whole)
         shutil.rmtree(first, ignore_errors=True)
-        shutil.copytree(best[2], first)
+        whole.rename(first)
     return best[1]
 
 
@@ -150,29 +161,35 @@ def _train(
 ) -> None:  # fmt: skip
     if not resume and folder.exists():
         shutil.rmtree(folder)
+    _tidy(folder)
     arm, training = recipe.methods[method], recipe.training_of(method, **chosen)
     config = recipe.plain(method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
+    interrupted = (folder / CHECKPOINT).exists()  # then nobody knows what the first part took
     kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _taken_up if arm.after else _rebuilding if training.rebuild_every_epoch else _plain
     try:
-        model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
+        with energy() as used:
+            model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
+            if arm.compress:
+                _compress(model, arm, training, split, number, history)
     finally:
         kernels.flush_denormals(False)
-    if arm.compress:
-        _compress(model, arm, training, split, number, history)
+    if used.joules is not None and not interrupted:
+        history.metrics["train_joules"] = used.joules + float(history.metrics.get("train_joules") or 0)
     saving.save(model, folder / MODEL)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # done: the model and the record say it all
     record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
     record.save()
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # the last: done, the model and the record say it all
 
 
 def _compress(
     model: nn.Module, arm: MethodSettings, training: TrainingSettings, split: DataSet, seed: int, history: History
 ) -> None:
-    """What comes after training; the accuracies are then those of the compressed network."""
+    """What comes after training; the accuracies and the training time are then those of the compressed network."""
+    began = time.perf_counter()
     history.metrics["trained_test_accuracy"] = history.metrics.get("test_accuracy")
     judge = split.train if split.validation is None else split.validation
     target = evaluate(model, judge)["accuracy"]
@@ -190,6 +207,7 @@ def _compress(
         )  # fmt: skip
         history.metrics["finetune_epochs"] = len(tuned.rows)
         history.metrics["regained"] = int(until.reached(until.best))
+    history.metrics["train_seconds"] += time.perf_counter() - began
     for part, samples in (("test", split.test), ("val", split.validation)):
         if samples is not None:
             history.metrics[f"{part}_accuracy"] = evaluate(model, samples)["accuracy"]
@@ -237,6 +255,8 @@ def _taken_up(
     history = History(Record.load(earlier).history)
     history.summarise()
     record.history = history.rows
+    if joules := Record.load(earlier).metrics.get("train_joules"):
+        history.metrics["train_joules"] = joules
     seed_everything(number)
     return saving.load(earlier / MODEL), history
 
@@ -291,9 +311,16 @@ def evolution_of(
     return Evolution(model, optimizer, settings.pop("schedule"), training.epochs, seed=seed, **settings)
 
 
+def _tidy(folder: Path) -> None:
+    """Clear what a run that was killed while it wrote left half-written."""
+    for name in (MODEL, RECORD, CHECKPOINT):
+        remove_leftovers(folder / name)
+
+
 def _is_finished(folder: Path) -> bool:
     try:
-        return Record.load(folder).finished is not None and (folder / MODEL).is_file()
+        done = Record.load(folder).finished is not None and (folder / MODEL).is_file()
+        return done and not (folder / CHECKPOINT).exists()  # with one, the record may still lack what follows `fit`
     except (FileNotFoundError, ValueError):
         return False
 

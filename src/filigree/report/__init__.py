@@ -2,6 +2,18 @@
 
 from filigree.report.computed import Chart, cell_text, write_computed
 from filigree.report.page import write_report
-from filigree.report.table import Row, console_table, summary_table
+from filigree.report.site import load_comparisons, write_site
+from filigree.report.table import Row, console_table, summary, summary_table
 
-__all__ = ["Chart", "Row", "cell_text", "console_table", "summary_table", "write_computed", "write_report"]
+__all__ = [
+    "Chart",
+    "Row",
+    "cell_text",
+    "console_table",
+    "load_comparisons",
+    "summary",
+    "summary_table",
+    "write_computed",
+    "write_report",
+    "write_site",
+]

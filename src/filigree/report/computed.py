@@ -33,19 +33,23 @@ def cell_text(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def rows_table(rows: Rows) -> str:
+    """Rows as an HTML table, a column a key."""
+    headings = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell_text(row.get(h)))}</td>' for h in headings)}</tr>" for row in rows)
+    scroll = '<div class=scroll tabindex=0 role=region aria-label="Results">'
+    return f"{scroll}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
 def write_computed(
     path: Path, name: str, about: str, rows: Rows, charts: Sequence[Chart] = (), lines: Sequence[str] = ()
 ) -> None:
     """Write `path`: the rows, their charts, and a line on each claim."""
-    headings = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell_text(row.get(h)))}</td>' for h in headings)}</tr>" for row in rows)
     numbered = Figures()
     places = "".join(numbered.place(figures.lines(rows, chart), chart.title) for chart in charts)
-    scroll = '<div class=scroll tabindex=0 role=region aria-label="Results">'
     write_page(
         path, name,
         f"<p>{escape(about)}</p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
-        f"{places}{scroll}<table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>", numbered,
+        f"{places}{rows_table(rows)}", numbered,
     )  # fmt: skip

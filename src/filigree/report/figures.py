@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from filigree.report.table import RecordLike, summary_table
+from filigree.report.table import RecordLike, Row, figure_of, summary_table
 
 if TYPE_CHECKING:
     from filigree.report.computed import Chart
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which the colour-blind can tell apart; dense is grey
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A3D9A"]
 DENSE = "#555555"
+_BESIDE = ["top center", "bottom center", "middle right", "middle left"]  # where points crowd
 _EPOCHS = ["solid", "dash", "dot"]
+# costs that a method is judged against
+TRADES = {"train_seconds": "training time, s", "bytes_disk": "bytes on disk", "single_ms": "ms a sample"}
 
 
 def palette(methods: Sequence[str]) -> dict[str, str]:
@@ -51,7 +54,7 @@ def curves(methods: Mapping[str, Sequence[RecordLike]], key: str, x: str, title:
             line={"color": colour, "width": 2},
         )  # fmt: skip
     figure.update_xaxes(title="epoch" if x == "epoch" else "training time, s")
-    return _finish(figure, title)
+    return finish(figure, title)
 
 
 def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
@@ -77,7 +80,7 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
         figure.update_xaxes(type="log")
         figure.update_yaxes(type="log")
     figure.update_yaxes(title=chart.y)
-    _finish(figure, chart.title or f"{chart.y} against {chart.x}")
+    finish(figure, chart.title or f"{chart.y} against {chart.x}")
     if len(groups) > 8:  # below the axes they would leave no room for them
         figure.update_layout(
             height=100 + 20 * len(groups), legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"}
@@ -107,37 +110,60 @@ def bars(
     figure.update_layout(barmode="group")
     if log:
         figure.update_yaxes(type="log")
-    return _finish(figure, title)
+    return finish(figure, title)
 
 
 def pareto(runs: Sequence[RecordLike]) -> go.Figure:
     """Trials of a sweep: validation accuracy against the cost that was minimised, and the front."""
-    figure, key = go.Figure(), ""
+    key = ""
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         if found := run.get("config", {}).get("sweep"):
             key = found["minimize"]
-            value = run["metrics"].get(key) if key == "train_seconds" else run["cost"].get(key)
-            cost = value["median"] if isinstance(value, Mapping) else value
+            cost = figure_of(run, key)
             if cost is not None and run["metrics"].get("val_accuracy") is not None:
                 points.setdefault(str(run["method"]), []).append((cost, 100 * run["metrics"]["val_accuracy"]))
     means = {name: [statistics.fmean(column) for column in zip(*pairs, strict=True)] for name, pairs in points.items()}
-    front: list[list[float]] = []
-    for at in sorted(means.values(), key=lambda at: (at[0], -at[1])):
-        if not front or at[1] > front[-1][1]:
-            front.append(at)
+    figure = go.Figure()
     if means:
         figure.add_scatter(
             x=[at[0] for at in means.values()], y=[at[1] for at in means.values()], mode="markers", name="trials",
             text=[_escape(name) for name in means], marker={"color": COLOURS[0], "size": 8, "opacity": 0.7},
         )  # fmt: skip
-        figure.add_scatter(
-            x=[at[0] for at in front], y=[at[1] for at in front], mode="lines", name="Pareto front",
-            line={"color": COLOURS[1], "shape": "hv"}, hoverinfo="skip",
-        )  # fmt: skip
+        _front(figure, list(means.values()))
     figure.update_xaxes(title=key)
     figure.update_yaxes(title="validation accuracy, %")
-    return _finish(figure, f"Accuracy against {key}").update_layout(hovermode="closest")
+    return finish(figure, f"Accuracy against {key}").update_layout(hovermode="closest")
+
+
+def trade(rows: Sequence[Row], key: str, heading: str) -> go.Figure:
+    """Test error (with the 95% interval of the accuracy) of the methods against a cost, and the Pareto front."""
+    rows = [row for row in rows if row.accuracy is not None and row.costs.get(key) is not None]
+    colours, figure = palette([row.method for row in rows]), go.Figure()
+    points = [(float(row.costs[key] or 0), max(100 - 100 * (row.accuracy or 0), 0.01)) for row in rows]
+    for number, (row, (cost, error)) in enumerate(zip(rows, points, strict=True)):
+        spread = None if row.interval is None else [100 * row.interval]
+        figure.add_scatter(
+            x=[cost], y=[error], error_y={"array": spread, "thickness": 1}, name=_escape(row.method),
+            text=[_escape(row.method)], mode="markers+text", textposition=_BESIDE[number % len(_BESIDE)],
+            textfont={"size": 10}, marker={"color": colours[row.method], "size": 9}, showlegend=False,
+        )  # fmt: skip
+    _front(figure, points, sign=-1)
+    figure.update_xaxes(title=heading, type="log")
+    figure.update_yaxes(title="test error, %", type="log", autorange="reversed")
+    return finish(figure, f"Error against {heading}", height=460).update_layout(hovermode="closest")
+
+
+def _front(figure: go.Figure, points: Sequence[Sequence[float]], sign: int = 1) -> None:
+    """A stepped line through the points that no other beats (higher; with sign -1 lower) at less cost."""
+    front: list[Sequence[float]] = []
+    for at in sorted(points, key=lambda at: (at[0], -sign * at[1])):
+        if not front or sign * at[1] > sign * front[-1][1]:
+            front.append(at)
+    figure.add_scatter(
+        x=[at[0] for at in front], y=[at[1] for at in front], mode="lines", name="Pareto front",
+        line={"color": COLOURS[1], "shape": "hv"}, hoverinfo="skip",
+    )  # fmt: skip
 
 
 def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
@@ -161,7 +187,7 @@ def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
         updatemenus=[{"type": "buttons", "direction": "right", "buttons": choice, "x": 1, "xanchor": "right", "y": 1.14,
                       "pad": {"t": 0, "b": 0}, "font": {"size": 11}}]
     )  # fmt: skip
-    return _finish(figure, f"{_escape(layer)}: {'fan-in' if side == 'fan_in' else 'fan-out'}")
+    return finish(figure, f"{_escape(layer)}: {'fan-in' if side == 'fan_in' else 'fan-out'}")
 
 
 def connectivity(snapshot: Mapping[str, Any], shape: Sequence[int], most: int) -> go.Figure:
@@ -177,10 +203,10 @@ def connectivity(snapshot: Mapping[str, Any], shape: Sequence[int], most: int) -
     figure = go.Figure(go.Heatmap(z=image, colorscale="Viridis", zmin=0, zmax=most, colorbar={"thickness": 10}))
     figure.update_yaxes(autorange="reversed", visible=False, scaleanchor="x" if height > 1 else None)
     figure.update_xaxes(visible=False)
-    return _finish(figure, f"after epoch {snapshot['epoch'] + 1}", height=300 if height > 1 else 150)
+    return finish(figure, f"after epoch {snapshot['epoch'] + 1}", height=300 if height > 1 else 150)
 
 
-def _finish(figure: go.Figure, title: str, height: int = 340) -> go.Figure:
+def finish(figure: go.Figure, title: str, height: int = 340) -> go.Figure:
     return figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xref": "paper"}, height=height, template="plotly_white",
         margin={"l": 50, "r": 15, "t": 50, "b": 45}, font={"family": "system-ui, sans-serif", "size": 12},

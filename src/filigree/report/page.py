@@ -36,8 +36,20 @@ th:first-child { background: var(--tint) } td small { color: var(--faint); displ
 figure { margin: 0; min-width: 0; overflow: hidden } details { margin: .5rem 0; border: 1px solid var(--line);
 border-radius: 6px; padding: .5rem .8rem } summary { cursor: pointer; font-weight: 600 }
 pre { overflow-x: auto; font-size: .8rem; background: var(--tint); padding: .8rem; border-radius: 6px }
-@media (max-width: 600px) { main { padding: 1rem .6rem 3rem } h1 { font-size: 1.35rem } }
-@media print { details > * { display: block } .modebar, .updatemenu-container { display: none } }
+.badge { display: inline-block; padding: 0 .5em; border-radius: 1em; font-size: .8rem; font-weight: 600;
+border: 1px solid currentColor; white-space: nowrap } .reproduced { color: #14532d; background: #e3f4e9 }
+.partly { color: #713f12; background: #fdf3d7 } .not { color: #8b1a1a; background: #fdeaea }
+.open { color: #374151; background: #eef1f4 } .no-record, .not-made { color: #4b5563; background: #fff }
+article { border-top: 1px solid var(--line); padding: .6rem 0 } h4 { margin: 0; font-size: 1rem }
+h4 small { color: var(--faint); font-weight: 400 } .slip { border-left: 3px solid #b45309; padding-left: .6rem }
+.filters { display: flex; flex-wrap: wrap; gap: .6rem 1rem; position: sticky; top: 0; background: var(--paper);
+padding: .6rem 0; z-index: 1; align-items: center } .filters :is(select, input) { font: inherit; max-width: 12rem }
+.legend, .made, .found { padding-left: 1.1rem; margin: .3rem 0 } .legend { list-style: none; padding: 0 }
+code { font-size: .85em; overflow-wrap: anywhere } nav ul { columns: 2; padding-left: 1.1rem }
+:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px } td small, th small { font-weight: 400 }
+@media (max-width: 600px) { nav ul { columns: 1 } main { padding: 1rem .6rem 3rem } h1 { font-size: 1.35rem } }
+@media print { .filters { display: none } article { break-inside: avoid } details > * { display: block }
+.modebar, .updatemenu-container { display: none } }
 """
 
 
@@ -74,12 +86,13 @@ def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, t
     return write_page(path, title, _provenance(loaded) + body, numbered)
 
 
-def write_page(path: str | Path, title: str, body: str, numbered: Figures) -> Path:
-    """A whole page around `body`, in which `numbered` has its places."""
+def write_page(path: str | Path, title: str, body: str, numbered: Figures, script: str | None = None) -> Path:
+    """A whole page around `body`, in which `numbered` has its places, with plotly inside or in the file `script`."""
+    library = f' src="{script}">' if script else f">{plotly.offline.get_plotlyjs()}"
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - filigree</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{STYLE}</style><script>{plotly.offline.get_plotlyjs()}</script></head><body><main>"
+        f"<style>{STYLE}</style><script{library}</script></head><body><main>"
         f"<h1>{escape(title)}</h1>{body}</main>{numbered.script()}</body></html>"
     )
     target = Path(path)
@@ -207,15 +220,22 @@ def _costs(runs: Sequence[RecordLike], numbered: Figures) -> list[str]:
     times = {
         "train_step_ms": "training step",
         "train_seconds": "training",
+        "train_joules": "energy of training",
         "batch_ms": "batch",
         "single_ms": "one sample",
     }
+    rows = summary_table(runs)
     titles = ("Parameters (log scale)", "Bytes (log scale)", "Time, as a ratio to dense")
     return [
         "<h3>What it costs</h3><div class=grid>",
         numbered.place(figures.bars(runs, sizes, titles[0], ratio=False, log=True), titles[0]),
         numbered.place(figures.bars(runs, stored, titles[1], ratio=False, log=True), titles[1]),
         numbered.place(figures.bars(runs, times, titles[2], ratio=True), titles[2]),
+        *(
+            numbered.place(figures.trade(rows, key, heading), f"test error against {heading}")
+            for key, heading in figures.TRADES.items()
+            if len(rows) > 2
+        ),
         "</div>",
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import scipy.stats
@@ -26,12 +26,15 @@ COSTS = [
     ("backward_ms", "ms / backward", "{:.3g}"),
     ("single_ms", "ms / sample", "{:.3g}"),
     ("train_seconds", "training s", "{:.3g}"),
+    ("train_joules", "training J", "{:.3g}"),
     ("batch_ms", "ms / batch", "{:.3g}"),
     ("bytes_memory", "bytes in memory", "{:,.0f}"),
     ("macs_forward", "MACs forward", "{:,.0f}"),
 ]
+COMPARISON = "filigree-comparison/1"
 ORDER = ["dense", "Fixed", "SET", "LDV", "OSV", "EXD"]  # of rows; others follow as they come
-_LEFT_OUT = ("bytes_memory", "macs_forward", "batch_ms", "backward_ms")  # of the terminal's table
+_MEASURED = ("train_seconds", "train_joules")  # in a record's metrics; the others are in its cost
+_LEFT_OUT = ("bytes_memory", "macs_forward", "backward_ms", "nonzeros")  # of the terminal's table
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,27 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
     return rows
 
 
+def summary(records: Sequence[RecordLike]) -> dict[str, Any]:
+    """What `summary_table` says, with where and when it was measured, as plain data for a JSON file."""
+    first = records[0]
+    return {
+        "format": COMPARISON,
+        "name": first["recipe"],
+        "about": first["config"].get("about", "").strip(),
+        "finished": max(record["finished"] or "" for record in records),
+        **{key: first[key] for key in ("machine", "commit", "versions")},
+        "notes": list(dict.fromkeys(note for record in records for note in record["notes"])),
+        "rows": [asdict(row) for row in summary_table(records)],
+    }
+
+
 def console_table(records: Sequence[RecordLike]) -> Table:
     """The table for a terminal: figures, and under each its ratio to dense."""
-    shown = [(key, heading.replace(" ", "\n", 1)) for key, heading, _ in COSTS if key not in _LEFT_OUT]
+    rows = summary_table(records)
+    known = [key for key, *_ in COSTS if key not in _LEFT_OUT and any(row.costs[key] is not None for row in rows)]
+    shown = [(key, heading.replace(" ", "\n", 1)) for key, heading, _ in COSTS if key in known]
     table = Table(
-        title="ratios to dense in brackets",
+        title="± the 95% interval of the mean; below each cost its ratio to dense",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -93,17 +112,19 @@ def console_table(records: Sequence[RecordLike]) -> Table:
         table.add_column(heading, style="bold", no_wrap=True)
     for heading in ("test\naccuracy %", *(heading for _, heading in shown)):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in summary_table(records):
+    for row in rows:
         cells = [_figure(row.costs[key], row.ratios[key]) for key, _ in shown]
         names = ([row.recipe] if several else []) + [row.method]
-        table.add_row(*map(Text, [*names, accuracy_text(row, "\n"), *cells]))
+        interval = "" if row.interval is None else f"\n± {100 * row.interval:.2f}"
+        accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}{interval}"
+        table.add_row(*map(Text, [*names, accuracy, *cells]))
     return table
 
 
-def accuracy_text(row: Row, between: str = " ") -> str:
+def accuracy_text(row: Row) -> str:
     if row.accuracy is None:
         return "-"
-    spread = "" if row.deviation is None else f"{between}± {100 * row.deviation:.2f} ({row.runs})"
+    spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f} ({row.runs})"
     return f"{100 * row.accuracy:.2f}{spread}"
 
 
@@ -126,16 +147,22 @@ def ratio_text(ratio: float) -> str:
     return f"{ratio:.2g}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
+def figure_of(run: RecordLike, key: str) -> float | None:
+    """A cost of one run; of a timing the median."""
+    value = run["metrics" if key in _MEASURED else "cost"].get(key)
+    value = value["median"] if isinstance(value, Mapping) else value
+    return None if value is None else float(value)
+
+
 def _cost(runs: Sequence[RecordLike], key: str) -> float | None:
     values = []
     for run in runs:
-        value = run["metrics"].get(key) if key == "train_seconds" else run["cost"].get(key)
-        value = value["median"] if isinstance(value, Mapping) else value
+        value = figure_of(run, key)
         if value is not None:
-            values.append(float(value))
+            values.append(value)
     if not values:
         return None
-    return statistics.median(values) if key.endswith(("_ms", "seconds")) else statistics.fmean(values)
+    return statistics.median(values) if key.endswith(("_ms", *_MEASURED)) else statistics.fmean(values)
 
 
 def _spread(runs: Sequence[RecordLike], key: str) -> tuple[float, float] | None:

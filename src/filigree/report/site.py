@@ -1,0 +1,322 @@
+"""All records as one page for those who decide: comparisons, and every printed figure and claim with its verdict.
+
+A folder that works without a network: `index.html`, a page an experiment, and plotly once for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.offline
+
+from filigree.report import figures
+from filigree.report.computed import Chart, rows_table
+from filigree.report.page import Figures, write_page
+from filigree.report.table import COMPARISON, COSTS, Row, accuracy_text, ratio_text, short
+from filigree.storage import replacing
+
+Data = Mapping[str, Any]
+
+SCRIPT = "plotly.min.js"
+VERDICTS = {
+    "reproduced": "the printed figure lies within the 95% interval of ours, or the claim holds by a stated rule",
+    "partly": "some parts of the claim hold",
+    "not": "the interval of ours excludes it",
+    "open": "a single run, a scaled experiment, or an interval too wide to decide",
+    "no record": "there is none in the folders that were read",
+    "not made": "the library does not make it again; the entry says why",
+}
+SHOWN = ("parameters", "bytes_disk", "train_seconds", "train_joules", "single_ms", "batch_ms")  # of a comparison
+FILTER = """
+const entries = [...document.querySelectorAll('article')];
+const controls = [...document.querySelectorAll('.filters :is(select, input)')];
+const count = document.getElementById('count');
+const filter = () => {
+  let shown = 0;
+  for (const entry of entries) {
+    const text = entry.textContent.toLowerCase();
+    const fits = controls.every(c => c.type === 'search' ? text.includes(c.value.toLowerCase())
+      : !c.value || entry.dataset[c.name] === c.value);
+    entry.hidden = !fits;
+    shown += fits;
+  }
+  count.textContent = `${shown} of ${entries.length}`;
+  document.querySelectorAll('section.document').forEach(s => s.hidden = !s.querySelector('article:not([hidden])'));
+};
+controls.forEach(c => c.addEventListener('input', filter));
+filter();
+"""
+
+
+def write_site(
+    folder: str | Path, listing: Sequence[Data], comparisons: Sequence[Data], charts: Mapping[str, Sequence[Chart]]
+) -> Path:
+    """Write the folder; returns the path of its `index.html`.
+
+    Args:
+        listing: what `filigree reproduce --json` writes: the entries of all documents with findings and provenance.
+        comparisons: what `filigree compare` writes as `comparison.json`.
+        charts: of the experiments' pages, by the experiment's name.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / SCRIPT) as file:
+        file.write(plotly.offline.get_plotlyjs().encode())
+    experiments: dict[str, list[Data]] = {}
+    for entry in listing:
+        for maker in entry["by"]:
+            if maker["path"] is not None:
+                experiments.setdefault(maker["name"], []).append(entry)
+    for name, its in experiments.items():
+        _write_experiment(folder / f"{name}.html", name, its, charts.get(name, ()))
+    numbered, counted = Figures(), Counter(_verdict(entry) for entry in listing)
+    body = [
+        "<p>Each method on real data, beside dense training on the same machine, and every table, figure and claim of "
+        "the five source documents beside ours. Weak results stay in.</p>",
+        _machines(listing, comparisons),
+        "<p>Of the documents: " + ", ".join(f"{n} {_badge(v)}" for v, n in counted.most_common()) + ".</p>",
+        _contents(comparisons),
+        *(_comparison(made, number, numbered) for number, made in enumerate(comparisons)),
+        _documents(listing, experiments),
+        f"<script>{FILTER}</script>",
+    ]
+    return write_page(folder / "index.html", "What filigree does, measured", "".join(body), numbered, SCRIPT)
+
+
+def load_comparisons(folders: Sequence[Path]) -> list[Data]:
+    """The comparisons in `FOLDER/*/comparison.json` and `FOLDER/*.json`, by name; of two the newer.
+
+    Raises:
+        ValueError: a `comparison.json` that is none, in one line.
+    """
+    found: dict[str, Data] = {}
+    for folder in folders:
+        for path in [*sorted(folder.glob("*/comparison.json")), *sorted(folder.glob("*.json"))]:
+            try:
+                made = json.loads(path.read_text())
+                if not isinstance(made, dict) or made.get("format") != COMPARISON:
+                    if path.name == "comparison.json":
+                        raise ValueError("another format")
+                    continue
+                _rows(made)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"report: {path} is no comparison ({error}).") from None
+            if made["name"] not in found or made["finished"] > found[made["name"]]["finished"]:
+                found[made["name"]] = made
+    return [found[name] for name in sorted(found)]
+
+
+def _machines(listing: Sequence[Data], comparisons: Sequence[Data]) -> str:
+    made = [maker for entry in listing for maker in entry["by"] if maker["path"]] + list(comparisons)
+    machines = Counter(_machine(its) for its in made)
+    commits = sorted({str(its["commit"])[:10] for its in made if its.get("commit")})
+    lines = [f"{machine} ({number} records)" for machine, number in machines.most_common()]
+    where = "; ".join(lines) or "no record yet"
+    return (
+        f"<p class=faint>Measured on {escape(where)}.</p><details><summary>{len(commits)} commits</summary>"
+        f"<p class=faint>{escape(', '.join(commits))}</p></details>"
+    )
+
+
+def _machine(its: Data) -> str:
+    machine, versions = its.get("machine") or {}, its.get("versions") or {}
+    torch = f", torch {versions['torch']}" if "torch" in versions else ""
+    return f"{machine.get('cpu', 'unknown')}, {machine.get('cores', '?')} cores{torch}"
+
+
+def _contents(comparisons: Sequence[Data]) -> str:
+    links = [(f"c{number}", made["name"]) for number, made in enumerate(comparisons)]
+    links.append(("documents", "the documents' tables, figures and claims"))
+    return (
+        "<nav aria-label=Contents><ul>"
+        + "".join(f'<li><a href="#{at}">{escape(name)}</a></li>' for at, name in links)
+        + "</ul></nav>"
+    )
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------
+
+
+def _rows(made: Data) -> list[Row]:
+    return [Row(**row) for row in made["rows"]]
+
+
+def _comparison(made: Data, number: int, numbered: Figures) -> str:
+    rows = _rows(made)
+    known = [
+        (key, heading, form) for key, heading, form in COSTS if key in SHOWN and any(row.costs.get(key) for row in rows)
+    ]
+    head = "".join(
+        f"<th scope=col>{escape(h)}</th>"
+        for h in ("method", "test accuracy %, 95%", "minus dense, 95%", *(h for _, h, _ in known))
+    )
+    body = []
+    for row in rows:
+        cells = [f"<th scope=row>{escape(row.method)}</th>", f"<td>{_accuracy(row)}</td>", f"<td>{_against(row)}</td>"]
+        for key, _, _ in known:
+            value, ratio = row.costs.get(key), row.ratios.get(key)
+            below = f"<small>{ratio_text(ratio)}</small>" if ratio is not None else ""
+            cells.append(f"<td>{'-' if value is None else short(value)}{below}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    charts = "".join(
+        numbered.place(figures.trade(rows, key, heading), f"{made['name']}: test error against {heading}")
+        for key, heading in figures.TRADES.items()
+    )
+    name = escape(made["name"])
+    return (
+        f'<section><h2 id="c{number}">{name}</h2><p>{escape(made["about"])}</p>'
+        f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{rows[0].runs} runs of each method; below each "
+        f"cost its ratio to dense; {escape(_machine(made))}, commit {escape(str(made.get('commit'))[:10])}.</p>"
+        f"<div class=grid>{charts}</div>{_notes(made.get('notes', []))}</section>"
+    )
+
+
+def _accuracy(row: Row) -> str:
+    if row.accuracy is None or row.interval is None:
+        return escape(accuracy_text(row))
+    return f"{100 * row.accuracy:.2f} ± {100 * row.interval:.2f}"
+
+
+def _against(row: Row) -> str:
+    if row.against_dense is None:
+        return "-"
+    mean, low, high = (100 * number for number in row.against_dense)
+    return f"{mean:+.2f}<small>{low:+.2f} to {high:+.2f}</small>"
+
+
+# -- the documents -----------------------------------------------------------------------------------------------------
+
+
+def _documents(listing: Sequence[Data], experiments: Mapping[str, Any]) -> str:
+    titles = {entry["document"]: entry["title"] for entry in listing}
+    out = [
+        '<h2 id="documents">The documents\' tables, figures and claims</h2>',
+        "<ul class=legend>"
+        + "".join(f"<li>{_badge(name)} {escape(text)}</li>" for name, text in VERDICTS.items())
+        + "</ul>",
+        _filters(listing, titles),
+    ]
+    for document, title in titles.items():
+        mine = [entry for entry in listing if entry["document"] == document]
+        counts = ", ".join(f"{n} {v}" for v, n in Counter(_verdict(entry) for entry in mine).most_common())
+        out.append(
+            f"<section class=document><h3>{escape(document)}: {escape(title)}</h3><p class=faint>{escape(counts)}</p>"
+        )
+        out += [_entry(entry, experiments) for entry in mine]
+        out.append("</section>")
+    return "".join(out)
+
+
+def _filters(listing: Sequence[Data], titles: Mapping[str, str]) -> str:
+    choices = {
+        "document": {document: document for document in titles},
+        "state": {state: state for state in dict.fromkeys(entry["state"] for entry in listing)},
+        "verdict": {verdict: verdict for verdict in VERDICTS},
+    }
+    selects = "".join(
+        f'<label>{name} <select name="{name}"><option value="">all</option>'
+        + "".join(f'<option value="{escape(value)}">{escape(label)}</option>' for value, label in values.items())
+        + "</select></label>"
+        for name, values in choices.items()
+    )
+    return (
+        f'<form class=filters onsubmit="return false">{selects}<label>text <input type=search name=text></label>'
+        "<output id=count aria-live=polite></output></form>"
+    )
+
+
+def _verdict(entry: Data) -> str:
+    return entry["verdict"] or ("not made" if entry["state"] == "not made" else "no record")
+
+
+def _badge(verdict: str) -> str:
+    return f'<span class="badge {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+
+
+def _entry(entry: Data, experiments: Mapping[str, Any] | None = None) -> str:
+    minutes = (
+        ""
+        if entry["minutes"] is None
+        else f", {'about ' if entry['estimated'] else ''}{entry['minutes']:.1f} minutes on 2 cores"
+    )
+    made = []
+    for maker in entry["by"]:
+        command = f"<code>{escape(maker['command'])}</code>"
+        page = (
+            f' <a href="{escape(maker["name"])}.html">its page</a>'
+            if experiments and maker["name"] in experiments
+            else ""
+        )
+        part = f", {maker['done']} of {maker['asked']} runs" if maker["path"] and maker["done"] < maker["asked"] else ""
+        made.append(f"<li>{command} (record: {escape(maker['record'])}{part}){page}</li>")
+    found = "".join(f"<li>{_badge(its['verdict'])} {escape(its['text'])}</li>" for its in entry["findings"])
+    return (
+        f'<article data-document="{escape(entry["document"])}" data-state="{escape(entry["state"])}" '
+        f'data-verdict="{escape(_verdict(entry))}"><h4>{escape(entry["where"])} {_badge(_verdict(entry))} '
+        f"<small>{escape(entry['state'])}{minutes}</small></h4><p>{escape(entry['about'])}</p>"
+        + (f"<p class=slip><b>The document's slip:</b> {escape(entry['slip'])}</p>" if entry["slip"] else "")
+        + (f"<p class=faint>{escape(entry['reason'])}</p>" if entry["reason"] else "")
+        + (
+            f"<details><summary>Findings: {len(entry['findings'])}</summary><ul class=found>{found}</ul></details>"
+            if found
+            else ""
+        )
+        + (f"<ul class=made>{''.join(made)}</ul>" if made else "")
+        + "</article>"
+    )
+
+
+# -- a page an experiment ----------------------------------------------------------------------------------------------
+
+
+def _write_experiment(path: Path, name: str, entries: Sequence[Data], charts: Sequence[Chart]) -> None:
+    maker = next(maker for maker in entries[0]["by"] if maker["name"] == name)
+    summary = json.loads(Path(maker["path"]).read_text())
+    numbered, rows = Figures(), summary["rows"]
+    figures_beside = [
+        its for entry in entries for its in entry["findings"] if its["by"] == name and its["printed"] is not None
+    ]
+    facts = [_machine(maker), f"commit {str(maker['commit'])[:10]}{' (with changes)' if maker['dirty'] else ''}",
+             f"finished {maker['finished']}", f"record: {maker['record']}"]  # fmt: skip
+    body = [
+        '<p><a href="index.html">All records</a></p>',
+        f"<p class=faint>{escape('; '.join(facts))}</p><p><code>filigree reproduce {escape(name)}</code></p>",
+        *(_entry(entry) for entry in entries),
+        numbered.place(beside(figures_beside), "printed figures beside ours"),
+        *(numbered.place(figures.lines(rows, chart), chart.title) for chart in charts),
+        rows_table(rows),
+        _notes(summary.get("notes", [])),
+    ]
+    write_page(path, name, "".join(body), numbered, SCRIPT)
+
+
+def beside(findings: Sequence[Data]) -> go.Figure:
+    """Printed figures and ours with their 95% intervals, each as a ratio to the printed one."""
+    known = [its for its in findings if its["printed"]]
+    figure = go.Figure()
+    if not known:
+        return figure
+    names = [str(its["text"]).partition(": printed")[0] for its in known]
+    low = [its["ours"] - (its["interval"] or [its["ours"]])[0] for its in known]
+    spread = [gap / abs(its["printed"]) for gap, its in zip(low, known, strict=True)]
+    figure.add_scatter(
+        x=[its["ours"] / its["printed"] for its in known], y=names, mode="markers", name="ours",
+        error_x={"array": spread}, text=[its["text"] for its in known], hoverinfo="text", marker={"size": 9},
+    )  # fmt: skip
+    figure.add_vline(x=1, line={"color": figures.DENSE, "dash": "dot"})
+    figure.update_xaxes(title="ours / printed, with the 95% interval")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figures.finish(figure, "Printed figures beside ours", height=140 + 24 * len(known)).update_layout(
+        hovermode="closest"
+    )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return f"<ul class=faint>{''.join(f'<li>{escape(str(note))}</li>' for note in notes)}</ul>" if notes else ""
