@@ -1,0 +1,77 @@
+"""Evolution and annealings driven by the `Trainer` of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError:
+    raise ImportError("filigree.integrations.transformers needs transformers: pip install transformers.") from None
+
+from torch import Tensor, nn
+
+from filigree.integrations.steppers import Steppers
+from filigree.storage import read_state, write_state
+
+FILE = "filigree.safetensors"
+
+
+class Dynamics(TrainerCallback):
+    """Steps `fg.Evolution`, `fg.NoiseAnnealing`, `fg.MollificationAnnealing` and their kin while a `Trainer` trains.
+
+    `Trainer(..., callbacks=[Dynamics(each_epoch=lambda model, optimizer: fg.Evolution(model, optimizer, 0.3))])`. Their
+    states lie in each checkpoint's folder, in `filigree.safetensors`, and `train(resume_from_checkpoint=...)` goes on
+    from them, as long as that folder is where the trainer made it: `output_dir/checkpoint-<step>`.
+
+    Args:
+        each_epoch, each_step: see `filigree.integrations.steppers.Steppers`; metrics are what the trainer logged last.
+            The loss of a step is that of the last batch before it.
+
+    Raises:
+        FileNotFoundError: a run that goes on from a checkpoint without that file.
+    """
+
+    def __init__(self, each_epoch: Any = (), each_step: Any = ()) -> None:
+        self.steppers = Steppers(each_epoch, each_step)
+        self._loss: Tensor | None = None
+        self._handle: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step:
+            self.steppers.load_state_dict(read_state(_folder(args, state) / FILE))
+        model: nn.Module = kwargs["model"]
+        self.steppers.begin(model, kwargs["optimizer"])
+        self._handle = model.register_forward_hook(self._see)  # the trainer shows its callbacks no loss
+
+    def _see(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        if model.training and getattr(output, "loss", None) is not None:
+            self._loss = output.loss.detach()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.steppers.begin_epoch(int((state.epoch or 0) + 1e-6))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.steppers.end_step(self._loss)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.steppers.metrics |= {name: value for name, value in kwargs["logs"].items() if isinstance(value, float)}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            write_state(_folder(args, state) / FILE, self.steppers.state_dict())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._handle.remove()
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the checkpoint of this step is."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -1,0 +1,66 @@
+"""A sparse multilayer perceptron that classifies, as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
+from torch import Tensor
+from torch.nn import functional
+
+from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
+
+
+class SparseMLPClassifier(ClassifierMixin, SparseMLP):
+    __doc__ = f"""{SparseMLP.__doc__}
+        classes_: the labels, sorted.
+
+    The loss is the cross entropy of the softmax over `len(classes_)` outputs.
+    """
+
+    _learning_rate = 0.2
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+        """One epoch on these data. The first call needs all `classes` that will ever come."""
+        if classes is None and not hasattr(self, "network_"):
+            raise ValueError("SparseMLPClassifier: classes must be given in the first call of partial_fit. Got None.")
+        if classes is not None and hasattr(self, "classes_") and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(
+                f"SparseMLPClassifier: classes must be those of the first call, {self.classes_}. Got {classes}."
+            )
+        return self._partial_fit(X, y, lambda y: self._learn_targets(np.asarray(classes)))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """`(samples, features)` to the most probable labels `(samples,)`."""
+        outputs = self._outputs(X)
+        return self.classes_[outputs.argmax(1).numpy()]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """`(samples, features)` to probabilities `(samples, classes)`, in the order of `classes_`."""
+        return self._outputs(X).softmax(1).numpy()
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """The logarithms of `predict_proba`, finite where that is 0."""
+        return self._outputs(X).log_softmax(1).numpy()
+
+    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        X, y = validate_data(self, X, y, dtype=FLOATS, reset=reset)
+        check_classification_targets(y)
+        return X, column_or_1d(y, warn=True)
+
+    def _learn_targets(self, y: np.ndarray) -> int:
+        self.classes_ = np.unique(y)
+        return len(self.classes_)
+
+    def _targets(self, y: np.ndarray) -> Tensor:
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"SparseMLPClassifier: y must be of the classes {self.classes_}. Got {unknown[0]!r} too.")
+        return torch.from_numpy(np.searchsorted(self.classes_, y))
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output, target)

@@ -1,0 +1,63 @@
+"""A sparse multilayer perceptron for regression, as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import RegressorMixin
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+from torch.nn import functional
+
+from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
+
+
+class SparseMLPRegressor(RegressorMixin, SparseMLP):
+    __doc__ = f"""{SparseMLP.__doc__}
+        target_scaler_: of the targets; None without `standardize`.
+
+    The loss is half the mean squared error, of standardised targets unless `standardize` is off. With noisy targets it
+    pays to stop early (`early_stopping=True`) or to learn slower. y may have several columns.
+    """
+
+    _learning_rate = 0.03
+
+    def partial_fit(self, X: Any, y: Any) -> Self:
+        """One epoch on these data."""
+        return self._partial_fit(X, y, self._learn_targets)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """`(samples, features)` to `(samples,)`, or `(samples, targets)` where there are several."""
+        made = self._outputs(X).numpy()
+        if self.target_scaler_ is not None:
+            made = self.target_scaler_.inverse_transform(made)
+        return made[:, 0] if made.shape[1] == 1 else made
+
+    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        return validate_data(self, X, y, dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True)
+
+    def _learn_targets(self, y: np.ndarray) -> int:
+        columns = y.reshape(len(y), -1)
+        self.target_scaler_ = StandardScaler().fit(columns) if self.standardize else None
+        return columns.shape[1]
+
+    def _targets(self, y: np.ndarray) -> Tensor:
+        columns = np.array(y, float).reshape(len(y), -1)
+        if self.target_scaler_ is not None:
+            columns = self.target_scaler_.transform(columns)
+        return torch.from_numpy(columns).to(self.network_.get_parameter("fc1.bias").dtype)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.shape != target.shape:
+            raise ValueError(
+                f"SparseMLPRegressor: y must have {output.shape[1]} column(s), as before. Got {target.shape[1]}."
+            )
+        return functional.mse_loss(output, target) / 2
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

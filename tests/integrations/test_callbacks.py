@@ -1,0 +1,170 @@
+"""The callbacks: annealings step with every step of the optimizer, read its loss, and go on from checkpoints."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+import filigree as fg
+from filigree.integrations.steppers import Steppers
+
+STEPS = 8  # 4 an epoch, 2 epochs
+
+
+def network():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    fg.convert_(made, fg.Noisy("NAN"), where="1")
+    fg.convert_(made, fg.Mollified(), where="2")
+    return made
+
+
+class Points(Dataset):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(32, 6, generator=generator)
+        self.y = (self.x[:, 0] > 0).long()
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.y[i]}
+
+
+def annealings():
+    """As functions of the model and its optimizer, which the trainers make."""
+    return [
+        lambda model, optimizer: fg.NoiseAnnealing(model, start=30.0, end=1.0, steps=STEPS + 1),
+        lambda model, optimizer: fg.MollificationAnnealing(model, k=5.0, average=0.5),
+    ]
+
+
+def check(steppers, losses):
+    """Every step was counted, and the moving average is that of all losses."""
+    noise, mollification = steppers.made["each_step"]
+    assert noise.epoch == mollification.epoch == STEPS
+    assert noise.scale == pytest.approx(1.0)
+    value = losses[0]
+    for loss in losses[1:]:
+        value = 0.5 * value + 0.5 * loss
+    assert mollification.value == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning uses what torch has deprecated
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # advice
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")  # as it is meant
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+@pytest.mark.parametrize("batches", [1, 2])
+def test_lightning(tmp_path, batches):
+    lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from filigree.integrations.lightning import Dynamics
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network, self.losses = network(), []
+
+        def training_step(self, batch, index):
+            loss = functional.cross_entropy(self.network(batch["x"]), batch["labels"])
+            self.losses.append(float(loss.detach()) / batches)  # Lightning shares it out between the batches
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train(epochs, resume=None):
+        dynamics, module = Dynamics(each_step=annealings()), Module()
+        trainer = lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            accumulate_grad_batches=batches, callbacks=[dynamics, ModelCheckpoint(tmp_path)],
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(Points(), batch_size=8 // batches), ckpt_path=resume)
+        return module.losses[batches - 1 :: batches], dynamics, trainer
+
+    losses, dynamics, _ = train(2)
+    check(dynamics.steppers, losses)
+    first, _, trainer = train(1)
+    second, dynamics, _ = train(2, resume=trainer.checkpoint_callback.best_model_path)
+    check(dynamics.steppers, first + second)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_transformers(tmp_path, batches):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from filigree.integrations.transformers import Dynamics
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.losses = network(), []
+
+        def forward(self, x, labels):
+            loss = functional.cross_entropy(self.network(x), labels)
+            self.losses.append(float(loss.detach()))
+            return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss)
+
+    def train(steps, resume=None):
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=8 // batches, learning_rate=0.01,
+            gradient_accumulation_steps=batches, save_steps=3, report_to="none", disable_tqdm=True, use_cpu=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        dynamics = Dynamics(each_step=annealings())
+        trainer = transformers.Trainer(Model(), arguments, train_dataset=Points(), callbacks=[dynamics])
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.losses[batches - 1 :: batches], dynamics
+
+    losses, dynamics = train(STEPS)
+    check(dynamics.steppers, losses)
+    again, dynamics = train(STEPS, str(tmp_path / "checkpoint-3"))  # in the middle of an epoch
+    check(dynamics.steppers, losses[:3] + again)
+
+
+# -- what they share --------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    def __init__(self):
+        self.seen = []
+
+    def step(self, metrics=None):
+        self.seen.append(dict(metrics or {}))
+
+
+def test_epochs_are_followed_once_by_a_step_that_reads_the_metrics():
+    counter, model = Counter(), nn.Linear(2, 2)
+    steppers = Steppers(each_epoch=[counter, lambda given, optimizer: Counter()])
+    steppers.begin(model, torch.optim.SGD(model.parameters(), 0.1))
+    for epoch in (0, 1, 1, 2):  # a trainer may begin an epoch again
+        steppers.begin_epoch(epoch)
+        steppers.metrics = {"loss": epoch}
+    assert counter.seen == steppers.made["each_epoch"][1].seen == [{"loss": 0}, {"loss": 1}]
+
+
+def test_what_cannot_be_stepped_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"each_epoch expects objects with \.step.*Got float"):
+        Steppers(each_epoch=0.3)
+    with pytest.raises(TypeError, match=r"each_step expects .*Got Evolution"):
+        Steppers(each_step=[fg.Evolution])
+    model = network()
+    steppers = Steppers(each_step=fg.MollificationAnnealing(model, loss="validation"))
+    with pytest.raises(ValueError, match="MollificationAnnealing must follow the training loss"):
+        steppers.begin(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+def test_a_missing_library_is_named_in_one_line(name, monkeypatch):
+    for module in list(sys.modules):
+        if module == name or module.startswith(f"{name}."):
+            monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"filigree.integrations.{name}", raising=False)
+    with pytest.raises(ImportError, match=rf"filigree\.integrations\.{name} needs .*pip install {name}"):
+        importlib.import_module(f"filigree.integrations.{name}")

@@ -1,0 +1,59 @@
+"""The examples run, and a run that goes on from a checkpoint is the run that was never interrupted, bit for bit."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning uses what torch has deprecated
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # advice
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")  # as it is meant
+def test_lightning(tmp_path):
+    pytest.importorskip("lightning", reason="Lightning is not installed")
+    example = load("lightning_evolution")
+    whole = example.train(tmp_path)
+    evolution = whole.callbacks[0].steppers.made["each_epoch"][0]
+    assert whole.callback_metrics["val_accuracy"] > 0.85
+    assert evolution.epoch == 5  # none after the last epoch
+    assert evolution.rate > 0
+    resumed = example.train(tmp_path, resume=tmp_path / "epoch=2.ckpt")
+    again = resumed.callbacks[0].steppers.made["each_epoch"][0]
+    assert same(whole.lightning_module.state_dict(), resumed.lightning_module.state_dict())
+    assert same(evolution.births, again.births)
+
+
+def test_transformers(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    example = load("transformers_trainer")
+    whole = example.make_trainer(str(tmp_path))
+    whole.train()
+    evolution = dynamics_of(whole).made["each_epoch"][0]
+    assert whole.evaluate()["eval_accuracy"] > 0.9
+    assert evolution.epoch == 3
+    resumed = example.make_trainer(str(tmp_path))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-64"))  # after the second epoch
+    again = dynamics_of(resumed).made["each_epoch"][0]
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    assert same(evolution.births, again.births)
+    (tmp_path / "checkpoint-64" / "filigree.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"filigree\.safetensors"):
+        example.make_trainer(str(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-64"))
+
+
+def dynamics_of(trainer):
+    return next(call for call in trainer.callback_handler.callbacks if type(call).__name__ == "Dynamics").steppers
