@@ -6,13 +6,14 @@ STAMP := .venv/.installed
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
 	@echo "make test    run all tests (real data sets are used where FILIGREE_DATA names them)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
+	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, build output and runs"
 
 $(STAMP): $(SOURCES)
@@ -38,5 +39,8 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps 'sparseprop==0.1.14' || echo "sparseprop could not be built: its row will be missing"
 	$(BIN)/python benchmarks/run.py
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist runs report site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
