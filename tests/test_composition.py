@@ -1,0 +1,40 @@
+"""Every pair of methods works, or is refused by name; docs/composition.md says which.
+
+Exporting takes a second each: `FILIGREE_EVERY_EXPORT=1` tries all, by default one pair in twelve is exported.
+"""
+
+import os
+
+import pytest
+
+import filigree as fg
+from composition import METHODS, PAGE, REASONS, compose, page, pairs, reason
+from filigree.convert import Compression, Conversion
+
+EVERY = os.environ.get("FILIGREE_EVERY_EXPORT") == "1"  # minutes; else one pair in twelve, and the page has them all
+METHODS_AT = {name: i for i, name in enumerate(METHODS)}
+FOUND: dict[tuple[str, str], str] = {}
+
+
+@pytest.mark.parametrize("first", METHODS)
+def test_works_or_is_refused_by_name(first):
+    for a, b in pairs():
+        if a == first:
+            FOUND[a, b] = compose(a, b, export=EVERY or (METHODS_AT[a] + METHODS_AT[b]) % 12 == 0)
+            assert not FOUND[a, b] or reason(FOUND[a, b]) in REASONS, FOUND[a, b]
+            assert "\n" not in FOUND[a, b]
+
+
+def test_the_page_says_the_same():
+    if len(FOUND) < len(pairs()):
+        pytest.skip("the pairs were not all tried in this run")
+    assert PAGE.read_text() == page(FOUND)
+
+
+def test_the_methods_are_all_there():
+    """A method that is added to the library is added to the matrix."""
+    parts = {"AsymmetricAuto", "IntegerLayers", "Resized", "Span", "UnitPruning"}  # of methods that are in it
+    residual = {"StochasticDepth"}  # for residual blocks, which this network has none of
+    here = {type(config).__name__ for config in METHODS.values()}
+    known = [kind for base in (Conversion, Compression) for kind in base.kinds()]
+    assert {kind for kind in known if kind in dir(fg) or kind in dir(fg.nn)} - parts - residual == here
