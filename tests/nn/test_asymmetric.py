@@ -623,3 +623,15 @@ def test_dropout_variants():
     assert seen == [0.4, 0.3, 0.2, 0.1, 0.0]
     with pytest.raises(ValueError, match="has no dropout"):
         fg.DropoutAnnealing(nn.Linear(2, 2), epochs=3)
+
+
+def test_sparse_layers_keep_what_modules_have():
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 5))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    fg.convert_(model, fg.Asymmetric.topk(3))
+    seen = []
+    handle = model[0].register_forward_hook(lambda *_: seen.append(1))
+    model(torch.randn(4, 20))
+    handle.remove()
+    model(torch.randn(4, 20))
+    assert seen == [1]

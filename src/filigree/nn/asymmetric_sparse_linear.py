@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import torch
@@ -28,9 +29,8 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
     def like(cls, layer: SparseLinear) -> Self:
         """The same layer: parameters and pattern are shared."""
         made = cls.__new__(cls)
-        made.__dict__ = {
-            key: dict(value) if isinstance(value, dict) else value for key, value in layer.__dict__.items()
-        }
+        shallow = {key: copy.copy(value) for key, value in layer.__dict__.items() if isinstance(value, dict)}
+        made.__dict__ = {**layer.__dict__, **shallow}  # its own parameters, buffers and hooks
         return made
 
     def forward(self, x: Tensor) -> Tensor:
