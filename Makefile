@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench docs crash soak fuzz clean
 
 help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
@@ -14,6 +14,9 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
 	@echo "make docs    build the documentation into site/"
+	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
+	@echo "make soak    500 epochs of rewiring: memory, open files, connections (10 minutes)"
+	@echo "make fuzz    the loaders under atheris, the kernels under sanitizers (RUNS=100000 inputs a loader)"
 	@echo "make clean   remove .venv, build output and runs"
 
 $(STAMP): $(SOURCES)
@@ -41,6 +44,21 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+crash: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python reliability/crash.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python reliability/faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python reliability/distributed.py
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python reliability/soak.py --epochs 500
+
+RUNS ?= 100000
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	$(BIN)/python fuzz/run.py --runs $(RUNS)
+	fuzz/sanitize.sh address
+	fuzz/sanitize.sh thread
 
 clean:
 	rm -rf .venv build dist runs report site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -146,6 +146,17 @@ def test_a_hostile_permutation_never_reaches_a_kernel(tmp_path: Path) -> None:
         y.sum().backward()
 
 
+def test_counts_that_stand_for_billions_of_entries_are_refused(tmp_path: Path) -> None:
+    """A count above 127 is split into several: a few bytes would become gigabytes."""
+    model = fg.models.mlp([6, 8, 3])
+    fg.compress_(model, fg.MonteCarlo(samples=0.5), where=["fc1"])
+    state = description(model)
+    state["state_dict"]["fc1.code"] = torch.full((8, 6), 2**31 - 200, dtype=torch.int32)
+    write_state(tmp_path / "m", state)
+    with pytest.raises(ValueError, match="far larger than the file"):
+        fg.load(tmp_path / "m")
+
+
 def test_a_file_may_ask_for_what_its_size_explains_only(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(1000))

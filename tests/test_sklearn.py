@@ -216,7 +216,7 @@ def test_regression_of_several_targets_of_any_scale():
     assert one.predict(x[200:]).shape == (100,)
     assert one.score(x[200:], y[200:, 1]) > 0.8
     streamed = SparseMLPRegressor((200,), epsilon=3, random_state=0)
-    for _ in range(30):
+    for _ in range(60):
         streamed.partial_fit(x[:200], y[:200])
     assert streamed.score(x[200:], y[200:]) > 0.8
     with pytest.raises(ValueError, match=r"3 column\(s\), as before. Got 1|expecting 3 features"):

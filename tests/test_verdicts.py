@@ -150,7 +150,8 @@ def count_up(case, seed, quick, scale=1.0):
 
 
 def finds(rows):
-    return [figure("000, Table 9.1", row["case"], 10.5, [r["value"] for r in rows]) for row in rows[:1]]
+    places = ("000, Table 9.1", "000, section 9.6")
+    return [figure(where, row["case"], 10.5, [r["value"] for r in rows]) for row in rows[:1] for where in places]
 
 
 def made_of(name="counted", cases=("a",), seeds=(0, 1), **options):
@@ -191,6 +192,7 @@ def test_the_listing_and_its_json(few, monkeypatch, capsys):
     assert [its["record"] for its in first["by"]] == ["current", "none"]
     assert [(its["done"], its["asked"]) for its in first["by"]] == [(2, 2), (0, 0)]
     assert first["minutes"] > 0
+    assert [finding["where"] for finding in first["findings"]] == ["000, Table 9.1"]
     assert first["findings"][0] == first["findings"][0] | {"by": "first", "printed": 10.5, "difference": 0.0}
 
 

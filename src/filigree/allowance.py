@@ -38,6 +38,8 @@ class Allowance(TorchDispatchMode):
             sizes = [math.prod(arg) for arg in args if isinstance(arg, list) and all(type(n) is int for n in arg)]
             if func.overloadpacket in (torch.ops.aten.randperm, torch.ops.aten.arange):
                 sizes += [arg for arg in args if type(arg) is int]
+            if func is torch.ops.aten.repeat_interleave.Tensor:
+                sizes.append(int(args[0].sum()))
             like = any(isinstance(arg, Tensor) and arg.is_meta for arg in args)
             self._check(0 if like else max(sizes, default=0))
         made = func(*args, **kwargs)

@@ -109,3 +109,10 @@ def test_parameters_of_the_pruning_thesis():
         count = sum(p.numel() for p in model.parameters())
         assert abs(count / printed - 1) < (1e-9 if name == "cnn_cifar" else 2e-3)
         assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_tracker_gets_the_epochs(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra `track` is not installed")
+    settings = ["training.epochs=2", "model.hidden=[20]", "seeds=[0]", "training.tracker=tensorboard"]
+    recipes.run(recipes.load("demo", settings), tmp_path, methods=["dense"], progress=False)
+    assert any(b"train_loss" in file.read_bytes() for file in (tmp_path / "track").rglob("events.out.*"))

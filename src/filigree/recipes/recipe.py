@@ -98,7 +98,10 @@ class ModelSettings(_Settings):
 
 
 class TrainingSettings(_Settings):
-    """Arguments of optimizer and `fg.fit`. `early_stopping` is a patience in epochs of the validation loss."""
+    """Arguments of optimizer and `fg.fit`. `early_stopping` is a patience in epochs of the validation loss.
+
+    `tracker`: "tensorboard", "mlflow" or another of Accelerate's, which then gets the epochs' figures as they come.
+    """
 
     epochs: int = pydantic.Field(30, ge=1)
     batch_size: int = pydantic.Field(128, ge=1)
@@ -108,6 +111,7 @@ class TrainingSettings(_Settings):
     weight_decay: float = pydantic.Field(0.0, ge=0)
     early_stopping: int | None = pydantic.Field(None, ge=1)
     rebuild_every_epoch: bool = False
+    tracker: str | None = None
 
 
 class ConvertSettings(_Settings):

@@ -26,7 +26,7 @@ from filigree.recipes.recipe import MethodSettings, Recipe, RecipeError, Trainin
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.storage import remove_leftovers
 from filigree.timing import race
-from filigree.train import EarlyStopping, History, Record, evaluate, fit, seed_everything
+from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, seed_everything
 from filigree.train.checkpoints import FILE as CHECKPOINT
 from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
@@ -233,6 +233,8 @@ def _plain(
         each_step.append(NoiseAnnealing(model, noise.start, noise.end, **every))
     if arm.mollify is not None:
         hooks.append(MollificationAnnealing(model, **arm.mollify.model_dump()))
+    if training.tracker is not None:
+        hooks.append(Tracking(training.tracker, f"{recipe.name}/{method}-{number}", folder.parent / "track"))
     if recipe.watch:
         hooks.append(Watch(split.classes, evolution))
     history = fit(

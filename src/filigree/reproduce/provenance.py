@@ -84,10 +84,9 @@ def digest(value: Any) -> str:
 
 def source(function: Callable[..., Any]) -> Mapping[str, Any]:
     """What a function says: the text of its module, and the arguments that a `partial` gives it."""
-    arguments: dict[str, Any] = {}
-    while isinstance(function, functools.partial):
-        arguments = {**function.keywords, **arguments}
-        function = function.func
+    arguments: Mapping[str, Any] = {}
+    if isinstance(function, functools.partial):  # a partial of one is one
+        arguments, function = function.keywords, function.func
     module = inspect.getmodule(function)
     assert module is not None  # it was imported
     return {"function": function.__qualname__, "arguments": arguments, "module": inspect.getsource(module)}

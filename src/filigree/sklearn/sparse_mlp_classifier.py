@@ -16,10 +16,13 @@ from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
 
 
 class SparseMLPClassifier(ClassifierMixin, SparseMLP):
-    __doc__ = f"""{SparseMLP.__doc__}
-        classes_: the labels, sorted.
+    """Classes by a network that is sparse from the start, like `sklearn.neural_network.MLPClassifier`.
 
-    The loss is the cross entropy of the softmax over `len(classes_)` outputs.
+    The loss is the cross entropy of the softmax over the outputs, one a class. Parameters and attributes are those of
+    `filigree.sklearn.sparse_mlp.SparseMLP`; besides:
+
+    Attributes:
+        classes_: the labels, sorted.
     """
 
     _learning_rate = 0.2

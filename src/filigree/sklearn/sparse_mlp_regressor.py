@@ -16,11 +16,14 @@ from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
 
 
 class SparseMLPRegressor(RegressorMixin, SparseMLP):
-    __doc__ = f"""{SparseMLP.__doc__}
-        target_scaler_: of the targets; None without `standardize`.
+    """Numbers by a network that is sparse from the start, like `sklearn.neural_network.MLPRegressor`.
 
-    The loss is half the mean squared error, of standardised targets unless `standardize` is off. With noisy targets it
-    pays to stop early (`early_stopping=True`) or to learn slower. y may have several columns.
+    The loss is half the mean squared error, of standardised targets unless `standardize` is off; y may have several
+    columns. With noisy targets it pays to stop early (`early_stopping=True`) or to learn slower. Parameters and
+    attributes are those of `filigree.sklearn.sparse_mlp.SparseMLP`; besides:
+
+    Attributes:
+        target_scaler_: of the targets; None without `standardize`.
     """
 
     _learning_rate = 0.03
