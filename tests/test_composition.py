@@ -1,18 +1,11 @@
-"""Every pair of methods works, or is refused by name; docs/composition.md says which.
-
-Exporting takes a second each: `FILIGREE_EVERY_EXPORT=1` tries all, by default one pair in twelve is exported.
-"""
-
-import os
+"""Every pair of methods works, or is refused by name; docs/composition.md says which."""
 
 import pytest
 
 import filigree as fg
-from composition import METHODS, PAGE, REASONS, compose, page, pairs, reason
+from composition import METHODS, PAGE, REASONS, compose, exported, page, pairs, reason
 from filigree.convert import Compression, Conversion
 
-EVERY = os.environ.get("FILIGREE_EVERY_EXPORT") == "1"  # minutes; else one pair in twelve, and the page has them all
-METHODS_AT = {name: i for i, name in enumerate(METHODS)}
 FOUND: dict[tuple[str, str], str] = {}
 
 
@@ -20,7 +13,7 @@ FOUND: dict[tuple[str, str], str] = {}
 def test_works_or_is_refused_by_name(first):
     for a, b in pairs():
         if a == first:
-            FOUND[a, b] = compose(a, b, export=EVERY or (METHODS_AT[a] + METHODS_AT[b]) % 12 == 0)
+            FOUND[a, b] = compose(a, b, exported(a, b))
             assert not FOUND[a, b] or reason(FOUND[a, b]) in REASONS, FOUND[a, b]
             assert "\n" not in FOUND[a, b]
 

@@ -1,0 +1,351 @@
+"""All kernels on random matrices, of random instruction sets and numbers of threads, against plain torch.
+
+Made for `fuzz/sanitize.sh`, which runs it on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer:
+
+    python fuzz/kernels.py --kernels build/_kernels.so --rounds 2000 --seed 0
+
+Every tensor that a kernel reads or writes is of the exact size and in a block of memory of its own (index arrays are
+taken out of numpy's pools), so that a step beyond its end is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import os
+import random
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+Counts = collections.Counter[str]
+THREADS = (1,) if os.environ.get("OMP_NUM_THREADS") == "1" else (1, 1, 2, 3)
+
+
+def load(path: str) -> None:
+    """Put this build of the kernels in the place of the installed one."""
+    spec = importlib.util.spec_from_file_location("filigree.ops._kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["filigree.ops._kernels"] = module
+
+
+class Driver:
+    def __init__(self, seed: int) -> None:
+        from filigree.ops import _load, conv, dropout, integers, noise, noisy_rnn, reference, selection, sell, sparse
+        from filigree.topology import sampling
+
+        self.kernels = _load.kernels
+        self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
+        self.reference, self.selection, self.sell, self.sparse, self.sampling = (
+            reference, selection, sell, sparse, sampling
+        )  # fmt: skip
+        self.random = random.Random(seed)
+        self.cases = [getattr(self, name) for name in dir(self) if name.startswith("run_")]
+        torch.manual_seed(seed)
+
+    def round(self) -> str:
+        self.kernels.set_isa(self.random.choice(self.kernels.isas()))
+        torch.set_num_threads(self.random.choice(THREADS))
+        self.dtype = self.random.choice((torch.float32, torch.float64))
+        case = self.random.choice(self.cases)
+        case()
+        return f"{case.__name__.removeprefix('run_')}/{self.kernels.isa()}"
+
+    # -- what the cases draw -----------------------------------------------------------------------------------------
+
+    def side(self, least: int = 1) -> int:
+        return max(least, self.random.choice((0, 1, 2, 3, 5, 8, 17, 31, 64, 129, self.random.randint(1, 200))))
+
+    def matrix(self, rows: int, cols: int) -> Tensor:
+        """`(rows, cols)` in some memory order: contiguous, transposed, a slice, strided, or expanded."""
+        how = self.random.randrange(6)
+        if how == 0:
+            return torch.randn(cols, rows, dtype=self.dtype).t()
+        if how == 1:
+            return torch.randn(rows + 2, cols + 3, dtype=self.dtype)[1 : rows + 1, 2 : cols + 2]
+        if how == 2:
+            return torch.randn(rows, 2 * cols, dtype=self.dtype)[:, ::2]
+        if how == 3:
+            return torch.randn(1, cols, dtype=self.dtype).expand(rows, cols)
+        if how == 4:
+            return torch.randn(rows, 1, dtype=self.dtype).expand(rows, cols)
+        return torch.randn(rows, cols, dtype=self.dtype)
+
+    def vector(self, size: int) -> Tensor:
+        if self.random.random() < 0.2:
+            return torch.randn(size, 3, dtype=self.dtype)[:, 1]
+        return torch.randn(size, dtype=self.dtype)
+
+    def pattern(self, rows: int, cols: int) -> object:
+        """A random pattern; now and then with empty rows, empty columns, or nothing at all."""
+        density = self.random.choice((0.0, 0.01, 0.1, 0.5, 1.0, self.random.random()))
+        places = self.sampling.distinct(rows * cols, round(density * rows * cols), torch.Generator().manual_seed(
+            self.random.randrange(2**31)))  # fmt: skip
+        if self.random.random() < 0.3 and rows and cols:
+            places = places[(places // cols) % 2 == self.random.randrange(2)]
+        if self.random.random() < 0.3 and cols:
+            places = places[(places % cols) % 3 != 0]
+        pattern = self.sampling.pattern_of(places, rows, cols)
+        wide = self.random.random() < 0.3
+        return self.sparse.Pattern(*(part.long() if wide else part.clone() for part in pattern))
+
+    def close(self, mine: Tensor, its: Tensor) -> None:
+        tolerance = 1e-9 if self.dtype == torch.float64 else 2e-3
+        torch.testing.assert_close(mine, its, rtol=tolerance, atol=tolerance)
+
+    # -- cases -------------------------------------------------------------------------------------------------------
+
+    def run_products(self) -> None:
+        rows, cols, batch = self.side(), self.side(), self.side(0)
+        pattern, x, dy = self.pattern(rows, cols), self.matrix(cols, batch), self.matrix(rows, batch)
+        values, index = self.vector(pattern.nnz), (pattern.indptr, pattern.indices)
+        self.close(self.sparse.spmm(pattern, values, x), self.reference.spmm(*index, values, x))
+        self.close(self.sparse.spmm_t(pattern, values, dy), self.reference.spmm_t(*index, values, dy, cols))
+        self.close(self.sparse.sddmm(pattern, dy, x), self.reference.sddmm(*index, dy, x))
+
+    def run_backward(self) -> None:
+        """The kernel that convolutions use, on its own."""
+        rows, cols, batch = self.side(), self.side(), self.side(0)
+        pattern = self.pattern(rows, cols)
+        x, dy = torch.randn(cols, batch, dtype=self.dtype), torch.randn(rows, batch, dtype=self.dtype)
+        values, dx, dvalues = (
+            torch.randn(pattern.nnz, dtype=self.dtype), torch.empty_like(x), torch.empty(pattern.nnz, dtype=self.dtype)
+        )  # fmt: skip
+        self.kernels.backward(
+            self.dtype is torch.float64, pattern.indptr.dtype is torch.int64, cols, pattern.t_indptr.data_ptr(),
+            pattern.t_indices.data_ptr(), pattern.t_perm.data_ptr(), values.data_ptr(), dy.data_ptr(), batch,
+            x.data_ptr(), batch, dx.data_ptr(), batch, dvalues.data_ptr(), batch,
+        )  # fmt: skip
+        index = pattern.indptr, pattern.indices
+        self.close(dx, self.reference.spmm_t(*index, values, dy, cols))
+        self.close(dvalues, self.reference.sddmm(*index, dy, x))
+
+    def run_linear(self) -> None:
+        rows, cols, batch = self.side(), self.side(), self.side(0)
+        pattern, x = self.pattern(rows, cols), self.matrix(batch, cols)
+        values, bias = self.vector(pattern.nnz), self.vector(rows) if self.random.random() < 0.7 else None
+        relu = self.random.random() < 0.5
+        inputs = [t.detach().requires_grad_() for t in (values, bias, x) if t is not None]
+        if self.random.random() < 0.3:
+            inputs[-1].requires_grad_(False)
+        leaves = iter(inputs)
+        v, b, x = next(leaves), None if bias is None else next(leaves), next(leaves)
+        mine = self.sparse.linear(pattern, v, b, x, relu)
+        its = self.reference.linear(pattern.indptr, pattern.indices, v, b, x, relu)
+        self.close(mine, its)
+        dy, wanted = self.matrix(batch, rows), [t for t in inputs if t.requires_grad]
+        grads = [torch.autograd.grad(y, wanted, dy) for y in (mine, its)]
+        if not relu:  # a sum next to zero may fall on either side of it
+            for a, b in zip(*grads, strict=True):
+                self.close(a, b)
+
+    def run_rows(self) -> None:
+        rows, cols, batch = self.side(), self.side(), self.side(0)
+        pattern, x = self.pattern(rows, cols), self.matrix(batch, cols).detach().requires_grad_()
+        values, bias = self.vector(pattern.nnz).detach().requires_grad_(), self.vector(rows).detach().requires_grad_()
+        chosen = torch.randperm(rows)[: self.random.randint(0, rows)].sort().values
+        mask = torch.zeros(rows, dtype=self.dtype).index_fill_(0, chosen, 1)
+        leaves = (values, bias, x)
+        mine = self.sparse.rows_linear(pattern, chosen, values, bias, x)
+        its = self.reference.linear(pattern.indptr, pattern.indices, values, bias, x, False) * mask
+        self.close(mine, its)
+        dy = self.matrix(batch, rows)
+        wanted = leaves if self.random.random() < 0.7 else leaves[:2]
+        for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(its, wanted, dy), strict=True):
+            self.close(a, b)
+        few = torch.randn(len(chosen), batch, dtype=self.dtype)
+        dx, dvalues = self.sparse.rows_backward(pattern, chosen, values.detach(), few, x.detach().t())
+        full = torch.zeros(rows, batch, dtype=self.dtype).index_copy_(0, chosen, few)
+        index = pattern.indptr, pattern.indices
+        self.close(dx, self.reference.spmm_t(*index, values.detach(), full, cols))
+        self.close(dvalues, self.reference.sddmm(*index, full, x.detach().t()))
+
+    def run_conv(self) -> None:
+        groups, pick = self.random.choice((1, 1, 2)), self.random.randint
+        channels, outs = groups * pick(1, 6), groups * pick(1, 6)
+        g = self.conv.Geometry(
+            (pick(1, 4), pick(1, 4)), (pick(1, 3), pick(1, 3)), (pick(0, 2), pick(0, 2), pick(0, 2), pick(0, 2)),
+            (pick(1, 2), pick(1, 2)), groups,
+        )  # fmt: skip
+        images, height, width = pick(0, 20), pick(8, 20), pick(8, 20)
+        x = torch.randn(images, channels, height, width, dtype=self.dtype)
+        how = pick(0, 3)
+        if how == 0:
+            x = x.transpose(0, 1).contiguous().transpose(0, 1)
+        elif how == 1:
+            x = x.contiguous(memory_format=torch.channels_last)
+        elif how == 2:
+            x = torch.randn(images, channels, height + 2, 2 * width, dtype=self.dtype)[:, :, 1:-1, ::2]
+        pattern = self.pattern(outs, channels // groups * g.kernel[0] * g.kernel[1])
+        values = self.vector(pattern.nnz).detach().requires_grad_()
+        bias = self.vector(outs).detach().requires_grad_()
+        x = x.detach().requires_grad_(self.random.random() < 0.7)
+        mine = self.conv.conv2d(values, bias, x, pattern.indptr, pattern.indices, g)
+        its = self.conv._dense(values, bias, x, pattern.indptr, pattern.indices, g.flat())
+        self.close(mine, its)
+        dy = torch.randn_like(its)
+        if pick(0, 1):
+            dy = dy.transpose(2, 3).contiguous().transpose(2, 3)
+        wanted = [t for t in (values, bias, x) if t.requires_grad]
+        for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(its, wanted, dy), strict=True):
+            self.close(a, b)
+
+    def run_top(self) -> None:
+        rows, width, cols = self.side(0), self.side(2), self.side()
+        x, k = self.matrix(rows, width), self.random.randint(1, width - 1)
+        if self.random.random() < 0.4:
+            x = torch.where(torch.rand(rows, width) < 0.7, 0, x)
+        if self.random.random() < 0.3:
+            x = x.round()  # ties
+        its = self.selection.top_mask(x, k).to(x.dtype) * x
+        for transposed in (True, False):
+            kept = self.selection.top(x, k, transposed)
+            self.close(self.selection.dense(kept), its)
+            self.close(self.selection.times(kept, w := self.matrix(width, cols)), its @ w)
+            if transposed:
+                self.close(self.selection.t_times(kept, other := self.matrix(rows, cols)), its.t() @ other)
+                self.close(self.selection.sums(kept), its.sum(0))
+                few = self.selection.top(self.matrix(rows, width), 1)
+                if isinstance(kept, self.selection.Rows) and isinstance(few, self.selection.Rows):
+                    self.close(self.selection._outer(kept, few), its.t() @ few.dense())
+
+    def run_top_backward(self) -> None:
+        batch, outs, ins = self.side(0), self.side(2), self.side()
+        delta, x, w = self.matrix(batch, outs), self.matrix(batch, ins), self.matrix(outs, ins)
+        k, unified = self.random.randint(1, outs - 1), self.random.random() < 0.5
+        wanted = self.random.random() < 0.8, self.random.random() < 0.8
+        dx, dw, db = self.selection.top_backward(delta, x, w, k, unified, *wanted)
+        if unified:
+            return  # sums of magnitudes in another order may choose another neuron
+        kept = self.selection.top_mask(delta, k).to(delta.dtype) * delta
+        self.close(db, kept.sum(0))
+        if dx is not None:
+            self.close(dx, kept @ w)
+        if dw is not None:
+            self.close(dw, kept.t() @ x)
+
+    def run_integers(self) -> None:
+        rows, cols, batch = self.side(), self.random.choice((self.side(), 2**15 + 5)), self.side(0)
+        pattern = self.pattern(min(rows, 9) if cols > 1000 else rows, cols)
+        counts = torch.randint(-300, 300, (pattern.nnz,), dtype=torch.int32)
+        made = self.integers.Integers.of(pattern.indptr.int(), pattern.indices.int(), counts, cols)
+        made = self.integers.Integers(*(part.clone() for part in made))
+        x, scale = self.matrix(batch, cols), self.vector(pattern.rows)
+        bias = self.vector(pattern.rows) if self.random.random() < 0.5 else None
+        mine = self.integers.integer_linear(made, cols, x, scale / 300, bias, False)
+        its = self.integers._reference(x, scale / 300, bias, False, *made)
+        tolerance = 1e-8 if self.dtype == torch.float64 else 2e-2
+        torch.testing.assert_close(mine, its, rtol=tolerance, atol=tolerance)
+
+    def run_transpose(self) -> None:
+        rows, cols = self.side(), self.side()
+        x = self.matrix(rows, cols)
+        self.close(self.sparse.feature_major(x), x)
+
+    def run_sell(self) -> None:
+        size, batch = 2 ** self.random.randint(0, 8), self.side(0)
+        ins, outs = self.random.randint(1, size), self.random.randint(1, size)
+        steps, tensors = [], []
+        for _ in range(self.random.randint(1, 6)):
+            kind = self.random.choice(self.sell._NATIVE)
+            if kind in ("diagonal", "bias", "permute"):
+                made = torch.randperm(size) if kind == "permute" else self.vector(size).detach().requires_grad_()
+                tensors.append(made)
+            steps.append((kind, len(tensors) - 1 if kind in ("diagonal", "bias", "permute") else None))
+        x = self.matrix(batch, ins).detach().requires_grad_(self.random.random() < 0.7)
+        mine, its = self.sell.sell(x, steps, size, outs, tensors), self.sell.reference(x, steps, size, outs, tensors)
+        scale = 1 + its.detach().abs().max().item() if its.numel() else 1
+        self.close(mine / scale, its / scale)
+        wanted = [t for t in (x, *tensors) if t.requires_grad]
+        if wanted and mine.requires_grad:
+            torch.autograd.grad(mine, wanted, self.matrix(batch, outs), allow_unused=True)
+
+    def run_dropout(self) -> None:
+        x = self.matrix(self.side(0), self.side(0)).detach().requires_grad_()
+        y = self.dropout.dropout(x, p := self.random.choice((0.0, 0.3, 0.5, 1.0)), self.random.randrange(2**63))
+        scale = 1 / (1 - p) if p < 1 else 0
+        assert bool(((y == 0) | torch.isclose(y, x * scale)).all())
+        y.backward(self.matrix(*x.shape))
+        parts = self.random.randint(2, 9)
+        seed, whole = torch.randint(-(2**63), 2**63 - 1, ()), torch.zeros_like(x)
+        for part in range(parts):
+            whole += self.dropout.partition_dropout(x.detach(), part, parts, seed)
+        self.close(whole, x.detach() * parts)  # each is dropped once
+
+    def run_noisy(self) -> None:
+        units, dim = self.side(), self.random.choice((0, 1))
+        x = self.matrix(units, self.side(0)) if dim == 0 else self.matrix(self.side(0), units)
+        x = x.detach().requires_grad_()
+        p = self.vector(self.random.choice((1, units))).contiguous().detach().requires_grad_()
+        numbers = self.noise.Noise(self.random.choice(self.noise.KINDS), alpha=self.random.choice((0.9, 1.0, 1.1)))
+        tanh, seed = self.random.random() < 0.5, self.noise.draw_seed()
+        y = self.noise.noisy(x, p, numbers, tanh, seed, dim)
+        torch.autograd.grad(y, [x, p], self.matrix(*x.shape))
+        still = self.noise.noisy(x, p, numbers, tanh, 0.5, dim)
+        spread = p if p.numel() == 1 else p[:, None] if dim == 0 else p
+        self.close(still, self.noise.noisy_reference(x, spread, 0.5, numbers, tanh))
+        self.noise.normals(x.detach(), seed)
+
+    def run_cells(self) -> None:
+        hidden, samples, steps = self.side(), self.random.randint(1, 9), self.random.randint(1, 5)
+        sizes = sorted((self.random.randint(1, samples) for _ in range(steps)), reverse=True)
+        numbers, seed = self.noise.Noise(self.random.choice(self.noise.KINDS)), self.noise.draw_seed()
+
+        def leaf(*shape: int) -> Tensor:
+            return (0.5 * torch.randn(*shape, dtype=self.dtype)).requires_grad_()
+
+        total, first, back = sum(sizes), sizes[0], self.random.random() < 0.5
+        pre, weight, h, c, p = (
+            leaf(total, 4 * hidden), leaf(4 * hidden, hidden), leaf(first, hidden), leaf(first, hidden), leaf(5, hidden)
+        )  # fmt: skip
+        made = self.rnn.lstm_steps(pre, weight, h, c, p, numbers, seed, sizes, back)
+        torch.autograd.grad(sum(part.sum() for part in made), (pre, weight, h, c, p))
+        px, weight, h, p, bias = (
+            leaf(total, 3 * hidden), leaf(3 * hidden, hidden), leaf(first, hidden), leaf(3, hidden), leaf(3 * hidden)
+        )  # fmt: skip
+        made = self.rnn.gru_steps(px, weight, bias, h, p, numbers, seed, sizes, back)
+        torch.autograd.grad(sum(part.sum() for part in made), (px, weight, bias, h, p))
+        px, ph, h = leaf(first, 3 * hidden), leaf(first, 3 * hidden), leaf(first, hidden)
+        torch.autograd.grad(self.rnn.gru_step(px, ph, h, p, numbers, seed).sum(), (px, ph, h, p))
+
+
+def break_rules(seed: int) -> None:
+    """Read beyond a matrix's end, and write one from two threads: what the two kinds of tools are for."""
+    kernels, x = Driver(seed).kernels, torch.randn(7, 33)
+    y = torch.empty(33, 7)
+    kernels.transpose(False, 8, 33, x.data_ptr(), 33, y.data_ptr(), 7)
+    x, y = torch.randn(512, 512), torch.zeros(512)
+    kernels.transpose(False, 512, 512, x.data_ptr(), 512, y.data_ptr(), 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", help="a build of the extension; by default the installed one")
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--broken", action="store_true", help="make one error on purpose: a sanitizer must report it")
+    asked = parser.parse_args()
+    if asked.kernels:
+        load(asked.kernels)
+    if asked.broken:
+        return break_rules(asked.seed)
+    driver, done, began = Driver(asked.seed), Counts(), time.monotonic()
+    for number in range(asked.rounds):
+        try:
+            done[driver.round()] += 1
+        except BaseException:
+            print(f"round {number} of seed {asked.seed} failed on {driver.kernels.isa()}", file=sys.stderr)
+            raise
+    for name, count in sorted(done.items()):
+        print(f"{name:28} {count}")
+    print(f"{asked.rounds} rounds, seed {asked.seed}: no error; {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
