@@ -238,8 +238,7 @@ def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where,
         for glob in where:
             if not fnmatch.filter(able, glob):
                 raise ValueError(
-                    f"{caller}: where={glob!r} matches no module that can be converted. "
-                    f"Those are: {', '.join(able)}."
+                    f"{caller}: where={glob!r} matches no module that can be converted. Those are: {', '.join(able)}."
                 )
         chosen = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in where)]
     if not chosen:

@@ -101,7 +101,7 @@ def lenet_cifar() -> nn.Sequential:
 
 def quantise_cifar(case: str, seed: int, quick: bool) -> Rows:
     """LeNet on CIFAR-10, 6 epochs, quantised with a density for each layer or each filter."""
-    split = fewer(data.load("cifar-10", images=True), quick)
+    split = fewer(data.load("cifar-10", images=True), quick, 1000)
     seed_everything(seed)
     model = adam(lenet_cifar(), split, 1 if quick else 6, seed)
     budgets = (0.5,) if quick else (0.05, 0.12, 0.25, 0.5, 1.0)

@@ -50,13 +50,13 @@ def train_steps(
     return rows
 
 
-def fewer(split: data.DataSet, quick: bool) -> data.DataSet:
-    """Of a quick run: the first 6,000 training samples, and 1,000 of each other part."""
+def fewer(split: data.DataSet, quick: bool, samples: int = 6000) -> data.DataSet:
+    """Of a quick run: the first training samples, and 1,000 of each other part."""
     if not quick:
         return split
     train, held, test = split.train, split.validation, split.test
     return replace(
-        split, train=data.Split(train.x[:6000], train.y[:6000]), test=data.Split(test.x[:1000], test.y[:1000]),
+        split, train=data.Split(train.x[:samples], train.y[:samples]), test=data.Split(test.x[:1000], test.y[:1000]),
         validation=None if held is None else data.Split(held.x[:1000], held.y[:1000]),
     )  # fmt: skip
 
