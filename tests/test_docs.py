@@ -70,7 +70,7 @@ def test_programs_in_the_documentation(page, tmp_path, monkeypatch, capsys):
 
 def commands(page):
     """Every `filigree ...` of the shell blocks, as lists of words."""
-    for line in "\n".join(blocks(page, "sh")).splitlines():
+    for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
         lexer.whitespace_split = True
         for is_end, words in itertools.groupby(lexer, key={";", "&&", "|"}.__contains__):
@@ -100,9 +100,9 @@ def test_commands_in_the_text_exist(page):
 
 def known_names(command, word):
     """What stands for a recipe or a reproduction is one; words in capitals stand for any."""
-    if word and not word.isupper() and command in ("train", "sweep"):
+    if word and not word.startswith("-") and not word.isupper() and command in ("train", "sweep"):
         assert word in recipes.names(), f"filigree {command} {word}"
-    if word and not word.isupper() and command == "reproduce":
+    if word and not word.startswith("-") and not word.isupper() and command == "reproduce":
         assert word in (*reproduce.ALL, "all"), f"filigree {command} {word}"
 
 
