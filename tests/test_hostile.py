@@ -219,6 +219,7 @@ def shorter(momentum: dict[Any, Any]) -> None:
         (lambda c: c.update(model=7), "refuses this checkpoint"),
         (lambda c: c["model"].update({"fc1.indices": c["model"]["fc1.indices"] + 5}), r"indices must lie in \[0, 6\)"),
         (lambda c: shorter(c["optimizer"]["state"]), "momentum_buffer must be"),
+        (lambda c: c["optimizer"]["state"][0].update(momentum_buffer=[1]), "as its parameter. Got list"),
         (lambda c: c["optimizer"].update(param_groups=[]), "refuses this checkpoint"),
         (lambda c: c["optimizer"]["param_groups"][0].pop("dampening"), "dampening must be like 0. Got None"),
         (lambda c: c["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr must be like"),

@@ -175,11 +175,14 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, settings: list[dict[str, 
                 raise ValueError(f"the optimizer's {name} must be like {value!r:.50}. Got {group.get(name)!r:.50}")
     for parameter, state in optimizer.state.items():
         for name, tensor in state.items():
-            if name in _LIKE_PARAMETERS and getattr(tensor, "shape", parameter.shape) != parameter.shape:
+            if name in _LIKE_PARAMETERS and tensor is not None and _shape(tensor) != _shape(parameter):
                 raise ValueError(
-                    f"the optimizer's {name} must be {tuple(parameter.shape)}, as its parameter. "
-                    f"Got {tuple(tensor.shape)}"
+                    f"the optimizer's {name} must be {_shape(parameter)}, as its parameter. Got {_shape(tensor)}"
                 )
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _sort(value: Any) -> str:
