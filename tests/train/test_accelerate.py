@@ -22,6 +22,7 @@ from filigree.train import EarlyStopping, History, Record, fit, seed_everything
 
 @pytest.fixture(autouse=True)
 def _own_state() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's trainer may have made one
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
