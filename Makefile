@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.installed
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
 
@@ -23,7 +24,14 @@ $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; give it as PYTHON=..."; exit 1; }
 	@command -v c++ >/dev/null || { echo "make: a C++ compiler is needed (Debian: apt install g++)"; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+ifdef WHEEL
+	$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
+	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist
+	$(PIP) install --no-deps --force-reinstall dist/*.whl
+	$(PIP) check
+else
+	$(PIP) install -c constraints.txt -e '.[dev]'
+endif
 	@touch $@
 
 demo: $(STAMP)
@@ -38,8 +46,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'setuptools' wheel pybind11 '.[bench]' || true
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps 'sparseprop==0.1.14' || echo "sparseprop could not be built: its row will be missing"
+	$(PIP) install -c constraints.txt 'setuptools' wheel pybind11 '.[bench]' || true
+	$(PIP) install --no-build-isolation --no-deps 'sparseprop==0.1.14' || echo "sparseprop could not be built: its row will be missing"
 	$(BIN)/python benchmarks/run.py
 
 docs: $(STAMP)
@@ -55,7 +63,7 @@ soak: $(STAMP)
 
 RUNS ?= 100000
 fuzz: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	$(PIP) install -c constraints.txt atheris
 	$(BIN)/python fuzz/run.py --runs $(RUNS)
 	fuzz/sanitize.sh address
 	fuzz/sanitize.sh thread
