@@ -1,4 +1,4 @@
-"""Evolution and annealings driven by the `Trainer` of transformers."""
+"""For models of transformers: evolution and annealings driven by its `Trainer`, GPT-2's layers as linear ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.pytorch_utils import Conv1D
 except ImportError:
     raise ImportError("filigree.integrations.transformers needs transformers: pip install transformers.") from None
 
+import torch
 from torch import Tensor, nn
 
+from filigree.convert import replace_module
 from filigree.integrations.steppers import Steppers
 from filigree.storage import read_state, write_state
 
@@ -75,3 +78,23 @@ class Dynamics(TrainerCallback):
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Where the checkpoint of this step is."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+@torch.no_grad()
+def conv1d_to_linear_(model: nn.Module) -> list[str]:
+    """Put an `nn.Linear` in the place of each `Conv1D` of GPT-2 and its kin, a linear layer whose weight is transposed.
+
+    `fg.convert_` changes linear layers only. The model computes the same; files of the changed model hold transposed
+    weights.
+
+    Returns:
+        The names of the layers.
+    """
+    names = [name for name, module in model.named_modules() if type(module) is Conv1D]
+    for name in names:
+        old: Any = model.get_submodule(name)
+        made = nn.Linear(*old.weight.shape).to(old.weight)
+        made.weight.copy_(old.weight.t())
+        made.bias.copy_(old.bias)
+        replace_module(model, name, made.train(old.training))
+    return names

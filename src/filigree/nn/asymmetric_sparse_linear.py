@@ -59,7 +59,8 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
         rule, pattern = owner.rule, owner.pattern
-        y, rows = torch.ops.filigree.linear_forward(values, bias, x, False, *pattern)
+        rows = sparse.feature_major(x.t())
+        y = torch.ops.filigree.linear_forward(values, bias, rows.t(), False, *pattern)
         kept = None if rule.forward is None else rule.forward.mask(y)
         if kept is not None:
             y.mul_(kept)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.sell import Sell, next_power_of_two, signs
 from filigree.ops.dropout import dropout
 
@@ -32,7 +33,7 @@ class FastfoodBlock(Sell):
             self.add(kind, nn.Parameter(tensor) if learns else tensor)  # type: ignore[arg-type]
 
 
-class FastfoodLinear(nn.Module):
+class FastfoodLinear(DenseWeight, nn.Module):
     """A linear layer of stacked Fastfood blocks (004, 3.9): 3 d numbers a block, d the padded width of the input.
 
     Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.sell import Sell, signs
 
 
-class AFDFLinear(Sell):
+class AFDFLinear(DenseWeightAndBias, Sell):
     r"""`y = x prod_k A_k F D_k F^-1` with complex diagonals (004, eqs. 3.24, 3.26): order n reaches almost any matrix.
 
     Args:

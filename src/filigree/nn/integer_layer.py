@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.integer_code import decode, encode
 from filigree.ops.integers import Integers
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(DenseWeight, nn.Module):
     """Base of `IntegerLinear` and `IntegerConv2d`: `W = scale * C * input_scale`, C a matrix of small integers.
 
     In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer_code`); `scale`, one for the layer or

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.dense_weight import DenseWeightAndBias
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(DenseWeightAndBias, nn.Module):
     """`y = x V^T U^T + b` with U `(out, rank)` and V `(rank, in)`: rank (in + out) weights in place of in x out.
 
     Dense equivalent: `dense()`.

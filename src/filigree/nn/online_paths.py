@@ -24,6 +24,7 @@ class PathSampler:
         self.drawn: list[tuple[Tensor, Pattern]] = []
         self._ran: set[int] = set()  # since they were drawn
 
+    @torch.compiler.disable
     def of_step(self, position: int) -> tuple[Tensor, Pattern]:
         """The places of a layer's paths in this step; a layer that asks again begins the next one."""
         if not self._ran or position in self._ran:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.sell import Sell, next_power_of_two, signs
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.topology import ErdosRenyi
 
 
-class PHDLinear(nn.Module):
+class PHDLinear(DenseWeightAndBias, nn.Module):
     """`y = P H D x` (004, eqs. 3.15 and 3.21): D random signs, H normalised, P sparse, of N(0, 1 / (q d)).
 
     Args:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.dense_weight import DenseWeight
 from filigree.ops.sell import sell
 
 
-class Sell(nn.Module):
+class Sell(DenseWeight, nn.Module):
     """Base of the family y = x Phi(D, P, S, B) (004, eq. 3.20): a member fills `program` with steps of `ops.sell`.
 
     Attributes:
@@ -42,6 +43,10 @@ class Sell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
+        if x.dtype in (torch.float16, torch.bfloat16):  # transforms are computed in float32
+            own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+            wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+            return torch.func.functional_call(self, wide, (x.float(),)).to(x.dtype)
         return self.run(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
 
     def run(self, x: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.dense_weight import DenseWeight
 from filigree.ops.sparse import Pattern, csr_pattern
 from filigree.topology.sampling import check_csr, pattern_of, places_of
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(DenseWeight, nn.Module):
     """Base of `SparseLinear` and `SparseConv2d`: the nonzeros of a weight matrix `(out_features, in_features)`."""
 
     values: nn.Parameter

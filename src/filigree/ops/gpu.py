@@ -97,9 +97,8 @@ def sddmm(indptr: Tensor, indices: Tensor, dy: Tensor, x: Tensor) -> Tensor:
 
 def linear_forward(
     values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
-) -> tuple[Tensor, Tensor]:
-    rows = x.t().contiguous()
-    return spmm(indptr, indices, values, rows, None, bias, relu).t(), rows
+) -> Tensor:
+    return spmm(indptr, indices, values, x.t().contiguous(), None, bias, relu).t()
 
 
 def linear_backward(
@@ -109,4 +108,4 @@ def linear_backward(
     dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t().contiguous()
     dbias = dz.sum(1) if need_bias else dy.new_empty(0)
     dx = spmm(t_indptr, t_indices, values, dz, t_perm).t() if need_input else dy.new_empty(0)
-    return sddmm(indptr, indices, dz, x), dbias, dx
+    return sddmm(indptr, indices, dz, x.contiguous()), dbias, dx

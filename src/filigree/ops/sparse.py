@@ -133,8 +133,8 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     if plain and not torch.compiler.is_compiling() and not _modes():  # modes: fake tensors, torch's FLOP counter, ...
         if torch.is_grad_enabled():
             return _Linear.apply(values, bias, x, pattern, relu)
-        return _linear_forward(values, bias, x, relu, *pattern)[0]
-    return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)[0]
+        return _linear_forward(values, bias, x, relu, *pattern)
+    return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)
 
 
 def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
@@ -157,7 +157,7 @@ def feature_major(x: Tensor) -> Tensor:
     features, batch = x.shape
     if x.stride(1) == 1 or batch <= 1:
         return x
-    if x.stride(0) != 1:
+    if x.stride(0) != 1 or not x.is_cpu:
         return x.contiguous()
     out = new_matrix(x, features, batch)
     kernels.transpose(x.dtype is torch.float64, batch, features, x.data_ptr(), x.stride(1), out.data_ptr(), batch)
@@ -241,10 +241,8 @@ def _sddmm(dy: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, *_: Tensor) -
 
 def _linear_forward(
     values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The output `(batch, out)` and the feature-major input that the backward pass reads."""
-    x = feature_major(x.t())
-    return _product(values, indptr, indices, None, x, bias, relu).t(), x
+) -> Tensor:
+    return _product(values, indptr, indices, None, x.t(), bias, relu).t()
 
 
 def _linear_backward(
@@ -261,9 +259,9 @@ def _linear_backward(
     need_input: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of values, bias and input; `x` feature-major `(in, batch)`, `y` and `dy` `(batch, out)`."""
+    """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
     batch, out_features = dy.shape
-    values = _contiguous(values)
+    values, x = _contiguous(values), feature_major(x)
     dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)
     dx = new_matrix(dy, t_indptr.numel() - 1, batch) if need_input else None
@@ -442,16 +440,10 @@ define(
     lambda dy, x, indptr, indices, *_: dy.new_empty(indices.shape[0]),
 )
 define(
-    f"linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {_PATTERN}) -> (Tensor, Tensor)",
+    f"linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {_PATTERN}) -> Tensor",
     _linear_forward,
-    lambda values, bias, x, relu, indptr, indices, *_: (
-        reference.linear(indptr, indices, values, bias, x, relu),
-        x.t().clone(memory_format=torch.contiguous_format),
-    ),
-    lambda values, bias, x, relu, indptr, *_: (
-        x.new_empty(indptr.shape[0] - 1, x.shape[0]).t(),
-        x.new_empty(x.shape[1], x.shape[0]),
-    ),
+    lambda values, bias, x, relu, indptr, indices, *_: reference.linear(indptr, indices, values, bias, x, relu),
+    lambda values, bias, x, relu, indptr, *_: x.new_empty(indptr.shape[0] - 1, x.shape[0]).t(),
 )
 define(
     f"linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {_PATTERN}, bool need_input, bool need_bias)"
@@ -507,14 +499,14 @@ for _name, _backward in [("spmm", _spmm_backward), ("spmm_t", _spmm_t_backward),
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    values, _, _, relu, *index = inputs
-    ctx.save_for_backward(values, output[1], output[0] if relu else None, *index)
+    values, _, x, relu, *index = inputs
+    ctx.save_for_backward(values, x, output if relu else None, *index)
 
 
-def _linear_formula(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    values, x_rows, y, *index = ctx.saved_tensors
+def _linear_formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, y, *index = ctx.saved_tensors
     need_input, need_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[1]
-    dvalues, dbias, dx = torch.ops.filigree.linear_backward(values, x_rows, y, dy, *index, need_input, need_bias)
+    dvalues, dbias, dx = torch.ops.filigree.linear_backward(values, x.t(), y, dy, *index, need_input, need_bias)
     return dvalues, dbias if need_bias else None, dx if need_input else None, *(None,) * 7
 
 
@@ -526,7 +518,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, relu: bool) -> Tensor:
-        y, x_rows = _linear_forward(values, bias, x, relu, *pattern)
+        x_rows = feature_major(x.t())
+        y = _linear_forward(values, bias, x_rows.t(), relu, *pattern)
         ctx.save_for_backward(values, x_rows, x, y if relu else None)
         ctx.pattern = pattern
         return y

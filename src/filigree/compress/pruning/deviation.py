@@ -81,9 +81,6 @@ def _weight_change(model: nn.Module, pruned: nn.Module, name: str) -> float:
         its: Any = pruned.get_submodule(name)
     except AttributeError:
         raise ValueError(f"net_deviation: the pruned network has no layer {name!r}.") from None
-    if not hasattr(its, "weight"):  # a sparse layer, perhaps with its ReLU
-        dense = its.dense()
-        its = dense[0] if isinstance(dense, nn.Sequential) else dense
     old, new = layer.weight.detach(), its.weight.detach()
     if old.shape != new.shape:
         rows, columns = getattr(its, "kept_outputs", None), getattr(its, "kept_inputs", None)

@@ -165,7 +165,7 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     def keep(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: Any, y: Tensor) -> None:
             weights = layer.nnz if hasattr(layer, "nnz") else layer.weight.numel()
-            outputs = len(layer.weight) if hasattr(layer, "weight") else layer.out_features
+            outputs = layer.out_features if hasattr(layer, "out_features") else len(layer.weight)
             found[name] = found.get(name, 0) + weights * y.numel() // max(1, outputs * len(y))
 
         return hook
