@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs crash soak fuzz clean
+.PHONY: help demo test lint bench docs crash soak fuzz audit clean
 
 help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
@@ -18,6 +18,7 @@ help:
 	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
 	@echo "make soak    500 epochs of rewiring: memory, open files, connections (10 minutes)"
 	@echo "make fuzz    the loaders under atheris, the kernels under sanitizers (RUNS=100000 inputs a loader)"
+	@echo "make audit   ask pip-audit for known vulnerabilities of the locked versions"
 	@echo "make clean   remove .venv, build output and runs"
 
 $(STAMP): $(SOURCES)
@@ -67,6 +68,10 @@ fuzz: $(STAMP)
 	$(BIN)/python fuzz/run.py --runs $(RUNS)
 	fuzz/sanitize.sh address
 	fuzz/sanitize.sh thread
+
+audit: $(STAMP)
+	$(PIP) install pip-audit
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements-dev.lock
 
 clean:
 	rm -rf .venv build dist runs report site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
