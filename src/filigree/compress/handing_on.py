@@ -41,9 +41,9 @@ def hand_on(
     eye = damping * own.diagonal().mean().clamp(min=1e-12) * torch.eye(cols, dtype=torch.float64)
     damped = own + eye
     order = torch.randperm(cols, generator=generator)
-    start = torch.linalg.solve(damped, cross @ w.T + eye @ w.T).T[:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order]))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    factor = torch.linalg.cholesky(damped[order][:, order])
+    start = torch.cholesky_solve(((cross + eye) @ w.T)[order], factor).T.contiguous()
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     allowed = None if mask is None else mask[:, order]
     budget = round(samples * rows * cols)
     mean = start.abs().mean(1) if per_row else start.abs().mean().expand(rows)
