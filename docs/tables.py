@@ -1,4 +1,4 @@
-"""The tables that are made from records: `python docs/tables.py` writes them into README.md and docs/comparison.md.
+"""The tables that are made from records: `python docs/tables.py` writes them into README.md and docs/.
 
 A block begins with `<!-- table: NAME -->` and ends with `<!-- end -->`; a test checks that they are current.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/comparison.md")
+PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md")
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
@@ -56,12 +56,71 @@ def costs(name: str) -> str:
     return "\n".join(lines)
 
 
+SPEEDS = [  # what, the suite's record, the row; the peer beside it
+    ("784-1000-1000-1000-10", "training_step", {"network": "3 x 1000", "contestant": "filigree"}),
+    ("784-4000-1000-4000-10", "training_step", {"network": "4000-1000-4000", "contestant": "filigree"}),
+    ("784-4000-4000-4000-4000-10", "training_step", {"network": "4 x 4000", "contestant": "filigree"}),
+    ("3x3 convolution, 64 channels at 32 x 32, 95% sparse, batch 64", "conv",
+     {"channels": 64, "batch": 64, "contestant": "filigree"}),
+    ("residual network, 3x3 convolutions 95% sparse, batch 64", "conv",
+     {"network": "resnet 64-128-256", "batch": 64, "contestant": "filigree"}),
+    ("ACDC layer, 4096", "structured", {"n": 4096, "layer": "ACDC"}),
+    ("adaptive Fastfood layer, 4096", "structured", {"n": 4096, "layer": "Fastfood"}),
+    ("backward pass of 1024 -> 1024, top-k 40", "asymmetric", {"layer": "1024 -> 1024", "what": "top-k"}),
+    ("the same, unified", "asymmetric", {"layer": "1024 -> 1024", "what": "unified top-k"}),
+    ("noisy LSTM, 50 steps of 64 x 256, against torch's plain one", "noise",
+     {"network": "LSTM", "hidden": 256, "gates": "NAH"}),
+    ("noisy GRU, the same", "noise", {"network": "GRU", "hidden": 256, "gates": "NAH"}),
+    ("ternary layer of 4096 x 4096, 12% of the weights, one sample", "sampling", {"n": 4096, "batch": 1}),
+    ("the same, 128 samples", "sampling", {"n": 4096, "batch": 128}),
+]  # fmt: skip
+
+
+def speeds() -> str:
+    """Milliseconds of dense torch and of filigree in one run, and their ratio; that to the best peer where one is."""
+    lines = [_line("", "dense torch", "filigree", "times dense", "times the best peer"), "|---|---|---|---|---|"]
+    for what, suite, where in SPEEDS:
+        rows = json.loads((ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc.json").read_text())["rows"]
+        row = next(r for r in rows if where.items() <= r.items())
+        times = row["times_dense"] if "times_dense" in row else 1 / row["times_torch"]
+        same = [r for r in rows if r.get("contestant") == "SparseProp" and _but(r) == _but(row)]
+        peer = row.get("times_best_peer") or (same[0]["ms"] / row["ms"] if same else None)
+        lines.append(_line(what, f"{_ms(row['ms'] * times)} ms", f"{_ms(row['ms'])} ms", _ms(times), _ms(peer)))
+    return "\n".join(lines)
+
+
+def genes() -> str:
+    """scikit-learn's estimators beside `SparseMLPClassifier`, on the same folds."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sklearn_genes-amd-epyc.json").read_text())["rows"]
+    lines = [_line("data", "estimator", "accuracy", "ours more accurate by", "its time of `fit` / ours (quartiles)")]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        by, times = "", "1"
+        if "times_ours" in row:
+            low, high = (100 * bound for bound in row["interval"])
+            by = f"{100 * row['ours_more_accurate_by']:+.1f} ({low:+.1f} to {high:+.1f})"
+            quartiles = " - ".join(f"{bound:.1f}" for bound in row["times_ours_quartiles"])
+            times = f"{row['times_ours']:.1f} ({quartiles})"
+        lines.append(_line(row["data"], row["contestant"], f"{100 * row['accuracy']:.1f}%", by, times))
+    return "\n".join(lines)
+
+
+def _but(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("network", "channels", "side", "batch")}
+
+
+def _ms(number: float | None) -> str:
+    return "" if number is None else f"{number:.2g}" if number < 100 else f"{number:.0f}"
+
+
 def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
+    "genes": genes,
+    "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},
 }
 
