@@ -158,3 +158,13 @@ def test_masked_loss_counts_where_the_mask_is_one():
     mask = torch.tensor([[1.0, 0, 0], [1, 1, 0]])
     expected = -sum(logits[b, t].log_softmax(0)[y[b, t]] for b, t in ((0, 0), (1, 0), (1, 1))) / 3
     torch.testing.assert_close(masked_loss(logits, y, mask), expected)
+
+
+def test_a_translation_is_right_if_its_words_are():
+    """A network whose translations are the wanted ones: what `translate` gives has no first <begin>."""
+    _, target = fg.data.tasks.translation(50, seed=0)
+    made = target[:, 1:].clone()
+    assert bool(sequences.exactly(made, target[:, 1:]).all())
+    made[3, 2] = made[3, 2] % 20 + 3
+    shorter = made[:, : int((made != 0).sum(1).max())]
+    assert sequences.exactly(shorter, target[:, 1:]).logical_not().nonzero().flatten().tolist() == [3]
