@@ -15,11 +15,14 @@ Pairs = Sequence[tuple[str, str]]  # methods: the first comes before the second
 Figure = Callable[[Record], float | None]
 
 
-def ends(rows: Rows, name: str, key: str = "activation") -> dict[str, list[float]]:
-    """Of each arm the figure `name` at the last step or epoch of each run, in the order of the seeds."""
-    found: dict[str, list[float]] = {}
+def ends(rows: Rows, name: str, key: str = "activation") -> dict[str, list[float | None]]:
+    """Of each arm the figure `name` at the last step or epoch of each run, in the order of the seeds.
+
+    None: the run diverged, and ends with no number.
+    """
+    found: dict[str, list[float | None]] = {}
     for arm in dict.fromkeys(row[key] for row in rows):
-        its = [row for row in rows if row[key] == arm and row.get(name) is not None]
+        its = [row for row in rows if row[key] == arm and name in row]
         steps = [str(row.get("step", row.get("epoch", "0"))) for row in its]
         end = max(steps, key=float, default="0")
         found[arm] = [row[name] for row, step in zip(its, steps, strict=True) if step == end]
@@ -32,7 +35,7 @@ def beside(
     """Findings on the arms whose figure at the end of training is printed."""
 
     def findings(rows: Rows) -> list[Finding]:
-        ours = ends(rows, name, key)
+        ours = {arm: [value for value in its if value is not None] for arm, its in ends(rows, name, key).items()}
         return [
             figure(where, f"{arm}, {name}", number, ours[arm], scaled)
             for arm, number in printed.items()
@@ -59,9 +62,14 @@ def before(
     """
 
     def findings(rows: Rows) -> list[Finding]:
-        ours = {arm: dict(enumerate(its)) for arm, its in ends(rows, name, key).items()}
+        its_ends = ends(rows, name, key)
+        ours = {arm: {run: v for run, v in enumerate(its) if v is not None} for arm, its in its_ends.items()}
         parts = compared(ours, pairs, -1 if lower else 1) | compared(ours, alike, 1, equal(within))
         shown = {f"{part} {name}": verdict for part, verdict in parts.items()}
+        for arm in dict.fromkeys(arm for pair in (*pairs, *alike) for arm in pair):
+            runs = its_ends.get(arm, [])
+            if None in runs:
+                shown[f"{arm} diverged in {runs.count(None)} of {len(runs)} runs"] = "not"
         return [claim(where, says, shown)] if shown else []
 
     return findings
