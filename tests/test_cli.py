@@ -178,7 +178,10 @@ def test_interrupted_run_resumes(tmp_path):
     _, err = run.communicate(timeout=60)
     if run.returncode != 0:  # it may have been faster than the signal
         assert run.returncode == 130
-        assert "interrupted; the last checkpoint is intact. Go on with: filigree train demo --resume" in err
+        assert (
+            "interrupted; the last checkpoint is intact. Go on with: filigree train demo --set training.epochs=40"
+            in err
+        )
         assert not [f for f in os.listdir(tmp_path / "a" / "SET-0") if f.endswith(".tmp")]
     assert filigree(*arguments, "--resume").returncode == 0
     whole = [a if a != str(tmp_path / "a") else str(tmp_path / "b") for a in arguments]
@@ -288,12 +291,16 @@ def test_recipes_anneal_noise_and_mollify(tmp_path, monkeypatch, capsys):
     assert len({trial["values"]["anneal.start"] for trial in found}) == 2
 
 
+def rows_of(rows):
+    return "".join(",".join(f"{v:.4f}" for v in row) + "\n" for row in rows.tolist())
+
+
 def test_compare_every_method_on_data(tmp_path, monkeypatch, capsys):
     file = tmp_path / "own.csv"
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(90, 40, generator=generator)
     rows = torch.cat([x, (x[:, :1] > 0).float()], 1)
-    file.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in rows.tolist()))
+    file.write_text(rows_of(rows))
     runs = tmp_path / "runs"
     small = ["--set", "training.epochs=1", "--set", "model.hidden=[100, 100]", "--set", "seeds=[0]", "--out", runs]
     code, out, err = call(monkeypatch, capsys, "compare", file, *small)
@@ -311,6 +318,15 @@ def test_compare_every_method_on_data(tmp_path, monkeypatch, capsys):
     finished = Record.load(runs / "SET-0").finished
     assert call(monkeypatch, capsys, "compare", file, *small, "--method", "SET")[0] == 0
     assert Record.load(runs / "SET-0").finished == finished  # nothing was run again
+    assert json.loads((runs / "comparison.json").read_text())["rows"][1]["ratios"]["single_ms"] > 0
+    assert {row["method"] for row in json.loads((runs / "comparison.json").read_text())["rows"]} == methods
+    assert Record.load(runs / "SET-0").config["data"]["name"] == str(file)
+    other = [*small[:1], "training.epochs=2", *small[2:]]
+    code, _, err = call(monkeypatch, capsys, "compare", file, *other)
+    assert (code, "a finished run of other settings: training.epochs is 1 there, 2 is asked for" in err) == (2, True)
+    file.write_text(file.read_text() + rows_of(rows[:1]))
+    code, _, err = call(monkeypatch, capsys, "compare", file, *small)
+    assert (code, "other settings: data.sha256" in err) == (2, True)
     code, _, err = call(monkeypatch, capsys, "compare", runs, "--seed", "1")
     assert (code, "are for data sets, not for runs" in err) == (2, True)
     code, _, err = call(monkeypatch, capsys, "compare", "digits", "--method", "none")

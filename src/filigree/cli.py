@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -360,7 +361,8 @@ def compare(
     Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine tells, each
     with its ratio to dense; a report with a Pareto chart. It goes on where it was stopped.
     """
-    source = what[0] if len(what) == 1 and (what[0] in data.names() or Path(what[0]).suffix in data.SUFFIXES) else None
+    is_data = what[0] in data.names() or Path(what[0]).suffix.lower() in data.SUFFIXES
+    source = what[0] if len(what) == 1 and is_data else None
     if source is None:
         if settings or methods or seed is not None or folder:
             raise RecipeError(f"compare {what[0]}: --set, --method, --seed and --out are for data sets, not for runs.")
@@ -372,8 +374,7 @@ def compare(
     target = folder or Path("runs") / recipe.name
     _run(
         recipe, target, _known(recipe, methods), None if seed is None else [seed],
-        None if source == recipe.data.name else source, resume=True, report=True,
-        hint=f"filigree compare {source} --out {target}", json=json,
+        None if source == recipe.data.name else source, resume=True, report=True, json=json,
     )  # fmt: skip
 
 
@@ -457,15 +458,19 @@ def counts() -> None:
 
 def _run(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
-    resume: bool, report: bool, hint: str = "", json: Path | None = None,
+    resume: bool, report: bool, json: Path | None = None,
 ) -> None:  # fmt: skip
     out.print(f"[bold]{recipe.name}[/bold]: {recipe.about.strip()}")
-    _State.hint = f"Go on with: {hint or f'filigree train {recipe.name} --resume --out {folder}'}"
+    again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
+    if again[0] == "demo":
+        again[:1] = ["train", "demo", "--out", str(folder)]
+    _State.hint = f"Go on with: filigree {shlex.join(again)}"
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
         )
-    records = [Record.load(run).model_dump() for run in folders]
+    whole = dict.fromkeys([*recipes.finished(recipe, folder, source), *folders])  # with what earlier commands ran
+    records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))
     _show(records, json)
     for note in dict.fromkeys(note for record in records for note in record["notes"]):

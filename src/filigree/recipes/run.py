@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
+import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,11 @@ def run(
 
     Returns:
         The folders of the runs.
+
+    Raises:
+        RecipeError: no such run; with `resume`, a finished run of other data or settings in the way.
     """
+    recipe = on(recipe, source)
     chosen = list(recipe.methods) if methods is None else list(methods)
     needed = [recipe.methods[method].after for method in chosen]
     only_needed = {method for method in needed if method not in chosen}  # these are kept where they are there
@@ -62,21 +69,43 @@ def run(
     folders: list[Path] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would train all of it, into the same files
         raise RecipeError("a recipe runs in one process. For several, call fg.fit in a script of your own.")
-    chosen_settings = {method: _search(recipe, method, out, source, resume, progress) for method in chosen}
+    chosen_settings = {method: _search(recipe, method, out, resume, progress) for method in chosen}
     for number in recipe.runs() if runs is None else runs:
-        split = _data(recipe, number, source)
+        split = _data(recipe, number)
         trained: dict[str, Path] = {}
         for method in chosen:
             folder = out / f"{method}-{number}"
             searched = bool(recipe.search) and number == recipe.runs()[0]  # that run is there already
             keep = resume or method in only_needed
-            if not searched and not (keep and _is_finished(folder)):
+            if not searched and not (keep and _is_finished(folder, recipe, method)):
                 _train(recipe, method, number, split, folder, resume, progress, chosen_settings[method])
             _tidy(folder)
             trained[method] = folder
-        _time(recipe, trained, split)
+        dense = out / f"dense-{number}"  # what it costs is a ratio to dense, timed in turns with it
+        beside = {"dense": dense} if "dense" not in trained and dense in finished(recipe, out) else {}
+        _time(recipe, trained | beside, split)
         folders += trained.values()
     return folders
+
+
+def on(recipe: Recipe, source: str | Path | None) -> Recipe:
+    """The recipe on other data: a set by its name, or a file."""
+    if source is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": str(source)})})
+
+
+def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> list[Path]:
+    """The folders in `out` of all runs of this recipe, as it is now, that are finished."""
+    recipe, found = on(recipe, source), []
+    for method in recipe.methods:
+        for folder in sorted(out.glob(f"{glob.escape(method)}-*")):
+            if folder.name.removeprefix(f"{method}-").isdigit():
+                try:
+                    found += [folder] if _is_finished(folder, recipe, method) else []
+                except RecipeError:
+                    continue  # of other settings
+    return found
 
 
 def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
@@ -116,17 +145,15 @@ def optimizer_of(model: nn.Module, training: TrainingSettings) -> torch.optim.Op
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](model.parameters(), **options)
 
 
-def _search(
-    recipe: Recipe, method: str, out: Path, source: str | Path | None, resume: bool, progress: Progress | bool | None
-) -> dict[str, Any]:
+def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Progress | bool | None) -> dict[str, Any]:
     """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run."""
     best: tuple[float, dict[str, Any], Path] | None = None
     number = recipe.runs()[0]
     for key, candidates in recipe.search.items():
-        split = _data(recipe, number, source)
+        split = _data(recipe, number)
         for candidate in candidates:
             folder = out / SEARCH / f"{method}-{number}-{key}-{candidate}"
-            if not (resume and _is_finished(folder)):
+            if not (resume and _is_finished(folder, recipe, method)):
                 _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
             accuracy = Record.load(folder).metrics["val_accuracy"]
             if accuracy is not None and (best is None or accuracy > best[0]):
@@ -134,7 +161,7 @@ def _search(
     if best is None:
         return {}
     first = out / f"{method}-{number}"
-    if not (resume and _is_finished(first)):
+    if not (resume and _is_finished(first, recipe, method)):
         whole = out / SEARCH / f"{first.name}.tmp"  # a copy that is cut off must not pass for the run
         shutil.rmtree(whole, ignore_errors=True)
         shutil.copytree(best[2], whole)
@@ -143,13 +170,15 @@ def _search(
     return best[1]
 
 
-def _data(recipe: Recipe, number: int, source: str | Path | None) -> DataSet:
+def _data(recipe: Recipe, number: int) -> DataSet:
     settings = recipe.data.model_dump(exclude={"folds", "repeats", "name"})
     if settings["standardize"] == "default":
         del settings["standardize"]
-    name = recipe.data.name if source is None else source
+    name = recipe.data.name
     if recipe.data.folds is None:
         return data.load(name, seed=number, **settings)
+    if number not in recipe.runs():
+        raise RecipeError(f"{recipe.name}: its runs are the folds 0 to {len(recipe.runs()) - 1}. Got {number}.")
     settings.pop("test_size"), settings.pop("stratify")
     folds = data.cross_validation(name, folds=recipe.data.folds, repeats=recipe.data.repeats, seed=0, **settings)
     return next(split for i, split in enumerate(folds) if i == number)
@@ -163,7 +192,7 @@ def _train(
         shutil.rmtree(folder)
     _tidy(folder)
     arm, training = recipe.methods[method], recipe.training_of(method, **chosen)
-    config = recipe.plain(method, **chosen)
+    config = _config(recipe, method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
     interrupted = (folder / CHECKPOINT).exists()  # then nobody knows what the first part took
@@ -319,12 +348,47 @@ def _tidy(folder: Path) -> None:
         remove_leftovers(folder / name)
 
 
-def _is_finished(folder: Path) -> bool:
+def _config(recipe: Recipe, method: str, **chosen: Any) -> dict[str, Any]:
+    """What says what a run is; a file of data with its checksum."""
+    config = recipe.plain(method, **chosen)
+    if recipe.data.name not in data.names() and Path(recipe.data.name).is_file():
+        config["data"]["sha256"] = hashlib.sha256(Path(recipe.data.name).read_bytes()).hexdigest()
+    plain: dict[str, Any] = json.loads(json.dumps(config))  # as a record gives it back
+    return plain
+
+
+def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
+    """Whether the run is there, whole.
+
+    Raises:
+        RecipeError: it is, but of other data or settings. What only one of the two knows, as of an older version, does
+            not count, nor what was searched.
+    """
     try:
-        done = Record.load(folder).finished is not None and (folder / MODEL).is_file()
-        return done and not (folder / CHECKPOINT).exists()  # with one, the record may still lack what follows `fit`
+        record = Record.load(folder)
     except (FileNotFoundError, ValueError):
         return False
+    # with a checkpoint, the record may still lack what follows `fit`
+    if record.finished is None or not (folder / MODEL).is_file() or (folder / CHECKPOINT).exists():
+        return False
+    if found := _difference(record.config, _config(recipe, method), {"about", "tracker", *recipe.search}):
+        key, there, asked = found
+        raise RecipeError(
+            f"{folder} holds a finished run of other settings: {key} is {there} there, {asked} is asked for. Give "
+            f"another --out, or remove it."
+        )
+    return True
+
+
+def _difference(there: Any, asked: Any, but: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two settings differ, and what stands there."""
+    if isinstance(there, dict) and isinstance(asked, dict):
+        parts = [(f"{key}.{k}" if key else k, there[k], asked[k]) for k in there if k in asked and k not in but]
+    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        parts = [(key, a, b) for a, b in zip(there, asked, strict=True)]
+    else:
+        return (key, there, asked) if there != asked else None
+    return next((found for name, a, b in parts if (found := _difference(a, b, but, name))), None)
 
 
 def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:

@@ -46,7 +46,7 @@ class Row:
     runs: int
     accuracy: float | None
     deviation: float | None  # standard deviation over the runs
-    interval: float | None  # half the 95% t interval of the mean
+    interval: float | None  # half the 95% t interval of the mean, corrected where runs share training samples
     against_dense: tuple[float, float, float] | None  # paired difference in accuracy: mean, low, high at 95%
     costs: dict[str, float | None]
     ratios: dict[str, float | None]
@@ -69,11 +69,12 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
         for method, runs in methods.items():
             accuracies = [r["metrics"]["test_accuracy"] for r in runs if r["metrics"].get("test_accuracy") is not None]
             deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+            share = _share(runs[0])
             rows.append(
                 Row(
                     recipe, method, len(runs), statistics.fmean(accuracies) if accuracies else None, deviation,
-                    None if deviation is None else _half_interval(deviation, len(accuracies)),
-                    None if method == "dense" else _paired(runs, methods.get("dense", [])), costs[method],
+                    None if deviation is None else _half_interval(deviation, len(accuracies), share),
+                    None if method == "dense" else _paired(runs, methods.get("dense", []), share), costs[method],
                     {key: _ratio(value, costs.get("dense", {}).get(key)) for key, value in costs[method].items()},
                     {key: spread for key, *_ in COSTS if (spread := _spread(runs, key)) is not None},
                 )
@@ -176,22 +177,25 @@ def _ratio(value: float | None, dense: float | None) -> float | None:
     return value / dense if value is not None and dense else None
 
 
-def _paired(runs: Sequence[RecordLike], dense: Sequence[RecordLike]) -> tuple[float, float, float] | None:
-    """The difference over the runs that both have; folds and resampled splits share training samples."""
+def _paired(runs: Sequence[RecordLike], dense: Sequence[RecordLike], share: float) -> tuple[float, float, float] | None:
+    """The difference over the runs that both have."""
     theirs = {run["seed"]: run["metrics"].get("test_accuracy") for run in dense}
     pairs = [(run["metrics"].get("test_accuracy"), theirs.get(run["seed"])) for run in runs]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     if len(known) < 2:
         return None
-    data = runs[0].get("config", {}).get("data", {})
-    if data.get("folds"):
-        share = 1 / (data["folds"] - 1)
-    elif data.get("name") in ("mnist", "fashion-mnist", "cifar-10"):
-        share = 0.0  # one test set for all: the runs differ by their seed only
-    else:
-        share = data.get("test_size", 1 / 3) / (1 - data.get("test_size", 1 / 3))
     return paired_interval([a for a, _ in known], [b for _, b in known], share)
 
 
-def _half_interval(deviation: float, runs: int) -> float:
-    return float(scipy.stats.t.ppf(0.975, runs - 1)) * deviation / math.sqrt(runs)
+def _share(run: RecordLike) -> float:
+    """Test to training samples where folds or resampled splits share training samples: `paired_interval`'s."""
+    data = run.get("config", {}).get("data", {})
+    if data.get("folds"):
+        return float(1 / (data["folds"] - 1))
+    if data.get("name") in ("mnist", "fashion-mnist", "cifar-10"):
+        return 0.0  # one test set for all: the runs differ by their seed only
+    return float(data.get("test_size", 1 / 3) / (1 - data.get("test_size", 1 / 3)))
+
+
+def _half_interval(deviation: float, runs: int, share: float) -> float:
+    return float(scipy.stats.t.ppf(0.975, runs - 1)) * deviation * math.sqrt(1 / runs + share)
