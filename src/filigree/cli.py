@@ -315,7 +315,11 @@ def export_(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="m.onnx, or m.c (with m.h).")],
     source: Annotated[
         str | None,
-        typer.Option("--data", metavar="D", help="A data set's name or file: its test samples are the example."),
+        typer.Option(
+            "--data",
+            metavar="D",
+            help="A data set's name or file: its test samples are the example. For images it is needed.",
+        ),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="C: also what trains and rewires on the device.")
@@ -326,9 +330,14 @@ def export_(
     example = None
     if source is not None:
         example = data.load(source, images=_reads_images(network)).test.x[:16]
-    elif not _reads_images(network):
-        first: Any = next(m for m in network.modules() if hasattr(m, "in_features"))
+    else:
+        first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
+        if not hasattr(first, "in_features"):
+            kind = "nothing that has weights" if first is None else f"a {type(first).__name__}"
+            raise RecipeError(f"export {model}: --data is needed as an example. The model begins with {kind}.")
         example = torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0))
+    if example is not None and example.is_floating_point():
+        example = example.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype))
     out.print(str(export(network, output, example, training=training)), soft_wrap=True, highlight=False)
 
 
