@@ -159,6 +159,8 @@ def reproduce(
     if name is None:
         if quick or cases or seed is not None or settings or folder:
             raise RecipeError("reproduce: --quick, --case, --seed, --set and --out need a NAME, or `all`.")
+        if missing := [str(it) for it in records or () if not it.is_dir()]:
+            raise RecipeError(f"--records {missing[0]}: there is no such folder.")
         _list_documents(document, records or list(reproductions.FOLDERS), json)
     elif document or records or json:
         raise RecipeError(f"reproduce {name}: --document, --records and --json are of the listing, without a NAME.")
@@ -188,7 +190,7 @@ def _list_documents(document: str | None, folders: list[Path], json: Path | None
     entries, lines = reproductions.list_entries(reproductions.all_documents(), reproductions.ALL, folders, document)
     for table in reproductions.tables(entries):
         out.print(table)
-    out.print(f"{reproductions.totals(entries)} ~: minutes by the times of files, not measured.")
+    out.print(f"{reproductions.totals(entries)} ~: minutes estimated, not measured for all runs.")
     for line in lines:
         out.print(f"[dim]- {escape(line)}[/dim]")
     if json is not None:
@@ -429,7 +431,8 @@ def report(
     for line in lines:
         out.print(f"[dim]- {escape(line)}[/dim]")
     charts = {name: getattr(made, "charts", ()) for name, made in reproductions.ALL.items()}
-    folder, compared = output or Path("report"), load_comparisons(folders)
+    compared = load_comparisons(folders, lambda line: out.print(f"[dim]- {escape(line)}[/dim]"))
+    folder = output or Path("report")
     out.print(f"wrote {write_site(folder, reproductions.plain(entries), compared, charts)}")
 
 

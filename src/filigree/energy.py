@@ -1,4 +1,4 @@
-"""Energy by the machine's own counters (RAPL): joules of all processor packages, where they can be read."""
+"""Energy by the machine's own counters (RAPL): joules of all processor packages and memory, where they can be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNTERS = Path("/sys/class/powercap")
 
 @dataclass
 class Energy:
-    """`joules` of the whole machine's processors, known when the block has ended; None where nothing tells."""
+    """`joules` of all processors and memory, known when the block has ended; None where nothing tells."""
 
     joules: float | None = None
 
@@ -21,9 +21,11 @@ class Energy:
 def energy(counters: Path = COUNTERS) -> Iterator[Energy]:
     """Measure what a block takes: `with energy() as used: ...`, then `used.joules`.
 
-    The counters are of the packages (`intel-rapl:0`, on AMD too), other processes' work included; each starts again at
-    0 after its `max_energy_range_uj`, which is taken into account once: a block of hours is measured too low.
-    Many systems let only root read them.
+    The counters are of the packages (`package-0`, on AMD too) and, where the machine has them, of memory (`dram`: a
+    folder of its package, but not in its count); other processes' work is included. Left out are `core` and `uncore`,
+    which the package counts, and `psys`, which counts the packages. Each counter starts again at 0 after its
+    `max_energy_range_uj`, which is taken into account once: a block of hours is measured too low. Many systems let only
+    root read them.
     """
     used = Energy()
     before = _read(counters)
@@ -34,12 +36,13 @@ def energy(counters: Path = COUNTERS) -> Iterator[Energy]:
 
 
 def _read(counters: Path) -> dict[str, tuple[int, int]]:
-    """Microjoules of each package, and where its counter starts again; nothing if one of them cannot be read."""
+    """Microjoules of each counter, and where it starts again; nothing if one of them cannot be read."""
     found = {}
-    for zone in sorted(counters.glob("intel-rapl:[0-9]*")):
-        if zone.name.count(":") == 1:  # intel-rapl:0:0 is a part of intel-rapl:0
-            try:
-                found[zone.name] = tuple(int((zone / f).read_text()) for f in ("energy_uj", "max_energy_range_uj"))
-            except (OSError, ValueError):
-                return {}
-    return found  # type: ignore[return-value]
+    try:
+        for zone in counters.glob("intel-rapl:[0-9]*"):  # intel-rapl:0:0, a part of intel-rapl:0, stands beside it
+            if (zone / "name").read_text().startswith(("package", "dram")):
+                energy, most = (int((zone / file).read_text()) for file in ("energy_uj", "max_energy_range_uj"))
+                found[zone.name] = energy, most
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -44,7 +44,7 @@ def test_summary_by_hand(records):
     assert (dense.method, exd.method, exd.runs) == ("dense", "EXD", 2)
     assert exd.accuracy == pytest.approx(0.915)
     assert exd.deviation == pytest.approx(0.01 / math.sqrt(2))
-    assert exd.interval == pytest.approx(12.706 * 0.01 / 2, rel=1e-3)
+    assert exd.interval == pytest.approx(12.706 * exd.deviation * math.sqrt(1 / 2 + 1 / 2), rel=1e-3)  # a third tests
     assert exd.against_dense == pytest.approx((0.01, 0.01, 0.01))
     assert dense.against_dense is None
     assert exd.ratios["train_step_ms"] == pytest.approx(0.25)
@@ -70,6 +70,22 @@ def test_page_is_one_file_and_escapes(records, tmp_path):
     body = page[page.index("</script>") :]
     assert not re.search(r'(src|href)="(?!data:)', body)
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["page.html"]
+
+
+def test_readers_of_screens_reach_rows_and_buttons(records, tmp_path):
+    page = write_report(records, tmp_path / "page.html").read_text()
+    assert page.count("<th scope=row>") == 2
+    assert "updatemenus" not in page.rpartition("const figures")[2].partition("const draw")[0]
+    assert "both corrected (Nadeau and Bengio 2003) where runs share training samples" in page
+
+
+def test_the_button_changes_the_axes(records, tmp_path):
+    ask = """(() => { const button = document.querySelector('button.scale'), kind = () =>
+        button.nextElementSibling.querySelector('figure').layout.xaxis.type, seen = [button.closest('[role=img]')];
+        for (let i = 0; i < 2; i++) { button.click(); seen.push(kind(), button.getAttribute('aria-pressed')) }
+        return seen })()"""
+    found = browse(write_report(records, tmp_path / "page.html"), tmp_path, 1280, ask)
+    assert found["own"] == [None, "log", "true", "linear", "false"]
 
 
 def test_records_from_folders_and_bad_ones(records, tmp_path):

@@ -2,15 +2,19 @@
 
 import json
 import re
+from itertools import pairwise
+from unittest.mock import ANY
 
 import pytest
 from test_report import record
 
 from browser import browse
-from filigree.report import Chart, load_comparisons, summary, write_site
+from filigree.report import Chart, cell_text, load_comparisons, summary, write_site
+from filigree.report.site import beside
 from filigree.storage import write_json
 
 EVIL = "</script><script>alert(1)</script>"
+IMAGE = '"><img/src=x/onerror=alert(1)>'
 
 
 def maker(path, name="made"):
@@ -61,12 +65,41 @@ def test_what_stands_where(listing, compared, tmp_path):
     assert 'data-verdict="not made"' in articles[1]
     assert 'data-verdict="no record"' in articles[2]
     assert "other.html" not in articles[2]
-    assert "91.50 ± 6.35" in index  # SET, two runs
+    assert "91.50 ± 8.98" in index  # SET, two runs on splits that share training samples
     page = (site / "made.html").read_text()
     assert "ours / printed" in page
     assert "y against x" in page
     assert "0.5 ± 0.1" in page
     assert "0123456789" in page
+
+
+def test_nothing_in_a_record_becomes_markup(listing, compared, tmp_path):
+    listing[0]["verdict"] = listing[0]["findings"][0]["verdict"] = IMAGE
+    listing[0]["findings"][0]["text"] = IMAGE
+    listing[0]["by"][0]["machine"] = {"cpu": IMAGE, "cores": IMAGE}
+    (tmp_path / "made.json").write_text(json.dumps({"rows": [{IMAGE: IMAGE, "more": {IMAGE: [IMAGE]}}]}))
+    compared[0] |= {"name": IMAGE, "about": IMAGE, "commit": IMAGE, "notes": [IMAGE]}
+    compared[0]["rows"][0] |= {"runs": IMAGE, "method": IMAGE}
+    index = write_site(tmp_path / "site", listing, compared, {})
+    for page in (index, index.with_name("made.html")):
+        assert "<img" not in page.read_text()
+    assert "&lt;img" in beside(listing[0]["findings"]).to_json().replace("\\u003c", "<")  # plotly reads a few tags
+
+
+def test_levels_of_headings_and_heads_of_rows(listing, compared, tmp_path):
+    index = write_site(tmp_path / "site", listing, compared, {})
+    for page in (index, index.with_name("made.html")):
+        levels = [int(level) for level in re.findall(r"<h(\d)", page.read_text())]
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        assert "<tbody><tr><th scope=row>" in page.read_text()
+
+
+def test_records_are_counted_once_and_cores_are_those_of_the_machine(listing, tmp_path):
+    listing[2]["by"] = listing[0]["by"]
+    listing[0]["by"][0]["machine"]["cores"] = 64
+    index = write_site(tmp_path / "site", listing, [], {}).read_text()
+    assert "One, 64 cores, torch 2 (1 records)" in index
+    assert "2.0 minutes on 64 cores" in index
 
 
 def test_comparisons_are_found(compared, tmp_path):
@@ -76,11 +109,56 @@ def test_comparisons_are_found(compared, tmp_path):
     write_json(tmp_path / "runs" / "a" / "comparison.json", compared[0])
     write_json(tmp_path / "results" / "a.json", newer)
     write_json(tmp_path / "results" / "else.json", [1])
-    (found,) = load_comparisons([tmp_path / "runs", tmp_path / "results"])
+    write_json(tmp_path / "results" / "summary.json", {"format": "filigree-summary/1", "name": "a"})
+    lines = []
+    (found,) = load_comparisons([tmp_path / "runs", tmp_path / "results"], lines.append)
     assert found["notes"] == ["newer"]
-    (tmp_path / "runs" / "a" / "comparison.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no comparison"):
-        load_comparisons([tmp_path / "runs"])
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": "filigree-comparison/0"}, "format: Input"),
+        ({"rows": []}, "rows: List"),
+        ({"name": 1}, "name: Input"),
+    ],
+)
+def test_comparisons_that_cannot_be_read_are_named(compared, tmp_path, change, says):
+    (tmp_path / "runs" / "b").mkdir(parents=True)
+    write_json(tmp_path / "compare-a.json", compared[0])
+    write_json(tmp_path / "compare-b.json", compared[0] | change)
+    write_json(tmp_path / "runs" / "b" / "comparison.json", compared[0] | change)
+    (tmp_path / "truncated.json").write_text("{")
+    lines = []
+    (found,) = load_comparisons([tmp_path / "runs", tmp_path], lines.append)
+    assert found == compared[0] | {"rows": [dict(row, spreads=ANY, against_dense=ANY) for row in compared[0]["rows"]]}
+    assert [line.partition(":")[0].rpartition("/")[2] for line in lines] == [
+        "comparison.json", "compare-b.json", "truncated.json"
+    ]  # fmt: skip
+    assert all("not a comparison of the present format" in line and "\n" not in line for line in lines)
+    assert says in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [([0.51234, 0.123], "0.5123 ± 0.12"), (None, "-"), (0.98, "0.98"), (3, "3"), ([], "[]"), (["a", 1], "['a', 1]"),
+     ({"test": 0.98, "seconds": 4818.7}, "test 0.98, seconds 4819")],
+)  # fmt: skip
+def test_cells(value, text):
+    assert cell_text(value) == text
+
+
+def test_nothing_is_cut_on_paper(listing, compared, tmp_path):
+    ask = """(() => { document.querySelector('tbody td').textContent = 'many words '.repeat(40);
+        const rules = [...document.styleSheets].flatMap(sheet => [...sheet.cssRules]);
+        rules.filter(its => its.media?.mediaText === 'print').forEach(its => its.media.mediaText = 'all');
+        dispatchEvent(new Event('beforeprint')); const table = document.querySelector('.scroll');
+        return [...document.querySelectorAll('figure svg')].map(its => its.clientWidth)
+            .concat(table.scrollWidth, table.clientWidth) })()"""
+    *figures, needs, has = browse(write_site(tmp_path, listing, compared, {}), tmp_path, 1280, ask)["own"]
+    assert max(figures) <= 640
+    assert needs <= has
 
 
 @pytest.mark.parametrize("width", [1280, 400])

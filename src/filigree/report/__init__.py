@@ -1,8 +1,9 @@
 """Records to tables and one self-contained page."""
 
+from filigree.report.comparison import load_comparisons
 from filigree.report.computed import Chart, cell_text, write_computed
 from filigree.report.page import write_report
-from filigree.report.site import load_comparisons, write_site
+from filigree.report.site import write_site
 from filigree.report.table import Row, console_table, summary, summary_table
 
 __all__ = [

@@ -27,19 +27,30 @@ class Chart:
 
 
 def cell_text(value: Any) -> str:
-    """A cell: `[mean, deviation]` with a plus-minus, floats to four digits."""
-    if isinstance(value, list):
-        return f"{value[0]:.4g} ± {value[1]:.2g}"
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A cell: `[mean, deviation]` with a plus-minus, floats to four digits, mappings as their keys and cells."""
+    match value:
+        case [int() | float() as mean, int() | float() as deviation]:
+            return f"{mean:.4g} ± {deviation:.2g}"
+        case Mapping():
+            return ", ".join(f"{key} {cell_text(its)}" for key, its in value.items())
+        case float():
+            return f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+
+def _cells(texts: Sequence[str]) -> list[str]:
+    named = [f"<th scope=row>{escape(text)}</th>" for text in texts[:1]]
+    return named + [f"<td>{escape(text)}</td>" for text in texts[1:]]
 
 
 def rows_table(rows: Rows) -> str:
-    """Rows as an HTML table, a column a key."""
+    """Rows as an HTML table, a column a key; the first names the row."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell_text(row.get(h)))}</td>' for h in headings)}</tr>" for row in rows)
+    head = "".join(f"<th scope=col>{escape(h).replace('_', '_<wbr>')}</th>" for h in headings)
+    body = "".join(f"<tr>{''.join(_cells([cell_text(row.get(h)) for h in headings]))}</tr>" for row in rows)
     scroll = '<div class=scroll tabindex=0 role=region aria-label="Results">'
-    return f"{scroll}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    scroll += f"<table style='--columns:{len(headings)}'>"
+    return f"{scroll}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def write_computed(

@@ -131,9 +131,9 @@ def pareto(runs: Sequence[RecordLike]) -> go.Figure:
             text=[_escape(name) for name in means], marker={"color": COLOURS[0], "size": 8, "opacity": 0.7},
         )  # fmt: skip
         _front(figure, list(means.values()))
-    figure.update_xaxes(title=key)
+    figure.update_xaxes(title=_escape(key))
     figure.update_yaxes(title="validation accuracy, %")
-    return finish(figure, f"Accuracy against {key}").update_layout(hovermode="closest")
+    return finish(figure, f"Accuracy against {_escape(key)}").update_layout(hovermode="closest")
 
 
 def trade(rows: Sequence[Row], key: str, heading: str) -> go.Figure:
@@ -179,14 +179,6 @@ def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
     what = "inputs a unit reads" if side == "fan_in" else "units that read an input"
     figure.update_xaxes(title=what)
     figure.update_yaxes(title="how many")
-    choice = [
-        {"label": label, "method": "relayout", "args": [{"xaxis.type": kind, "yaxis.type": kind}]}
-        for label, kind in (("linear", "linear"), ("log-log", "log"))
-    ]
-    figure.update_layout(
-        updatemenus=[{"type": "buttons", "direction": "right", "buttons": choice, "x": 1, "xanchor": "right", "y": 1.14,
-                      "pad": {"t": 0, "b": 0}, "font": {"size": 11}}]
-    )  # fmt: skip
     return finish(figure, f"{_escape(layer)}: {'fan-in' if side == 'fan_in' else 'fan-out'}")
 
 

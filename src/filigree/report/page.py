@@ -27,7 +27,7 @@ h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem } p { max-width: 75ch; margin: .
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { background: var(--tint); font-weight: 600 } tr:last-child td { border-bottom: 0 }
+th { background: var(--tint); font-weight: 600 } tbody tr:last-child > * { border-bottom: 0 }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
 th:first-child { background: var(--tint) } td small { color: var(--faint); display: block }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em }
@@ -40,16 +40,20 @@ pre { overflow-x: auto; font-size: .8rem; background: var(--tint); padding: .8re
 border: 1px solid currentColor; white-space: nowrap } .reproduced { color: #14532d; background: #e3f4e9 }
 .partly { color: #713f12; background: #fdf3d7 } .not { color: #8b1a1a; background: #fdeaea }
 .open { color: #374151; background: #eef1f4 } .no-record, .not-made { color: #4b5563; background: #fff }
-article { border-top: 1px solid var(--line); padding: .6rem 0 } h4 { margin: 0; font-size: 1rem }
-h4 small { color: var(--faint); font-weight: 400 } .slip { border-left: 3px solid #b45309; padding-left: .6rem }
+article { border-top: 1px solid var(--line); padding: .6rem 0 } article > :first-child { margin: 0; font-size: 1rem }
+article > :first-child small { color: var(--faint); font-weight: 400 }
+.slip { border-left: 3px solid #b45309; padding-left: .6rem }
 .filters { display: flex; flex-wrap: wrap; gap: .6rem 1rem; position: sticky; top: 0; background: var(--paper);
 padding: .6rem 0; z-index: 1; align-items: center } .filters :is(select, input) { font: inherit; max-width: 12rem }
 .legend, .made, .found { padding-left: 1.1rem; margin: .3rem 0 } .legend { list-style: none; padding: 0 }
 code { font-size: .85em; overflow-wrap: anywhere } nav ul { columns: 2; padding-left: 1.1rem }
 :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px } td small, th small { font-weight: 400 }
 @media (max-width: 600px) { nav ul { columns: 1 } main { padding: 1rem .6rem 3rem } h1 { font-size: 1.35rem } }
-@media print { .filters { display: none } article { break-inside: avoid } details > * { display: block }
-.modebar, .updatemenu-container { display: none } }
+@page { margin: 1cm }
+@media print { .filters, .modebar, button { display: none } article, figure, tr { break-inside: avoid }
+details > * { display: block } .scroll { overflow: visible; border: 0 }
+table { font-size: min(6.5pt, 115pt / var(--columns, 1)) } th, td { white-space: normal; padding: .2rem }
+td small { white-space: nowrap } }
 """
 
 
@@ -61,8 +65,19 @@ const draw = root => root.querySelectorAll('figure').forEach(place => {
   Plotly.newPlot(place, f.data, f.layout, {responsive: true, displayModeBar: false});
 });
 draw(document);
+document.querySelectorAll('button.scale').forEach(button => button.addEventListener('click', () => {
+  const log = button.getAttribute('aria-pressed') !== 'true', type = log ? 'log' : 'linear';
+  button.setAttribute('aria-pressed', log);
+  const places = button.nextElementSibling.querySelectorAll('figure');
+  places.forEach(place => Plotly.relayout(place, {'xaxis.type': type, 'yaxis.type': type}));
+}));
 document.querySelectorAll('details').forEach(d => d.addEventListener('toggle', () => draw(d)));
-addEventListener('beforeprint', () => document.querySelectorAll('details').forEach(d => { d.open = true; draw(d) }));
+const resize = layout => document.querySelectorAll('figure').forEach(place => Plotly.relayout(place, layout(place)));
+addEventListener('beforeprint', () => {
+  document.querySelectorAll('details').forEach(d => { d.open = true; draw(d) });
+  resize(place => ({width: Math.min(place.offsetWidth, 640)}));
+});
+addEventListener('afterprint', () => resize(() => ({width: null, autosize: true})));
 """
 
 
@@ -151,9 +166,9 @@ def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: Figur
     out.append(_table(runs))
     out.append(
         "<p class=faint>Means over the runs (medians of times); after ± the standard deviation of the accuracy, the "
-        "number of runs in brackets, then the 95% intervals of the mean and of the paired difference to dense "
-        "(corrected for splits that share training samples, Nadeau and Bengio 2003); below each cost its ratio to "
-        "dense, measured in the same process in turns.</p>"
+        "number of runs in brackets, then the 95% t intervals of the mean and of the paired difference to dense, both "
+        "corrected (Nadeau and Bengio 2003) where runs share training samples, as folds and resampled splits do; below "
+        "each cost its ratio to dense, measured in the same process in turns.</p>"
     )
     out += [f"<p class=faint>{escape(note)}</p>" for note in notes]
     out.append(_published(config, methods))
@@ -172,7 +187,8 @@ def _table(runs: Sequence[RecordLike]) -> str:
     )
     body = []
     for row in rows:
-        cells = [f'<td><span class=swatch style="background:{colours[row.method]}"></span>{escape(row.method)}</td>']
+        swatch = f'<span class=swatch style="background:{colours[row.method]}"></span>'
+        cells = [f"<th scope=row>{swatch}{escape(row.method)}</th>"]
         interval = "" if row.interval is None else f"<small>95%: ± {100 * row.interval:.2f}</small>"
         if row.against_dense:
             mean, low, high = (100 * number for number in row.against_dense)
@@ -278,7 +294,8 @@ def _topology(methods: Mapping[str, list[RecordLike]], numbered: Figures, shape:
                 for s in images
             ]
             out.append("</div>")
-        out.append("<h3>Degrees</h3><div class=grid>")
+        out.append("<h3>Degrees</h3><button type=button class=scale aria-pressed=false>log-log axes</button>")
+        out.append("<div class=grid>")
         for layer in layers:
             for side in ("fan_in", "fan_out"):
                 out.append(numbered.place(figures.degrees(run, layer, side), f"{side} of {layer}"))

@@ -18,7 +18,7 @@ import plotly.offline
 from filigree.report import figures
 from filigree.report.computed import Chart, rows_table
 from filigree.report.page import Figures, write_page
-from filigree.report.table import COMPARISON, COSTS, Row, accuracy_text, ratio_text, short
+from filigree.report.table import COSTS, Row, accuracy_text, ratio_text, short
 from filigree.storage import replacing
 
 Data = Mapping[str, Any]
@@ -89,31 +89,9 @@ def write_site(
     return write_page(folder / "index.html", "What filigree does, measured", "".join(body), numbered, SCRIPT)
 
 
-def load_comparisons(folders: Sequence[Path]) -> list[Data]:
-    """The comparisons in `FOLDER/*/comparison.json` and `FOLDER/*.json`, by name; of two the newer.
-
-    Raises:
-        ValueError: a `comparison.json` that is none, in one line.
-    """
-    found: dict[str, Data] = {}
-    for folder in folders:
-        for path in [*sorted(folder.glob("*/comparison.json")), *sorted(folder.glob("*.json"))]:
-            try:
-                made = json.loads(path.read_text())
-                if not isinstance(made, dict) or made.get("format") != COMPARISON:
-                    if path.name == "comparison.json":
-                        raise ValueError("another format")
-                    continue
-                _rows(made)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"report: {path} is no comparison ({error}).") from None
-            if made["name"] not in found or made["finished"] > found[made["name"]]["finished"]:
-                found[made["name"]] = made
-    return [found[name] for name in sorted(found)]
-
-
 def _machines(listing: Sequence[Data], comparisons: Sequence[Data]) -> str:
-    made = [maker for entry in listing for maker in entry["by"] if maker["path"]] + list(comparisons)
+    summaries = {maker["path"]: maker for entry in listing for maker in entry["by"] if maker["path"]}
+    made = [*summaries.values(), *comparisons]
     machines = Counter(_machine(its) for its in made)
     commits = sorted({str(its["commit"])[:10] for its in made if its.get("commit")})
     lines = [f"{machine} ({number} records)" for machine, number in machines.most_common()]
@@ -127,7 +105,11 @@ def _machines(listing: Sequence[Data], comparisons: Sequence[Data]) -> str:
 def _machine(its: Data) -> str:
     machine, versions = its.get("machine") or {}, its.get("versions") or {}
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
-    return f"{machine.get('cpu', 'unknown')}, {machine.get('cores', '?')} cores{torch}"
+    return f"{machine.get('cpu', 'unknown')}, {_cores(machine.get('cores', '?'))}{torch}"
+
+
+def _cores(*numbers: object) -> str:
+    return f"{' or '.join(map(str, numbers))} core{'' if numbers == (1,) else 's'}"
 
 
 def _contents(comparisons: Sequence[Data]) -> str:
@@ -168,12 +150,12 @@ def _comparison(made: Data, number: int, numbered: Figures) -> str:
         numbered.place(figures.trade(rows, key, heading), f"{made['name']}: test error against {heading}")
         for key, heading in figures.TRADES.items()
     )
-    name = escape(made["name"])
+    name, commit = escape(made["name"]), escape(str(made.get("commit"))[:10])
     return (
         f'<section><h2 id="c{number}">{name}</h2><p>{escape(made["about"])}</p>'
         f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{rows[0].runs} runs of each method; below each "
-        f"cost its ratio to dense; {escape(_machine(made))}, commit {escape(str(made.get('commit'))[:10])}.</p>"
+        f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{escape(str(rows[0].runs))} runs of each method; "
+        f"below each cost its ratio to dense; {escape(_machine(made))}, commit {commit}.</p>"
         f"<div class=grid>{charts}</div>{_notes(made.get('notes', []))}</section>"
     )
 
@@ -209,7 +191,7 @@ def _documents(listing: Sequence[Data], experiments: Mapping[str, Any]) -> str:
         out.append(
             f"<section class=document><h3>{escape(document)}: {escape(title)}</h3><p class=faint>{escape(counts)}</p>"
         )
-        out += [_entry(entry, experiments) for entry in mine]
+        out += [_entry(entry, "h4", experiments) for entry in mine]
         out.append("</section>")
     return "".join(out)
 
@@ -237,15 +219,17 @@ def _verdict(entry: Data) -> str:
 
 
 def _badge(verdict: str) -> str:
-    return f'<span class="badge {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+    return f'<span class="badge {escape(verdict.replace(" ", "-"))}">{escape(verdict)}</span>'
 
 
-def _entry(entry: Data, experiments: Mapping[str, Any] | None = None) -> str:
-    minutes = (
-        ""
-        if entry["minutes"] is None
-        else f", {'about ' if entry['estimated'] else ''}{entry['minutes']:.1f} minutes on 2 cores"
-    )
+def _minutes(entry: Data) -> str:
+    if entry["minutes"] is None:
+        return ""
+    cores = dict.fromkeys((maker["machine"] or {}).get("cores", "?") for maker in entry["by"] if maker["path"])
+    return f", {'about ' if entry['estimated'] else ''}{entry['minutes']:.1f} minutes on {_cores(*cores)}"
+
+
+def _entry(entry: Data, heading: str, experiments: Mapping[str, Any] | None = None) -> str:
     made = []
     for maker in entry["by"]:
         command = f"<code>{escape(maker['command'])}</code>"
@@ -259,8 +243,8 @@ def _entry(entry: Data, experiments: Mapping[str, Any] | None = None) -> str:
     found = "".join(f"<li>{_badge(its['verdict'])} {escape(its['text'])}</li>" for its in entry["findings"])
     return (
         f'<article data-document="{escape(entry["document"])}" data-state="{escape(entry["state"])}" '
-        f'data-verdict="{escape(_verdict(entry))}"><h4>{escape(entry["where"])} {_badge(_verdict(entry))} '
-        f"<small>{escape(entry['state'])}{minutes}</small></h4><p>{escape(entry['about'])}</p>"
+        f'data-verdict="{escape(_verdict(entry))}"><{heading}>{escape(entry["where"])} {_badge(_verdict(entry))} '
+        f"<small>{escape(entry['state'] + _minutes(entry))}</small></{heading}><p>{escape(entry['about'])}</p>"
         + (f"<p class=slip><b>The document's slip:</b> {escape(entry['slip'])}</p>" if entry["slip"] else "")
         + (f"<p class=faint>{escape(entry['reason'])}</p>" if entry["reason"] else "")
         + (
@@ -288,7 +272,7 @@ def _write_experiment(path: Path, name: str, entries: Sequence[Data], charts: Se
     body = [
         '<p><a href="index.html">All records</a></p>',
         f"<p class=faint>{escape('; '.join(facts))}</p><p><code>filigree reproduce {escape(name)}</code></p>",
-        *(_entry(entry) for entry in entries),
+        *(_entry(entry, "h2") for entry in entries),
         numbered.place(beside(figures_beside), "printed figures beside ours"),
         *(numbered.place(figures.lines(rows, chart), chart.title) for chart in charts),
         rows_table(rows),
@@ -303,12 +287,13 @@ def beside(findings: Sequence[Data]) -> go.Figure:
     figure = go.Figure()
     if not known:
         return figure
-    names = [str(its["text"]).partition(": printed")[0] for its in known]
+    texts = [escape(str(its["text"]), quote=False) for its in known]  # plotly reads a few tags
+    names = [text.partition(": printed")[0] for text in texts]
     low = [its["ours"] - (its["interval"] or [its["ours"]])[0] for its in known]
     spread = [gap / abs(its["printed"]) for gap, its in zip(low, known, strict=True)]
     figure.add_scatter(
         x=[its["ours"] / its["printed"] for its in known], y=names, mode="markers", name="ours",
-        error_x={"array": spread}, text=[its["text"] for its in known], hoverinfo="text", marker={"size": 9},
+        error_x={"array": spread}, text=texts, hoverinfo="text", marker={"size": 9},
     )  # fmt: skip
     figure.add_vline(x=1, line={"color": figures.DENSE, "dash": "dot"})
     figure.update_xaxes(title="ours / printed, with the 95% interval")

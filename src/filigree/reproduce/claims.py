@@ -29,15 +29,13 @@ def ends(rows: Rows, name: str, key: str = "activation") -> dict[str, list[float
     return found
 
 
-def beside(
-    where: str, name: str, printed: Mapping[str, float], key: str = "activation", scaled: bool = False
-) -> OfRows:
+def beside(where: str, name: str, printed: Mapping[str, float], key: str = "activation") -> OfRows:
     """Findings on the arms whose figure at the end of training is printed."""
 
     def findings(rows: Rows) -> list[Finding]:
         ours = {arm: [value for value in its if value is not None] for arm, its in ends(rows, name, key).items()}
         return [
-            figure(where, f"{arm}, {name}", number, ours[arm], scaled)
+            figure(where, f"{arm}, {name}", number, ours[arm], percent="%" in name)
             for arm, number in printed.items()
             if ours.get(arm)
         ]
@@ -77,19 +75,21 @@ def before(
 
 def compared(
     ours: Mapping[str, Mapping[Any, float]], pairs: Pairs, sign: int = 1,
-    rule: Callable[[Sequence[float]], Verdict] = positive, scale: float = 1, unit: str = "",
+    rule: Callable[..., Verdict] = positive, scale: float = 1, unit: str = "", folds: float = 0.0,
 ) -> dict[str, Verdict]:  # fmt: skip
     """Of each pair of arms the paired differences, first minus second, in words; and the verdict by `rule`.
 
     Args:
         ours: arm -> run -> figure. Pairs without a run in common are left out. sign: -1 where smaller is better.
+        folds: of a cross-validation, see `findings`.
     """
     parts = {}
     for first, second in pairs:
         runs = [run for run in ours.get(first, {}) if run in ours.get(second, {})]
         apart = [scale * (ours[first][run] - ours[second][run]) for run in runs]
         if apart:
-            parts[f"{first} - {second} {difference(apart, unit)}"] = rule([sign * value for value in apart])
+            text = f"{first} - {second} {difference(apart, unit, folds)}"
+            parts[text] = rule([sign * value for value in apart], folds=folds)
     return parts
 
 
@@ -102,6 +102,13 @@ def by_run(records: Records, of: Figure) -> dict[str, dict[tuple[str, int], floa
                 if (value := of(run)) is not None:
                     found.setdefault(method, {})[case, run.seed] = value
     return found
+
+
+def folds_of(records: Records) -> float:
+    """The size of a test part to that of its training part in a cross-validation; 0 where runs are seeds."""
+    runs = next((runs for methods in records.values() for runs in methods.values() if runs), [])
+    folds = runs[0].config.get("data", {}).get("folds") if runs else None
+    return 0.0 if folds is None else 1 / (folds - 1)
 
 
 def test_accuracy(run: Record) -> float | None:

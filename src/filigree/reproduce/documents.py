@@ -1,7 +1,8 @@
-"""The five documents: every table, figure and claim, and what makes it again (documents.yaml)."""
+"""The five documents: every table, figure and claim, what makes it again, and how long that takes (documents.yaml)."""
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from typing import Annotated, Any, Literal
 
@@ -65,7 +66,28 @@ class Document(_Strict):
         return f"{self.id}, {entry.where}"
 
 
+class _File(_Strict):
+    expect: dict[str, float]
+    documents: tuple[Document, ...]
+
+
+@functools.cache
+def _file() -> _File:
+    text = (resources.files(__package__) / "documents.yaml").read_text(encoding="utf-8")
+    return _File.model_validate(yaml.safe_load(text))
+
+
 def all_documents() -> list[Document]:
     """All five, from the package's own file."""
-    text = (resources.files(__package__) / "documents.yaml").read_text(encoding="utf-8")
-    return pydantic.TypeAdapter(list[Document]).validate_python(yaml.safe_load(text))
+    return list(_file().documents)
+
+
+def expected() -> dict[str, float]:
+    """Minutes of a reproduction that has no record with times, estimated."""
+    return _file().expect
+
+
+@functools.cache
+def scaled() -> frozenset[str]:
+    """The keys of the entries that are made smaller than their document's."""
+    return frozenset(d.key(entry) for d in _file().documents for entry in d.entries if entry.state == "scaled")

@@ -18,7 +18,7 @@ from filigree.data.files import is_present
 from filigree.reproduce.bars import Bars
 from filigree.reproduce.experiment import Asked, Experiment
 from filigree.reproduce.findings import Verdict, together
-from filigree.reproduce.listing import COLOURS, Kept, newest
+from filigree.reproduce.listing import COLOURS, FOLDERS, Kept, newest
 
 FAILED, NEEDS_DATA = 1, 3  # exit codes
 OWN = ("europarl", "flickr8k")  # folders of the user's own
@@ -55,24 +55,27 @@ def _has_twin(name: str, made: Mapping[str, Experiment]) -> bool:
 
 
 def estimate(experiments: Sequence[Experiment], out: Path, folders: Sequence[Path], quick: bool) -> str:
-    """How long it will take, by the newest records."""
+    """How long it will take, by the newest records; what is current in any of the folders is not run."""
     known, unknown = 0.0, 0
     for its in experiments:
         kept = newest(its, [out, *folders], quick)[0]
-        left = kept.asked if quick else kept.asked - kept.done  # quick ones are made again
         if kept.current or absent(its.needs(quick)):
             continue
-        if kept.summary is None or not kept.summary.seconds or not kept.done:
+        here = Kept("none") if quick else newest(its, [out])[0]  # quick ones are made again
+        if kept.minutes is None:
             unknown += 1
         else:
-            known += kept.summary.seconds * left / kept.done
+            known += 60 * kept.minutes * (1 - here.done / max(here.asked, 1))
     times = f"about {known / 3600:.1f} hours" if known > 5400 else f"about {known / 60:.0f} minutes"
     return f"{times if known else 'a time not known'}{f' without {unknown} that were never timed' if unknown else ''}"
 
 
-def run_all(made: Mapping[str, Experiment], out: Path, quick: bool, bars: Bars) -> Outcome:
+def run_all(
+    made: Mapping[str, Experiment], out: Path, quick: bool, bars: Bars, folders: Sequence[Path] = FOLDERS
+) -> Outcome:
     """Run each in `out/NAME`, or `out/NAME-quick`. One that fails does not end the others.
 
+    What has a current record in `out` or in one of the folders is left alone.
     Quick runs of another code or configuration are made again; full ones are kept and named, since they take hours.
     """
     experiments = chosen(made, quick)
@@ -85,7 +88,7 @@ def run_all(made: Mapping[str, Experiment], out: Path, quick: bool, bars: Bars) 
         if lacking := absent(its.needs(quick)):
             outcome.missing[its.name] = lacking
             bars.console.print(f"{its.name}: needs data: {', '.join(lacking)} (FILIGREE_DATA); skipped")
-        elif newest(its, [out], quick)[0].current:
+        elif newest(its, [out, *folders], quick)[0].current:
             outcome.current.append(its.name)
         else:
             try:
@@ -100,7 +103,9 @@ def run_all(made: Mapping[str, Experiment], out: Path, quick: bool, bars: Bars) 
     return outcome
 
 
-def verdicts(made: Mapping[str, Experiment], out: Path, quick: bool, outcome: Outcome) -> Table:
+def verdicts(
+    made: Mapping[str, Experiment], out: Path, quick: bool, outcome: Outcome, folders: Sequence[Path] = FOLDERS
+) -> Table:
     """A line an experiment: its minutes and the verdict on each place of its document."""
     title = "Verdicts of quick runs, which say only that all works" if quick else "Verdicts"
     table = Table("reproduction", "min", "findings", title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -110,7 +115,7 @@ def verdicts(made: Mapping[str, Experiment], out: Path, quick: bool, outcome: Ou
         elif its.name in outcome.missing:
             table.add_row(its.name, "", f"needs data: {', '.join(outcome.missing[its.name])}")
         else:
-            kept = newest(its, [out], quick)[0]
+            kept = newest(its, [out, *folders] if its.name in outcome.current else [out], quick)[0]
             seconds = outcome.seconds.get(its.name)
             table.add_row(its.name, "kept" if seconds is None else f"{seconds / 60:.1f}", _places(kept))
     return table

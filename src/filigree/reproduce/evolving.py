@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from filigree import recipes
-from filigree.reproduce.claims import by_run, compared, cost, test_accuracy, train_seconds
+from filigree.reproduce.claims import by_run, compared, cost, folds_of, test_accuracy, train_seconds
 from filigree.reproduce.experiment import Rows
 from filigree.reproduce.findings import (
     Finding,
@@ -33,8 +33,9 @@ def order(where: str, says: str, pairs: Pairs, alike: Pairs = ()) -> OfRecords:
     """Of each pair the first is more accurate on test data; those of `alike` are about equal."""
 
     def findings(records: Records) -> list[Finding]:
-        ours = by_run(records, test_accuracy)
-        parts = compared(ours, pairs, unit=" points") | compared(ours, alike, rule=equal(1.0), unit=" points")
+        ours, folds = by_run(records, test_accuracy), folds_of(records)
+        parts = compared(ours, pairs, unit=" points", folds=folds)
+        parts |= compared(ours, alike, rule=equal(1.0), unit=" points", folds=folds)
         return [claim(where, says, parts)] if parts else []
 
     return findings
@@ -45,6 +46,7 @@ def faster(where: str, training: dict[str, float], inference: dict[str, float] |
 
     def findings(records: Records) -> list[Finding]:
         parts: dict[str, Verdict] = {}
+        folds = folds_of(records)
         for what, of, wanted in (
             ("training", train_seconds, training), ("inference", cost("batch_ms"), inference or {}),
         ):  # fmt: skip
@@ -53,10 +55,12 @@ def faster(where: str, training: dict[str, float], inference: dict[str, float] |
                 runs = times.get(method, {}).keys() & times.get("dense", {}).keys()
                 saved = [100 * (1 - times[method][run] / times["dense"][run]) for run in sorted(runs)]
                 if saved:
-                    parts[f"{method}, {what} {spread(saved)} (printed {percent:g})"] = at_least(saved, percent)
+                    text = f"{method}, {what} {spread(saved, folds)} (printed {percent:g})"
+                    parts[text] = at_least(saved, percent, folds)
         if inference is None:
             logs = by_run(records, lambda run: math.log(run.cost["batch_ms"]["median"]) if run.cost else None)
-            parts |= compared(logs, [("SET", "dense")], rule=equal(0.1), unit=" in the log of inference time")
+            unit = " in the log of inference time"
+            parts |= compared(logs, [("SET", "dense")], rule=equal(0.1), unit=unit, folds=folds)
         return [claim(where, "Time that is saved against dense, %", parts)] if parts else []
 
     return findings
@@ -98,7 +102,8 @@ DATA = {
 def glioma(records: Records) -> list[Finding]:
     """SET a fifth and EXD a quarter faster, inference equal; dense at 0.7, EXD the best of the sparse ones."""
     dense = [value for runs in records.values() for value in metric(runs.get("dense", []), "test_accuracy", 100)]
-    made = [figure("001, Fig. 5.7", "dense, test accuracy in %", 70, dense)] if dense else []
+    what = "dense, test accuracy in %"
+    made = [figure("001, Fig. 5.7", what, 70, dense, percent=True, folds=folds_of(records))] if dense else []
     made += order("001, Fig. 5.7", "EXD is the best sparse method", [("EXD", "SET")])(records)
     return made + faster("001, Fig. 5.8", {"SET": 20, "EXD": 25})(records)
 
@@ -106,7 +111,7 @@ def glioma(records: Records) -> list[Finding]:
 def exd_reaches(records: Records) -> list[Finding]:
     """Around 90.5% of accuracy (5.3.2)."""
     ours = [value for runs in records.values() for value in metric(runs.get("EXD", []), "test_accuracy", 100)]
-    return [figure("001, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, scaled=True)] if ours else []
+    return [figure("001, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, percent=True)] if ours else []
 
 
 def four_layers(records: Records) -> list[Finding]:
@@ -137,7 +142,7 @@ def escape(records: Records) -> list[Finding]:
     """Fig. 5.18: epochs to leave the plateau, about 30 of SET and LDV and 10 of OSV and EXD."""
     ours = by_run(records, lambda run: run.metrics.get("escape_epoch"))
     printed = {"SET": 30, "LDV": 30, "OSV": 10, "EXD": 10}
-    made = [figure("001, Fig. 5.18", f"{method}, epochs to escape", number, [*ours[method].values()], scaled=True)
+    made = [figure("001, Fig. 5.18", f"{method}, epochs to escape", number, [*ours[method].values()])
             for method, number in printed.items() if method in ours]  # fmt: skip
     parts = compared(ours, [(slow, quick) for slow in ("SET", "LDV") for quick in ("OSV", "EXD")], unit=" epochs")
     return [*made, claim("001, Fig. 5.18", "EXD and OSV escape before SET and LDV", parts)] if parts else made
@@ -195,7 +200,7 @@ def _compared(name: str, short: bool) -> Reproduction:
         f"{name}-short" if short else name,
         f"{about}: dense, Fixed, SET, LDV, OSV, EXD, {30 if short else 500} epochs (001, 5.3).",
         f"{name}-short" if short else name, {"all": []}, quick=_SMALL if name.startswith("fashion") else _FOLDS,
-        claims=claims, scaled=short, long=not short,
+        claims=claims, long=not short,
     )  # fmt: skip
 
 
@@ -204,15 +209,14 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     Reproduction(
         "implementations", "Masked, rebuilt and in the loop, and truly sparse, against dense (001, 5.3.2 and 5.3.3).",
         "implementations", {"fashion": []}, quick=["training.epochs=1", "data.name=digits"], claims=[implementations],
-        scaled=True,
     ),
     Reproduction(
         "plateau", "How long a deep sparse network stays near chance (001, 5.3.4), scaled.", "plateau",
-        {"digits": []}, quick=["seeds=[0,1]"], claims=[escape], scaled=True,
+        {"digits": []}, quick=["seeds=[0,1]"], claims=[escape],
     ),
     Reproduction(
         "fashion-best-lr", "Fashion-MNIST, 3 x 1000: each method with its best learning rate (001, 6.1).",
-        "fashion-best-lr", {"fashion": []}, quick=[*_SMALL, "data.validation=0.2"], claims=[best], scaled=True,
+        "fashion-best-lr", {"fashion": []}, quick=[*_SMALL, "data.validation=0.2"], claims=[best],
     ),
     Computation(
         "parameter-counts", "Parameters of the networks of 001, counted (appendix B).", parameters, ["appendix B"],

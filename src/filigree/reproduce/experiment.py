@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
 from filigree.recipes import RecipeError
+from filigree.reproduce import documents
 from filigree.reproduce.bars import Bars
 from filigree.reproduce.findings import Finding
 from filigree.reproduce.provenance import Ledger, Run, digest
@@ -45,7 +46,8 @@ class Experiment(ABC):
 
     Attributes:
         name, about: for `filigree list`. cases: their names. notes: what a reader should know. long: it takes days, so
-            that `filigree reproduce all` leaves it out.
+            that `filigree reproduce all` leaves it out; it alone is of the document's size where an entry is scaled.
+        resumes: what was interrupted goes on within a case and seed, in place of being made from its beginning.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Experiment(ABC):
     cases: Iterable[str]
     notes: Sequence[str]
     long: bool
+    resumes: ClassVar[bool]
 
     @abstractmethod
     def seeds_of(self, case: str, asked: Asked) -> Sequence[int]: ...
@@ -115,23 +118,24 @@ class Experiment(ABC):
         return (its is None or its.finished is not None) and self.is_there(out, case, seed, asked)
 
     def _run(self, out: Path, case: str, seed: int, asked: Asked, ledger: Ledger, bars: Bars) -> None:
-        config, its = self.config_of(case, seed, asked), ledger.runs.get((case, seed))
-        if asked.renew and (its is None or not its.is_of(config)):
+        config, before = self.config_of(case, seed, asked), ledger.runs.get((case, seed))
+        if asked.renew and (before is None or not before.is_of(config)):
             self.discard(out, case, seed, asked)
-            its = None
-        if its is None or its.finished is not None:
-            its = Run.begin(config)
-        elif not its.is_of(config):  # taken up by another code
-            its.config = its.code = None
+            before = None
+        its = Run.begin(config)
+        if before is not None and before.finished is None and self.resumes:
+            its.seconds, its.estimated = before.seconds, before.estimated
+            if not before.is_of(config):  # taken up by another code
+                its.config = its.code = None
         ledger.runs[case, seed] = its
-        ledger.save()
+        ledger.save((case, seed))
         started = time.perf_counter()
         try:
             self.perform(out, case, seed, asked, bars)
             its.end()
         finally:
             its.seconds = (its.seconds or 0.0) + time.perf_counter() - started
-            ledger.save()
+            ledger.save((case, seed))
             bars.drop_fits()
 
     def _summarise(self, out: Path, asked: Asked, ledger: Ledger) -> tuple[Any, list[Finding]]:
@@ -139,7 +143,7 @@ class Experiment(ABC):
         pairs = list(dict.fromkeys([*self.pairs(whole), *self.pairs(asked)]))
         done = [pair for pair in pairs if self._is_done(out, *pair, whole, ledger)]
         found = self.read(out, done, asked)
-        findings = self.findings(found)
+        findings = self._at_our_size(self.findings(found))
         runs = [ledger.runs.get(pair, Run()) for pair in done]
         newest = max(runs, key=lambda its: its.finished or "", default=Run())
         asked_for = all(its.config == self.config_of(*pair, asked) for its, pair in zip(runs, done, strict=True))
@@ -157,6 +161,10 @@ class Experiment(ABC):
             notes=list(self.notes), rows=self.rows(found),
         ).save(out / FILE)  # fmt: skip
         return found, findings
+
+    def _at_our_size(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Figures of an entry that is made smaller than the document's stay open."""
+        return [its.scaled() if its.where in documents.scaled() and not self.long else its for its in findings]
 
     def _name_kept(self, out: Path, asked: Asked, ledger: Ledger, bars: Bars) -> None:
         others = [

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from filigree.recipes import RecipeError
 from filigree.reproduce import provenance
-from filigree.reproduce.documents import Document, Entry
+from filigree.reproduce.documents import Document, Entry, expected
 from filigree.reproduce.experiment import Asked, Experiment
 from filigree.reproduce.findings import together
 from filigree.reproduce.summary import FILE, Summary
@@ -25,13 +25,34 @@ COLOURS = {"reproduced": "green", "partly": "yellow", "not": "red", "open": "dim
 
 @dataclass(frozen=True)
 class Kept:
-    """The newest record of an experiment. state: none, current, config changed, or code changed (its commit)."""
+    """The newest record of an experiment.
+
+    Attributes:
+        state: none, current, config changed, or code changed (its commit). done, asked: runs. expect: the minutes that
+            all of them take, estimated without a record. long: it takes days.
+    """
 
     state: str
     summary: Summary | None = None
     path: Path | None = None
     done: int = 0
     asked: int = 0
+    expect: float | None = None
+    long: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether the record says what all runs take."""
+        return self.done == self.asked and self._seconds is not None and not (self.summary and self.summary.estimated)
+
+    @property
+    def _seconds(self) -> float | None:
+        return self.summary.seconds if self.summary is not None and self.done else None
+
+    @property
+    def minutes(self) -> float | None:
+        """Of all runs, by those that are done; None: not known."""
+        return self.expect if self._seconds is None else self._seconds / 60 * self.asked / self.done
 
     @property
     def current(self) -> bool:
@@ -40,7 +61,12 @@ class Kept:
 
 @dataclass
 class Listed:
-    """An entry of a document, and what the records say of it. minutes: None where no record says."""
+    """An entry of a document, and what the records say of it.
+
+    Attributes:
+        minutes: of all runs of what makes it; what takes days counts only where all does. None: not known.
+        estimated: they were not measured, or not of all runs.
+    """
 
     document: Document
     entry: Entry
@@ -53,13 +79,16 @@ class Listed:
 
     @property
     def minutes(self) -> float | None:
-        seconds = [its.summary.seconds for its in self.kept.values() if its.summary is not None]
-        known = [number for number in seconds if number is not None]
-        return sum(known) / 60 if known else None
+        known = [its.minutes for its in self._counted if its.minutes is not None]
+        return sum(known) if known else None
 
     @property
     def estimated(self) -> bool:
-        return any(its.summary.estimated for its in self.kept.values() if its.summary is not None)
+        return not all(its.measured for its in self._counted)
+
+    @property
+    def _counted(self) -> list[Kept]:
+        return [its for its in self.kept.values() if not its.long] or list(self.kept.values())
 
 
 def newest(made: Experiment, folders: Iterable[Path], quick: bool = False) -> tuple[Kept, list[str]]:
@@ -81,12 +110,13 @@ def newest(made: Experiment, folders: Iterable[Path], quick: bool = False) -> tu
                 continue
             if summary.name == made.name and summary.quick == quick:
                 found.append((summary.finished or "", summary, path))
+    expect = None if quick else expected().get(made.name)
     if not found:
-        return Kept("none"), lines
+        return Kept("none", expect=expect, long=made.long), lines
     _, summary, path = max(found, key=lambda its: its[0])  # of equal ones the first
     pairs = made.pairs(Asked(quick=quick))
     done = sum(seed in summary.complete.get(case, []) for case, seed in pairs)
-    return Kept(_state(made, summary, quick), summary, path, done, len(pairs)), lines
+    return Kept(_state(made, summary, quick), summary, path, done, len(pairs), expect, made.long), lines
 
 
 def _state(made: Experiment, summary: Summary, quick: bool) -> str:
@@ -160,7 +190,8 @@ def _record(its: Listed) -> str:
 def _minutes(its: Listed) -> str:
     if its.minutes is None:
         return "-"
-    return f"{'~' if its.estimated else ''}{its.minutes:.{1 if its.minutes < 10 else 0}f}"
+    text = f"{its.minutes:.{1 if its.minutes < 10 else 0}f}" if its.minutes < 10_000 else f"{its.minutes / 1440:.0f} d"
+    return f"{'~' if its.estimated else ''}{text}"
 
 
 def totals(entries: Sequence[Listed]) -> str:

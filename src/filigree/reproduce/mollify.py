@@ -217,21 +217,21 @@ def annealing_claim(records: Records) -> list[Finding]:
     return [claim("004, section 4.3.6.6", "Annealed noise is better than noise that stays", parts)] if parts else []
 
 
-def pentomino_claims(scaled: bool) -> list[OfRows]:
+def pentomino_claims() -> list[OfRows]:
     """4.4.4.1."""
     where, key = "004, section 4.4.4.1, Pentomino", "network"
     return [
-        beside(where, "test %", {"plain": 69.5, "mollified, residual": 75.15}, key, scaled),
+        beside(where, "test %", {"plain": 69.5, "mollified, residual": 75.15}, key),
         before(where, "The mollified network with residual connections is more accurate", "test %",
                [("mollified, residual", "plain")], key),
     ]  # fmt: skip
 
 
-def word_claims(scaled: bool) -> list[OfRows]:
+def word_claims() -> list[OfRows]:
     """Table 4.7."""
     key = "network"
     return [
-        beside("004, Table 4.7", "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key, scaled),
+        beside("004, Table 4.7", "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key),
         before("004, Table 4.7", "The mollified network is better", "test perplexity", [("mollified", "hard gates")],
                key, lower=True),
     ]  # fmt: skip
@@ -249,14 +249,13 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Computation(
         "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (004, 4.4.4.1).", pentomino,
-        _BLOCKS, _SEEDS, (), _curves("step", "training NLL", "test %"), pentomino_claims(True),
+        _BLOCKS, _SEEDS, (), _curves("step", "training NLL", "test %"), pentomino_claims(),
     ),
     Computation(
         "mollified-resnet", "Residual networks on CIFAR-10: plain, mollified, stochastic depth (004, Table 4.6).",
         residual, ["plain", "mollified", "stochastic depth", "mollified + stochastic depth"], _SEEDS, ["cifar-10"],
         _curves("epoch", "training NLL", "test %"),
-        [beside("004, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25}, "network",
-                scaled=True),
+        [beside("004, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25}, "network"),
          before("004, Table 4.6", "Stochastic depth is best, mollified better than plain", "test %",
                 [("stochastic depth", "mollified"), ("mollified", "plain")], "network"),
          before("004, section 4.4.4.1, future work", "Both together are better than either", "test %",
@@ -266,7 +265,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
         "mollified-words", "A word LSTM of two layers, mollified (004, Table 4.7).", words,
         ["soft", "hard gates", "mollified"], _SEEDS, ["ptb"],
-        [Chart("step", "validation perplexity", ["network"], "validation perplexity", True)], word_claims(True),
+        [Chart("step", "validation perplexity", ["network"], "validation perplexity", True)], word_claims(),
     ),
     Computation(
         "mollified-embedding", "Word vectors from characters (004, Fig. 4.19).", embedding,
@@ -277,12 +276,12 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
         "mollified-pentomino-full", "Pentomino in full: 80,000 images, 100 epochs (004, 4.4.4.1).",
         partial(pentomino, images=80_000, steps=80_000), ["plain", "mollified", "mollified, residual"],
-        claims=pentomino_claims(False), long=True,
+        claims=pentomino_claims(), long=True,
     ),
     Computation(
         "mollified-words-full", "A word LSTM of two layers, mollified, in full (004, Table 4.7).",
         partial(words, hidden=200, steps=13 * 1327, held=10**6), ["hard gates", "mollified"], data=["ptb"],
-        claims=word_claims(False), long=True,
+        claims=word_claims(), long=True,
     ),
     Reproduction(
         "cifar-resnet110-mollified", "ResNet-110 on CIFAR-10, mollified, with stochastic depth, both. Days to weeks.",

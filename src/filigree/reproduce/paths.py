@@ -178,7 +178,7 @@ def dropout_claims(rows: Rows) -> list[Finding]:
         if budget == "short":
             for arm, printed in PRINTED_DROPOUT.items():
                 runs = [statistics.fmean(column) for column in zip(*by_t[arm], strict=True)]
-                made.append(figure(slide, f"{steps}, {arm}, mean accuracy in %", printed, runs))
+                made.append(figure(slide, f"{steps}, {arm}, mean accuracy in %", printed, runs, percent=True))
             alike = {f"partitions minus dropout {difference(apart, ' points')} (printed -0.05)": equal(1.0)(apart)}
             made.append(claim(slide, f"{steps}, as accurate", alike))
         drawn = [[r["random numbers drawn"] for r in its if r["arm"] == arm] for arm in PRINTED_DROPOUT]

@@ -17,6 +17,13 @@ from filigree.train import Record
 from filigree.train.records import now
 
 SOURCES = {".py", ".cpp", ".h", ".yaml"}
+# These show figures, give verdicts on them or hand networks on: none changes a row.
+_APART = (
+    "report/", "export/", "integrations/", "sklearn/", "cli.py", "reproduce/documents.py", "reproduce/documents.yaml",
+    "reproduce/listing.py", "reproduce/everything.py", "reproduce/findings.py", "reproduce/claims.py",
+    "reproduce/bars.py",
+)  # fmt: skip
+PACKAGE = Path(__file__).parent.parent
 
 
 class Run(pydantic.BaseModel, extra="forbid"):
@@ -59,22 +66,32 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / self.FILE
-        self.runs: dict[tuple[str, int], Run] = {}
+        self.runs = self._read()
+
+    def _read(self) -> dict[tuple[str, int], Run]:
+        runs: dict[tuple[str, int], Run] = {}
         if self.path.is_file():
             for key, value in json.loads(self.path.read_text()).items():
                 case, _, seed = key.rpartition(".")
-                self.runs[case, int(seed)] = Run.model_validate(value)
+                runs[case, int(seed)] = Run.model_validate(value)
+        return runs
 
-    def save(self) -> None:
+    def save(self, *pairs: tuple[str, int]) -> None:
+        """Write the runs of these pairs; those of others are as the file has them: another process may be at them."""
+        self.runs = self._read() | {pair: self.runs[pair] for pair in pairs}
         write_json(self.path, {f"{case}.{seed}": run.model_dump() for (case, seed), run in self.runs.items()})
 
 
 @functools.cache
 def code() -> str:
-    """A hash of the package's sources. In an installed wheel those of the kernels are not among them."""
-    folder = Path(__file__).parent.parent
-    files = sorted(file for file in folder.rglob("*") if file.suffix in SOURCES)
-    return digest({file.relative_to(folder).as_posix(): file.read_text() for file in files})
+    """A hash of the sources that make rows. In an installed wheel those of the kernels are not among them."""
+    return digest({name: (PACKAGE / name).read_text() for name in sources()})
+
+
+def sources() -> list[str]:
+    """The files of the package that `code` hashes."""
+    files = (file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*") if file.suffix in SOURCES)
+    return sorted(name for name in files if not name.startswith(_APART))
 
 
 def digest(value: Any) -> str:
@@ -83,10 +100,11 @@ def digest(value: Any) -> str:
 
 
 def source(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """What a function says: the text of its module, and the arguments that a `partial` gives it."""
+    """What a function says: its text, and the arguments that a `partial` gives it. What it calls is in `code`."""
     arguments: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):  # a partial of one is one
         arguments, function = function.keywords, function.func
-    module = inspect.getmodule(function)
-    assert module is not None  # it was imported
-    return {"function": function.__qualname__, "arguments": arguments, "module": inspect.getsource(module)}
+    return {"function": function.__qualname__, "arguments": arguments, "text": _text(function)}
+
+
+_text = functools.cache(inspect.getsource)  # once: a file that is edited meanwhile has other lines there

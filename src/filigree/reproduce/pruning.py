@@ -27,6 +27,7 @@ from filigree.train import fit, seed_everything
 
 HELD = 5000  # training samples that validate: recovery is judged on them
 PRUNING = 2000  # samples that pruning sees
+MOST = 6  # epochs to regain the accuracy
 
 
 def lenet5_thesis(width: tuple[int, int, int] = (6, 16, 84)) -> nn.Sequential:
@@ -117,7 +118,7 @@ def _after(
         "times fewer parameters": size / measure(small).parameters, "times fewer MACs": work / macs(small, x),
     }  # fmt: skip
     if tune:
-        row["epochs to regain"] = float(train(small, split, lr / 10, 1 if quick else 6, seed, target))
+        row["epochs to regain"] = float(train(small, split, lr / 10, 1 if quick else MOST, seed, target))
         row["regained"] = float(percent(small, split.validation) >= target)
         row["fine-tuned %"] = percent(small, split.test)
     return row
@@ -226,9 +227,9 @@ def tables_claim(rows: Rows) -> list[Finding]:
         made.append(count(where, what, size, 100 * (1 - stay) if gone else 100 / stay, 3 if gone else 2))
         dense = [row["test %"] for row in its if row["method"] == "dense"]
         if accuracy is not None:
-            made.append(figure(where, f"{network}, trained, test accuracy in %", accuracy, dense))
-        what = f"{network}, k-means, epochs to regain the accuracy (6 at most)"
-        made.append(figure(where, what, RETRAINED[network], [row["epochs to regain"] for row in kept]))
+            made.append(figure(where, f"{network}, trained, test accuracy in %", accuracy, dense, percent=True))
+        what = f"{network}, k-means, epochs to regain the accuracy ({MOST} at most)"
+        made.append(figure(where, what, RETRAINED[network], [row["epochs to regain"] for row in kept], cap=MOST))
         apart = [row["fine-tuned %"] - whole for row, whole in zip(kept, dense, strict=True)]
         times = kept[0]["times fewer parameters"]
         text = f"fine-tuned minus trained, 1/{times:.1f} of the parameters, {difference(apart, ' points')}"

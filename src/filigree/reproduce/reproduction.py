@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich import box
 from rich.table import Table
@@ -40,8 +40,7 @@ class Reproduction(Experiment):
     Attributes:
         recipe: all its cases share it. cases: name -> settings (`model.hidden=[64]`) of each. printed: case -> method
             -> figure -> number, test accuracies in [0, 1]; `where` is their place in the document. quick: settings of
-            a short run, which says only that all works. claims: each looks at the records for findings. scaled: the
-            experiment is smaller than the document's.
+            a short run, which says only that all works. claims: each looks at the records for findings.
     """
 
     name: str
@@ -53,8 +52,8 @@ class Reproduction(Experiment):
     quick: list[str] = field(default_factory=list)
     claims: Sequence[Callable[[Records], list[Finding]]] = ()
     notes: Sequence[str] = ()
-    scaled: bool = False
     long: bool = False
+    resumes: ClassVar[bool] = True
 
     def recipe_of(self, case: str, quick: bool = False, settings: Sequence[str] = ()) -> Recipe:
         made = _load(self.recipe, (*self.cases[case], *(self.quick if quick else []), *settings))
@@ -107,7 +106,7 @@ class Reproduction(Experiment):
                 ours = metric(found.get(case, {}).get(method, []), "test_accuracy", 100)
                 if ours and "test" in figures:
                     what = f"{case} {method}, test accuracy in %"
-                    made.append(figure(self.where, what, 100 * figures["test"], ours, self.scaled))
+                    made.append(figure(self.where, what, 100 * figures["test"], ours, percent=True))
         return [*made, *(finding for claim in self.claims for finding in claim(found))]
 
     def table(self, found: Records) -> Table:
@@ -169,6 +168,7 @@ class Computation(Experiment):
     claims: Sequence[Callable[[Rows], list[Finding]]] = ()
     notes: Sequence[str] = ()
     long: bool = False
+    resumes: ClassVar[bool] = False
 
     def pairs(self, asked: Asked) -> list[Pair]:
         if asked.settings:

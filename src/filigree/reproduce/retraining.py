@@ -21,7 +21,7 @@ from filigree.report import Chart
 from filigree.reproduce.claims import compared
 from filigree.reproduce.experiment import Rows
 from filigree.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive, share
-from filigree.reproduce.pruning import CONNECTIONS, NETWORKS, UNITS, load_mnist, train
+from filigree.reproduce.pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
 from filigree.reproduce.reproduction import Computation
 from filigree.reproduce.steps import percent
 from filigree.train import fit, seed_everything
@@ -94,8 +94,8 @@ def retraining(case: str, seed: int, quick: bool) -> Rows:
                 "derived, gamma 1": bounds["derived"],
             }  # fmt: skip
             optimizer = OPTIMIZERS[name](small.parameters(), lr)
-            taken = regain(small, split, optimizer, batch, 1 if quick else 6, seed, target)
-            rows.append(row | {"epochs to regain": taken or 6.0, "regained": float(taken is not None)})
+            taken = regain(small, split, optimizer, batch, 1 if quick else MOST, seed, target)
+            rows.append(row | {"epochs to regain": taken or float(MOST), "regained": float(taken is not None)})
     return rows
 
 
@@ -130,8 +130,10 @@ def epochs_claim(rows: Rows) -> list[Finding]:
             its = [r for r in its if (r["lr"], r["batch_size"]) == ("0.001", "128")]
             if its:
                 ours = [r["epochs to regain"] for r in its]
-                cut = "" if all(r["regained"] for r in its) else ", cut at 6"
-                made.append(figure(where, f"{case} at {level}, epochs to regain the accuracy{cut}", epochs, ours))
+                cut = "" if all(r["regained"] for r in its) else f", cut at {MOST}"
+                made.append(
+                    figure(where, f"{case} at {level}, epochs to regain the accuracy{cut}", epochs, ours, cap=MOST)
+                )
                 holds = [r["epochs to regain"] >= gamma * r["printed, gamma 1"] for r in its]
                 parts[f"{case} at {level}, gamma {gamma:g}: in {sum(holds)} of {len(holds)} runs"] = share(holds)
         if parts:

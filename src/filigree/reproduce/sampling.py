@@ -144,9 +144,9 @@ def cifar_claim(rows: Rows) -> list[Finding]:
     whole = sorted({row["model's %"] for row in rows})  # of each run
     shares = [r["share of the model's %"] for r in rows
               if (r["calibration"], r["budget"], r["per"]) == ("plain", "0.5", "filter")]  # fmt: skip
-    made = [figure(slide, "LeNet on CIFAR-10, accuracy in %", 69.12, whole)] if whole else []
+    made = [figure(slide, "LeNet on CIFAR-10, accuracy in %", 69.12, whole, percent=True)] if whole else []
     if shares:
-        made.append(figure(slide, "share of it at 50% sampled by filter, plain, in %", 88, shares))
+        made.append(figure(slide, "share of it at 50% sampled by filter, plain, in %", 88, shares, percent=True))
     return made
 
 

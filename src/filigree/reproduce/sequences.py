@@ -135,21 +135,21 @@ def translation(case: str, seed: int, quick: bool) -> Rows:
 # -- what is printed -----------------------------------------------------------------------------------------------
 
 
-def unique_claims(scaled: bool) -> list[OfRows]:
+def unique_claims() -> list[OfRows]:
     """Table 4.5."""
     printed = {"soft": 33.28, "NAN": 31.12, "curriculum": 14.83, "NAN, annealed": 9.53, "NANIL, annealed": 20.94}
     return [
-        beside("004, Table 4.5", "test error %", printed, scaled=scaled),
+        beside("004, Table 4.5", "test error %", printed),
         before("004, Table 4.5", "Noise helps, annealing as much as the curriculum", "test error %",
                [("NAN", "soft"), ("NAN, annealed", "curriculum"), ("NANIL, annealed", "curriculum")], lower=True),
     ]  # fmt: skip
 
 
-def program_claims(scaled: bool) -> list[OfRows]:
+def program_claims() -> list[OfRows]:
     """Table 4.1 and Fig. 4.10."""
     name = "characters right %"
     return [
-        beside("004, Table 4.1", name, {"soft": 46.45, "NAH": 48.09}, scaled=scaled),
+        beside("004, Table 4.1", name, {"soft": 46.45, "NAH": 48.09}),
         before("004, Table 4.1", "The noisy network is more accurate", name, [("NAH", "soft")]),
         before("004, Fig. 4.10", "The noisy network learns faster", "training loss", [("NAH", "soft")], lower=True),
     ]
@@ -174,12 +174,12 @@ REPRODUCTIONS: list[Computation] = [
         "noisy-unique", "How many unique elements a sequence has (004, Table 4.5).", unique,
         ["soft", "hard", "NAN", "NAN, alpha 1.15", "curriculum", "NAN, annealed", "NAN, alpha 1.15, annealed",
          "NANIL, annealed"], _SEEDS, (),
-        [Chart("step", "test error %", ["activation"], "test error")], unique_claims(True),
+        [Chart("step", "test error %", ["activation"], "test error")], unique_claims(),
     ),
     Computation(
         "noisy-programs", "Learning to execute small programs (004, Table 4.1).", programs,
         ["soft", "hard", "NAH", "NAH, alpha 1.15"], _SEEDS, (),
-        [Chart("step", "characters right %", ["activation"], "characters right")], program_claims(True),
+        [Chart("step", "characters right %", ["activation"], "characters right")], program_claims(),
     ),
     Computation(
         "noisy-recall", "Associative recall with a Neural Turing Machine (004, Fig. 4.11).", recall,
@@ -193,13 +193,13 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "noisy-unique-full", f"Unique elements (Table 4.5). {_LONG}", partial(unique, steps=720_000),
-        ["soft", "hard", "NAN", "curriculum", "NAN, annealed", "NANIL, annealed"], claims=unique_claims(False),
+        ["soft", "hard", "NAN", "curriculum", "NAN, annealed", "NANIL, annealed"], claims=unique_claims(),
         long=True,
     ),
     Computation(
         "noisy-programs-full", f"Learning to execute (Table 4.1). {_LONG}",
         partial(programs, digits=6, nesting=3, hidden=400, steps=200_000), ["soft", "hard", "NAH", "NAH, alpha 1.15"],
-        claims=program_claims(False), long=True,
+        claims=program_claims(), long=True,
     ),
     Computation(
         "noisy-recall-full", f"Associative recall (Fig. 4.11). {_LONG}", partial(recall, most=16, steps=100_000),

@@ -97,8 +97,8 @@ def reduction(records: Records) -> list[Finding]:
             times = runs["dense"][0].cost["parameters"] / its[0].cost["parameters"]
             what = f"{method}, rise of the error in points, 1/{times:.1f} of the parameters"
             where, printed = RISES[method]
-            scaled = None if printed is None else figure(where, what, printed, rise, scaled=True)
-            made.append(scaled or unprinted(where, f"{what}: {spread(rise)}."))
+            beside = None if printed is None else figure(where, what, printed, rise).scaled()
+            made.append(beside or unprinted(where, f"{what}: {spread(rise)}."))
     return made
 
 
@@ -155,7 +155,6 @@ REPRODUCTIONS = [
         quick=["training.epochs=1", "data.name=orl", "data.validation=0.2"],
         claims=[reduction],
         notes=("The document's figures are of CaffeNet on ILSVRC12: `caffenet-acdc` and its kin.",),
-        scaled=True,
     ),
     _caffenet("caffenet-fastfood", "Fastfood of 16,384 or 32,768 features (004, table 3.3)", "004, Table 3.3",
               {"reference": 42.59, "random-16": 46.88, "random-32": 46.63, "adaptive-16": 42.90, "adaptive-32": 41.93}),

@@ -24,6 +24,8 @@ from filigree.reproduce.reproduction import Computation, Records, Reproduction, 
 from filigree.reproduce.steps import percent
 from filigree.train import seed_everything
 
+MOST_LARGE = 4  # epochs to regain the accuracy, of the LeNet-5-like network
+
 
 def energy(case: str, seed: int, quick: bool) -> Rows:
     """How many units p keeps, by the printed rule and by quantiles (5.8: initial 20 and 25, learning rate 0.01)."""
@@ -69,7 +71,7 @@ def energy_large(case: str, seed: int, quick: bool) -> Rows:
             "times fewer parameters": measure(model).parameters / measure(small).parameters,
             "test %": percent(small, split.test),
         }  # fmt: skip
-        row["epochs to regain"] = float(train(small, split, lr / 2, 1 if quick else 4, seed, target))
+        row["epochs to regain"] = float(train(small, split, lr / 2, 1 if quick else MOST_LARGE, seed, target))
         rows.append(row | {"regained": float(percent(small, split.validation) >= target)})
     return rows
 
@@ -99,8 +101,9 @@ def energy_claims(rows: Rows) -> list[Finding]:
         at = [row for row in its if row["p"] == p]
         if at:
             gone = [100 * (1 - counted_as_printed(whole, {"fc1": int(r["fc1"]), "fc2": int(r["fc2"])})) for r in at]
-            made.append(figure("003, Table 5.8", f"p = {p}, sparsity in %", sparsity, gone))
-            made.append(figure("003, Table 5.8", f"p = {p}, accuracy in %", accuracy, [r["test %"] for r in at]))
+            made.append(figure("003, Table 5.8", f"p = {p}, sparsity in %", sparsity, gone, percent=True))
+            ours = [r["test %"] for r in at]
+            made.append(figure("003, Table 5.8", f"p = {p}, accuracy in %", accuracy, ours, percent=True))
     for rule, says in (("hoh", "as printed"), ("quantile", "by quantiles")):
         parts: dict[str, Verdict] = {}
         for lr in dict.fromkeys(row["learning rate"] for row in rows):
@@ -124,12 +127,16 @@ def energy_large_claims(rows: Rows) -> list[Finding]:
         return []
     made = []
     for p, (sparsity, accuracy, epochs) in TABLE_59.items():
-        for what, printed, key in (
-            ("sparsity in %", sparsity, "sparsity % as printed"), ("accuracy in %", accuracy, "test %"),
-            ("epochs to regain it (4 at most)", epochs, "epochs to regain"),
-        ):  # fmt: skip
-            if p in its:
-                made.append(figure("003, Table 5.9", f"p = {p}, {what}", printed, [row[key] for row in its[p]]))
+        if p in its:
+            gone, right, taken = (
+                [row[key] for row in its[p]] for key in ("sparsity % as printed", "test %", "epochs to regain")
+            )
+            what = f"p = {p}, epochs to regain it ({MOST_LARGE} at most)"
+            made += [
+                figure("003, Table 5.9", f"p = {p}, sparsity in %", sparsity, gone, percent=True),
+                figure("003, Table 5.9", f"p = {p}, accuracy in %", accuracy, right, percent=True),
+                figure("003, Table 5.9", what, epochs, taken, cap=MOST_LARGE),
+            ]
     splits = [row["splits"] for found in its.values() for row in found]
     text = f"{min(splits):.0f} to {max(splits):.0f}"
     made.append(
@@ -153,12 +160,10 @@ def pruned_claim(where: str, parameters: int, epochs: int | None) -> Callable[[R
             hoh = runs.get("hoh", [])
             if hoh:
                 ours: Sequence[float] = [run.cost["parameters"] for run in hoh]
-                made.append(
-                    figure(where, "parameters that stay, counted from the printed units", parameters, ours, scaled=True)
-                )
+                made.append(figure(where, "parameters that stay, counted from the printed units", parameters, ours))
                 if epochs is not None:
                     tuned = metric(hoh, "finetune_epochs")
-                    made.append(figure(where, "epochs of fine-tuning", epochs, tuned, scaled=True))
+                    made.append(figure(where, "epochs of fine-tuning", epochs, tuned))
             for method, its in runs.items():
                 found, cost = its[0].metrics, its[0].cost
                 if "compressed_test_accuracy" in found:
@@ -185,7 +190,6 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "003, Table 5.6",
         QUICK,
         [pruned_claim("003, Table 5.5", 386_584, 8)],
-        scaled=True,
     ),
     Reproduction(
         "prune-vgg",
@@ -196,7 +200,6 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "003, Table 5.6",
         QUICK,
         [pruned_claim("003, Table 5.7", 644_000, None)],
-        scaled=True,
     ),
     Computation(
         "prune-energy",

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import pydantic
 
+from filigree.reproduce.findings import Finding
 from filigree.storage import write_json
 
 FILE = "summary.json"
@@ -42,6 +43,12 @@ class Summary(pydantic.BaseModel, extra="forbid"):
     findings: list[dict[str, Any]] = []
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
+
+    @pydantic.field_validator("findings")
+    @classmethod
+    def _of_findings(cls, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        pydantic.TypeAdapter(list[Finding]).validate_python(findings)
+        return findings
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump())
