@@ -127,14 +127,16 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
 
 @contextmanager
 def looking_on(model: nn.Module, hooks: Sequence[Any] = ()) -> Iterator[None]:
-    """Run a model as it is used, in eval mode without gradients; afterwards its mode is back and the hooks are gone."""
-    was_training = model.training
+    """Run a model as it is used, in eval mode without gradients; then all modes are back and the hooks are gone."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        model.train(modes[0][1])
+        for module, mode in modes:  # a frozen batch norm stays in eval mode
+            module.training = mode
         for hook in hooks:
             hook.remove()
 

@@ -3,17 +3,20 @@
 import ctypes
 import itertools
 import subprocess
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import filigree as fg
 from filigree.dynamics.rewire import survivors
 from filigree.export import c as c_module
+from filigree.export import export
 from filigree.export.c import export_c
-from filigree.export.c_compiler import STRICT, compiler
+from filigree.export.c_compiler import STRICT, Compiled, compiler
 from filigree.export.c_source import literals
 
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -31,7 +34,7 @@ def execute(cc, path, main, data=b"", flags=SANITIZE):
     """What `main`, linked with the exported program, writes."""
     (path.parent / "main.c").write_text(main.replace("NAME", path.stem).replace("MACRO", path.stem.upper()))
     program = path.parent / "program"
-    subprocess.run([cc, *STRICT, *flags, "-o", program, "main.c", path.name, "-lm"], cwd=path.parent, check=True)
+    subprocess.run([*cc, *STRICT, *flags, "-o", program, "main.c", path.name, "-lm"], cwd=path.parent, check=True)
     return subprocess.run([program], input=data, capture_output=True, check=True).stdout
 
 
@@ -71,6 +74,17 @@ class Functional(nn.Module):
         x = nn.functional.max_pool2d(torch.relu(self.conv(x)), 2)
         x = nn.functional.dropout(x, 0.5, self.training)
         return nn.functional.log_softmax(self.head(x.view(x.size(0), -1)), dim=1)
+
+
+class Called(nn.Module):
+    """A linear layer, what a function makes of its outputs, and another."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(20, 12), function, nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
 
 
 def images(*layers):
@@ -123,6 +137,13 @@ FLAT = {
     "integers, per neuron": lambda: compressed(fg.MonteCarlo(3.0, per="neuron")),
     "rounded": lambda: compressed(fg.Rounded(12)),
     "double": lambda: converted(fg.Sparse(fg.ErdosRenyi(density=0.3))).double(),
+}  # fmt: skip
+
+FUNCTIONS = {
+    "silu": F.silu, "elu": lambda x: F.elu(x, 0.5), "relu6": lambda x: F.relu6(x, inplace=True),
+    "hardsigmoid": F.hardsigmoid, "relu_": F.relu_, "method relu_": lambda x: x.relu_(),
+    "view of a tuple": lambda x: x.view((x.shape[0], -1)), "reshape": lambda x: torch.reshape(x, (x.size(0), -1)),
+    "reshape by name": lambda x: x.reshape(shape=(-1, 12)),
 }  # fmt: skip
 
 IMAGES = {
@@ -181,6 +202,37 @@ def test_no_warnings_at_any_level(cc, tmp_path, level):
     predicted(cc, tmp_path / "m.c", torch.randn(2, 1, 28, 28), (level,))
     export_c(converted(fg.Sparse(fg.ErdosRenyi(density=0.3)), "tanh"), tmp_path / "t.c", training=True)
     predicted(cc, tmp_path / "t.c", torch.randn(2, 20), (level,))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_in_place_of_modules(cc, tmp_path, function):
+    model = Called(FUNCTIONS[function])
+    agrees(cc, model, tmp_path / "m.c", torch.randn(20, 20) * 5, export_c(model, tmp_path / "m.c"))
+
+
+def test_a_model_that_writes_on_its_input(cc, tmp_path):
+    assert export_c(nn.LeakyReLU(0.1, inplace=True), tmp_path / "m.c", torch.randn(4, 6)).difference < 1e-6
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_a_constant_example_is_checked_on_other_inputs_too(cc, tmp_path, monkeypatch, training, value):
+    run, read = Compiled.run, []
+    monkeypatch.setattr(Compiled, "run", lambda self, main, data: read.append(data) or run(self, main, data))
+    export_c(fg.models.mlp([64, 8, 3]), tmp_path / "m.c", torch.full((1, 64), value), training=training)
+    assert len(np.unique(np.frombuffer(read[0], np.float32))) > 1000
+
+
+def test_bounds_that_are_infinite(cc, tmp_path):
+    model = nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(0.0, torch.inf))
+    agrees(cc, model, tmp_path / "m.c", torch.randn(9, 5), export_c(model, tmp_path / "m.c"))
+    assert export_c(model, tmp_path / "t.c", training=True).difference < 1e-5
+
+
+def test_a_batch_norm_called_like_a_function_of_the_program(cc, tmp_path):
+    model = nn.Sequential(OrderedDict(relu=nn.ReLU(), scale=nn.BatchNorm1d(6)))
+    model(torch.randn(30, 6))
+    agrees(cc, model, tmp_path / "m.c", torch.randn(5, 6), export_c(model, tmp_path / "m.c", torch.randn(2, 6)))
 
 
 # -- forms of weights ------------------------------------------------------------------------------------------------
@@ -283,7 +335,7 @@ def test_a_pruned_and_quantised_network_is_small_and_as_good(cc, tmp_path):
     path = tmp_path / "m.c"
     report = export_c(model, path, data.test.x)
     library = tmp_path / "m.so"
-    subprocess.run([cc, *STRICT, "-Os", "-shared", "-fPIC", "-o", library, path, "-lm"], check=True)
+    subprocess.run([*cc, *STRICT, "-Os", "-shared", "-fPIC", "-o", library, path, "-lm"], check=True)
     predict = ctypes.CDLL(str(library)).m_predict
     y, right = (ctypes.c_float * 10)(), 0
     for x, label in zip(data.test.x.numpy(), data.test.y.tolist(), strict=True):
@@ -451,6 +503,15 @@ def test_rewiring_takes_the_weakest_and_grows_as_many(cc, tmp_path):
     assert steps_in_c(cc, tmp_path / "m.c", [large], 0.1)[0].tolist() == [-1.0]
 
 
+def test_rewiring_reaches_columns_that_were_not_in_use(cc, tmp_path):
+    model = nn.Sequential(sparse_layer(3, 400, *((row, 5 * i) for row in range(3) for i in range(40))))
+    export_c(model, tmp_path / "m.c", training=True, batch=16)
+    nothing = [(torch.zeros(0, 400), torch.zeros(0, dtype=torch.int64))] * 3
+    _, after, _ = steps_in_c(cc, tmp_path / "m.c", nothing, 0.1, rewire=[0, 1, 2], zeta=0.7)
+    check_sorted(after, "layer_0", 3, 400)
+    assert after["layer_0_columns"].max() > 255
+
+
 @pytest.mark.parametrize("zeta", [0.0, 0.5, 1.0])
 def test_of_equal_weights_the_first_go_and_halves_round_to_even(cc, tmp_path, zeta):
     model = nn.Sequential(sparse_layer(6, 9, *((i % 6, i % 9) for i in range(18)), *((i % 6, 8 - i) for i in range(7))))
@@ -546,10 +607,22 @@ def frozen():
     return model
 
 
+def norm_of_nan():
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4))
+    nn.init.constant_(model[1].bias, torch.nan)
+    return model
+
+
 REFUSED = {
     "path must end in .c": (lambda: fg.models.mlp(MLP), "m.cpp", {}),
     "would hide a header of C": (lambda: fg.models.mlp(MLP), "math.c", {}),
     "'0' is a LSTM, which cannot be written as C": (lambda: nn.Sequential(nn.LSTM(3, 4)), "m.c", {}),
+    "the model is a LSTM, which cannot be written as C": (lambda: nn.LSTM(3, 4), "m.c", {}),
+    "the model is a PReLU, which cannot be written as C": (nn.PReLU, "m.c", {"example": torch.randn(2, 3)}),
+    "the model is a PReLU, which a program that trains cannot hold": (nn.PReLU, "m.c", {"training": True}),
+    "makes another shape than (batch, numbers)": (lambda: Called(lambda x: x.view((-1,))), "m.c", {}),
+    "'1' has a number that is NaN": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(torch.nan)), "m.c", {}),
+    "'1' has weights that are not finite": (norm_of_nan, "m.c", {"example": torch.randn(2, 4)}),
     "'fc1' is a ACDCLinear": (lambda: converted(fg.ACDC(order=1)), "m.c", {}),
     "What 'x' in the model's forward returns is read by 'fc' and 'add'": (Residual, "m.c", {}),
     "What 'relu' returns is read by 'block1_1.conv1' and 'block1_1.shortcut'": (
@@ -614,11 +687,29 @@ def test_numbers_that_differ_leave_no_file(cc, tmp_path, monkeypatch):
 
 
 def test_a_program_that_does_not_compile_leaves_no_file(tmp_path, monkeypatch):
-    for name, message in (("false", "false failed with 1"), ("no-such-compiler", "CC must name a C compiler")):
+    foreign = tmp_path.with_name("foreign")
+    foreign.write_bytes(b"no program")
+    foreign.chmod(0o755)
+    for name, message in (
+        ("false", "false failed with 1"), ("false -m64", "false failed with 1"), (str(foreign), "cannot be run here"),
+        ("no-such-compiler", "CC must name a C compiler"), ("'gcc", "CC must name a C compiler"),
+    ):  # fmt: skip
         monkeypatch.setenv("CC", name)
         with pytest.raises(RuntimeError, match=message):
             export_c(fg.models.mlp(MLP), tmp_path / "m.c")
         assert not list(tmp_path.iterdir())
+
+
+def test_a_compiler_with_options(cc, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", f"{cc[0]} -DFILIGREE")
+    assert "compared with torch" in str(export_c(fg.models.mlp(MLP), tmp_path / "m.c"))
+
+
+def test_an_option_of_another_kind_of_file_is_refused_by_name(tmp_path):
+    with pytest.raises(TypeError, match=r"\.c files have the options loss, batch, .*Got 'sparse'"):
+        export(fg.models.mlp(MLP), tmp_path / "m.c", sparse="dense")
+    with pytest.raises(TypeError, match=r"\.onnx files have the options sparse, dynamic, .*Got 'batch'"):
+        export(fg.models.mlp(MLP), tmp_path / "m.onnx", torch.randn(2, 20), batch=16)
 
 
 def test_without_a_compiler_the_report_says_so(tmp_path, monkeypatch):
@@ -640,3 +731,10 @@ def test_the_model_stays_as_it_was(tmp_path):
     assert model.training
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_what_is_frozen_in_eval_mode_stays_so(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train()
+    model[1].eval()
+    export_c(model, tmp_path / "m.c")
+    assert [module.training for module in model.modules()] == [True, True, False]

@@ -459,3 +459,9 @@ def test_the_suffix_decides(tmp_path):
     assert report.path == str(tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=r"path must end in \.onnx or \.c\. Got 'm\.pt'"):
         export(model, "m.pt", x)
+
+
+def test_a_model_that_does_not_run_on_the_example_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"^export: the model does not run on the example: [^\n]*dtype"):
+        export_onnx(nn.Linear(3, 2).double(), tmp_path / "m.onnx", torch.randn(2, 3))
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import filigree as fg
 from filigree.integrations.steppers import Steppers
@@ -127,6 +128,55 @@ def test_transformers(tmp_path, batches):
     check(dynamics.steppers, losses[:3] + again)
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        points = Points()
+        return (points[i] for i in range(32))
+
+
+def test_transformers_counts_the_epochs_of_data_without_a_length(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from filigree.integrations.transformers import Dynamics
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x, labels):
+            loss = functional.cross_entropy(self.network(x), labels)
+            return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=8, report_to="none", disable_tqdm=True,
+        use_cpu=True, dataloader_pin_memory=False, save_strategy="no",
+    )  # fmt: skip
+    counter = Counter()
+    callbacks = [Dynamics(each_epoch=counter)]
+    transformers.Trainer(Model(), arguments, train_dataset=Stream(), callbacks=callbacks).train()
+    assert len(counter.seen) == 2  # three epochs, of four steps each
+
+
+def test_gpt2s_layers_become_linear_ones():
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from transformers.pytorch_utils import Conv1D
+
+    from filigree.integrations.transformers import conv1d_to_linear_
+
+    model = nn.Sequential(Conv1D(5, 3), nn.ReLU(), Conv1D(2, 5))
+    model[0].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    x = torch.randn(4, 3)
+    expected, state = model(x), torch.get_rng_state()
+    assert conv1d_to_linear_(model) == ["0", "2"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert isinstance(model[0], nn.Linear)
+    torch.testing.assert_close(model(x), expected)
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, False]
+    with pytest.raises(ValueError, match="Got a Conv1D itself"):
+        conv1d_to_linear_(Conv1D(5, 3))
+
+
 # -- what they share --------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +196,19 @@ def test_epochs_are_followed_once_by_a_step_that_reads_the_metrics():
         steppers.begin_epoch(epoch)
         steppers.metrics = {"loss": epoch}
     assert counter.seen == steppers.made["each_epoch"][1].seen == [{"loss": 0}, {"loss": 1}]
+
+
+def test_a_plateau_reads_one_of_the_metrics():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    steppers = Steppers(each_epoch=ReduceLROnPlateau(optimizer, patience=0))
+    steppers.begin(model, optimizer)
+    steppers.metrics = {"accuracy": 1.0}
+    with pytest.raises(ValueError, match=r"needs one of val_loss, .*Got \['accuracy'\]"):
+        steppers.begin_epoch(1)
+    steppers.metrics = {"train_loss": 3.0, "val_loss": 1.0}
+    steppers.begin_epoch(3)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_what_cannot_be_stepped_is_refused_by_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ def test_tensorboard_reads_back_what_was_measured(tmp_path: Path) -> None:
     assert parameters.value == sum(p.numel() for p in model.parameters())
     (settings,) = tmp_path.rglob("hparams.yml")
     assert "data.name: noise" in settings.read_text()
+
+
+def test_a_tracker_is_finished_where_a_later_hook_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    monkeypatch.setattr("filigree.train.tracking._make", lambda *args: notes)
+
+    def run(*hooks: Any) -> None:
+        train([Tracking("tensorboard"), *hooks])
+
+    run()
+    assert notes.calls.count("finish") == 1
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(lambda state: 1 / 0)
+    del caught
+    gc.collect()
+    assert notes.calls.count("start") == notes.calls.count("finish") == 2
 
 
 def test_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

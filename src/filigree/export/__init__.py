@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,14 @@ from typing import Any
 from torch import nn
 
 from filigree.export.c import export_c
+from filigree.export.c_training import Training
 from filigree.export.onnx import Layer, OnnxReport, export_onnx
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
+_OPTIONS = {
+    ".onnx": list(inspect.signature(export_onnx).parameters)[4:],  # behind model, path, example, training
+    ".c": [field.name for field in dataclasses.fields(Training)],
+}
 
 
 def export(model: nn.Module, path: str | Path, example: Any = None, *, training: bool = False, **options: Any) -> Any:
@@ -26,11 +33,14 @@ def export(model: nn.Module, path: str | Path, example: Any = None, *, training:
         A printable report.
 
     Raises:
-        ValueError: a name that ends in neither.
+        ValueError: a name that ends in neither. TypeError: an option that the writer does not have.
     """
     suffix = Path(path).suffix
     if suffix not in _WRITERS:
         raise ValueError(f"export: path must end in {' or '.join(_WRITERS)}. Got {str(path)!r}.")
+    for name in options:
+        if name not in _OPTIONS[suffix]:
+            raise TypeError(f"export: {suffix} files have the options {', '.join(_OPTIONS[suffix])}. Got {name!r}.")
     return _WRITERS[suffix](model, path, example, training=training, **options)
 
 

@@ -129,7 +129,8 @@ def _compare(program: Program, runnable: Compiled, example: Tensor | None) -> tu
     x = torch.randn(_SAMPLES, *program.shape, generator=torch.Generator().manual_seed(0))
     if example is not None:
         own = example[:_SAMPLES].detach().cpu().float().reshape(-1, *program.shape)
-        x = torch.cat([own, own.mean() + own.std(correction=0) * x])
+        mean, spread = float(own.mean()), float(own.std(correction=0))
+        x = torch.cat([own, mean + (spread if spread > 1e-6 * abs(mean) else 1.0) * x])  # also of a constant example
     trial = program.trial(x)
     got = np.frombuffer(runnable.run(trial.main, trial.data), np.float32)
     expected = trial.expected.reshape(-1)

@@ -13,10 +13,11 @@ Link = tuple[str, nn.Module]
 
 # What a forward may call in place of a module; each takes the call's arguments but for the input itself.
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
-    torch.relu: nn.ReLU, F.relu: nn.ReLU, "relu": nn.ReLU,
+    torch.relu: nn.ReLU, F.relu: nn.ReLU, "relu": nn.ReLU, torch.relu_: nn.ReLU, "relu_": nn.ReLU,
     torch.tanh: nn.Tanh, F.tanh: nn.Tanh, "tanh": nn.Tanh,
     torch.sigmoid: nn.Sigmoid, F.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid,
-    F.leaky_relu: nn.LeakyReLU, F.hardtanh: nn.Hardtanh, F.gelu: nn.GELU,
+    F.leaky_relu: nn.LeakyReLU, F.elu: nn.ELU, F.gelu: nn.GELU, F.silu: nn.SiLU,
+    F.hardtanh: nn.Hardtanh, F.hardsigmoid: nn.Hardsigmoid, F.relu6: nn.ReLU6,
     torch.softmax: nn.Softmax, F.softmax: nn.Softmax, "softmax": nn.Softmax,
     torch.log_softmax: nn.LogSoftmax, F.log_softmax: nn.LogSoftmax, "log_softmax": nn.LogSoftmax,
     F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d, F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
@@ -40,6 +41,8 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
     if known(model):
         return [(type(model).__name__, model)]
     tracer = _Tracer(known)
+    if tracer.is_leaf_module(model, ""):
+        raise ValueError(f"export: the model is a {type(model).__name__}, {what}.")
     try:
         graph = tracer.trace(model)
     except Exception as error:  # a forward can fail on a tracer in any way
@@ -96,9 +99,10 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
             raise ValueError(f"export: {node.target!r} is a {type(module).__name__}, {what}.")
         return str(node.target), module
     name = f"{_prefix(node)}{node.name}"
-    if node.op == "call_method" and node.target in ("view", "reshape"):
-        batch, *sides = node.args[1:]
-        if (batch == -1 or batch in shapes) and len(sides) == 1 and isinstance(sides[0], int):
+    if node.target in ("view", "reshape", torch.reshape):
+        sides = [*node.args[1:], *node.kwargs.values()]  # view(n, -1), view((n, -1)), reshape(shape=(n, -1))
+        sides = list(sides[0]) if len(sides) == 1 and isinstance(sides[0], tuple | list) else sides
+        if len(sides) == 2 and (sides[0] == -1 or sides[0] in shapes) and isinstance(sides[1], int):
             return name, nn.Flatten()
         raise ValueError(
             f"export: {_owner(node)} makes another shape than (batch, numbers): it cannot be written as C."

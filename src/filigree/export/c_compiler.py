@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,17 +15,22 @@ from pathlib import Path
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
 
-def compiler() -> str | None:
-    """The compiler that `CC` names, else cc, gcc or clang; None where there is none of them.
+def compiler() -> list[str] | None:
+    """The command that `CC` is (`gcc -m64`, `ccache gcc`), else cc, gcc or clang; None where there is none of them.
 
     Raises:
         RuntimeError: `CC` names no program.
     """
     if named := os.environ.get("CC"):
-        if (found := shutil.which(named)) is None:
+        try:
+            program, *options = shlex.split(named)
+        except ValueError:  # a quote without its end, or nothing
+            program, options = named, []
+        if (found := shutil.which(program)) is None:
             raise RuntimeError(f"export: the environment's CC must name a C compiler. Got {named!r}.")
-        return found
-    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        return [found, *options]
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return None if found is None else [found]
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,13 @@ class Compiled:
 
     name: str
     folder: str
-    compiler: str
+    compiler: Sequence[str]
 
     def run(self, main: str, data: bytes) -> bytes:
         """What `main`, a program that calls this one, writes when it reads these data."""
         Path(self.folder, "main.c").write_text(main)
         program = str(Path(self.folder, "program"))
-        _call([self.compiler, *STRICT, "-o", program, "main.c", f"{self.name}.o", "-lm"], self.folder)
+        _call([*self.compiler, *STRICT, "-o", program, "main.c", f"{self.name}.o", "-lm"], self.folder)
         return _call([program], self.folder, data)
 
     def weigh(self) -> tuple[int, int, int] | None:
@@ -51,21 +57,27 @@ class Compiled:
 
 
 @contextmanager
-def compiled(source: str, header: str, name: str, compiler: str) -> Iterator[Compiled]:
+def compiled(source: str, header: str, name: str, compiler: Sequence[str]) -> Iterator[Compiled]:
     """The program while it is needed; warnings are errors.
 
     Raises:
-        RuntimeError: it does not compile, or, when it runs, ends with an error.
+        RuntimeError: it does not compile, cannot be run on this machine, or ends with an error.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, f"{name}.c").write_text(source)
         Path(folder, f"{name}.h").write_text(header)
-        _call([compiler, *STRICT, "-Os", "-fno-asynchronous-unwind-tables", "-c", f"{name}.c"], folder)
+        _call([*compiler, *STRICT, "-Os", "-fno-asynchronous-unwind-tables", "-c", f"{name}.c"], folder)
         yield Compiled(name, folder, compiler)
 
 
 def _call(command: Sequence[str], folder: str, data: bytes = b"") -> bytes:
-    done = subprocess.run(command, cwd=folder, input=data, capture_output=True)
+    try:
+        done = subprocess.run(command, cwd=folder, input=data, capture_output=True)
+    except OSError as error:  # a compiler for another machine, perhaps
+        raise RuntimeError(
+            f"export: {Path(command[0]).name} cannot be run here: {error.strerror}. Let the environment's CC name a C "
+            "compiler for this machine."
+        ) from None
     if done.returncode:
         said = " ".join(done.stderr.decode(errors="replace").split())[:300]
         raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {said}")

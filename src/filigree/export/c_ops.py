@@ -85,9 +85,7 @@ class Affine:
 
     def stage(self, shape: Shape, label: str) -> Stage:
         rows, width = self.matrix.shape
-        for part in (self.matrix.data, self.scale, self.bias):
-            if part is not None and not np.isfinite(part).all():
-                raise refuse(self.name, "has weights that are not finite")
+        _check_finite(self.name, self.matrix.data, self.scale, self.bias)
         form = smallest(self.matrix)
         arrays = dict(form.arrays)
         result = "sum" if self.geometry is None else "y[i]"
@@ -122,6 +120,12 @@ class Affine:
             made, function=f"{kind}_by_{form.walk.removeprefix('walk ')}", text=text, constants=tuple(constants),
             in_place=False, call=f"$function({', '.join(arguments)}, $x, $y);",
         )  # fmt: skip
+
+
+def _check_finite(name: str, *arrays: np.ndarray | None) -> None:
+    for array in arrays:
+        if array is not None and not np.isfinite(array).all():
+            raise refuse(name, "has weights that are not finite")
 
 
 def csr(matrix: Any) -> Any:
@@ -159,6 +163,8 @@ class Elementwise:
     numbers: tuple[tuple[str, float], ...] = ()
 
     def stage(self, shape: Shape, label: str) -> Stage:
+        if any(math.isnan(number) for _, number in self.numbers):
+            raise refuse(self.name, "has a number that is NaN")
         parameters = "".join(f", float {name}" for name, _ in self.numbers)
         text = piece(KERNELS, "elementwise", function="$function", parameters=parameters, value=self.value)
         arguments = ["$y", str(math.prod(shape)), *(literal(float(number)) for _, number in self.numbers)]
@@ -179,6 +185,7 @@ class NoisyExpectation:
     def stage(self, shape: Shape, label: str) -> Stage:
         if len(self.p) > 1 and self.dim not in (0 - len(shape), 1):
             raise refuse(self.name, f"must have its units along features or channels. Got dim={self.dim} of {shape}")
+        _check_finite(self.name, self.p)
         run = _run(self.name, shape, len(self.p))
         line, low = ("y[i]", "-1.0f") if self.tanh else ("0.25f * y[i] + 0.5f", "0.0f")
         text = piece(KERNELS, "noisy", function="$function", line=line, low=low)
@@ -198,7 +205,9 @@ class ScaleShift:
 
     def stage(self, shape: Shape, label: str) -> Stage:
         run = _run(self.name, shape, len(self.scale))
-        arrays = {f"{label}_factor": self.scale.astype(np.float32), f"{label}_shift": self.shift.astype(np.float32)}
+        # "offset", as a layer called "scale" would make an array scale_shift
+        arrays = {f"{label}_factor": self.scale.astype(np.float32), f"{label}_offset": self.shift.astype(np.float32)}
+        _check_finite(self.name, *arrays.values())
         call = f"scale_shift($y, {math.prod(shape)}, {', '.join(arrays)}, {run});"
         constants = tuple(constant(name, array) for name, array in arrays.items())
         return Stage(self.name, "scale and shift", shape, "", call, pieces=("scale_shift",), constants=constants)

@@ -89,7 +89,8 @@ def braced(numbers: np.ndarray, indent: str = "    ") -> str:
 def literals(numbers: np.ndarray) -> list[str]:
     """Numbers that a compiler reads back as they are: floats in the shortest decimals that mean this float32."""
     if numbers.dtype.kind == "f":
-        return [f"{text}f" for text in numbers.astype(np.float32).astype(str).tolist()]
+        texts = [f"{text}f" for text in numbers.astype(np.float32).astype(str).tolist()]
+        return [text.replace("inff", "INFINITY") for text in texts]
     return list(map(str, numbers.tolist()))
 
 
@@ -160,7 +161,7 @@ def _pieces(file: str) -> dict[str, str]:
 def source_file(name: str, body: list[str]) -> str:
     """`name.c`: its own header, the headers of C that it needs, its definitions."""
     text = "\n\n".join(body)
-    mathematics = re.search(r"\b(?:expf|expm1f|logf|tanhf|erff)\(", text)
+    mathematics = re.search(r"\b(?:(?:expf|expm1f|logf|tanhf|erff)\(|INFINITY\b)", text)
     includes = ["#include <stddef.h>", "#include <stdint.h>", *(["#include <math.h>"] if mathematics else [])]
     note = "/* Written by filigree. C99, no memory but what is static, no library but C's own. */"
     return "\n".join([note, "", f'#include "{name}.h"', "", *includes, "", text, ""])

@@ -155,7 +155,8 @@ def _trained_layer(name: str, module: Any, label: str) -> Trained:
         if rows * width >= 2**32:
             raise refuse(name, f"has {rows * width} places; a program that trains can rewire fewer than 2^32")
         columns, starts = (part.cpu().numpy() for part in (layer.indices, layer.indptr))
-        index = {"columns": smallest_unsigned(columns), "starts": smallest_unsigned(starts)}
+        # rewiring may write any column, not only those in use now
+        index = {"columns": columns.astype(np.min_scalar_type(width - 1)), "starts": smallest_unsigned(starts)}
     numbers: dict[str, Tensor | None] = {"values": layer.values if index else layer.weight, "bias": layer.bias}
     plain = {key: t.detach().cpu().float().numpy() for key, t in numbers.items() if t is not None}
     return Trained(name, label, rows, width, plain, index)

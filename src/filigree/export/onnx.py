@@ -98,8 +98,8 @@ def export_onnx(
 
     Raises:
         ImportError: the extra `onnx` is not installed.
-        TypeError, ValueError: no example, or one that is no tensors; a module that cannot be exported, by name; outputs
-            that differ by more than the tolerance. There is no new file then.
+        TypeError, ValueError: no example, one that is no tensors or that the model does not run on; a module that
+            cannot be exported, by name; outputs that differ by more than the tolerance. There is no new file then.
     """
     inputs = _inputs(example, dynamic)
     if training:
@@ -116,7 +116,12 @@ def export_onnx(
         raise ValueError(f"export: an ONNX file holds less than {_LARGEST:,} bytes. Got a model of {size:,}.")
     with replacing(path) as file, torch.no_grad():
         reference = _alone(model)
-        expected = _tensors(reference(*inputs))
+        try:
+            outputs = reference(*inputs)
+        except Exception as error:  # a forward can fail in any way
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"export: the model does not run on the example: {reason}") from error
+        expected = _tensors(outputs)
         plain, layers = _plain(_alone(model), inputs, sparse, seconds)
         names = ["output"] if len(expected) == 1 else [f"output{i}" for i in range(len(expected))]
         # torch's exporter takes a side of 1 for one that is always 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from filigree.train.hooks import listed
 
@@ -78,6 +79,16 @@ class Steppers:
         self._loaded = state
 
 
+_FOLLOWED = ("val_loss", "eval_loss", "train_loss", "loss")  # by ReduceLROnPlateau, the first that there is
+
+
 def _step(thing: Any, **offered: Any) -> None:
+    if isinstance(thing, ReduceLROnPlateau):  # torch's own wants one number, not all of them
+        metrics = offered.get("metrics", {})
+        found = [metrics[name] for name in _FOLLOWED if name in metrics]
+        if not found:
+            raise ValueError(f"Dynamics: ReduceLROnPlateau needs one of {', '.join(_FOLLOWED)}. Got {list(metrics)}.")
+        thing.step(found[0])
+        return
     taken = inspect.signature(thing.step).parameters
     thing.step(**{name: value for name, value in offered.items() if name in taken})

@@ -39,6 +39,7 @@ class Dynamics(TrainerCallback):
     def __init__(self, each_epoch: Any = (), each_step: Any = ()) -> None:
         self.steppers = Steppers(each_epoch, each_step)
         self._loss: Tensor | None = None
+        self._epoch: int | None = None
         self._handle: Any = None
 
     def on_train_begin(
@@ -48,6 +49,7 @@ class Dynamics(TrainerCallback):
             self.steppers.load_state_dict(read_state(_folder(args, state) / FILE))
         model: nn.Module = kwargs["model"]
         self.steppers.begin(model, kwargs["optimizer"])
+        self._epoch = None
         self._handle = model.register_forward_hook(self._see)  # the trainer shows its callbacks no loss
 
     def _see(self, model: nn.Module, inputs: Any, output: Any) -> None:
@@ -57,7 +59,11 @@ class Dynamics(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.steppers.begin_epoch(int((state.epoch or 0) + 1e-6))
+        if self._epoch is None:
+            self._epoch = max(int((state.epoch or 0) + 1e-6), self.steppers.epochs)
+        else:  # counted, as of data of unknown length state.epoch is the fraction of all steps
+            self._epoch += 1
+        self.steppers.begin_epoch(self._epoch)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.steppers.end_step(self._loss)
@@ -89,12 +95,18 @@ def conv1d_to_linear_(model: nn.Module) -> list[str]:
 
     Returns:
         The names of the layers.
+
+    Raises:
+        ValueError: the model itself is such a layer, so that nothing can be put in its place.
     """
+    if type(model) is Conv1D:
+        raise ValueError("conv1d_to_linear_: expected a model that holds layers. Got a Conv1D itself.")
     names = [name for name, module in model.named_modules() if type(module) is Conv1D]
     for name in names:
         old: Any = model.get_submodule(name)
-        made = nn.Linear(*old.weight.shape).to(old.weight)
-        made.weight.copy_(old.weight.t())
-        made.bias.copy_(old.bias)
+        inputs, outputs = old.weight.shape
+        made = nn.Linear(inputs, outputs, device="meta")  # its own weights are never drawn
+        made.weight = nn.Parameter(old.weight.t().clone().contiguous(), old.weight.requires_grad)
+        made.bias = old.bias
         replace_module(model, name, made.train(old.training))
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,10 +63,10 @@ class SparseMLP(BaseEstimator):
         zeta: the share that moves first, of a schedule given by its name; by default 0.3.
         dropout: after each hidden layer, in [0, 1).
         standardize: z-score the inputs, and the targets of a regression, by the training data's mean and deviation
-            (those of the first call of `partial_fit`).
+            (of `partial_fit` those of all the data so far).
         batch_size: samples a step.
         learning_rate_init, momentum: of the descent; by default 0.2 for classes, 0.03 for regression, and 0.9.
-        max_iter: epochs at most; a `ConvergenceWarning` says that training had not ended by then.
+        max_iter: epochs at most; a `ConvergenceWarning` says that training had not ended by then, or that it diverged.
         tol, n_iter_no_change: training ends when the loss has not improved by more than `tol` for so many epochs
             (`np.inf`: only after `max_iter`).
         early_stopping: hold out a part of the data, let the loss there decide in place of the training loss, and keep
@@ -136,6 +137,11 @@ class SparseMLP(BaseEstimator):
         """Take note of the classes, or of the targets' scale. Returns the number of outputs."""
         raise NotImplementedError
 
+    def _rescale(self, X: np.ndarray, y: np.ndarray) -> None:
+        """More data: update the scalers."""
+        if self.scaler_ is not None:
+            self.scaler_.partial_fit(X)
+
     def _targets(self, y: np.ndarray) -> Tensor:
         """y as the loss reads it."""
         raise NotImplementedError
@@ -143,6 +149,10 @@ class SparseMLP(BaseEstimator):
     _learning_rate: float  # where it is not given
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _constant_loss(self, target: Tensor) -> float:
+        """The loss of the best answer that does not look at X."""
         raise NotImplementedError
 
     # -- fitting -----------------------------------------------------------------------------------------------------
@@ -169,7 +179,16 @@ class SparseMLP(BaseEstimator):
             stopping = EarlyStopping(metric, int(self.n_iter_no_change), "min", self.early_stopping, self.tol)
         history = self._train(x, target, self.max_iter, self._seed, validation, stopping, self._evolution or ())
         self._remember(history.rows)
-        if stopping is not None and history.stopped is None:
+        constant = self._constant_loss(target)
+        if _diverged(self.loss_curve_, constant):
+            warnings.warn(
+                f"{type(self).__name__}: training diverged: the loss was up to {max(self.loss_curve_):.3g} and ended "
+                f"at {self.loss_curve_[-1]:.3g}; that of a constant answer is {constant:.3g}. Try a smaller "
+                "learning_rate_init or standardize=True.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        elif stopping is not None and history.stopped is None:
             warnings.warn(
                 f"{type(self).__name__}: training had not converged after max_iter={self.max_iter} epochs.",
                 ConvergenceWarning,
@@ -187,6 +206,9 @@ class SparseMLP(BaseEstimator):
         if fresh:
             self._begin(X, outputs(y))
             self._connect()
+        else:
+            self._targets(y)  # refuses labels or columns that do not fit, before anything changes
+            self._rescale(X, y)
         x, target = self._inputs(X), self._targets(y)
         if self._evolution is not None and self.history_:
             self._evolution.step(self.history_[-1])
@@ -196,19 +218,22 @@ class SparseMLP(BaseEstimator):
 
     def _check(self) -> None:
         """Errors that name our parameters; what is left is refused by those that read it, by the same names."""
-        widths = np.atleast_1d(np.asarray(self.hidden_layer_sizes))
+        widths = self.hidden_layer_sizes if np.iterable(self.hidden_layer_sizes) else [self.hidden_layer_sizes]
+        rate, patience, share = self.learning_rate_init, self.n_iter_no_change, self.validation_fraction
         named = isinstance(self.schedule, str)
         for name, right, expected in (
-            ("hidden_layer_sizes", (widths >= 1).all(), "widths of at least 1"),
+            ("hidden_layer_sizes", all(map(_is_count, widths)), "whole numbers of at least 1"),
             ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
             ("schedule", not named or self.schedule in SCHEDULES, f"a schedule or one of {', '.join(SCHEDULES)}"),
             ("zeta", named or self.zeta is None, "None where the schedule is not given by its name"),
             ("density", self.density is None or self.epsilon is None, "None where epsilon is given"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("max_iter", self.max_iter >= 1, "at least 1"),
-            ("n_iter_no_change", self.n_iter_no_change >= 1, "at least 1"),
-            ("tol", self.tol >= 0, "at least 0"),
-            ("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1"),
+            ("batch_size", _is_count(self.batch_size), "a whole number of at least 1"),
+            ("learning_rate_init", rate is None or (_is_real(rate) and 0 < rate < math.inf), "None or above 0"),
+            ("momentum", _is_real(self.momentum) and 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("max_iter", _is_count(self.max_iter), "a whole number of at least 1"),
+            ("n_iter_no_change", patience == math.inf or _is_count(patience), "a whole number of at least 1 or np.inf"),
+            ("tol", _is_real(self.tol) and self.tol >= 0, "at least 0"),
+            ("validation_fraction", _is_real(share) and 0 < share < 1, "between 0 and 1"),
         ):
             if not right:
                 raise ValueError(f"{type(self).__name__}: {name} must be {expected}. Got {getattr(self, name)!r}.")
@@ -289,6 +314,20 @@ class SparseMLP(BaseEstimator):
         else:
             strength = self.network_.get_parameter("fc1.weight").detach().abs().sum(0).numpy()
         return strength / (strength.sum() or 1.0)
+
+
+def _diverged(losses: Sequence[float], constant: float) -> bool:
+    """Whether nothing was learned, or the loss burst: as its units die it comes back near that of a constant answer."""
+    burst = max(losses) > 10 * constant and losses[-1] > constant / 2
+    return constant > 0 and (burst or (len(losses) > 1 and losses[-1] >= max(losses[0], constant)))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 class _Dropout(FastDropout):

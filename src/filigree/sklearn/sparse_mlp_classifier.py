@@ -31,11 +31,11 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         """One epoch on these data. The first call needs all `classes` that will ever come."""
         if classes is None and not hasattr(self, "network_"):
             raise ValueError("SparseMLPClassifier: classes must be given in the first call of partial_fit. Got None.")
-        if classes is not None and hasattr(self, "classes_") and not np.array_equal(np.unique(classes), self.classes_):
+        if classes is not None and hasattr(self, "network_") and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(
                 f"SparseMLPClassifier: classes must be those of the first call, {self.classes_}. Got {classes}."
             )
-        return self._partial_fit(X, y, lambda y: self._learn_targets(np.asarray(classes)))
+        return self._partial_fit(X, y, lambda y: self._learn_targets(y, classes))
 
     def predict(self, X: Any) -> np.ndarray:
         """`(samples, features)` to the most probable labels `(samples,)`."""
@@ -55,15 +55,25 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         check_classification_targets(y)
         return X, column_or_1d(y, warn=True)
 
-    def _learn_targets(self, y: np.ndarray) -> int:
-        self.classes_ = np.unique(y)
-        return len(self.classes_)
+    def _learn_targets(self, y: np.ndarray, classes: Any = None) -> int:
+        known = np.unique(y if classes is None else np.asarray(classes))
+        _check_labels(y, known)
+        self.classes_ = known
+        return len(known)
 
     def _targets(self, y: np.ndarray) -> Tensor:
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
-            raise ValueError(f"SparseMLPClassifier: y must be of the classes {self.classes_}. Got {unknown[0]!r} too.")
+        _check_labels(y, self.classes_)
         return torch.from_numpy(np.searchsorted(self.classes_, y))
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(output, target)
+
+    def _constant_loss(self, target: Tensor) -> float:
+        shares = target.bincount() / len(target)
+        return float(torch.special.entr(shares).sum())
+
+
+def _check_labels(y: np.ndarray, classes: np.ndarray) -> None:
+    unknown = np.setdiff1d(y, classes)
+    if len(unknown):
+        raise ValueError(f"SparseMLPClassifier: y must be of the classes {classes}. Got {unknown[0]!r} too.")

@@ -23,7 +23,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
     attributes are those of `filigree.sklearn.sparse_mlp.SparseMLP`; besides:
 
     Attributes:
-        target_scaler_: of the targets; None without `standardize`.
+        target_scaler_: of the targets; None without `standardize`. n_outputs_: their number.
     """
 
     _learning_rate = 0.03
@@ -45,20 +45,29 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
     def _learn_targets(self, y: np.ndarray) -> int:
         columns = y.reshape(len(y), -1)
         self.target_scaler_ = StandardScaler().fit(columns) if self.standardize else None
-        return columns.shape[1]
+        self.n_outputs_ = columns.shape[1]
+        return self.n_outputs_
+
+    def _rescale(self, X: np.ndarray, y: np.ndarray) -> None:
+        super()._rescale(X, y)
+        if self.target_scaler_ is not None:
+            self.target_scaler_.partial_fit(y.reshape(len(y), -1))
 
     def _targets(self, y: np.ndarray) -> Tensor:
         columns = np.array(y, float).reshape(len(y), -1)
+        if columns.shape[1] != self.n_outputs_:
+            raise ValueError(
+                f"SparseMLPRegressor: y must have {self.n_outputs_} column(s), as before. Got {columns.shape[1]}."
+            )
         if self.target_scaler_ is not None:
             columns = self.target_scaler_.transform(columns)
         return torch.from_numpy(columns).to(self.network_.get_parameter("fc1.bias").dtype)
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        if output.shape != target.shape:
-            raise ValueError(
-                f"SparseMLPRegressor: y must have {output.shape[1]} column(s), as before. Got {target.shape[1]}."
-            )
         return functional.mse_loss(output, target) / 2
+
+    def _constant_loss(self, target: Tensor) -> float:
+        return float(target.var(0, correction=0).mean()) / 2
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,8 @@ class Tracking:
     `fg.fit(..., hooks=Tracking("tensorboard", "digits", folder="runs/tensorboard"))`. Settings are those of the run's
     record, where it has one, and `config`; nested ones get names like `data.name`. Each epoch sends its history row.
     The end sends `final/<name>` of `History.metrics` and `cost/parameters`, `cost/nonzeros`, `cost/bytes_memory`,
-    `cost/bytes_disk`.
+    `cost/bytes_disk`. A tracker started here is closed also where the run ends in an error: once this hook is gone, or
+    Python ends.
 
     Args:
         tracker: a name that Accelerate knows ("tensorboard", "mlflow", ...), or a `GeneralTracker` that is started
@@ -43,10 +45,14 @@ class Tracking:
     ) -> None:  # fmt: skip
         self.config, self._own = dict(config or {}), isinstance(tracker, str)
         self.tracker = _make(tracker, name, str(folder), options) if isinstance(tracker, str) else tracker
+        self._finish: weakref.finalize[..., Tracking] | None = None
 
     def on_fit_start(self, state: FitState) -> None:
         if self._own:
+            if self._finish is not None:
+                self._finish()  # of a run before that ended in an error; else nothing
             self.tracker.start()
+            self._finish = weakref.finalize(self, self.tracker.finish)
         known = {"epochs": state.epochs, "optimizer": type(state.optimizer).__name__}
         if state.record is not None:
             known |= {"recipe": state.record.recipe, "method": state.record.method, "seed": state.record.seed}
@@ -61,8 +67,8 @@ class Tracking:
         final = {f"final/{name}": value for name, value in state.history.metrics.items()}
         cost = {f"cost/{name}": value for name, value in asdict(stored(state.model)).items() if value is not None}
         self.tracker.log(final | cost, step=len(state.history))
-        if self._own:
-            self.tracker.finish()
+        if self._finish is not None:
+            self._finish()
 
 
 def _make(tracker: str, name: str, folder: str, options: dict[str, Any]) -> GeneralTracker:
