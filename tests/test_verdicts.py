@@ -251,7 +251,7 @@ def test_committed_findings_have_their_entries():
 
 def test_a_summary_whose_finding_has_no_place_is_named(tmp_path):
     (tmp_path / "summary.json").write_text('{"name": "x", "findings": [{"verdict": "open", "text": ""}]}')
-    with pytest.raises(ValueError, match=r"summary.json: not a summary of the present format \(findings.0.where: Field required"):
+    with pytest.raises(ValueError, match=r"present format \(findings.0.where: Field required"):
         Summary.load(tmp_path / "summary.json")
 
 
