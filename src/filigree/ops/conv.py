@@ -165,7 +165,7 @@ def _forward(
             plan.convolution, x.dtype is torch.float64, values.data_ptr(), 0 if bias is None else bias.data_ptr(),
             x.data_ptr(), x.stride(), y.data_ptr(), y.stride(),
         )  # fmt: skip
-    return y
+    return y.data  # no view of another tensor, so that it may be changed in place
 
 
 def _backward(

@@ -74,7 +74,7 @@ def _forward(
         counts.data_ptr(), columns.data_ptr(), columns.stride(0), y.data_ptr(), batch, scale.data_ptr(),
         0 if bias is None else bias.data_ptr(), relu,
     )  # fmt: skip
-    return y.t()
+    return y.t().data  # no view: may be changed in place
 
 
 def _dense(scale: Tensor, indptr: Tensor, indices: Tensor, counts: Tensor, cols: int) -> Tensor:

@@ -242,7 +242,7 @@ def _sddmm(dy: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, *_: Tensor) -
 def _linear_forward(
     values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
 ) -> Tensor:
-    return _product(values, indptr, indices, None, x.t(), bias, relu).t()
+    return _product(values, indptr, indices, None, x.t(), bias, relu).t().data  # no view: may be changed in place
 
 
 def _linear_backward(
