@@ -56,7 +56,7 @@ def costs(name: str) -> str:
     return "\n".join(lines)
 
 
-SPEEDS = [  # what, the suite's record, the row; the peer beside it
+SPEEDS = [  # what, the suite's record, the row
     ("784-1000-1000-1000-10", "training_step", {"network": "3 x 1000", "contestant": "filigree"}),
     ("784-4000-1000-4000-10", "training_step", {"network": "4000-1000-4000", "contestant": "filigree"}),
     ("784-4000-4000-4000-4000-10", "training_step", {"network": "4 x 4000", "contestant": "filigree"}),

@@ -139,9 +139,8 @@ REASONS = {
     "names": ("matches no module", "the first has renamed the layers; the message lists those that there are"),
     "prune before": (
         "Prune before",
-        "what has a number for each unit is not pruned: prune before converting",
+        "structured layers, and what has a number for each unit, are not pruned: prune before converting",
     ),
-    "cannot be taken out": ("cannot be taken out", "the first fixes the widths of its layers"),
 }
 
 

@@ -351,3 +351,17 @@ def test_export(tmp_path, monkeypatch, capsys):
     fg.save(fg.models.lenet5(), tmp_path / "l.safetensors")
     code, _, err = call(monkeypatch, capsys, "export", tmp_path / "l.safetensors", "-o", tmp_path / "l.c")
     assert (code, "--data is needed as an example. The model begins with a Conv2d." in err) == (2, True)
+
+
+def test_compare_counts_each_run_once_and_refuses_other_data(tmp_path, monkeypatch, capsys):
+    for name, of in (("a", "digits"), ("b", "digits"), ("c", "other.csv")):
+        made = Record(recipe="demo", method="dense", seed=int(name != "a"), config={"data": {"name": of}},
+                      metrics={"test_accuracy": 0.5})  # fmt: skip
+        made.save(tmp_path / name)
+    file = tmp_path / "all.json"
+    code, _, err = call(monkeypatch, capsys, "compare", tmp_path / "a", tmp_path / "b", tmp_path / "a", "--json", file)
+    assert (code, err) == (0, "")
+    assert len(json.loads(file.read_text())) == 2
+    code, _, err = call(monkeypatch, capsys, "compare", tmp_path)
+    assert code == 2
+    assert "runs of 'demo' are of different data, digits and other.csv" in err

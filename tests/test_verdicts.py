@@ -130,12 +130,14 @@ def test_intervals_over_folds_are_wider():
 def test_claims_of_001_know_of_their_folds():
     def records(folds):
         return {"all": {method: [
-            Record(method=method, seed=seed, config={"data": {"folds": folds}}, cost={"batch_ms": {"median": 1.0}},
+            Record(method=method, seed=seed, config={"data": {"name": "mnist", "folds": folds}},
+                   cost={"batch_ms": {"median": 1.0}},
                    metrics={"test_accuracy": 0.5 + up * (seed + 1) / 100, "train_seconds": 5.0 - up + seed / 10})
             for seed in range(6)
         ] for method, up in (("dense", 0.1), ("SET", 0.5), ("EXD", 1.0), ("LDV", 0.2))}}  # fmt: skip
 
     assert [folds_of(records(folds)) for folds in (3, None)] == [0.5, 0.0]
+    assert data.overlap({"name": "digits"}) == data.overlap({"name": "orl", "test_size": 1 / 3}) == pytest.approx(0.5)
     assert folds_of({}) == folds_of({"all": {"dense": []}}) == 0.0
     for claims in (evolving.glioma, *evolving.DATA["orl"].all()):
         for wide, plain in zip(claims(records(3)), claims(records(None)), strict=True):
@@ -426,7 +428,7 @@ def test_the_hash_of_the_sources():
     assert provenance.code() == provenance.code()
     names = set(provenance.sources())
     assert {"recipes/glioma.yaml", "train/loop.py", "reproduce/pruning.py", "reproduce/steps.py"} <= names
-    for apart in ("cli.py", "report/page.py", "sklearn/sparse_mlp.py", "reproduce/findings.py",
+    for apart in ("cli.py", "exits.py", "report/page.py", "sklearn/sparse_mlp.py", "reproduce/findings.py",
                   "reproduce/documents.yaml"):  # fmt: skip
         assert (provenance.PACKAGE / apart).is_file()
         assert apart not in names

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import os
-import re
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -26,13 +23,13 @@ from filigree import reproduce as reproductions
 from filigree.analyze import analyze
 from filigree.convert import compress_
 from filigree.cost import stored
+from filigree.exits import State, run
 from filigree.export import export
 from filigree.recipes import Recipe, RecipeError, compressions
 from filigree.report import console_table, load_comparisons, summary, write_report, write_site
 from filigree.saving import load, save
 from filigree.storage import write_json
 from filigree.train import Record, evaluate, find_records, progress_columns
-from filigree.train.signals import terminate
 
 app = typer.Typer(
     help="""filigree: neural networks that cost what they use.
@@ -73,7 +70,7 @@ def main_options(
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    _State.debug = debug
+    State.debug = debug
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
@@ -174,7 +171,7 @@ def reproduce(
         chosen = reproductions.ALL[name]
         target = folder or Path("runs") / (f"{name}-quick" if quick else name)
         out.print(f"[bold]{name}[/bold]: {chosen.about}")
-        _State.hint = f"Go on with the same command (--out {target})."
+        State.hint = f"Go on with the same command (--out {target})."
         asked = reproductions.Asked(cases or (), None if seed is None else [seed], settings or (), quick)
         with reproductions.Bars(out) as bars:
             table, findings = chosen.again(target, asked, bars)
@@ -202,7 +199,7 @@ def _reproduce_all(folder: Path, quick: bool) -> None:
     everything = reproductions.chosen(reproductions.ALL, quick)
     expected = reproductions.estimate(everything, folder, reproductions.FOLDERS, quick)
     out.print(f"{len(everything)} reproductions{', quick' if quick else ''}: {expected}.")
-    _State.hint = "Go on with the same command."
+    State.hint = "Go on with the same command."
     started = time.perf_counter()
     with reproductions.Bars(out) as bars:
         outcome = reproductions.run_all(reproductions.ALL, folder, quick, bars)
@@ -249,7 +246,7 @@ def sweep(
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
     wanted = recipes.Sweep(recipe, domains, method, minimize, tuple(settings or []), source, seed)
     target = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
-    _State.hint = f"Go on with the same command (--out {target})."
+    State.hint = f"Go on with the same command (--out {target})."
     if engine == "ray":
         found = recipes.sweep_ray(wanted, target, trials, minutes)
     elif engine == "optuna":
@@ -377,7 +374,9 @@ def compare(
     if source is None:
         if settings or methods or seed is not None or folder:
             raise RecipeError(f"compare {what[0]}: --set, --method, --seed and --out are for data sets, not for runs.")
-        _show(_records([Path(run) for run in what]), json)
+        records = _records([Path(run) for run in what])
+        _refuse_other_data(records)
+        _show(records, json)
         return
     known = f"compare-{source}" if f"compare-{source}" in recipes.names() else "compare"
     recipe = recipes.load(known, settings or [])
@@ -476,7 +475,7 @@ def _run(
     again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
     if again[0] == "demo":
         again[:1] = ["train", "demo", "--out", str(folder)]
-    _State.hint = f"Go on with: filigree {shlex.join(again)}"
+    State.hint = f"Go on with: filigree {shlex.join(again)}"
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
@@ -492,59 +491,25 @@ def _run(
 
 
 def _records(paths: list[Path]) -> list[dict[str, Any]]:
-    return [Record.load(file).model_dump() for path in paths for file in find_records(path)]
+    files = {file.resolve(): file for path in paths for file in find_records(path)}  # each once
+    return [Record.load(file).model_dump() for file in files.values()]
 
 
-class _State:
-    debug = False
-    hint = ""
+def _refuse_other_data(records: list[dict[str, Any]]) -> None:
+    """Means over runs of one recipe on different data say nothing."""
+    seen: dict[str, tuple[Any, ...]] = {}
+    for record in records:
+        its = record["config"].get("data", {})
+        found = its.get("name"), its.get("sha256")
+        if seen.setdefault(record["recipe"], found) != found:
+            raise RecipeError(
+                f"compare: runs of {record['recipe']!r} are of different data, {seen[record['recipe']][0]} and "
+                f"{found[0]}. Compare them apart."
+            )
 
 
 def main() -> None:
-    """The entry point: exit code 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        code = app(standalone_mode=False) or 0
-        if code == 130:  # typer has seen the Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code)
-    except RecipeError as error:
-        _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail(f"interrupted; the last checkpoint is intact. {_State.hint}", 130)
-    except SystemExit as end:
-        if end.code == 128 + signal.SIGTERM:
-            _fail(f"terminated; the last checkpoint is intact. {_State.hint}", 128 + signal.SIGTERM)
-        raise
-    except OSError as error:
-        said = f"{error.filename}: {error.strerror}." if error.filename else str(error)
-        _raise_or_fail(error, f"{said} {_kept()}" if error.errno in _OUT_OF else said)
-    except Exception as error:
-        if message := getattr(error, "format_message", None):  # of click, or of the copy of it that typer brings
-            _fail(f"{message()} `filigree --help` shows what there is.", 2)
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
-            asked = re.search(r"you tried to allocate \d+ bytes|Unable to allocate [^,]*?iB", str(error))
-            _raise_or_fail(error, f"out of memory{f' ({asked[0]})' if asked else ''}. {_kept()}")
-        _raise_or_fail(error, str(error) or type(error).__name__)
-
-
-_OUT_OF = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EIO)
-
-
-def _kept() -> str:
-    """What a run that something outside it has stopped leaves, and how it goes on."""
-    return f"What was saved before is intact. {_State.hint}" if _State.hint else ""
-
-
-def _raise_or_fail(error: Exception, message: str) -> None:
-    if _State.debug:
-        raise error
-    _fail(message, 1)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"filigree: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    run(app)
 
 
 if __name__ == "__main__":

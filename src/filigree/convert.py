@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import Config
+from filigree.modes import evaluating
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
 
@@ -128,15 +129,10 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
 @contextmanager
 def looking_on(model: nn.Module, hooks: Sequence[Any] = ()) -> Iterator[None]:
     """Run a model as it is used, in eval mode without gradients; then all modes are back and the hooks are gone."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
-        model.train(modes[0][1])
-        for module, mode in modes:  # a frozen batch norm stays in eval mode
-            module.training = mode
         for hook in hooks:
             hook.remove()
 

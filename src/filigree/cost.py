@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from filigree.modes import evaluating
 from filigree.nn.fastfood import FastfoodLinear
 from filigree.nn.integer_layer import IntegerLayer
 from filigree.nn.masked import MaskedLayer
@@ -88,10 +89,8 @@ def measure(
     }
     if target is not None:
         works["train_step_ms"] = training_step(model, example, target)
-    was_training = model.training
-    model.eval()
-    timings = dict(zip(works, race(list(works.values()), seconds), strict=True))
-    model.train(was_training)
+    with evaluating(model):
+        timings = dict(zip(works, race(list(works.values()), seconds), strict=True))
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )

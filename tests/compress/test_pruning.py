@@ -575,3 +575,63 @@ def test_gamma_is_found_again():
         fg.fit_gamma([r | {"level": 0} for r in runs], bounds, epochs)
     with pytest.raises(ValueError, match="at least 3"):
         fg.fit_gamma(runs[:2], bounds[:2], epochs[:2])
+
+
+class Reordered(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.fc, self.how = nn.Conv2d(2, 8, 3), nn.Linear(8 * 16, 3), how
+
+    def forward(self, x):
+        return self.fc(self.how(F.relu(self.conv(x))).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("config", [fg.SubsetPruning(keep=0.5), fg.MagnitudePruning(keep=0.5, compensate=None)])
+@pytest.mark.parametrize("how", [
+    lambda x: x.permute(0, 2, 3, 1), lambda x: x.flip(1), lambda x: x.roll(1, 1), lambda x: x.softmax(1),
+], ids=["permute", "flip", "roll", "softmax"])  # fmt: skip
+def test_units_that_are_reordered_or_mixed_are_refused(how, config):
+    torch.manual_seed(0)
+    model, x = Reordered(how), torch.randn(20, 2, 6, 6)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"'conv'.*reorders or mixes|cannot be t"):
+        fg.compress_(model, config, x, where=["conv"])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model.training
+
+
+def test_depthwise_convolutions_with_more_filters_are_exact_or_refused():
+    torch.manual_seed(0)
+    x = torch.randn(50, 3, 8, 8)
+    for dead_ones in (slice(0, 8), slice(0, 16, 2)):
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=8), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Flatten(),
+            nn.Linear(64, 2),
+        ).eval()  # fmt: skip
+        with torch.no_grad():
+            model[2].weight[dead_ones], model[2].bias[dead_ones] = 0, 0
+        y = model(x).detach()
+        try:
+            fg.compress_(model, fg.MagnitudePruning(keep=0.5, compensate=None), x, where=["2"])
+        except ValueError as error:
+            assert "pruning: " in str(error)  # noqa: PT017
+        torch.testing.assert_close(model(x), y)
+
+
+@pytest.mark.parametrize("structured", [fg.ACDC(order=1), fg.Fastfood(), fg.PHD()])
+def test_structured_layers_are_refused_by_name(structured):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 30), nn.ReLU(), nn.Linear(30, 2))
+    fg.convert_(model, structured, where=["3"])
+    with pytest.raises(ValueError, match=r"SubsetPruning: '3.*structured layer"):
+        fg.compress_(model, fg.SubsetPruning(keep=0.5), torch.randn(16, 3, 10, 10))
+
+
+def test_modes_stay():
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2))
+    model[1].eval()
+    with pytest.raises(ValueError, match="cannot be traced"):
+        fg.compress_(model, fg.SubsetPruning(keep=0.5), torch.randn(30, 4))
+    assert [m.training for m in model] == [True, False, True, True]
+    fg.compress_(model, fg.SubsetPruning(keep=0.5), torch.randn(30, 5))
+    assert model.training
+    assert [m.training for m in model] == [True, False, True, True]

@@ -10,7 +10,7 @@ import filigree as fg
 from filigree.data import Augment, check, cross_validation, paired_interval
 from filigree.data import files as sources
 from filigree.data.files import Source, locate
-from filigree.data.readers import read_idx
+from filigree.data.readers import read_csv, read_idx
 
 
 def test_digits_split_by_seed():
@@ -199,3 +199,24 @@ def test_a_users_own_imagenet_stays_on_disk(tmp_path):
     (folder / "test_y.npy").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"not a \.npy file"):
         fg.data.load("imagenet", root=tmp_path)
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    file = tmp_path / "own.csv"
+    rows = "1,2, cat\n3,4,cat \n5,6,dog\n7,8,dog\n"
+    for text in ("\ufeff" + rows, "a,b,label\n" + rows):
+        file.write_text(text, encoding="utf-8")
+        x, labels = read_csv(file)
+        assert x.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
+        assert labels.tolist() == ["cat", "cat", "dog", "dog"]
+    file.write_text("NA,2,cat\n" + rows)  # no header: a number is missing
+    with pytest.raises(ValueError, match="NA"):
+        read_csv(file)
+
+
+def test_missing_labels_are_no_class(tmp_path):
+    (tmp_path / "own.csv").write_text("1,2,a\n3,4,\n5,6,b\n7,8,\n")
+    np.savez(tmp_path / "own.npz", x=np.eye(4), y=np.array([0, 1, np.nan, 1]))
+    for name, missing in (("own.csv", 2), ("own.npz", 1)):
+        with pytest.raises(ValueError, match=f"{missing} of 4 labels are missing"):
+            fg.data.load(tmp_path / name)

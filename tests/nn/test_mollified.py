@@ -386,3 +386,88 @@ def test_what_is_no_block_is_left():
     model(torch.randn(2, 3, 8))
     with pytest.raises(ValueError, match="range"):
         fg.Mollified(a=(2.0, -2.0))
+
+
+def test_blocks_of_linear_layers_take_any_shape():
+    for ins, outs in ((6, 4), (4, 6)):
+        net = nn.Sequential(nn.Linear(ins, outs), nn.Tanh())
+        fg.convert_(net, fg.Mollified())
+        for shape in ((ins,), (3, ins), (2, 3, ins), (2, 3, 5, ins)):
+            x = torch.randn(shape)
+            skipped = F.pad(x, (0, max(0, outs - ins)))[..., :outs]
+            assert torch.equal(levels(net, 1.0)(x), skipped)
+            some = levels(net, 0.5)(torch.cat([x.reshape(-1, ins)] * 500).view(-1, *shape)) == skipped
+            assert 0.4 < some.float().mean() < 0.6
+
+
+def test_single_images():
+    net = nn.Sequential(nn.Conv2d(1, 5, 3, 2, padding=1), nn.Tanh())
+    fg.convert_(net, fg.Mollified())
+    x = torch.randn(2, 1, 8, 8)
+    for p in (1.0, 0.5):
+        torch.manual_seed(0)
+        assert levels(net, p)(x[0]).shape == (5, 4, 4)
+    torch.testing.assert_close(levels(net, 1.0)(x[0]), net(x)[0])
+    assert torch.equal(net(x)[:, 1:], torch.zeros(2, 4, 4, 4))
+
+
+def test_a_frozen_norm_stays_frozen():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    fg.convert_(net, fg.Mollified())
+    net[0].body[1].eval()
+    net(torch.randn(8, 4))
+    assert not net[0].body[1].training
+    assert net[0].body[0].training
+
+
+def test_a_fused_relu_before_a_norm_stays_where_it_is():
+    fused = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    fg.convert_(fused, fg.Sparse(fg.ErdosRenyi(density=0.6)))
+    net = nn.Sequential(fused[0], nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 2))
+    x = torch.randn(5, 6)
+    wanted = net(x)
+    fg.convert_(net, fg.Mollified(shift_back=True))
+    torch.testing.assert_close(levels(net, 0.0).eval()(x), wanted)
+
+
+def test_shared_layers_are_refused_and_projections_have_the_type_of_the_model():
+    layer, act = nn.Linear(6, 6), nn.Tanh()
+    net = nn.Sequential(layer, act, layer, act)
+    with pytest.raises(ValueError, match="'0' is used in 2 places, 0, 2"):
+        fg.convert_(net, fg.Mollified())
+    assert net[0] is layer
+    net = nn.Sequential(nn.Linear(6, 4), nn.Tanh()).double()
+    fg.convert_(net, fg.Mollified(skip="project"))
+    assert net(torch.randn(3, 6).double()).dtype is torch.float64
+
+
+def test_losses_that_are_no_level():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    fg.convert_(net, fg.Mollified())
+    annealing = fg.MollificationAnnealing(net, k=100.0)
+    annealing.step(1.0)
+    before = annealing.value
+    annealing.step(math.nan)
+    assert annealing.value == before
+    with pytest.raises(ValueError, match="at least 0"):
+        annealing.step(-0.01)
+    with pytest.raises(ValueError, match="expected k"):
+        fg.MollificationAnnealing(net, k=math.nan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("a", [0.0, 2.0])
+def test_slopes_of_the_expectation_are_finite(dtype, kind, a):
+    x = torch.tensor([0.0, 1e-4, 0.5, 4.0, 30.0, 300.0, 6e4], dtype=dtype)
+    x = torch.cat([x, -x]).requires_grad_()
+    y = mollify(x, FUNCTIONS[kind], 0.5, torch.tensor(a, dtype=dtype, requires_grad=True), None)
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+
+
+def test_levels_in_low_precision():
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).bfloat16()
+    fg.convert_(net, fg.Mollified())
+    x = torch.full((4000, 64), -7.0, dtype=torch.bfloat16)
+    share = (levels(net, 0.001)(x) == -7).float().mean().item()
+    assert abs(share - 0.001) < 5 * math.sqrt(0.001 / x.numel())

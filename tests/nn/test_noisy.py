@@ -408,6 +408,117 @@ def test_compile_and_double_backward():
         dx.sum().backward()
 
 
+@pytest.mark.parametrize("make", [
+    lambda: fg.nn.NoisyHardTanh("NAN", units=4),
+    lambda: converted(nn.LSTM(4, 4), fg.Noisy()),
+    lambda: converted(nn.GRU(4, 4), fg.Noisy()),
+    lambda: converted(nn.GRUCell(4, 4), fg.Noisy()),
+])  # fmt: skip
+def test_second_derivatives_by_what_was_saved_are_refused(make):
+    """torch's own decorator takes them for 0 when the incoming gradient has none, as that of a sum."""
+    model, x = make(), torch.randn(3, 4, requires_grad=True)
+    y = model(x)
+    y = y[0] if isinstance(y, tuple) else y
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (y.sum() + dx.square().sum()).backward()
+
+
+def test_tensors_that_hooks_bring_back():
+    torch.manual_seed(0)
+    layer = fg.nn.NoisyHardTanh("NAN", units=3, dim=1)
+    x = (torch.randn(2, 3, 4, 4) * 4).to(memory_format=torch.channels_last).requires_grad_()
+    dy = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+
+    def gradients():
+        torch.manual_seed(1)
+        return torch.autograd.grad(layer(x), [x, layer.p], dy)
+
+    plain = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous(), lambda t: t):
+        torch.testing.assert_close(gradients(), plain)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((t, t.clone())) or t, lambda t: t):
+        gradients()
+    assert all(torch.equal(now, before) for now, before in kept)  # the backward pass reads only
+
+
+def test_odd_tensors():
+    layer = fg.nn.NoisyHardTanh("NAH", units=4, c=20.0).eval()
+    x, wide = torch.randn(6, 4) * 4, torch.arange(8.0).view(4, 2) * 0.1
+    apply = torch.func.functional_call
+    torch.testing.assert_close(apply(layer, {"p": wide[:, 0]}, x), apply(layer, {"p": wide[:, 0].clone()}, x))
+    plain = fg.nn.NoisyHardTanh("NAN", c=0.0, alpha=1.0)
+    assert plain(torch.tensor([1 + 2j]).conj().imag).item() == -1
+    nested = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=torch.jagged)
+    torch.testing.assert_close(plain(nested).values(), F.hardtanh(nested.values()))
+    assert fg.nn.NoisyHardTanh("NAN", noise="laplace")(torch.tensor(0.5)).shape == ()
+    for kind in ("NANIL", "NANIS"):
+        half = torch.randn(50, dtype=torch.float16, requires_grad=True)
+        fg.nn.NoisyHardTanh(kind, exact=True).half().eval()(half).sum().backward()
+        assert half.grad.isfinite().all()
+
+
+def test_gradients_of_p_vanish_far_out():
+    layer = fg.nn.NoisyHardTanh("NAH", p=0.8)
+    for size in (30.0, 1e3, 1e7):
+        (dp,) = torch.autograd.grad(layer(torch.full((1000,), size)).sum(), layer.p)
+        assert dp.abs().item() < 1e-3
+
+
+def converted(module, config):
+    model = nn.Sequential(module)
+    fg.convert_(model, config)
+    return model[0]
+
+
+def test_arguments_of_recurrent_networks():
+    x = torch.randn(5, 2, 3)
+    for kind in (nn.LSTM, nn.GRU):
+        rnn = converted(kind(3, 4), fg.Noisy())
+        rnn(input=x)
+        p = rnn.gates["_l0"].p.clone()
+        rnn.reset_parameters()
+        assert torch.equal(p, rnn.gates["_l0"].p)
+        assert rnn.weight_ih_l0.abs().max() <= 0.5
+        with pytest.raises(ValueError, match="at least one time step"):
+            rnn(torch.zeros(0, 2, 3))
+        assert rnn(torch.zeros(5, 0, 3))[0].shape == (5, 0, 4)
+    with pytest.raises(ValueError, match="2 initial states are needed"):
+        converted(nn.LSTM(3, 4), fg.Noisy())(x, ())
+    for kind in (nn.LSTMCell, nn.GRUCell):
+        cell = converted(kind(3, 4), fg.Noisy())
+        cell(input=x[0])
+        with pytest.raises(ValueError, match="1-D, or all 2-D"):
+            cell(torch.randn(2, 12, 3))
+    double = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double()
+    fg.convert_(double, fg.Noisy())
+    assert double[1].p.dtype is torch.float64
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"units": 0}, "at least one unit"), ({"noise": 3}, "a name or a torch.distributions"), ({"c": math.inf}, "finite"),
+    ({"p": math.inf}, "p must be finite"),
+    ({"noise": torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))}, "one distribution of numbers"),
+])  # fmt: skip
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=f"NoisyHardTanh: .*{message}"):
+        fg.nn.NoisyHardTanh("NAN", **arguments)
+
+
+def test_gradient_noise_refuses_closures_and_sparse_gradients():
+    model = nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    fg.GradientNoise(optimizer)
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse gradients"):
+        optimizer.step()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    fg.GradientNoise(optimizer)
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(lambda: 0.0)
+
+
 def test_without_noise_large_numbers_are_clipped():
     x = torch.tensor([1e8, -1e8, float("inf"), -float("inf"), float("nan")])
     for activation, low in ((fg.nn.NoisyHardTanh, -1.0), (fg.nn.NoisyHardSigmoid, 0.0)):

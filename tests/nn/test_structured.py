@@ -336,6 +336,9 @@ def test_low_rank_by_energy_and_by_share(tmp_path):
     assert fg.load(tmp_path / "m.safetensors")[0].rank == 2
     half = fg.models.mlp([400, 300, 5])
     assert [c.name for c in fg.convert_(half, fg.LowRank(0.25), where="fc1").changes] == ["fc1"]
+    whole = torch.nn.Sequential(torch.nn.Linear(20, 30))
+    fg.convert_(whole, fg.LowRank(1.0), where="0")  # a fraction, not rank 1
+    assert whole[0].rank == 20
     assert half[0].rank == 75
     with pytest.raises(ValueError, match="give rank or energy"):
         fg.LowRank()

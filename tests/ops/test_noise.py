@@ -18,6 +18,7 @@ LAYOUTS = {  # shape, units, dimension of the units, memory order
     "channel-major": ((2, 5, 3, 4), 5, 1, lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)),
     "sequences": ((3, 4, 6), 6, -1, None),
     "a row": ((37,), 1, 0, None),
+    "wide": ((20, 2500), 2500, -1, None),  # sums of p in blocks of columns, from several parts
     "one p": ((3, 100), 1, 1, None),
     "one unit": ((9, 1), 1, 1, None),
     "empty": ((0, 4), 4, 1, None),

@@ -4,7 +4,7 @@ from filigree.data import tasks
 from filigree.data.augment import Augment
 from filigree.data.captions import Captions, captions
 from filigree.data.dataset import DataSet, Split, check
-from filigree.data.intervals import paired_interval
+from filigree.data.intervals import mean_interval, overlap, paired_interval
 from filigree.data.parallel import Parallel, parallel, parallel_batches
 from filigree.data.readers import SUFFIXES
 from filigree.data.sets import cross_validation, describe, load, names
@@ -25,7 +25,9 @@ __all__ = [
     "describe",
     "language_model_batches",
     "load",
+    "mean_interval",
     "names",
+    "overlap",
     "paired_interval",
     "parallel",
     "parallel_batches",

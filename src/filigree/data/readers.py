@@ -104,14 +104,14 @@ def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Comma-separated numbers, the label in the last column; a first line that is not numbers is a header.
+    """Comma-separated numbers, the label in the last column; a first line without numbers is a header.
 
     Empty lines and lines that begin with # are left out.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
             lines = [line for line in (line.strip(" \r\n") for line in file) if line and not line.startswith("#")]
-        if lines and not all(_is_number(cell) for cell in lines[0].split(",")[:-1]):
+        if lines and not any(_is_number(cell) for cell in lines[0].split(",")[:-1]):
             del lines[0]
         rows = [line.rpartition(",") for line in lines]
         if not rows or not all(numbers for numbers, _, _ in rows):
@@ -119,7 +119,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         longest = max(len(label) for _, _, label in rows)
         check_unpacked(path, 4 * longest * len(rows))  # numpy pads all labels to the longest
         x = np.loadtxt([numbers for numbers, _, _ in rows], np.float32, comments=None, delimiter=",", ndmin=2)
-        return _samples(x, np.array([label for _, _, label in rows]))
+        return _samples(x, np.array([label.strip() for _, _, label in rows]))
     except (OSError, ValueError) as error:
         raise ValueError(f"data: {path} is no table of numbers ({_brief(error)}).") from None
 
@@ -144,6 +144,10 @@ def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"samples of {x.dtype} and labels of {y.dtype}")
     if x.ndim < 1 or not x.size or len(x) != y.size:
         raise ValueError(f"samples {x.shape} and {y.size} labels")
+    strings, floats = y.dtype.kind in "SU", y.dtype.kind == "f"
+    missing = np.char.str_len(np.char.strip(y)) == 0 if strings else np.isnan(y) if floats else np.zeros(1, bool)
+    if missing.any():
+        raise ValueError(f"{int(missing.sum())} of {y.size} labels are missing")
     with np.errstate(over="ignore"):
         return np.asarray(x, np.float32), y.reshape(-1)
 

@@ -37,9 +37,13 @@ class GradientNoise(Annealing):
         self._handle.remove()
 
     def _add(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if (args[1] if len(args) > 1 else kwargs.get("closure")) is not None:
+            raise ValueError("GradientNoise: step(closure) makes gradients after the noise was added: call it without.")
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
+                    if parameter.grad.is_sparse:
+                        raise ValueError("GradientNoise: sparse gradients cannot get noise: sparse=False is needed.")
                     noise = torch.randn(parameter.grad.shape, generator=self.generator, dtype=torch.float32)
                     parameter.grad.add_(noise.to(parameter.grad), alpha=self.deviation)
 

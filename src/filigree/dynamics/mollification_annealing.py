@@ -25,7 +25,8 @@ class MollificationAnnealing(Annealing):
         k: with a loss near v, block L is half annealed after `k v / log 2` updates.
         stop: delta, the threshold.
         loss: whose moving average: "training", each batch, or "validation", each epoch (of the history's `val_loss`).
-        average: the share that the average keeps of itself.
+        average: the share that the average keeps of itself. Losses that are not finite are passed over; negative ones
+            (of densities) are an error, since 4.31 has no meaning for them.
 
     Raises:
         ValueError: nothing mollified in the model; numbers out of range.
@@ -46,7 +47,8 @@ class MollificationAnnealing(Annealing):
         for layer in self.layers:
             backwards = names[id(layer)].endswith("_reverse")
             self.numbers.append((self.numbers[-1] if self.numbers else 0) + (0 if backwards else 1))
-        if k < 0 or stop < 0 or not 0 <= average < 1 or loss not in ("training", "validation"):
+        in_range = 0 <= k < math.inf and stop >= 0 and 0 <= average < 1
+        if not in_range or loss not in ("training", "validation"):
             raise ValueError(
                 "MollificationAnnealing: expected k and stop of at least 0, average in [0, 1), loss 'training' or "
                 f"'validation'. Got k={k}, stop={stop}, average={average}, loss={loss!r}."
@@ -83,6 +85,10 @@ class MollificationAnnealing(Annealing):
         self.apply()
 
     def _look_at(self, loss: float) -> None:
+        if loss < 0:
+            raise ValueError(f"MollificationAnnealing: the loss must be at least 0 (4.31). Got {loss}.")
+        if not math.isfinite(loss):
+            return
         self.value = loss if self.value is None else self.average * self.value + (1 - self.average) * loss
 
     def on_step_end(self, state: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -37,10 +38,12 @@ class NoiseAnnealing(Annealing):
         ]
         if not self.layers:
             raise ValueError("NoiseAnnealing: the model has no noise to anneal. Convert it first, with fg.Noisy(...).")
-        if not 0 < end <= start:
+        if not 0 < end <= start < math.inf:
             raise ValueError(f"NoiseAnnealing: expected 0 < end <= start. Got start={start}, end={end}.")
-        if every <= 0 or (steps is not None and steps < 1):
-            raise ValueError(f"NoiseAnnealing: every and steps must be positive. Got {every} and {steps}.")
+        if not every > 0 or (steps is not None and (steps < 1 or steps != int(steps))):
+            raise ValueError(
+                f"NoiseAnnealing: every must be positive, steps a positive integer. Got {every} and {steps}."
+            )
         self.start, self.end, self.steps = start, end, steps
         self.every = every if steps is None else None
         self.schedule = None if schedule is None else as_schedule(schedule)

@@ -6,10 +6,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from filigree.nn.asymmetric_linear import Asymmetrical
 from filigree.nn.sparsification import Sparsification
+from filigree.ops.once import once_differentiable
 
 
 class AsymmetricConv2d(Asymmetrical, nn.Conv2d):

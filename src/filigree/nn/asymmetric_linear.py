@@ -7,10 +7,10 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from filigree.nn.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.ops import selection
+from filigree.ops.once import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
 
 NOTHING: Any = None

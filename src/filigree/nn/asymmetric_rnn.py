@@ -37,10 +37,10 @@ class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):
 
     _cell = staticmethod(lstm_cell)
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None) -> Any:
         if not self.has_gates and self._is_exact():
-            return nn.LSTM.forward(self, x, hx)
-        return self.looped(x, hx)
+            return nn.LSTM.forward(self, input, hx)
+        return self.looped(input, hx)
 
 
 class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
@@ -51,7 +51,7 @@ class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
 
     _cell = staticmethod(gru_cell)
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None) -> Any:
         if not self.has_gates and self._is_exact():
-            return nn.GRU.forward(self, x, hx)
-        return self.looped(x, hx)
+            return nn.GRU.forward(self, input, hx)
+        return self.looped(input, hx)

@@ -7,12 +7,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from filigree.nn.asymmetric_linear import Asymmetrical, choose
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.nn.sparsification import Sparsification
 from filigree.ops import reference, selection, sparse
+from filigree.ops.once import once_differentiable
 from filigree.ops.sparse import Pattern
 
 

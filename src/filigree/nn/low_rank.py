@@ -72,7 +72,7 @@ class LowRank(Conversion):
             singular values hold this share of the sum of all their squares. One of the two.
     """
 
-    rank: Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    rank: Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     energy: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:

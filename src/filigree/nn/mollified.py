@@ -53,7 +53,7 @@ class Mollified(Conversion):
 
     def __post_init__(self) -> None:
         if isinstance(self.a, tuple) and self.a[0] > self.a[1]:
-            raise ValueError(f"Mollified: a must be a range (low, high) or a number. Got {self.a}.")
+            raise ValueError(f"a must be a range (low, high) or a number. Got {self.a}.")
 
     def accepts(self, module: nn.Module) -> bool:
         if isinstance(module, LoopedRNN):
@@ -77,10 +77,17 @@ class Mollified(Conversion):
         if _units(module) is None:
             refuse_projections(module, "Mollified")
             return True
+        places = [other for other, it in model.named_modules(remove_duplicate=False) if it is module]
+        if len(places) > 1:
+            raise ValueError(
+                f"Mollified: {name!r} is used in {len(places)} places, {', '.join(places)}: one block each."
+            )
         parent_name, _, key = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         if not isinstance(parent, nn.Sequential):
             return None
+        if getattr(module, "relu", False):
+            return parent, [key]
         keys = list(parent._modules)
         place = keys.index(key)
         parts = [key]
@@ -92,9 +99,9 @@ class Mollified(Conversion):
                 not isinstance(follower, nn.Hardtanh) or (follower.min_val, follower.max_val) == (-1, 1)
             ):
                 return parent, [*parts, other]
-            elif not isinstance(follower, nn.Identity) or getattr(module, "relu", False):
+            elif not isinstance(follower, nn.Identity):
                 break
-        return (parent, parts) if getattr(module, "relu", False) else None
+        return None
 
     def _mollified(self, model: nn.Module, name: str, found: Any) -> Change:
         module: Any = model.get_submodule(name)
@@ -125,6 +132,8 @@ class Mollified(Conversion):
         if self.skip == "project":
             stride: Any = getattr(module, "stride", 1)
             projection = nn.Linear(ins, outs, bias=False) if dim == -1 else nn.Conv2d(ins, outs, 1, stride, bias=False)
+            if (like := next((p for p in module.parameters() if p.is_floating_point()), None)) is not None:
+                projection.to(like.device, like.dtype)  # integer layers have none
         block = MollifiedBlock(
             body[0] if len(body) == 1 else body, psi, self.skip, projection, self.residual, self.expected
         )

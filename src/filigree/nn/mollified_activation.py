@@ -39,6 +39,8 @@ def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: 
         a: broadcast against x. xi: normal noise; None: the expectation, with K = level (...)^2 and m = |u| - |f|:
             `|f| + K sqrt(2 / pi) (1 - exp(-m^2 / 2 K^2)) + m erfc(m / (K sqrt 2))`.
     """
+    if xi is None and level and x.dtype in (torch.float16, torch.bfloat16):
+        return mollify(x.float(), function, level, a, None).to(x.dtype)
     f, u = function.value(x) - function.at_zero, function.slope * x
     if level == 0:
         return f
@@ -46,9 +48,9 @@ def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: 
     sign = torch.where(u >= 0, 1.0, -1.0).to(x.dtype)
     if xi is not None:
         return sign * torch.minimum(sign * u, sign * f + scale * xi.abs())  # |u| and |f + sgn(u) s|, with slopes at 0
-    m, k = (sign * (u - f)).clamp(min=0.0), scale.clamp(min=torch.finfo(scale.dtype).tiny)
-    ratio = m / k
-    mean = k * math.sqrt(2 / math.pi) * -torch.expm1(-0.5 * ratio.square()) + m * torch.erfc(ratio / math.sqrt(2))
+    m = (sign * (u - f)).clamp(min=0.0)
+    ratio = m / torch.maximum(scale, m / 30).clamp(min=1e-12)  # from 30 on all is 0 or 1, and slopes stay finite
+    mean = scale * math.sqrt(2 / math.pi) * -torch.expm1(-0.5 * ratio.square()) + m * torch.erfc(ratio / math.sqrt(2))
     return f + sign * mean
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.modes import evaluating
 from filigree.nn.mollified_activation import MollifiedActivation
 
 
@@ -60,7 +61,9 @@ class MollifiedBlock(Mollified):
             raise ValueError(f"MollifiedBlock: a projection is needed for skip='project' only. Got skip={skip!r}.")
         self.body, self.activation, self.projection = body, activation or nn.Identity(), projection
         self.residual, self.expected = residual, expected
-        self._shapes: dict[torch.Size, torch.Size] = {}
+        self._shapes: dict[tuple[int | None, ...], torch.Size] = {}
+        images = any(isinstance(getattr(m, "out_channels", None), int) for m in body.modules())
+        self._sides = 3 if images else 1  # of one sample; more of a linear layer's lie in front
         self.p = 1.0
         for module in self.modules():
             if isinstance(module, MollifiedActivation):
@@ -87,29 +90,29 @@ class MollifiedBlock(Mollified):
         if not p or skip is None:
             return h
         if self.training:
-            return torch.where(torch.rand_like(h) < p, skip, h)
+            return torch.where(torch.rand_like(h, dtype=torch.promote_types(h.dtype, torch.float32)) < p, skip, h)
         return p * skip + (1 - p) * h
 
     def _shape_after(self, x: Tensor) -> torch.Size:
         """What shape the body makes of this one; it is run once for each number of sides to find out."""
-        sides = x.shape[1:]
+        alone = x.dim() == self._sides  # one sample
+        sides = tuple(x.shape) if alone else (None, *x.shape[1:])
         if sides not in self._shapes:
-            with torch.no_grad():
-                was_training = self.body.training
-                self._shapes[sides] = self.body.eval()(x[:1]).shape[1:]
-                self.body.train(was_training)
-        return torch.Size([len(x), *self._shapes[sides]])
+            with torch.no_grad(), evaluating(self.body):
+                self._shapes[sides] = self.body(x if alone else x[:1]).shape
+        shape = self._shapes[sides]
+        return shape if alone else torch.Size([len(x), *shape[1:]])
 
     def _skip(self, x: Tensor, shape: torch.Size) -> Tensor:
+        units = -self._sides
         if self.projection is not None:
             x = self.projection(x)
-        elif x.dim() == 4:
-            lacking = shape[1] - x.shape[1]
-            x = F.pad(x, (0, 0, 0, 0, 0, lacking)) if lacking > 0 else x[:, : shape[1]]
+        elif (lacking := shape[units] - x.shape[units]) > 0:
+            x = F.pad(x, (*[0] * (2 * self._sides - 1), lacking))
         else:
-            lacking = shape[-1] - x.shape[-1]
-            x = F.pad(x, (0, lacking)) if lacking > 0 else x[..., : shape[-1]]
-        return F.adaptive_avg_pool2d(x, (shape[2], shape[3])) if x.dim() == 4 and x.shape[2:] != shape[2:] else x
+            x = x.narrow(units, 0, shape[units])
+        other = self._sides > 1 and x.shape[-2:] != shape[-2:]
+        return F.adaptive_avg_pool2d(x, (shape[-2], shape[-1])) if other else x
 
     def extra_repr(self) -> str:
         notes: Any = [f"p={self.p:.3g}", "residual" * self.residual, "expected" * self.expected]

@@ -62,10 +62,12 @@ class Noisy(Conversion):
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         made = {}
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for name in names:  # all are made before one is put in its place
-                made[name] = self._made(model, name)
+                module, count = self._made(model, name)
+                made[name] = module.to(like.dtype) if like.is_meta else module.to(like), count
         changes = []
         for name, (module, count) in made.items():
             before = type(model.get_submodule(name)).__name__

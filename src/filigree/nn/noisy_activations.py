@@ -35,8 +35,9 @@ DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {
 
 def of_units(values: Tensor, x: Tensor, dim: int) -> Tensor:
     """A number for each unit, or one for all, so that they broadcast against x with its units along `dim`."""
-    after = 0 if values.numel() == 1 else x.dim() - 1 - dim % x.dim()
-    return values.to(x).view(-1, *[1] * after)
+    if values.numel() == 1:
+        return values.to(x).reshape(())
+    return values.to(x).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
 
 
 class WithNoise(nn.Module):
@@ -59,13 +60,19 @@ class WithNoise(nn.Module):
             raise ValueError(f"{who}: kind must be one of {', '.join(KINDS)}. Got {kind!r}.")
         if not alpha > 0:
             raise ValueError(f"{who}: alpha must be above 0. Got {alpha}.")
-        if not (c >= 0 and sigma >= 0):
-            raise ValueError(f"{who}: c and sigma must be at least 0. Got {c} and {sigma}.")
+        if not (0 <= c < math.inf and 0 <= sigma < math.inf):
+            raise ValueError(f"{who}: c and sigma must be finite and at least 0. Got {c} and {sigma}.")
+        if p is not None and not math.isfinite(p):
+            raise ValueError(f"{who}: p must be finite. Got {p}.")
+        if min(shape) < 1:
+            raise ValueError(f"{who}: at least one unit is needed. Got {min(shape)}.")
         if isinstance(noise, str) and noise not in ("normal", *DISTRIBUTIONS):
             known = ", ".join(("normal", *DISTRIBUTIONS))
             raise ValueError(f"{who}: noise must be one of {known}, or a distribution with a mean. Got {noise!r}.")
-        if isinstance(noise, Distribution) and noise.batch_shape:
-            raise ValueError(f"{who}: noise must be one distribution, not {tuple(noise.batch_shape)} of them.")
+        if not isinstance(noise, str | Distribution):
+            raise ValueError(f"{who}: noise must be a name or a torch.distributions.Distribution. Got {noise!r}.")
+        if isinstance(noise, Distribution) and (shapes := (*noise.batch_shape, *noise.event_shape)):
+            raise ValueError(f"{who}: noise must be one distribution of numbers. Got one of shape {shapes}.")
         if isinstance(noise, Normal) and noise.loc == 0 and noise.scale == 1:
             noise = "normal"
         if exact and noise != "normal":
@@ -135,23 +142,24 @@ class _NoisyActivation(WithNoise):
         super().__init__(kind, alpha, c, sigma, p, (units,), learn_p, noise, exact)
         self.dim = dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        units = self.p.numel()
+    def forward(self, input: Tensor) -> Tensor:
+        x, p = input, self.p
+        units = p.numel()
         if units > 1 and (x.dim() < (-self.dim if self.dim < 0 else self.dim + 1) or x.shape[self.dim] != units):
             raise ValueError(
                 f"{type(self).__name__}: expected {units} units in dimension {self.dim}. Got {tuple(x.shape)}. "
                 "With p='layer' any shape will do."
             )
-        native = runs_kernels(x) and self.p.dtype == x.dtype
+        native = runs_kernels(x) and p.dtype == x.dtype
         if self.draws:
             if native and self.noise == "normal":
-                return noisy(x, self.p, self.numbers, self._tanh, draw_seed(), self.dim)
+                return noisy(x, p, self.numbers, self._tanh, draw_seed(), self.dim)
             return noisy_reference(x, self._spread(x), self.sample(x), self.numbers, self._tanh)
         if self.exact and not self.training and self.kind in ("NANI", "NANIL", "NANIS"):
             return expected_input_noise(x, self._spread(x), self.numbers, self._tanh)
         mean = self.mean if self.kind in ("NAN", "NAH") else 0.0
         if native:
-            return noisy(x, self.p, self.numbers, self._tanh, mean, self.dim)
+            return noisy(x, p, self.numbers, self._tanh, mean, self.dim)
         return noisy_reference(x, self._spread(x), mean, self.numbers, self._tanh)
 
     def _spread(self, x: Tensor) -> Tensor:

@@ -130,6 +130,10 @@ class _NoisyCell:
 
     def _step(self, x: Tensor, states: States | None, count: int) -> States:
         me: Any = self
+        given = [] if states is None else states
+        if x.dim() not in (1, 2) or any(state.dim() != x.dim() for state in given):
+            dims = [part.dim() for part in (x, *given)]
+            raise ValueError(f"{type(self).__name__}: input and states must all be 1-D, or all 2-D. Got {dims}.")
         alone = x.dim() == 1
         if alone:
             x, states = x[None], None if states is None else [state[None] for state in states]
@@ -146,13 +150,13 @@ class _NoisyCell:
 class NoisyLSTMCell(_NoisyCell, nn.LSTMCell):
     """`nn.LSTMCell` with noisy gates: arguments and results are the same."""
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        h, c = self._step(x, None if hx is None else list(hx), 2)
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        h, c = self._step(input, None if hx is None else list(hx), 2)
         return h, c
 
 
 class NoisyGRUCell(_NoisyCell, nn.GRUCell):
     """`nn.GRUCell` with noisy gates: arguments and results are the same."""
 
-    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(x, None if hx is None else [hx], 1)[0]
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, None if hx is None else [hx], 1)[0]

@@ -80,11 +80,15 @@ class LoopedRNN(nn.Module):
         else:
             x = x.unsqueeze(1) if alone else x.transpose(0, 1) if me.batch_first else x
             given = [part.unsqueeze(1) for part in given] if alone and given is not None else given
-            sizes, data = [x.shape[1]] * x.shape[0], x.reshape(-1, me.input_size)
+            sizes, data = [x.shape[1]] * x.shape[0], x.reshape(x.shape[0] * x.shape[1], me.input_size)
+        if not sizes:
+            raise ValueError(f"{who}: the sequence must have at least one time step. Got {tuple(data.shape)}.")
         directions = 2 if me.bidirectional else 1
         shape = (me.num_layers * directions, sizes[0] if sizes else 0, me.hidden_size)
         if given is None:
             given = [data.new_zeros(shape)] * count
+        if len(given) != count:
+            raise ValueError(f"{who}: {count} initial states are needed. Got {len(given)}.")
         if wrong := [part for part in given if part.shape != shape]:
             raise ValueError(f"{who}: initial states must be {shape}. Got {tuple(wrong[0].shape)}.")
         last: list[States] = []
@@ -117,8 +121,15 @@ class GatedRNN(LoopedRNN):
         me: Any = self
         return F.linear(x, getattr(me, f"weight_{part}{suffix}"), getattr(me, f"bias_{part}{suffix}", None))
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
-        return self.looped(x, hx)
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return self.looped(input, hx)
+
+    def reset_parameters(self) -> None:
+        """The weights'; those of the gates stay."""
+        me: Any = self
+        bound = me.hidden_size**-0.5 if me.hidden_size else 0.0
+        for _, parameter in self.named_parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
 
 
 def is_lstm(rnn: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.modes import evaluating
 from filigree.nn.dense_weight import DenseWeight
 from filigree.ops.sell import sell
 
@@ -75,17 +76,16 @@ class Sell(DenseWeight, nn.Module):
         """The equivalent `nn.Linear`, bias included. Layers with a ReLU inside have none."""
         if any(kind == "relu" for kind, _ in self.program):
             raise ValueError(f"{type(self).__name__}: with a ReLU inside it is not linear.")
-        was_training = self.training
-        self.eval()
         some = next(self.parameters(), None)
         like: Any = next(self.buffers()) if some is None else some
         dtype = like.real.dtype if like.is_complex() else like.dtype
         eye = torch.eye(self.in_features, dtype=dtype, device=like.device)
-        bias = self(torch.zeros_like(eye[:1]))[0]
+        with evaluating(self):
+            bias = self(torch.zeros_like(eye[:1]))[0]
+            weight = (self(eye) - bias).t()
         linear = nn.Linear(self.in_features, self.out_features, device=eye.device, dtype=bias.dtype)
-        linear.weight.copy_((self(eye) - bias).t())
+        linear.weight.copy_(weight)
         linear.bias.copy_(bias)
-        self.train(was_training)
         return linear
 
     def extra_repr(self) -> str:

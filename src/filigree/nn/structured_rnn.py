@@ -54,5 +54,5 @@ class StructuredRNN(LoopedRNN):
         y = self.products[part + suffix](x)
         return y + getattr(self, f"bias_{part}{suffix}") if self.bias else y
 
-    def forward(self, x: Any, hx: Any = None) -> Any:
-        return self.looped(x, hx)
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return self.looped(input, hx)

@@ -98,7 +98,7 @@ def sddmm(indptr: Tensor, indices: Tensor, dy: Tensor, x: Tensor) -> Tensor:
 def linear_forward(
     values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
 ) -> Tensor:
-    return spmm(indptr, indices, values, x.t().contiguous(), None, bias, relu).t()
+    return spmm(indptr, indices, values, x.t().contiguous(), None, bias, relu).t().data  # no view, as on the CPU
 
 
 def linear_backward(

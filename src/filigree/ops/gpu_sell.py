@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filigree.ops.once import once_differentiable
+
 try:
     import triton
     import triton.language as tl
@@ -187,7 +189,7 @@ class _Acdc(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, a, d = ctx.saved_tensors
         (rows, ins), n = x.shape, len(a)

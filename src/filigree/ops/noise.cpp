@@ -3,6 +3,7 @@
 // finds the same noise, and so does the backward pass of a cell.
 #include "vectors.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -114,14 +115,16 @@ struct Activation {
       kept = (h == u) ? zero + slope : zero;
       return h;
     }
-    const V delta = clipped(u, low, high) - u, s = centred_sigmoid<T, L>(p * delta), s2 = s * s;
+    const V delta = clipped(u, low, high) - u, z = p * delta, s = centred_sigmoid<T, L>(z), s2 = s * s;
+    V steep = T(0.25) - s2;  // the sigmoid's slope; beyond 14, where the fit of s stays what it is, 0
+    if constexpr (sizeof(T) == 4) steep = absolute<T, L>(z) < T(14) ? steep : zero;
     if constexpr (K == NANIL) {
       const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high);
-      kept = (h == v) ? (2 * c) * s * (T(0.25) - s2) * xi : zero + std::numeric_limits<T>::infinity();
+      kept = (h == v) ? (2 * c) * s * steep * xi : zero + std::numeric_limits<T>::infinity();
       return h;
     }
     const V e = along<T, L>(K == NAH ? absolute<T, L>(xi) : xi, x) * (direction * c);  // c d(x) epsilon
-    kept = e * (2 * s * (T(0.25) - s2));
+    kept = e * (2 * s * steep);
     return (alpha == 1 ? clipped(u, low, high) : u + alpha * delta) + e * s2;  // sums would cancel at large x
   }
 
@@ -198,12 +201,18 @@ inline void segments(int64_t length, int64_t from, int64_t to, Body body) {
   }
 }
 
-// p of the numbers of a row: its own (units == row's length) or one for the row
-template <class T, int L>
-inline Vec<T, L> parameter(const Layout &l, const T *p, int64_t row, int64_t in_row, int count) {
-  if (l.by_column()) return some<T, L>(p + in_row, count);
-  return Vec<T, L>{} + p[row % l.units];
-}
+// p of the numbers of a row: their own (units == row's length) or one for the row
+template <class T>
+struct Parameters {
+  const T *own;
+  T shared;
+  Parameters(const Layout &l, const T *p, int64_t row)
+      : own(l.by_column() ? p : nullptr), shared(own ? T(0) : p[row % l.units]) {}
+  template <int L>
+  Vec<T, L> at(int64_t in_row, int count) const {
+    return own ? some<T, L>(own + in_row, count) : Vec<T, L>{} + shared;
+  }
+};
 
 template <class T, class K>
 void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, T *y, T *kept) {
@@ -213,9 +222,10 @@ void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *
   const int64_t size = l.size();
   parallel(team(size * 4), [=](int thread, int threads) {  // copies, that what is written cannot be them
     segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+      const Parameters<T> of_row(l, p, row);
       vectors<T>(from, to, [=](int64_t i, int count) {
         Vec<T, L> keep;
-        const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count);
+        const Vec<T, L> at_p = of_row.template at<L>(i - begin, count);
         put<T, L>(y + i, count, f.template at<K::value, L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i), keep));
         if (kept) put<T, L>(kept + i, count, keep);
       });
@@ -229,20 +239,26 @@ void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, 
   constexpr int L = LANES<T>;
   const Activation<T> f(n, tanh);
   const int64_t size = l.size();
-  // sums are kept in a number of parts that the size alone decides: results do not depend on the number of threads
-  constexpr int64_t PARTS = 16, GRAIN = 16384;
+  // p's sums: in pieces that the shape alone decides, so that results do not depend on the number of threads, of columns
+  // whose sums the first cache holds, and of rows
+  constexpr int64_t PIECES = 16, GRAIN = 16384, WIDE = 512;
   const int most = team(size);
-  const int64_t many = dp ? std::max<int64_t>(1, std::min(PARTS, size / GRAIN)) : most;
-  std::vector<T> parts(dp ? many * l.units : 0);
-  T *const sums = dp ? parts.data() : nullptr;
-  parallel(int(std::min<int64_t>(most, many)), [=](int thread, int threads) {
-    for (int64_t number = thread; number < many; number += threads) {
-      T *const part = sums ? sums + number * l.units : nullptr;
-      segments(l.row(), size * number / many, size * (number + 1) / many, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+  const bool by_column = dp && l.by_column();
+  const int64_t width = by_column ? WIDE : std::max<int64_t>(l.row(), 1), across = by_column ? (l.units + WIDE - 1) / WIDE : 1;
+  const int64_t down = dp ? std::max<int64_t>(1, std::min(PIECES / across, size / GRAIN)) : most;
+  std::vector<T> parts(dp ? (down - 1) * l.units : 0);  // of all rows but the first ones, whose sums are put into dp
+  T *const others = parts.data();
+  if (dp) std::fill_n(dp, l.units, T(0));
+  parallel(int(std::min<int64_t>(most, down * across)), [=](int thread, int threads) {
+    for (int64_t number = thread; number < down * across; number += threads) {
+      const int64_t at = number / across, column = number % across * width;
+      T *const part = !dp ? nullptr : at ? others + (at - 1) * l.units : dp;
+      const auto rows = [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+        const Parameters<T> of_row(l, p, row);
         Vec<T, L> total{};
         vectors<T>(from, to, [=, &total](int64_t i, int count) {
           Vec<T, L> by_x, by_p;
-          const Vec<T, L> at_p = parameter<T, L>(l, p, row, i - begin, count), at_dy = some<T, L>(dy + i, count);
+          const Vec<T, L> at_p = of_row.template at<L>(i - begin, count), at_dy = some<T, L>(dy + i, count);
           f.template gradients<K::value, L>(some<T, L>(x + i, count), at_p, some<T, L>(kept + i, count), by_x, by_p);
           put<T, L>(dx + i, count, at_dy * by_x);
           if (!part) return;
@@ -251,13 +267,15 @@ void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, 
         });
         if (part && !l.by_column())
           for (int i = 0; i < L; ++i) part[row % l.units] += lane<L>(total, i);
+      };
+      segments(l.row(), size * at / down, size * (at + 1) / down, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+        from = std::max(from, begin + column), to = std::min(to, begin + column + width);
+        if (from < to) rows(row, begin, from, to);
       });
     }
   });
-  for (int64_t u = 0; dp && u < l.units; ++u) {
-    dp[u] = 0;
-    for (int64_t t = 0; t < many; ++t) dp[u] += parts[t * l.units + u];
-  }
+  for (int64_t at = 1; dp && at < down; ++at)
+    for (int64_t u = 0; u < l.units; ++u) dp[u] += others[(at - 1) * l.units + u];
 }
 
 // A cell's numbers (n, j), j in [0, hidden), column blocks shared out among threads. Gate g of a sample lies at

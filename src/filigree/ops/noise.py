@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from filigree.ops._load import kernels
+from filigree.ops.once import once_differentiable
 
 KINDS = ("NAN", "NAH", "NANI", "NANIL", "NANIS")
 HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
@@ -48,7 +50,8 @@ def normals(like: Tensor, seed: Tensor, step: int = 0) -> Tensor:
 
 
 def runs_kernels(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    """Whether x has memory that kernels can read; subclasses of tensors may have none."""
+    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 # -- plain torch -----------------------------------------------------------------------------------------------------
@@ -86,6 +89,8 @@ def expected_input_noise(x: Tensor, p: Tensor | float, noise: Noise, tanh: bool)
     With v = u(x) + tau xi, tau the noise's deviation times u's slope, and a, b the ends of h's range measured from u(x)
     in tau: `E clip(v) = low Phi(a) + high (1 - Phi(b)) + u (Phi(b) - Phi(a)) + tau (phi(a) - phi(b))`.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return expected_input_noise(x.float(), p, noise, tanh).to(x.dtype)
     h, u, slope, low = hard(x, tanh), line(x, tanh), (1.0 if tanh else 0.25), (-1.0 if tanh else 0.0)
     if noise.kind == "NANIL":
         tau = slope * noise.c * ((p * (h - u)).sigmoid() - 0.5).square()
@@ -126,7 +131,7 @@ def noisy(x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int =
 
 def _layout(x: Tensor, units: int, dim: int) -> tuple[int, int, int]:
     """x, dense in memory, as (outer, units, inner)."""
-    if units == 1 or not x.numel():
+    if units == 1 or not x.numel() or x.stride(dim) == 1:
         return x.numel() // units, units, 1
     inner = math.prod(n for n, s in zip(x.shape, x.stride(), strict=True) if s < x.stride(dim))
     return x.numel() // (units * inner), units, inner
@@ -134,6 +139,9 @@ def _layout(x: Tensor, units: int, dim: int) -> tuple[int, int, int]:
 
 def _dense(x: Tensor) -> Tensor:
     """x itself if it lies in memory without gaps, in whatever order, else a contiguous copy."""
+    x = x.resolve_neg()
+    if x.is_contiguous():
+        return x
     reached = 1
     for stride, size in sorted((s, n) for n, s in zip(x.shape, x.stride(), strict=True) if n != 1):
         if stride != reached:
@@ -145,8 +153,8 @@ def _dense(x: Tensor) -> Tensor:
 class _Noisy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int) -> Tensor:
-        x = _dense(x)
-        ctx.arguments = noise, seed, tanh, _layout(x, p.numel(), dim)
+        x, p = _dense(x), p.contiguous()
+        ctx.arguments = noise, seed, tanh, _layout(x, p.numel(), dim), x.stride()
         y = torch.empty_like(x)
         kept = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
         kernels.noisy(
@@ -157,18 +165,22 @@ class _Noisy(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        noise, seed, tanh, layout, order = ctx.arguments
         x, p, kept = ctx.saved_tensors
-        noise, seed, tanh, layout = ctx.arguments
-        if dy.stride() != x.stride():
-            dy = torch.empty_like(x).copy_(dy)
+        x, kept, dy, p = _in_order(x, order), _in_order(kept, order), _in_order(dy, order), p.contiguous()
         dx, dp = torch.empty_like(x), torch.empty_like(p) if ctx.needs_input_grad[1] else None
         kernels.noisy_backward(
             x.dtype is torch.float64, noise.native(seed), tanh, *layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),
             dy.data_ptr(), dx.data_ptr(), address(dp),
         )  # fmt: skip
         return dx, dp, None, None, None, None
+
+
+def _in_order(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """x with these strides: gradients, and tensors that came back from hooks, may have others."""
+    return x if x.stride() == order and not x.is_neg() else x.new_empty_strided(x.shape, order).copy_(x)
 
 
 _apply = outside_graphs(_Noisy.apply)

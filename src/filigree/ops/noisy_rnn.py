@@ -9,6 +9,7 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.noise import Noise, Seed, address, noisy_reference, outside_graphs
+from filigree.ops.once import once_differentiable
 
 
 def lstm_reference(pre: Tensor, c: Tensor, p: Tensor, xi: list[Tensor | float], noise: Noise) -> tuple[Tensor, Tensor]:
@@ -111,9 +112,10 @@ class _LSTM(torch.autograd.Function):
         return out, h, c
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor | None, ...]:
         pre, weight, p, before, states = ctx.saved_tensors
+        pre, p, before = pre.contiguous(), p.contiguous(), before.contiguous()  # hooks may have laid them out anew
         noise, seed, sizes, reverse = ctx.rest
         f64, hidden = pre.dtype is torch.float64, dc.shape[1]
         dh, dc = (of_state.clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))
@@ -159,9 +161,10 @@ class _GRU(torch.autograd.Function):
         return out, h
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:
         px, ph, weight, p, before = ctx.saved_tensors
+        px, ph, p, before = px.contiguous(), ph.contiguous(), p.contiguous(), before.contiguous()
         noise, seed, sizes, reverse, has_bias = ctx.rest
         f64, hidden = px.dtype is torch.float64, dh.shape[1]
         dh = dh.clone(memory_format=torch.contiguous_format)
@@ -198,9 +201,9 @@ class _GRUStep(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        px, ph, p, before = ctx.saved_tensors
+        px, ph, p, before = (saved.contiguous() for saved in ctx.saved_tensors)
         noise, seed = ctx.rest
         dh = dout.clone(memory_format=torch.contiguous_format)
         dpx, dph = torch.empty_like(px), torch.empty_like(ph)

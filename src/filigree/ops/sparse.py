@@ -19,6 +19,7 @@ from torch import Tensor
 
 from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
+from filigree.ops.once import once_differentiable
 
 FLOATS = (torch.float32, torch.float64)
 _LARGE = 4 << 20  # bytes
@@ -360,7 +361,7 @@ class _RowsLinear(torch.autograd.Function):
         return y.t()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, columns, rows, y = ctx.saved_tensors
         _, need_bias, need_input, *_ = ctx.needs_input_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -82,7 +83,8 @@ def run(
             _tidy(folder)
             trained[method] = folder
         dense = out / f"dense-{number}"  # what it costs is a ratio to dense, timed in turns with it
-        beside = {"dense": dense} if "dense" not in trained and dense in finished(recipe, out) else {}
+        record = _whole(dense) if "dense" in recipe.methods and "dense" not in trained else None
+        beside = {"dense": dense} if record is not None and _difference_to(record, recipe, "dense") is None else {}
         _time(recipe, trained | beside, split)
         folders += trained.values()
     return folders
@@ -100,11 +102,9 @@ def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> lis
     recipe, found = on(recipe, source), []
     for method in recipe.methods:
         for folder in sorted(out.glob(f"{glob.escape(method)}-*")):
-            if folder.name.removeprefix(f"{method}-").isdigit():
-                try:
-                    found += [folder] if _is_finished(folder, recipe, method) else []
-                except RecipeError:
-                    continue  # of other settings
+            record = _whole(folder) if folder.name.removeprefix(f"{method}-").isdigit() else None
+            if record is not None and _difference_to(record, recipe, method) is None:
+                found.append(folder)
     return found
 
 
@@ -351,27 +351,44 @@ def _tidy(folder: Path) -> None:
 def _config(recipe: Recipe, method: str, **chosen: Any) -> dict[str, Any]:
     """What says what a run is; a file of data with its checksum."""
     config = recipe.plain(method, **chosen)
-    if recipe.data.name not in data.names() and Path(recipe.data.name).is_file():
-        config["data"]["sha256"] = hashlib.sha256(Path(recipe.data.name).read_bytes()).hexdigest()
+    file = Path(recipe.data.name)
+    if recipe.data.name not in data.names() and file.is_file():
+        config["data"]["sha256"] = _checksum(file, file.stat().st_mtime_ns)
     plain: dict[str, Any] = json.loads(json.dumps(config))  # as a record gives it back
     return plain
+
+
+@functools.lru_cache(maxsize=1)  # one file, all runs
+def _checksum(file: Path, changed: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _whole(folder: Path) -> Record | None:
+    """The record of a run that is finished."""
+    try:
+        record = Record.load(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    # with a checkpoint, the record may still lack what follows `fit`
+    whole = record.finished is not None and (folder / MODEL).is_file() and not (folder / CHECKPOINT).exists()
+    return record if whole else None
+
+
+def _difference_to(record: Record, recipe: Recipe, method: str) -> tuple[str, Any, Any] | None:
+    """Of a run to what is asked for. What only one of the two knows, as of an older version, does not count, nor what
+    was searched."""
+    return _difference(record.config, _config(recipe, method), {"about", "tracker", *recipe.search})
 
 
 def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
     """Whether the run is there, whole.
 
     Raises:
-        RecipeError: it is, but of other data or settings. What only one of the two knows, as of an older version, does
-            not count, nor what was searched.
+        RecipeError: it is, but of other data or settings.
     """
-    try:
-        record = Record.load(folder)
-    except (FileNotFoundError, ValueError):
+    if (record := _whole(folder)) is None:
         return False
-    # with a checkpoint, the record may still lack what follows `fit`
-    if record.finished is None or not (folder / MODEL).is_file() or (folder / CHECKPOINT).exists():
-        return False
-    if found := _difference(record.config, _config(recipe, method), {"about", "tracker", *recipe.search}):
+    if found := _difference_to(record, recipe, method):
         key, there, asked = found
         raise RecipeError(
             f"{folder} holds a finished run of other settings: {key} is {there} there, {asked} is asked for. Give "

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import scipy.stats
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from filigree.data import paired_interval
+from filigree.data import mean_interval, overlap, paired_interval
 
 RecordLike = Mapping[str, Any]
 
@@ -69,11 +67,11 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
         for method, runs in methods.items():
             accuracies = [r["metrics"]["test_accuracy"] for r in runs if r["metrics"].get("test_accuracy") is not None]
             deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-            share = _share(runs[0])
+            share = overlap(runs[0].get("config", {}).get("data", {}))
             rows.append(
                 Row(
                     recipe, method, len(runs), statistics.fmean(accuracies) if accuracies else None, deviation,
-                    None if deviation is None else _half_interval(deviation, len(accuracies), share),
+                    _half_interval(accuracies, share),
                     None if method == "dense" else _paired(runs, methods.get("dense", []), share), costs[method],
                     {key: _ratio(value, costs.get("dense", {}).get(key)) for key, value in costs[method].items()},
                     {key: spread for key, *_ in COSTS if (spread := _spread(runs, key)) is not None},
@@ -187,15 +185,8 @@ def _paired(runs: Sequence[RecordLike], dense: Sequence[RecordLike], share: floa
     return paired_interval([a for a, _ in known], [b for _, b in known], share)
 
 
-def _share(run: RecordLike) -> float:
-    """Test to training samples where folds or resampled splits share training samples: `paired_interval`'s."""
-    data = run.get("config", {}).get("data", {})
-    if data.get("folds"):
-        return float(1 / (data["folds"] - 1))
-    if data.get("name") in ("mnist", "fashion-mnist", "cifar-10"):
-        return 0.0  # one test set for all: the runs differ by their seed only
-    return float(data.get("test_size", 1 / 3) / (1 - data.get("test_size", 1 / 3)))
-
-
-def _half_interval(deviation: float, runs: int, share: float) -> float:
-    return float(scipy.stats.t.ppf(0.975, runs - 1)) * deviation * math.sqrt(1 / runs + share)
+def _half_interval(accuracies: Sequence[float], share: float) -> float | None:
+    if len(accuracies) < 2:
+        return None
+    mean, low, _ = mean_interval(accuracies, share)
+    return mean - low

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from filigree.data import overlap
 from filigree.reproduce.experiment import Rows
 from filigree.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive
 from filigree.reproduce.reproduction import Records
@@ -105,10 +106,9 @@ def by_run(records: Records, of: Figure) -> dict[str, dict[tuple[str, int], floa
 
 
 def folds_of(records: Records) -> float:
-    """The size of a test part to that of its training part in a cross-validation; 0 where runs are seeds."""
+    """`filigree.data.overlap` of the runs."""
     runs = next((runs for methods in records.values() for runs in methods.values() if runs), [])
-    folds = runs[0].config.get("data", {}).get("folds") if runs else None
-    return 0.0 if folds is None else 1 / (folds - 1)
+    return overlap(runs[0].config.get("data", {})) if runs else 0.0
 
 
 def test_accuracy(run: Record) -> float | None:

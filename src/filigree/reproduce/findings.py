@@ -16,7 +16,7 @@ All rest on the 95% t interval of a mean over runs (seeds, folds, or networks), 
 - a claim of several parts is "reproduced" when all are, "partly" when some are, else "not" if one is not, or "open".
 
 The folds of a repeated cross-validation share most of their training parts, so intervals over them are wider: `folds`
-is the size of a test part to that of its training part, see `filigree.data.paired_interval`; 0 of other runs.
+is the size of a test part to that of its training part, see `filigree.data.mean_interval`; 0 of other runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Literal
 
 import scipy.stats
 
-from filigree.data import paired_interval
+from filigree.data import mean_interval
 
 Verdict = Literal["reproduced", "partly", "not", "open"]
 Interval = tuple[float, float]
@@ -70,8 +70,7 @@ def interval(numbers: Sequence[float], folds: float = 0.0) -> Interval | None:
     """The 95% t interval of the mean; None of a single number."""
     if len(numbers) < 2:
         return None
-    _, low, high = paired_interval(numbers, [0.0] * len(numbers), folds)
-    return low, high
+    return mean_interval(numbers, folds)[1:]
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:

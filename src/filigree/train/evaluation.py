@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from filigree.modes import evaluating
 from filigree.train.batches import Batches, make_batches
 from filigree.train.meter import Meter
 
@@ -45,18 +45,6 @@ def measure(
             output = model(x)
             meter.add(loss(output, y), output, y)
     return meter.means(total)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each module's own mode again, frozen ones included."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def device_of(model: nn.Module) -> torch.device:

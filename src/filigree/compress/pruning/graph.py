@@ -14,6 +14,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from filigree.convert import looking_on
+from filigree.modes import evaluating
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.topology.sampling import pattern_of
 
@@ -59,7 +60,7 @@ class Graph:
         logging.getLogger("torch_pruning").setLevel(logging.ERROR)
         custom: dict[Any, Any] = {kind: _SparseLinearPruner() for kind in (SparseLinear,)}
         try:
-            with torch.enable_grad():  # it is traced by its graph of gradients
+            with evaluating(model), torch.enable_grad():  # it is traced by its graph of gradients
                 self._graph = tp.DependencyGraph().build_dependency(
                     model, example_inputs=example, verbose=False, customized_pruners=custom
                 )
@@ -129,6 +130,13 @@ def pruned(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor) -> 
                     reason = " ".join(str(error).split())[:160]
                     raise ValueError(f"pruning: the units of {name!r} cannot be taken out: {reason}") from None
         raise ValueError("pruning: these units cannot be taken out together. Name fewer layers with where=.") from None
+
+
+def without(count: int, kept: Tensor) -> Tensor:
+    """The units that are not kept."""
+    gone = torch.ones(count, dtype=torch.bool)
+    gone[kept] = False
+    return gone.nonzero().squeeze(1)
 
 
 def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, shape: torch.Size) -> nn.Module:

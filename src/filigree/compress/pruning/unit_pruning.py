@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
 from filigree.compress.pruning.clusters import dead
-from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over
+from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over, without
+from filigree.compress.pruning.places import check_places
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
 from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
 from filigree.compress.pruning.samples import unit_activations
@@ -23,8 +24,11 @@ from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
 from filigree.convert import Change, Compression, Conversion, looking_on
 from filigree.nn.dropout_variants import StrengthDropout
+from filigree.nn.fastfood import FastfoodLinear
 from filigree.nn.mollified_activation import MollifiedActivation
 from filigree.nn.noisy_activations import WithNoise
+from filigree.nn.phd import PHDLinear
+from filigree.nn.sell import Sell
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
@@ -74,6 +78,8 @@ class UnitPruning(Compression):
         if len(data) < 2:
             raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
         for name, module in model.named_modules():
+            if isinstance(module, Sell | FastfoodLinear | PHDLinear):
+                raise ValueError(f"{who}: {name!r} is a structured layer, whose inputs cannot go. Prune before.")
             if isinstance(module, WithNoise | MollifiedActivation | StrengthDropout) and any(
                 t.numel() > 1 for t in _of_units(module)
             ):
@@ -99,6 +105,7 @@ class UnitPruning(Compression):
             return made
 
         kept, heirs, notes = self._choices(model, groups, features, x, build)
+        check_places(model, groups, kept, x[:8])
         made = build(kept, heirs, True)
         for group in groups:
             own = output_error(group, features[group.name], kept[group.name], model)
@@ -238,13 +245,6 @@ class _PartOf:
 def whole_of(group: Any) -> tuple[Units, Tensor]:
     """The group that a part is of, and its units."""
     return (group.whole, group.alive) if isinstance(group, _PartOf) else (group, torch.arange(group.count))
-
-
-def without(count: int, kept: Tensor) -> Tensor:
-    """The units that are not kept."""
-    stays = torch.zeros(count, dtype=torch.bool)
-    stays[kept] = True
-    return (~stays).nonzero().squeeze(1)
 
 
 def _of_units(module: nn.Module) -> list[Tensor]:

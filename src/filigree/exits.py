@@ -1,0 +1,67 @@
+"""How a command ends: its errors as one line, its exit code, and what it says of going on."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+from filigree.recipes import RecipeError
+from filigree.train.signals import terminate
+
+_OUT_OF = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EIO)
+
+
+class State:
+    """Of the command that runs. debug: show where errors come from. hint: how to go on after it was stopped."""
+
+    debug = False
+    hint = ""
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run the command line and exit: 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # typer has seen the Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except RecipeError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(f"interrupted; the last checkpoint is intact. {State.hint}", 130)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:
+            _fail(f"terminated; the last checkpoint is intact. {State.hint}", 128 + signal.SIGTERM)
+        raise
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}." if error.filename else str(error)
+        _raise_or_fail(error, f"{said} {_kept()}" if error.errno in _OUT_OF else said)
+    except Exception as error:
+        if message := getattr(error, "format_message", None):  # of click, or of the copy of it that typer brings
+            _fail(f"{message()} `filigree --help` shows what there is.", 2)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
+            asked = re.search(r"you tried to allocate \d+ bytes|Unable to allocate [^,]*?iB", str(error))
+            _raise_or_fail(error, f"out of memory{f' ({asked[0]})' if asked else ''}. {_kept()}")
+        _raise_or_fail(error, str(error) or type(error).__name__)
+
+
+def _kept() -> str:
+    """What a run that something outside it has stopped leaves, and how it goes on."""
+    return f"What was saved before is intact. {State.hint}" if State.hint else ""
+
+
+def _raise_or_fail(error: Exception, message: str) -> NoReturn:
+    if State.debug:
+        raise error
+    _fail(message, 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"filigree: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

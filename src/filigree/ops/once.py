@@ -1,0 +1,46 @@
+"""Gradients that can be differentiated once, and say so."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For the `backward` of a `torch.autograd.Function` whose gradients cannot be differentiated: to do so is an error.
+
+    torch's decorator of this name says so only where the incoming gradient has derivatives: those by the saved tensors
+    are then taken for 0.
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *dy: Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *dy)
+        with torch.no_grad():
+            found = backward(ctx, *dy)
+        if isinstance(found, Tensor):
+            return _final(found, type(ctx).__name__)
+        return tuple(_final(each, type(ctx).__name__) if isinstance(each, Tensor) else each for each in found)
+
+    return once
+
+
+def _final(gradient: Tensor, name: str) -> Tensor:
+    made: Tensor = _Final.apply(gradient, torch.zeros((), requires_grad=True), name)
+    return made
+
+
+class _Final(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, leaf: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(f"{ctx.name}: trying to differentiate twice what is once_differentiable.")
