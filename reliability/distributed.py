@@ -57,6 +57,8 @@ def train(folder: Path, grow: Any, resume: bool, die: int | None) -> None:
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(epsilon=8)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.3), epochs=5, grow=grow)
+    if die is not None:  # the launcher, which sees the death too, may end the other before it has said what happened
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     data, hashes = fg.data.load("digits", seed=0).train, Hashes()
 
     def killed(state: FitState) -> None:
