@@ -52,19 +52,23 @@ inline V clipped(V u, T low, T high) {
   return top < above ? top : above;
 }
 
-// sigmoid(z) - 1 / 2 = tanh(z / 2) / 2: in float by a quotient of polynomials fitted up to |z| = 14, error below 1e-6
+// (sigmoid(z) - 1 / 2)^2 = tanh(z / 2)^2 / 4, and its slope: in float by a quotient of polynomials in z^2 fitted up to
+// |z| = 14, error of both below 1e-6; beyond, the slope is 0
 template <class T, int L>
-inline Vec<T, L> centred_sigmoid(Vec<T, L> z) {
+inline Vec<T, L> scale(Vec<T, L> z, Vec<T, L> &slope) {
   typedef Vec<T, L> V;
   if constexpr (sizeof(T) == 8) {
     for (int i = 0; i < L; ++i) z[i] = 0.5 * std::tanh(0.5 * z[i]);
-    return z;
+    slope = z * (0.5 - 2 * z * z);
+    return z * z;
   } else {
-    const V x = clipped(0.5f * z, -7.0f, 7.0f), u = x * x;
-    V above = u * 3.92993506e-6f + 2.27697255e-3f, below = u * 1.42349063e-4f + 0.0210721036f;
-    above = above * u + 0.123021646f;
-    below = below * u + 0.456340129f;
-    return (above * u + 0.999995687f) * 0.5f * x / (below * u + 1.0f);
+    const V end = V{} + 196.0f, z2 = z * z, u = end < z2 ? end : z2;  // a NaN stays one
+    V above = u * 1.53150937e-8f + 3.55450485e-5f, below = u * 2.22075122e-6f + 1.31638796e-3f;
+    above = above * u + 7.68736298e-3f;
+    below = below * u + 0.114079082f;
+    const V ratio = (above * u + 0.249998949f) / (below * u + 1.0f), s2 = u * ratio * ratio;
+    slope = end <= z2 ? V{} : z * ratio * (0.5f - 2 * s2);
+    return s2;
   }
 }
 
@@ -115,16 +119,16 @@ struct Activation {
       kept = (h == u) ? zero + slope : zero;
       return h;
     }
-    const V delta = clipped(u, low, high) - u, z = p * delta, s = centred_sigmoid<T, L>(z), s2 = s * s;
-    V steep = T(0.25) - s2;  // the sigmoid's slope; beyond 14, where the fit of s stays what it is, 0
-    if constexpr (sizeof(T) == 4) steep = absolute<T, L>(z) < T(14) ? steep : zero;
+    const V delta = clipped(u, low, high) - u;
+    V steep;
+    const V s2 = scale<T, L>(p * delta, steep);
     if constexpr (K == NANIL) {
       const V v = u + (slope * c) * s2 * xi, h = clipped(v, low, high);
-      kept = (h == v) ? (2 * c) * s * steep * xi : zero + std::numeric_limits<T>::infinity();
+      kept = (h == v) ? c * steep * xi : zero + std::numeric_limits<T>::infinity();
       return h;
     }
     const V e = along<T, L>(K == NAH ? absolute<T, L>(xi) : xi, x) * (direction * c);  // c d(x) epsilon
-    kept = e * (2 * s * steep);
+    kept = e * steep;
     return (alpha == 1 ? clipped(u, low, high) : u + alpha * delta) + e * s2;  // sums would cancel at large x
   }
 

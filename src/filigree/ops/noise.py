@@ -38,7 +38,7 @@ class Noise:
 
 def draw_seed() -> Tensor:
     """A seed from torch's global generator, so that `torch.manual_seed` rules it."""
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+    return torch.empty((), dtype=torch.int64).random_()
 
 
 def normals(like: Tensor, seed: Tensor, step: int = 0) -> Tensor:
