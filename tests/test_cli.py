@@ -353,6 +353,28 @@ def test_export(tmp_path, monkeypatch, capsys):
     assert (code, "--data is needed as an example. The model begins with a Conv2d." in err) == (2, True)
 
 
+def test_what_cannot_end_well_is_said_at_the_start(tmp_path, monkeypatch, capsys):
+    nowhere = tmp_path / "none" / "a.json"
+    for command in (("compare", "digits", "--json"), ("reproduce", "--json"), ("export", "m.safetensors", "-o"),
+                    ("compress", "m.safetensors", "LowRank", "--data", "digits", "-o")):  # fmt: skip
+        code, _, err = call(monkeypatch, capsys, *command, nowhere)
+        assert (code, err) == (2, f"filigree: {nowhere}: there is no folder {nowhere.parent} to write to.\n")
+    model, other = tmp_path / "m.safetensors", tmp_path / "[red]other.csv"
+    fg.save(fg.models.mlp([64, 8, 10]), model)
+    other.write_text("".join(f"{i},{i % 7},{i % 2}\n" for i in range(40)))
+    commands = (
+        ("export", model, "-o", tmp_path / "m.onnx"),
+        ("compress", model, "LowRank", "--set", "rank=2", "-o", tmp_path / "n"),
+    )
+    for command in commands:
+        code, _, err = call(monkeypatch, capsys, *command, "--data", other)
+        assert code == 2
+        assert f"the model cannot read samples of {other}, of shape (2,)" in err
+    code, _, err = call(monkeypatch, capsys, "train", "demo", "--set", "seeds=[]", "--out", tmp_path / "runs")
+    assert code == 2
+    assert "seeds" in err
+
+
 def test_compare_counts_each_run_once_and_refuses_other_data(tmp_path, monkeypatch, capsys):
     for name, of in (("a", "digits"), ("b", "digits"), ("c", "other.csv")):
         made = Record(recipe="demo", method="dense", seed=int(name != "a"), config={"data": {"name": of}},
@@ -363,5 +385,5 @@ def test_compare_counts_each_run_once_and_refuses_other_data(tmp_path, monkeypat
     assert (code, err) == (0, "")
     assert len(json.loads(file.read_text())) == 2
     code, _, err = call(monkeypatch, capsys, "compare", tmp_path)
-    assert code == 2
+    assert code == 1
     assert "runs of 'demo' are of different data, digits and other.csv" in err

@@ -206,6 +206,8 @@ def test_ends_of_runs_and_claims_on_them():
     assert "NAH diverged in 1 of 3 runs" in found.text
     (found,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
     assert found.verdict != "reproduced"
+    rows[-1] |= {"loss": 0.0, "training loss": None}  # a number that a network without numbers gives
+    assert ends(rows, "loss")["NAH"] == [1.05, 1.08, None]
     rows = noisy({"soft": [1.0, 1.1, 1.2], "NAN": [0.5, 0.6, 0.8], "NAH": [1.05, 1.08, 1.19]})
     (found,) = beside("", "loss", {"NAH": 1.1, "NANI": 2.0})(rows)
     assert found.verdict == "reproduced"

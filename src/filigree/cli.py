@@ -26,7 +26,7 @@ from filigree.cost import stored
 from filigree.exits import State, run
 from filigree.export import export
 from filigree.recipes import Recipe, RecipeError, compressions
-from filigree.report import console_table, load_comparisons, summary, write_report, write_site
+from filigree.report import console_table, load_comparisons, refuse_other_data, summary, write_report, write_site
 from filigree.saving import load, save
 from filigree.storage import write_json
 from filigree.train import Record, evaluate, find_records, progress_columns
@@ -54,6 +54,18 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run stopped; finished runs are kept.")
 ]
 Method = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. Repeatable.")]
+
+
+def _in_a_folder(file: Path | None) -> Path | None:
+    """Said before hours of work, not after them."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise RecipeError(f"{file}: there is no folder {file.parent} to write to.")
+    return file
+
+
+def _tell(text: str) -> None:
+    """A line as it is: the names of files may look like markup, and are not to be broken."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -146,7 +158,10 @@ def reproduce(
         list[Path] | None,
         typer.Option("--records", metavar="DIR", help="List by the records in DIR; default `runs` and `results`."),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the listing as JSON.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write the listing as JSON.", callback=_in_a_folder),
+    ] = None,
 ) -> None:
     """List all tables, figures and claims of the documents with verdicts; or run one again, or all.
 
@@ -180,7 +195,7 @@ def reproduce(
             out.print(f"{finding.verdict:>10}  {escape(finding.text)} [dim]{escape(finding.where)}[/dim]")
         for line in chosen.notes:
             out.print(f"[dim]- {escape(line)}[/dim]")
-        out.print(f"records, summary and report: {target}")
+        _tell(f"records, summary and report: {target}")
 
 
 def _list_documents(document: str | None, folders: list[Path], json: Path | None) -> None:
@@ -192,7 +207,7 @@ def _list_documents(document: str | None, folders: list[Path], json: Path | None
         out.print(f"[dim]- {escape(line)}[/dim]")
     if json is not None:
         write_json(json, reproductions.plain(entries))
-        out.print(f"wrote {json}")
+        _tell(f"wrote {json}")
 
 
 def _reproduce_all(folder: Path, quick: bool) -> None:
@@ -259,7 +274,7 @@ def sweep(
         table.add_row(*values, f"{100 * row['accuracy']:.2f}", f"{row['cost']:.4g}")
     out.print(table)
     if found["trials"]:
-        out.print(f"report: {write_report([target], target / 'report.html')}")
+        _tell(f"report: {write_report([target], target / 'report.html')}")
 
 
 @app.command("compress")
@@ -276,7 +291,9 @@ def compress(
             help="A data set's name, or a file (.npz, .csv, .mat): its training part calibrates, its test part judges.",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The compressed model.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The compressed model.", callback=_in_a_folder)
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An argument of the method: `--set samples=0.12`. Repeatable."),
@@ -293,6 +310,7 @@ def compress(
     network = load(model).eval()
     config = recipes.compression(how, settings or [])
     split = data.load(source, seed=seed, images=_reads_images(network))
+    _check_reads(network, split.test.x, f"compress {model}", source)
     chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))[:samples]
     sizes, scores = [], []
     for step in range(2):
@@ -300,10 +318,10 @@ def compress(
         sizes.append(stored(network).bytes_disk)
         if step == 0:
             report = compress_(network, config, split.train.x[chosen] if samples else None, where)
-            out.print(str(report), soft_wrap=True, highlight=False)
+            _tell(str(report))
     save(network, output)
     out.print(f"test accuracy {100 * scores[0]:.2f}% -> {100 * scores[1]:.2f}%, bytes {sizes[0]:,} -> {sizes[1]:,}")
-    out.print(f"wrote {output}")
+    _tell(f"wrote {output}")
 
 
 @app.command("export")
@@ -311,7 +329,9 @@ def export_(
     model: Annotated[
         Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="m.onnx, or m.c (with m.h).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="m.onnx, or m.c (with m.h).", callback=_in_a_folder)
+    ],
     source: Annotated[
         str | None,
         typer.Option(
@@ -329,6 +349,7 @@ def export_(
     example = None
     if source is not None:
         example = data.load(source, images=_reads_images(network)).test.x[:16]
+        _check_reads(network, example, f"export {model}", source)
     else:
         first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
         if not hasattr(first, "in_features"):
@@ -337,7 +358,17 @@ def export_(
         example = torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0))
     if example is not None and example.is_floating_point():
         example = example.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype))
-    out.print(str(export(network, output, example, training=training)), soft_wrap=True, highlight=False)
+    _tell(str(export(network, output, example, training=training)))
+
+
+def _check_reads(network: torch.nn.Module, x: torch.Tensor, command: str, source: str) -> None:
+    try:
+        with torch.no_grad():
+            network(x[:2])
+    except (RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}: {error}"
+        ) from None
 
 
 def _reads_images(network: torch.nn.Module) -> bool:
@@ -361,7 +392,10 @@ def compare(
     seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
     folder: Out = None,
     json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures, without histories, as JSON.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Also write the figures, without histories, as JSON.", callback=_in_a_folder
+        ),
     ] = None,
 ) -> None:
     """Every method on the same data with the same budget, beside dense; or recorded runs in one table.
@@ -375,7 +409,7 @@ def compare(
         if settings or methods or seed is not None or folder:
             raise RecipeError(f"compare {what[0]}: --set, --method, --seed and --out are for data sets, not for runs.")
         records = _records([Path(run) for run in what])
-        _refuse_other_data(records)
+        refuse_other_data(records)
         _show(records, json)
         return
     known = f"compare-{source}" if f"compare-{source}" in recipes.names() else "compare"
@@ -396,7 +430,7 @@ def _show(records: list[dict[str, Any]], json: Path | None) -> None:
             {key: value for key, value in r.items() if key not in ("history", "topology", "folder")} for r in records
         ]
         write_json(json, short)
-        out.print(f"wrote {json}")
+        _tell(f"wrote {json}")
 
 
 def _known(recipe: Recipe, methods: list[str] | None) -> list[str] | None:
@@ -423,7 +457,7 @@ def report(
     documents with verdicts, from the records in `runs` and `results`.
     """
     if runs:
-        out.print(f"wrote {write_report(_records(runs), output or Path('report.html'))}")
+        _tell(f"wrote {write_report(_records(runs), output or Path('report.html'))}")
         return
     folders = reproductions.FOLDERS
     entries, lines = reproductions.list_entries(reproductions.all_documents(), reproductions.ALL, folders)
@@ -432,7 +466,7 @@ def report(
     charts = {name: getattr(made, "charts", ()) for name, made in reproductions.ALL.items()}
     compared = load_comparisons(folders, lambda line: out.print(f"[dim]- {escape(line)}[/dim]"))
     folder = output or Path("report")
-    out.print(f"wrote {write_site(folder, reproductions.plain(entries), compared, charts)}")
+    _tell(f"wrote {write_site(folder, reproductions.plain(entries), compared, charts)}")
 
 
 @app.command("analyze")
@@ -471,7 +505,7 @@ def _run(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
     resume: bool, report: bool, json: Path | None = None,
 ) -> None:  # fmt: skip
-    out.print(f"[bold]{recipe.name}[/bold]: {recipe.about.strip()}")
+    out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.about.strip())}")
     again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
     if again[0] == "demo":
         again[:1] = ["train", "demo", "--out", str(folder)]
@@ -485,27 +519,14 @@ def _run(
     write_json(folder / "comparison.json", summary(records))
     _show(records, json)
     for note in dict.fromkeys(note for record in records for note in record["notes"]):
-        out.print(f"[dim]- {note}[/dim]")
+        out.print(f"[dim]- {escape(note)}[/dim]")
     if report:
-        out.print(f"report: {write_report(records, folder / 'report.html')}")
+        _tell(f"report: {write_report(records, folder / 'report.html')}")
 
 
 def _records(paths: list[Path]) -> list[dict[str, Any]]:
     files = {file.resolve(): file for path in paths for file in find_records(path)}  # each once
     return [Record.load(file).model_dump() for file in files.values()]
-
-
-def _refuse_other_data(records: list[dict[str, Any]]) -> None:
-    """Means over runs of one recipe on different data say nothing."""
-    seen: dict[str, tuple[Any, ...]] = {}
-    for record in records:
-        its = record["config"].get("data", {})
-        found = its.get("name"), its.get("sha256")
-        if seen.setdefault(record["recipe"], found) != found:
-            raise RecipeError(
-                f"compare: runs of {record['recipe']!r} are of different data, {seen[record['recipe']][0]} and "
-                f"{found[0]}. Compare them apart."
-            )
 
 
 def main() -> None:

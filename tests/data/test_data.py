@@ -220,3 +220,21 @@ def test_missing_labels_are_no_class(tmp_path):
     for name, missing in (("own.csv", 2), ("own.npz", 1)):
         with pytest.raises(ValueError, match=f"{missing} of 4 labels are missing"):
             fg.data.load(tmp_path / name)
+
+
+def test_labels_are_classes(tmp_path):
+    """Numbers are compared as numbers; one class, and quantities, are refused."""
+
+    def load(labels):
+        file = tmp_path / "table.csv"
+        file.write_text("".join(f"{i * 0.5},{i % 3},{label}\n" for i, label in enumerate(labels)))
+        return fg.data.load(file)
+
+    made = load(["2", "10", "1", "1.0", "10.00"] * 12)
+    assert made.classes == 3
+    assert torch.bincount(torch.cat([made.train.y, made.test.y])).tolist() == [24, 12, 24]  # 1, 2, 10
+    assert load(["1", "1.0", "one"] * 12).classes == 3  # words are not
+    with pytest.raises(ValueError, match="all 30 labels are a, where two classes are the least"):
+        load(["a"] * 30)
+    with pytest.raises(ValueError, match="30 of its 30 classes have one sample to be split, two are needed"):
+        load([f"{i}.5" for i in range(30)])

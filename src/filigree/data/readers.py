@@ -144,15 +144,19 @@ def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"samples of {x.dtype} and labels of {y.dtype}")
     if x.ndim < 1 or not x.size or len(x) != y.size:
         raise ValueError(f"samples {x.shape} and {y.size} labels")
+    if y.dtype.kind in "SU" and all(_is_number(label) for label in y.flat):
+        y = y.astype(np.float64)  # 1 and 1.0 are one class, and 10 comes after 2
     strings, floats = y.dtype.kind in "SU", y.dtype.kind == "f"
     missing = np.char.str_len(np.char.strip(y)) == 0 if strings else np.isnan(y) if floats else np.zeros(1, bool)
     if missing.any():
         raise ValueError(f"{int(missing.sum())} of {y.size} labels are missing")
+    if (y == y.flat[0]).all():
+        raise ValueError(f"all {y.size} labels are {y.flat[0]}, where two classes are the least")
     with np.errstate(over="ignore"):
         return np.asarray(x, np.float32), y.reshape(-1)
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(cell: str | bytes) -> bool:
     try:
         float(cell)
     except ValueError:

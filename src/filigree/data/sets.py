@@ -224,9 +224,15 @@ def _amount(given: float | int, total: int, label: str) -> int:
 def _split(
     numbers: np.ndarray, y: np.ndarray, size: float | int, seed: int, stratify: bool, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
+    labels = y[numbers]
+    if stratify and (alone := int((np.bincount(labels) == 1).sum())):
+        raise ValueError(
+            f"data {label}: it cannot be split so: {alone} of its {len(np.unique(labels))} classes have one sample to "
+            "be split, two are needed. Labels are classes, not quantities."
+        )
     try:
         kept, held = _sklearn().model_selection.train_test_split(
-            numbers, test_size=size, random_state=seed, stratify=y[numbers] if stratify else None
+            numbers, test_size=size, random_state=seed, stratify=labels if stratify else None
         )
     except ValueError as error:
         raise ValueError(f"data {label}: it cannot be split so: {error}") from None

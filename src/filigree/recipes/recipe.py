@@ -197,7 +197,7 @@ class Recipe(_Settings):
     training: TrainingSettings = TrainingSettings()
     convert: list[ConvertSettings] = []
     methods: Annotated[dict[FolderName, MethodSettings], pydantic.Field(max_length=200)]
-    seeds: list[Annotated[int, pydantic.Field(ge=0, lt=2**63)]] = [0]
+    seeds: Annotated[list[Annotated[int, pydantic.Field(ge=0, lt=2**63)]], pydantic.Field(min_length=1)] = [0]
     published: dict[str, float] = {}
     watch: bool = False
     search: Annotated[dict[str, Candidates], pydantic.Field(max_length=20)] = {}

@@ -51,6 +51,19 @@ class Row:
     spreads: dict[str, tuple[float, float]]  # 10th and 90th percentile of timings, medians over the runs
 
 
+def refuse_other_data(records: Sequence[RecordLike]) -> None:
+    """`ValueError` where runs of one recipe are of different data: their means say nothing."""
+    seen: dict[str, tuple[Any, ...]] = {}
+    for record in records:
+        its = record["config"].get("data", {})
+        found = its.get("name"), its.get("sha256")
+        if seen.setdefault(record["recipe"], found) != found:
+            raise ValueError(
+                f"compare: runs of {record['recipe']!r} are of different data, {seen[record['recipe']][0]} and "
+                f"{found[0]}. Compare them apart."
+            )
+
+
 def by_recipe(records: Sequence[RecordLike]) -> dict[str, dict[str, list[RecordLike]]]:
     """Records by recipe and method: dense first, then the thesis's methods, then others as they come."""
     groups: dict[str, dict[str, list[RecordLike]]] = {}

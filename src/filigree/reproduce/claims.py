@@ -19,14 +19,18 @@ Figure = Callable[[Record], float | None]
 def ends(rows: Rows, name: str, key: str = "activation") -> dict[str, list[float | None]]:
     """Of each arm the figure `name` at the last step or epoch of each run, in the order of the seeds.
 
-    None: the run diverged, and ends with no number.
+    None: the run diverged. It ends with no number, or with what a network without numbers says.
     """
+
+    def diverged(row: Mapping[str, Any]) -> bool:
+        return any(value is None for key, value in row.items() if key.startswith("training"))
+
     found: dict[str, list[float | None]] = {}
     for arm in dict.fromkeys(row[key] for row in rows):
         its = [row for row in rows if row[key] == arm and name in row]
         steps = [str(row.get("step", row.get("epoch", "0"))) for row in its]
         end = max(steps, key=float, default="0")
-        found[arm] = [row[name] for row, step in zip(its, steps, strict=True) if step == end]
+        found[arm] = [None if diverged(row) else row[name] for row, step in zip(its, steps, strict=True) if step == end]
     return found
 
 
