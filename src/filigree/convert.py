@@ -184,7 +184,8 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
         ValueError: no module was selected, or a pattern matched nothing that can be converted; the model is
             unchanged then.
 
-    An optimizer made before holds parameters that the model no longer has: make it afterwards.
+    An optimizer made before holds parameters that the model no longer has: make it afterwards. Hooks on modules that
+    are replaced go with them: register them afterwards.
     """
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")

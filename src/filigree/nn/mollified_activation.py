@@ -33,25 +33,28 @@ HARD_SIGMOID = Function(lambda x: (0.25 * x + 0.5).clamp(0.0, 1.0), 0.5, 0.25)  
 def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: Tensor | None) -> Tensor:
     """psi of 4.24 for a level `c p`: `sgn(u) min(|u|, |f + sgn(u) s|)`, f shifted to be 0 at 0, u = slope x.
 
-    `s = level (sigmoid(a (u - f)) - 1/2)^2 |xi|` (4.25 and Algorithm 2).
+    `s = level (sigmoid(a (u - f)) - 1/2)^2 |xi|` (4.25 and Algorithm 2). Since u lies beyond f on either side of 0, psi
+    is `f + d` with d = u - f clipped to [-s, s].
 
     Args:
-        a: broadcast against x. xi: normal noise; None: the expectation, with K = level (...)^2 and m = |u| - |f|:
-            `|f| + K sqrt(2 / pi) (1 - exp(-m^2 / 2 K^2)) + m erfc(m / (K sqrt 2))`.
+        a: broadcast against x. xi: normal noise; None: the expectation, with K = level (...)^2 and m = |d|:
+            `f + sgn(d) (K sqrt(2 / pi) (1 - exp(-m^2 / 2 K^2)) + m erfc(m / (K sqrt 2)))`.
     """
     if xi is None and level and x.dtype in (torch.float16, torch.bfloat16):
         return mollify(x.float(), function, level, a, None).to(x.dtype)
-    f, u = function.value(x) - function.at_zero, function.slope * x
+    f = function.value(x)
+    f = f - function.at_zero if function.at_zero else f
     if level == 0:
         return f
-    scale = level * ((a * (u - f)).sigmoid() - 0.5).square()
-    sign = torch.where(u >= 0, 1.0, -1.0).to(x.dtype)
+    d = (function.slope * x if function.slope != 1 else x) - f
+    squared = (d * (0.5 * a)).tanh().square()  # 4 (sigmoid(a d) - 1/2)^2
     if xi is not None:
-        return sign * torch.minimum(sign * u, sign * f + scale * xi.abs())  # |u| and |f + sgn(u) s|, with slopes at 0
-    m = (sign * (u - f)).clamp(min=0.0)
+        s = squared * (0.25 * level * xi.abs())
+        return f + d.clamp(-s, s)
+    m, scale = d.abs(), 0.25 * level * squared
     ratio = m / torch.maximum(scale, m / 30).clamp(min=1e-12)  # from 30 on all is 0 or 1, and slopes stay finite
     mean = scale * math.sqrt(2 / math.pi) * -torch.expm1(-0.5 * ratio.square()) + m * torch.erfc(ratio / math.sqrt(2))
-    return f + sign * mean
+    return f + d.sign() * mean
 
 
 class MollifiedActivation(nn.Module):
