@@ -129,7 +129,7 @@ def array_file(read: Callable[[Path], tuple[np.ndarray, np.ndarray]], data: byte
     with documented(ValueError):
         x, y = read(path)
         assert len(x) == len(y)
-        assert x.dtype == np.float32
+        assert x.dtype in (np.float32, np.float64)
         assert x.nbytes <= max(2080 * len(data), 1 << 20)
 
 

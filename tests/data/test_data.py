@@ -234,7 +234,28 @@ def test_labels_are_classes(tmp_path):
     assert made.classes == 3
     assert torch.bincount(torch.cat([made.train.y, made.test.y])).tolist() == [24, 12, 24]  # 1, 2, 10
     assert load(["1", "1.0", "one"] * 12).classes == 3  # words are not
-    with pytest.raises(ValueError, match="all 30 labels are a, where two classes are the least"):
+    with pytest.raises(ValueError, match=r"must hold two classes at least\. All 30 labels are a"):
         load(["a"] * 30)
     with pytest.raises(ValueError, match="30 of its 30 classes have one sample to be split, two are needed"):
         load([f"{i}.5" for i in range(30)])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".mat"])
+def test_a_large_offset_costs_no_digits(tmp_path, suffix):
+    """Seconds since 1970, a tenth apart: float32 would hold steps of 128."""
+    x, y = np.stack([1.6e9 + 0.1 * np.arange(40), np.arange(40) % 3], 1), np.arange(40) % 2
+    file = tmp_path / f"own{suffix}"
+    if suffix == ".csv":
+        file.write_text("".join(f"{a!r},{b},{label}\n" for (a, b), label in zip(x.tolist(), y, strict=True)))
+    elif suffix == ".npz":
+        np.savez(file, x=x, y=y)
+    else:
+        scipy.io.savemat(file, {"X": x, "Y": y})
+    made = fg.data.load(file)
+    assert made.train.x.dtype == torch.float32
+    gaps = torch.cat([made.train.x, made.test.x])[:, 0].sort().values.diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=0.01, atol=0)
+    file = tmp_path / "large.csv"
+    file.write_text("".join(f"{i}e300,{i % 2}\n" for i in range(1, 21)))
+    with pytest.raises(ValueError, match="x must be finite"):
+        fg.data.load(file)

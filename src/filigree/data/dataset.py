@@ -70,8 +70,10 @@ def assemble(
     notes: list[str],
 ) -> DataSet:
     """A `DataSet` of the samples numbered by `train`, `validation` and `test`."""
-    check(x, y, classes, name)
-    x = np.asarray(x, np.float32).reshape(len(x), -1)
+    with np.errstate(over="ignore"):
+        small = np.asarray(x, np.float32)
+    check(small, y, classes, name)
+    x = (x if x.dtype == np.float64 and standardize is not None else small).reshape(len(x), -1)
     mean: Any = 0.0
     deviation: Any = 1.0
     if standardize is not None:

@@ -118,7 +118,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError("every line must hold numbers and a label")
         longest = max(len(label) for _, _, label in rows)
         check_unpacked(path, 4 * longest * len(rows))  # numpy pads all labels to the longest
-        x = np.loadtxt([numbers for numbers, _, _ in rows], np.float32, comments=None, delimiter=",", ndmin=2)
+        x = np.loadtxt([numbers for numbers, _, _ in rows], comments=None, delimiter=",", ndmin=2)
         return _samples(x, np.array([label.strip() for _, _, label in rows]))
     except (OSError, ValueError) as error:
         raise ValueError(f"data: {path} is no table of numbers ({_brief(error)}).") from None
@@ -129,7 +129,11 @@ SUFFIXES = tuple(READERS)
 
 
 def read_file(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A user's own file by its suffix: float32 samples and one label each. `ValueError` or `FileNotFoundError`."""
+    """A user's own file by its suffix: samples in float32 or float64, and one label each.
+
+    Raises:
+        ValueError, FileNotFoundError: in one line.
+    """
     path = Path(path)
     if path.suffix.lower() not in READERS:
         raise ValueError(f"data: {path} must be one of {', '.join(READERS)}.")
@@ -139,7 +143,7 @@ def read_file(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples in float32 (too large numbers become infinite) and flat labels, of types and sizes that make sense."""
+    """Samples and flat labels, of types and sizes that make sense; what float32 may round stays in float64."""
     if x.dtype.kind not in _NUMBERS or y.dtype.kind not in _LABELS:
         raise ValueError(f"samples of {x.dtype} and labels of {y.dtype}")
     if x.ndim < 1 or not x.size or len(x) != y.size:
@@ -150,10 +154,8 @@ def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     missing = np.char.str_len(np.char.strip(y)) == 0 if strings else np.isnan(y) if floats else np.zeros(1, bool)
     if missing.any():
         raise ValueError(f"{int(missing.sum())} of {y.size} labels are missing")
-    if (y == y.flat[0]).all():
-        raise ValueError(f"all {y.size} labels are {y.flat[0]}, where two classes are the least")
-    with np.errstate(over="ignore"):
-        return np.asarray(x, np.float32), y.reshape(-1)
+    exact = x.dtype.kind == "b" or x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2)
+    return np.asarray(x, np.float32 if exact else np.float64), y.reshape(-1)
 
 
 def _is_number(cell: str | bytes) -> bool:

@@ -160,6 +160,8 @@ def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.nda
     if Path(name).suffix:
         x, labels = read_file(name)
         kinds, y = np.unique(labels, return_inverse=True)
+        if len(kinds) < 2:
+            raise ValueError(f"data: {name} must hold two classes at least. All {len(labels)} labels are {kinds[0]}.")
         facts = Facts(len(x), int(np.prod(x.shape[1:])), len(kinds), x.shape[1:], "feature", str(name))
         return x, y, 0, facts, Path(name).stem
     label = _known(str(name))
@@ -170,6 +172,7 @@ def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.nda
         return np.asarray(x, np.float32), y, 0, facts, label
     if "" in paths:
         x, labels = read_mat(paths[""])
+        x = x.astype(np.float32)
         y = labels.astype(np.int64) - 1  # 1-based
         _check_counts(x, y, facts, paths[""])
         return x, y, 0, facts, label
