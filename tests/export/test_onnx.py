@@ -445,6 +445,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch):
         export_onnx(fg.models.mlp([5, 4, 3]).bfloat16(), path, x.bfloat16())
     with torch.device("meta"), pytest.raises(ValueError, match="Got no weights"):
         export_onnx(fg.models.mlp([5, 4, 3]), path, x)
+    diverged = fg.models.mlp([5, 4, 3])
+    torch.nn.init.constant_(diverged[-1].bias, float("nan"))
+    with pytest.raises(ValueError, match=r"bias holds NaN: has training diverged\?"):
+        export_onnx(diverged, path, x)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         export_onnx(model, tmp_path / "no" / "m.onnx", x)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)

@@ -110,6 +110,8 @@ def export_onnx(
         if tensor.is_meta or tensor.dtype in (torch.float16, torch.bfloat16):
             what = "no weights" if tensor.is_meta else str(tensor.dtype)
             raise ValueError(f"export: the model must have weights in float32 or float64. Got {what}.")
+    if diverged := [name for name, its in model.named_parameters() if bool(its.isnan().any())]:
+        raise ValueError(f"export: {diverged[0]} holds NaN: has training diverged?")
     needed("onnx"), needed("onnxscript"), needed("onnxruntime")
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
     if size >= _LARGEST:
