@@ -43,5 +43,6 @@ if __name__ == "__main__":
     as_plain_files()
     with atheris.instrument_imports(include=READ_BY[name]):
         import targets
-    atheris.Setup(sys.argv, targets.TARGETS[name])
+    command = f"{sys.executable} {sys.argv[0]} {name}"  # by which libFuzzer calls itself when it merges
+    atheris.Setup([command, *sys.argv[1:]], targets.TARGETS[name])
     atheris.Fuzz()
