@@ -349,7 +349,6 @@ def export_(
     example = None
     if source is not None:
         example = data.load(source, images=_reads_images(network)).test.x[:16]
-        _check_reads(network, example, f"export {model}", source)
     else:
         first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
         if not hasattr(first, "in_features"):
@@ -358,6 +357,8 @@ def export_(
         example = torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0))
     if example is not None and example.is_floating_point():
         example = example.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype))
+    if source is not None:
+        _check_reads(network, example, f"export {model}", source)
     _tell(str(export(network, output, example, training=training)))
 
 
