@@ -353,6 +353,16 @@ def test_export(tmp_path, monkeypatch, capsys):
     assert (code, "--data is needed as an example. The model begins with a Conv2d." in err) == (2, True)
 
 
+def test_blocks_that_are_skipped_train_by_momentum(tmp_path, monkeypatch, capsys, data_root):
+    """Their parameters have no gradient, and no momentum, for some steps."""
+    out = tmp_path / "runs"
+    smaller = ("training.epochs=1", "model.blocks=[1,1,1]", "model.width=4", "data.name=orl", "data.validation=0.2")
+    settings = [word for key in smaller for word in ("--set", key)]
+    code, _, err = call(monkeypatch, capsys, "train", "cifar-resnet110-mollified", *settings, "--out", out)
+    assert (code, err) == (0, "")
+    assert len(list(out.glob("*/record.json"))) == 4
+
+
 def test_what_cannot_end_well_is_said_at_the_start(tmp_path, monkeypatch, capsys):
     nowhere = tmp_path / "none" / "a.json"
     for command in (("compare", "digits", "--json"), ("reproduce", "--json"), ("export", "m.safetensors", "-o"),

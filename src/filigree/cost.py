@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from filigree.modes import evaluating
+from filigree.modes import evaluating, skips_blocks
 from filigree.nn.fastfood import FastfoodLinear
 from filigree.nn.integer_layer import IntegerLayer
 from filigree.nn.masked import MaskedLayer
@@ -172,7 +172,8 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
     """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
     twin = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(twin.parameters(), lr, momentum=0.9, fused=x.device.type == "cpu")
+    fused = x.device.type == "cpu" and not skips_blocks(twin)
+    optimizer = torch.optim.SGD(twin.parameters(), lr, momentum=0.9, fused=fused)
 
     def run() -> None:
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""How a model runs: in evaluation mode for a while; with blocks left out."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(modes[0][1])  # a module may do more than note it
         for module, mode in modes:
             module.training = mode
+
+
+def skips_blocks(model: nn.Module) -> bool:
+    """Whether a step may leave out blocks. Their parameters then get a gradient, and momentum, later than others: what
+    torch's fused SGD fails at."""
+    return any(getattr(module, "skips", False) for module in model.modules())

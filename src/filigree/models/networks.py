@@ -234,6 +234,10 @@ class BasicBlock(nn.Module):
                 OrderedDict(conv=nn.Conv2d(inputs, outputs, 1, stride, bias=False), bn=nn.BatchNorm2d(outputs))
             )
 
+    @property
+    def skips(self) -> bool:
+        return self.survival < 1
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.survival < 1 and float(torch.rand(())) >= self.survival:
             return self.relu2(self.shortcut(x))

@@ -52,6 +52,8 @@ class MollifiedBlock(Mollified):
         residual: `psi(body(x) + skip(x))`.
     """
 
+    skips = True
+
     def __init__(
         self, body: nn.Module, activation: nn.Module | None = None, skip: Literal["pad", "project"] = "pad",
         projection: nn.Module | None = None, residual: bool = False, expected: bool = False,

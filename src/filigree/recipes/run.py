@@ -25,6 +25,7 @@ from filigree.data import DataSet
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.energy import energy
+from filigree.modes import skips_blocks
 from filigree.ops import kernels
 from filigree.recipes.recipe import MethodSettings, Recipe, RecipeError, TrainingSettings
 from filigree.recipes.snapshots import Snapshots, Watch
@@ -141,6 +142,7 @@ def _xavier(model: nn.Module) -> None:
 def optimizer_of(model: nn.Module, training: TrainingSettings) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
     if training.optimizer == "sgd":
+        options["fused"] = not skips_blocks(model)
         return torch.optim.SGD(model.parameters(), momentum=training.momentum, **options)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](model.parameters(), **options)
 
