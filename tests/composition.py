@@ -157,9 +157,9 @@ def page(cells: dict[tuple[str, str], str]) -> str:
         "",
         "Each row's method was applied, two steps trained, then the column's method applied and two more steps "
         "trained; the network was saved, loaded and measured, and of one pair in forty exported to ONNX, with "
-        "outputs compared. `tests/test_composition.py` does it again (`FILIGREE_EVERY_EXPORT=1` exports all), "
-        "`python tests/composition.py` writes this page. A plus: it works. A letter: it is refused, with one "
-        "line, and the network is left as it was:",
+        "outputs compared. `tests/test_composition.py` does it again (`FILIGREE_EVERY_EXPORT=1` exports all, in 20 "
+        "minutes on a core), `python tests/composition.py` writes this page. A plus: it works. A letter: it is "
+        "refused, with one line, and the network is left as it was:",
         "",
         *(f"- {marks[name]}: {text}." for name, (_, text) in REASONS.items()),
         "",
