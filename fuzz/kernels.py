@@ -37,13 +37,25 @@ def load(path: str) -> None:
 
 class Driver:
     def __init__(self, seed: int) -> None:
-        from filigree.ops import _load, conv, dropout, integers, noise, noisy_rnn, reference, selection, sell, sparse
+        from filigree.ops import (
+            _load,
+            conv,
+            dropout,
+            integers,
+            noise,
+            noisy_rnn,
+            reference,
+            rows,
+            selection,
+            sell,
+            sparse,
+        )
         from filigree.topology import sampling
 
         self.kernels = _load.kernels
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
-        self.reference, self.selection, self.sell, self.sparse, self.sampling = (
-            reference, selection, sell, sparse, sampling
+        self.reference, self.rows, self.selection, self.sell, self.sparse, self.sampling = (
+            reference, rows, selection, sell, sparse, sampling
         )  # fmt: skip
         self.random = random.Random(seed)
         self.cases = [getattr(self, name) for name in dir(self) if name.startswith("run_")]
@@ -152,7 +164,7 @@ class Driver:
         chosen = torch.randperm(rows)[: self.random.randint(0, rows)].sort().values
         mask = torch.zeros(rows, dtype=self.dtype).index_fill_(0, chosen, 1)
         leaves = (values, bias, x)
-        mine = self.sparse.rows_linear(pattern, chosen, values, bias, x)
+        mine = self.rows.rows_linear(pattern, chosen, values, bias, x)
         its = self.reference.linear(pattern.indptr, pattern.indices, values, bias, x, False) * mask
         self.close(mine, its)
         dy = self.matrix(batch, rows)
@@ -160,7 +172,7 @@ class Driver:
         for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(its, wanted, dy), strict=True):
             self.close(a, b)
         few = torch.randn(len(chosen), batch, dtype=self.dtype)
-        dx, dvalues = self.sparse.rows_backward(pattern, chosen, values.detach(), few, x.detach().t())
+        dx, dvalues = self.rows.rows_backward(pattern, chosen, values.detach(), few, x.detach().t())
         full = torch.zeros(rows, batch, dtype=self.dtype).index_copy_(0, chosen, few)
         index = pattern.indptr, pattern.indices
         self.close(dx, self.reference.spmm_t(*index, values.detach(), full, cols))

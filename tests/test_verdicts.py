@@ -430,8 +430,8 @@ def test_the_hash_of_the_sources():
     assert provenance.code() == provenance.code()
     names = set(provenance.sources())
     assert {"recipes/glioma.yaml", "train/loop.py", "reproduce/pruning.py", "reproduce/steps.py"} <= names
-    for apart in ("cli.py", "exits.py", "report/page.py", "sklearn/sparse_mlp.py", "reproduce/findings.py",
-                  "reproduce/documents.yaml"):  # fmt: skip
+    for apart in ("cli.py", "exits.py", "trained.py", "report/page.py", "sklearn/sparse_mlp.py",
+                  "reproduce/findings.py", "reproduce/documents.yaml"):  # fmt: skip
         assert (provenance.PACKAGE / apart).is_file()
         assert apart not in names
 

@@ -27,9 +27,10 @@ from filigree.exits import State, run
 from filigree.export import export
 from filigree.recipes import Recipe, RecipeError, compressions
 from filigree.report import console_table, load_comparisons, refuse_other_data, summary, write_report, write_site
-from filigree.saving import load, save
+from filigree.saving import save
 from filigree.storage import write_json
 from filigree.train import Record, evaluate, find_records, progress_columns
+from filigree.trained import example_for, load_samples, load_trained
 
 app = typer.Typer(
     help="""filigree: neural networks that cost what they use.
@@ -52,6 +53,9 @@ Set = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/RECIPE`.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run stopped; finished runs are kept.")
+]
+Model = Annotated[
+    Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors), or a run.")
 ]
 Method = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. Repeatable.")]
 
@@ -279,9 +283,7 @@ def sweep(
 
 @app.command("compress")
 def compress(
-    model: Annotated[
-        Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
-    ],
+    model: Model,
     how: Annotated[str, typer.Argument(help=f"One of {', '.join(compressions())}.", metavar="METHOD")],
     source: Annotated[
         str,
@@ -305,12 +307,9 @@ def compress(
     seed: Annotated[int, typer.Option(help="Of the split of data without a test part, and of the samples.")] = 0,
 ) -> None:
     """Compress a trained model: pruning, sampling, paths, low rank; no retraining; accuracy before and after."""
-    if model.is_dir():
-        model = model / recipes.MODEL
-    network = load(model).eval()
+    network = load_trained(model)
     config = recipes.compression(how, settings or [])
-    split = data.load(source, seed=seed, images=_reads_images(network))
-    _check_reads(network, split.test.x, f"compress {model}", source)
+    split = load_samples(network, source, f"compress {model}", seed)
     chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))[:samples]
     sizes, scores = [], []
     for step in range(2):
@@ -326,9 +325,7 @@ def compress(
 
 @app.command("export")
 def export_(
-    model: Annotated[
-        Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
-    ],
+    model: Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="m.onnx, or m.c (with m.h).", callback=_in_a_folder)
     ],
@@ -345,37 +342,9 @@ def export_(
     ] = False,
 ) -> None:
     """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
-    network = load(model / recipes.MODEL if model.is_dir() else model).eval()
-    example = None
-    if source is not None:
-        example = data.load(source, images=_reads_images(network)).test.x[:16]
-    else:
-        first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
-        if not hasattr(first, "in_features"):
-            kind = "nothing that has weights" if first is None else f"a {type(first).__name__}"
-            raise RecipeError(f"export {model}: --data is needed as an example. The model begins with {kind}.")
-        example = torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0))
-    if example is not None and example.is_floating_point():
-        example = example.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype))
-    if source is not None:
-        _check_reads(network, example, f"export {model}", source)
+    network = load_trained(model)
+    example = example_for(network, source, f"export {model}")
     _tell(str(export(network, output, example, training=training)))
-
-
-def _check_reads(network: torch.nn.Module, x: torch.Tensor, command: str, source: str) -> None:
-    try:
-        with torch.no_grad():
-            network(x[:2])
-    except (RuntimeError, ValueError) as error:
-        raise RecipeError(
-            f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}: {error}"
-        ) from None
-
-
-def _reads_images(network: torch.nn.Module) -> bool:
-    """Whether the first layer with weights is a convolution."""
-    first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
-    return hasattr(first, "kernel_size")
 
 
 @app.command()
@@ -472,30 +441,18 @@ def report(
 
 @app.command("analyze")
 def analyze_(
-    model: Annotated[
-        Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors).")
-    ],
+    model: Model,
     nulls: Annotated[int, typer.Option(min=2, help="Erdos-Renyi graphs drawn for comparison.")] = 10,
 ) -> None:
     """Is a trained topology still random? Degrees, clustering, paths against the Erdos-Renyi null."""
-    if model.is_dir():
-        model = model / recipes.MODEL
-    print(analyze(load(model), nulls=nulls))
+    print(analyze(load_trained(model), nulls=nulls))
 
 
 @app.command()
 def counts() -> None:
     """Count the parameters of the seven networks of 001, appendix B, beside the printed figures."""
-    table = Table(
-        "setting",
-        "dense, printed",
-        "ours",
-        "sparse, printed",
-        "drawn distinct",
-        "duplicates merged",
-        "nearer",
-        "off by",
-    )
+    headings = "dense, printed", "ours", "sparse, printed", "drawn distinct", "duplicates merged", "nearer", "off by"
+    table = Table("setting", *headings)
     for row in recipes.counts():
         numbers = (row.printed_dense, row.dense, row.printed_sparse, row.distinct, row.merged)
         table.add_row(row.setting, *(f"{n:,}" for n in numbers), row.nearer, f"{row.difference:+.1%}")

@@ -8,7 +8,7 @@ from torch import nn
 
 import filigree as fg
 from filigree.nn import PartitionedConnect, PartitionedDropout
-from filigree.ops.sparse import rows_linear
+from filigree.ops.rows import rows_linear
 
 
 @pytest.mark.parametrize("per", ["unit", "element"])

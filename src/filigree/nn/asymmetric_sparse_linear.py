@@ -13,6 +13,7 @@ from filigree.nn.sparse_linear import SparseLinear
 from filigree.nn.sparsification import Sparsification
 from filigree.ops import reference, selection, sparse
 from filigree.ops.once import once_differentiable
+from filigree.ops.rows import rows_backward
 from filigree.ops.sparse import Pattern
 
 
@@ -95,7 +96,7 @@ class _SparseLinear(torch.autograd.Function):
             index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
             few = rows.index_select(0, index)
             back = values if adjoint is None else values * adjoint
-            dx, dvalues = sparse.rows_backward(pattern, index, back, few, x)
+            dx, dvalues = rows_backward(pattern, index, back, few, x)
             db = few.new_zeros(pattern.rows).index_copy_(0, index, few.sum(1)) if need_bias else None
             return dx.t(), dvalues, db, None
         chosen = choose(rule.sensitivity, delta, rule.unified)

@@ -12,7 +12,8 @@ from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.ops.dropout import partition_dropout
-from filigree.ops.sparse import FLOATS, rows_linear
+from filigree.ops.rows import rows_linear
+from filigree.ops.sparse import FLOATS
 
 
 class Partitions(nn.Module):

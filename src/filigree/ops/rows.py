@@ -1,0 +1,95 @@
+"""Sparse layers of which only some rows are used: outputs that are wanted, or that have a gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filigree.ops._load import kernels
+from filigree.ops.once import once_differentiable
+from filigree.ops.sparse import FLOATS, Pattern, contiguous, feature_major, linear, new_matrix, sddmm, spmm_t
+
+
+def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`(W[chosen]^T dy, dvalues)`: the backward pass of a layer of which only a few outputs have a gradient.
+
+    Args:
+        pattern: of W `(rows, cols)`. chosen: `(k,)` int64, ascending. values: `(nnz,)`.
+        dy: `(k, batch)`, contiguous. x: `(cols, batch)`, feature-major.
+
+    Returns:
+        `(cols, batch)` and `(nnz,)`, zero in the other rows. Equivalent to `spmm_t` and `sddmm` with dy scattered.
+    """
+    if not (x.is_cpu and x.dtype in FLOATS):
+        full = dy.new_zeros(pattern.rows, dy.shape[1]).index_copy_(0, chosen, dy)
+        return spmm_t(pattern, values, full), sddmm(pattern, full, x)
+    dx, dvalues, _ = _rows_backward(pattern, chosen, values, dy, x, None, False)
+    assert dx is not None
+    return dx, dvalues
+
+
+def _rows_backward(
+    pattern: Pattern,
+    chosen: Tensor,
+    values: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    whole: bool,
+    need_input: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gradients of input, values and, where dy holds all rows (`whole`) and is to be masked by y, bias."""
+    x, values, batch = feature_major(x), contiguous(values), x.shape[1]
+    dx, dvalues = new_matrix(x, pattern.cols, batch) if need_input else None, torch.empty_like(values)
+    dz, dbias = (new_matrix(x, len(chosen), batch), x.new_zeros(pattern.rows)) if whole else (None, None)
+    kernels.rows_backward(
+        x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
+        pattern.indices.data_ptr(), pattern.cols, pattern.t_indptr.data_ptr(), pattern.t_indices.data_ptr(),
+        pattern.t_perm.data_ptr(), chosen.data_ptr(), len(chosen), values.data_ptr(), dy.data_ptr(), dy.stride(0),
+        0 if y is None else y.data_ptr(), 0 if y is None else y.stride(0), 0 if dz is None else dz.data_ptr(),
+        0 if dbias is None else dbias.data_ptr(), x.data_ptr(), x.stride(0), 0 if dx is None else dx.data_ptr(),
+        pattern.t_place.data_ptr(), dvalues.data_ptr(), batch,
+    )  # fmt: skip
+    return dx, dvalues, dbias
+
+
+class _RowsLinear(torch.autograd.Function):
+    """A sparse layer of which only some outputs are wanted: the others are zero, and cost nothing but that."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, rows: Tensor, relu: bool
+    ) -> Tensor:
+        columns, values = feature_major(x.t()), contiguous(values)
+        y = x.new_zeros(pattern.rows, x.shape[0])
+        biases = None if bias is None else contiguous(bias)
+        kernels.rows_spmm(
+            x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
+            pattern.indices.data_ptr(), rows.data_ptr(), len(rows), values.data_ptr(), columns.data_ptr(),
+            columns.stride(0), y.data_ptr(), x.shape[0], 0 if biases is None else biases.data_ptr(), relu,
+        )  # fmt: skip
+        ctx.save_for_backward(values, columns, rows, y if relu else None)
+        ctx.pattern = pattern
+        return y.t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        values, columns, rows, y = ctx.saved_tensors
+        _, need_bias, need_input, *_ = ctx.needs_input_grad
+        dx, dvalues, dbias = _rows_backward(
+            ctx.pattern, rows, values, feature_major(dy.t()), columns, y, True, need_input
+        )
+        return dvalues, dbias if need_bias else None, None if dx is None else dx.t(), None, None, None
+
+
+def rows_linear(
+    pattern: Pattern, rows: Tensor, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False
+) -> Tensor:
+    """`linear` with only these outputs, `rows` `(k,)` int64 ascending, computed; the others are zero."""
+    if x.is_cpu and x.dtype in FLOATS:
+        return _RowsLinear.apply(values, bias, x, pattern, rows, relu)
+    kept = torch.zeros(pattern.rows, dtype=x.dtype, device=x.device).index_fill_(0, rows, 1)
+    return linear(pattern, values, bias, x, relu) * kept
