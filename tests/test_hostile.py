@@ -253,6 +253,19 @@ def test_a_checkpoint_without_its_fingerprint_is_refused(tmp_path: Path) -> None
             train(tmp_path, 2, resume=True)
 
 
+@pytest.mark.parametrize("key", ["E\n", "e" * 10_000])
+def test_another_run_s_fingerprint_is_named_in_one_short_line(tmp_path: Path, key: str) -> None:
+    train(tmp_path, 1, resume=False)
+    file = tmp_path / "checkpoint.safetensors"
+    state = read_state(file)
+    state["fingerprint"] |= {key: []}
+    write_state(file, state)
+    with pytest.raises(ValueError, match=r"is of another run: its [eE]") as raised:
+        train(tmp_path, 2, resume=True)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
 # -- recipes ----------------------------------------------------------------------------------------------------------
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

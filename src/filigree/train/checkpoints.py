@@ -88,7 +88,7 @@ class Checkpoint:
         if not isinstance(file, dict) or file.get("format") != _FORMAT:
             raise ValueError(f"{self.path}: not a checkpoint of fit.")
         with self._refusing("this run"):
-            different = difference(file["fingerprint"], self.fingerprint)
+            different = " ".join(difference(file["fingerprint"], self.fingerprint).split())[:300]  # in the file's words
             if different:
                 raise ValueError(f"{self.path}: this checkpoint is of another run: {different}.")
             self._take(file["content"])
