@@ -178,3 +178,48 @@ def test_bad_input_is_named(call, message):
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_was_measured_is_rebuilt_layer_by_layer(masked, stopwatch, tmp_path, monkeypatch):
+    """A topology for a whole network leaves other layers dense when it draws for fewer of them."""
+    sides = [784, 300, 300, 10]
+    monkeypatch.setattr("filigree.nn.sparse._is_faster", lambda sparse, layer, x: (len(layer.bias) == 300, "measured"))
+    model = fg.models.mlp(sides)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyiKernel(density=0.2), masked=masked), measure=True)
+    kinds = [type(model.get_submodule(name)) for name in ("fc1", "fc2", "fc3")]
+    fg.save(model, tmp_path / "m")
+    loaded = fg.load(tmp_path / "m")
+    x = torch.randn(5, 784)
+    torch.testing.assert_close(loaded(x), model(x))
+    assert [type(loaded.get_submodule(name)) for name in ("fc1", "fc2", "fc3")] == kinds
+    assert len(set(kinds)) == 2
+
+
+def test_a_conversion_that_fails_midway_changes_nothing():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Conv2d(1, 2, 3))
+    before = list(model)
+    with pytest.raises(ValueError, match="feedback is for linear layers"):
+        fg.convert_(model, fg.Asymmetric(feedback=5))
+    assert all(one is two for one, two in zip(model, before, strict=True))
+    assert fg.convert.conversions(model) == []
+
+
+def test_a_layer_says_how_wide_it_is_not_its_parts():
+    for make in (fg.Fastfood(), fg.ACDC(), fg.LowRank(rank=2)):
+        model = fg.models.mlp([64, 100, 10], activation="tanh", dropout=0.3)
+        if isinstance(make, fg.LowRank):
+            fg.compress_(model, make, where="fc1")
+        else:
+            fg.convert_(model, make, where="fc1")
+        fg.convert_(model, fg.Noisy("NAH"))
+        fg.convert_(model, fg.nn.GuidedDropout())
+        assert model(torch.randn(3, 64)).shape == (3, 10)
+    for kind in (nn.LSTM, nn.GRU):
+        model = nn.ModuleDict({"rnn": kind(8, 16, bidirectional=True), "out": nn.Sequential(nn.Tanh())})
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
+        fg.convert_(model, fg.Noisy("NAH"), where="out.0")
+        assert model["out"](model["rnn"](torch.randn(4, 2, 8))[0]).shape == (4, 2, 32)
+    images = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5))
+    with pytest.raises(ValueError, match="'1' must stand behind a linear layer"):
+        fg.convert_(images, fg.nn.GuidedDropout())

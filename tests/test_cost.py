@@ -55,3 +55,17 @@ def test_sparse_recurrent_networks_are_counted():
     fg.convert_(sparse, fg.Sparse(fg.ErdosRenyi(density=0.3)))
     products = sparse[0].products.values()
     assert fg.measure(sparse, torch.randn(1, 1, 8)).macs_forward == sum(product.nnz for product in products)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "band", "block"])
+def test_structured_layers_count_themselves_once(structure):
+    layer = fg.nn.ACDCLinear(48, 48, structure=structure, width=3, bias=False, pad=False)
+    width = {"diagonal": 1, "band": 3, "block": 3}[structure]
+    assert layer.macs == 2 * width * 48 + 2 * 48 * 6  # A and D, and two transforms of 48 log2 48
+    assert fg.cost.macs(nn.Sequential(layer), torch.randn(1, 48)) == (layer.macs, 2 * layer.macs)
+
+
+def test_complex_parameters_are_timed():
+    model = fg.models.mlp([64, 64, 10])
+    fg.convert_(model, fg.AFDF(), where="fc1")
+    assert fg.measure(model, torch.randn(8, 64), torch.randint(10, (8,)), seconds=0.01).train_step_ms.median > 0

@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import io
 import json
+import os
 import sys
 import tracemalloc
 import zipfile
@@ -19,13 +20,16 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import filigree as fg
 from filigree import recipes
+from filigree.config import visible
 from filigree.data.readers import read_csv, read_idx, read_mapped, read_mat, read_npz
 from filigree.ops import reference, sell, sparse
 from filigree.recipes.plain_yaml import plain_yaml
+from filigree.report import console_table, write_report
 from filigree.saving import description
 from filigree.storage import read_state, write_state
 from filigree.train import EarlyStopping, Record, fit, rng
@@ -367,6 +371,39 @@ def test_a_hostile_record_is_refused_in_one_line(tmp_path: Path, text: bytes) ->
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [{"cost": {"train_step_ms": {}}}, {"cost": {"bytes_disk": [1]}}, {"cost": {"bytes_disk": 10**400}},
+     {"config": {"data": 3}}, {"config": {"data": None}}, {"config": {"data": {"folds": "x"}}},
+     {"config": {"data": {"input_shape": "abc"}}}, {"config": {"published": {"dense_parameters": "a"}}},
+     {"config": {"sweep": 3}}, {"config": {"about": 3}}],
+)  # fmt: skip
+def test_a_record_is_what_its_readers_rely_on(tmp_path: Path, edit: dict[str, Any]) -> None:
+    (tmp_path / "record.json").write_text(json.dumps({"method": "dense"} | edit))
+    with pytest.raises(ValueError, match="not a filigree record") as raised:
+        write_report([tmp_path], tmp_path / "page.html")
+    assert str(raised.value).startswith(f"report: {tmp_path}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_report_of_odd_records_is_written(tmp_path: Path) -> None:
+    odd = {"method": "dense", "config": {"published": {"dense_parameters": 0}, "data": {}}, "cost": {"parameters": 3}}
+    (tmp_path / "record.json").write_text(json.dumps(odd))
+    assert write_report([tmp_path], tmp_path / "page.html").exists()
+    (tmp_path / "record.json").write_text('{"config": {"x": ' + "[" * 900 + "]" * 900 + "}}")
+    with pytest.raises(ValueError, match="not a filigree record"):
+        write_report([tmp_path], tmp_path / "page.html")
+
+
+def test_what_is_not_printable_does_not_reach_the_terminal() -> None:
+    assert visible("a\x1b[2J\x9b1m\u202e b\n") == "a\\x1b[2J\\x9b1m\\u202e b\n"
+    run = {"recipe": "r", "method": "\x1b]0;PWN\x07", "seed": 0, "config": {}, "metrics": {}, "cost": {}, "history": []}
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(console_table([run]))
+    assert "\x1b" not in shown.getvalue()
+    assert "PWN" in shown.getvalue()
+
+
 def test_a_record_does_not_say_where_it_is_written_to(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text('{"folder": "/nowhere"}')
     assert Record.load(tmp_path).folder == tmp_path
@@ -595,3 +632,63 @@ def test_the_corpus_raises_only_what_is_documented(name: str) -> None:
 def test_the_corpus_is_small() -> None:
     sizes = {path.name: sum(file.stat().st_size for file in path.iterdir()) for path in (FUZZ / "corpus").iterdir()}
     assert sum(sizes.values()) < 200_000, sizes
+
+
+# -- torch's own load_state_dict --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("beyond", [0, 2_000_000_000])
+def test_a_part_of_an_index_is_refused(strict: bool, beyond: int) -> None:
+    layers = [fg.nn.SparseLinear(30, 30, fg.ErdosRenyi(density=0.2), seed=seed) for seed in (1, 2)]
+    state = {name: t for name, t in layers[1].state_dict().items() if name not in ("values", "bias")}
+    state["indices"] += beyond
+    before = {name: t.clone() for name, t in layers[0].state_dict().items()}
+    with pytest.raises(RuntimeError, match="indptr, indices and values belong together: values is missing"):
+        layers[0].load_state_dict(state, strict=strict)
+    assert all(torch.equal(t, before[name]) for name, t in layers[0].state_dict().items())
+    x = torch.randn(4, 30)
+    torch.testing.assert_close(layers[0](x), layers[0].dense()(x))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_states_of_another_size_are_not_read_by_address(kind: Any, fused: bool) -> None:
+    small_, large = (fg.nn.SparseLinear(60, 60, fg.ErdosRenyi(density=density)) for density in (0.05, 0.5))
+    optimizer = kind(small_.parameters(), 0.01, fused=fused, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        small_(torch.randn(8, 60)).sum().backward()
+        optimizer.step()
+
+    step()
+    small_.load_state_dict(large.state_dict())
+    with pytest.raises(ValueError, match=r"another topology was loaded. Make a new optimizer"):
+        step()
+    optimizer.state.clear()
+    step()
+
+
+@pytest.mark.parametrize("candidate", ["None/../../../victim", "..\\\\x", "a\x07", ["x" * 200]])
+def test_what_is_searched_names_no_other_folder(tmp_path: Path, candidate: Any) -> None:
+    text = json.dumps({
+        "about": "x", "data": {"name": "digits", "validation": 0.1}, "methods": {"a": {}},
+        "search": {"tracker": [candidate]},
+    })  # fmt: skip
+    (tmp_path / "evil.yaml").write_text(text)
+    with pytest.raises(recipes.RecipeError, match="it names a folder") as raised:
+        recipes.load(tmp_path / "evil.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_recipe_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    with pytest.raises(recipes.RecipeError, match="not a file"):
+        recipes.load(tmp_path / "x.yaml")
+
+
+def test_large_labels_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("".join(f"{i},{2**53 + i % 3}\n" for i in range(9)))
+    labels = read_csv(tmp_path / "own.csv")[1]
+    assert len(np.unique(labels)) == 3

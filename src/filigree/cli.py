@@ -21,6 +21,7 @@ from rich.table import Table
 from filigree import data, recipes
 from filigree import reproduce as reproductions
 from filigree.analyze import analyze
+from filigree.config import visible
 from filigree.convert import compress_
 from filigree.cost import stored
 from filigree.exits import State, run
@@ -64,12 +65,14 @@ def _in_a_folder(file: Path | None) -> Path | None:
     """Said before hours of work, not after them."""
     if file is not None and not file.absolute().parent.is_dir():
         raise RecipeError(f"{file}: there is no folder {file.parent} to write to.")
+    if file is not None and file.is_dir():
+        raise RecipeError(f"{file}: a folder; the name of a file is needed.")
     return file
 
 
 def _tell(text: str) -> None:
     """A line as it is: the names of files may look like markup, and are not to be broken."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -198,7 +201,7 @@ def reproduce(
         for finding in findings:
             out.print(f"{finding.verdict:>10}  {escape(finding.text)} [dim]{escape(finding.where)}[/dim]")
         for line in chosen.notes:
-            out.print(f"[dim]- {escape(line)}[/dim]")
+            out.print(f"[dim]- {escape(visible(line))}[/dim]")
         _tell(f"records, summary and report: {target}")
 
 
@@ -208,7 +211,7 @@ def _list_documents(document: str | None, folders: list[Path], json: Path | None
         out.print(table)
     out.print(f"{reproductions.totals(entries)} ~: minutes estimated, not measured for all runs.")
     for line in lines:
-        out.print(f"[dim]- {escape(line)}[/dim]")
+        out.print(f"[dim]- {escape(visible(line))}[/dim]")
     if json is not None:
         write_json(json, reproductions.plain(entries))
         _tell(f"wrote {json}")
@@ -432,9 +435,9 @@ def report(
     folders = reproductions.FOLDERS
     entries, lines = reproductions.list_entries(reproductions.all_documents(), reproductions.ALL, folders)
     for line in lines:
-        out.print(f"[dim]- {escape(line)}[/dim]")
+        out.print(f"[dim]- {escape(visible(line))}[/dim]")
     charts = {name: getattr(made, "charts", ()) for name, made in reproductions.ALL.items()}
-    compared = load_comparisons(folders, lambda line: out.print(f"[dim]- {escape(line)}[/dim]"))
+    compared = load_comparisons(folders, lambda line: out.print(f"[dim]- {escape(visible(line))}[/dim]"))
     folder = output or Path("report")
     _tell(f"wrote {write_site(folder, reproductions.plain(entries), compared, charts)}")
 
@@ -463,7 +466,7 @@ def _run(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
     resume: bool, report: bool, json: Path | None = None,
 ) -> None:  # fmt: skip
-    out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.about.strip())}")
+    out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
     again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
     if again[0] == "demo":
         again[:1] = ["train", "demo", "--out", str(folder)]
@@ -477,7 +480,7 @@ def _run(
     write_json(folder / "comparison.json", summary(records))
     _show(records, json)
     for note in dict.fromkeys(note for record in records for note in record["notes"]):
-        out.print(f"[dim]- {escape(note)}[/dim]")
+        out.print(f"[dim]- {escape(visible(note))}[/dim]")
     if report:
         _tell(f"report: {write_report(records, folder / 'report.html')}")
 

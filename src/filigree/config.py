@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import pydantic
@@ -50,7 +50,7 @@ class Config:
         try:
             return _KINDS[kind](**{key: _revive(value) for key, value in plain.items() if key != "kind"})  # type: ignore[return-value]
         except (TypeError, OverflowError, RecursionError) as error:  # a check of its own met what it never expected
-            raise ValueError(f"{kind}: {' '.join(str(error).split())[:200]}.") from None
+            raise ValueError(f"{kind}: {one_line(error)}.") from None
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
@@ -76,6 +76,22 @@ def clipped(value: Any) -> str:
     """`repr` of a value from outside, cut to what an error message can hold."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def check_choice(who: str, name: str, value: Any, known: Collection[Any]) -> None:
+    """`ValueError` unless an argument is one of these."""
+    if value not in known:
+        raise ValueError(f"{who}: {name} must be one of {', '.join(map(repr, known))}. Got {clipped(value)}.")
+
+
+def visible(text: str) -> str:
+    """Text from a file for a terminal: what is not printable, as escapes, would steer it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def one_line(error: Any, most: int = 200) -> str:
+    """What an error or another text says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
 
 
 def _plain(value: Any, owner: Config) -> Any:
@@ -114,7 +130,8 @@ def _one_line(cls: type, error: pydantic.ValidationError) -> str:
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             parts.append(f"unknown field {where!r}; the fields are {', '.join(known) or 'none'}")
         elif item["type"] == "value_error":
-            parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
+            text = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+            parts.append(text.removeprefix(f"{cls.__name__}: "))
         elif item["type"] == "missing":
             parts.append(f"{where} is required")
         else:

@@ -80,8 +80,11 @@ class Conversion(Config):
         """
         return [(self, names, "")]
 
-    def apply_if_faster(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Change]:
-        """As `apply`, but a layer that would not be faster on its input (by name) stays as it is."""
+    def apply_if_faster(
+        self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
+    ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        """As `apply`, but a layer that would not be faster on its input (by name) stays as it is; and the conversions
+        that rebuild what was made on loading."""
         raise NotImplementedError
 
 
@@ -194,18 +197,35 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
         names = [name for name in names if config.gains(model.get_submodule(name))]
         if not names:
             raise ValueError(f"convert_: no layer would gain by {type(config).__name__}. Name them with where=.")
-    before = {name: model.get_submodule(name) for name in names}
-    if measure is False:
-        changes = []
-        for chosen, its, note in config.choose(model, names):
-            changes += [replace(change, note=note or change.note) for change in chosen.apply(model, its)]
-            record(model, chosen, its)
-    else:
-        if type(config).apply_if_faster is Conversion.apply_if_faster:
-            raise ValueError(f"convert_: {type(config).__name__} cannot choose by measurement. Leave out measure=.")
-        changes = config.apply_if_faster(model, names, _inputs(model, before, measure))
-        record(model, config, [name for name in names if model.get_submodule(name) is not before[name]])
+    with _all_or_nothing(model):
+        if measure is False:
+            changes = []
+            for chosen, its, note in config.choose(model, names):
+                changes += [replace(change, note=note or change.note) for change in chosen.apply(model, its)]
+                record(model, chosen, its)
+        else:
+            if type(config).apply_if_faster is Conversion.apply_if_faster:
+                raise ValueError(f"convert_: {type(config).__name__} cannot choose by measurement. Leave out measure=.")
+            before = {name: model.get_submodule(name) for name in names}
+            changes, steps = config.apply_if_faster(model, names, _inputs(model, before, measure))
+            for conversion, its in steps:
+                record(model, conversion, its)
     return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Put every module back where it was if what is done in here fails midway."""
+    children, done = [(module, dict(module._modules)) for module in model.modules()], conversions(model)
+    try:
+        yield
+    except BaseException:
+        for module, its in children:
+            module._modules.clear()
+            module._modules.update(its)
+        if done or "_filigree_conversions" in model.__dict__:
+            model.__dict__["_filigree_conversions"] = done
+        raise
 
 
 def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tensor) -> dict[str, Tensor]:
@@ -276,20 +296,25 @@ def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
     Raises:
         ValueError: no layer with a width stands before it, in the order in which modules are registered; by `who`.
     """
-    width = None
+    width, whole = None, None  # a layer that said its width speaks for the modules that it is made of
     for other, module in model.named_modules():
         if other == name and width is not None:
             return width
-        if isinstance(found := getattr(module, "out_features", None), int):
-            width = found, -1
-        elif isinstance(found := getattr(module, "out_channels", None), int):
-            width = found, -1 - len(module.kernel_size)
-        elif isinstance(module, nn.RNNBase):
-            width = module.hidden_size * (2 if module.bidirectional else 1), -1
-        elif isinstance(found := getattr(module, "embedding_dim", None), int):
-            width = found, -1
+        if whole is not None and other.startswith(whole) and not name.startswith(whole):
+            continue
+        found = None
+        if isinstance(side := getattr(module, "out_features", None), int):
+            found = side, -1
+        elif isinstance(side := getattr(module, "out_channels", None), int):
+            found = side, -1 - len(module.kernel_size)
+        elif isinstance(side := getattr(module, "hidden_size", None), int) and hasattr(module, "bidirectional"):
+            found = (getattr(module, "proj_size", 0) or side) * (2 if module.bidirectional else 1), -1
+        elif isinstance(side := getattr(module, "embedding_dim", None), int):
+            found = side, -1
         elif isinstance(module, nn.Flatten):
             width = None  # how many numbers it makes of an image is not known here
+        if found is not None:
+            width, whole = found, f"{other}." if other else None
     raise ValueError(f"{who}: no layer stands before {name!r}, so how many units it has is not known.")
 
 

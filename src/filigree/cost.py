@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from filigree.modes import evaluating, skips_blocks
+from filigree.modes import evaluating, takes_fused_sgd
 from filigree.nn.fastfood import FastfoodLinear
 from filigree.nn.integer_layer import IntegerLayer
 from filigree.nn.masked import MaskedLayer
@@ -116,19 +116,10 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     the counter does not see: their weights, once for each position.
     """
     twin = copy.deepcopy(model).eval()
-    structured = [0]
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, nn.RNNBase):
-            if not name:
-                twin = nn.Sequential(twin)
-            twin.set_submodule(name or "0", _Counted(module, structured))
-
-    def count(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        structured[0] += module.macs * (args[0].numel() // module.in_features)
-
+    own = [0]
     for module in twin.modules():
-        if isinstance(module, Sell | FastfoodLinear):
-            module.register_forward_hook(count)
+        if isinstance(module, Sell | FastfoodLinear | nn.RNNBase):
+            _count_itself(module, own)
     try:
         with FlopCounterMode(display=False) as counter:
             out = twin(sample)
@@ -136,27 +127,29 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
             (out if isinstance(out, Tensor) else out[0]).sum().backward()
     except RuntimeError:  # an output without gradients, or an operation that cannot be counted
         return None, None
-    own = structured[0]
-    return forward // 2 + own, (counter.get_total_flops() - forward) // 2 + 2 * own
+    return forward // 2 + own[0], (counter.get_total_flops() - forward) // 2 + 2 * own[0]
 
 
-class _Counted(nn.Module):
-    """A recurrent network that counts its multiply-adds, unseen by torch's counter; gradients pass, but are none."""
+def _count_itself(module: Any, total: list[int]) -> None:
+    """Let a module add its own count of multiply-adds, unseen by torch's counter; gradients pass, but are none."""
+    run, each = module.forward, getattr(module, "macs", None)
+    if each is None:
+        each = sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
 
-    def __init__(self, rnn: nn.RNNBase, total: list[int]) -> None:
-        super().__init__()
-        self.rnn, self.total = rnn, total
-
-    def forward(self, x: Any, hx: Any = None) -> Any:
+    def forward(x: Any, *others: Any, **named: Any) -> Any:
         data = x.data if isinstance(x, PackedSequence) else x
-        weights = sum(p.numel() for name, p in self.rnn.named_parameters() if name.startswith("weight"))
-        self.total[0] += data.numel() // data.shape[-1] * weights
+        total[0] += data.numel() // data.shape[-1] * each
         with torch.no_grad(), _disable_current_modes():
-            y, last = self.rnn(x, hx)
-        nothing = 0 * data.sum() + 0 * sum(p.sum() for p in self.rnn.parameters())
+            found = run(x, *others, **named)
+        y, *rest = found if type(found) is tuple else (found,)
+        nothing = 0 * data.sum() + 0 * sum(p.abs().sum() for p in module.parameters())
         if isinstance(y, PackedSequence):
-            return PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices), last
-        return y + nothing, last
+            y = PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
+        else:
+            y = y + nothing
+        return (y, *rest) if type(found) is tuple else y
+
+    module.forward = forward
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
@@ -172,7 +165,7 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
     """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
     twin = copy.deepcopy(model).train()
-    fused = x.device.type == "cpu" and not skips_blocks(twin)
+    fused = x.device.type == "cpu" and takes_fused_sgd(twin)
     optimizer = torch.optim.SGD(twin.parameters(), lr, momentum=0.9, fused=fused)
 
     def run() -> None:

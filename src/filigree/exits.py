@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import typer
 
+from filigree.config import visible
 from filigree.recipes import RecipeError
 from filigree.train.signals import terminate
 
@@ -27,6 +28,8 @@ def run(app: typer.Typer) -> NoReturn:
     """Run the command line and exit: 2 for usage, 1 for other errors, 130 or 143 when interrupted; one line each."""
     signal.signal(signal.SIGTERM, terminate)
     try:
+        if unreadable := [argument for argument in sys.argv[1:] if not _is_text(argument)]:
+            raise RecipeError(f"{unreadable[0]!r}: names and values must be text in UTF-8.")
         code = app(standalone_mode=False) or 0
         if code == 130:  # typer has seen the Ctrl-C
             raise KeyboardInterrupt
@@ -51,6 +54,11 @@ def run(app: typer.Typer) -> NoReturn:
         _raise_or_fail(error, str(error) or type(error).__name__)
 
 
+def _is_text(argument: str) -> bool:
+    """Whether it can be written to a record: bytes that are no UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in argument)
+
+
 def _kept() -> str:
     """What a run that something outside it has stopped leaves, and how it goes on."""
     return f"What was saved before is intact. {State.hint}" if State.hint else ""
@@ -63,5 +71,5 @@ def _raise_or_fail(error: Exception, message: str) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"filigree: {' '.join(message.split())}", file=sys.stderr)
+    print(f"filigree: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

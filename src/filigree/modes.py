@@ -1,4 +1,4 @@
-"""How a model runs: in evaluation mode for a while; with blocks left out."""
+"""How a model runs: in evaluation mode for a while; with blocks left out; by fused optimizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def skips_blocks(model: nn.Module) -> bool:
-    """Whether a step may leave out blocks. Their parameters then get a gradient, and momentum, later than others: what
-    torch's fused SGD fails at."""
-    return any(getattr(module, "skips", False) for module in model.modules())
+def takes_fused(model: nn.Module) -> bool:
+    """Whether torch's fused optimizers take all of its parameters: they know no complex numbers."""
+    return all(parameter.is_floating_point() for parameter in model.parameters())
+
+
+def takes_fused_sgd(model: nn.Module) -> bool:
+    """The same of fused SGD, which also fails where a step may leave out blocks: their parameters then get a gradient,
+    and momentum, later than others."""
+    return takes_fused(model) and not any(getattr(module, "skips", False) for module in model.modules())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree import models
 from filigree.allowance import Allowance, check_numbers
-from filigree.config import Config, clipped
+from filigree.config import Config, clipped, one_line
 from filigree.convert import Conversion, conversions, record
 from filigree.storage import read_state, write_state
 
@@ -66,8 +66,8 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
             _fit_types(model, state)
             model.load_state_dict(state, assign=into is None)
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
-        reason = " ".join(str(error).split())
-        raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason[:300]}") from None
+        reason = one_line(error, 300)
+        raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason}") from None
     return model
 
 

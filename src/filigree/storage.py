@@ -21,6 +21,8 @@ import safetensors
 import torch
 from torch import Tensor
 
+from filigree.config import one_line
+
 _METADATA = "filigree"
 _FORMAT = "filigree-state/1"
 _DTYPES = {
@@ -71,8 +73,8 @@ def read_state(path: str | Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: not a filigree file, or a damaged one ({reason[:200]}).") from None
+        reason = one_line(error) or type(error).__name__
+        raise ValueError(f"{path}: not a filigree file, or a damaged one ({reason}).") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,5 +1,7 @@
 """Quantisation by sampling: what is promised of the samples, the layers and the networks."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -195,3 +197,14 @@ def test_samples_are_counted_by_connections(data):
     connections = model[0].nnz
     fg.compress_(model, fg.MonteCarlo(samples=2), data)
     assert 1.5 * connections < model[0].samples <= 2 * connections
+
+
+def test_rms_of_grouped_convolutions():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, groups=2)
+    x = torch.randn(64, 4, 8, 8) * torch.tensor([1, 5, 0.1, 3.0]).view(1, 4, 1, 1)
+    model = nn.Sequential(copy.deepcopy(conv))
+    fg.compress_(model, fg.MonteCarlo(samples=200.0, calibrate="rms", correct_bias=False), x)
+    torch.testing.assert_close(model[0].input_scale, 1 / x.square().mean((0, 2, 3)).sqrt())
+    torch.testing.assert_close(model[0].dense().weight, conv.weight, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(model(x), model[0].dense()(x), atol=1e-4, rtol=1e-4)

@@ -635,3 +635,28 @@ def test_modes_stay():
     fg.compress_(model, fg.SubsetPruning(keep=0.5), torch.randn(30, 5))
     assert model.training
     assert [m.training for m in model] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_sparse_networks_are_refitted(fuse):
+    torch.manual_seed(0)
+    model, x = fg.models.mlp([16, 64, 64, 4]), torch.randn(300, 16)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3), fuse=fuse))
+    error = {}
+    for compensate in ("least_squares", None):
+        made = copy.deepcopy(model)
+        fg.compress_(made, fg.MagnitudePruning(keep=0.7, compensate=compensate, measure=False), x)
+        with torch.no_grad():
+            error[compensate] = float((made(x) - model(x)).norm() / model(x).norm())
+    assert error["least_squares"] < 0.6 * error[None]
+    with pytest.raises(ValueError, match=r"needs dense readers. 'fc\d' is a SparseLinear"):
+        fg.compress_(model, fg.MagnitudePruning(keep=0.5, compensate="correlation", measure=False), x)
+    with pytest.raises(ValueError, match="connections are pruned of dense layers"):
+        fg.compress_(model, fg.MagnitudePruning(keep=0.5, of="connections"))
+
+
+def test_what_finds_the_number_itself_takes_no_budget():
+    for make in (fg.SubClustering, lambda keep: fg.ClusterPruning(method="dbscan", keep=keep)):
+        for keep in (fg.MaxError(0.1), fg.Budget(macs=0.5)):
+            with pytest.raises(ValueError, match=r"finds the number of units itself: keep cannot be"):
+                make(keep=keep)

@@ -249,3 +249,43 @@ def test_bad_input_is_named(call, message):
     model = network()
     with pytest.raises(ValueError, match=message):
         call(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_gradients_follow_a_rewiring():
+    torch.manual_seed(0)
+    model = network()
+    evolution = fg.Evolution(model, torch.optim.SGD(model.parameters(), 0.1), 0.5)
+    nn.functional.cross_entropy(model(torch.randn(8, 12)), torch.randint(3, (8,))).backward()
+    layer = next(iter(evolution.layers.values()))
+    before = dict(zip(layer.places().tolist(), layer.values.grad.tolist(), strict=True))
+    evolution.step()
+    after = dict(zip(layer.places().tolist(), layer.values.grad.tolist(), strict=True))
+    assert set(before) != set(after)
+    assert all(grad in (before.get(place, 0.0), 0.0) for place, grad in after.items())
+    assert sum(grad != 0 for grad in after.values()) > 10
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_growth_by_gradient_sees_all_time_steps(kind):
+    """By the gradient of the dense weight: twice the forward and backward pass, to see that the last one counts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(4, 5, batch_first=True))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    evolution = fg.Evolution(model, None, 0.3, grow="gradient")
+    name = next(name for name in evolution.layers if "hh" in name)
+    layer, calls = evolution.layers[name], []
+
+    def look(_: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> None:
+        y.retain_grad()
+        calls.append((args[0], y))
+
+    layer.register_forward_hook(look)
+    for _ in range(2):
+        calls.clear()
+        model(torch.randn(6, 7, 4))[0].square().sum().backward()
+    expected = sum(y.grad.t() @ x for x, y in calls)
+    x, dy = (torch.cat(parts) for parts in zip(*evolution._watch[name].last(), strict=True))
+    torch.testing.assert_close(dy.t() @ x, expected)
+    assert len(calls) == 7
+    assert expected.abs().max() > 0
+    evolution.step()

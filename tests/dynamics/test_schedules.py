@@ -92,3 +92,8 @@ def test_bad_input_is_named(make, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_a_sequence_stays_where_it_ended():
+    schedule = fg.Sequence([(fg.Constant(0.3), 2), (fg.LinearDecrease(0.3, 0.0), 3)])
+    assert rates(schedule, 10, range(8)) == pytest.approx([0.3, 0.3, 0.3, 0.2, 0.1, 0, 0, 0])

@@ -368,7 +368,8 @@ def test_sparse_evolving_and_asymmetric_together():
                                      {"padding": 1, "padding_mode": "circular", "bias": False}])  # fmt: skip
 def test_convolutions(per, unified, options):
     conv = nn.Conv2d(4, 6, 3, **options, dtype=torch.float64)
-    for config in (fg.Asymmetric.topk(2), fg.Asymmetric.partial(2, 3), fg.Asymmetric.complete(2)):
+    for config in (fg.Asymmetric.topk(2), fg.Asymmetric.partial(2, 3), fg.Asymmetric.complete(2),
+                   fg.Asymmetric.complete(2, "union")):  # fmt: skip
         layer = AsymmetricConv2d.like(conv).set_rule(with_options(config, per=per, unified=unified), "conv")
         x = torch.randn(5, 4, 9, 8, dtype=torch.float64, requires_grad=True)
         y = layer(x)
@@ -392,13 +393,53 @@ def test_convolutions(per, unified, options):
         else:
             twin = conv
         dx = torch.autograd.grad(twin(x), x, d)[0]
+        union = config.neurons == "union"
+        if union:
+            rest = copy.deepcopy(conv)
+            rest.weight.data -= twin.weight.data
+            dx = torch.autograd.grad(twin(x), x, delta)[0] + torch.autograd.grad(rest(x), x, d)[0]
         bare = copy.deepcopy(conv)
         if config.inputs is not None and (conv.padding_mode != "zeros" or isinstance(conv.padding, str)):
             bare.padding, bare.padding_mode = 0, "zeros"  # what was padded is chosen from
         dw = torch.autograd.grad(bare(xs), bare.weight, d)[0]
-        expected = [dx, dw, d.sum((0, 2, 3))]
+        db = d.sum((0, 2, 3))
+        if union:
+            chosen = twin.weight != 0
+            dw = torch.where(chosen, torch.autograd.grad(bare(xs), bare.weight, delta)[0], dw)
+            db = torch.where(chosen.flatten(1).any(1), delta.sum((0, 2, 3)), db)
+        expected = [dx, dw, db]
         for mine, its in zip(got, expected, strict=False):
             torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolutions_under_autocast(dtype):
+    plain = nn.Conv2d(3, 6, 3)
+    model = nn.Sequential(copy.deepcopy(plain))
+    fg.convert_(model, fg.Asymmetric.topk(6))  # all of them: the plain gradients
+    x, found = torch.randn(2, 3, 8, 8), []
+    for conv in (model, plain):
+        with torch.autocast("cpu", dtype):
+            y = conv(x)
+        assert y.dtype == dtype
+        y.float().square().sum().backward()
+        found.append([p.grad for p in conv.parameters()])
+    torch.testing.assert_close(found[0], found[1], atol=0.5, rtol=0.02)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_first_sparse_layer_makes_no_gradient_of_its_input(unified, monkeypatch):
+    model = nn.Sequential(nn.Linear(12, 9))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.4)))
+    fg.convert_(model, fg.Asymmetric.topk(3, unified=unified))
+    x, found = torch.randn(7, 12), []
+    for wanted in (True, False):
+        if not wanted:
+            monkeypatch.setattr("filigree.ops.sparse.spmm_t", None)
+        model.zero_grad()
+        model(x.clone().requires_grad_(wanted)).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 def _padded_like(conv, x):
@@ -597,8 +638,45 @@ def test_error_feedback_forgets_nothing():
         total += p.grad
         optimizer.step()
         assert int(p.grad.count_nonzero()) == 2
-    torch.testing.assert_close(-p.data + feedback.memory[0], total)
+    torch.testing.assert_close(-p.data + feedback.memory(p), total)
+    with pytest.raises(ValueError, match=r"step\(closure\) makes gradients too late"):
+        optimizer.step(lambda: None)
     feedback.remove()
+    assert "error_feedback" not in optimizer.state[p]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_error_feedback_is_saved_with_the_optimizer_and_follows_rewirings(kind):
+    torch.manual_seed(0)
+    model = fg.models.mlp([16, 32, 4])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)), where="fc1")
+    optimizer = kind(model.parameters(), 0.1, fused=True)
+    feedback, evolution = fg.ErrorFeedback(optimizer, fg.TopK(0.1)), fg.Evolution(model, optimizer, 0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 16)).square().sum().backward()
+        optimizer.step()
+    values = model.fc1.values
+    before = dict(zip(model.fc1.places().tolist(), feedback.memory(values).tolist(), strict=True))
+    evolution.step()
+    after = dict(zip(model.fc1.places().tolist(), feedback.memory(values).tolist(), strict=True))
+    stayed = set(before) & set(after)
+    assert 0 < len(stayed) < len(before)
+    assert any(before[place] for place in stayed)
+    assert all(after[place] in (before[place], 0.0) for place in stayed)  # one removed and grown again begins at 0
+    assert not any(after[place] for place in set(after) - stayed)
+    again = kind(model.parameters(), 0.1, fused=True)
+    again.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(fg.ErrorFeedback(again, fg.TopK(0.1)).memory(values), feedback.memory(values))
+
+
+def test_a_refused_network_is_as_it_was():
+    model = fg.models.mlp([8, 6, 5, 3])
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="fc2"):
+        fg.convert_(model, fg.Asymmetric.topk({"fc1": 2, "fc3": 2}))
+    assert [type(module) for module in model.modules()] == kinds
+    assert fg.convert.conversions(model) == []
 
 
 def test_dropout_variants():

@@ -153,3 +153,15 @@ def test_sampled_activations():
     runs = (made(x).abs() - x.abs()).cumsum(1)
     assert runs.abs().max() <= 0.15 + 1e-5  # of any leading run of features
     assert torch.equal(made(x), made(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_an_input_of_another_type_is_computed_in_it(dtype):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4))
+    for layer in (model[0], model[2]):
+        nn.init.constant_(layer.bias, 5.0)
+    fg.compress_(model, fg.Rounded())
+    x = torch.randn(2, 3, 8, 8)
+    y = model(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), model(x), atol=0.02, rtol=0.01)

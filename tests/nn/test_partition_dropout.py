@@ -183,3 +183,43 @@ def test_chosen_rows_of_a_first_layer(isa, relu):
         expected = torch.autograd.grad(layer(x) * mask, [layer.values, layer.bias], dy)
         for g, e in zip(got, expected, strict=True):
             torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sparse_layer_before_it_checks_its_input():
+    model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Dropout(0.5), nn.Linear(100, 3))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)), where="0")
+    fg.convert_(model, fg.PartitionDropout(parts=2))
+    with pytest.raises(TypeError, match=r"the input must be torch.float32.*Got torch.float64"):
+        model[0](torch.randn(4, 64, dtype=torch.float64))
+    with pytest.raises(ValueError, match="in_features=64"):
+        model[0](torch.randn(4, 60))
+    layer, rows = fg.nn.SparseLinear(6, 5), torch.tensor([1, 3])
+    with pytest.raises(ValueError, match=r"values must be .* of x's type torch.float64"):
+        rows_linear(layer.pattern, rows, layer.values, layer.bias, torch.randn(2, 6, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"x must be \(batch, 6\)"):
+        rows_linear(layer.pattern, rows, layer.values, layer.bias, torch.randn(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("dropout", "shape"),
+    [(nn.Dropout1d, (4, 9, 7)), (nn.Dropout1d, (9, 7)), (nn.Dropout2d, (4, 9, 5, 6)), (nn.Dropout2d, (9, 5, 6)),
+     (nn.Dropout3d, (2, 9, 3, 4, 5))],
+)  # fmt: skip
+def test_dropout_of_channels_drops_channels(dropout, shape):
+    model = nn.Sequential(dropout(0.5))
+    fg.convert_(model, fg.PartitionDropout(parts=2))
+    behind = int(dropout.__name__[-2])
+    y = model(torch.ones(shape)).movedim(-1 - behind, 0).flatten(1)
+    assert y.shape[0] == 9
+    assert bool((y == y[:, :1]).all())
+    dropped = (y[:, 0] == 0) | (model(torch.ones(shape)).movedim(-1 - behind, 0).flatten(1)[:, 0] == 0)
+    assert bool(dropped.all())
+
+
+def test_the_features_of_a_linear_layer_are_the_last_dimension():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))
+    nn.init.constant_(model[0].weight, 1.0)
+    fg.convert_(model, fg.PartitionDropout(parts=2))
+    y = model(torch.ones(2, 5, 6, 3)).flatten(0, 2)
+    assert bool((y == y[:1]).all())
+    assert model[1].drawn == 8

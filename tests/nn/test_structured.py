@@ -368,3 +368,41 @@ def test_multiply_adds_are_counted():
     acdc, fastfood = 64 * (3 + 2 * 6), 2 * 64 * (4 + 2 * 6)  # diagonals (and the permutation), and transforms
     assert forward == acdc + fastfood + 128 * 3
     assert backward >= 2 * (acdc + fastfood + 128 * 3)
+
+
+def test_span_keeps_type_and_generator_and_counts_what_went():
+    model = fg.models.mlp([64, 128, 128, 10]).double()
+    size = sum(p.numel() for p in model.parameters())
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    report = fg.convert_(model, fg.Span(fg.Fastfood(seed=3), features=128))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert report.parameters == (size, sum(p.numel() for p in model.parameters()))
+    assert model(torch.randn(2, 64, dtype=torch.float64)).dtype == torch.float64
+    twin = fg.models.mlp([64, 128, 128, 10]).double()
+    torch.manual_seed(2)
+    fg.convert_(twin, fg.Span(fg.Fastfood(seed=3), features=128))
+    assert torch.equal(twin.fc3.weight, model.fc3.weight)
+
+
+def test_unknown_choices_are_named():
+    for make, message in (
+        (lambda: fg.nn.FastfoodLinear(8, 8, features="sincos"), "features must be one of 'relu', 'cos_sin', None"),
+        (lambda: fg.nn.ACDCLinear(8, 8, structure="blocks"), "structure must be one of 'diagonal', 'band', 'block'"),
+        (lambda: fg.nn.PartitionedDropout(2, per="elements"), "per must be one of 'unit', 'element'"),
+        (lambda: fg.nn.StrengthDropout(4, region="bottom"), "region must be one of 'top', 'active'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("make", [fg.AFDF(), fg.Circulant(), fg.Toeplitz(), fg.ACDC(), fg.Fastfood()])
+def test_no_samples_at_all(make):
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU())
+    fg.convert_(model, make, where="0")
+    x = torch.randn(0, 12, requires_grad=True)
+    y = model(x)
+    assert y.shape == (0, 12)
+    y.sum().backward()
+    assert x.grad.shape == (0, 12)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -412,3 +412,54 @@ def test_noise_and_its_gradients_have_the_same_bits_for_any_number_of_threads(is
             results.append((y, *torch.autograd.grad(y, (x, p), torch.ones_like(y))))
     for one in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(one, results[0], strict=True))
+
+
+@pytest.mark.parametrize("make", [
+    fg.Sparse(fg.ErdosRenyi(density=0.3)), fg.Fastfood(), fg.ACDC(order=2), fg.PHD(), fg.Asymmetric.topk(4),
+    fg.Asymmetric.partial(4, 6), fg.Circulant(),
+])  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 8])
+def test_numbers_that_are_negated_when_they_are_read(make, batch):
+    """Complex arithmetic hands such views on, as inputs and as gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16))
+    fg.convert_(model, make, where="0")
+    x = torch.randn(batch, 16, dtype=torch.cfloat).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(model(x), model(x.resolve_neg()))
+    found = []
+    for resolve in (False, True):
+        mine = x.detach().resolve_neg().clone().requires_grad_()
+        y = model(mine)
+        dy = torch._neg_view(torch.arange(y.numel()).view_as(y) / 7.0)
+        found.append(torch.autograd.grad(y, [mine, *model.parameters()], dy.resolve_neg() if resolve else dy))
+    torch.testing.assert_close(*found)
+
+
+def test_negated_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(model(torch._neg_view(x)), model(-x))
+    found = []
+    for dy in (torch._neg_view(torch.ones(2, 4, 4, 4)), -torch.ones(2, 4, 4, 4)):
+        mine = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(model(mine), [mine, *model.parameters()], dy))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("make", [fg.Noisy("NAH"), fg.Asymmetric.topk(4), fg.Asymmetric.partial(4, 8)])
+def test_what_is_differentiable_once_says_so_on_every_path(make):
+    """A penalty on the gradient, differentiated by weights before and behind, and with `inputs=`."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Softplus(), nn.Linear(16, 4)).double()
+    fg.convert_(model, make, where="1" if isinstance(make, fg.Noisy) else "2")
+    for name in ("0.weight", "4.weight"):
+        x = torch.randn(4, 16, dtype=torch.double, requires_grad=True)
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(gradient.square().sum(), model.get_parameter(name))
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.square().sum().backward(inputs=[model.get_parameter(name)])

@@ -57,3 +57,24 @@ def test_in_the_copy_of_the_best_trial(tmp_path: Path, monkeypatch: pytest.Monke
     run(recipe, tmp_path, methods=["SET"], progress=False, resume=True)
     assert Record.load(tmp_path / "SET-0").finished
     assert not (tmp_path / "search" / "SET-0.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("training.lr=0.5", "training.lr is 0.01 there, 0.5 is asked for"), ("data.test_size=0.3", "data.test_size is")],
+)
+def test_an_interrupted_run_of_other_settings_is_refused(tmp_path, monkeypatch, setting, message):
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = recipes.load("demo", ["seeds=[0]", "training.epochs=3", "training.lr=0.01"])
+    with monkeypatch.context() as patch:
+        patch.setattr("filigree.recipes.run.saving.save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path, methods=["SET"], progress=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = recipes.load("demo", ["seeds=[0]", "training.epochs=3", "training.lr=0.01", setting])
+    with pytest.raises(recipes.RecipeError, match=f"holds an interrupted run of other settings: {message}"):
+        run(other, tmp_path, methods=["SET"], progress=False, resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run(recipe, tmp_path, methods=["SET"], progress=False, resume=True)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -12,7 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
-from filigree.recipes import Sweep, sweep
+from filigree.recipes import RecipeError, Sweep, sweep
 from filigree.train import Record
 
 module: Any = importlib.import_module("filigree.recipes.sweep")  # as an attribute that name is the function
@@ -44,13 +49,36 @@ def trials(out: Path) -> list[Any]:
     return list(optuna.load_study(study_name="sweep", storage=f"sqlite:///{out / 'study.db'}").trials)
 
 
-def test_what_goes_wrong_in_a_helper_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_in_a_helper_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise MemoryError("Unable to allocate\n3 GiB.")
 
     monkeypatch.setattr(module, "_work", fail)
     errors: SimpleQueue[str] = SimpleQueue()
     with pytest.raises(SystemExit) as raised:
-        module._help(errors, None)
+        module._help(errors, None, tmp_path)
     assert raised.value.code == 1
     assert errors.get_nowait() == "MemoryError: Unable to allocate 3 GiB"
+
+
+def test_helpers_end_with_a_killed_search_before_the_next_begins(tmp_path: Path) -> None:
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    command = [
+        sys.executable, "-m", "filigree.cli", "sweep", "asymmetric-mnist", *settings, "--set=training.epochs=2000",
+        "--over=k=2:20", "--method=topk", "--trials=6", "--jobs=2", f"--out={tmp_path}",
+    ]  # fmt: skip
+    search = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        ends = time.monotonic() + 120
+        while len(list(tmp_path.glob("trial-*/topk-0/checkpoint.safetensors"))) < 2 and time.monotonic() < ends:
+            time.sleep(0.05)
+        with pytest.raises(RecipeError, match="another search is at work there"), module._alone(tmp_path, patience=0.3):
+            pass
+        search.kill()
+        search.wait()
+        with module._alone(tmp_path, patience=60):  # the helper has ended
+            before = len(trials(tmp_path))
+        assert before == 2
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(search.pid, signal.SIGKILL)

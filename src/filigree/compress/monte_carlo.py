@@ -15,7 +15,7 @@ from filigree.compress.handing_on import hand_on
 from filigree.compress.sampling import Sampling, sample
 from filigree.config import config
 from filigree.convert import Change, Compression, Conversion, layer_inputs, replace_module
-from filigree.nn.integer_layer import IntegerLayer, SampledActivation
+from filigree.nn.integer_layer import IntegerLayer, SampledActivation, by_channel
 from filigree.nn.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
 
 POSITIONS = 20_000  # of a convolution or a sequence, at most, that calibration looks at
@@ -146,10 +146,9 @@ class MonteCarlo(Compression):
             ]
             counts = torch.cat([pair[0] for pair in pairs])
             scale = torch.cat([s.expand(len(c)) for c, s in pairs]) if groups > 1 else pairs[0][1]
-        elif self.calibrate == "rms" and groups == 1:
+        elif self.calibrate == "rms":
             rms = _input_rms(layer, now)
-            taps = weight.shape[1] // len(rms)
-            counts, scale = sample(weight * rms.repeat_interleave(taps), share, self._per, self.sampling, generator)
+            counts, scale = sample(weight * by_channel(rms, weight, groups), share, self._per, self.sampling, generator)
             input_scale = 1 / rms.clamp(min=1e-12)
         else:
             counts, scale = sample(weight, share, self._per, self.sampling, generator)

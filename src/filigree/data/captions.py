@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filigree.config import one_line
 from filigree.data.readers import npz_array, read_text
 from filigree.data.sentences import encode, frequent_words, own_files
 
@@ -52,7 +53,7 @@ class Features:
         return torch.from_numpy(np.stack(arrays))
 
     def _unreadable(self, error: Exception) -> ValueError:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         return ValueError(f"captions: {self.path} is no .npz file that can be read ({reason}).")
 
 

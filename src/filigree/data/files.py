@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pooch
 
+from filigree.config import one_line
+
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _ASU = "https://raw.githubusercontent.com/jundongl/scikit-feature/master/skfeature/data"
@@ -136,7 +138,7 @@ def _download(source: Source, path: Path) -> None:
         pooch.get_logger().setLevel("WARNING")
         got = pooch.retrieve(source.url, None, source.url.rsplit("/", 1)[1], path.parent, processor=processor)
     except (OSError, ValueError, urllib.error.URLError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise FileNotFoundError(f"data: {source.url} could not be downloaded ({reason}). {where}") from None
     if source.member is not None:
         inside = next(Path(file) for file in got if file.endswith(source.member))

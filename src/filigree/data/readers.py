@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from filigree.config import one_line
 from filigree.data.matlab import read_matrices
 
 _DEFLATE = 1040  # no deflated stream unpacks to more than about 1032 times its size
@@ -149,13 +150,21 @@ def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if x.ndim < 1 or not x.size or len(x) != y.size:
         raise ValueError(f"samples {x.shape} and {y.size} labels")
     if y.dtype.kind in "SU" and all(_is_number(label) for label in y.flat):
-        y = y.astype(np.float64)  # 1 and 1.0 are one class, and 10 comes after 2
+        y = _numbers(y)  # 1 and 1.0 are one class, and 10 comes after 2
     strings, floats = y.dtype.kind in "SU", y.dtype.kind == "f"
     missing = np.char.str_len(np.char.strip(y)) == 0 if strings else np.isnan(y) if floats else np.zeros(1, bool)
     if missing.any():
         raise ValueError(f"{int(missing.sum())} of {y.size} labels are missing")
     exact = x.dtype.kind == "b" or x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2)
     return np.asarray(x, np.float32 if exact else np.float64), y.reshape(-1)
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """Labels as numbers; as integers where all are, since large ones would become equal as floats."""
+    try:
+        return np.array([int(label) for label in labels.flat], np.int64).reshape(labels.shape)
+    except (ValueError, OverflowError):
+        return labels.astype(np.float64)
 
 
 def _is_number(cell: str | bytes) -> bool:
@@ -167,7 +176,7 @@ def _is_number(cell: str | bytes) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    return one_line(error, 100) or type(error).__name__
 
 
 def read_mapped(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -153,7 +154,7 @@ class Evolution:
         new_weights[is_new] = self._new_weights(layer, grown, is_new).to(weights)
         layer.rewire_(grown, new_weights)
         state = self.optimizer.state.get(layer.connections, {}) if self.optimizer else {}
-        for tensor in state.values():
+        for tensor in (layer.connections.grad, *state.values()):
             if isinstance(tensor, Tensor) and tensor.shape == layer.connections.shape:
                 layer.carry_(tensor, source)
         self._remember(name, keep, source, is_new)
@@ -161,10 +162,11 @@ class Evolution:
     def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
         if self.grow == "random":
             return random_places(kept, layer.out_features * layer.in_features, count, self.generator)
-        x, dy = self._watch[name].last()
+        seen = self._watch[name].last()
         if isinstance(layer, SparseConv2d | MaskedConv2d):
-            return largest_places(kept, [(0, layer.dense_gradient(gathered(x), gathered(dy)))], count)
-        x, dy = (gathered(part.reshape(-1, part.shape[-1])) for part in (x, dy))
+            gradients = (layer.dense_gradient(gathered(x), gathered(dy)) for x, dy in seen)
+            return largest_places(kept, [(0, functools.reduce(torch.add, gradients))], count)
+        x, dy = (gathered(torch.cat([p.reshape(-1, p.shape[-1]) for p in parts])) for parts in zip(*seen, strict=True))
         return gradient_places(kept, x, dy, count)
 
     def _new_weights(self, layer: Evolvable, places: Tensor, is_new: Tensor) -> Tensor:
@@ -214,29 +216,32 @@ class Evolution:
 
 
 class _Watch:
-    """Holds a layer's last input and the gradient at its pre-activation, for growth by gradient."""
+    """Holds a layer's inputs and the gradients at its pre-activations, for growth by gradient: of all its calls in the
+    last backward pass (a recurrent network calls a layer once a time step)."""
 
     def __init__(self, layer: Evolvable) -> None:
         assert isinstance(layer, nn.Module)
-        self.x: Tensor | None = None
-        self.dy: Tensor | None = None
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
         layer.register_forward_hook(self._forward)
 
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         if not y.requires_grad:
             return
+        self._over = True
         x, active = inputs[0].detach(), (y.detach() > 0 if getattr(layer, "relu", False) else None)
 
         def backward(dy: Tensor) -> None:
-            dz = dy.detach() if active is None else torch.where(active, dy.detach(), 0)
-            self.x, self.dy = x, dz
+            if self._over:
+                self.seen, self._over = [], False
+            self.seen.append((x, dy.detach() if active is None else torch.where(active, dy.detach(), 0)))
 
         y.register_hook(backward)
 
-    def last(self) -> tuple[Tensor, Tensor]:
-        if self.x is None or self.dy is None:
+    def last(self) -> list[tuple[Tensor, Tensor]]:
+        if not self.seen:
             raise ValueError("Evolution: growth by gradient needs a backward pass before step().")
-        return self.x, self.dy
+        return self.seen
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer | None, layers: dict[str, Evolvable]) -> None:

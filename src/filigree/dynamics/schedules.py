@@ -146,7 +146,8 @@ class Product(Schedule):
 class Sequence(Schedule):
     """One schedule after another: `Sequence([(SET, 10), (EXD, None)])` runs the first for 10 epochs, then the second.
 
-    Each begins at its own epoch 0 and has its own length as its horizon; the last may be open (None).
+    Each begins at its own epoch 0 and has its own length as its horizon; the last may be open (None), and
+    stays where it ended when its length is over.
     """
 
     parts: list[tuple[Schedule, int | None]]
@@ -163,7 +164,8 @@ class Sequence(Schedule):
                 return schedule.rate(epoch - start, length)
             start += length
         last, length = self.parts[-1]
-        return last.rate(epoch - start, length or (None if epochs is None else max(epochs - start, 1)))
+        horizon = length or (None if epochs is None else max(epochs - start, 1))
+        return last.rate(epoch - start if length is None else min(epoch - start, length), horizon)
 
     @property
     def needs_horizon(self) -> bool:

@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from filigree.config import one_line
+
 Link = tuple[str, nn.Module]
 
 # What a forward may call in place of a module; each takes the call's arguments but for the input itself.
@@ -46,7 +48,7 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
     try:
         graph = tracer.trace(model)
     except Exception as error:  # a forward can fail on a tracer in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ValueError(f"export: the model's forward cannot be traced as a chain of layers: {reason}") from None
     links: list[Link] = []
     last: fx.Node | None = None

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filigree.config import one_line
+
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
 
@@ -79,6 +81,6 @@ def _call(command: Sequence[str], folder: str, data: bytes = b"") -> bytes:
             "compiler for this machine."
         ) from None
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())[:300]
+        said = one_line(done.stderr.decode(errors="replace"), 300)
         raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {said}")
     return done.stdout

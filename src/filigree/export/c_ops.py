@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from filigree.config import one_line
 from filigree.export.c_forms import smallest
 from filigree.export.c_source import Constant, c_type, constant, literal, piece
 from filigree.ops.conv import Geometry
@@ -289,7 +290,7 @@ def _shape_after(name: str, module: nn.Module, shape: Shape) -> Shape:
     try:
         out = module(torch.empty(2, *shape, device="meta"))
     except (IndexError, RuntimeError, ValueError) as error:
-        raise refuse(name, f"does not take {shape}: {' '.join(str(error).split())[:200]}") from None
+        raise refuse(name, f"does not take {shape}: {one_line(error)}") from None
     if len(out) != 2:
         raise refuse(name, "must leave the batch as it is")
     return tuple(out.shape[1:])

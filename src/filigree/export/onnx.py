@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from filigree.config import one_line
 from filigree.convert import replace_module
 from filigree.export.onnx_program import OPSET, Session, needed, translate
 from filigree.export.onnx_sparse import Choice, chosen_forms, sparse_layers
@@ -121,7 +122,7 @@ def export_onnx(
         try:
             outputs = reference(*inputs)
         except Exception as error:  # a forward can fail in any way
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ValueError(f"export: the model does not run on the example: {reason}") from error
         expected = _tensors(outputs)
         plain, layers = _plain(_alone(model), inputs, sparse, seconds)

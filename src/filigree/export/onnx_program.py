@@ -82,7 +82,7 @@ class Session:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors have no base class of their own
-            raise ValueError(f"export: ONNX Runtime cannot load the model: {one_line(error)}") from None
+            raise ValueError(f"export: ONNX Runtime cannot load the model: {first_line(error)}") from None
         self.names = [each.name for each in self.session.get_inputs()]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -90,10 +90,10 @@ class Session:
         try:
             return [torch.as_tensor(y) for y in self.session.run(None, feeds)]
         except Exception as error:
-            raise ValueError(f"export: ONNX Runtime cannot run the model: {one_line(error)}") from None
+            raise ValueError(f"export: ONNX Runtime cannot run the model: {first_line(error)}") from None
 
 
-def one_line(error: BaseException | str) -> str:
+def first_line(error: BaseException | str) -> str:
     """The first line of a message that has text in it."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return text.strip()[:300]
@@ -149,14 +149,14 @@ def _uncaptured(module: nn.Module, reached: list[str], error: Exception) -> str:
         )
     name = reached[-1] if reached else ""
     return (
-        f"{name or 'the model'!r} ({type(module.get_submodule(name)).__name__}) cannot be exported: {one_line(error)}"
+        f"{name or 'the model'!r} ({type(module.get_submodule(name)).__name__}) cannot be exported: {first_line(error)}"
     )
 
 
 def _untranslated(program: torch.export.ExportedProgram, error: Exception) -> str:
     found = re.search(r"OpOverload\(op='([^']+)'", str(error))
     if not found:
-        return f"the model cannot be exported: {one_line(str(error).rpartition('summary')[2])}"
+        return f"the model cannot be exported: {first_line(str(error).rpartition('summary')[2])}"
     for graph in (program.graph, program.run_decompositions().graph):
         for node in graph.nodes:
             if str(node.target).startswith(found[1]):

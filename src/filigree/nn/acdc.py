@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from filigree.config import check_choice
 from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.sell import Sell, diagonal, next_power_of_two
 
@@ -33,6 +34,7 @@ class ACDCLinear(DenseWeightAndBias, Sell):
     ) -> None:  # fmt: skip
         if order < 1:
             raise ValueError(f"ACDCLinear: order must be at least 1. Got {order}.")
+        check_choice("ACDCLinear", "structure", structure, ("diagonal", "band", "block"))
         larger = max(in_features, out_features)
         size = next_power_of_two(larger) if pad else larger
         if structure == "block":

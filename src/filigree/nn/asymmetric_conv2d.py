@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.asymmetric_linear import Asymmetrical
+from filigree.nn.asymmetric_linear import Asymmetrical, autocast
 from filigree.nn.sparsification import Sparsification
 from filigree.ops.once import once_differentiable
 
@@ -61,7 +61,7 @@ class AsymmetricConv2d(Asymmetrical, nn.Conv2d):
 
 @torch.compiler.disable
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, owner: AsymmetricConv2d, padding: list[int]) -> Tensor:
-    return _Conv2d.apply(x, weight, bias, owner, padding)
+    return _Conv2d.apply(*autocast(x, weight, bias), owner, padding)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -95,10 +95,11 @@ class _Conv2d(torch.autograd.Function):
         rule, owner, per = ctx.rule, ctx.owner, ctx.per
         need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
         delta = dy if kept is None else dy * kept
-        chosen = mask = None
+        union = rule.neurons == "union" and rule.weights is not None and rule.sensitivity is not None
+        whole, chosen, mask = delta, None, None
         if rule.sensitivity is not None:
             mask = _mask(rule.sensitivity, delta, per, rule.unified)
-            if rule.unified and per == "channels" and owner.groups == 1:
+            if rule.unified and per == "channels" and owner.groups == 1 and not union:
                 chosen = mask.flatten().nonzero().squeeze(1)
                 delta = delta.index_select(1, chosen)
             else:
@@ -108,15 +109,14 @@ class _Conv2d(torch.autograd.Function):
             by_weights = None if rule.weights is None else adjoint.flatten(2).any(2)
             neurons = None if mask is None else _channels(mask, len(dy))
             ctx.watched.saw_backward(rule.neurons, neurons, ctx.inputs, weight.shape[1], by_weights)
+        if union:
+            return *_union(ctx, whole, delta, x, weight, adjoint), None, None
         small, back = (weight, adjoint) if chosen is None else (weight[chosen], adjoint[chosen])
         dx = dw = db = None
         if need_input:
             dx = _gradients(ctx, delta, None, back, [True, False])[0]
         if need_weight:
-            like = small if ctx.narrow is None else small[:, ctx.narrow]
-            dw = _gradients(ctx, delta, x, like, [False, True])[1]
-            if ctx.narrow is not None:
-                dw = dw.new_zeros(small.shape).index_copy_(1, ctx.narrow, dw)
+            dw = _weight_gradient(ctx, delta, x, small)
             if chosen is not None:
                 dw = dw.new_zeros(weight.shape).index_copy_(0, chosen, dw)
         if need_bias:
@@ -124,6 +124,34 @@ class _Conv2d(torch.autograd.Function):
             if chosen is not None:
                 db = db.new_zeros(len(weight)).index_copy_(0, chosen, db)
         return dx, dw, db, None, None
+
+
+def _union(
+    ctx: Any, delta: Tensor, kept: Tensor, x: Tensor, weight: Tensor, adjoint: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """A kernel takes part if its output channel was chosen by sensitivity (`kept` of `delta`) or among those that its
+    input channel feeds (000, eq. 8.3; 8.5 for dL/dW)."""
+    chosen = adjoint.flatten(2).any(2)
+    dx = dw = db = None
+    if ctx.needs_input_grad[0]:
+        rest = weight * ~chosen[:, :, None, None]
+        dx = _gradients(ctx, delta, None, adjoint, [True, False])[0]
+        dx = dx + _gradients(ctx, kept, None, rest, [True, False])[0]
+    if ctx.needs_input_grad[1]:
+        every, some = (_weight_gradient(ctx, part, x, weight) for part in (delta, kept))
+        dw = torch.where(chosen[:, :, None, None], every, some)
+    if ctx.needs_input_grad[2]:
+        db = torch.where(chosen.any(1), delta.sum((0, 2, 3)), kept.sum((0, 2, 3)))
+    return dx, dw, db
+
+
+def _weight_gradient(ctx: Any, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Of `weight`'s shape; zero at the input channels that were not kept."""
+    if ctx.narrow is None:
+        dw: Tensor = _gradients(ctx, delta, x, weight, [False, True])[1]
+        return dw
+    dw = _gradients(ctx, delta, x, weight[:, ctx.narrow], [False, True])[1]
+    return dw.new_zeros(weight.shape).index_copy_(1, ctx.narrow, dw)
 
 
 def _gradients(ctx: Any, delta: Tensor, x: Tensor | None, weight: Tensor, wanted: list[bool]) -> Any:

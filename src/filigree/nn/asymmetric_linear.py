@@ -131,12 +131,18 @@ def asymmetric_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool = False
 ) -> Tensor:
     """`x W^T + bias`, differentiated by the owner's rule; x `(..., in)`."""
-    if torch.is_autocast_enabled(x.device.type):
-        lower = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
+    x, weight, bias = autocast(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     y: Tensor = _Linear.apply(flat, weight, bias, owner, relu)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A layer's tensors as torch's own layers see them: under autocast of the lower type."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    lower = torch.get_autocast_dtype(x.device.type)
+    return x.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
 
 
 class _Linear(torch.autograd.Function):

@@ -38,12 +38,7 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
         if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
             return super().forward(x)
         self.check_rule()
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
-            )
-        if x.dtype != self.values.dtype:
-            x = self._cast(x)
+        x = self._checked(x)
         y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
@@ -82,7 +77,7 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, values, kept = ctx.saved_tensors
         rule, pattern = ctx.rule, ctx.pattern
-        need_bias = ctx.needs_input_grad[2]
+        need_input, need_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         delta = dy if kept is None else dy * kept
         adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
         if ctx.watched is not None:
@@ -96,16 +91,16 @@ class _SparseLinear(torch.autograd.Function):
             index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
             few = rows.index_select(0, index)
             back = values if adjoint is None else values * adjoint
-            dx, dvalues = rows_backward(pattern, index, back, few, x)
+            dx, dvalues = rows_backward(pattern, index, back, few, x, need_input)
             db = few.new_zeros(pattern.rows).index_copy_(0, index, few.sum(1)) if need_bias else None
-            return dx.t(), dvalues, db, None
+            return None if dx is None else dx.t(), dvalues, db, None
         chosen = choose(rule.sensitivity, delta, rule.unified)
         if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
             return _union(pattern, chosen, delta, x, values, adjoint)
         back = values if adjoint is None else values * adjoint
         rows = selection.dense(chosen).t().contiguous()
-        dvalues, dx = sparse.sddmm(pattern, rows, x), sparse.spmm_t(pattern, back, rows).t()
-        return dx, dvalues, selection.sums(chosen) if need_bias else None, None
+        dx = sparse.spmm_t(pattern, back, rows).t() if need_input else None
+        return dx, sparse.sddmm(pattern, rows, x), selection.sums(chosen) if need_bias else None, None
 
 
 def _by_columns(function: Sparsification, pattern: Pattern, values: Tensor) -> Tensor:

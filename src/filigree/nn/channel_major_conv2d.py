@@ -34,7 +34,8 @@ class ChannelMajorConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        plain = x.dim() == 4 and x.dtype == weight.dtype and x.is_cpu and self.padding_mode == "zeros"
+        plain = x.dim() == 4 and x.shape[1] == self.in_channels and x.dtype == weight.dtype and x.is_cpu
+        plain = plain and self.padding_mode == "zeros"
         if not plain or torch.compiler.is_compiling():
             return super().forward(x)
         if weight.numel() <= _SMALL:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from filigree.config import config
+from filigree.config import check_choice, config
 from filigree.convert import Change, Conversion, replace_module, width_before
 
 
@@ -34,6 +34,7 @@ class StrengthDropout(nn.Module):
 
     def __init__(self, units: int, p: float = 0.5, region: Literal["top", "active"] = "active") -> None:
         super().__init__()
+        check_choice("StrengthDropout", "region", region, ("top", "active"))
         self.p, self.region = p, region
         self.strength = nn.Parameter(torch.ones(units))
 
@@ -78,7 +79,9 @@ class GuidedDropout(Conversion):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []
         for name in names:
-            units, _ = width_before(model, name, "GuidedDropout")
+            units, side = width_before(model, name, "GuidedDropout")
+            if side != -1:
+                raise ValueError(f"GuidedDropout: {name!r} must stand behind a linear layer, not a convolution.")
             replace_module(model, name, StrengthDropout(units, _p(model.get_submodule(name)), self.region))
             changes.append(Change(name, "Dropout", f"StrengthDropout({self.region})", (0, units), (0, units)))
         return changes

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from filigree.config import check_choice
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.sell import Sell, next_power_of_two, signs
 from filigree.ops.dropout import dropout
@@ -53,6 +54,7 @@ class FastfoodLinear(DenseWeight, nn.Module):
         bias: bool = False, features: Literal["relu", "cos_sin"] | None = None, dropout: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        check_choice("FastfoodLinear", "features", features, ("relu", "cos_sin", None))
         if in_features < 1 or out_features < 1 or (features == "cos_sin" and out_features % 2):
             raise ValueError(
                 "FastfoodLinear: in_features and out_features must be at least 1, the latter even for cos_sin. "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.nn.integer_layer import IntegerLayer
+from filigree.nn.integer_layer import IntegerLayer, by_channel
 from filigree.nn.sparse_conv2d import conv_geometry
 from filigree.ops.conv import conv2d
 
@@ -21,7 +21,7 @@ class IntegerConv2d(IntegerLayer):
     Args:
         conv: the layer to be like: `nn.Conv2d` or `SparseConv2d`, any hyperparameters.
         counts: C, `(out_channels, in_channels / groups * kh * kw)` integers. scale: `(1,)` or `(out_channels,)`.
-        input_scale: `(in_channels,)` or None, for groups = 1. bias: `(out_channels,)` or None.
+        input_scale: `(in_channels,)` or None. bias: `(out_channels,)` or None.
 
     Shape: as `nn.Conv2d`. Dense equivalent: `dense()`.
     """
@@ -50,7 +50,8 @@ class IntegerConv2d(IntegerLayer):
             x = F.pad(x, self._around, mode=self.padding_mode)
         rows = torch.repeat_interleave(self.indptr.diff().long(), output_size=self.indices.numel())
         values = self.counts.to(x.dtype) * self.scale.expand(self.out_features)[rows].to(x.dtype)
-        return conv2d(values, self.bias, x, self.indptr, self.indices, self._geometry)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return conv2d(values, bias, x, self.indptr, self.indices, self._geometry)
 
     def _run_form(self, indptr: Tensor, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return indptr, columns, counts
@@ -68,7 +69,7 @@ class IntegerConv2d(IntegerLayer):
         )  # fmt: skip
         weight = self.integers().to(self.scale) * self.scale[:, None]
         if self.input_scale is not None:
-            weight = weight * self.input_scale.repeat_interleave(weight.shape[1] // self.in_channels)
+            weight = weight * by_channel(self.input_scale, weight, self.groups)
         made.weight.copy_(weight.view_as(made.weight))
         if self.bias is not None and made.bias is not None:
             made.bias.copy_(self.bias)

@@ -125,3 +125,10 @@ class SampledActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.integers(x) * self.scale
+
+
+def by_channel(numbers: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """A number for each input, or input channel, at the places of `weight` `(out, in / groups * taps)` that read it."""
+    inputs = len(numbers) // groups
+    each = numbers.view(groups, 1, inputs).expand(-1, len(weight) // groups, -1).reshape(len(weight), inputs)
+    return each.repeat_interleave(weight.shape[1] // inputs, 1)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from filigree.config import check_choice
 from filigree.nn.mollified_activation import FUNCTIONS, HARD_SIGMOID, mollify
 from filigree.nn.mollified_block import Mollified
 from filigree.nn.rnn import GatedRNN, States
@@ -43,6 +44,8 @@ class MollifiedGates(Mollified):
         expected: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        check_choice(type(self).__name__, "recurrent", recurrent, ("fade", "keep"))
+        check_choice(type(self).__name__, "time", time, ("position", "step"))
         self.c, self.deterministic, self.recurrent, self.time = c, deterministic, recurrent, time
         self.expected, self.step = expected, 1
         shape = (self.activations, hidden)

@@ -8,7 +8,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from filigree.config import config
+from filigree.config import check_choice, config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.ops.dropout import partition_dropout
@@ -73,14 +73,19 @@ class PartitionedDropout(Partitions):
         per: "unit": a feature (of images: a channel) is dropped in all samples of the batch at once; "element": each
             number of the batch has its own partition. Its random number is the element's place in a counter-based
             generator: on the CPU `partition` holds the round's seed, and no partitions.
+        behind: with "unit", how many dimensions stand behind the features'; None: those of images, where the input has
+            more than three and is `(N, C, ...)`, else none.
 
     The kept are multiplied by P / (P - 1); the identity in eval mode. Shape: any, to the same. Dense equivalent:
     `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
     """
 
-    def __init__(self, parts: int, per: Literal["unit", "element"] = "unit") -> None:
+    def __init__(
+        self, parts: int, per: Literal["unit", "element"] = "unit", behind: int | None = None
+    ) -> None:  # fmt: skip
         super().__init__(parts)
-        self.per = per
+        check_choice("PartitionedDropout", "per", per, ("unit", "element"))
+        self.per, self.behind = per, behind
         self.size = 0  # elements of this round's tensors; not known after loading
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ class PartitionedDropout(Partitions):
             return x
         if self.per == "element":
             return self._elements(x)
-        side = 1 if x.dim() > 3 else x.dim() - 1
+        side = 1 if x.dim() > 3 and self.behind is None else x.dim() - 1 - (self.behind or 0)
         kept = self.keep((x.shape[side],), x)
         factor = kept.to(x.dtype).mul_(self.scale)
         return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
@@ -136,6 +141,7 @@ class PartitionedSparseLinear(SparseLinear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        x = self._checked(x)
         rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
         y = rows_linear(self._pattern, rows, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
         return y.reshape(*x.shape[:-1], self.out_features)
@@ -168,6 +174,9 @@ class PartitionedConnect(Partitions):
         return f"in_features={self.in_features}, out_features={self.out_features}, parts={self.parts}"
 
 
+_BEHIND: dict[type[nn.Module], int | None] = {nn.Dropout: None, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
+
+
 @config
 class PartitionDropout(Conversion):
     """Dropout by partitions (002) in place of every `nn.Dropout`; with `connect`, DropConnect on linear layers.
@@ -188,7 +197,7 @@ class PartitionDropout(Conversion):
     def accepts(self, module: nn.Module) -> bool:
         if self.connect:
             return type(module) is nn.Linear
-        return type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+        return type(module) in _BEHIND
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []
@@ -198,11 +207,11 @@ class PartitionDropout(Conversion):
             if self.connect:
                 made, size = PartitionedConnect(old, self.parts), old.weight.numel()
             else:
-                made, size = PartitionedDropout(self.parts, self.per), 0
+                made, size = PartitionedDropout(self.parts, self.per, _BEHIND[type(old)]), 0
             replace_module(model, name, made)
             changes.append(Change(name, type(old).__name__, f"{type(made).__name__}({self.parts})", (size, size),
                                   (size, size)))  # fmt: skip
-            if isinstance(made, PartitionedDropout) and self.per == "unit":
+            if isinstance(made, PartitionedDropout) and self.per == "unit" and not made.behind:
                 changes += _skip_dropped_rows(model, made)
         return changes
 
@@ -229,7 +238,7 @@ def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Ch
             continue
         made: Any = object.__new__(kind)
         made.__dict__.update(layer.__dict__)
-        made.dropout = [dropout]
+        made.dropout, dropout.behind = [dropout], 0  # the features of a linear layer are the last dimension
         replace_module(model, f"{parent_name}.{before[-1]}".lstrip("."), made)
         size = sum(p.numel() for p in layer.parameters())
         macs = layer.nnz if isinstance(layer, SparseLinear) else layer.weight.numel()

@@ -17,7 +17,7 @@ R = TypeVar("R", bound="LoopedRNN")
 
 
 class LoopedRNN(nn.Module):
-    """What they share: the walk through layers, directions and time steps. Attributes are those of `nn.RNNBase`.
+    """What they share: the walk through layers, directions and time steps. Sizes and switches are called as in `nn.RNNBase`.
 
     Inside, sequences are packed: `x` is `(total, in)`, the time steps one after another, `sizes` how many sequences
     each has, never more than the one before. Subclasses implement `_product`: the product of `x` `(..., in)` with the

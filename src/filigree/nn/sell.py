@@ -48,7 +48,11 @@ class Sell(DenseWeight, nn.Module):
             own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
             wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
             return torch.func.functional_call(self, wide, (x.float(),)).to(x.dtype)
-        return self.run(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)
+        if not len(rows) and any(kind in ("fft", "ifft") for kind, _ in self.program):  # which FFTs refuse
+            nothing = sum(p.abs().sum() for p in self.parameters()) * 0
+            return rows.sum() + nothing + x.new_zeros(*x.shape[:-1], self.out_features)
+        return self.run(rows).reshape(*x.shape[:-1], self.out_features)
 
     def run(self, x: Tensor) -> Tensor:
         """The program on `(batch, in_features)`."""
@@ -66,10 +70,17 @@ class Sell(DenseWeight, nn.Module):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds a sample: n a diagonal, n log2 n an n-point transform (a Hadamard's are additions)."""
-        transforms = sum(kind in ("hadamard", "dct", "idct", "fft", "ifft") for kind, _ in self.program)
-        others = sum(name is not None for _, name in self.program)
-        return self.size * (others + transforms * max(1, math.ceil(math.log2(max(self.size, 2)))))
+        """Multiply-adds a sample: n a diagonal, w n a band or blocks of width w, n log2 n an n-point transform (a
+        Hadamard's are additions)."""
+        total, transform = 0, self.size * max(1, math.ceil(math.log2(max(self.size, 2))))
+        for kind, name in self.program:
+            if name is not None:
+                total += self.size * (len(getattr(self, name)) if kind == "band" else 1)
+                if kind == "block":
+                    total += self.size * (getattr(self, name).shape[-1] - 1)
+            elif kind in ("hadamard", "dct", "idct", "fft", "ifft"):
+                total += transform
+        return total
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:

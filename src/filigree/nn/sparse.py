@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -21,7 +22,7 @@ from filigree.nn.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse_linear import SparseLinear
 from filigree.nn.structured_rnn import StructuredRNN
 from filigree.timing import race
-from filigree.topology import Size, Topology
+from filigree.topology import ErdosRenyi, Size, Topology
 
 
 @config
@@ -59,8 +60,19 @@ class Sparse(Conversion):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return self._apply(model, names, None)
 
-    def apply_if_faster(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]) -> list[Change]:
-        return self._apply(model, names, inputs)
+    def apply_if_faster(
+        self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
+    ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        changes = self._apply(model, names, inputs)
+        kinds = (  # drawn for fewer layers a topology may leave others dense; connections come from the file
+            (1e-12, (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d)),
+            (1.0, (FeatureMajorLinear, ChannelMajorConv2d)),
+        )
+        steps: list[tuple[Conversion, list[str]]] = []
+        for density, kind in kinds:
+            if its := [name for name in names if isinstance(model.get_submodule(name), kind)]:
+                steps.append((replace(self, topology=ErdosRenyi(density=density)), its))
+        return changes, steps
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
         unfolded = {name: _unfolded(model.get_submodule(name), name, inputs) for name in names}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.resizing import resize_
 from filigree.ops.sparse import Pattern, csr_pattern
 from filigree.topology.sampling import check_csr, pattern_of, places_of
 
@@ -95,8 +96,7 @@ class SparseLayer(DenseWeight, nn.Module):
         if weights.shape == self.values.shape:
             self.values.copy_(weights)
         else:
-            self.values.data = weights
-            self.values.grad = None
+            resize_(self.values, weights)
 
     def carry_(self, state: Tensor, source: Tensor) -> None:
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
@@ -119,6 +119,10 @@ class SparseLayer(DenseWeight, nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         indptr, indices, values = (state_dict.get(prefix + name) for name in ("indptr", "indices", "values"))
+        lacking = [name for name in ("indptr", "indices", "values") if prefix + name not in state_dict]
+        if lacking and (indptr is not None or indices is not None):  # torch would copy the index, unchecked
+            args[-1].append(f"{prefix}indptr, indices and values belong together: {', '.join(lacking)} is missing.")
+            return
         if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
             check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
             if values.shape != indices.shape:
@@ -129,8 +133,7 @@ class SparseLayer(DenseWeight, nn.Module):
             pattern = csr_pattern(indptr.cpu().numpy(), indices.cpu().numpy(), self.in_features)
             self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
             if values.shape != self.values.shape:
-                self.values.data = self.values.new_empty(values.shape)
-                self.values.grad = None
+                resize_(self.values, self.values.new_empty(values.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

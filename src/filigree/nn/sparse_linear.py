@@ -61,16 +61,18 @@ class SparseLinear(SparseLayer):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
-            )
-        if x.dtype != self.values.dtype:
-            x = self._cast(x)
+        x = self._checked(x)
         if x.dim() == 2:
             return sparse.linear(self._pattern, self.values, self.bias, x, self.relu)
         y = sparse.linear(self._pattern, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
+            )
+        return x if x.dtype == self.values.dtype else self._cast(x)
 
     def extra_repr(self) -> str:
         return (

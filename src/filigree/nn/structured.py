@@ -53,12 +53,7 @@ class Structured(Conversion):
         else:
             made = self.build(layer.in_features, layer.out_features, seed)
             macs = _macs(made)
-        example = next(layer.parameters())
-        if not example.is_meta:
-            made.to(example.device)
-        if example.dtype.is_floating_point and example.dtype != torch.float32:
-            made.to(example.dtype)
-        replace_module(model, name, made)
+        replace_module(model, name, _like(made, layer))
         notes = [what for what, mine, its in (("larger", _parameters(made), before[0]), ("more work", macs, before[1]))
                  if mine >= its]  # fmt: skip
         note = " and ".join(notes) + " than dense" if notes else ""
@@ -177,14 +172,17 @@ class Span(Conversion):
         for one, two, name in zip(layers, layers[1:], names[1:], strict=False):
             if one.out_features != two.in_features:
                 raise ValueError(f"Span: {name!r} does not read the {one.out_features} outputs of the layer before it.")
-        made = self.by.build(layers[0].in_features, self.features, self.by.seed)
-        head = nn.Linear(self.features, layers[-1].out_features, layers[-1].bias is not None)
+        made = _like(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.by.seed)
+            head = nn.Linear(self.features, layers[-1].out_features, layers[-1].bias is not None)
+        _like(head, layers[-1])
         replace_module(model, names[0], made)
         changes = [_change(names[0], layers[0], made)]
         between = _between(model, names)
-        for name in names[1:-1]:
+        for name, layer in zip(names[1:-1], layers[1:-1], strict=True):
             replace_module(model, name, nn.Identity())
-            changes.append(_change(name, model.get_submodule(name), nn.Identity()))
+            changes.append(_change(name, layer, nn.Identity()))
         for name in between:
             replace_module(model, name, nn.Identity())
         replace_module(model, names[-1], head)
@@ -224,6 +222,16 @@ def _between(model: nn.Module, names: list[str]) -> list[str]:
     order = [name for name, module in model.named_modules() if not list(module.children())]
     inner = order[order.index(names[1]) : order.index(names[-1])] if len(names) > 2 else []
     return [name for name in inner if isinstance(model.get_submodule(name), nn.ReLU | nn.Dropout)]
+
+
+def _like(made: nn.Module, layer: nn.Module) -> nn.Module:
+    """On the layer's device and of its type; what has no device yet is made on the CPU."""
+    example = next(layer.parameters())
+    if not example.is_meta:
+        made.to(example.device)
+    if example.dtype.is_floating_point and example.dtype != torch.float32:
+        made.to(example.dtype)
+    return made
 
 
 def _change(name: str, before: nn.Module, after: nn.Module) -> Change:

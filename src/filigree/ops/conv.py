@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, csr_pattern, define, library, new_matrix
+from filigree.ops.sparse import FLOATS, check_layer, contiguous, csr_pattern, define, library, new_matrix, resolved
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -144,6 +144,7 @@ def conv2d(values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indic
 
     Equivalent to `torch.nn.functional.conv2d` with the dense weight, in O(nnz x outputs).
     """
+    check_layer("conv2d", values, bias, x, indices.numel(), indptr.numel() - 1)
     if x.dtype not in FLOATS:  # half precision is computed in float32
         wide = conv2d(values.float(), None if bias is None else bias.float(), x.float(), indptr, indices, g)
         return wide.to(x.dtype)
@@ -159,7 +160,7 @@ def _forward(
     g = Geometry.of(geometry)
     y = _channel_major(x, indptr.numel() - 1, *g.output(*x.shape[2:]))
     if y.numel():
-        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+        values, bias, x = contiguous(values), None if bias is None else contiguous(bias), resolved(x)
         plan = _plan(indptr, indices, x, g)
         kernels.conv(
             plan.convolution, x.dtype is torch.float64, values.data_ptr(), 0 if bias is None else bias.data_ptr(),
@@ -173,7 +174,7 @@ def _backward(
     need_input: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of values, bias and input. The input is packed again rather than kept: memory for time."""
-    values = values.contiguous()
+    values, x, dy = contiguous(values), resolved(x), resolved(dy)
     dvalues, dbias = torch.zeros_like(values), dy.new_zeros(dy.shape[1] if need_bias else 0)
     dx = _channel_major(x, *x.shape[1:]) if need_input else x.new_empty(0)
     if dy.numel():

@@ -40,6 +40,7 @@ def partition_dropout(x: Tensor, part: int, parts: int, seed: Tensor) -> Tensor:
 
 def _dropout(x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
     """Zero where the random number lies in [low, high)."""
+    x = x.resolve_neg()
     out = torch.empty_like(x)  # keeps the strides of a dense tensor, in whatever order
     source = x if x.stride() == out.stride() else out.copy_(x)
     kept = 1 - (high - low)

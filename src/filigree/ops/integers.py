@@ -56,6 +56,7 @@ def integer_linear(
     """
     if x.dim() != 2 or x.shape[1] != cols:
         raise ValueError(f"integer_linear: x must be (batch, {cols}). Got {tuple(x.shape)}.")
+    bias = None if bias is None else bias.to(x.dtype)
     return torch.ops.filigree.integer_linear(x, scale.to(x.dtype), bias, relu, *matrix)
 
 
@@ -68,7 +69,7 @@ def _forward(
     rows = indptr.numel() - 1
     columns = feature_major(x.t())
     y = new_matrix(x, rows, batch)
-    scale, bias = scale.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
+    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     kernels.integer_spmm(
         x.dtype is torch.float64, rows, cols, indptr.data_ptr(), indices.dtype is torch.int16, indices.data_ptr(),
         counts.data_ptr(), columns.data_ptr(), columns.stride(0), y.data_ptr(), batch, scale.data_ptr(),

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from filigree.ops._load import kernels
 from filigree.ops.once import once_differentiable
+from filigree.ops.sparse import contiguous
 
 KINDS = ("NAN", "NAH", "NANI", "NANIL", "NANIS")
 HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
@@ -153,7 +154,7 @@ def _dense(x: Tensor) -> Tensor:
 class _Noisy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int) -> Tensor:
-        x, p = _dense(x), p.contiguous()
+        x, p = _dense(x), contiguous(p)
         ctx.arguments = noise, seed, tanh, _layout(x, p.numel(), dim), x.stride()
         y = torch.empty_like(x)
         kept = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
@@ -169,7 +170,7 @@ class _Noisy(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         noise, seed, tanh, layout, order = ctx.arguments
         x, p, kept = ctx.saved_tensors
-        x, kept, dy, p = _in_order(x, order), _in_order(kept, order), _in_order(dy, order), p.contiguous()
+        x, kept, dy, p = _in_order(x, order), _in_order(kept, order), _in_order(dy, order), contiguous(p)
         dx, dp = torch.empty_like(x), torch.empty_like(p) if ctx.needs_input_grad[1] else None
         kernels.noisy_backward(
             x.dtype is torch.float64, noise.native(seed), tanh, *layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from filigree.ops._load import kernels
 from filigree.ops.noise import Noise, Seed, address, noisy_reference, outside_graphs
 from filigree.ops.once import once_differentiable
+from filigree.ops.sparse import contiguous, resolved
 
 
 def lstm_reference(pre: Tensor, c: Tensor, p: Tensor, xi: list[Tensor | float], noise: Noise) -> tuple[Tensor, Tensor]:
@@ -90,9 +91,9 @@ class _LSTM(torch.autograd.Function):
         sizes: list[int], reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         f64, hidden = pre.dtype is torch.float64, c.shape[1]
-        pre = pre.clone() if weight is not None else pre.contiguous()
-        p = p.contiguous()
-        h, c = (state.clone(memory_format=torch.contiguous_format) for state in (h, c))
+        pre = resolved(pre).clone() if weight is not None else contiguous(pre)
+        p = contiguous(p)
+        h, c = (resolved(state).clone(memory_format=torch.contiguous_format) for state in (h, c))
         out = pre.new_empty(len(pre), hidden)
         before = torch.empty_like(out)  # the cell state before each step
         states = torch.empty_like(out)  # the hidden state before each step
@@ -115,10 +116,10 @@ class _LSTM(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor | None, ...]:
         pre, weight, p, before, states = ctx.saved_tensors
-        pre, p, before = pre.contiguous(), p.contiguous(), before.contiguous()  # hooks may have laid them out anew
+        pre, p, before = contiguous(pre), contiguous(p), contiguous(before)  # hooks may have laid them out anew
         noise, seed, sizes, reverse = ctx.rest
         f64, hidden = pre.dtype is torch.float64, dc.shape[1]
-        dh, dc = (of_state.clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))
+        dh, dc = (resolved(of_state).clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))
         dpre, dp = torch.empty_like(pre), torch.zeros_like(p) if ctx.needs_input_grad[4] else None
         for number, first, size in reversed(_walk(sizes, reverse)):
             here = slice(first, first + size)
@@ -142,7 +143,7 @@ class _GRU(torch.autograd.Function):
         sizes: list[int], reverse: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         f64, hidden = px.dtype is torch.float64, h.shape[1]
-        px, p, h = px.contiguous(), p.contiguous(), h.clone(memory_format=torch.contiguous_format)
+        px, p, h = contiguous(px), contiguous(p), h.clone(memory_format=torch.contiguous_format)
         ph, out = torch.empty_like(px), px.new_empty(len(px), hidden)
         before = torch.empty_like(out)
         for number, first, size in _walk(sizes, reverse):
@@ -164,7 +165,7 @@ class _GRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:
         px, ph, weight, p, before = ctx.saved_tensors
-        px, ph, p, before = px.contiguous(), ph.contiguous(), p.contiguous(), before.contiguous()
+        px, ph, p, before = contiguous(px), contiguous(ph), contiguous(p), contiguous(before)
         noise, seed, sizes, reverse, has_bias = ctx.rest
         f64, hidden = px.dtype is torch.float64, dh.shape[1]
         dh = dh.clone(memory_format=torch.contiguous_format)
@@ -186,9 +187,9 @@ class _GRUStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: Seed) -> Tensor:
         px, ph, p, out = (
-            px.contiguous(),
-            ph.contiguous(),
-            p.contiguous(),
+            contiguous(px),
+            contiguous(ph),
+            contiguous(p),
             h.clone(memory_format=torch.contiguous_format),
         )
         before = torch.empty_like(out)
@@ -203,7 +204,7 @@ class _GRUStep(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        px, ph, p, before = (saved.contiguous() for saved in ctx.saved_tensors)
+        px, ph, p, before = (contiguous(saved) for saved in ctx.saved_tensors)
         noise, seed = ctx.rest
         dh = dout.clone(memory_format=torch.contiguous_format)
         dpx, dph = torch.empty_like(px), torch.empty_like(ph)

@@ -23,21 +23,21 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *dy)
         with torch.no_grad():
             found = backward(ctx, *dy)
+        held = [t for t in (*dy, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad]
+        leaves = held or [torch.zeros((), requires_grad=True)]
+        name = type(ctx).__name__
         if isinstance(found, Tensor):
-            return _final(found, type(ctx).__name__)
-        return tuple(_final(each, type(ctx).__name__) if isinstance(each, Tensor) else each for each in found)
+            return _Final.apply(name, found, *leaves)
+        return tuple(_Final.apply(name, each, *leaves) if isinstance(each, Tensor) else each for each in found)
 
     return once
 
 
-def _final(gradient: Tensor, name: str) -> Tensor:
-    made: Tensor = _Final.apply(gradient, torch.zeros((), requires_grad=True), name)
-    return made
-
-
 class _Final(torch.autograd.Function):
+    """A gradient as it is, that stands on every path to what it was made from."""
+
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, leaf: Tensor, name: str) -> Tensor:
+    def forward(ctx: Any, name: str, gradient: Tensor, *made_from: Tensor) -> Tensor:
         ctx.name = name
         return gradient.clone()
 

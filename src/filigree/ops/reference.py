@@ -1,4 +1,4 @@
-"""Every kernel again in plain dense torch: the truth for tests, and the path of devices without kernels.
+"""The sparse products again in plain dense torch: the truth for tests, and the path of devices without kernels.
 
 All matrices are feature-major: `x` is `(in_features, batch)`. These functions form the dense weight, so they cost
 what a dense layer costs.

@@ -9,10 +9,23 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.once import once_differentiable
-from filigree.ops.sparse import FLOATS, Pattern, contiguous, feature_major, linear, new_matrix, sddmm, spmm_t
+from filigree.ops.sparse import (
+    FLOATS,
+    Pattern,
+    check_layer,
+    contiguous,
+    feature_major,
+    linear,
+    new_matrix,
+    resolved,
+    sddmm,
+    spmm_t,
+)  # fmt: skip
 
 
-def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def rows_backward(
+    pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, x: Tensor, need_input: bool = True
+) -> tuple[Tensor | None, Tensor]:
     """`(W[chosen]^T dy, dvalues)`: the backward pass of a layer of which only a few outputs have a gradient.
 
     Args:
@@ -20,14 +33,13 @@ def rows_backward(pattern: Pattern, chosen: Tensor, values: Tensor, dy: Tensor, 
         dy: `(k, batch)`, contiguous. x: `(cols, batch)`, feature-major.
 
     Returns:
-        `(cols, batch)` and `(nnz,)`, zero in the other rows. Equivalent to `spmm_t` and `sddmm` with dy scattered.
+        `(cols, batch)`, None unless `need_input`, and `(nnz,)`, zero in the other rows.
+        Equivalent to `spmm_t` and `sddmm` with dy scattered.
     """
     if not (x.is_cpu and x.dtype in FLOATS):
         full = dy.new_zeros(pattern.rows, dy.shape[1]).index_copy_(0, chosen, dy)
-        return spmm_t(pattern, values, full), sddmm(pattern, full, x)
-    dx, dvalues, _ = _rows_backward(pattern, chosen, values, dy, x, None, False)
-    assert dx is not None
-    return dx, dvalues
+        return spmm_t(pattern, values, full) if need_input else None, sddmm(pattern, full, x)
+    return _rows_backward(pattern, chosen, values, dy, x, None, False, need_input)[:2]
 
 
 def _rows_backward(
@@ -41,7 +53,7 @@ def _rows_backward(
     need_input: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients of input, values and, where dy holds all rows (`whole`) and is to be masked by y, bias."""
-    x, values, batch = feature_major(x), contiguous(values), x.shape[1]
+    x, values, dy, batch = feature_major(x), contiguous(values), resolved(dy), x.shape[1]
     dx, dvalues = new_matrix(x, pattern.cols, batch) if need_input else None, torch.empty_like(values)
     dz, dbias = (new_matrix(x, len(chosen), batch), x.new_zeros(pattern.rows)) if whole else (None, None)
     kernels.rows_backward(
@@ -89,6 +101,9 @@ def rows_linear(
     pattern: Pattern, rows: Tensor, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False
 ) -> Tensor:
     """`linear` with only these outputs, `rows` `(k,)` int64 ascending, computed; the others are zero."""
+    if x.dim() != 2 or x.shape[1] != pattern.cols:
+        raise ValueError(f"rows_linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
+    check_layer("rows_linear", values, bias, x, pattern.nnz, pattern.rows)
     if x.is_cpu and x.dtype in FLOATS:
         return _RowsLinear.apply(values, bias, x, pattern, rows, relu)
     kept = torch.zeros(pattern.rows, dtype=x.dtype, device=x.device).index_fill_(0, rows, 1)

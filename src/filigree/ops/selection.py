@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, new_matrix
+from filigree.ops.sparse import FLOATS, new_matrix, resolved
 
 # Measured on 784 -> 512 and 1024 -> 1024: above this share of kept entries a dense product of the masked matrix wins,
 DENSE = 0.3
@@ -103,9 +103,14 @@ def native(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in FLOATS and x.shape[1] < 2**31 and x.numel() < 2**31
 
 
+def row_major(x: Tensor) -> Tensor:
+    """`x` with contiguous rows: itself, or a copy."""
+    x = resolved(x)
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
 def _rows(x: Tensor, k: int, transposed: bool) -> Rows:
-    if x.stride(1) != 1:
-        x = x.contiguous()
+    x = row_major(x)
     rows, width = x.shape
     room, back = rows * k, width + 1 if transposed else 0
     # one block for all indices: an allocation costs more than it seems
@@ -162,7 +167,7 @@ def top_backward(
 
     Equivalent to `times`, `t_times` and `sums` of `top(delta, k)`.
     """
-    delta, x, w = (part if part.stride(1) == 1 else part.contiguous() for part in (delta, x, w))
+    delta, x, w = map(row_major, (delta, x, w))
     dx = new_matrix(delta, len(delta), w.shape[1]) if need_input else None
     dw = new_matrix(delta, *w.shape) if need_weight else None
     db = delta.new_empty(len(w))
@@ -202,8 +207,7 @@ def _placed(part: Tensor, side: int, index: Tensor, width: int) -> Tensor:
 
 
 def _spmm(values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, rows: int) -> Tensor:
-    if x.stride(1) != 1:
-        x = x.contiguous()
+    x = row_major(x)
     columns = x.shape[1]
     y = new_matrix(x, rows, columns)
     kernels.spmm(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS
+from filigree.ops.sparse import FLOATS, contiguous, resolved
 
 Steps = Sequence[tuple[str, int | None]]
 
@@ -173,6 +173,7 @@ def _is_native(x: Tensor, steps: Steps, size: int, tensors: Sequence[Tensor]) ->
 class _Sell(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, steps: tuple[Any, ...], size: int, outs: int, *tensors: Tensor) -> Tensor:
+        x = resolved(x)
         ctx.steps, ctx.size, ctx.outs = steps, size, outs
         ctx.save_for_backward(x, *tensors)
         y = _like(x, outs)
@@ -191,6 +192,7 @@ class _Sell(torch.autograd.Function):
             found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
             made = [next(found) if need else None for need in (needs[0], *needs[4:])]
             return made[0], None, None, None, *made[1:]
+        x, dy = resolved(x), resolved(dy)
         if dy.stride() != x.stride() and min(dy.stride()) != 1:
             dy = dy.contiguous()
         dx = _like(x, x.shape[1]) if needs[0] else None
@@ -228,6 +230,6 @@ def _matrix(x: Tensor) -> tuple[int, ...]:
 
 def _program(steps: Any, size: int, tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Any, ...]]:
     """The tensors that must live as long as the addresses, and the kernels' arguments."""
-    held = [t.contiguous() for t in tensors]
+    held = [contiguous(t) for t in tensors]
     data = [0 if number is None else held[number].data_ptr() for _, number in steps]
     return held, (size, [_NATIVE.index(kind) for kind, _ in steps], data)

@@ -120,12 +120,7 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     """
     if x.dim() != 2 or x.shape[1] != pattern.cols:
         raise ValueError(f"linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
-    if values.dtype is not x.dtype or values.shape != pattern.indices.shape:
-        got = f"{tuple(values.shape)} of {values.dtype}"
-        raise ValueError(f"linear: values must be ({pattern.nnz},) of x's type {x.dtype}. Got {got}.")
-    if bias is not None and (bias.dtype is not x.dtype or bias.shape != (pattern.rows,)):
-        got = f"{tuple(bias.shape)} of {bias.dtype}"
-        raise ValueError(f"linear: bias must be ({pattern.rows},) of x's type {x.dtype}. Got {got}.")
+    check_layer("linear", values, bias, x, pattern.nnz, pattern.rows)
     if x.dtype not in FLOATS:  # half precision is computed in float32
         wide = linear(pattern, values.float(), None if bias is None else bias.float(), x.float(), relu)
         return wide.to(x.dtype)
@@ -135,6 +130,14 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
             return _Linear.apply(values, bias, x, pattern, relu)
         return _linear_forward(values, bias, x, relu, *pattern)
     return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)
+
+
+def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
+    """`ValueError` unless values and bias are of x's type, one a connection and one a row: kernels read by address."""
+    for what, given, size in (("values", values, nnz), ("bias", bias, rows)):
+        if given is not None and (given.dtype is not x.dtype or given.shape != (size,)):
+            got = f"{tuple(given.shape)} of {given.dtype}"
+            raise ValueError(f"{name}: {what} must be ({size},) of x's type {x.dtype}. Got {got}.")
 
 
 def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
@@ -152,8 +155,14 @@ def _check_values(name: str, pattern: Pattern, values: Tensor) -> None:
 # -- the compiled path ----------------------------------------------------------------------------------------------
 
 
+def resolved(x: Tensor) -> Tensor:
+    """`x` with its numbers in memory: complex arithmetic makes views that are negated when they are read."""
+    return x.resolve_neg() if x.is_neg() else x
+
+
 def feature_major(x: Tensor) -> Tensor:
     """`x` `(features, batch)` with contiguous rows: itself, or a copy by the blocked transpose."""
+    x = resolved(x)
     features, batch = x.shape
     if x.stride(1) == 1 or batch <= 1:
         return x
@@ -174,6 +183,7 @@ def new_matrix(like: Tensor, *shape: int) -> Tensor:
 
 
 def contiguous(x: Tensor) -> Tensor:
+    x = resolved(x)
     return x if x.is_contiguous() else x.contiguous()  # the question is cheaper than the call
 
 
@@ -261,7 +271,7 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
     batch, out_features = dy.shape
-    values, x = contiguous(values), feature_major(x)
+    values, x, dy = contiguous(values), feature_major(x), resolved(dy)
     dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)
     dx = new_matrix(dy, t_indptr.numel() - 1, batch) if need_input else None

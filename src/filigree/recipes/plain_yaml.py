@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from filigree.config import clipped
+from filigree.config import clipped, one_line
 
 LARGEST = 256 << 10  # characters
 _MOST = 20_000  # values and keys, those that aliases stand for included
@@ -28,7 +28,7 @@ def plain_yaml(text: str) -> Any:
     try:
         tree = yaml.load(text, _Loader)
     except Exception as error:  # its constructors fail in many ways
-        raise ValueError(f"not YAML: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
+        raise ValueError(f"not YAML: {one_line(error) or type(error).__name__}") from None
     return _plain(tree, 0)
 
 

@@ -33,6 +33,11 @@ def _folder(name: str) -> str:
     return name
 
 
+def searched_folder(key: str, candidate: Any) -> str:
+    """The part of a folder's name that says which value of a setting was tried there."""
+    return _folder(f"{key}-{candidate}")
+
+
 FolderName = Annotated[str, pydantic.AfterValidator(_folder)]
 Candidates = Annotated[list[Any], pydantic.Field(max_length=200)]
 
@@ -204,6 +209,16 @@ class Recipe(_Settings):
     notes: list[str] = []
 
     @pydantic.model_validator(mode="after")
+    def _searched_values_name_folders(self) -> Recipe:
+        for key, candidates in self.search.items():
+            for candidate in candidates:
+                try:
+                    searched_folder(key, candidate)
+                except ValueError as error:
+                    raise ValueError(f"search.{key[:50]}: {error}") from None
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _after_exists(self) -> Recipe:
         for name, arm in self.methods.items():
             trained = [its for its, other in self.methods.items() if other.after is None]
@@ -213,8 +228,12 @@ class Recipe(_Settings):
                 arm.convert or arm.evolution or arm.training or arm.model or arm.anneal or arm.mollify
             ):
                 raise ValueError(f"methods.{name}.after: a network that is taken up is not built or trained again.")
-            if (arm.anneal or arm.mollify) and self.training.rebuild_every_epoch:
-                raise ValueError(f"methods.{name}: rebuild_every_epoch cannot be annealed.")
+            training = self.training.model_dump() | (arm.training or {})
+            if training["rebuild_every_epoch"]:
+                without = {"anneal": arm.anneal, "mollify": arm.mollify, "watch": self.watch,
+                           "early_stopping": training["early_stopping"], "tracker": training["tracker"]}  # fmt: skip
+                if asked := [key for key, value in without.items() if value]:
+                    raise ValueError(f"methods.{name}: rebuild_every_epoch goes without {', '.join(asked)}.")
             if arm.after is not None and self.search:
                 raise ValueError(f"methods.{name}.after: a recipe with `search` trains every method.")
         return self
@@ -319,6 +338,8 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise RecipeError(
             f"there is no recipe {str(name)!r}.{hint} `filigree list` shows them; a .yaml file will do too."
         )
+    if not inside and path.exists() and not path.is_file():
+        raise RecipeError(f"recipe {name}: not a file.")
     try:
         with (resources.files(__package__) / f"{name}.yaml" if inside else path).open(encoding="utf-8") as file:
             tree = plain_yaml(file.read(LARGEST + 1))

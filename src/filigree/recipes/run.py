@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from rich.progress import Progress
 from torch import nn
 
 from filigree import cost, data, models, saving
+from filigree.config import clipped
 from filigree.convert import compress_, convert_
 from filigree.data import DataSet
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.energy import energy
-from filigree.modes import skips_blocks
+from filigree.modes import takes_fused, takes_fused_sgd
 from filigree.ops import kernels
-from filigree.recipes.recipe import MethodSettings, Recipe, RecipeError, TrainingSettings
+from filigree.recipes.recipe import MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.storage import remove_leftovers
 from filigree.timing import race
@@ -140,10 +142,11 @@ def _xavier(model: nn.Module) -> None:
 
 
 def optimizer_of(model: nn.Module, training: TrainingSettings) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
+    options: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
     if training.optimizer == "sgd":
-        options["fused"] = not skips_blocks(model)
+        options["fused"] = takes_fused_sgd(model)
         return torch.optim.SGD(model.parameters(), momentum=training.momentum, **options)
+    options["fused"] = takes_fused(model)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](model.parameters(), **options)
 
 
@@ -154,7 +157,7 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
     for key, candidates in recipe.search.items():
         split = _data(recipe, number)
         for candidate in candidates:
-            folder = out / SEARCH / f"{method}-{number}-{key}-{candidate}"
+            folder = out / SEARCH / f"{method}-{number}-{searched_folder(key, candidate)}"
             if not (resume and _is_finished(folder, recipe, method)):
                 _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
             accuracy = Record.load(folder).metrics["val_accuracy"]
@@ -192,6 +195,12 @@ def _train(
 ) -> None:  # fmt: skip
     if not resume and folder.exists():
         shutil.rmtree(folder)
+    begun = None
+    if resume and (folder / CHECKPOINT).exists():
+        with suppress(FileNotFoundError, ValueError):  # killed before its first record
+            begun = Record.load(folder)
+        if begun is not None:
+            _refuse_other(begun, folder, "an interrupted", recipe, method)
     _tidy(folder)
     arm, training = recipe.methods[method], recipe.training_of(method, **chosen)
     config = _config(recipe, method, **chosen)
@@ -383,20 +392,20 @@ def _difference_to(record: Record, recipe: Recipe, method: str) -> tuple[str, An
 
 
 def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
-    """Whether the run is there, whole.
-
-    Raises:
-        RecipeError: it is, but of other data or settings.
-    """
+    """Whether the run is there, whole. `RecipeError` if it is, but of other data or settings."""
     if (record := _whole(folder)) is None:
         return False
+    _refuse_other(record, folder, "a finished", recipe, method)
+    return True
+
+
+def _refuse_other(record: Record, folder: Path, which: str, recipe: Recipe, method: str) -> None:
     if found := _difference_to(record, recipe, method):
         key, there, asked = found
         raise RecipeError(
-            f"{folder} holds a finished run of other settings: {key} is {there} there, {asked} is asked for. Give "
-            f"another --out, or remove it."
+            f"{folder} holds {which} run of other settings: {key} is {clipped(there)} there, {clipped(asked)} is asked "
+            "for. Give another --out, or remove it."
         )
-    return True
 
 
 def _difference(there: Any, asked: Any, but: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:

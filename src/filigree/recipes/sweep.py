@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
+import os
+import signal
 import statistics
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +21,14 @@ from typing import Any
 import torch
 import yaml
 
+from filigree.config import one_line
 from filigree.recipes.recipe import RecipeError, load, tree_of
 from filigree.recipes.run import run
 from filigree.storage import write_json
 from filigree.train import Record
 
 COSTS = ("backward_ms", "train_step_ms", "single_ms", "train_seconds", "nonzeros", "bytes_disk", "macs_forward")
-STUDY, SUMMARY = "study.db", "sweep.json"
+STUDY, SUMMARY, LOCK = "study.db", "sweep.json", "study.lock"
 
 
 @dataclass(frozen=True)
@@ -137,14 +144,21 @@ def sweep(
     A trial whose process was killed is run again by the next call, from its last checkpoint, and counts once.
 
     Raises:
-        RecipeError: settings that cannot be searched, or a study of another search in `out`.
+        RecipeError: settings that cannot be searched, a study of another search in `out`, or one at work there.
         ModuleNotFoundError: Optuna is not installed.
         RuntimeError: a process of the search failed or was killed; what was found is kept.
     """
-    optuna = _optuna()
+    _optuna()
     wanted.check()
     out.mkdir(parents=True, exist_ok=True)
-    study = _open(wanted, out)
+    with _alone(out):
+        return _search(wanted, out, trials, minutes, jobs, report)
+
+
+def _search(
+    wanted: Sweep, out: Path, trials: int, minutes: float | None, jobs: int, report: Callable[[str], None]
+) -> dict[str, Any]:
+    optuna, study = _optuna(), _open(wanted, out)
     for left in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(left.number, state=optuna.trial.TrialState.PRUNED)  # its process was killed: it does not count
         study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs.get("folder", left.number)})
@@ -172,13 +186,54 @@ def sweep(
 
 
 def _help(errors: Any, *arguments: Any) -> None:
-    """`_work` in a process of its own; what goes wrong there is told to the first one, in one line."""
+    """`_work` in a process of its own; what goes wrong there is told to the first one, in one line. It ends, as at a
+    SIGTERM, when the first one has."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        _work(*arguments)
+        with _among_others(arguments[1]):
+            _work(*arguments)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = one_line(error, 300).rstrip(".")
         errors.put(f"{type(error).__name__}{': ' if reason else ''}{reason}")
         sys.exit(1)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _alone(out: Path, patience: float = 20.0) -> Iterator[None]:
+    """Hold a search's folder; helpers of a search that was killed are given so many seconds to end."""
+    with _locked(out) as file:
+        end = time.monotonic() + patience
+        while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.monotonic() > end:
+                raise RecipeError(f"{out}: another search is at work there. Use --jobs for several processes.")
+            time.sleep(0.1)
+        _lock(file, fcntl.LOCK_SH)  # helpers hold it too
+        yield
+
+
+@contextmanager
+def _among_others(out: Path) -> Iterator[None]:
+    with _locked(out) as file:
+        _lock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _locked(out: Path) -> Any:
+    return (out / LOCK).open("a")
+
+
+def _lock(file: Any, how: int) -> bool:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def summarise(wanted: Sweep, out: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 from filigree.report import figures
 from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, ratio_text, summary_table
 from filigree.storage import replacing
-from filigree.train import find_records
+from filigree.train import Record, find_records
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2024; --faint: #5b6470; --line: #d9dee4; --paper: #fff; --tint: #f5f7f9; }
@@ -145,15 +145,11 @@ def _load(records: Sequence[RecordLike | str | Path]) -> Iterator[RecordLike]:
 
 def _read(file: Path) -> RecordLike:
     try:
-        record = json.loads(file.read_text())
+        return Record.load(file).model_dump()
     except OSError as error:
-        raise FileNotFoundError(f"report: {file}: {error.strerror}.") from None
-    except ValueError:
-        raise ValueError(f"report: {file} is not JSON, or truncated.") from None
-    needed = {"recipe", "method", "history", "metrics", "cost", "topology"}
-    if not isinstance(record, dict) or record.get("format") != "filigree-record/1" or needed - set(record):
-        raise ValueError(f"report: {file} is not a filigree record.")
-    return record
+        raise FileNotFoundError(f"report: {file}: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise ValueError(f"report: {error}") from None
 
 
 def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: Figures) -> str:
@@ -213,7 +209,7 @@ def _published(config: Mapping[str, Any], methods: Mapping[str, list[RecordLike]
         ("dense", "dense_parameters", ["dense"]), ("sparse", "sparse_parameters", [m for m in methods if m != "dense"])
     ):  # fmt: skip
         counts = [methods[m][0]["cost"].get("parameters") for m in arms if m in methods]
-        if key in printed and counts and counts[0]:
+        if printed.get(key) and counts and counts[0]:
             off = counts[0] / printed[key] - 1
             lines.append(f"<li>{label} parameters: printed {printed[key]:,.0f}, ours {counts[0]:,} ({off:+.1%})</li>")
     return f"<h3>Printed figures, ours beside</h3><ul>{''.join(lines)}</ul>" if lines else ""

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from filigree.config import visible
 from filigree.data import mean_interval, overlap, paired_interval
 
 RecordLike = Mapping[str, Any]
@@ -129,7 +130,7 @@ def console_table(records: Sequence[RecordLike]) -> Table:
         names = ([row.recipe] if several else []) + [row.method]
         interval = "" if row.interval is None else f"\n± {100 * row.interval:.2f}"
         accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}{interval}"
-        table.add_row(*map(Text, [*names, accuracy, *cells]))
+        table.add_row(*map(Text, [*map(visible, names), accuracy, *cells]))
     return table
 
 

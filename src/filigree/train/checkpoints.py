@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from filigree.config import one_line
+from filigree.nn.resizing import LIKE_PARAMETERS
 from filigree.storage import read_state, remove_leftovers, write_state
 from filigree.train import rng
 from filigree.train.engine import Engine
@@ -19,7 +21,6 @@ from filigree.train.stopping import EarlyStopping
 
 FILE = "checkpoint.safetensors"
 _FORMAT = "filigree-checkpoint/1"
-_LIKE_PARAMETERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # in an optimizer's state
 
 
 class Checkpoint:
@@ -88,7 +89,7 @@ class Checkpoint:
         if not isinstance(file, dict) or file.get("format") != _FORMAT:
             raise ValueError(f"{self.path}: not a checkpoint of fit.")
         with self._refusing("this run"):
-            different = " ".join(difference(file["fingerprint"], self.fingerprint).split())[:300]  # in the file's words
+            different = one_line(difference(file["fingerprint"], self.fingerprint), 300)  # in the file's own words
             if different:
                 raise ValueError(f"{self.path}: this checkpoint is of another run: {different}.")
             self._take(file["content"])
@@ -160,10 +161,10 @@ class Checkpoint:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error, 300)
             if reason.startswith(f"{self.path}: "):
                 raise
-            raise ValueError(f"{self.path}: {who} refuses this checkpoint ({reason[:300]}).") from None
+            raise ValueError(f"{self.path}: {who} refuses this checkpoint ({reason}).") from None
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
@@ -175,7 +176,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, settings: list[dict[str, 
                 raise ValueError(f"the optimizer's {name} must be like {value!r:.50}. Got {group.get(name)!r:.50}")
     for parameter, state in optimizer.state.items():
         for name, tensor in state.items():
-            if name in _LIKE_PARAMETERS and tensor is not None and _shape(tensor) != _shape(parameter):
+            if name in LIKE_PARAMETERS and tensor is not None and _shape(tensor) != _shape(parameter):
                 raise ValueError(
                     f"the optimizer's {name} must be {_shape(parameter)}, as its parameter. Got {_shape(tensor)}"
                 )

@@ -37,6 +37,38 @@ class Snapshot(TypedDict):
     input_connectivity: NotRequired[list[int]]  # connections of each input feature, of the first layer only
 
 
+class _TimingRow(TypedDict):
+    median: pydantic.FiniteFloat
+    low: pydantic.FiniteFloat
+    high: pydantic.FiniteFloat
+
+
+class _DataRow(TypedDict, total=False):
+    name: str | None
+    sha256: str | None
+    folds: int | None
+    repeats: int | None
+    test_size: pydantic.FiniteFloat | None
+    input_shape: list[int]
+
+
+class _ConfigRow(TypedDict, total=False):
+    about: str
+    data: _DataRow
+    published: dict[str, pydantic.FiniteFloat]
+    sweep: dict[str, Any]
+
+
+class _Read(TypedDict):
+    """What readers of a file rely on in the parts that are open to more."""
+
+    config: _ConfigRow
+    cost: dict[str, pydantic.FiniteFloat | _TimingRow | None]
+
+
+_READ = pydantic.TypeAdapter(_Read)
+
+
 class Record(pydantic.BaseModel, extra="forbid", strict=True):
     """The record of a run, `filigree-record/1`; `fit` fills in history, metrics and `finished`.
 
@@ -113,6 +145,7 @@ class Record(pydantic.BaseModel, extra="forbid", strict=True):
             raise ValueError(f"{path}: not a filigree record (larger than {_LARGEST >> 20} MiB).")
         try:
             record = cls.model_validate_json(path.read_bytes())
+            _READ.validate_python({"config": record.config, "cost": record.cost})
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))

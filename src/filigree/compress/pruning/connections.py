@@ -31,7 +31,10 @@ def prune_connections(
     who = type(config).__name__
     if not isinstance(config.keep, float) or config.compensate == "correlation":
         raise ValueError(f'{who}: for connections keep must be a share, and compensate "least_squares" or None.')
-    names = [name for name in names if type(model.get_submodule(name)) in (nn.Linear, nn.Conv2d)]
+    dense = [name for name in names if type(model.get_submodule(name)) in (nn.Linear, nn.Conv2d)]
+    if not dense:
+        raise ValueError(f"{who}: connections are pruned of dense layers. None of {', '.join(names)} is one.")
+    names = dense
     made, changes = copy.deepcopy(model), []
     for name in names:
         layer: Any = model.get_submodule(name)

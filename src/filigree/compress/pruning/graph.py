@@ -13,6 +13,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from filigree.config import one_line
 from filigree.convert import looking_on
 from filigree.modes import evaluating
 from filigree.nn.sparse_linear import SparseLinear
@@ -66,7 +67,7 @@ class Graph:
                 )
             found = list(self._graph.get_all_groups(root_module_types=list(PRUNABLE)))
         except Exception as error:  # torch-pruning says what it does not know in many ways
-            raise ValueError(f"pruning: this model cannot be traced: {' '.join(str(error).split())[:200]}") from None
+            raise ValueError(f"pruning: this model cannot be traced: {one_line(error)}") from None
         self.units: list[Units] = []
         self._roots: dict[str, tuple[nn.Module, Any]] = {}
         for group in found:
@@ -127,7 +128,7 @@ def pruned(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor) -> 
                 try:
                     _tried(model, {name: units}, example, shape)
                 except Exception as error:
-                    reason = " ".join(str(error).split())[:160]
+                    reason = one_line(error, 160)
                     raise ValueError(f"pruning: the units of {name!r} cannot be taken out: {reason}") from None
         raise ValueError("pruning: these units cannot be taken out together. Name fewer layers with where=.") from None
 

@@ -8,7 +8,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.budget import outgoing_gram
+from filigree.compress.pruning.budget import Budget, MaxError, outgoing_gram
 from filigree.compress.pruning.clusters import Method, Select, cluster, heirs_of, representatives
 from filigree.compress.pruning.connections import Compressed, prune_connections
 from filigree.compress.pruning.graph import Units
@@ -27,6 +27,11 @@ class _ByCluster:
         if select is None:  # the rules of thumb of 5.3.5
             select = "bias" if isinstance(model.get_submodule(whole.name), nn.Conv2d) else "weight_norm"
         return representatives(labels, f, norms, None if biases is None else biases[units], select, config.seed)
+
+
+def _refuse_search(config: UnitPruning, by: str) -> None:
+    if isinstance(config.keep, MaxError | Budget):
+        raise ValueError(f"{by} finds the number of units itself: keep cannot be {config.keep!r}.")
 
 
 @config
@@ -52,6 +57,10 @@ class ClusterPruning(UnitPruning, _ByCluster):
     method: Method = "kmeans"
     select: Select | None = None
     eps: Annotated[float, pydantic.Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method == "dbscan":
+            _refuse_search(self, 'method="dbscan"')
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         labels = cluster(features, count, self.method, self.seed, self.eps)
@@ -85,6 +94,9 @@ class SubClustering(UnitPruning, _ByCluster):
     bin_edge: bool = True
     scatter: bool = False
     scalar: Scalar = "trace"
+
+    def __post_init__(self) -> None:
+        _refuse_search(self, "energy")
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         whole, _ = whole_of(group)

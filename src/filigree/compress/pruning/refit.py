@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -96,6 +97,10 @@ def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str,
 
     def keep(name: str) -> Any:
         def hook(layer: nn.Module, value: Tensor, y: Tensor) -> None:
+            if getattr(layer, "relu", False):  # fused in: what comes before it is the target
+                plain: Any = copy.copy(layer)
+                plain.relu = False
+                y = plain.forward(value)
             found[name] = rows_of(layer, value, y, per_sample(layer, len(value)), _seed(name))[1].clone()
 
         return hook
@@ -145,6 +150,11 @@ def correlation(
         beta = mean[gone] - alpha * mean[to]
         for reader in group.readers:
             layer: Any = model.get_submodule(reader.name)
+            if isinstance(layer, SparseLinear):
+                raise ValueError(
+                    f'pruning: compensate="correlation" needs dense readers. {reader.name!r} is a SparseLinear: use '
+                    '"least_squares".'
+                )
             weight = layer.weight if isinstance(layer, nn.Linear | nn.Conv2d) else None
             if weight is None or getattr(layer, "groups", 1) > 1:
                 continue

@@ -90,7 +90,7 @@ class UnitPruning(Compression):
         if not groups:
             raise ValueError(f"{who}: none of {', '.join(names)} has units that another layer reads: nothing to prune.")
         features = unit_activations(model, groups, x, self.features == "pooled")
-        weighted = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        weighted = [name for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
         targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
 
         def build(kept: Mapping[str, Tensor], heirs: Mapping[str, Tensor], compensate: bool) -> nn.Module:
@@ -185,7 +185,7 @@ class UnitPruning(Compression):
 
 
 def by_layer(value: Any, group: Units, who: str) -> Any:
-    """A value that may be a mapping of layer names, globs or types to values; None where no pattern fits."""
+    """A value that may be a mapping of layer names (globs) to values; None where no pattern fits."""
     if not isinstance(value, dict):
         return value
     for pattern, its in value.items():
