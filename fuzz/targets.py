@@ -83,6 +83,10 @@ def recipe(data: bytes) -> None:
             folder = (ROOM / "out" / made.name / f"{method}-0").resolve()
             assert folder.parent.parent == (ROOM / "out").resolve(), folder  # what `run` removes and writes
             made.plain(method)
+            for key, candidates in made.search.items():
+                for candidate in candidates:
+                    tried = folder.parent / "search" / f"{method}-0-{recipes.recipe.searched_folder(key, candidate)}"
+                    assert tried.resolve().parent == folder.parent / "search", tried
 
 
 def record(data: bytes) -> None:

@@ -94,7 +94,7 @@ def test_records_from_folders_and_bad_ones(records, tmp_path):
     assert write_report([tmp_path], tmp_path / "page.html").exists()
     bad = tmp_path / "bad.json"
     for text, message in (
-        ("{", "not JSON, or truncated"),
+        ("{", "Invalid JSON"),
         ("[]", "not a filigree record"),
         ('{"format": 1}', "not a filig"),
     ):

@@ -17,7 +17,7 @@ R = TypeVar("R", bound="LoopedRNN")
 
 
 class LoopedRNN(nn.Module):
-    """What they share: the walk through layers, directions and time steps. Sizes and switches are called as in `nn.RNNBase`.
+    """What they share: the walk through layers, directions and time steps. Sizes are called as in `nn.RNNBase`.
 
     Inside, sequences are packed: `x` is `(total, in)`, the time steps one after another, `sizes` how many sequences
     each has, never more than the one before. Subclasses implement `_product`: the product of `x` `(..., in)` with the
@@ -35,6 +35,9 @@ class LoopedRNN(nn.Module):
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         raise NotImplementedError
+
+    def flatten_parameters(self) -> None:
+        """As of `nn.RNNBase`, whose users call it: there is nothing to lay out anew."""
 
     def looped(self, x: Any, hx: Any = None) -> Any:
         """`forward` of an `nn.LSTM` or `nn.GRU`, step by step: the same arguments and results."""

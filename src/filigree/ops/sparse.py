@@ -134,10 +134,13 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
 
 def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
     """`ValueError` unless values and bias are of x's type, one a connection and one a row: kernels read by address."""
-    for what, given, size in (("values", values, nnz), ("bias", bias, rows)):
-        if given is not None and (given.dtype is not x.dtype or given.shape != (size,)):
-            got = f"{tuple(given.shape)} of {given.dtype}"
-            raise ValueError(f"{name}: {what} must be ({size},) of x's type {x.dtype}. Got {got}.")
+    dtype = x.dtype
+    if values.dtype is not dtype or values.shape != (nnz,):
+        got = f"{tuple(values.shape)} of {values.dtype}"
+        raise ValueError(f"{name}: values must be ({nnz},) of x's type {dtype}. Got {got}.")
+    if bias is not None and (bias.dtype is not dtype or bias.shape != (rows,)):
+        got = f"{tuple(bias.shape)} of {bias.dtype}"
+        raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {got}.")
 
 
 def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
