@@ -19,13 +19,6 @@ def name_of(config):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("products", PRODUCTS, ids=name_of)
 @pytest.mark.parametrize("gates", GATES, ids=name_of)
-def test_what_callers_of_torch_s_networks_call():
-    for kind in (nn.LSTM, nn.GRU):
-        model = nn.Sequential(kind(8, 16))
-        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
-        model[0].flatten_parameters()
-
-
 def test_gates_with_other_products(gates, products, kind, tmp_path):
     def made():
         torch.manual_seed(0)
@@ -53,3 +46,10 @@ def test_what_is_refused_leaves_the_model_as_it_was(config):
     with pytest.raises(ValueError, match="proj_size"):
         fg.convert_(model, config, where=None if not isinstance(config, fg.ACDC) else "2")
     assert str(model) == before
+
+
+def test_what_callers_of_torch_s_networks_call():
+    for kind in (nn.LSTM, nn.GRU):
+        model = nn.Sequential(kind(8, 16))
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+        model[0].flatten_parameters()
