@@ -46,7 +46,7 @@ def test_a_killed_process_is_reported_and_its_trial_run_again(tmp_path: Path, mo
 
 
 def trials(out: Path) -> list[Any]:
-    return list(optuna.load_study(study_name="sweep", storage=f"sqlite:///{out / 'study.db'}").trials)
+    return list(optuna.load_study(study_name="sweep", storage=module._storage(out)).trials)
 
 
 def test_what_goes_wrong_in_a_helper_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def _open(wanted: Sweep, out: Path, sampler: Any = None) -> Any:
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=f"sqlite:///{(out / STUDY).resolve()}", study_name="sweep", load_if_exists=True, sampler=sampler,
+        storage=_storage(out), study_name="sweep", load_if_exists=True, sampler=sampler,
         directions=["maximize", "minimize"],
     )  # fmt: skip
     mine = json.loads(json.dumps(asdict(wanted)))
@@ -311,6 +311,13 @@ def _open(wanted: Sweep, out: Path, sampler: Any = None) -> Any:
             "Take another --out."
         )
     return study
+
+
+def _storage(out: Path) -> Any:
+    """The file of a study; each connection is closed after its use."""
+    from sqlalchemy.pool import NullPool  # comes with Optuna
+
+    return _optuna().storages.RDBStorage(f"sqlite:///{(out / STUDY).resolve()}", {"poolclass": NullPool})
 
 
 def _optuna() -> Any:
