@@ -118,11 +118,7 @@ class SparseLayer(DenseWeight, nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        indptr, indices, values = (state_dict.get(prefix + name) for name in ("indptr", "indices", "values"))
-        lacking = [name for name in ("indptr", "indices", "values") if prefix + name not in state_dict]
-        if lacking and (indptr is not None or indices is not None):  # torch would copy the index, unchecked
-            args[-1].append(f"{prefix}indptr, indices and values belong together: {', '.join(lacking)} is missing.")
-            return
+        indptr, indices, values = found = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
         if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
             check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
             if values.shape != indices.shape:
@@ -134,6 +130,11 @@ class SparseLayer(DenseWeight, nn.Module):
             self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
             if values.shape != self.values.shape:
                 resize_(self.values, self.values.new_empty(values.shape))
+        elif indptr is not None or indices is not None:  # torch would copy the index, unchecked
+            lacking = [name for name, t in zip(("indptr", "indices", "values"), found, strict=True)
+                       if not isinstance(t, Tensor)]  # fmt: skip
+            args[-1].append(f"{prefix}indptr, indices and values belong together: {', '.join(lacking)} is missing.")
+            return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
