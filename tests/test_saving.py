@@ -104,3 +104,28 @@ def test_bad_input_is_named(tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match="not a filigree file"):
         fg.load(path)
+
+
+def test_a_network_changed_by_hand_is_one_of_your_own(tmp_path):
+    appended, exchanged, set_anew = (
+        fg.models.mlp([4, 8, 3]),
+        fg.models.mlp([4, 8, 3]),
+        fg.models.resnet([1, 1, 1], width=4),
+    )
+    appended.append(nn.Softmax(1))
+    exchanged.relu1 = nn.Tanh()
+    for module in set_anew.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+    for model in (appended, exchanged, set_anew):
+        fg.save(model, tmp_path / "m")
+        with pytest.raises(ValueError, match="a model of your own class"):
+            fg.load(tmp_path / "m")
+
+
+def test_digits_are_not_lost_on_loading(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2)).double()
+    fg.save(model, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"is torch.float64 in the file. Make `into` so first, its is torch.float32"):
+        fg.load(tmp_path / "m", into=nn.Sequential(nn.Linear(3, 2)))
+    assert torch.equal(fg.load(tmp_path / "m", into=nn.Sequential(nn.Linear(3, 2)).double())[0].weight, model[0].weight)

@@ -1,6 +1,7 @@
 """scikit-learn estimators."""
 
 import pickle
+import warnings
 
 import joblib
 import numpy as np
@@ -281,3 +282,43 @@ def test_parameters_that_exclude_one_another():
         SparseMLPClassifier(schedule=fg.Constant(0.2), zeta=0.1).fit(X, Y)
     with pytest.raises(NotFittedError):
         _ = SparseMLPClassifier().feature_importances_
+
+
+def test_scales_are_those_of_what_is_trained_on():
+    x = np.random.default_rng(0).normal(size=(120, 5))
+    made = SparseMLPRegressor(max_iter=2, early_stopping=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.fit(x, x[:, 0])
+    assert made.scaler_.n_samples_seen_ == made.target_scaler_.n_samples_seen_ == 108
+
+
+def test_warm_start_goes_on_with_the_same_network():
+    x, y = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = SparseMLPClassifier(hidden_layer_sizes=(20,), max_iter=2, warm_start=True).fit(x, y)
+        made.set_params(max_iter=3).fit(x, y)
+        with pytest.raises(ValueError, match=r"made with hidden_layer_sizes=\(20,\)"):
+            made.set_params(hidden_layer_sizes=(30,)).fit(x, y)
+
+
+def test_targets_far_from_zero_keep_their_digits():
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    y = 1e8 + x[:, 0].astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = SparseMLPRegressor(max_iter=60, random_state=0, density=1.0).fit(x, y)
+    assert made.score(x, y) > 0.8
+
+
+def test_a_user_s_flushing_of_denormals_stays():
+    x, y = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
+    torch.set_flush_denormal(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            SparseMLPClassifier(max_iter=1).fit(x, y)
+        assert torch.tensor(1e-310, dtype=torch.float64) * 1 == 0
+    finally:
+        torch.set_flush_denormal(False)

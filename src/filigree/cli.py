@@ -27,11 +27,11 @@ from filigree.cost import stored
 from filigree.exits import State, run
 from filigree.export import export
 from filigree.recipes import Recipe, RecipeError, compressions
-from filigree.report import console_table, load_comparisons, refuse_other_data, summary, write_report, write_site
+from filigree.report import console_table, load_comparisons, refuse_incomparable, summary, write_report, write_site
 from filigree.saving import save
 from filigree.storage import write_json
 from filigree.train import Record, evaluate, find_records, progress_columns
-from filigree.trained import example_for, load_samples, load_trained
+from filigree.trained import example_for, load_samples, load_trained, run_of
 
 app = typer.Typer(
     help="""filigree: neural networks that cost what they use.
@@ -307,13 +307,14 @@ def compress(
         list[str] | None, typer.Option("--where", metavar="GLOB", help="Only modules with these names. Repeatable.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Training samples that calibrate; 0: none.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the split of data without a test part, and of the samples.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of split and samples. Default: the run's own, or 0.")] = None,
 ) -> None:
     """Compress a trained model: pruning, sampling, paths, low rank; no retraining; accuracy before and after."""
     network = load_trained(model)
     config = recipes.compression(how, settings or [])
-    split = load_samples(network, source, f"compress {model}", seed)
-    chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))[:samples]
+    trained_by = run_of(model, source) if seed is None else None
+    split = load_samples(network, source, f"compress {model}", seed or 0, trained_by)
+    chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed or 0))[:samples]
     sizes, scores = [], []
     for step in range(2):
         scores.append(evaluate(network, split.test)["accuracy"])
@@ -382,7 +383,7 @@ def compare(
         if settings or methods or seed is not None or folder:
             raise RecipeError(f"compare {what[0]}: --set, --method, --seed and --out are for data sets, not for runs.")
         records = _records([Path(run) for run in what])
-        refuse_other_data(records)
+        refuse_incomparable(records)
         _show(records, json)
         return
     known = f"compare-{source}" if f"compare-{source}" in recipes.names() else "compare"

@@ -63,7 +63,7 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
             for plain, names in steps:
                 _convert_again(model, Config.from_dict(plain), list(names))
             _fit_shapes(model, state)
-            _fit_types(model, state)
+            _fit_types(model, state, into is not None)
             model.load_state_dict(state, assign=into is None)
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
         reason = one_line(error, 300)
@@ -73,11 +73,38 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
 
 def description(model: nn.Module) -> dict[str, Any]:
     """All of a model as plain data and tensors: what `save` writes."""
+    made_by = model.__dict__.get("_filigree_model")
     return {
-        "model": model.__dict__.get("_filigree_model"),
+        "model": made_by if made_by is None or _is_as_made(model) else None,
         "conversions": [[config.to_dict(), list(names)] for config, names in conversions(model)],
         "state_dict": dict(model.state_dict()),
     }
+
+
+def _is_as_made(model: nn.Module) -> bool:
+    """Whether a network of `fg.models` is what its builder and the conversions made of it, as far as modules go. One
+    that was changed by hand cannot be rebuilt, and is saved as one of a user's own."""
+    converted = {name for _, names in conversions(model) for name in names}
+    now = models.modules_of(model)
+    own = {name for name, (home, _, _) in now.items() if converted and home.startswith("filigree.nn")}
+
+    def is_inside(name: str, some: set[str]) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:i]) in some for i in range(1, len(parts) + 1))
+
+    before = model.__dict__.get("_filigree_modules", now)
+    for name in before.keys() | now.keys():
+        if is_inside(name, converted) or is_inside(name, own):
+            continue
+        if name not in before or name not in now:
+            return False
+        (_, kind, was), (_, its, here) = before[name], now[name]
+        if kind != its:
+            if its != "Identity" or not converted:  # what a conversion folds into a layer
+                return False
+        elif "Dropout" not in kind and any(here.get(key) != value for key, value in was.items()):
+            return False
+    return True
 
 
 def _convert_again(model: nn.Module, config: Config, names: list[str]) -> None:
@@ -98,14 +125,17 @@ def _fit_shapes(model: nn.Module, state: dict[str, Any]) -> None:
         raise ValueError(f"{missing[0]!r} is not in both the file and the model.")
 
 
-def _fit_types(model: nn.Module, state: dict[str, Any]) -> None:
-    """Stored tensors become a model's own as they are: types that its code would read as others are refused."""
+def _fit_types(model: nn.Module, state: dict[str, Any], copied: bool) -> None:
+    """Stored tensors become a model's own as they are: types that its code would read as others are refused, and, where
+    they are `copied`, those that would lose digits."""
     for name, own in model.state_dict().items():
         stored = state[name]
         if not isinstance(own, Tensor):
             continue
         if not isinstance(stored, Tensor) or _sort(stored) != _sort(own):
             raise ValueError(f"{name!r} should be a tensor like {own.dtype}. Got {getattr(stored, 'dtype', stored)!r}.")
+        if copied and torch.promote_types(stored.dtype, own.dtype) != own.dtype:
+            raise ValueError(f"{name!r} is {stored.dtype} in the file. Make `into` so first, its is {own.dtype}.")
     floats: dict[str, set[torch.dtype]] = {}
     for name, stored in state.items():
         own = not name.endswith("_extra_state")  # a level, in the module's own precision

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from filigree import data
 from filigree.data import DataSet
-from filigree.recipes import MODEL, RecipeError
+from filigree.recipes import MODEL, RecipeError, data_of
 from filigree.saving import load
+from filigree.train import Record
 
 
 def load_trained(model: Path) -> nn.Module:
@@ -19,14 +20,28 @@ def load_trained(model: Path) -> nn.Module:
     return load(model / MODEL if model.is_dir() else model).eval()
 
 
-def load_samples(network: nn.Module, source: str, command: str, seed: int = 0) -> DataSet:
-    """A data set or a user's file, as images where the first layer with weights is a convolution.
+def run_of(model: Path, source: str) -> Record | None:
+    """The record of the run that trained a model on these data, if it lies beside it."""
+    folder = model if model.is_dir() else model.parent
+    try:
+        record = Record.load(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if record.config.get("data", {}).get("name") == source else None
+
+
+def load_samples(
+    network: nn.Module, source: str, command: str, seed: int = 0, trained_by: Record | None = None
+) -> DataSet:
+    """A data set or a user's file, as images where the first layer with weights is a convolution; split as for the run
+    that trained the model, if that is known: its test part has then not been trained on.
 
     Raises:
         RecipeError: the network cannot read its samples.
     """
     first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
-    found = data.load(source, seed=seed, images=hasattr(first, "kernel_size"))
+    images = hasattr(first, "kernel_size")
+    found = data.load(source, seed=seed, images=images) if trained_by is None else data_of(trained_by)
     x = found.test.x
     try:
         with torch.no_grad():

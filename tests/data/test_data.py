@@ -259,3 +259,26 @@ def test_a_large_offset_costs_no_digits(tmp_path, suffix):
     file.write_text("".join(f"{i}e300,{i % 2}\n" for i in range(1, 21)))
     with pytest.raises(ValueError, match="x must be finite"):
         fg.data.load(file)
+
+
+def test_a_constant_feature_is_none_of_the_test_samples_either(tmp_path):
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    x[:, 1] = 0.1
+    x[-50:, 1] = 0.2
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(300) % 2)
+    split = fg.data.load(tmp_path / "own.npz", standardize="feature")
+    assert split.train.x.abs().max() < 100
+    assert split.test.x.abs().max() < 100
+
+
+def test_headers_of_numbers_and_labels_with_underscores(tmp_path):
+    rows = "".join(f"{i},{2 * i},{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "own.csv").write_text("0,1,label\n" + rows)
+    assert fg.data.load(tmp_path / "own.csv").classes == 2
+    (tmp_path / "own.csv").write_text("".join(f"{i},{['1_1', '11'][i % 2]}\n" for i in range(20)))
+    assert fg.data.load(tmp_path / "own.csv").classes == 2
+
+
+def test_overlap_counts_what_is_trained_on():
+    assert fg.data.overlap({"name": "digits", "test_size": 0.5, "validation": 0.5}) == 2.0
+    assert fg.data.overlap({"name": "x", "folds": 5, "validation": 0.2}) == pytest.approx(0.25 / 0.8)

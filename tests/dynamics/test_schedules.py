@@ -97,3 +97,11 @@ def test_bad_input_is_named(make, message):
 def test_a_sequence_stays_where_it_ended():
     schedule = fg.Sequence([(fg.Constant(0.3), 2), (fg.LinearDecrease(0.3, 0.0), 3)])
     assert rates(schedule, 10, range(8)) == pytest.approx([0.3, 0.3, 0.3, 0.2, 0.1, 0, 0, 0])
+
+
+def test_adaptive_passes_over_an_epoch_without_a_number():
+    schedule, memory = fg.Adaptive(), {}
+    metric = schedule.metric
+    rates = [schedule.follow({metric: value}, memory) for value in (2.0, 1.8, math.nan, 1.7)]
+    assert rates[2] == rates[1] > rates[3] > schedule.zeta_min
+    assert schedule.follow({metric: math.nan}, {}) == schedule.zeta_max

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import filigree as fg
-from filigree.ops import dropout, noise, reference, selection, sell, sparse
+from filigree.ops import dropout, integers, noise, reference, selection, sell, sparse
 from filigree.ops._load import kernels
 from filigree.ops.conv import Geometry, conv2d
+from filigree.ops.rows import rows_linear
 from filigree.topology.sampling import distinct, pattern_of
 from filigree.train import fit, seed_everything
 
@@ -463,3 +466,75 @@ def test_what_is_differentiable_once_says_so_on_every_path(make):
         (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             gradient.square().sum().backward(inputs=[model.get_parameter(name)])
+
+
+@pytest.mark.parametrize("unified", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sparsified_sparse_layers_in_half_precision(dtype, unified):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 20))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.4)))
+    fg.convert_(model, fg.Asymmetric.topk(5, unified=unified))
+    wide = copy.deepcopy(model)
+    model.to(dtype)
+    x = torch.randn(6, 30)
+    for network, its in ((wide, x), (model, x.to(dtype))):
+        network(its).float().square().sum().backward()
+    torch.testing.assert_close(model[0].values.grad.float(), wide[0].values.grad, atol=0.3, rtol=0.1)
+
+
+def test_kernels_refuse_what_they_do_not_read():
+    layer, x = fg.nn.SparseLinear(16, 8), torch.randn(4, 16)
+    with pytest.raises(TypeError, match=r"kernels: float32 or float64"):
+        torch.ops.filigree.spmm(layer.values.half(), torch.randn(16, 4).half(), *layer.pattern)
+    with pytest.raises(TypeError, match=r"kernels: float32 or float64"):
+        torch.ops.filigree.dropout(x.half(), 0.0, 0.5, torch.tensor(3))
+    with pytest.raises(ValueError, match="on one device"):
+        fg.nn.SparseLinear(16, 8).to("meta")(x)
+    with pytest.raises(ValueError, match=r"rows must be int64"):
+        rows_linear(layer.pattern, torch.tensor([1], dtype=torch.int32), layer.values, layer.bias, x)
+    with pytest.raises(ValueError, match=r"scale must be \(8,\)"):
+        integers.integer_linear(integers.Integers(layer.indptr.int(), layer.indices.int(), layer.values.to(torch.int8)),
+                                16, x, torch.ones(1))  # fmt: skip
+    with pytest.raises(ValueError, match=r"bias must be \(8,\)"):
+        fg.nn.IntegerLinear(torch.ones(8, 4, dtype=torch.int32), torch.ones(1), bias=torch.ones(1))
+
+
+def test_fake_tensors_have_no_memory():
+    with FakeTensorMode():
+        assert fg.nn.ACDCLinear(16, 16)(torch.randn(4, 16)).shape == (4, 16)
+        assert selection.dense(selection.top(torch.randn(4, 16), 3)).shape == (4, 16)
+
+
+def test_the_chosen_weights_follow_a_change_of_type():
+    model = nn.Sequential(nn.Linear(64, 256))
+    fg.convert_(model, fg.Asymmetric.complete(20))
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(8, 64, dtype=dtype, requires_grad=True)
+        model.to(dtype)(x).square().sum().backward()
+        assert x.grad.abs().max() < 1e3
+    model[0].weight.data = torch.zeros_like(model[0].weight)
+    x = torch.randn(8, 64, dtype=torch.float64, requires_grad=True)
+    model(x).square().sum().backward()
+    assert not x.grad.any()
+
+
+def test_hooks_on_saved_tensors_may_lay_them_out_anew():
+    layer, x = fg.nn.SparseLinear(16, 8, relu=True), torch.randn(5, 16)
+    found = []
+    for pack in (lambda t: t, lambda t: t.contiguous()):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = layer(x)
+        found.append(torch.autograd.grad(y, list(layer.parameters()), torch.ones_like(y)))
+    torch.testing.assert_close(*found)
+
+
+def test_what_ran_for_inference_trains_afterwards():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)), where="2")
+    model[0] = fg.nn.ChannelMajorConv2d.like(nn.Conv2d(3, 8, 3, dilation=1))
+    x = torch.randn(2, 3, 9, 9)
+    with torch.inference_mode():
+        model(x)
+    model(x).sum().backward()
+    assert model[0].weight.grad is not None

@@ -80,7 +80,8 @@ def assemble(
         axis = 0 if standardize == "feature" else None
         known = x[train].astype(np.float64)
         mean, deviation = known.mean(axis, dtype=np.float64), known.std(axis, dtype=np.float64)
-        deviation = np.where(deviation > 0, deviation, 1)  # a constant feature becomes zero
+        rounding = 10 * np.finfo(np.float64).eps * np.abs(mean)
+        deviation = np.where(deviation > rounding, deviation, 1)  # a constant feature becomes zero
         notes = [*notes, f"standardised by the training part's mean and deviation ({standardize})"]
     shape = input_shape if images else (-1,)
 

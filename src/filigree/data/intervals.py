@@ -52,9 +52,11 @@ def paired_interval(
 def overlap(data: Mapping[str, Any]) -> float:
     """n_test / n_train where the runs of a recipe's `data` share samples: folds, or parts drawn by each seed; 0 where
     all have one test set and differ by their seed alone."""
+    validation = data.get("validation") or 0
+    trained = 1 - validation if 0 < validation < 1 else 1  # of what is not tested
     if data.get("folds"):
-        return float(1 / (data["folds"] - 1))
+        return float(1 / (data["folds"] - 1) / trained)
     if data.get("name") in _OWN_TEST_SETS:
         return 0.0
     tested = data.get("test_size", 1 / 3)
-    return float(tested / (1 - tested))
+    return float(tested / (1 - tested) / trained)

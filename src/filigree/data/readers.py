@@ -105,14 +105,15 @@ def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Comma-separated numbers, the label in the last column; a first line without numbers is a header.
+    """Comma-separated numbers, the label in the last column; a first line without numbers is a header, and so is one of
+    the columns' own numbers, 0, 1, 2, as pandas writes it.
 
     Empty lines and lines that begin with # are left out.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
             lines = [line for line in (line.strip(" \r\n") for line in file) if line and not line.startswith("#")]
-        if lines and not any(_is_number(cell) for cell in lines[0].split(",")[:-1]):
+        if lines and _is_header(lines[0].split(",")):
             del lines[0]
         rows = [line.rpartition(",") for line in lines]
         if not rows or not all(numbers for numbers, _, _ in rows):
@@ -123,6 +124,12 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return _samples(x, np.array([label.strip() for _, _, label in rows]))
     except (OSError, ValueError) as error:
         raise ValueError(f"data: {path} is no table of numbers ({_brief(error)}).") from None
+
+
+def _is_header(cells: list[str]) -> bool:
+    *names, label = (cell.strip() for cell in cells)
+    counted = len(names) > 1 and names == [str(i) for i in range(len(names))] and not _is_number(label)
+    return counted or not any(map(_is_number, names))
 
 
 READERS = {".npz": read_npz, ".csv": read_csv, ".mat": read_mat}
@@ -172,7 +179,7 @@ def _is_number(cell: str | bytes) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in str(cell)  # Python would take 1_1 for 11
 
 
 def _brief(error: Exception) -> str:

@@ -18,7 +18,7 @@ def survivors(weights: Tensor, zeta: float) -> Tensor:
     the n negative ones, and every exact zero: connections regrown at zero on dead inputs would pile up else. Halves
     round to even, so a tiny share of a tiny layer may remove nothing. Ties go by lower place first.
     """
-    w = weights.numpy()
+    w = weights.to(torch.promote_types(weights.dtype, torch.float32)).numpy()
     keep = w != 0
     for sign in (w > 0, w < 0):
         of_sign = np.flatnonzero(sign)

@@ -210,9 +210,10 @@ class Adaptive(Schedule):
             raise ValueError(f"Adaptive: step(metrics) must hold {self.metric!r}. Got {have}.")
         value = float(metrics[self.metric])
         value = 1 - value if self.mode == "max" else value
-        memory["average"] = self.smoothing * memory.get("average", value) + (1 - self.smoothing) * value
-        first = memory.setdefault("first", value)
-        share = memory["average"] / first if first > 0 else 0.0
+        if math.isfinite(value):  # another epoch says nothing
+            memory["average"] = self.smoothing * memory.get("average", value) + (1 - self.smoothing) * value
+        first = memory.setdefault("first", memory["average"]) if memory else 1.0
+        share = memory.get("average", 1.0) / first if first > 0 else 0.0
         return self.zeta_min + (self.zeta_max - self.zeta_min) * min(1.0, max(0.0, share))
 
 

@@ -40,6 +40,12 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
     Raises:
         ValueError: a forward that cannot be traced, or that is no chain: the module is named.
     """
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"export: {name or 'the model'!r} ({type(module).__name__}) has forward hooks, which C has not. Remove "
+                "them (torch.nn.utils.prune.remove takes out its own)."
+            )
     if known(model):
         return [(type(model).__name__, model)]
     tracer = _Tracer(known)

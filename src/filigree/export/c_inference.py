@@ -61,7 +61,7 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
     def trial(x: Tensor) -> Trial:
         like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x)
         with looking_on(model):
-            expected = model(x.to(like, copy=True)).flatten(1).cpu()  # a model may write on its input
+            expected = model(x.to(like, copy=True)).reshape(len(x), -1).cpu()  # a model may write on its input
         main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
         return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")
 

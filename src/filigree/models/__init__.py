@@ -13,6 +13,7 @@ from filigree.models.networks import (
     lenet_300_100,
     lenet_caffe,
     mlp,
+    modules_of,
     resnet,
     vgg16_cifar,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "lenet_300_100",
     "lenet_caffe",
     "mlp",
+    "modules_of",
     "ntm",
     "resnet",
     "sequence_classifier",

@@ -37,9 +37,11 @@ class LanguageModel(nn.Module):
         return super().train(mode)
 
     def _given(self, x: Tensor) -> Any:
-        """The carried state, unless it is of another batch size or device."""
+        """The carried state, unless it is of another batch size, type or device, or knows no gradients."""
         h = self._state[0] if isinstance(self._state, tuple) else self._state
-        return self._state if h is not None and h.shape[1] == len(x) and h.device == x.device else None
+        if h is None or h.shape[1] != len(x) or (h.device, h.dtype) != (x.device, x.dtype):
+            return None
+        return None if h.is_inference() and torch.is_grad_enabled() else self._state
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.dropout(self.embedding(tokens))

@@ -19,7 +19,18 @@ def _builder(function: Any) -> Any:
 
 def _made_by(model: nn.Module, name: str, **arguments: Any) -> nn.Module:
     model.__dict__["_filigree_model"] = {"name": name, **arguments}
+    model.__dict__["_filigree_modules"] = modules_of(model)
     return model
+
+
+def modules_of(model: nn.Module) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Of each module by name: where its class is from, its class, and its plain attributes."""
+    return {
+        name: (type(module).__module__, type(module).__name__, {
+            key: value for key, value in vars(module).items()
+            if not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str)
+        }) for name, module in model.named_modules()
+    }  # fmt: skip
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -71,7 +71,8 @@ class Asymmetrical:
         """W with each input's column sparsified (the perceptron adjoint); chosen anew when W has changed."""
         if self.rule.weights is None:
             return None
-        key, lasting = (weight._version, self.rule.weights), isinstance(weight, nn.Parameter)
+        where = weight.data_ptr(), weight.dtype, weight.device  # `.to` and `.data =` leave the version as it is
+        key, lasting = (weight._version, *where, self.rule.weights), isinstance(weight, nn.Parameter)
         held = self._cache.get(id(weight)) if lasting else None
         if held is None or held[0] != key:
             columns = self.rule.weights(weight.detach().t().contiguous())

@@ -48,6 +48,9 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
 
 @torch.compiler.disable
 def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
+    if x.is_cpu and x.dtype not in sparse.FLOATS:  # half precision is computed in float32
+        wide: Tensor = _SparseLinear.apply(x.float(), values.float(), None if bias is None else bias.float(), owner)
+        return wide.to(x.dtype)
     return _SparseLinear.apply(x, values, bias, owner)
 
 

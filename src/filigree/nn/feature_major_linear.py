@@ -52,4 +52,5 @@ class FeatureMajorLinear(nn.Linear):
 @functools.lru_cache(maxsize=16)
 def full_pattern(rows: int, cols: int) -> Pattern:
     """Every place of a matrix."""
-    return pattern_of(torch.arange(rows * cols), rows, cols)
+    with torch.inference_mode(False):  # it is kept, and training will read it too
+        return pattern_of(torch.arange(rows * cols), rows, cols)

@@ -35,6 +35,8 @@ class IntegerLayer(DenseWeight, nn.Module):
         self.out_features, self.in_features = counts.shape
         self.register_buffer("scale", scale.detach().clone().reshape(-1))
         self.register_buffer("input_scale", None if input_scale is None else input_scale.detach().clone())
+        if bias is not None and bias.shape != (self.out_features,):
+            raise ValueError(f"{type(self).__name__}: bias must be ({self.out_features},). Got {tuple(bias.shape)}.")
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.activation = None
         self._set_code(encode(counts))
@@ -91,7 +93,10 @@ class IntegerLayer(DenseWeight, nn.Module):
                 self.input_scale = torch.empty_like(stored, device=self.scale.device)
             if isinstance(state_dict.get(prefix + "activation.scale"), Tensor):
                 self.activation = SampledActivation(1.0).to(self.scale.device)
-            if isinstance(bias := state_dict.get(prefix + "bias"), Tensor) and self.bias is None:
+            bias = state_dict.get(prefix + "bias")
+            if isinstance(bias, Tensor) and bias.shape != (self.out_features,):
+                raise ValueError(f"state_dict: {prefix}bias must be ({self.out_features},). Got {tuple(bias.shape)}.")
+            if isinstance(bias, Tensor) and self.bias is None:
                 self.bias = nn.Parameter(torch.empty_like(bias, device=self.scale.device))
             try:
                 self._set_code(code)

@@ -150,7 +150,7 @@ class _NoisyActivation(WithNoise):
                 f"{type(self).__name__}: expected {units} units in dimension {self.dim}. Got {tuple(x.shape)}. "
                 "With p='layer' any shape will do."
             )
-        native = runs_kernels(x) and p.dtype == x.dtype
+        native = runs_kernels(x) and p.dtype == x.dtype and p.device == x.device
         if self.draws:
             if native and self.noise == "normal":
                 return noisy(x, p, self.numbers, self._tanh, draw_seed(), self.dim)

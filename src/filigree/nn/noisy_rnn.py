@@ -37,7 +37,11 @@ class NoisyGates(WithNoise):
         return self.p.expand(self.activations, self.hidden)
 
     def is_native(self, x: Tensor) -> bool:
-        return runs_kernels(x) and x.dtype == self.p.dtype and (self.noise == "normal" or not self.draws)
+        return (
+            runs_kernels(x)
+            and (x.dtype, x.device) == (self.p.dtype, self.p.device)
+            and (self.noise == "normal" or not self.draws)
+        )
 
     def seed(self) -> Seed:
         """Of the noise of one call; in eval mode the mean that stands for it."""

@@ -20,7 +20,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, check_layer, contiguous, csr_pattern, define, library, new_matrix, resolved
+from filigree.ops.sparse import (
+    FLOATS,
+    check_layer,
+    check_native,
+    contiguous,
+    csr_pattern,
+    define,
+    library,
+    new_matrix,
+    resolved,
+)
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -90,9 +100,9 @@ _plans: Any = WeakTensorKeyDictionary()  # by the pattern's indices: rewired lay
 def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
     images, channels, height, width = x.shape
     known = _plans.setdefault(indices, {})
-    key = (g, x.shape, x.dtype, indices._version)
-    if key in known:
-        return known[key]
+    key = (g, x.shape, x.dtype, None if indices.is_inference() else indices._version)
+    if (plan := known.get(key)) is not None:
+        return plan
     rows, cols = g._axes(height, width)
     planes, outs = channels * rows.phases * cols.phases, indptr.numel() - 1
     chunk = max(1, min(images, _CHUNK // (planes * rows.pitch * cols.pitch * x.element_size())))
@@ -118,8 +128,8 @@ def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
     )  # fmt: skip
     if len(known) > 8:
         known.clear()
-    known[key] = _Plan(convolution, held)
-    return known[key]
+    known[key] = plan = _Plan(convolution, held)  # another thread may clear what is known
+    return plan
 
 
 def _off_the_same_sets(length: int) -> int:
@@ -158,6 +168,7 @@ def _forward(
     values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indices: Tensor, geometry: list[int]
 ) -> Tensor:
     g = Geometry.of(geometry)
+    check_native(values, x)
     y = _channel_major(x, indptr.numel() - 1, *g.output(*x.shape[2:]))
     if y.numel():
         values, bias, x = contiguous(values), None if bias is None else contiguous(bias), resolved(x)
@@ -174,6 +185,7 @@ def _backward(
     need_input: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of values, bias and input. The input is packed again rather than kept: memory for time."""
+    check_native(values, x, dy)
     values, x, dy = contiguous(values), resolved(x), resolved(dy)
     dvalues, dbias = torch.zeros_like(values), dy.new_zeros(dy.shape[1] if need_bias else 0)
     dx = _channel_major(x, *x.shape[1:]) if need_input else x.new_empty(0)

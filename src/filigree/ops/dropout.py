@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
+from filigree.ops.sparse import check_native
 
 
 def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
@@ -40,6 +41,7 @@ def partition_dropout(x: Tensor, part: int, parts: int, seed: Tensor) -> Tensor:
 
 def _dropout(x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
     """Zero where the random number lies in [low, high)."""
+    check_native(x)
     x = x.resolve_neg()
     out = torch.empty_like(x)  # keeps the strides of a dense tensor, in whatever order
     source = x if x.stride() == out.stride() else out.copy_(x)

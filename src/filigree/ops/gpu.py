@@ -72,6 +72,7 @@ def spmm(
     bias: Tensor | None = None, relu: bool = False,
 ) -> Tensor:  # fmt: skip
     """`relu(W x + bias)` on a feature-major `x` `(in_features, batch)`; `perm`: where in `values` each nonzero is."""
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = x.new_empty(rows, batch)

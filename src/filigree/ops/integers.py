@@ -56,6 +56,10 @@ def integer_linear(
     """
     if x.dim() != 2 or x.shape[1] != cols:
         raise ValueError(f"integer_linear: x must be (batch, {cols}). Got {tuple(x.shape)}.")
+    rows = matrix.indptr.numel() - 1
+    for name, given in (("scale", scale), ("bias", bias)):
+        if given is not None and given.shape != (rows,):
+            raise ValueError(f"integer_linear: {name} must be ({rows},). Got {tuple(given.shape)}.")
     bias = None if bias is None else bias.to(x.dtype)
     return torch.ops.filigree.integer_linear(x, scale.to(x.dtype), bias, relu, *matrix)
 

@@ -104,6 +104,9 @@ def rows_linear(
     if x.dim() != 2 or x.shape[1] != pattern.cols:
         raise ValueError(f"rows_linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
     check_layer("rows_linear", values, bias, x, pattern.nnz, pattern.rows)
+    if rows.dtype is not torch.int64 or rows.dim() != 1 or len(rows) > pattern.rows:
+        raise ValueError(f"rows_linear: rows must be int64 numbers of rows. Got {tuple(rows.shape)} of {rows.dtype}.")
+    rows = rows.contiguous()
     if x.is_cpu and x.dtype in FLOATS:
         return _RowsLinear.apply(values, bias, x, pattern, rows, relu)
     kept = torch.zeros(pattern.rows, dtype=x.dtype, device=x.device).index_fill_(0, rows, 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, new_matrix, resolved
+from filigree.ops.sparse import FLOATS, in_memory, new_matrix, resolved
 
 # Measured on 784 -> 512 and 1024 -> 1024: above this share of kept entries a dense product of the masked matrix wins,
 DENSE = 0.3
@@ -100,7 +100,7 @@ def nonzeros(x: Tensor, transposed: bool = True) -> Kept:
 
 
 def native(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype in FLOATS and x.shape[1] < 2**31 and x.numel() < 2**31
+    return in_memory(x) and x.dtype in FLOATS and x.shape[1] < 2**31 and x.numel() < 2**31
 
 
 def row_major(x: Tensor) -> Tensor:

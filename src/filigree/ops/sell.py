@@ -24,7 +24,7 @@ from torch import Tensor
 
 from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, contiguous, resolved
+from filigree.ops.sparse import FLOATS, contiguous, in_memory, resolved
 
 Steps = Sequence[tuple[str, int | None]]
 
@@ -161,12 +161,11 @@ def _band(h: Tensor, t: Tensor) -> Tensor:
 
 def _is_native(x: Tensor, steps: Steps, size: int, tensors: Sequence[Tensor]) -> bool:
     return (
-        x.is_cpu
+        in_memory(x)
         and x.dtype in FLOATS
         and size & (size - 1) == 0
         and all(kind in _NATIVE for kind, _ in steps)
-        and all(t.is_cpu and (t.dtype == x.dtype or t.dtype == torch.int64) for t in tensors)
-        and not torch.compiler.is_compiling()
+        and all(t.is_cpu and t.shape == (size,) and t.dtype in (x.dtype, torch.int64) for t in tensors)
     )
 
 

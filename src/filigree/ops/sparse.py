@@ -124,23 +124,41 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     if x.dtype not in FLOATS:  # half precision is computed in float32
         wide = linear(pattern, values.float(), None if bias is None else bias.float(), x.float(), relu)
         return wide.to(x.dtype)
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
-    if plain and not torch.compiler.is_compiling() and not _modes():  # modes: fake tensors, torch's FLOP counter, ...
+    if in_memory(x):
         if torch.is_grad_enabled():
             return _Linear.apply(values, bias, x, pattern, relu)
         return _linear_forward(values, bias, x, relu, *pattern)
     return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)
 
 
+def in_memory(x: Tensor) -> bool:
+    """Whether a kernel may be called on x as it is: a plain tensor on the CPU, and nobody traces, fakes or counts."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
+    return plain and not torch.compiler.is_compiling() and not _modes()  # modes: fake tensors, the FLOP counter, ...
+
+
 def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
     """`ValueError` unless values and bias are of x's type, one a connection and one a row: kernels read by address."""
     dtype = x.dtype
+    if values.device != x.device:
+        raise ValueError(f"{name}: values and x must be on one device. Got {values.device} and {x.device}.")
     if values.dtype is not dtype or values.shape != (nnz,):
         got = f"{tuple(values.shape)} of {values.dtype}"
         raise ValueError(f"{name}: values must be ({nnz},) of x's type {dtype}. Got {got}.")
     if bias is not None and (bias.dtype is not dtype or bias.shape != (rows,)):
         got = f"{tuple(bias.shape)} of {bias.dtype}"
         raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {got}.")
+
+
+def check_native(*tensors: Tensor) -> None:
+    """`TypeError` unless kernels read these: numbers of one type, float32 or float64, on the CPU."""
+    first = tensors[0].dtype
+    for tensor in tensors:
+        if tensor.dtype is not first or first not in FLOATS or not tensor.is_cpu:
+            kinds = ", ".join(f"{t.dtype} on {t.device}" for t in tensors)
+            raise TypeError(
+                f"filigree's kernels: float32 or float64 throughout, on the CPU, was expected. Got {kinds}."
+            )
 
 
 def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
@@ -210,6 +228,7 @@ def _spmm_t(
 def _product(
     values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
+    check_native(values, x)
     x, values = feature_major(x), contiguous(values)
     bias = None if bias is None else contiguous(bias)
     rows, batch = indptr.numel() - 1, x.shape[1]
@@ -234,6 +253,7 @@ def _product(
 
 
 def _sddmm(dy: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, *_: Tensor) -> Tensor:
+    check_native(dy, x)
     dy, x = feature_major(dy), feature_major(x)
     out = dy.new_empty(indices.numel())
     kernels.sddmm(
@@ -273,7 +293,9 @@ def _linear_backward(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
+    check_native(values, x, dy)
     batch, out_features = dy.shape
+    y = None if y is None else feature_major(y.t()).t()  # hooks may have laid it out anew
     values, x, dy = contiguous(values), feature_major(x), resolved(dy)
     dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)

@@ -2,7 +2,7 @@
 
 from filigree.recipes.counts import Count, counts
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
-from filigree.recipes.run import MODEL, finished, run
+from filigree.recipes.run import MODEL, data_of, finished, run
 from filigree.recipes.sweep import COSTS, Sweep, sweep
 from filigree.recipes.sweep_ray import sweep_ray
 
@@ -16,6 +16,7 @@ __all__ = [
     "compression",
     "compressions",
     "counts",
+    "data_of",
     "finished",
     "load",
     "names",

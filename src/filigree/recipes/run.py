@@ -16,12 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from rich.progress import Progress
 from torch import nn
 
 from filigree import cost, data, models, saving
-from filigree.config import clipped
+from filigree.config import clipped, one_line
 from filigree.convert import compress_, convert_
 from filigree.data import DataSet
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
@@ -29,7 +30,7 @@ from filigree.dynamics.evolution import Evolvable
 from filigree.energy import energy
 from filigree.modes import takes_fused, takes_fused_sgd
 from filigree.ops import kernels
-from filigree.recipes.recipe import MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
+from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.storage import remove_leftovers
 from filigree.timing import race
@@ -75,7 +76,7 @@ def run(
         raise RecipeError("a recipe runs in one process. For several, call fg.fit in a script of your own.")
     chosen_settings = {method: _search(recipe, method, out, resume, progress) for method in chosen}
     for number in recipe.runs() if runs is None else runs:
-        split = _data(recipe, number)
+        split = _data(recipe.data, number, recipe.name)
         trained: dict[str, Path] = {}
         for method in chosen:
             folder = out / f"{method}-{number}"
@@ -155,7 +156,7 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
     best: tuple[float, dict[str, Any], Path] | None = None
     number = recipe.runs()[0]
     for key, candidates in recipe.search.items():
-        split = _data(recipe, number)
+        split = _data(recipe.data, number, recipe.name)
         for candidate in candidates:
             folder = out / SEARCH / f"{method}-{number}-{searched_folder(key, candidate)}"
             if not (resume and _is_finished(folder, recipe, method)):
@@ -175,17 +176,28 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
     return best[1]
 
 
-def _data(recipe: Recipe, number: int) -> DataSet:
-    settings = recipe.data.model_dump(exclude={"folds", "repeats", "name"})
+def data_of(record: Record) -> DataSet:
+    """The data of a run, split as it was split for it. `ValueError`: its record does not say how."""
+    known = record.config.get("data", {})
+    try:
+        settings = DataSettings(**{name: known[name] for name in DataSettings.model_fields if name in known})
+    except pydantic.ValidationError as error:
+        raise ValueError(
+            f"{record.folder}: its record does not say what data it is of ({one_line(error, 100)})."
+        ) from None
+    return _data(settings, record.seed, record.recipe)
+
+
+def _data(its: DataSettings, number: int, name: str) -> DataSet:
+    settings = its.model_dump(exclude={"folds", "repeats", "name"})
     if settings["standardize"] == "default":
         del settings["standardize"]
-    name = recipe.data.name
-    if recipe.data.folds is None:
-        return data.load(name, seed=number, **settings)
-    if number not in recipe.runs():
-        raise RecipeError(f"{recipe.name}: its runs are the folds 0 to {len(recipe.runs()) - 1}. Got {number}.")
+    if its.folds is None:
+        return data.load(its.name, seed=number, **settings)
+    if not 0 <= number < its.folds * its.repeats:
+        raise RecipeError(f"{name}: its runs are the folds 0 to {its.folds * its.repeats - 1}. Got {number}.")
     settings.pop("test_size"), settings.pop("stratify")
-    folds = data.cross_validation(name, folds=recipe.data.folds, repeats=recipe.data.repeats, seed=0, **settings)
+    folds = data.cross_validation(its.name, folds=its.folds, repeats=its.repeats, seed=0, **settings)
     return next(split for i, split in enumerate(folds) if i == number)
 
 

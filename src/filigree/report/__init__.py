@@ -4,7 +4,7 @@ from filigree.report.comparison import load_comparisons
 from filigree.report.computed import Chart, cell_text, write_computed
 from filigree.report.page import write_report
 from filigree.report.site import write_site
-from filigree.report.table import Row, console_table, refuse_other_data, summary, summary_table
+from filigree.report.table import Row, console_table, refuse_incomparable, summary, summary_table
 
 __all__ = [
     "Chart",
@@ -12,7 +12,7 @@ __all__ = [
     "cell_text",
     "console_table",
     "load_comparisons",
-    "refuse_other_data",
+    "refuse_incomparable",
     "summary",
     "summary_table",
     "write_computed",

@@ -52,9 +52,11 @@ class Row:
     spreads: dict[str, tuple[float, float]]  # 10th and 90th percentile of timings, medians over the runs
 
 
-def refuse_other_data(records: Sequence[RecordLike]) -> None:
-    """`ValueError` where runs of one recipe are of different data: their means say nothing."""
+def refuse_incomparable(records: Sequence[RecordLike]) -> None:
+    """`ValueError` where runs of one recipe are of different data: their means say nothing; and where a run is there
+    twice, as of two folders: it would count as two independent ones."""
     seen: dict[str, tuple[Any, ...]] = {}
+    runs = set()
     for record in records:
         its = record["config"].get("data", {})
         found = its.get("name"), its.get("sha256")
@@ -63,6 +65,10 @@ def refuse_other_data(records: Sequence[RecordLike]) -> None:
                 f"compare: runs of {record['recipe']!r} are of different data, {seen[record['recipe']][0]} and "
                 f"{found[0]}. Compare them apart."
             )
+        run = record["recipe"], record["method"], record["seed"]
+        if run in runs:
+            raise ValueError(f"compare: {run[0]}: {run[1]} with seed {run[2]} is there twice. Compare them apart.")
+        runs.add(run)
 
 
 def by_recipe(records: Sequence[RecordLike]) -> dict[str, dict[str, list[RecordLike]]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -41,6 +41,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # the names of 001, chapt
     "OSV": lambda zeta: Oscillation(zeta, min(zeta, 0.01)),
     "EXD": lambda zeta: ExponentialDecay(zeta, horizon=500),
 }
+_STRUCTURE = ("hidden_layer_sizes", "activation", "dropout", "epsilon", "density", "standardize")  # of a network
 EPSILON, ZETA = 5.0, 0.3  # where they are None
 FIRST = 0.1  # scale of the first layer's initial weights: what they learn then outweighs what they were drawn with
 CHUNK = 1024  # samples predicted at a time
@@ -163,16 +164,21 @@ class SparseMLP(BaseEstimator):
         fresh = not (self.warm_start and hasattr(self, "network_"))
         X, y = self._validate(X, y, reset=fresh)
         if fresh:
-            self._begin(X, self._learn_targets(y))
-        self._connect()
-        x, target = self._inputs(X), self._targets(y)
-        validation = None
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        else:
+            self._refuse_changes()
+        kept, held = np.arange(len(X)), np.arange(0)
         if self.early_stopping:
-            labels = None if target.is_floating_point() else y
+            labels = y if is_classifier(self) else None
             kept, held = train_test_split(
-                np.arange(len(x)), test_size=self.validation_fraction, random_state=self._seed, stratify=labels
+                kept, test_size=self.validation_fraction, random_state=self._seed, stratify=labels
             )
-            x, target, validation = x[kept], target[kept], (x[held], target[held])
+        if fresh:  # the scales are those of what is trained on
+            self._begin(X[kept], self._learn_targets(y[kept]))
+        self._connect()
+        x, target, validation = self._inputs(X[kept]), self._targets(y[kept]), None
+        if self.early_stopping:
+            validation = self._inputs(X[held]), self._targets(y[held])
         stopping = None
         if math.isfinite(self.n_iter_no_change):
             metric = "val_loss" if self.early_stopping else "train_loss"
@@ -204,6 +210,7 @@ class SparseMLP(BaseEstimator):
         fresh = not hasattr(self, "network_")
         X, y = self._validate(X, y, reset=fresh)
         if fresh:
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             self._begin(X, outputs(y))
             self._connect()
         else:
@@ -240,7 +247,7 @@ class SparseMLP(BaseEstimator):
 
     def _begin(self, X: np.ndarray, outputs: int) -> None:
         """A new network for such data."""
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._built_by = {name: getattr(self, name) for name in _STRUCTURE}
         self.scaler_ = StandardScaler().fit(X) if self.standardize else None
         hidden = np.atleast_1d(np.asarray(self.hidden_layer_sizes, int)).tolist()
         epsilon = EPSILON if self.epsilon is None and self.density is None else self.epsilon
@@ -260,6 +267,16 @@ class SparseMLP(BaseEstimator):
             (first.values if isinstance(first, SparseLinear) else first.get_parameter("weight")).mul_(FIRST)
         self.network_ = network.eval()
         self._remember([])
+
+    def _refuse_changes(self) -> None:
+        """`warm_start` goes on with the network that is there."""
+        for name, before in self._built_by.items():
+            now = getattr(self, name)
+            if not np.array_equal(now, before):
+                raise ValueError(
+                    f"{type(self).__name__}: warm_start goes on with the network made with {name}={before!r}. "
+                    f"Got {now!r}: set warm_start=False."
+                )
 
     def _connect(self) -> None:
         """Optimizer and evolution of the network."""
@@ -346,8 +363,9 @@ class _Dropout(FastDropout):
 @contextmanager
 def _without_denormals() -> Iterator[None]:
     """Momentum of dead connections decays into denormal numbers, and they slow every step down."""
+    flushed = bool(torch.tensor(1e-310, dtype=torch.float64) * 1 == 0)  # as the user may have it
     kernels.flush_denormals(True)
     try:
         yield
     finally:
-        kernels.flush_denormals(False)
+        kernels.flush_denormals(flushed)

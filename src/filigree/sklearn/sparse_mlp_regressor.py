@@ -36,7 +36,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
         """`(samples, features)` to `(samples,)`, or `(samples, targets)` where there are several."""
         made = self._outputs(X).numpy()
         if self.target_scaler_ is not None:
-            made = self.target_scaler_.inverse_transform(made)
+            made = self.target_scaler_.inverse_transform(made.astype(np.float64))  # targets may be far from 0
         return made[:, 0] if made.shape[1] == 1 else made
 
     def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
