@@ -221,6 +221,18 @@ def test_compress(tmp_path, monkeypatch, capsys):
         assert small.read_bytes() == before
 
 
+@pytest.mark.parametrize("folds", [[], ["--set", "data.folds=3"]])
+def test_compress_judges_by_what_the_run_did_not_train_on(folds, tmp_path, monkeypatch, capsys):
+    arguments = ["train", "demo", "--method", "dense", "--seed", "1", "--set", "training.epochs=4", *folds]
+    assert call(monkeypatch, capsys, *arguments, "--set", "model.hidden=[40]", "--out", tmp_path)[0] == 0
+    run = tmp_path / "dense-1"
+    expected = f"test accuracy {100 * json.loads((run / 'record.json').read_text())['metrics']['test_accuracy']:.2f}%"
+    rest = ["Rounded", "--data", "digits", "-o", tmp_path / "small.safetensors"]
+    for model in (run, run / "model.safetensors"):
+        assert expected in call(monkeypatch, capsys, "compress", model, *rest)[1]
+    assert expected not in call(monkeypatch, capsys, "compress", run, *rest, "--seed", "2")[1]
+
+
 def test_a_recipe_that_compresses(tmp_path, monkeypatch, capsys):
     steps = "methods.dense.compress=[{config: {kind: MonteCarlo, samples: 0.2}, samples: 500}]"
     arguments = ["train", "demo", "--method", "dense", "--seed", "0", "--set", steps, "--set", "training.epochs=8",
