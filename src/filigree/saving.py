@@ -12,6 +12,7 @@ from filigree import models
 from filigree.allowance import Allowance, check_numbers
 from filigree.config import Config, clipped, one_line
 from filigree.convert import Conversion, conversions, record
+from filigree.models.networks import modules_of
 from filigree.storage import read_state, write_state
 
 
@@ -85,7 +86,7 @@ def _is_as_made(model: nn.Module) -> bool:
     """Whether a network of `fg.models` is what its builder and the conversions made of it, as far as modules go. One
     that was changed by hand cannot be rebuilt, and is saved as one of a user's own."""
     converted = {name for _, names in conversions(model) for name in names}
-    now = models.modules_of(model)
+    now = modules_of(model)
     own = {name for name, (home, _, _) in now.items() if converted and home.startswith("filigree.nn")}
 
     def is_inside(name: str, some: set[str]) -> bool:

@@ -13,7 +13,6 @@ from filigree.models.networks import (
     lenet_300_100,
     lenet_caffe,
     mlp,
-    modules_of,
     resnet,
     vgg16_cifar,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "lenet_300_100",
     "lenet_caffe",
     "mlp",
-    "modules_of",
     "ntm",
     "resnet",
     "sequence_classifier",
