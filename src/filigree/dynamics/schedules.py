@@ -212,8 +212,10 @@ class Adaptive(Schedule):
         value = 1 - value if self.mode == "max" else value
         if math.isfinite(value):  # another epoch says nothing
             memory["average"] = self.smoothing * memory.get("average", value) + (1 - self.smoothing) * value
-        first = memory.setdefault("first", memory["average"]) if memory else 1.0
-        share = memory.get("average", 1.0) / first if first > 0 else 0.0
+            memory.setdefault("first", value)
+        if not memory:
+            return self.zeta_max
+        share = memory["average"] / memory["first"] if memory["first"] > 0 else 0.0
         return self.zeta_min + (self.zeta_max - self.zeta_min) * min(1.0, max(0.0, share))
 
 

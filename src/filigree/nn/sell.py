@@ -75,9 +75,8 @@ class Sell(DenseWeight, nn.Module):
         total, transform = 0, self.size * max(1, math.ceil(math.log2(max(self.size, 2))))
         for kind, name in self.program:
             if name is not None:
-                total += self.size * (len(getattr(self, name)) if kind == "band" else 1)
-                if kind == "block":
-                    total += self.size * (getattr(self, name).shape[-1] - 1)
+                shape = getattr(self, name).shape
+                total += self.size * {"band": shape[0], "block": shape[-1]}.get(kind, 1)
             elif kind in ("hadamard", "dct", "idct", "fft", "ifft"):
                 total += transform
         return total
