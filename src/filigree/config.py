@@ -65,7 +65,7 @@ def config(cls: type[T]) -> type[T]:
         try:
             validated(self, *args, **kwargs)
         except pydantic.ValidationError as error:
-            raise ValueError(_one_line(type(self), error)) from None
+            raise ValueError(_explained(type(self), error)) from None
 
     made.__init__ = init  # type: ignore[method-assign, assignment]
     _KINDS[made.__name__] = made  # type: ignore[assignment]
@@ -119,7 +119,7 @@ def _choices(got: Any, names: list[str]) -> str:
     return f"one of {', '.join(sorted(names))}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
-def _one_line(cls: type, error: pydantic.ValidationError) -> str:
+def _explained(cls: type, error: pydantic.ValidationError) -> str:
     """pydantic's report as one line: what was expected, what came, whose argument."""
     known = [f.name for f in dataclasses.fields(cls)]
     parts = []
