@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import filigree as fg
+from filigree.measure.timing import race
 from filigree.nn import AsymmetricLinear
-from filigree.nn.asymmetric_linear import choose
+from filigree.nn.asymmetric.asymmetric_linear import choose
 from filigree.ops import selection
-from filigree.timing import race
 
 BATCH = 128
 METHODS = {

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.cost import training_step
+from filigree.measure.cost import training_step
+from filigree.measure.timing import race
 from filigree.nn import SparseConv2d
-from filigree.timing import race
 
 GOAL = 2.5
 

@@ -13,7 +13,7 @@ ONE = r"""
 import json, re, statistics, sys, time
 import torch
 import filigree as fg
-from filigree.cost import training_step
+from filigree.measure.cost import training_step
 from filigree.ops import kernels
 
 kernels.flush_denormals(True)

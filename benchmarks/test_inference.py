@@ -4,8 +4,8 @@ import pytest
 import torch
 from networks import SIZES, densified, ours
 
-from filigree.cost import inference
-from filigree.timing import race
+from filigree.measure.cost import inference
+from filigree.measure.timing import race
 
 
 @pytest.mark.parametrize("name", SIZES)

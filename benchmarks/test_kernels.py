@@ -5,9 +5,9 @@ import torch
 from networks import SIZES, ours
 
 import filigree as fg
-from filigree.cost import training_step
+from filigree.measure.cost import training_step
+from filigree.measure.timing import race
 from filigree.ops import kernels
-from filigree.timing import race
 
 
 def _kernel_works(layer, x_rows, need_input):

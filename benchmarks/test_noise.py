@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import filigree as fg
+from filigree.measure.timing import race
 from filigree.ops.noise import draw_seed, noisy_reference, normals
-from filigree.timing import race
 
 PLAIN = {"tanh": (nn.Tanh(), nn.Hardtanh()), "sigmoid": (nn.Sigmoid(), nn.Hardsigmoid())}
 

@@ -6,7 +6,7 @@ import torch
 from networks import SIZES, ours
 
 import filigree as fg
-from filigree.timing import race
+from filigree.measure.timing import race
 
 
 def test_rewiring(suite, benchmark):

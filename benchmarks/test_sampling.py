@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.timing import race
+from filigree.measure.timing import race
 from filigree.topology import Size
 
 

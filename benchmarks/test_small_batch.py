@@ -5,8 +5,8 @@ import torch
 from networks import densified, ours
 
 import filigree as fg
-from filigree.cost import training_step
-from filigree.timing import race
+from filigree.measure.cost import training_step
+from filigree.measure.timing import race
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from filigree.measure.timing import race
 from filigree.nn import ACDCLinear, CirculantLinear, FastfoodLinear
 from filigree.ops.sell import sell
-from filigree.timing import race
 
 BATCH = 128
 GOALS = {("ACDC", 1024): 7, ("ACDC", 2048): 15, ("ACDC", 4096): 30,

@@ -5,7 +5,7 @@ import torch
 from networks import PEERS, SIZES, densified, ours, step_of
 from torch.nn import functional as F
 
-from filigree.timing import race
+from filigree.measure.timing import race
 
 # at least so many times faster than dense: the foundation's goal, the performance goal
 GOALS = {"3 x 1000": (4, 7), "4000-1000-4000": (7, 11), "4 x 4000": (15, 28)}

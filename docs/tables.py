@@ -21,7 +21,7 @@ SETS = {
 
 def compared() -> dict[str, Any]:
     """The comparisons that there are, by data set."""
-    files = {name: ROOT / "results" / f"compare-{name}.json" for name in SETS}
+    files = {name: ROOT / "papers" / "results" / f"compare-{name}.json" for name in SETS}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 

@@ -10,9 +10,9 @@ import atheris
 
 # whose branches count as new ground: what reads the bytes, since instrumenting everything takes minutes
 READ_BY = {
-    "model": ["filigree.storage", "filigree.saving", "filigree.config", "filigree.nn.sparse_layer",
-              "filigree.nn.integer_code", "filigree.nn.integer_layer", "filigree.topology.sampling"],
-    "checkpoint": ["filigree.storage", "filigree.train.checkpoints", "filigree.train.rng", "filigree.nn.sparse_layer",
+    "model": ["filigree.io.storage", "filigree.io.saving", "filigree.config", "filigree.nn.sparse.sparse_layer",
+              "filigree.nn.integer.integer_code", "filigree.nn.integer.integer_layer", "filigree.topology.sampling"],
+    "checkpoint": ["filigree.io.storage", "filigree.train.checkpoints", "filigree.train.rng", "filigree.nn.sparse.sparse_layer",
                    "filigree.topology.sampling", "filigree.dynamics.evolution"],
     "recipe": ["filigree.recipes.recipe", "filigree.recipes.plain_yaml", "filigree.config", "yaml"],
     "record": ["filigree.train.records"],

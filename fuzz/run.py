@@ -22,7 +22,7 @@ from typing import Any
 
 import targets
 
-from filigree.storage import write_json
+from filigree.io.storage import write_json
 from filigree.train import Record
 
 HERE = Path(__file__).parent

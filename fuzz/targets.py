@@ -26,7 +26,7 @@ import filigree as fg
 from filigree import recipes
 from filigree.data.readers import read_csv, read_idx, read_mat, read_npz
 from filigree.dynamics import Evolution
-from filigree.storage import read_state, write_state
+from filigree.io.storage import read_state, write_state
 from filigree.train import EarlyStopping, FitState, History, Record
 from filigree.train.checkpoints import Checkpoint
 from filigree.train.engine import Engine

@@ -24,7 +24,7 @@ from kept import keep
 
 import filigree as fg
 from filigree.dynamics.evolution import Evolvable
-from filigree.storage import read_state, write_json, write_state
+from filigree.io.storage import read_state, write_json, write_state
 from filigree.train import FitState, seed_everything
 
 HERE = Path(__file__).parent

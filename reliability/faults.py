@@ -31,7 +31,7 @@ from kept import Line, keep
 from phases import Board, watch
 
 from filigree.dynamics import Evolution
-from filigree.storage import read_state
+from filigree.io.storage import read_state
 
 HERE = Path(__file__).parent
 INSIDE = "FILIGREE_PRIVATE_MOUNTS"  # set in the copy of the script that has mounts of its own

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filigree.storage import write_json
+from filigree.io.storage import write_json
 from filigree.train import Record
 
 

@@ -7,9 +7,10 @@ import importlib
 import mmap
 from typing import Any
 
-from filigree import cli, saving
+from filigree import cli
 from filigree.dynamics import Evolution
-from filigree.timing import race
+from filigree.io import saving
+from filigree.measure.timing import race
 from filigree.train import Record
 from filigree.train import run as training
 from filigree.train.checkpoints import Checkpoint

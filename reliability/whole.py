@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import filigree as fg
-from filigree.storage import read_state
+from filigree.io.storage import read_state
 from filigree.train import Record
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")

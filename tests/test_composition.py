@@ -4,7 +4,8 @@ import pytest
 
 import filigree as fg
 from composition import METHODS, PAGE, REASONS, compose, exported, page, pairs, reason
-from filigree.convert import Compression, Conversion
+from filigree.compress.compression import Compression
+from filigree.convert import Conversion
 
 FOUND: dict[tuple[str, str], str] = {}
 

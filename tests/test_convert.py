@@ -4,8 +4,8 @@ from torch import nn
 
 import filigree as fg
 from filigree.config import Config
+from filigree.measure.timing import Timing
 from filigree.nn import MaskedLinear, SparseConv2d, SparseLinear
-from filigree.timing import Timing
 
 
 def test_converts_in_place_and_reports():
@@ -77,7 +77,7 @@ def stopwatch(monkeypatch):
         seen.append(stored)
         return [Timing(n, n, n) for n in (1.0, 2.0 if stored[1] >= 100 else 0.5)]  # small dense layers are fast
 
-    monkeypatch.setattr("filigree.nn.sparse.race", race)
+    monkeypatch.setattr("filigree.nn.sparse.sparse.race", race)
     return seen
 
 
@@ -184,7 +184,9 @@ def test_bad_input_is_named(call, message):
 def test_what_was_measured_is_rebuilt_layer_by_layer(masked, stopwatch, tmp_path, monkeypatch):
     """A topology for a whole network leaves other layers dense when it draws for fewer of them."""
     sides = [784, 300, 300, 10]
-    monkeypatch.setattr("filigree.nn.sparse._is_faster", lambda sparse, layer, x: (len(layer.bias) == 300, "measured"))
+    monkeypatch.setattr(
+        "filigree.nn.sparse.sparse._is_faster", lambda sparse, layer, x: (len(layer.bias) == 300, "measured")
+    )
     model = fg.models.mlp(sides)
     fg.convert_(model, fg.Sparse(fg.ErdosRenyiKernel(density=0.2), masked=masked), measure=True)
     kinds = [type(model.get_submodule(name)) for name in ("fc1", "fc2", "fc3")]

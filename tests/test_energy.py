@@ -2,7 +2,7 @@
 
 import pytest
 
-from filigree.energy import energy
+from filigree.measure.energy import energy
 
 
 def zone(folder, where, name, microjoules, most=1000):

@@ -27,11 +27,11 @@ import filigree as fg
 from filigree import recipes
 from filigree.config import visible
 from filigree.data.readers import read_csv, read_idx, read_mapped, read_mat, read_npz
+from filigree.io.saving import description
+from filigree.io.storage import read_state, write_state
 from filigree.ops import reference, sell, sparse
 from filigree.recipes.plain_yaml import plain_yaml
 from filigree.report import console_table, write_report
-from filigree.saving import description
-from filigree.storage import read_state, write_state
 from filigree.train import EarlyStopping, Record, fit, rng
 
 FUZZ = Path(__file__).parents[1] / "fuzz"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.cost import stored
+from filigree.measure.cost import stored
 
 
 class Own(nn.Module):

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from filigree import storage
-from filigree.storage import read_state, remove_leftovers, write_json, write_state
+from filigree.io import storage
+from filigree.io.storage import read_state, remove_leftovers, write_json, write_state
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

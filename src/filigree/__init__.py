@@ -22,8 +22,8 @@ from filigree.compress import (
     net_deviation,
     retraining_bound,
 )
-from filigree.convert import compress_, convert_
-from filigree.cost import measure
+from filigree.compress.compression import compress_
+from filigree.convert import convert_
 from filigree.dynamics import (
     Adaptive,
     Constant,
@@ -41,6 +41,8 @@ from filigree.dynamics import (
     Sequence,
 )
 from filigree.export import export
+from filigree.io.saving import load, save
+from filigree.measure.cost import measure
 from filigree.nn import (
     ACDC,
     AFDF,
@@ -65,7 +67,6 @@ from filigree.nn import (
     watch,
 )
 from filigree.report import write_report
-from filigree.saving import load, save
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 

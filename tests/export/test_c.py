@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 import filigree as fg
 from filigree.dynamics.rewire import survivors
-from filigree.export import c as c_module
 from filigree.export import export
-from filigree.export.c import export_c
-from filigree.export.c_compiler import STRICT, Compiled, compiler
-from filigree.export.c_source import literals
+from filigree.export.c import export_c as c_module
+from filigree.export.c.compiler import STRICT, Compiled, compiler
+from filigree.export.c.export_c import export_c
+from filigree.export.c.source import literals
 
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

@@ -8,15 +8,17 @@ from packaging.version import Version
 from torch import nn
 
 import filigree as fg
-from filigree.export import export, export_onnx, onnx_sparse
-from filigree.export.onnx_program import Session, translate
-from filigree.export.onnx_sparse import FORMS
-from filigree.export.onnx_transforms import Cosine, Fourier, Hadamard, InverseCosine
-from filigree.nn.asymmetric_sparse_linear import AsymmetricSparseLinear
-from filigree.nn.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.export import export, export_onnx
+from filigree.export.onnx import sparse as onnx_sparse
+from filigree.export.onnx.program import Session, translate
+from filigree.export.onnx.sparse import FORMS
+from filigree.export.onnx.transforms import Cosine, Fourier, Hadamard, InverseCosine
+from filigree.measure.timing import Timing
+from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops import sell
-from filigree.timing import Timing
+from filigree_papers import models as own_models
 
 REASON = "the extra `onnx` is not installed"
 onnx = pytest.importorskip("onnx", reason=REASON)
@@ -281,11 +283,11 @@ def test_recurrent(kind, configs, options, tmp_path):
 
 
 def test_networks_of_cells_and_several_inputs(tmp_path):
-    model = fg.models.captioner(9, 5, 4, 6)
+    model = own_models.captioner(9, 5, 4, 6)
     fg.convert_(model, fg.Noisy("NAN"))
     inputs = torch.randn(2, 3, 5), torch.randint(0, 9, (2, 3))
     check(model, inputs, tmp_path / "m.onnx", (torch.randn(4, 3, 5), torch.randint(0, 9, (4, 3))))
-    machine = fg.models.ntm(3, 2, 5, 4, 3)  # asks for the length of a batch: its code is analysed
+    machine = own_models.ntm(3, 2, 5, 4, 3)  # asks for the length of a batch: its code is analysed
     check(machine, torch.randn(3, 1, 3), tmp_path / "m.onnx", torch.randn(2, 1, 3))
 
 
@@ -422,7 +424,7 @@ def test_what_cannot_be_exported_is_named(module, message, tmp_path, capfd):
 
 
 def test_packed_sequences_are_refused(tmp_path):
-    model = fg.models.character_encoder(9, 4, 5, 3, layers=1)
+    model = own_models.character_encoder(9, 4, 5, 3, layers=1)
     with pytest.raises(ValueError, match=r"'the model' \(CharacterEncoder\) cannot be exported"):
         export_onnx(model, tmp_path / "m.onnx", torch.randint(1, 9, (3, 4)), **FAST)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import filigree as fg
 from filigree.nn import AsymmetricConv2d, AsymmetricGRU, AsymmetricLinear, AsymmetricLSTM, AsymmetricSparseLinear
-from filigree.nn.asymmetric_linear import asymmetric_linear
+from filigree.nn.asymmetric.asymmetric_linear import asymmetric_linear
 from filigree.ops import selection
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import filigree as fg
 from contract import BATCHES, inputs, tolerance
-from filigree.nn.integer_code import decode, encode
-from filigree.nn.integer_layer import SampledActivation
+from filigree.nn.integer.integer_code import decode, encode
+from filigree.nn.integer.integer_layer import SampledActivation
 
 
 def matrix(rows, cols, density=0.2, most=3):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import filigree as fg
-from filigree.cost import backward
-from filigree.nn.mollified_activation import FUNCTIONS, mollify
-from filigree.nn.mollified_block import MollifiedBlock
+from filigree.measure.cost import backward
+from filigree.nn.mollified.mollified_activation import FUNCTIONS, mollify
+from filigree.nn.mollified.mollified_block import MollifiedBlock
 
 ACTIVATIONS = [nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.ReLU]
 

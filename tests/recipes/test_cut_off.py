@@ -70,7 +70,7 @@ def test_an_interrupted_run_of_other_settings_is_refused(tmp_path, monkeypatch, 
 
     recipe = recipes.load("demo", ["seeds=[0]", "training.epochs=3", "training.lr=0.01"])
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("filigree.saving"), "save", cut)
+        patch.setattr(importlib.import_module("filigree.io.saving"), "save", cut)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path, methods=["SET"], progress=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -9,9 +9,9 @@ import pytest
 from test_report import record
 
 from browser import browse
+from filigree.io.storage import write_json
 from filigree.report import Chart, cell_text, load_comparisons, summary, write_site
 from filigree.report.site import beside
-from filigree.storage import write_json
 
 EVIL = "</script><script>alert(1)</script>"
 IMAGE = '"><img/src=x/onerror=alert(1)>'

@@ -16,7 +16,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from torch import nn
 
-from filigree.storage import read_state, write_state
+from filigree.io.storage import read_state, write_state
 from filigree.train import EarlyStopping, History, Record, fit, seed_everything
 
 

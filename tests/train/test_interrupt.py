@@ -19,7 +19,7 @@ from rich.progress import Progress
 from torch import nn
 
 import filigree as fg
-from filigree.storage import read_state
+from filigree.io.storage import read_state
 from filigree.train import FitState, History, Record, fit, progress, progress_columns, seed_everything
 
 

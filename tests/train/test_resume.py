@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import filigree as fg
-from filigree.storage import read_state, write_state
+from filigree.io.storage import read_state, write_state
 from filigree.train import EarlyStopping, FitState, fit, seed_everything
 
 lr_scheduler = torch.optim.lr_scheduler

@@ -11,7 +11,7 @@ import torch
 from test_resume import MAKERS, Maker, blobs, equal, evolved, go, plain, timeless
 
 import filigree as fg
-from filigree.storage import read_state
+from filigree.io.storage import read_state
 from filigree.train import FitState, Record, fit
 from filigree.train.signals import Asked, asked_to_end, terminate
 

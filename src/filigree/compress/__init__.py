@@ -1,5 +1,6 @@
 """What changes after training."""
 
+from filigree.compress.compression import Compression, compress_
 from filigree.compress.fit import Fit
 from filigree.compress.monte_carlo import MonteCarlo
 from filigree.compress.path_sampling import PathSampling
@@ -22,6 +23,7 @@ from filigree.compress.rounded import Rounded
 __all__ = [
     "Budget",
     "ClusterPruning",
+    "Compression",
     "Fit",
     "MagnitudePruning",
     "MaxError",
@@ -33,6 +35,7 @@ __all__ = [
     "Rounded",
     "SubClustering",
     "SubsetPruning",
+    "compress_",
     "fit_gamma",
     "net_deviation",
     "retraining_bound",

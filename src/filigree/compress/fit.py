@@ -8,9 +8,10 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.compress.compression import Compression
 from filigree.config import config
-from filigree.convert import Change, Compression, Conversion, layer_inputs
-from filigree.nn.structured import Structured
+from filigree.convert import Change, Conversion, layer_inputs
+from filigree.nn.structured.structured import Structured
 
 
 @config

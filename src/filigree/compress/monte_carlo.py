@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.compress.compression import Compression
 from filigree.compress.handing_on import hand_on
 from filigree.compress.sampling import Sampling, sample
 from filigree.config import config
-from filigree.convert import Change, Compression, Conversion, layer_inputs, replace_module
-from filigree.nn.integer_layer import IntegerLayer, SampledActivation, by_channel
-from filigree.nn.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
+from filigree.convert import Change, Conversion, layer_inputs, replace_module
+from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation, by_channel
+from filigree.nn.integer.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
 
 POSITIONS = 20_000  # of a convolution or a sequence, at most, that calibration looks at
 

@@ -8,11 +8,12 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.compress.compression import Compression
 from filigree.config import config
-from filigree.convert import Change, Compression, Conversion, replace_module
-from filigree.nn.sparse import Sparse
-from filigree.nn.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology import ErdosRenyi
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 

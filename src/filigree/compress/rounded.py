@@ -8,9 +8,10 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.compress.compression import Compression
 from filigree.config import config
-from filigree.convert import Change, Compression, Conversion, replace_module
-from filigree.nn.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
+from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.integer.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
 
 
 @config

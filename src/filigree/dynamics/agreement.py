@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from filigree.nn.sparse_layer import SparseLayer
+from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.ops.sparse import Pattern
 from filigree.topology.sampling import check_csr
 

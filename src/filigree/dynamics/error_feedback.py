@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filigree.nn.sparsification import Sparsification
+from filigree.nn.asymmetric.sparsification import Sparsification
 
 _STATE = "error_feedback"
 

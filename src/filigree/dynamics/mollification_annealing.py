@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import nn
 
 from filigree.dynamics.annealing import Annealing
-from filigree.nn.mollified_block import Mollified
-from filigree.nn.mollified_rnn import MollifiedGates
+from filigree.nn.mollified.mollified_block import Mollified
+from filigree.nn.mollified.mollified_rnn import MollifiedGates
 
 
 class MollificationAnnealing(Annealing):

@@ -9,7 +9,7 @@ from torch import nn
 
 from filigree.dynamics.annealing import Annealing
 from filigree.dynamics.schedules import as_schedule
-from filigree.nn.noisy_activations import NoisyReLU, WithNoise
+from filigree.nn.noisy.noisy_activations import NoisyReLU, WithNoise
 
 
 class NoiseAnnealing(Annealing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from filigree.dynamics.annealing import Annealing
-from filigree.nn.asymmetric_linear import Asymmetrical
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical
 
 
 class SelectionSchedule(Annealing):

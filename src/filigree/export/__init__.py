@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from filigree.export.c import export_c
-from filigree.export.c_training import Training
-from filigree.export.onnx import Layer, OnnxReport, export_onnx
+from filigree.export.c.export_c import export_c
+from filigree.export.c.training import Training
+from filigree.export.onnx.export_onnx import Layer, OnnxReport, export_onnx
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
 _OPTIONS = {

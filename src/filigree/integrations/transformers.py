@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from filigree.convert import replace_module
 from filigree.integrations.steppers import Steppers
-from filigree.storage import read_state, write_state
+from filigree.io.storage import read_state, write_state
 
 FILE = "filigree.safetensors"
 

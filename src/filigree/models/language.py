@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from filigree.models.networks import _builder, _made_by
+from filigree.models.networks import builder, made_by
 
 
 class LanguageModel(nn.Module):
@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
         return nn.functional.linear(y, self.embedding.weight, self.bias) if self.decoder is None else self.decoder(y)
 
 
-@_builder
+@builder
 def language_model(
     tokens: int,
     embedding: int,
@@ -94,7 +94,7 @@ def language_model(
     model = LanguageModel(tokens, embedding, hidden, layers, kind, dropout, tied, carry)
     for parameter in model.parameters():
         nn.init.uniform_(parameter, -init, init)
-    return _made_by(
+    return made_by(
         model, "language_model", tokens=tokens, embedding=embedding, hidden=hidden, layers=layers, kind=kind,
         dropout=dropout, tied=tied, init=init, carry=carry,
     )  # fmt: skip

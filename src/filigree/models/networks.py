@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.extensions import extensions
+
 _BUILDERS: dict[str, Any] = {}
 
 
-def _builder(function: Any) -> Any:
+def builder(function: Any) -> Any:
+    """Decorator of a function that makes a network: files and recipes name the network by the function's name."""
     _BUILDERS[function.__name__] = function
     return function
 
 
-def _made_by(model: nn.Module, name: str, **arguments: Any) -> nn.Module:
+def made_by(model: nn.Module, name: str, **arguments: Any) -> nn.Module:
+    """Note on a network which builder made it with which arguments, so that `fg.load` can make it again."""
     model.__dict__["_filigree_model"] = {"name": name, **arguments}
     model.__dict__["_filigree_modules"] = modules_of(model)
     return model
@@ -38,7 +42,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 
 
-@_builder
+@builder
 def mlp(sizes: Sequence[int], dropout: float = 0.0, activation: str = "relu") -> nn.Module:
     """A multilayer perceptron: Linear, activation, Dropout for each hidden layer, Linear at the end (logits).
 
@@ -64,16 +68,16 @@ def mlp(sizes: Sequence[int], dropout: float = 0.0, activation: str = "relu") ->
                 layers[f"dropout{i}"] = nn.Dropout(dropout)
     made = nn.Sequential(layers)
     other = {} if activation == "relu" else {"activation": activation}  # files of earlier versions stay the same
-    return _made_by(made, "mlp", sizes=list(sizes), dropout=dropout, **other)
+    return made_by(made, "mlp", sizes=list(sizes), dropout=dropout, **other)
 
 
-@_builder
+@builder
 def lenet_300_100(inputs: int = 784, classes: int = 10) -> nn.Module:
     """LeNet-300-100 (LeCun et al. 1998): an MLP of 300 and 100 hidden units; 266,610 parameters on MNIST."""
-    return _made_by(mlp([inputs, 300, 100, classes]), "lenet_300_100", inputs=inputs, classes=classes)
+    return made_by(mlp([inputs, 300, 100, classes]), "lenet_300_100", inputs=inputs, classes=classes)
 
 
-@_builder
+@builder
 def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling, for images of 28 x 28: `(batch, channels, 28, 28)`."""
     layers = OrderedDict(
@@ -90,10 +94,10 @@ def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
         relu4=nn.ReLU(),
         fc3=nn.Linear(84, classes),
     )
-    return _made_by(nn.Sequential(layers), "lenet5", channels=channels, classes=classes)
+    return made_by(nn.Sequential(layers), "lenet5", channels=channels, classes=classes)
 
 
-@_builder
+@builder
 def lenet_caffe(channels: int = 1, classes: int = 10) -> nn.Module:
     """The LeNet of Caffe's examples, without ReLU behind its convolutions: `(batch, channels, 28, 28)` to logits.
 
@@ -109,10 +113,10 @@ def lenet_caffe(channels: int = 1, classes: int = 10) -> nn.Module:
         relu1=nn.ReLU(),
         fc2=nn.Linear(500, classes),
     )
-    return _made_by(nn.Sequential(layers), "lenet_caffe", channels=channels, classes=classes)
+    return made_by(nn.Sequential(layers), "lenet_caffe", channels=channels, classes=classes)
 
 
-@_builder
+@builder
 def alexnet_cifar(channels: int = 3, classes: int = 10, width: int = 1024) -> nn.Module:
     """A small AlexNet for 32 x 32 images: three convolutions and two large linear layers of `width` units.
 
@@ -135,10 +139,10 @@ def alexnet_cifar(channels: int = 3, classes: int = 10, width: int = 1024) -> nn
         relu5=nn.ReLU(),
         fc3=nn.Linear(width, classes),
     )
-    return _made_by(nn.Sequential(layers), "alexnet_cifar", channels=channels, classes=classes, width=width)
+    return made_by(nn.Sequential(layers), "alexnet_cifar", channels=channels, classes=classes, width=width)
 
 
-@_builder
+@builder
 def cnn_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
     """The 12-layer network of 003 (5.5) for 32 x 32 images: four convolutions with pooling, three linear layers.
 
@@ -156,10 +160,10 @@ def cnn_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
         layers[f"fc{i}"], layers[f"relu{i + 4}"] = nn.Linear(before, units), nn.ReLU()
         before = units
     layers["fc4"] = nn.Linear(before, classes)
-    return _made_by(nn.Sequential(layers), "cnn_cifar", channels=channels, classes=classes)
+    return made_by(nn.Sequential(layers), "cnn_cifar", channels=channels, classes=classes)
 
 
-@_builder
+@builder
 def vgg16_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
     """VGG-16 (Simonyan and Zisserman 2015) modified for 32 x 32 images, with batch norms and one hidden linear layer.
 
@@ -176,7 +180,7 @@ def vgg16_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
         layers[f"pool{block}"] = nn.MaxPool2d(2)
     layers["flatten"] = nn.Flatten()
     layers["fc1"], layers["relu14"], layers["fc2"] = nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes)
-    return _made_by(nn.Sequential(layers), "vgg16_cifar", channels=channels, classes=classes)
+    return made_by(nn.Sequential(layers), "vgg16_cifar", channels=channels, classes=classes)
 
 
 class Pixels(nn.Module):
@@ -186,7 +190,7 @@ class Pixels(nn.Module):
         return x if x.is_floating_point() else (x.float() / 255 - 0.45) / 0.225
 
 
-@_builder
+@builder
 def caffenet(channels: int = 3, classes: int = 1000) -> nn.Module:
     """CaffeNet (Jia et al. 2014), AlexNet with its two groups: `(batch, channels, 227, 227)`, bytes or floats.
 
@@ -219,7 +223,7 @@ def caffenet(channels: int = 3, classes: int = 1000) -> nn.Module:
         dropout7=nn.Dropout(),
         fc8=nn.Linear(4096, classes),
     )
-    return _made_by(nn.Sequential(layers), "caffenet", channels=channels, classes=classes)
+    return made_by(nn.Sequential(layers), "caffenet", channels=channels, classes=classes)
 
 
 class BasicBlock(nn.Module):
@@ -258,7 +262,7 @@ class BasicBlock(nn.Module):
         return self.relu2(y + self.shortcut(x))
 
 
-@_builder
+@builder
 def resnet(blocks: Sequence[int] = (1, 1, 1), width: int = 64, channels: int = 3, classes: int = 10) -> nn.Module:
     """A residual network for small images (He et al. 2016, basic blocks): `(batch, channels, H, W)` to logits.
 
@@ -281,11 +285,13 @@ def resnet(blocks: Sequence[int] = (1, 1, 1), width: int = 64, channels: int = 3
     layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     layers["fc"] = nn.Linear(inputs, classes)
     arguments = {"blocks": list(blocks), "width": width, "channels": channels, "classes": classes}
-    return _made_by(nn.Sequential(layers), "resnet", **arguments)
+    return made_by(nn.Sequential(layers), "resnet", **arguments)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
     """A network by its name, as recipes and files spell it. `ValueError` names what is unknown."""
+    if name not in _BUILDERS:
+        extensions()  # an installed package may bring it
     if name not in _BUILDERS:
         raise ValueError(f"models: name must be one of {', '.join(sorted(_BUILDERS))}. Got {name!r}.")
     try:

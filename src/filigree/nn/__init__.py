@@ -3,40 +3,12 @@
 import importlib
 from typing import Any
 
-from filigree.nn.acdc import ACDCLinear
-from filigree.nn.asymmetric import Asymmetric, AsymmetricAuto, backward_times
-from filigree.nn.asymmetric_conv2d import AsymmetricConv2d
-from filigree.nn.asymmetric_linear import AsymmetricLinear
-from filigree.nn.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
-from filigree.nn.asymmetric_sparse_linear import AsymmetricSparseLinear
-from filigree.nn.channel_major_batch_norm import ChannelMajorBatchNorm2d
-from filigree.nn.channel_major_conv2d import ChannelMajorConv2d
-from filigree.nn.dropout import Dropout, FastDropout
-from filigree.nn.dropout_variants import GaussianDropout, GaussianNoise, GuidedDropout, StrengthDropout
-from filigree.nn.fastfood import FastfoodBlock, FastfoodLinear
-from filigree.nn.feature_major_linear import FeatureMajorLinear
-from filigree.nn.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
-from filigree.nn.integer_conv2d import IntegerConv2d
-from filigree.nn.integer_layer import SampledActivation
-from filigree.nn.integer_layers import IntegerLayers
-from filigree.nn.integer_linear import IntegerLinear
-from filigree.nn.low_rank import LowRank, LowRankLinear
-from filigree.nn.masked import MaskedConv2d, MaskedLinear
-from filigree.nn.mollified import Mollified
-from filigree.nn.mollified_activation import MollifiedActivation
-from filigree.nn.mollified_block import MollifiedBlock
-from filigree.nn.mollified_rnn import MollifiedGates, MollifiedGRU, MollifiedLSTM
-from filigree.nn.noisy import Noisy, NoisyRectifier
-from filigree.nn.noisy_activations import NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
-from filigree.nn.noisy_rnn import NoisyGRU, NoisyGRUCell, NoisyLSTM, NoisyLSTMCell
-from filigree.nn.online_paths import OnlinePaths, PathLinear
-from filigree.nn.partition_dropout import PartitionDropout, PartitionedConnect, PartitionedDropout
-from filigree.nn.phd import PHDLinear
-from filigree.nn.sell import Sell
-from filigree.nn.sparse import Sparse
-from filigree.nn.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse_linear import SparseLinear
-from filigree.nn.sparsification import (
+from filigree.nn.asymmetric.asymmetric import Asymmetric, AsymmetricAuto, backward_times
+from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
+from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear
+from filigree.nn.asymmetric.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
+from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
+from filigree.nn.asymmetric.sparsification import (
     ColumnRowSampling,
     Custom,
     RandomK,
@@ -45,10 +17,38 @@ from filigree.nn.sparsification import (
     TopK,
     UnscaledDropout,
 )
-from filigree.nn.stochastic_depth import StochasticDepth
-from filigree.nn.structured import ACDC, AFDF, PHD, Circulant, Fastfood, Span, Toeplitz, sell_groups
-from filigree.nn.structured_rnn import StructuredRNN
-from filigree.nn.usage import LayerUsage, watch
+from filigree.nn.asymmetric.usage import LayerUsage, watch
+from filigree.nn.dropout.dropout import Dropout, FastDropout
+from filigree.nn.dropout.dropout_variants import GaussianDropout, GaussianNoise, GuidedDropout, StrengthDropout
+from filigree.nn.dropout.partition_dropout import PartitionDropout, PartitionedConnect, PartitionedDropout
+from filigree.nn.integer.integer_conv2d import IntegerConv2d
+from filigree.nn.integer.integer_layer import SampledActivation
+from filigree.nn.integer.integer_layers import IntegerLayers
+from filigree.nn.integer.integer_linear import IntegerLinear
+from filigree.nn.mollified.mollified import Mollified
+from filigree.nn.mollified.mollified_activation import MollifiedActivation
+from filigree.nn.mollified.mollified_block import MollifiedBlock
+from filigree.nn.mollified.mollified_rnn import MollifiedGates, MollifiedGRU, MollifiedLSTM
+from filigree.nn.mollified.stochastic_depth import StochasticDepth
+from filigree.nn.noisy.noisy import Noisy, NoisyRectifier
+from filigree.nn.noisy.noisy_activations import NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
+from filigree.nn.noisy.noisy_rnn import NoisyGRU, NoisyGRUCell, NoisyLSTM, NoisyLSTMCell
+from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
+from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.sparse.online_paths import OnlinePaths, PathLinear
+from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.structured.acdc import ACDCLinear
+from filigree.nn.structured.fastfood import FastfoodBlock, FastfoodLinear
+from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
+from filigree.nn.structured.low_rank import LowRank, LowRankLinear
+from filigree.nn.structured.phd import PHDLinear
+from filigree.nn.structured.sell import Sell
+from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, Span, Toeplitz, sell_groups
+from filigree.nn.structured.structured_rnn import StructuredRNN
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """Experiments: one YAML file each, and what runs them."""
 
-from filigree.recipes.counts import Count, counts
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
 from filigree.recipes.run import MODEL, data_of, finished, run
 from filigree.recipes.sweep import COSTS, Sweep, sweep
@@ -9,13 +8,11 @@ from filigree.recipes.sweep_ray import sweep_ray
 __all__ = [
     "COSTS",
     "MODEL",
-    "Count",
     "Recipe",
     "RecipeError",
     "Sweep",
     "compression",
     "compressions",
-    "counts",
     "data_of",
     "finished",
     "load",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from filigree.compress.compression import Compression
 from filigree.compress.pruning.unit_pruning import UnitPruning
 from filigree.config import Config, clipped
-from filigree.convert import Compression, Conversion
+from filigree.convert import Conversion
 from filigree.dynamics import Schedule
+from filigree.extensions import extensions
 from filigree.nn import LowRank
 from filigree.recipes.plain_yaml import LARGEST, plain_yaml
 
@@ -296,9 +300,16 @@ def compression(name: str, settings: Sequence[str] = ()) -> Any:
 
 
 def names() -> list[str]:
-    """The recipes that come with the library."""
-    files = [entry.name for entry in resources.files(__package__).iterdir()]
-    return sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml") and not file.startswith("_"))
+    """The recipes that come with the library and with installed extensions."""
+    return sorted(name for name in _files() if not name.startswith("_"))
+
+
+@functools.cache
+def _files() -> dict[str, Traversable]:
+    """The recipes of the library and of installed extensions, by name; those with an underscore are only extended."""
+    folders = [resources.files(__package__), *(e.RECIPES for e in extensions() if hasattr(e, "RECIPES"))]
+    files = [file for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
+    return {file.name.removesuffix(".yaml"): file for file in files}
 
 
 def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -331,7 +342,7 @@ def tree_of(name: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = Path(name)
-    inside = str(name) in names() or (bool(seen) and str(name).startswith("_") and path.name == str(name))
+    inside = str(name) in names() or (bool(seen) and str(name) in _files())
     if not inside and path.suffix not in (".yaml", ".yml"):
         close = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -341,7 +352,7 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not inside and path.exists() and not path.is_file():
         raise RecipeError(f"recipe {name}: not a file.")
     try:
-        with (resources.files(__package__) / f"{name}.yaml" if inside else path).open(encoding="utf-8") as file:
+        with (_files()[str(name)] if inside else path).open(encoding="utf-8") as file:
             tree = plain_yaml(file.read(LARGEST + 1))
     except OSError as error:
         raise RecipeError(f"recipe {name}: {error.strerror or error}.") from None

@@ -21,19 +21,22 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from filigree import cost, data, models, saving
+from filigree import data, models
+from filigree.compress.compression import compress_
 from filigree.config import clipped, one_line
-from filigree.convert import compress_, convert_
+from filigree.convert import convert_
 from filigree.data import DataSet
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
-from filigree.energy import energy
+from filigree.io import saving
+from filigree.io.storage import remove_leftovers
+from filigree.measure import cost
+from filigree.measure.energy import energy
+from filigree.measure.timing import race
 from filigree.modes import takes_fused, takes_fused_sgd
 from filigree.ops import kernels
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
 from filigree.recipes.snapshots import Snapshots, Watch
-from filigree.storage import remove_leftovers
-from filigree.timing import race
 from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, seed_everything
 from filigree.train.checkpoints import FILE as CHECKPOINT
 from filigree.train.records import FILE as RECORD

@@ -22,9 +22,9 @@ import torch
 import yaml
 
 from filigree.config import one_line
+from filigree.io.storage import write_json
 from filigree.recipes.recipe import RecipeError, load, tree_of
 from filigree.recipes.run import run
-from filigree.storage import write_json
 from filigree.train import Record
 
 COSTS = ("backward_ms", "train_step_ms", "single_ms", "train_seconds", "nonzeros", "bytes_disk", "macs_forward")

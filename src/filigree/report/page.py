@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 import plotly.offline
 import yaml
 
+from filigree.io.storage import replacing
 from filigree.report import figures
 from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, ratio_text, summary_table
-from filigree.storage import replacing
 from filigree.train import Record, find_records
 
 STYLE = """

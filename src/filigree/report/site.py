@@ -15,11 +15,11 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.offline
 
+from filigree.io.storage import replacing
 from filigree.report import figures
 from filigree.report.computed import Chart, rows_table
 from filigree.report.page import Figures, write_page
 from filigree.report.table import COSTS, Row, accuracy_text, ratio_text, short
-from filigree.storage import replacing
 
 Data = Mapping[str, Any]
 

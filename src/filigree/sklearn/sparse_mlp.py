@@ -24,7 +24,7 @@ from filigree.analyze import patterns
 from filigree.convert import convert_, replace_module
 from filigree.dynamics import Constant, Evolution, ExponentialDecay, Fixed, LinearDecrease, Oscillation, Schedule
 from filigree.nn import Sparse, SparseLinear
-from filigree.nn.dropout import FastDropout
+from filigree.nn.dropout.dropout import FastDropout
 from filigree.ops import kernels
 from filigree.ops.dropout import dropout
 from filigree.topology import ErdosRenyi

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from filigree.config import one_line
+from filigree.io.storage import read_state, remove_leftovers, write_state
 from filigree.nn.resizing import LIKE_PARAMETERS
-from filigree.storage import read_state, remove_leftovers, write_state
 from filigree.train import rng
 from filigree.train.engine import Engine
 from filigree.train.hooks import FitState

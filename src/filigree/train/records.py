@@ -15,7 +15,7 @@ import pydantic
 import torch
 from typing_extensions import TypedDict
 
-from filigree.storage import write_json
+from filigree.io.storage import write_json
 
 FILE = "record.json"
 SEARCH = "search"  # the folder of a recipe's trials

@@ -13,7 +13,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from rich.progress import Progress
 from torch import nn
 
-from filigree.storage import remove_leftovers
+from filigree.io.storage import remove_leftovers
 from filigree.train import records
 from filigree.train.batches import Augment, augmenting, make_batches
 from filigree.train.checkpoints import Checkpoint

@@ -14,7 +14,7 @@ from accelerate.tracking import (  # type: ignore[import-untyped]
     get_available_trackers,
 )
 
-from filigree.cost import stored
+from filigree.measure.cost import stored
 from filigree.train.hooks import FitState
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.refit import least_squares, original_outputs
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse import Sparse
-from filigree.nn.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology import ErdosRenyi
 
 Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]

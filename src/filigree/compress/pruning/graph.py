@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from filigree.config import one_line
 from filigree.convert import looking_on
 from filigree.modes import evaluating
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology.sampling import pattern_of
 
 PRUNABLE = (nn.Linear, nn.Conv2d, SparseLinear)

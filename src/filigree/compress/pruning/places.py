@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Reader, Units, pruned, without
 from filigree.convert import looking_on
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 def check_places(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], x: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.samples import per_sample, rows_of, run_hooked
 from filigree.convert import looking_on
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 def least_squares(

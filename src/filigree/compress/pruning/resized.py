@@ -9,7 +9,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology.sampling import pattern_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.convert import looking_on
-from filigree.nn.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 @dataclass(frozen=True)

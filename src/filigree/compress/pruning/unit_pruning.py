@@ -13,6 +13,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.compress.compression import Compression
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over, without
@@ -22,13 +23,13 @@ from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
-from filigree.convert import Change, Compression, Conversion, looking_on
-from filigree.nn.dropout_variants import StrengthDropout
-from filigree.nn.fastfood import FastfoodLinear
-from filigree.nn.mollified_activation import MollifiedActivation
-from filigree.nn.noisy_activations import WithNoise
-from filigree.nn.phd import PHDLinear
-from filigree.nn.sell import Sell
+from filigree.convert import Change, Conversion, looking_on
+from filigree.nn.dropout.dropout_variants import StrengthDropout
+from filigree.nn.mollified.mollified_activation import MollifiedActivation
+from filigree.nn.noisy.noisy_activations import WithNoise
+from filigree.nn.structured.fastfood import FastfoodLinear
+from filigree.nn.structured.phd import PHDLinear
+from filigree.nn.structured.sell import Sell
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 

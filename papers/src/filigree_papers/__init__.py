@@ -1,0 +1,36 @@
+"""The five source documents of filigree, reproduced: an extension of the library (see `filigree.extensions`)."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from filigree_papers import models
+
+RECIPES = files("filigree_papers") / "recipes"
+RECORDS = (Path("papers/results"), Path("results"))
+
+
+def add_commands(app: Any) -> None:
+    """`filigree reproduce` and `filigree counts`."""
+    from filigree_papers import commands
+
+    commands.add(app)
+
+
+def add_tables() -> list[Any]:
+    """What `filigree reproduce` runs, for `filigree list`."""
+    from filigree_papers import commands
+
+    return [commands.reproductions_table()]
+
+
+def site(folders: list[Path]) -> tuple[list[Any], list[str], dict[str, Any]]:
+    """Every table, figure and claim of the documents with its verdict, for the report."""
+    from filigree_papers import reproduce
+
+    entries, lines = reproduce.list_entries(reproduce.all_documents(), reproduce.ALL, folders)
+    charts = {name: getattr(each, "charts", ()) for name, each in reproduce.ALL.items()}
+    return reproduce.plain(entries), lines, charts
+
+
+__all__ = ["RECIPES", "RECORDS", "add_commands", "add_tables", "models", "site"]

@@ -1,0 +1,29 @@
+"""Published tables run again: one file a subject, with the printed numbers beside ours and a verdict on each."""
+
+from filigree_papers.reproduce.bars import Bars
+from filigree_papers.reproduce.catalogue import ALL
+from filigree_papers.reproduce.documents import all_documents
+from filigree_papers.reproduce.everything import chosen, estimate, run_all, verdicts
+from filigree_papers.reproduce.experiment import Asked
+from filigree_papers.reproduce.findings import Finding
+from filigree_papers.reproduce.listing import FOLDERS, list_entries, plain, tables, totals
+from filigree_papers.reproduce.reproduction import Computation, Reproduction
+
+__all__ = [
+    "ALL",
+    "FOLDERS",
+    "Asked",
+    "Bars",
+    "Computation",
+    "Finding",
+    "Reproduction",
+    "all_documents",
+    "chosen",
+    "estimate",
+    "list_entries",
+    "plain",
+    "run_all",
+    "tables",
+    "totals",
+    "verdicts",
+]

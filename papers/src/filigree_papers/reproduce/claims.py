@@ -1,0 +1,130 @@
+"""Claims that several documents make: a method's figure beside the printed one, one method before another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from filigree.data import overlap
+from filigree.train import Record
+from filigree_papers.reproduce.experiment import Rows
+from filigree_papers.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive
+from filigree_papers.reproduce.reproduction import Records
+
+OfRows = Callable[[Rows], list[Finding]]
+Pairs = Sequence[tuple[str, str]]  # methods: the first comes before the second
+Figure = Callable[[Record], float | None]
+
+
+def ends(rows: Rows, name: str, key: str = "activation") -> dict[str, list[float | None]]:
+    """Of each arm the figure `name` at the last step or epoch of each run, in the order of the seeds.
+
+    None: the run diverged. It ends with no number, or with what a network without numbers says.
+    """
+
+    def diverged(row: Mapping[str, Any]) -> bool:
+        return any(value is None for key, value in row.items() if key.startswith("training"))
+
+    found: dict[str, list[float | None]] = {}
+    for arm in dict.fromkeys(row[key] for row in rows):
+        its = [row for row in rows if row[key] == arm and name in row]
+        steps = [str(row.get("step", row.get("epoch", "0"))) for row in its]
+        end = max(steps, key=float, default="0")
+        found[arm] = [None if diverged(row) else row[name] for row, step in zip(its, steps, strict=True) if step == end]
+    return found
+
+
+def beside(where: str, name: str, printed: Mapping[str, float], key: str = "activation") -> OfRows:
+    """Findings on the arms whose figure at the end of training is printed."""
+
+    def findings(rows: Rows) -> list[Finding]:
+        ours = {arm: [value for value in its if value is not None] for arm, its in ends(rows, name, key).items()}
+        return [
+            figure(where, f"{arm}, {name}", number, ours[arm], percent="%" in name)
+            for arm, number in printed.items()
+            if ours.get(arm)
+        ]
+
+    return findings
+
+
+def before(
+    where: str,
+    says: str,
+    name: str,
+    pairs: Pairs,
+    key: str = "activation",
+    lower: bool = False,
+    alike: Pairs = (),
+    within: float = 1.0,
+) -> OfRows:
+    """A claim that of each pair the first is better at the end of training, of each `alike` that they are about equal.
+
+    Args:
+        name: the figure; `lower`: the smaller one is better. within: the margin of about equal.
+    """
+
+    def findings(rows: Rows) -> list[Finding]:
+        its_ends = ends(rows, name, key)
+        ours = {arm: {run: v for run, v in enumerate(its) if v is not None} for arm, its in its_ends.items()}
+        parts = compared(ours, pairs, -1 if lower else 1) | compared(ours, alike, 1, equal(within))
+        shown = {f"{part} {name}": verdict for part, verdict in parts.items()}
+        for arm in dict.fromkeys(arm for pair in (*pairs, *alike) for arm in pair):
+            runs = its_ends.get(arm, [])
+            if None in runs:
+                shown[f"{arm} diverged in {runs.count(None)} of {len(runs)} runs"] = "not"
+        return [claim(where, says, shown)] if shown else []
+
+    return findings
+
+
+def compared(
+    ours: Mapping[str, Mapping[Any, float]], pairs: Pairs, sign: int = 1,
+    rule: Callable[..., Verdict] = positive, scale: float = 1, unit: str = "", folds: float = 0.0,
+) -> dict[str, Verdict]:  # fmt: skip
+    """Of each pair of arms the paired differences, first minus second, in words; and the verdict by `rule`.
+
+    Args:
+        ours: arm -> run -> figure. Pairs without a run in common are left out. sign: -1 where smaller is better.
+        folds: of a cross-validation, see `findings`.
+    """
+    parts = {}
+    for first, second in pairs:
+        runs = [run for run in ours.get(first, {}) if run in ours.get(second, {})]
+        apart = [scale * (ours[first][run] - ours[second][run]) for run in runs]
+        if apart:
+            text = f"{first} - {second} {difference(apart, unit, folds)}"
+            parts[text] = rule([sign * value for value in apart], folds=folds)
+    return parts
+
+
+def by_run(records: Records, of: Figure) -> dict[str, dict[tuple[str, int], float]]:
+    """Method -> case and seed -> figure."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for case, methods in records.items():
+        for method, runs in methods.items():
+            for run in runs:
+                if (value := of(run)) is not None:
+                    found.setdefault(method, {})[case, run.seed] = value
+    return found
+
+
+def folds_of(records: Records) -> float:
+    """`filigree.data.overlap` of the runs."""
+    runs = next((runs for methods in records.values() for runs in methods.values() if runs), [])
+    return overlap(runs[0].config.get("data", {})) if runs else 0.0
+
+
+def test_accuracy(run: Record) -> float | None:
+    """In percent."""
+    value = run.metrics.get("test_accuracy")
+    return None if value is None else 100 * float(value)
+
+
+def train_seconds(run: Record) -> float | None:
+    return run.metrics.get("train_seconds")
+
+
+def cost(key: str) -> Figure:
+    """The median of a measured time, in ms."""
+    return lambda run: run.cost[key]["median"] if key in run.cost else None

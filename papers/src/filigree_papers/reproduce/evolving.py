@@ -1,0 +1,225 @@
+"""001: dense networks against sparse ones that evolve; on seven data sets, and what their networks count."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from filigree import recipes
+from filigree_papers.reproduce.claims import by_run, compared, cost, folds_of, test_accuracy, train_seconds
+from filigree_papers.reproduce.experiment import Rows
+from filigree_papers.reproduce.findings import (
+    Finding,
+    Verdict,
+    at_least,
+    claim,
+    count,
+    difference,
+    equal,
+    figure,
+    positive,
+    spread,
+)
+from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction, metric
+
+SPARSE = ("SET", "LDV", "OSV", "EXD")
+OfRecords = Callable[[Records], list[Finding]]
+Pairs = Sequence[tuple[str, str]]
+
+
+def order(where: str, says: str, pairs: Pairs, alike: Pairs = ()) -> OfRecords:
+    """Of each pair the first is more accurate on test data; those of `alike` are about equal."""
+
+    def findings(records: Records) -> list[Finding]:
+        ours, folds = by_run(records, test_accuracy), folds_of(records)
+        parts = compared(ours, pairs, unit=" points", folds=folds)
+        parts |= compared(ours, alike, rule=equal(1.0), unit=" points", folds=folds)
+        return [claim(where, says, parts)] if parts else []
+
+    return findings
+
+
+def faster(where: str, training: dict[str, float], inference: dict[str, float] | None = None) -> OfRecords:
+    """Each method takes at least so many percent less time than dense; for inference None says about equal."""
+
+    def findings(records: Records) -> list[Finding]:
+        parts: dict[str, Verdict] = {}
+        folds = folds_of(records)
+        for what, of, wanted in (
+            ("training", train_seconds, training), ("inference", cost("batch_ms"), inference or {}),
+        ):  # fmt: skip
+            times = by_run(records, of)
+            for method, percent in wanted.items():
+                runs = times.get(method, {}).keys() & times.get("dense", {}).keys()
+                saved = [100 * (1 - times[method][run] / times["dense"][run]) for run in sorted(runs)]
+                if saved:
+                    text = f"{method}, {what} {spread(saved, folds)} (printed {percent:g})"
+                    parts[text] = at_least(saved, percent, folds)
+        if inference is None:
+            logs = by_run(records, lambda run: math.log(run.cost["batch_ms"]["median"]) if run.cost else None)
+            unit = " in the log of inference time"
+            parts |= compared(logs, [("SET", "dense")], rule=equal(0.1), unit=unit, folds=folds)
+        return [claim(where, "Time that is saved against dense, %", parts)] if parts else []
+
+    return findings
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What 001 says of a data set: places of accuracy and times, savings in %, and the order of the methods."""
+
+    about: str
+    accuracy: str
+    times: str
+    training: float
+    inference: float
+    says: str
+    pairs: Pairs
+    alike: Pairs = ()
+
+    def all(self) -> list[OfRecords]:
+        each = (dict.fromkeys(SPARSE, percent) for percent in (self.training, self.inference))
+        return [order(self.accuracy, self.says, self.pairs, self.alike), faster(self.times, *each)]
+
+
+DATA = {
+    "lung": Claims("LUNG, batch 2", "001, Fig. 5.1", "001, Fig. 5.2", 60, 70, "dense is best, then LDV",
+                   [("dense", "LDV"), ("LDV", "SET")]),
+    "orl": Claims("ORL faces, batch 2", "001, Fig. 5.3", "001, Fig. 5.4", 62, 50, "dense fails, EXD is best, LDV worst",
+                  [("SET", "dense"), ("EXD", "SET"), ("SET", "LDV")]),
+    "prostate-ge": Claims("Prostate-GE, batch 2", "001, Fig. 5.5", "001, Fig. 5.6", 20, 80, "dense is best, then EXD",
+                          [("dense", "EXD"), ("EXD", "SET")]),
+    "fashion-3x1000": Claims("Fashion-MNIST, 3 x 1000", "001, Fig. 5.9", "001, Fig. 5.10", 54, 0,
+                             "dense is worse, no sparse method is best", [("SET", "dense")],
+                             [(method, "SET") for method in SPARSE[1:]]),
+    "fashion-4000-1000-4000": Claims("Fashion-MNIST augmented, 4000-1000-4000", "001, Fig. 5.14", "001, Fig. 5.15",
+                                     50, 30, "EXD is best", [("EXD", other) for other in ("SET", "dense")]),
+}  # fmt: skip
+
+
+def glioma(records: Records) -> list[Finding]:
+    """SET a fifth and EXD a quarter faster, inference equal; dense at 0.7, EXD the best of the sparse ones."""
+    dense = [value for runs in records.values() for value in metric(runs.get("dense", []), "test_accuracy", 100)]
+    what = "dense, test accuracy in %"
+    made = [figure("001, Fig. 5.7", what, 70, dense, percent=True, folds=folds_of(records))] if dense else []
+    made += order("001, Fig. 5.7", "EXD is the best sparse method", [("EXD", "SET")])(records)
+    return made + faster("001, Fig. 5.8", {"SET": 20, "EXD": 25})(records)
+
+
+def exd_reaches(records: Records) -> list[Finding]:
+    """Around 90.5% of accuracy (5.3.2)."""
+    ours = [value for runs in records.values() for value in metric(runs.get("EXD", []), "test_accuracy", 100)]
+    return [figure("001, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, percent=True)] if ours else []
+
+
+def four_layers(records: Records) -> list[Finding]:
+    """EXD is the most accurate, and up to 10% faster than SET."""
+    made = order("001, Fig. 5.17", "EXD is best", [("EXD", other) for other in SPARSE[:3]])(records)
+    parts = compared(by_run(records, train_seconds), [("SET", "EXD")], unit=" s")
+    return [*made, claim("001, Fig. 5.16", "EXD trains faster than SET (printed: up to 10%)", parts)] if parts else made
+
+
+def implementations(records: Records) -> list[Finding]:
+    """Figs. 5.12, 5.13 and 5.15: time against dense, of masks and of truly sparse networks."""
+    made = []
+    for where, of, what, masked, sparse in (
+        ("001, Fig. 5.12", train_seconds, "training", 16, -50),
+        ("001, Fig. 5.13", cost("batch_ms"), "inference", 40, -30),
+    ):  # fmt: skip
+        times = by_run(records, of)
+        for method, printed in (("masked, rebuilt", masked), ("masked, in the loop", 0), ("truly sparse", sparse)):
+            runs = times.get(method, {}).keys() & times.get("dense", {}).keys()
+            more = [100 * (times[method][run] / times["dense"][run] - 1) for run in sorted(runs)]
+            if more:
+                place = "001, Fig. 5.15" if method == "truly sparse" else where
+                made.append(figure(place, f"{method}, {what} time above dense's in %", printed, more))
+    return made
+
+
+def escape(records: Records) -> list[Finding]:
+    """Fig. 5.18: epochs to leave the plateau, about 30 of SET and LDV and 10 of OSV and EXD."""
+    ours = by_run(records, lambda run: run.metrics.get("escape_epoch"))
+    printed = {"SET": 30, "LDV": 30, "OSV": 10, "EXD": 10}
+    made = [figure("001, Fig. 5.18", f"{method}, epochs to escape", number, [*ours[method].values()])
+            for method, number in printed.items() if method in ours]  # fmt: skip
+    parts = compared(ours, [(slow, quick) for slow in ("SET", "LDV") for quick in ("OSV", "EXD")], unit=" epochs")
+    return [*made, claim("001, Fig. 5.18", "EXD and OSV escape before SET and LDV", parts)] if parts else made
+
+
+def best(records: Records) -> list[Finding]:
+    """6.1: EXD is the best in accuracy and time; here each method has its best learning rate."""
+    ours, times = by_run(records, test_accuracy), by_run(records, train_seconds)
+    apart = [ours["EXD"][run] - ours["dense"][run] for run in ours.get("EXD", {}) if run in ours.get("dense", {})]
+    parts = compared(ours, [("EXD", "SET"), ("EXD", "Fixed")], unit=" points")
+    if apart:
+        parts[f"within a point of dense: {difference(apart, ' points')}"] = at_least(apart, -1)
+        less = [1 - times["EXD"][run] / times["dense"][run] for run in times["EXD"] if run in times["dense"]]
+        parts[f"in {1 - statistics.fmean(less):.2f} of dense's training time"] = positive(less)
+    return [claim("001, section 6.1", "EXD is best overall, on Fashion-MNIST 3 x 1000", parts)] if parts else []
+
+
+def parameters(case: str, seed: int, quick: bool) -> Rows:
+    """Appendix B: parameters of the seven networks; sparse ones drawn distinct, or with duplicates that merge."""
+    return [
+        {
+            "network": its.setting, "dense": float(its.dense), "dense, printed": float(its.printed_dense),
+            "sparse, distinct": float(its.distinct), "sparse, merged": float(its.merged),
+            "sparse, printed": float(its.printed_sparse),
+        }
+        for its in recipes.counts(seed=seed)
+    ]  # fmt: skip
+
+
+def parameters_claim(rows: Rows) -> list[Finding]:
+    made = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        its = [row for row in rows if row["network"] == network]
+        dense, sparse = its[0]["dense, printed"], its[0]["sparse, printed"]
+        made.append(count("001, appendix B", f"{network}, dense", dense, its[0]["dense"]))
+        drawn = (statistics.fmean(row[f"sparse, {way}"] for row in its) for way in ("distinct", "merged"))
+        nearer = min(drawn, key=lambda number: abs(number - sparse))
+        made.append(count("001, appendix B", f"{network}, sparse, mean over draws", sparse, nearer))
+        if network == "Fashion 4000-1000-4000":
+            made.append(count("001, Fig. 5.11", f"{network}, times fewer parameters", 32, dense / nearer))
+    return made
+
+
+_SMALL = ["training.epochs=1", "seeds=[0]", "data.name=digits", "data.augment=false"]  # of the large networks
+_FOLDS = ["training.epochs=2", "training.lr=0.001", "data.folds=2", "data.repeats=1"]  # dense diverges at 0.01
+_CLAIMS: dict[str, tuple[str, list[OfRecords]]] = {name: (its.about, its.all()) for name, its in DATA.items()}
+_CLAIMS["fashion-4000-1000-4000"][1].append(exd_reaches)
+_CLAIMS["glioma"] = ("GLIOMA, batch 2", [glioma])
+_CLAIMS["fashion-4x4000"] = ("Fashion-MNIST, 4 x 4000", [four_layers])
+
+
+def _compared(name: str, short: bool) -> Reproduction:
+    about, claims = _CLAIMS[name]
+    return Reproduction(
+        f"{name}-short" if short else name,
+        f"{about}: dense, Fixed, SET, LDV, OSV, EXD, {30 if short else 500} epochs (001, 5.3).",
+        f"{name}-short" if short else name, {"all": []}, quick=_SMALL if name.startswith("fashion") else _FOLDS,
+        claims=claims, long=not short,
+    )  # fmt: skip
+
+
+REPRODUCTIONS: list[Computation | Reproduction] = [
+    *(_compared(name, short) for name in _CLAIMS for short in (True, False)),
+    Reproduction(
+        "implementations", "Masked, rebuilt and in the loop, and truly sparse, against dense (001, 5.3.2 and 5.3.3).",
+        "implementations", {"fashion": []}, quick=["training.epochs=1", "data.name=digits"], claims=[implementations],
+    ),
+    Reproduction(
+        "plateau", "How long a deep sparse network stays near chance (001, 5.3.4), scaled.", "plateau",
+        {"digits": []}, quick=["seeds=[0,1]"], claims=[escape],
+    ),
+    Reproduction(
+        "fashion-best-lr", "Fashion-MNIST, 3 x 1000: each method with its best learning rate (001, 6.1).",
+        "fashion-best-lr", {"fashion": []}, quick=[*_SMALL, "data.validation=0.2"], claims=[best],
+    ),
+    Computation(
+        "parameter-counts", "Parameters of the networks of 001, counted (appendix B).", parameters, ["appendix B"],
+        seeds=(0, 1, 2), claims=[parameters_claim],
+    ),
+]  # fmt: skip

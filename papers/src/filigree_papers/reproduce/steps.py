@@ -1,0 +1,98 @@
+"""Training: step by step on batches that are made as they are needed, looked at now and then; and by epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from filigree import data
+from filigree.train import evaluate, fit
+from filigree_papers.reproduce.experiment import Rows
+
+Batch = tuple[Tensor, ...]
+
+
+def train_steps(
+    model: nn.Module, batch: Callable[[int], Batch], loss: Callable[[nn.Module, Batch], Tensor],
+    optimizer: torch.optim.Optimizer, steps: int, look: Callable[[nn.Module], dict[str, float]], looks: int = 10,
+    each_step: Sequence[Any] = (), clip: float | None = None,
+) -> Rows:  # fmt: skip
+    """A row at each of `looks` places: the step, the mean training loss since the last, and what `look` sees.
+
+    Args:
+        batch: number of the step -> a batch. loss: model and batch -> the loss. look: in eval mode, without gradients.
+        each_step: what steps after each update; an annealing that wants the loss is given it.
+    """
+    rows: Rows = []
+    total, count = 0.0, 0
+    model.train()
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        value = loss(model, batch(step - 1))
+        value.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        total, count = total + float(value.detach()), count + 1
+        for each in each_step:
+            each.step(value.detach())
+        if step * looks // steps > (step - 1) * looks // steps:
+            model.eval()
+            with torch.no_grad():
+                rows.append({"step": str(step), "training loss": total / count, **look(model)})
+            model.train()
+            total, count = 0.0, 0
+    return rows
+
+
+def fewer(split: data.DataSet, quick: bool, samples: int = 6000) -> data.DataSet:
+    """Of a quick run: the first training samples, and 1,000 of each other part."""
+    if not quick:
+        return split
+    train, held, test = split.train, split.validation, split.test
+    return replace(
+        split, train=data.Split(train.x[:samples], train.y[:samples]), test=data.Split(test.x[:1000], test.y[:1000]),
+        validation=None if held is None else data.Split(held.x[:1000], held.y[:1000]),
+    )  # fmt: skip
+
+
+def adam(model: nn.Module, split: data.DataSet, epochs: int, seed: int) -> nn.Module:
+    """The model, trained by Adam at 0.001 in batches of 128."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, progress=False)
+    return model.eval()
+
+
+def percent(model: nn.Module, part: Any) -> float:
+    """Accuracy."""
+    return 100 * float(evaluate(model, part)["accuracy"])
+
+
+def masked_loss(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Cross entropy of `(batch, time, tokens)` where the mask is 1."""
+    each = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+    return (each * mask.flatten()).sum() / mask.sum()
+
+
+def draw(generator: torch.Generator, *tensors: Tensor, size: int) -> Batch:
+    """A batch of rows drawn at random from tensors of equal length."""
+    chosen = torch.randint(len(tensors[0]), (size,), generator=generator)
+    return tuple(tensor[chosen] for tensor in tensors)
+
+
+class Halving:
+    """Halve the learning rate at step `first` and every `every` steps after it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, first: int, every: int) -> None:
+        self.optimizer, self.first, self.every, self.count = optimizer, first, every, 0
+
+    def step(self, loss: Tensor) -> None:
+        self.count += 1
+        if self.count >= self.first and (self.count - self.first) % self.every == 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] /= 2

@@ -1,0 +1,75 @@
+"""The summary of an experiment's runs: one JSON file with findings, figures, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+
+from filigree.io.storage import write_json
+from filigree_papers.reproduce.findings import Finding
+
+FILE = "summary.json"
+MIXED = "mixed"  # in place of a hash: not all runs have the same
+
+
+class Summary(pydantic.BaseModel, extra="forbid"):
+    """What `filigree reproduce` writes.
+
+    Attributes:
+        name, quick, settings: what was asked. complete: the seeds of each case that are done.
+        commit, dirty, machine, versions: of the newest run. code, config: hashes of the package's sources and of all
+            that was asked for; None: not known; "mixed": not the same in all runs.
+        finished: the newest run. seconds: of all runs, None: not known; estimated: not measured.
+        findings: as of `Finding`. notes: what a reader should know. rows: the figures.
+    """
+
+    format: Literal["filigree-summary/1"] = "filigree-summary/1"
+    name: str
+    quick: bool = False
+    settings: list[str] = []
+    complete: dict[str, list[int]] = {}
+    commit: str | None = None
+    dirty: bool = False
+    machine: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    code: str | None = None
+    config: str | None = None
+    finished: str | None = None
+    seconds: float | None = None
+    estimated: bool = False
+    findings: list[dict[str, Any]] = []
+    notes: list[str] = []
+    rows: list[dict[str, Any]] = []
+
+    @pydantic.field_validator("findings")
+    @classmethod
+    def _of_findings(cls, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        pydantic.TypeAdapter(list[Finding]).validate_python(findings)
+        return findings
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.model_dump())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """
+        Raises:
+            ValueError: not a summary of this format, in one line that names the file.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(
+                f"{path}: not a summary of the present format ({where + ': ' if where else ''}{first['msg']})."
+            ) from None
+
+
+def common(hashes: Sequence[str | None]) -> str | None:
+    """The hash that all have; None where none has one; else `MIXED`."""
+    found = set(hashes)
+    return found.pop() if len(found) == 1 else MIXED if found else None

@@ -1,0 +1,115 @@
+import hashlib
+
+import pytest
+import torch
+
+from filigree.data import files as sources
+from filigree.data.files import Source
+from filigree_papers import data as own_data
+
+
+def decoded(text, part):
+    return [text.vocabulary[number] for number in getattr(text, part).tolist()]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Texts of our own in the places of the real ones."""
+    treebank = {"train": " the cat <unk> \n the dog \n", "valid": " the dog \n", "test": " the cat \n"}
+    listed = {}
+    for name, contents in (("ptb", treebank), ("tiny-shakespeare", {"": "abcde fghij\nklmno" * 10})):
+        listed[name] = {}
+        for part, content in contents.items():
+            (tmp_path / f"{name}{part}").write_text(content)
+            listed[name][part] = Source(
+                f"{name}{part}", (f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",), None
+            )
+        monkeypatch.setitem(sources.FILES, name, listed[name])
+    return tmp_path
+
+
+def test_words(small):
+    text = own_data.words(root=small)
+    assert text.vocabulary == ("<eos>", "<unk>", "cat", "dog", "the")
+    assert decoded(text, "train") == ["the", "cat", "<unk>", "<eos>", "the", "dog", "<eos>"]
+    assert decoded(text, "validation") == ["the", "dog", "<eos>"]
+    assert decoded(text, "test") == ["the", "cat", "<eos>"]
+    assert text.train.dtype == torch.int64
+
+
+def test_characters(small):
+    text = own_data.characters(root=small)
+    assert "".join(decoded(text, "train")) == "the cat <unk>\nthe dog\n"
+    assert "".join(decoded(text, "validation")) == "the dog\n"
+    text = own_data.characters("tiny-shakespeare", root=small)
+    assert text.vocabulary == tuple("\n abcdefghijklmno")
+    parts = ["".join(decoded(text, part)) for part in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [153, 8, 9]
+    assert "".join(parts) == "abcde fghij\nklmno" * 10
+
+
+def test_texts_that_are_not_there(tmp_path, small):
+    with pytest.raises(ValueError, match=r"words: name must be one of ptb. Got 'tiny-shakespeare'"):
+        own_data.words("tiny-shakespeare", root=small)
+    with pytest.raises(ValueError, match=r"characters: name must be one of ptb, tiny-shakespeare. Got 'bible'"):
+        own_data.characters("bible", root=small)
+    with pytest.raises(FileNotFoundError, match=r"ptbtrain is absent. Put the file there; it cannot be downloaded"):
+        own_data.words(root=tmp_path / "elsewhere")
+    (tmp_path / "ptbtest").write_text("another")
+    with pytest.raises(ValueError, match="ptbtest is damaged or another file"):
+        own_data.words(root=small)
+
+
+def test_a_text_that_is_no_text(small, monkeypatch):
+    (small / "bytes").write_bytes(b"ab\xff")
+    source = Source("bytes", ("sha256:" + hashlib.sha256(b"ab\xff").hexdigest(),))
+    monkeypatch.setitem(sources.FILES, "tiny-shakespeare", {"": source})
+    with pytest.raises(ValueError, match=r"bytes is no text in UTF-8 \(invalid start byte, byte 2\)"):
+        own_data.characters("tiny-shakespeare", root=small)
+
+
+@pytest.mark.parametrize(("length", "batch", "steps"), [(100, 4, 6), (97, 4, 6), (25, 4, 6), (7, 1, 1), (50, 7, 3)])
+def test_language_model_batches(length, batch, steps):
+    tokens = [(3 * number) % 101 for number in range(length)]
+    x, y = own_data.language_model_batches(torch.tensor(tokens), batch, steps)
+    pieces = (length - 1) // batch // steps
+    assert x.shape == y.shape == (pieces, batch, steps)
+    for stream in range(batch):
+        start = stream * ((length - 1) // batch)
+        assert x[:, stream].flatten().tolist() == tokens[start : start + pieces * steps]
+        assert y[:, stream].flatten().tolist() == tokens[start + 1 : start + 1 + pieces * steps]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "steps", "message"),
+    [
+        (torch.zeros(24), 4, 6, "at least 25 tokens are expected, for 4 streams of 6. Got 24"),
+        (torch.zeros(4, 6), 4, 6, r"tokens must be of one dimension. Got \(4, 6\)"),
+        (torch.zeros(24), 0, 6, "batch_size and steps must be at least 1. Got 0 and 6"),
+        (torch.zeros(24), 4, 0, "batch_size and steps must be at least 1. Got 4 and 0"),
+    ],
+)
+def test_bad_batches_are_named(tokens, batch, steps, message):
+    with pytest.raises(ValueError, match=f"language_model_batches: {message}"):
+        own_data.language_model_batches(tokens, batch, steps)
+
+
+@pytest.mark.data
+def test_penn_treebank(data_root):
+    text = own_data.words(root=data_root)
+    assert [len(part) for part in (text.train, text.validation, text.test)] == [929_589, 73_760, 82_430]
+    assert len(text.vocabulary) == len(text.train.unique()) == 10_000
+    assert decoded(text, "validation")[:7] == ["consumers", "may", "want", "to", "move", "their", "telephones"]
+    lines = (data_root / "ptb/ptb.test.txt").read_text().count("\n")
+    assert int((text.test == text.vocabulary.index("<eos>")).sum()) == lines
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "sizes", "types"),
+    [("ptb", [5_017_482, 393_042, 442_423], 50), ("tiny-shakespeare", [1_003_854, 55_770, 55_770], 65)],
+)
+def test_real_characters(name, sizes, types, data_root):
+    text = own_data.characters(name, root=data_root)
+    assert [len(part) for part in (text.train, text.validation, text.test)] == sizes
+    assert len(text.vocabulary) == types

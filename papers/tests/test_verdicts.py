@@ -1,0 +1,567 @@
+"""Verdicts, records and their states, the listing of the documents, and all of it in one command."""
+
+import functools
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import scipy.stats
+from rich.console import Console
+
+from filigree import data, recipes
+from filigree.train import Record
+from filigree_papers import reproduce
+from filigree_papers.reproduce import (
+    Asked,
+    documents,
+    everything,
+    evolving,
+    provenance,
+    pruning,
+    retraining,
+    subclustering,
+)
+from filigree_papers.reproduce.claims import before, beside, ends, folds_of
+from filigree_papers.reproduce.documents import Document, all_documents, scaled
+from filigree_papers.reproduce.findings import (
+    at_least,
+    claim,
+    count,
+    difference,
+    equal,
+    figure,
+    interval,
+    positive,
+    share,
+    together,
+)
+from filigree_papers.reproduce.listing import Kept, Listed, newest, tables
+from filigree_papers.reproduce.summary import Summary
+from test_cli import call
+
+HERE = Path(__file__).parent.parent
+
+
+def test_the_interval_is_student_s():
+    low, high = interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
+    assert interval([1.0]) is None
+
+
+def test_a_figure_lies_within_the_interval_or_not():
+    ours = [97.0, 98.0, 99.0]  # [95.5, 100.5]
+    found = figure("000, Table 9.1", "top-k", 96.0, ours)
+    assert (found.verdict, found.ours, found.difference) == ("reproduced", 98.0, 2.0)
+    assert found.interval == interval(ours)
+    assert figure("", "", 95.0, ours).verdict == "not"
+    assert figure("", "", 96.0, ours).scaled().verdict == "open"
+    assert figure("", "", 95.0, [95.0]).verdict == "open"
+    assert figure("", "", 50.0, [10.0, 90.0]).verdict == "open"  # of an interval that holds anything
+    assert figure("", "", 5000.0, [10.0, 90.0]).verdict == "not"
+    assert "printed 96, ours 98 (3 runs, 95% [95.52, 100.5]), +2." in found.text
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "percent", "verdict"),
+    [
+        (98.19, [96.0, 98.0, 100.0], True, "open"),  # of an error of 1.81
+        (98.19, [96.0, 98.0, 100.0], False, "reproduced"),
+        (98.19, [98.1, 98.2, 98.2], True, "reproduced"),
+        (1.81, [1.8, 1.8, 1.9], True, "reproduced"),
+        (0.0, [0.1, -0.1, 0.05], False, "reproduced"),
+        (0.0, [10.0, -9.0, 1.0], False, "open"),
+        (100.0, [99.9, 100.0, 100.0], True, "reproduced"),
+        (100.0, [97.0, 98.0, 97.5], True, "not"),
+    ],
+)
+def test_how_wide_an_interval_may_be(printed, ours, percent, verdict):
+    assert figure("", "", printed, ours, percent=percent).verdict == verdict
+
+
+def test_what_was_cut_off_refutes_nothing():
+    assert figure("", "", 50.0, [6.0, 6.0]).verdict == "not"
+    assert figure("", "", 50.0, [6.0, 6.0], cap=6).verdict == "open"
+    assert figure("", "", 25.0, [4.0, 6.0, 6.0], cap=6).verdict == "open"
+    assert figure("", "", 25.0, [4.0, 4.5, 4.2], cap=6).verdict == "not"  # no run was cut off
+    assert figure("", "", 1.0, [6.0, 6.0], cap=6).verdict == "not"  # ours are at least 6
+
+
+def test_censored_tables_stay_open():
+    rows = [{"pruned": "random", "level": "0.9", "optimizer": "adam", "lr": "0.001", "batch_size": "128",
+             "epochs to regain": 6.0, "regained": 0.0, "printed, gamma 1": 0.01}] * 2  # fmt: skip
+    assert [found.verdict for found in retraining.epochs_claim(rows)] == ["open", "reproduced"]
+    row = {"network": "lenet5", "test %": 99.0, "times fewer parameters": 4.0, "fine-tuned %": 99.0}
+    kept = [
+        row | {"method": "k-means", "compensation": "least_squares", "epochs to regain": n} for n in (4.0, 6.0, 6.0)
+    ]
+    found = pruning.tables_claim([*([row | {"method": "dense", "compensation": "-"}] * 3), *kept])
+    assert [its.verdict for its in found if its.printed == 25.0] == ["open"]
+    rows = [{"rule": "hoh", "p": p, "splits": 1.0, "sparsity % as printed": 1.0, "test %": 1.0,
+             "epochs to regain": 4.0} for p in ("0.1", "0.8") for _ in range(2)]  # fmt: skip
+    assert [its.verdict for its in subclustering.energy_large_claims(rows) if its.printed == 25] == ["open"]
+
+
+def test_figures_of_scaled_entries_stay_open():
+    """By the entry's state alone; counts and orders stand, and so does what has the document's size."""
+    where = {"001, Fig. 5.7", "001, Fig. 5.12", "001, Fig. 5.13", "001, Fig. 5.15", "003, section 5.5.2",
+             "003, Table 3.1", "003, Table 3.2", "003, Table 5.3", "003, Table 5.9", "003, section 5.5.5"}  # fmt: skip
+    assert where <= scaled() <= {document.key(entry) for document in all_documents() for entry in document.entries}
+
+    def both(where):
+        return lambda rows: [figure(where, "a", 11.0, [10.9, 11.0, 11.1]), count(where, "b", 3, 3)]
+
+    def made(where, long=False):
+        its = reproduce.Computation("", "", count_up, ["a"], claims=[both(where)], long=long)
+        return its._at_our_size(its.findings([]))
+
+    assert [its.verdict for its in made("003, Table 3.2")] == ["open", "reproduced"]
+    assert made("003, Table 3.2")[0].text.endswith("+0, scaled.")
+    assert [its.verdict for its in made("003, Table 5.1")] == ["reproduced", "reproduced"]
+    assert [its.verdict for its in made("003, Table 3.2", long=True)] == ["reproduced", "reproduced"]
+
+
+def test_intervals_over_folds_are_wider():
+    """Nadeau and Bengio: 9 folds of a test part half the size of the training part."""
+    ours = [1.0, 2.0, 4.0, 1.5, 2.5, 0.5, 3.0, 2.0, 1.0]
+    assert interval(ours, 0.5) == pytest.approx(data.paired_interval(ours, [0.0] * 9, 0.5)[1:])
+    reach, plain = (high - low for low, high in (interval(ours, 0.5), interval(ours)))
+    assert reach / plain == pytest.approx(math.sqrt(5.5))
+    assert (positive(ours), positive(ours, folds=2.0)) == ("reproduced", "open")
+    assert (equal(0.5)(ours), equal(5.0)(ours, folds=2.0)) == ("not", "open")
+    assert at_least([97.0, 97.5, 97.2], 98.0) == "not"
+    assert at_least([97.0, 97.5, 97.2], 98.0, folds=2.0) == "open"
+    p = scipy.stats.ttest_1samp(ours, 0.0).pvalue
+    assert f"p = {p:.2g}" in difference(ours)
+    assert f"p = {p:.2g}" not in difference(ours, folds=0.5)
+
+
+def test_claims_of_001_know_of_their_folds():
+    def records(folds):
+        return {"all": {method: [
+            Record(method=method, seed=seed, config={"data": {"name": "mnist", "folds": folds}},
+                   cost={"batch_ms": {"median": 1.0}},
+                   metrics={"test_accuracy": 0.5 + up * (seed + 1) / 100, "train_seconds": 5.0 - up + seed / 10})
+            for seed in range(6)
+        ] for method, up in (("dense", 0.1), ("SET", 0.5), ("EXD", 1.0), ("LDV", 0.2))}}  # fmt: skip
+
+    assert [folds_of(records(folds)) for folds in (3, None)] == [0.5, 0.0]
+    assert data.overlap({"name": "digits"}) == data.overlap({"name": "orl", "test_size": 1 / 3}) == pytest.approx(0.5)
+    assert folds_of({}) == folds_of({"all": {"dense": []}}) == 0.0
+    for claims in (evolving.glioma, *evolving.DATA["orl"].all()):
+        for wide, plain in zip(claims(records(3)), claims(records(None)), strict=True):
+            assert wide.text != plain.text  # other intervals
+
+
+def test_rules_of_claims():
+    assert positive([1.0, 1.1, 0.9]) == "reproduced"
+    assert positive([-1.0, -1.1, -0.9]) == "not"
+    assert positive([-1.0, 1.1, 0.2]) == positive([1.0]) == "open"
+    assert equal(0.5)([0.1, -0.1, 0.05]) == "reproduced"
+    assert equal(0.1)([0.1, -0.1, 0.05]) == equal(0.1)([0.0]) == "open"
+    assert equal(5.0)([1.0, 1.1, 0.9]) == "not"
+    assert at_least([97.0, 98.0], 97) == "reproduced"
+    assert at_least([90.0, 91.0, 90.5], 97) == "not"
+    assert at_least([95.0, 98.0], 97) == at_least([98.0], 97) == "open"
+    assert [share(its) for its in ([True, True], [True, False], [False, False])] == ["reproduced", "partly", "not"]
+    assert [count("", "", 100, ours).verdict for ours in (100, 104, 106)] == ["reproduced", "partly", "not"]
+    assert count("", "", 90.103, 90.10312, digits=3).verdict == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        (["reproduced", "reproduced"], "reproduced"),
+        (["reproduced", "open"], "partly"),
+        (["reproduced", "not"], "partly"),
+        (["partly", "not"], "partly"),
+        (["not", "open"], "not"),
+        (["open", "open"], "open"),
+        ([], "open"),
+    ],
+)
+def test_a_claim_of_parts(parts, whole):
+    assert together(parts) == whole
+    assert claim("", "", {str(i): part for i, part in enumerate(parts)}).verdict == whole
+
+
+def noisy(values):
+    """Rows as of a computation: arm -> figure of each run at the end, after a worse one."""
+    return [
+        {"activation": arm, "step": step, "loss": value + (step == "5"), "test": None}
+        for arm, its in values.items()
+        for value in its
+        for step in ("5", "10")
+    ]
+
+
+def test_ends_of_runs_and_claims_on_them():
+    rows = noisy({"soft": [1.0, 1.1, 1.2], "NAN": [0.5, 0.6, 0.8], "NAH": [1.05, 1.08, 1.19]})
+    assert ends(rows, "loss")["NAN"] == [0.5, 0.6, 0.8]
+    assert ends(rows, "test")["NAN"] == [None, None, None]
+    assert ends(rows, "accuracy") == {"soft": [], "NAN": [], "NAH": []}
+    (found,) = before("004, Fig. 4.5", "Noise helps", "loss", [("NAN", "soft")], lower=True)(rows)
+    assert (found.where, found.verdict) == ("004, Fig. 4.5", "reproduced")
+    assert "NAN - soft -0.467" in found.text
+    (found,) = before("", "", "loss", [("NAN", "soft"), ("soft", "NAN")], lower=True)(rows)
+    assert found.verdict == "partly"
+    (found,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
+    assert found.verdict == "reproduced"
+    assert before("", "", "loss", [("NANI", "soft")])(rows) == []
+    rows[-1]["loss"] = None  # the last seed of NAH
+    assert ends(rows, "loss")["NAH"] == [1.05, 1.08, None]
+    (found,) = before("", "", "loss", [("soft", "NAH")])(rows)
+    assert "2 pairs" in found.text
+    assert "NAH diverged in 1 of 3 runs" in found.text
+    (found,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
+    assert found.verdict != "reproduced"
+    rows[-1] |= {"loss": 0.0, "training loss": None}  # a number that a network without numbers gives
+    assert ends(rows, "loss")["NAH"] == [1.05, 1.08, None]
+    rows = noisy({"soft": [1.0, 1.1, 1.2], "NAN": [0.5, 0.6, 0.8], "NAH": [1.05, 1.08, 1.19]})
+    (found,) = beside("", "loss", {"NAH": 1.1, "NANI": 2.0})(rows)
+    assert found.verdict == "reproduced"
+
+
+# -- the documents -------------------------------------------------------------------------------------------------
+
+
+def test_every_entry_is_well_formed():
+    entries = [(document, entry) for document in all_documents() for entry in document.entries]
+    keys = [document.key(entry) for document, entry in entries]
+    assert len(set(keys)) == len(keys) > 90
+    assert [document.id for document in all_documents()] == ["000", "001", "002", "003", "004"]
+    for _, entry in entries:
+        for maker in entry.by:
+            made = reproduce.ALL[maker.name]
+            assert maker.case is None or maker.case in made.cases
+    with pytest.raises(ValueError, match="a `reason` is missing"):
+        Document(id="005", title="", entries=[{"where": "Table 1", "about": "", "state": "not made"}])
+    with pytest.raises(ValueError, match="expected `by` where it is made"):
+        Document(id="005", title="", entries=[{"where": "Table 1", "about": "", "state": "full"}])
+
+
+def test_all_that_can_be_made_is_reached():
+    reached = {maker.name for document in all_documents() for entry in document.entries for maker in entry.by}
+    assert reached == set(reproduce.ALL) == set(documents.expected())
+    used = {made.recipe for made in reproduce.ALL.values() if isinstance(made, reproduce.Reproduction)}
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        text = recipe.about + " ".join(recipe.notes)
+        if recipe.published or "rinted" in text or "Claims" in text:
+            assert name in used, f"{name} has printed figures, and no entry"
+    assert "all" not in reproduce.ALL
+
+
+def test_committed_findings_have_their_entries():
+    keys = {document.key(entry) for document in all_documents() for entry in document.entries}
+    by = {d.key(e): {maker.name for maker in e.by} for d in all_documents() for e in d.entries}
+    for file in set((HERE / "results").glob("*.json")) - set((HERE / "results").glob("compare-*.json")):
+        summary = Summary.load(file)
+        for finding in summary.findings:
+            assert finding["where"] in keys, (file.name, finding["where"])
+            assert summary.name in by[finding["where"]], (file.name, finding["where"])
+
+
+def test_a_summary_whose_finding_has_no_place_is_named(tmp_path):
+    (tmp_path / "summary.json").write_text('{"name": "x", "findings": [{"verdict": "open", "text": ""}]}')
+    with pytest.raises(ValueError, match=r"present format \(findings.0.where: Field required"):
+        Summary.load(tmp_path / "summary.json")
+
+
+# -- records and their states --------------------------------------------------------------------------------------
+
+calls = []
+
+
+def count_up(case, seed, quick, scale=1.0):
+    calls.append((case, seed, quick))
+    if case == "broken":
+        raise RuntimeError("it broke")
+    return [{"case": case, "value": scale * (10 + seed)}]
+
+
+def finds(rows):
+    places = ("000, Table 9.1", "000, section 9.6")
+    return [figure(where, row["case"], 10.5, [r["value"] for r in rows]) for row in rows[:1] for where in places]
+
+
+def made_of(name="counted", cases=("a",), seeds=(0, 1), **options):
+    return reproduce.Computation(name, "Numbers.", functools.partial(count_up, **options), cases, seeds, claims=[finds])
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """Two reproductions in place of all, in an empty folder."""
+    calls.clear()
+    monkeypatch.setattr(reproduce, "ALL", {name: made_of(name) for name in ("first", "second")})
+    entries = [
+        {"where": "Table 9.1", "about": "Numbers.", "by": ["first", "second"], "state": "full"},
+        {"where": "Fig. 9.9", "about": "A curve.", "state": "not made", "reason": "No time.", "slip": "Inverted."},
+    ]
+    monkeypatch.setattr(reproduce, "all_documents", lambda: [Document(id="000", title="T.", entries=entries)])
+    monkeypatch.chdir(tmp_path)
+    return reproduce.ALL
+
+
+def test_the_listing_and_its_json(few, monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "reproduce", "--json", "listing.json")
+    assert (code, err) == (0, "")
+    assert "filigree reproduce first" in out
+    assert "2 entries: 1 full, 1 not made. Of those that are made: 1 without a record." in out
+    first, second = json.loads(Path("listing.json").read_text())
+    assert (first["verdict"], first["minutes"], [its["record"] for its in first["by"]]) == (
+        None,
+        None,
+        ["none", "none"],
+    )
+    assert (second["by"], second["slip"], second["reason"]) == ([], "Inverted.", "No time.")
+    call(monkeypatch, capsys, "reproduce", "first")
+    call(monkeypatch, capsys, "reproduce", "second", "--quick", "--out", "runs/second")  # nothing about the full one
+    call(monkeypatch, capsys, "reproduce", "--json", "listing.json")
+    first = json.loads(Path("listing.json").read_text())[0]
+    assert first["verdict"] == "open"  # [4.1, 16.9] decides nothing
+    assert [its["record"] for its in first["by"]] == ["current", "none"]
+    assert [(its["done"], its["asked"]) for its in first["by"]] == [(2, 2), (0, 0)]
+    assert first["minutes"] > 0
+    assert [finding["where"] for finding in first["findings"]] == ["000, Table 9.1"]
+    assert first["findings"][0] == first["findings"][0] | {"by": "first", "printed": 10.5, "difference": 0.0}
+
+
+def test_readable_at_100_columns(few, monkeypatch, capsys):
+    monkeypatch.setattr("filigree.cli.out.width", 100, raising=False)
+    for document in reproduce.all_documents():
+        assert document.entries
+    _, out, _ = call(monkeypatch, capsys, "reproduce", "--document", "000")
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, "reproduce", "first")
+    folders = [tmp_path / "runs"]
+
+    def state(**options):
+        return newest(made_of("first", **options), folders)[0]
+
+    assert (state().state, state().current) == ("current", True)
+    assert state(scale=2.0).state == "config changed"
+    assert (state(seeds=(0, 1, 2)).state, state(cases=("a", "b")).state) == ("config changed", "config changed")
+    monkeypatch.setattr(provenance, "code", lambda: "other")
+    commit = Summary.load(tmp_path / "runs" / "first" / "summary.json").commit
+    assert state().state == f"code changed ({(commit or 'unknown')[:7]})"
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "first")  # kept, and named
+    assert (code, len(calls)) == (0, 2)
+    assert "first: 2 of 2 runs are kept that another code or configuration made" in " ".join(out.split())
+    assert state().state.startswith("code changed")
+
+
+def test_parts_of_a_record(few, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, "reproduce", "first", "--seed", "1")
+    kept = newest(few["first"], [tmp_path / "runs"])[0]
+    assert (kept.state, kept.done, kept.asked, kept.current) == ("current", 1, 2, False)
+    call(monkeypatch, capsys, "reproduce", "first")
+    assert newest(few["first"], [tmp_path / "runs"])[0].current
+    assert calls == [("a", 1, False), ("a", 0, False)]
+
+
+def test_files_without_provenance_are_kept(few, tmp_path, monkeypatch, capsys):
+    """Of runs that were made before it was kept: read, and not called current."""
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    for seed in (0, 1):
+        (folder / f"a.{seed}.json").write_text(json.dumps([{"case": "a", "value": 10.0 + seed}]))
+    call(monkeypatch, capsys, "reproduce", "first")
+    assert calls == []
+    summary = Summary.load(folder / "summary.json")
+    assert (summary.code, summary.config, summary.seconds, summary.complete) == (None, None, None, {"a": [0, 1]})
+    assert newest(few["first"], [tmp_path / "runs"])[0].state == "code changed (unknown)"
+
+
+def test_older_formats_are_named_in_a_line(few, tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "first.json").write_text(json.dumps({"name": "first", "lines": ["A claim."], "rows": []}))
+    (tmp_path / "results" / "second.json").write_text("[1, 2]")
+    code, out, err = call(monkeypatch, capsys, "reproduce", "--records", "results")
+    said = " ".join(out.split())
+    assert (code, err) == (0, "")
+    for name in ("first", "second"):
+        assert f"results/{name}.json: not a summary of the present format" in said
+        assert f"`filigree reproduce {name}` writes it anew" in said
+
+
+def test_the_newest_record_counts(few, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, "reproduce", "first")
+    (tmp_path / "results").mkdir()
+    summary = Summary.load(tmp_path / "runs" / "first" / "summary.json")
+    for finished, place in (("2000-01-01T00:00:00+00:00", "runs"), ("2999-01-01T00:00:00+00:00", "results")):
+        summary.model_copy(update={"finished": finished}).save(tmp_path / "results" / "first.json")
+        kept, _ = newest(few["first"], [tmp_path / "runs", tmp_path / "results"])
+        assert kept.path.parts[-2 if place == "results" else -3] == place
+
+
+class Resuming(reproduce.Computation):
+    resumes = True  # as a recipe does
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+def test_what_was_stopped(tmp_path, resumes, same):
+    """A recipe goes on, by another code perhaps; a computation is made anew, so it is the new code's alone."""
+    made = made_of() if not resumes else Resuming("counted", "Numbers.", count_up, ("a",))
+    run = provenance.Run.begin(made.config_of("a", 0, Asked()))
+    run.seconds, run.commit, run.machine = 100.0, "old", {"cpu": "old"}
+    if not same:
+        run.code = "other"
+    ledger = provenance.Ledger(tmp_path)
+    ledger.runs["a", 0] = run
+    ledger.save(("a", 0))
+    with reproduce.Bars(Console(quiet=True)) as bars:
+        made.again(tmp_path, Asked(seeds=[0]), bars)
+    after = provenance.Ledger(tmp_path).runs["a", 0]
+    assert (after.code is None) == (after.config is None) == (resumes and not same)
+    assert after.seconds // 1 == (100 if resumes else 0)
+    assert after.machine == Record.start().machine
+    assert after.commit != "old"
+
+
+def test_processes_keep_each_other_s_runs(tmp_path):
+    first, second = provenance.Ledger(tmp_path), provenance.Ledger(tmp_path)
+    first.runs["a", 0] = provenance.Run(config="first")
+    first.save(("a", 0))
+    second.runs["b, c.d", 1] = provenance.Run(config="second")
+    second.save(("b, c.d", 1))
+    first.runs["a", 0].end()
+    first.save(("a", 0))
+    assert provenance.Ledger(tmp_path).runs == first.runs == {**second.runs, ("a", 0): first.runs["a", 0]}
+    assert first.runs["a", 0].finished
+
+
+def test_the_hash_of_the_sources():
+    assert provenance.code() == provenance.code()
+    names = provenance.sources()
+    for part in ("filigree/train/loop.py", "filigree_papers/recipes/glioma.yaml", "filigree_papers/reproduce/pruning.py",
+                 "filigree_papers/reproduce/steps.py"):  # fmt: skip
+        assert names[part].is_file()
+    for apart in ("filigree/cli/application.py", "filigree/cli/exits.py", "filigree/report/page.py",
+                  "filigree/sklearn/sparse_mlp.py", "filigree_papers/reproduce/findings.py",
+                  "filigree_papers/reproduce/documents.yaml"):  # fmt: skip
+        package, _, rest = apart.partition("/")
+        assert (provenance.PACKAGES[package] / rest).is_file()
+        assert apart not in names
+
+
+def test_the_configuration_of_a_function_is_its_own_text():
+    """Not its neighbours' in the same file: these are in the hash of the code."""
+    made = functools.partial(functools.partial(count_up, scale=1.0), scale=3.0)
+    said = provenance.source(made)
+    assert said["arguments"] == {"scale": 3.0}
+    assert "def count_up" in said["text"]
+    assert "def finds" not in said["text"]
+
+
+# -- minutes -------------------------------------------------------------------------------------------------------
+
+
+def listed(*kept):
+    document = all_documents()[0]
+    return Listed(document, document.entries[0], dict(zip("abc", kept, strict=False)))
+
+
+def test_minutes_are_of_all_runs():
+    summary = Summary(name="a", seconds=600.0)
+    whole, part = Kept("current", summary, done=3, asked=3), Kept("current", summary, done=3, asked=12)
+    guess, none = Kept("none", expect=7.0), Kept("none")
+    long = Kept("none", expect=30_000.0, long=True)
+    no_time = Kept("current", Summary(name="a"), done=3, asked=3, expect=9.0)
+    rough = Kept("current", summary.model_copy(update={"estimated": True}), done=3, asked=3)
+    for kept, minutes, estimated in (
+        ([whole], 10, False), ([part], 40, True), ([guess], 7, True), ([whole, guess], 17, True), ([no_time], 9, True),
+        ([rough], 10, True), ([whole, long], 10, False), ([long], 30_000, True), ([none], None, True),
+    ):  # fmt: skip
+        its = listed(*kept)
+        assert (its.minutes, its.estimated) == (minutes, estimated)
+    shown = [[*tables([listed(kept)])[0].columns[-1].cells] for kept in (whole, part, long)]
+    assert shown == [["10"], ["~40"], ["~21 d"]]
+
+
+def test_every_entry_that_is_made_shows_its_cost(tmp_path):
+    entries, _ = reproduce.list_entries(all_documents(), reproduce.ALL, [tmp_path])
+    assert all(its.minutes for its in entries if its.entry.by)
+
+
+# -- all -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_skips_what_is_current_and_survives_a_failure(few, tmp_path, monkeypatch, capsys):
+    few["broken"] = made_of("broken", ("broken",))
+    few["last"] = made_of("last")
+    few["days"] = reproduce.Computation("days", "", few["last"].compute, ["a"], long=True)
+    code, out, err = call(monkeypatch, capsys, "reproduce", "all", "--quick")
+    assert (code, err) == (1, "")
+    assert calls == [("a", 0, True), ("a", 0, True), ("broken", 0, True), ("a", 0, True), ("a", 0, True)]
+    assert "broken failed: RuntimeError: it broke" in out
+    assert "4 run, 0 current, 1 failed, 0 without data" in out
+    assert "000, Table 9.1: open" in out
+    assert (tmp_path / "runs" / "last-quick" / "summary.json").is_file()
+    calls.clear()
+    few["broken"] = made_of("broken")
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "all", "--quick")
+    assert (code, calls) == (0, [("a", 0, True)])
+    assert "1 run, 4 current, 0 failed, 0 without data" in out
+    calls.clear()
+    monkeypatch.setattr(provenance, "code", lambda: "other")
+    call(monkeypatch, capsys, "reproduce", "all", "--quick", "--out", "runs")
+    assert len(calls) == 5  # of another code: made again
+    calls.clear()
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "all")
+    assert (code, len(calls)) == (0, 8)  # two seeds of each, without what takes days
+
+
+def test_what_is_current_elsewhere_is_not_run_again(few, tmp_path, monkeypatch, capsys):
+    """`reproduce all --out elsewhere`: the time it says is of what it runs."""
+    for name in ("first", "second"):
+        call(monkeypatch, capsys, "reproduce", name)
+    calls.clear()
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "all", "--out", "elsewhere")
+    assert (code, calls) == (0, [])
+    assert "0 run, 2 current" in out
+    assert "000, Table 9.1: open" in out
+    path = tmp_path / "runs" / "first" / "summary.json"
+    summary = Summary.load(path).model_copy(update={"code": "other", "seconds": 600.0})
+    summary.save(path)
+    folders = [tmp_path / "runs"]
+    assert everything.estimate([few["first"]], tmp_path / "elsewhere", folders, False) == "about 10 minutes"
+    assert everything.estimate([few["first"]], tmp_path / "runs", folders, False) == "a time not known"  # none left
+    call(monkeypatch, capsys, "reproduce", "all", "--out", "elsewhere")
+    assert calls == [("a", 0, False), ("a", 1, False)]
+
+
+def test_missing_data_are_named(few, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FILIGREE_DATA", str(tmp_path / "nothing"))
+    few["second"] = reproduce.Computation("second", "", few["second"].compute, ["a"], data=["mnist", "europarl"])
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "all", "--quick")
+    assert code == 3
+    assert "second: needs data: mnist, europarl (FILIGREE_DATA); skipped" in out
+    assert "1 run, 0 current, 0 failed, 1 without data" in out
+    (tmp_path / "nothing" / "europarl").mkdir(parents=True)
+    assert everything.absent(["digits", "mnist", "europarl"]) == ["mnist"]
+
+
+def test_data_are_known():
+    names = {name for made in reproduce.ALL.values() for quick in (False, True) for name in made.needs(quick)}
+    assert names <= {*data.names(), "ptb", *everything.OWN}
+
+
+def test_a_renewed_recipe_is_trained_again(tmp_path, monkeypatch):
+    made = reproduce.Reproduction(
+        "small", "", "demo", {"a": ["training.epochs=1", "model.hidden=[10]", "seeds=[0]"]},
+    )  # fmt: skip
+    config = made.config_of("a", 0, Asked())
+    assert config == made.config_of("a", 0, Asked())
+    for other in (Asked(quick=True), Asked(settings=["training.lr=0.5"])):
+        assert made.config_of("a", 0, other) != config
+    folder = tmp_path / "a" / "dense-0"
+    folder.mkdir(parents=True)
+    made.discard(tmp_path, "a", 0, Asked())
+    assert not folder.exists()
+    shutil.rmtree(tmp_path / "a")

@@ -1,0 +1,5 @@
+"""`python -m filigree.cli`."""
+
+from filigree.cli import main
+
+main()

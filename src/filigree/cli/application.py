@@ -1,0 +1,64 @@
+"""The command line: `filigree --help`. A command is a file; this one puts them together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from filigree.cli import analyze, compare, compress, demo, export, list_command, report, sweep, train
+from filigree.cli.exits import State, run
+from filigree.cli.missing import add_missing
+from filigree.extensions import extensions
+
+app = typer.Typer(
+    help="""filigree: neural networks that cost what they use.
+
+    Begin with `filigree demo`; `filigree list` shows the experiments; `filigree train RECIPE` runs one. Errors are one
+    line; exit code 2 means that the command was misspelt, 1 that something else went wrong.""",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(importlib.metadata.version("filigree"))
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    State.debug = debug
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+app.command("demo")(demo.demo)
+app.command("list")(list_command.list_)
+app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
+app.command("compress")(compress.compress)
+app.command("export")(export.export_)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("analyze")(analyze.analyze_)
+for extension in extensions():
+    if hasattr(extension, "add_commands"):
+        extension.add_commands(app)
+add_missing(app, {command.name for command in app.registered_commands})
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    run(app)

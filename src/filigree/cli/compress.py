@@ -1,0 +1,61 @@
+"""`filigree compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from filigree import recipes
+from filigree.cli.options import Model, in_a_folder
+from filigree.cli.output import out, tell
+from filigree.cli.trained import load_samples, load_trained, run_of
+from filigree.compress import compress_
+from filigree.io.saving import save
+from filigree.measure.cost import stored
+from filigree.recipes import compressions
+from filigree.train import evaluate
+
+
+def compress(
+    model: Model,
+    how: Annotated[str, typer.Argument(help=f"One of {', '.join(compressions())}.", metavar="METHOD")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="D",
+            help="A data set's name, or a file (.npz, .csv, .mat): its training part calibrates, its test part judges.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The compressed model.", callback=in_a_folder)
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An argument of the method: `--set samples=0.12`. Repeatable."),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="GLOB", help="Only modules with these names. Repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Training samples that calibrate; 0: none.")] = 2000,
+    seed: Annotated[int | None, typer.Option(help="Of split and samples. Default: the run's own, or 0.")] = None,
+) -> None:
+    """Compress a trained model: pruning, sampling, paths, low rank; no retraining; accuracy before and after."""
+    network = load_trained(model)
+    config = recipes.compression(how, settings or [])
+    trained_by = run_of(model, source) if seed is None else None
+    split = load_samples(network, source, f"compress {model}", seed or 0, trained_by)
+    chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed or 0))[:samples]
+    sizes, scores = [], []
+    for step in range(2):
+        scores.append(evaluate(network, split.test)["accuracy"])
+        sizes.append(stored(network).bytes_disk)
+        if step == 0:
+            report = compress_(network, config, split.train.x[chosen] if samples else None, where)
+            tell(str(report))
+    save(network, output)
+    out.print(f"test accuracy {100 * scores[0]:.2f}% -> {100 * scores[1]:.2f}%, bytes {sizes[0]:,} -> {sizes[1]:,}")
+    tell(f"wrote {output}")

@@ -1,0 +1,80 @@
+"""What commands print, and how they run a recipe."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.progress import Progress
+from rich.table import Table
+
+from filigree import recipes
+from filigree.cli.exits import State
+from filigree.config import visible
+from filigree.io.storage import write_json
+from filigree.recipes import Recipe, RecipeError
+from filigree.report import console_table, summary, write_report
+from filigree.train import Record, find_records, progress_columns
+
+out = Console()
+
+
+def tell(text: str) -> None:
+    """A line as it is: the names of files may look like markup, and are not to be broken."""
+    out.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_whole(table: Table) -> None:
+    natural = Measurement.get(out, out.options.update(max_width=240), table).maximum
+    Console(width=max(out.width, natural)).print(table)  # a cut figure is no figure
+
+
+def show(records: list[dict[str, Any]], json: Path | None) -> None:
+    table = console_table(records)
+    print_whole(table)
+    if json is not None:
+        short = [
+            {key: value for key, value in r.items() if key not in ("history", "topology", "folder")} for r in records
+        ]
+        write_json(json, short)
+        tell(f"wrote {json}")
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
+    resume: bool, report: bool, json: Path | None = None,
+) -> None:  # fmt: skip
+    out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
+    again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
+    if again[0] == "demo":
+        again[:1] = ["train", "demo", "--out", str(folder)]
+    State.hint = f"Go on with: filigree {shlex.join(again)}"
+    with Progress(*progress_columns(), console=out) as progress:
+        folders = recipes.run(
+            recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
+        )
+    whole = dict.fromkeys([*recipes.finished(recipe, folder, source), *folders])  # with what earlier commands ran
+    records = [Record.load(run).model_dump() for run in whole]
+    write_json(folder / "comparison.json", summary(records))
+    show(records, json)
+    for note in dict.fromkeys(note for record in records for note in record["notes"]):
+        out.print(f"[dim]- {escape(visible(note))}[/dim]")
+    if report:
+        tell(f"report: {write_report(records, folder / 'report.html')}")
+
+
+def known(recipe: Recipe, methods: list[str] | None) -> list[str] | None:
+    for method in methods or []:
+        if method not in recipe.methods:
+            raise RecipeError(f"--method {method}: the methods of {recipe.name} are {', '.join(recipe.methods)}.")
+    return methods
+
+
+def records(paths: list[Path]) -> list[dict[str, Any]]:
+    files = {file.resolve(): file for path in paths for file in find_records(path)}  # each once
+    return [Record.load(file).model_dump() for file in files.values()]

@@ -1,0 +1,49 @@
+"""`filigree report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from filigree.cli.output import out, records, tell
+from filigree.config import visible
+from filigree.extensions import extensions
+from filigree.report import load_comparisons, write_report, write_site
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs, or of many; nothing: all that there is.", metavar="RUN..."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PAGE", help="The page to write (report.html), or the folder (report)."),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about recorded runs; without runs a folder of pages about all records.
+
+    That is report/index.html: the comparisons of `filigree compare` in `runs`, and what installed extensions add: with
+    the papers' experiments every table, figure and claim of the source documents, with verdicts.
+    """
+    if runs:
+        tell(f"wrote {write_report(records(runs), output or Path('report.html'))}")
+        return
+    folders = [Path("runs"), *(folder for each in extensions() for folder in getattr(each, "RECORDS", ()))]
+    entries: list[Any] = []
+    charts: dict[str, Any] = {}
+    for each in extensions():
+        if hasattr(each, "site"):
+            added, lines, drawn = each.site(folders)
+            entries, charts = entries + added, charts | drawn
+            for line in lines:
+                warn(line)
+    compared = load_comparisons(folders, warn)
+    tell(f"wrote {write_site(output or Path('report'), entries, compared, charts)}")
+
+
+def warn(line: str) -> None:
+    out.print(f"[dim]- {escape(visible(line))}[/dim]")

@@ -1,0 +1,60 @@
+"""`filigree sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from filigree import recipes
+from filigree.cli.exits import State
+from filigree.cli.options import Out, Set
+from filigree.cli.output import out, tell
+from filigree.recipes import RecipeError
+from filigree.report import write_report
+
+
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe (`filigree list`) or a .yaml file.")],
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over",
+            metavar="KEY=DOMAIN",
+            help="What to search: `k=10:200:log`, `training.lr=0.001,0.01`. A key is a path as of `--set`, or the end "
+            "of one within the method (`sensitivity.k`, `epsilon`, `zeta`). Repeatable.",
+        ),
+    ],
+    method: Annotated[str, typer.Option("--method", help="The method of the recipe to search for.")],
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier calls included.")] = 20,
+    minutes: Annotated[float | None, typer.Option(min=0, help="End the search after these.")] = None,
+    minimize: Annotated[
+        str, typer.Option(help="The cost beside the validation accuracy: " + ", ".join(recipes.COSTS) + ".")
+    ] = "backward_ms",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that search at once (timings are then less sharp).")] = 1,
+    engine: Annotated[str, typer.Option(help="optuna, or ray: many machines.")] = "optuna",
+    settings: Set = None,
+    source: Annotated[str | None, typer.Option("--data", metavar="D", help="As of `train`.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    folder: Out = None,
+) -> None:
+    """Search settings for the best accuracy at the least cost: a Pareto front. It goes on where it was stopped."""
+    domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
+    wanted = recipes.Sweep(recipe, domains, method, minimize, tuple(settings or []), source, seed)
+    target = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
+    State.hint = f"Go on with the same command (--out {target})."
+    if engine == "ray":
+        found = recipes.sweep_ray(wanted, target, trials, minutes)
+    elif engine == "optuna":
+        found = recipes.sweep(wanted, target, trials, minutes, jobs, out.print)
+    else:
+        raise RecipeError(f"--engine {engine}: expected optuna or ray.")
+    table = Table(*domains, "validation accuracy %", minimize, title="Pareto front", title_justify="left")
+    for row in found["front"]:
+        values = [str(row["values"][key]) for key in domains]
+        table.add_row(*values, f"{100 * row['accuracy']:.2f}", f"{row['cost']:.4g}")
+    out.print(table)
+    if found["trials"]:
+        tell(f"report: {write_report([target], target / 'report.html')}")

@@ -1,0 +1,73 @@
+"""Trained models as commands take them, and samples that they read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree import data
+from filigree.data import DataSet
+from filigree.io.saving import load
+from filigree.recipes import MODEL, RecipeError, data_of
+from filigree.train import Record
+
+
+def load_trained(model: Path) -> nn.Module:
+    """The model of a file, or of a run's folder, in eval mode."""
+    return load(model / MODEL if model.is_dir() else model).eval()
+
+
+def run_of(model: Path, source: str) -> Record | None:
+    """The record of the run that trained a model on these data, if it lies beside it."""
+    folder = model if model.is_dir() else model.parent
+    try:
+        record = Record.load(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if record.config.get("data", {}).get("name") == source else None
+
+
+def load_samples(
+    network: nn.Module, source: str, command: str, seed: int = 0, trained_by: Record | None = None
+) -> DataSet:
+    """A data set or a user's file, as images where the first layer with weights is a convolution; split as for the run
+    that trained the model, if that is known: its test part has then not been trained on.
+
+    Raises:
+        RecipeError: the network cannot read its samples.
+    """
+    first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
+    images = hasattr(first, "kernel_size")
+    found = data.load(source, seed=seed, images=images) if trained_by is None else data_of(trained_by)
+    x = found.test.x
+    try:
+        with torch.no_grad():
+            network(as_weights(network, x[:2]))
+    except (RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}: {error}"
+        ) from None
+    return found
+
+
+def example_for(network: nn.Module, source: str | None, command: str) -> Tensor:
+    """16 samples: of the data set's test part, or random ones as wide as the first layer.
+
+    Raises:
+        RecipeError: the network cannot read them, or begins with something that has no width.
+    """
+    if source is not None:
+        return as_weights(network, load_samples(network, source, command).test.x[:16])
+    first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
+    if not hasattr(first, "in_features"):
+        kind = "nothing that has weights" if first is None else f"a {type(first).__name__}"
+        raise RecipeError(f"{command}: --data is needed as an example. The model begins with {kind}.")
+    return as_weights(network, torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0)))
+
+
+def as_weights(network: nn.Module, x: Tensor) -> Tensor:
+    """x in the type of the network's weights, if it has any."""
+    return x.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), x.dtype))

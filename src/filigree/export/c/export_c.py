@@ -1,0 +1,146 @@
+"""`export_c`: a model as one C99 file and its header, without dependencies, for small devices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from filigree.export.c.compiler import Compiled, compiled, compiler
+from filigree.export.c.inference import inference_program
+from filigree.export.c.source import Layer, Program, prefix_of
+from filigree.export.c.training import Training, training_program
+from filigree.io.storage import replacing
+
+_TOLERANCE = 1e-4  # of the largest number: float32 sums in another order
+_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class CReport:
+    """What was written; prints as a table.
+
+    Attributes:
+        path, header: the two files. prefix: what every name in them begins with.
+        layers: of each step its module's name, what it does, the form of its weights, and their bytes.
+        data_bytes: of weights and tables. flash_bytes: of these and code, as this machine's compiler makes them for
+            size (None: no compiler or no `size`). ram_bytes: static memory.
+        difference: the largest |torch - C| on what was tried. verified: what that was, or why nothing was.
+    """
+
+    path: str
+    header: str
+    prefix: str
+    layers: list[Layer]
+    data_bytes: int
+    flash_bytes: int | None
+    ram_bytes: int
+    difference: float | None
+    verified: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("layer", "step", "weights", "bytes")]
+        rows += [(layer.name, layer.what, layer.form, f"{layer.bytes:,}" * bool(layer.bytes)) for layer in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        code = "code not weighed" if self.flash_bytes is None else f"{self.flash_bytes:,} bytes with code"
+        lines.append(f"flash: {self.data_bytes:,} bytes of data, {code}; RAM: {self.ram_bytes:,} bytes")
+        return "\n".join([f"{self.path}, {self.header}", *lines, self.verified])
+
+
+def export_c(
+    model: nn.Module, path: str | Path, example: Tensor | None = None, *, training: bool = False, **options: Any
+) -> CReport:
+    """Write a model as `path` (`m.c`) and `m.h`: C99, static memory, no library but C's own.
+
+    For inference: `void m_predict(const float *input, float *output)`, of one sample, as the model in eval mode. The
+    weights are constants, each layer's in the smallest of several lossless forms. With `training`: the same, and
+    `m_train_step` and `m_rewire`, on weights in memory; see `filigree.export.c.training`.
+
+    Where there is a C compiler, the program is compiled and compared with torch on the example and on random inputs;
+    the report says so if there is none.
+
+    Args:
+        model: a chain of layers: linear, sparse, masked, quantised, of low rank; convolutions, pooling, batch norms,
+            activations. float32, or float64, which becomes float32.
+        path: a `.c` file; its stem becomes the prefix of all names. The header is written beside it.
+        example: a batch of inputs, of which the shape is read; not needed where a linear layer comes first.
+        training: write a program that trains. options: of `Training`.
+
+    Raises:
+        ValueError: another suffix; a module that has no form in C, by its name; shapes that do not fit.
+        TypeError: a model of another dtype; an example that is not a tensor.
+        RuntimeError: the program does not compile, or its numbers are not torch's.
+        OSError: the files cannot be written. Nothing is left behind in any of these cases.
+    """
+    path = Path(path)
+    _check(model, path, example)
+    if options and not training:
+        raise ValueError(f"export: {', '.join(options)} is for programs that train. Give training=True.")
+    prefix = prefix_of(path.stem)
+    if training:
+        program = training_program(model, path.stem, prefix, Training(**options))
+    else:
+        program = inference_program(model, example, path.stem, prefix)
+    if example is not None and example[0].numel() != math.prod(program.shape):
+        raise ValueError(f"export: the model reads {program.shape} a sample. Got an example {tuple(example.shape)}.")
+    difference, verified, flash, memory = None, "not verified: no C compiler", None, program.ram_bytes
+    if (found := compiler()) is not None:
+        with compiled(program.source, program.header, path.stem, found) as runnable:
+            difference, verified = _compare(program, runnable, example)
+            if weighed := runnable.weigh():
+                text, data, zeroed = weighed
+                flash, memory = text + data, data + zeroed
+    header = path.with_suffix(".h")
+    with replacing(path) as source_file, replacing(header) as header_file:
+        source_file.write(program.source.encode())
+        header_file.write(program.header.encode())
+    return CReport(
+        str(path), str(header), prefix, program.layers, program.constant_bytes, flash, memory, difference, verified
+    )  # fmt: skip
+
+
+def _check(model: nn.Module, path: Path, example: Tensor | None) -> None:
+    if path.suffix != ".c":
+        raise ValueError(f"export: path must end in .c. Got {path}.")
+    if example is not None and not isinstance(example, Tensor):
+        raise TypeError(f"export: example must be a tensor, a batch of inputs. Got {type(example).__name__}.")
+    if example is not None and (example.dim() < 2 or not example.is_floating_point() or not len(example)):
+        raise ValueError(f"export: example must be a batch of floats. Got {tuple(example.shape)} of {example.dtype}.")
+    if example is not None and not bool(example.isfinite().all()):
+        raise ValueError("export: example must be finite. Got NaN or infinite numbers.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"export: the model must be float32 or float64. {name!r} is {tensor.dtype}.")
+        if tensor.is_meta:
+            raise ValueError(f"export: the model must have weights. {name!r} is on the meta device.")
+
+
+def _compare(program: Program, runnable: Compiled, example: Tensor | None) -> tuple[float, str]:
+    """The largest difference between torch and the compiled program, and on what."""
+    x = torch.randn(_SAMPLES, *program.shape, generator=torch.Generator().manual_seed(0))
+    if example is not None:
+        own = example[:_SAMPLES].detach().cpu().float().reshape(-1, *program.shape)
+        mean, spread = float(own.mean()), float(own.std(correction=0))
+        x = torch.cat([own, mean + (spread if spread > 1e-6 * abs(mean) else 1.0) * x])  # also of a constant example
+    trial = program.trial(x)
+    got = np.frombuffer(runnable.run(trial.main, trial.data), np.float32)
+    expected = trial.expected.reshape(-1)
+    assert got.shape == expected.shape
+    with np.errstate(invalid="ignore"):  # an infinity is equal to itself, though their difference is no number
+        difference = float(np.where(got == expected, 0, np.abs(got - expected)).max())
+    largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    if not difference <= _TOLERANCE * largest + 1e-6:
+        raise RuntimeError(
+            f"export: the compiled program differs from torch by {difference:.3g}, where the largest number is "
+            f"{largest:.3g}. Nothing was written."
+        )
+    return difference, f"compared with torch on {trial.what}: largest difference {difference:.2g} of {largest:.3g}"

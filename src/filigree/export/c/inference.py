@@ -1,0 +1,136 @@
+"""A model as a C program that predicts: `void m_predict(const float *input, float *output)`."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from filigree.convert import looking_on
+from filigree.export.c.chain import chain
+from filigree.export.c.layers import folded, is_known, lower
+from filigree.export.c.ops import KERNELS, Affine, Op, Pool, Shape, Stage
+from filigree.export.c.source import Layer, Program, Trial, free_name, header_file, identifier, in_order, source_file
+
+_MAIN = """
+#include <stdio.h>
+#include "$name.h"
+
+int main(void)
+{
+    static float x[${macro}_INPUTS], y[${macro}_OUTPUTS];
+    while (fread(x, sizeof x, 1, stdin) == 1) {
+        ${prefix}_predict(x, y);
+        if (fwrite(y, sizeof y, 1, stdout) != 1) {
+            return 1;
+        }
+    }
+    return 0;
+}
+"""
+
+
+def inference_program(model: nn.Module, example: Tensor | None, name: str, prefix: str) -> Program:
+    """The files `name.c` and `name.h` of a model in eval mode."""
+    with looking_on(model):
+        links = chain(model, is_known, "which cannot be written as C")
+        ops = folded([op for label, module in links for op in lower(module, label)])
+    shape = input_shape(ops, example)
+    stages = _stages(ops, shape)
+    out = stages[-1].shape if stages else shape
+    statements, sizes = _calls(stages, shape)
+    pieces = {piece for stage in stages for piece in stage.pieces}
+    pieces |= {"copy"} if any(line.startswith("copy(") for line in statements) else set()
+    predict = f"void {prefix}_predict(const float *input, float *output)"
+    parts = [
+        *in_order(KERNELS, pieces),
+        *dict.fromkeys(stage.text for stage in stages if stage.text),
+        *(constant.text for stage in stages for constant in stage.constants),
+        *(f"static float {buffer}[{size}];" for buffer, size in sizes.items()),
+        "\n".join([predict, "{", *(f"    {line}" for line in statements), "}"]),
+    ]
+    macro = prefix.upper()
+    declared = (
+        f"#define {macro}_INPUTS {math.prod(shape)}\n#define {macro}_OUTPUTS {math.prod(out)}\n\n"
+        f"/* One sample {shape} to {out}, in C's order. The two must not overlap. Not reentrant. */\n{predict};"
+    )
+
+    def trial(x: Tensor) -> Trial:
+        like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x)
+        with looking_on(model):
+            expected = model(x.to(like, copy=True)).reshape(len(x), -1).cpu()  # a model may write on its input
+        main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
+        return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")
+
+    layers = [Layer(s.name, s.what, s.form, sum(c.bytes for c in s.constants)) for s in stages]
+    source, header = source_file(name, parts), header_file(prefix, declared)
+    data, memory = sum(layer.bytes for layer in layers), 4 * sum(sizes.values())
+    return Program(source, header, layers, data, memory, shape, trial)
+
+
+def input_shape(ops: Sequence[Op], example: Tensor | None) -> Shape:
+    """Of one sample: the example's, else what a first linear layer reads."""
+    if example is not None:
+        return tuple(example.shape[1:])
+    for op in ops:
+        if isinstance(op, Affine) and op.geometry is None:
+            return (op.matrix.shape[1],)
+        if isinstance(op, Affine | Pool):
+            break
+    raise ValueError("export: the shape of the input is not known. Give a batch of inputs: fg.export(model, path, x).")
+
+
+def _stages(ops: Sequence[Op], shape: Shape) -> list[Stage]:
+    """Each op on what the one before leaves; labels and functions get names of their own."""
+    stages: list[Stage] = []
+    labels: set[str] = set()
+    names: set[str] = set()
+    functions: dict[str, str] = {}  # text -> name
+    for op in ops:
+        label = free_name(identifier(op.name, "layer"), labels)
+        stage = op.stage(stages[-1].shape if stages else shape, label)
+        if stage.text:
+            if stage.text not in functions:
+                functions[stage.text] = free_name(stage.function, names)
+            words = {"function": functions[stage.text]}
+            stage = replace(
+                stage, text=string.Template(stage.text).safe_substitute(words),
+                call=string.Template(stage.call).safe_substitute(words),
+            )  # fmt: skip
+        stages.append(stage)
+    return stages
+
+
+def _calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, int]]:
+    """The statements of the program, and the sizes of the buffers: two, each read while the other is written."""
+    lines: list[str] = []
+    sizes: dict[str, int] = {}
+    moves = [i for i, stage in enumerate(stages) if not stage.in_place]
+    at, here = "input", shape
+
+    def other(size: int, last: bool) -> str:
+        if last:
+            return "output"
+        buffer = "buffer_b" if at == "buffer_a" else "buffer_a"
+        sizes[buffer] = max(sizes.get(buffer, 0), size)
+        return buffer
+
+    for i, stage in enumerate(stages):
+        is_last = all(move <= i for move in moves)
+        if stage.in_place and stage.call and at == "input":  # the caller's numbers stay as they are
+            to = other(math.prod(here), is_last)
+            lines.append(f"copy({at}, {to}, {math.prod(here)});")
+            at = to
+        if not stage.in_place:
+            to = other(math.prod(stage.shape), is_last)
+            lines.append(string.Template(stage.call).substitute(x=at, y=to))
+            at = to
+        elif stage.call:
+            lines.append(string.Template(stage.call).substitute(y=at))
+        here = stage.shape
+    if at == "input":
+        lines.append(f"copy(input, output, {math.prod(here)});")
+    return lines, sizes

@@ -1,0 +1,267 @@
+"""ONNX files: a model in the forms that ONNX Runtime runs fast, compared with torch before the file is written."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from filigree.config import one_line
+from filigree.convert import replace_module
+from filigree.export.onnx.program import OPSET, Session, needed, translate
+from filigree.export.onnx.sparse import Choice, chosen_forms, sparse_layers
+from filigree.export.onnx.twins import exportable
+from filigree.io.storage import replacing
+from filigree.measure.timing import Timing, race
+from filigree.protocols import CarriesState
+
+_TOLERANCE = {torch.float64: 1e-8}  # of others 1e-4
+_LARGEST = 2**31  # bytes of one protobuf message
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one module is in the file."""
+
+    name: str
+    kind: str
+    form: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What `export` wrote to an ONNX file; prints as a table.
+
+    Attributes:
+        bytes: of the file. opset: of ONNX's operators.
+        layers: those that are something else in the file than they are in torch.
+        difference: the largest between torch's and ONNX Runtime's outputs, on the example and on a larger batch.
+        relative: the same over the largest number among the outputs.
+        onnx_ms, torch_ms: latency of the example's batch in ONNX Runtime and in torch, timed in turns.
+        batch: samples in the example.
+    """
+
+    path: str
+    bytes: int
+    opset: int
+    layers: list[Layer] = field(default_factory=list)
+    difference: float = 0.0
+    relative: float = 0.0
+    onnx_ms: Timing | None = None
+    torch_ms: Timing | None = None
+    batch: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("layer", "module", "in the file", "")]
+        rows += [(each.name, each.kind, each.form, each.note) for each in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join(
+            [
+                f"{self.path}: {self.bytes:,} bytes, opset {self.opset}",
+                *(table if self.layers else []),
+                f"largest difference   {self.difference:.3g} ({self.relative:.3g} of the largest output)",
+                f"batch of {self.batch}: ONNX Runtime {self.onnx_ms}, torch {self.torch_ms}",
+            ]
+        )
+
+
+def export_onnx(
+    model: nn.Module, path: str | Path, example: Tensor | tuple[Tensor, ...] | None = None, *,
+    training: bool = False, sparse: Choice = "measure", dynamic: bool = True, tolerance: float | None = None,
+    seconds: float = 0.1,
+) -> OnnxReport:  # fmt: skip
+    """Write a model, as it is in eval mode, to an ONNX file; the model is left as it was.
+
+    Structured, pruned and low-rank layers are in the file as they are, quantised weights as integers, sparse ones dense
+    or gathered. The outputs in ONNX Runtime are compared with torch's on the example, and on a batch one larger.
+
+    Args:
+        model: any torch module, converted or not. path: the file; it is replaced only once all is well.
+        example: an input batch, or a tuple of the model's inputs.
+        training: ONNX files are for inference: True is refused.
+        sparse: the form of sparse layers: "measure" (each in the form that ONNX Runtime runs fastest on what the
+            example brings it), "dense" or "gather".
+        dynamic: the first side of all inputs is the batch and may be of any size; otherwise only the example's.
+        tolerance: of the outputs' differences, relative to the largest output; by default 1e-4, of float64 1e-8.
+        seconds: how long each form of a sparse layer, and the whole, is timed.
+
+    Returns:
+        A printable report: file, forms, differences, latencies.
+
+    Raises:
+        ImportError: the extra `onnx` is not installed.
+        TypeError, ValueError: no example, one that is no tensors or that the model does not run on; a module that
+            cannot be exported, by name; outputs that differ by more than the tolerance. There is no new file then.
+    """
+    inputs = _inputs(example, dynamic)
+    if training:
+        raise ValueError("export: ONNX files are for inference. Got training=True.")
+    if sparse not in get_args(Choice):
+        raise ValueError(f"export: sparse must be one of {', '.join(get_args(Choice))}. Got {sparse!r}.")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_meta or tensor.dtype in (torch.float16, torch.bfloat16):
+            what = "no weights" if tensor.is_meta else str(tensor.dtype)
+            raise ValueError(f"export: the model must have weights in float32 or float64. Got {what}.")
+    if diverged := [name for name, its in model.named_parameters() if bool(its.isnan().any())]:
+        raise ValueError(f"export: {diverged[0]} holds NaN: has training diverged?")
+    needed("onnx"), needed("onnxscript"), needed("onnxruntime")
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
+    if size >= _LARGEST:
+        raise ValueError(f"export: an ONNX file holds less than {_LARGEST:,} bytes. Got a model of {size:,}.")
+    with replacing(path) as file, torch.no_grad():
+        reference = _alone(model)
+        try:
+            outputs = reference(*inputs)
+        except Exception as error:  # a forward can fail in any way
+            reason = one_line(error)
+            raise ValueError(f"export: the model does not run on the example: {reason}") from error
+        expected = _tensors(outputs)
+        plain, layers = _plain(_alone(model), inputs, sparse, seconds)
+        names = ["output"] if len(expected) == 1 else [f"output{i}" for i in range(len(expected))]
+        # torch's exporter takes a side of 1 for one that is always 1
+        traced = tuple(torch.cat([x, x]) for x in inputs) if dynamic and len(inputs[0]) == 1 else inputs
+        made = translate(plain, traced, dynamic, None, names)
+        session = Session(made)
+        differences = [_compared(session, inputs, expected, tolerance)]
+        if dynamic:
+            more = tuple(torch.cat([x, x[:1]]) for x in inputs)
+            differences.append(_compared(session, more, _tensors(_alone(model)(*more)), tolerance))
+        onnx_ms, torch_ms = race([lambda: session.run(inputs), lambda: reference(*inputs)], seconds)
+        contents = made.SerializeToString()
+        file.write(contents)
+    largest, relative = (max(each) for each in zip(*differences, strict=True))
+    return OnnxReport(
+        str(path), len(contents), OPSET, layers, largest, relative, onnx_ms, torch_ms, len(inputs[0])
+    )  # fmt: skip
+
+
+def _inputs(example: Any, dynamic: bool) -> tuple[Tensor, ...]:
+    if example is None:
+        raise ValueError("export: an ONNX file needs an example: fg.export(model, path, example_batch).")
+    given = tuple(example) if isinstance(example, tuple | list) else (example,)
+    if not given or not all(isinstance(x, Tensor) for x in given):
+        kinds = ", ".join(type(x).__name__ for x in given) or "nothing"
+        raise TypeError(f"export: example must be a tensor, or a tuple of the model's inputs. Got {kinds}.")
+    if dynamic and (any(x.dim() == 0 for x in given) or len({len(x) for x in given}) > 1 or not len(given[0])):
+        shapes = ", ".join(str(tuple(x.shape)) for x in given)
+        raise ValueError(f"export: the first sides of all inputs must be one batch, at least one sample. Got {shapes}.")
+    return tuple(x.detach().cpu().contiguous() for x in given)
+
+
+def _alone(model: nn.Module) -> nn.Module:
+    """A copy as it is used: in eval mode, on the CPU, each call for itself."""
+    made = copy.deepcopy(model).cpu().eval()
+    for module in made.modules():
+        if isinstance(module, CarriesState):  # a file keeps no state from call to call
+            module.reset()
+            module.carry = False
+    return made
+
+
+def _plain(
+    model: nn.Module, inputs: tuple[Tensor, ...], sparse: Choice, seconds: float
+) -> tuple[nn.Module, list[Layer]]:
+    """The model with every module in a form that ONNX has, and what became of each."""
+    sparsed = sparse_layers(model)
+    forms = chosen_forms(sparsed, _reaching(copy.deepcopy(model), list(sparsed), inputs), sparse, seconds)
+    layers = []
+    for name, module in reversed(list(model.named_modules())):  # submodules before what holds them
+        if name in forms:
+            made, form, note = forms[name]
+        else:
+            made, note = exportable(module), ""
+            form = getattr(made, "form", type(made).__name__)
+        if made is not module:
+            layers.append(Layer(name, type(module).__name__, form, note))
+            _pass_on(module, made)
+            model = _put(model, name, made.eval())
+    return model, layers[::-1]
+
+
+def _pass_on(module: nn.Module, made: nn.Module) -> None:
+    """Sizes and options, which the code around a module may read, to the module in its place."""
+    for key, value in vars(module).items():
+        if isinstance(value, bool | int | float | str) and not hasattr(made, key):
+            setattr(made, key, value)
+
+
+class _Listening(nn.Module):
+    """A layer that remembers what it read last. Hooks would not do: some layers share theirs with others."""
+
+    heard: Tensor | None = None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.heard = x.contiguous()
+        return self.layer(x)
+
+
+def _reaching(model: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """What each of these modules reads when the model runs; of several calls the last. The model is used up."""
+    listening = {name: _Listening(model.get_submodule(name)) for name in names}
+    for name, module in listening.items():
+        model = _put(model, name, module)
+    model.eval()(*inputs)
+    found = {name: module.heard for name, module in listening.items() if module.heard is not None}
+    if missed := sorted(set(names) - set(found)):
+        raise ValueError(f"export: the example does not reach {missed[0]!r}.")
+    return found
+
+
+def _put(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """The model with `new` in the place of the module called `name`, which may be the model itself."""
+    if not name:
+        return new
+    replace_module(model, name, new)
+    return model
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """The tensors in what a model returned, in their order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if not isinstance(outputs, tuple | list):
+        raise TypeError(
+            f"export: the model must return tensors, in tuples, lists or dicts. Got {type(outputs).__name__}."
+        )
+    return [tensor for each in outputs if each is not None for tensor in _tensors(each)]
+
+
+def _compared(
+    session: Session, inputs: tuple[Tensor, ...], expected: list[Tensor], tolerance: float | None
+) -> tuple[float, float]:
+    """The largest difference from the expected outputs, and relative to the largest of those."""
+    got = session.run(inputs)
+    worst = 0.0, 0.0
+    for number, (mine, its) in enumerate(zip(got, expected, strict=True)):
+        where = f"output {number} of a batch of {len(inputs[0])}"
+        if mine.shape != its.shape:
+            raise ValueError(f"export: ONNX Runtime gives {tuple(mine.shape)} as {where}, torch {tuple(its.shape)}.")
+        a, b = mine.double(), its.double()
+        same = (a == b) | (a.isnan() & b.isnan())  # infinities too
+        difference = torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf)
+        absolute = float(difference.max()) if difference.numel() else 0.0
+        largest = float(torch.where(b.isfinite(), b.abs(), 0.0).max()) if b.numel() else 0.0
+        relative = absolute / largest if largest else absolute
+        allowed = _TOLERANCE.get(its.dtype, 1e-4) if tolerance is None else tolerance
+        if relative > allowed:
+            raise ValueError(
+                f"export: ONNX Runtime differs from torch by {relative:.3g} of the largest number in {where}; "
+                f"at most {allowed:g} was expected. No file was written."
+            )
+        worst = max(worst[0], absolute), max(worst[1], relative)
+    return worst

@@ -1,0 +1,128 @@
+"""Structured layers in plain torch that ONNX can say: their own numbers, and fast transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.export.onnx.transforms import Cosine, Fourier, Hadamard, InverseCosine, as_complex
+from filigree.nn.structured.fastfood import FastfoodLinear
+from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
+from filigree.nn.structured.sell import Sell, next_power_of_two
+from filigree.ops.sell import reference
+
+TRANSFORMS: dict[str, Any] = {"hadamard": Hadamard, "dct": Cosine, "idct": InverseCosine}
+
+
+class PlainSell(nn.Module):
+    """The program of a `Sell`, its transforms those of `filigree.export.onnx.transforms`."""
+
+    def __init__(self, layer: Sell) -> None:
+        super().__init__()
+        self.layer = layer
+        kinds = {kind for kind, _ in layer.program}
+        self.form = ", ".join(sorted(kinds))
+        made = {kind: make(layer.size, dtype_of(layer)) for kind, make in TRANSFORMS.items() if kind in kinds}
+        self.transforms = nn.ModuleDict(made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        h = nn.functional.pad(x.reshape(-1, layer.in_features), (0, layer.size - layer.in_features))
+        for kind, name in layer.program:
+            if kind in self.transforms:
+                h = self.transforms[kind](h)
+            else:
+                tensor = [] if name is None else [getattr(layer, name)]
+                h = reference(h, [(kind, 0 if tensor else None)], layer.size, layer.size, tensor)
+        return h[:, : layer.out_features].reshape(*x.shape[:-1], layer.out_features)
+
+
+class PlainAFDF(nn.Module):
+    """An `AFDFLinear` on real inputs."""
+
+    form = "complex diagonals, dft"
+
+    def __init__(self, layer: AFDFLinear) -> None:
+        super().__init__()
+        self.layer = layer
+        dtype = dtype_of(layer)
+        self.fft, self.ifft = Fourier(layer.size, dtype), Fourier(layer.size, dtype, inverse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        h = as_complex(nn.functional.pad(x.reshape(-1, layer.in_features), (0, layer.size - layer.in_features)))
+        for kind, name in layer.program:
+            if name is None:
+                h = self.fft(h) if kind == "fft" else self.ifft(h) / layer.size  # orthonormal, both factors in one
+            else:
+                d = getattr(layer, name)
+                h = h * (torch.complex(d.cos(), d.sin()) if layer.unitary else d)
+        return torch.view_as_real(h)[:, : layer.out_features, 0].reshape(*x.shape[:-1], layer.out_features)
+
+
+class PlainToeplitz(nn.Module):
+    """`y = x T + bias`, `T[i, j] = diagonals[j - i + ins - 1]`, by transforms of a power of two of places."""
+
+    form = "convolution by dft"
+
+    def __init__(self, diagonals: Tensor, ins: int, outs: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.ins, self.outs, self.bias = ins, outs, bias
+        # of the full convolution only places ins - 1 to ins + outs - 2 are read: what wraps round falls before them
+        self.places = next_power_of_two(ins + outs - 1)
+        self.register_buffer("spectrum", torch.fft.rfft(diagonals.detach(), self.places))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = torch.fft.rfft(x.reshape(-1, self.ins), self.places) * self.get_buffer("spectrum")
+        y = torch.fft.irfft(spread, self.places)[:, self.ins - 1 : self.ins + self.outs - 1]
+        y = y if self.bias is None else y + self.bias
+        return y.reshape(*x.shape[:-1], self.outs)
+
+
+class PlainFastfood(nn.Module):
+    """A `FastfoodLinear` of blocks that are plain already, in eval mode."""
+
+    form = "stacked blocks"
+
+    def __init__(self, layer: FastfoodLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        flat = x.reshape(-1, layer.in_features)
+        y = torch.cat([block(flat) for block in layer.blocks], 1)[:, : layer.rows]
+        if layer.bias is not None:
+            y = y + layer.bias
+        if layer.features == "relu":
+            y = y.relu()
+        elif layer.features == "cos_sin":
+            y = torch.cat([y.cos(), y.sin()], 1) * layer.rows**-0.5
+        return y.reshape(*x.shape[:-1], layer.out_features)
+
+
+class PlainCirculant(nn.Sequential):
+    """A diagonal of signs and a Toeplitz matrix."""
+
+    form = "diagonal, convolution by dft"
+
+
+def plain_toeplitz(layer: ToeplitzLinear) -> PlainToeplitz:
+    return PlainToeplitz(layer.diagonals, layer.in_features, layer.out_features, layer.bias)
+
+
+def plain_circulant(layer: CirculantLinear) -> PlainCirculant:
+    """A circulant matrix is a Toeplitz matrix; the signs stand before it."""
+    ins, outs = layer.in_features, layer.out_features
+    diagonals = layer.column[torch.arange(1 - ins, outs) % layer.size]
+    signed = Sell(ins, ins, ins)
+    signed.add("diagonal", layer.get_buffer("signs")[:ins])
+    return PlainCirculant(PlainSell(signed), PlainToeplitz(diagonals, ins, outs, layer.bias))
+
+
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """The real type that a layer computes in: of its parameters, or of its fixed tensors where it has none."""
+    some: Any = next((t for t in [*layer.parameters(), *layer.buffers()] if t.dtype != torch.int64), None)
+    return torch.get_default_dtype() if some is None else some.dtype.to_real()

@@ -1,0 +1,1 @@
+"""Files: states, models, and limits of what a file may ask for."""

@@ -1,0 +1,158 @@
+"""`save` and `load`: a model with its conversions in one safetensors file, no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree import models
+from filigree.config import Config, clipped, one_line
+from filigree.convert import Conversion, conversions, record
+from filigree.io.load_limits import Allowance, check_numbers
+from filigree.io.storage import read_state, write_state
+from filigree.models.networks import modules_of
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write `model` to one safetensors file: its `state_dict` (topologies included) and how it was converted.
+
+    The file is about as large as its values and indices, and takes the place of an older one only when it is whole.
+
+    Raises:
+        TypeError: a conversion that cannot be written as plain data.
+        OSError: the file cannot be written; what was there before is intact.
+    """
+    write_state(path, description(model))
+
+
+def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
+    """Read a model that `save` wrote; its outputs are the same bit for bit.
+
+    Args:
+        path: the file.
+        into: a fresh, unconverted instance of your own class, to which the stored conversions are applied. Networks of
+            `fg.models` rebuild by themselves.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not such a file; a model that it does not fit; a model far larger
+            than the file. One line each.
+
+    The file is untrusted: nothing in it is run, indices are checked before a kernel reads them, and no more memory is
+    taken than is in proportion to the file (`filigree.io.load_limits`).
+    """
+    stored = read_state(path)
+    if not isinstance(stored, dict) or not {"model", "conversions", "state_dict"} <= set(stored):
+        raise ValueError(f"load: {path} does not hold a model (it was not written by fg.save).")
+    made_by, steps, state = stored["model"], stored["conversions"], stored["state_dict"]
+    if into is None and made_by is None:
+        raise ValueError(
+            f"load: {path} holds a model of your own class. Give a fresh instance: fg.load(path, into=...)."
+        )
+    if into is not None and conversions(into):
+        raise ValueError("load: into must be a fresh, unconverted instance. Got one that was converted already.")
+    try:
+        check_numbers([made_by, steps], path)
+        with Allowance(path, len(state)):
+            if into is not None:
+                model = into
+            else:
+                with torch.device("meta"):  # no dense weight is ever allocated
+                    model = models.build(**made_by)
+            for plain, names in steps:
+                _convert_again(model, Config.from_dict(plain), list(names))
+            _fit_shapes(model, state)
+            _fit_types(model, state, into is not None)
+            model.load_state_dict(state, assign=into is None)
+    except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
+        reason = one_line(error, 300)
+        raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason}") from None
+    return model
+
+
+def description(model: nn.Module) -> dict[str, Any]:
+    """All of a model as plain data and tensors: what `save` writes."""
+    made_by = model.__dict__.get("_filigree_model")
+    return {
+        "model": made_by if made_by is None or _is_as_made(model) else None,
+        "conversions": [[config.to_dict(), list(names)] for config, names in conversions(model)],
+        "state_dict": dict(model.state_dict()),
+    }
+
+
+def _is_as_made(model: nn.Module) -> bool:
+    """Whether a network of `fg.models` is what its builder and the conversions made of it, as far as modules go. One
+    that was changed by hand cannot be rebuilt, and is saved as one of a user's own."""
+    converted = {name for _, names in conversions(model) for name in names}
+    now = modules_of(model)
+    own = {name for name, (home, _, _) in now.items() if converted and home.startswith("filigree.nn")}
+
+    def is_inside(name: str, some: set[str]) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:i]) in some for i in range(1, len(parts) + 1))
+
+    before = model.__dict__.get("_filigree_modules", now)
+    for name in before.keys() | now.keys():
+        if is_inside(name, converted) or is_inside(name, own):
+            continue
+        if name not in before or name not in now:
+            return False
+        (_, kind, was), (_, its, here) = before[name], now[name]
+        if kind != its:
+            if its != "Identity" or not converted:  # what a conversion folds into a layer
+                return False
+        elif "Dropout" not in kind and any(here.get(key) != value for key, value in was.items()):
+            return False
+    return True
+
+
+def _convert_again(model: nn.Module, config: Config, names: list[str]) -> None:
+    if not isinstance(config, Conversion):
+        raise ValueError(f"{type(config).__name__} is not a conversion.")
+    if len(set(names)) != len(names):
+        raise ValueError(f"a {type(config).__name__} converts the same module twice.")
+    for name in names:
+        if not config.accepts(model.get_submodule(name)):
+            raise ValueError(f"{name!r} is a {type(model.get_submodule(name)).__name__}, not what was converted.")
+    config.apply(model, names)
+    record(model, config, names)
+
+
+def _fit_shapes(model: nn.Module, state: dict[str, Any]) -> None:
+    missing = sorted(set(model.state_dict()) ^ set(state))
+    if missing:
+        raise ValueError(f"{missing[0]!r} is not in both the file and the model.")
+
+
+def _fit_types(model: nn.Module, state: dict[str, Any], copied: bool) -> None:
+    """Stored tensors become a model's own as they are: types that its code would read as others are refused, and, where
+    they are `copied`, those that would lose digits."""
+    for name, own in model.state_dict().items():
+        stored = state[name]
+        if not isinstance(own, Tensor):
+            continue
+        if not isinstance(stored, Tensor) or _sort(stored) != _sort(own):
+            raise ValueError(f"{name!r} should be a tensor like {own.dtype}. Got {getattr(stored, 'dtype', stored)!r}.")
+        rounded = _sort(own) in ("float", "complex") and torch.promote_types(stored.dtype, own.dtype) != own.dtype
+        if copied and rounded and not name.endswith("_extra_state"):  # a level, in the module's own precision
+            raise ValueError(f"{name!r} is {stored.dtype} in the file. Make `into` so first, its is {own.dtype}.")
+    floats: dict[str, set[torch.dtype]] = {}
+    for name, stored in state.items():
+        own = not name.endswith("_extra_state")  # a level, in the module's own precision
+        if own and isinstance(stored, Tensor) and stored.is_floating_point():
+            floats.setdefault(name.rpartition(".")[0], set()).add(stored.dtype)
+    if mixed := [name for name, types in floats.items() if len(types) > 1]:
+        types = " and ".join(sorted(map(str, floats[mixed[0]])))
+        raise ValueError(f"the numbers of {mixed[0]!r} should be of one type. Got {types}.")
+
+
+def _sort(tensor: Tensor) -> str:
+    if tensor.dtype is torch.bool:
+        return "bool"
+    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
+
+
+def _name(into: nn.Module | None, made_by: Any) -> str:
+    return type(into).__name__ if into is not None else clipped(made_by)

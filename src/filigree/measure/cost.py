@@ -1,0 +1,230 @@
+"""What a model costs: parameters, bytes, multiply-adds, milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from filigree.io.saving import description
+from filigree.measure.timing import Timing, race
+from filigree.modes import evaluating, takes_fused_sgd
+from filigree.nn.integer.integer_layer import IntegerLayer
+from filigree.nn.sparse.masked import MaskedLayer
+from filigree.nn.structured.fastfood import FastfoodLinear
+from filigree.nn.structured.sell import Sell
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `measure` found.
+
+    Attributes:
+        parameters: numbers that are trained and stored. nonzeros: those that are not zero.
+        bytes_memory: parameters and buffers in memory (a sparse layer's values, indices and the transposed index).
+        bytes_disk: the size of the file that `fg.save` writes (values and indices).
+        macs_forward, macs_backward: multiply-adds of one sample's pass (None: it could not be counted).
+        batch_ms, single_ms: latency of the given batch, and of its first sample alone, without gradients.
+        train_step_ms: forward, backward and an SGD step with momentum on the batch, if targets were given.
+        batch: samples in the batch.
+    """
+
+    parameters: int
+    nonzeros: int
+    bytes_memory: int
+    bytes_disk: int
+    macs_forward: int | None = None
+    macs_backward: int | None = None
+    batch_ms: Timing | None = None
+    single_ms: Timing | None = None
+    train_step_ms: Timing | None = None
+    batch: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", f"{self.parameters:,}"),
+            ("nonzeros", f"{self.nonzeros:,}"),
+            ("bytes in memory", f"{self.bytes_memory:,}"),
+            ("bytes on disk", f"{self.bytes_disk:,}"),
+            ("MACs forward", None if self.macs_forward is None else f"{self.macs_forward:,} a sample"),
+            ("MACs backward", None if self.macs_backward is None else f"{self.macs_backward:,} a sample"),
+            (f"batch of {self.batch}", self.batch_ms),
+            ("single sample", self.single_ms),
+            ("training step", self.train_step_ms),
+        ]
+        return "\n".join(f"{name:16} {value}" for name, value in rows if value is not None)
+
+
+def measure(
+    model: nn.Module, example: Tensor | None = None, target: Tensor | None = None, seconds: float = 0.5
+) -> Cost:
+    """Parameters, bytes, multiply-adds and latency of a model; the model is left as it was.
+
+    Args:
+        model: any torch module; it is measured in eval mode.
+        example: an input batch; without it, only what is stored is counted.
+        target: class labels for `example`; with them a training step is timed too, on a copy.
+        seconds: how long each latency is measured.
+
+    Returns:
+        A printable `Cost`.
+    """
+    cost = stored(model)
+    if example is None:
+        return cost
+    forward, backward = macs(model, example[:1])
+    works: dict[str, Callable[[], Any]] = {
+        "batch_ms": inference(model, example),
+        "single_ms": inference(model, example[:1]),
+    }
+    if target is not None:
+        works["train_step_ms"] = training_step(model, example, target)
+    with evaluating(model):
+        timings = dict(zip(works, race(list(works.values()), seconds), strict=True))
+    return Cost(
+        **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
+    )
+
+
+def stored(model: nn.Module) -> Cost:
+    """What is stored, without running the model."""
+    parameters = list(model.parameters())
+    hidden = sum(int((m.weight[~m.mask] != 0).sum()) for m in model.modules() if isinstance(m, MaskedLayer))
+    integers = sum(m.nnz for m in model.modules() if isinstance(m, IntegerLayer))
+    return Cost(
+        parameters=sum(p.numel() for p in parameters) + integers,
+        nonzeros=sum(int(p.count_nonzero()) for p in parameters) - hidden + integers,
+        bytes_memory=sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()]),
+        bytes_disk=_bytes_on_disk(model),
+    )
+
+
+def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
+    """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
+
+    Structured layers count their own: `macs` a sample, and twice that backward; so do recurrent networks, whose kernels
+    the counter does not see: their weights, once for each position.
+    """
+    twin = copy.deepcopy(model).eval()
+    own = [0]
+    for module in twin.modules():
+        if isinstance(module, Sell | FastfoodLinear | nn.RNNBase):
+            _count_itself(module, own)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            out = twin(sample)
+            forward = counter.get_total_flops()
+            (out if isinstance(out, Tensor) else out[0]).sum().backward()
+    except RuntimeError:  # an output without gradients, or an operation that cannot be counted
+        return None, None
+    return forward // 2 + own[0], (counter.get_total_flops() - forward) // 2 + 2 * own[0]
+
+
+def _count_itself(module: Any, total: list[int]) -> None:
+    """Let a module add its own count of multiply-adds, unseen by torch's counter; gradients pass, but are none."""
+    run, each = module.forward, getattr(module, "macs", None)
+    if each is None:
+        each = sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
+
+    def forward(x: Any, *others: Any, **named: Any) -> Any:
+        data = x.data if isinstance(x, PackedSequence) else x
+        total[0] += data.numel() // data.shape[-1] * each
+        with torch.no_grad(), _disable_current_modes():
+            found = run(x, *others, **named)
+        y, *rest = found if type(found) is tuple else (found,)
+        nothing = 0 * data.sum() + 0 * sum(p.abs().sum() for p in module.parameters())
+        if isinstance(y, PackedSequence):
+            y = PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
+        else:
+            y = y + nothing
+        return (y, *rest) if type(found) is tuple else y
+
+    module.forward = forward
+
+
+def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """A call that runs the model on `x` without gradients."""
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
+    """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
+    twin = copy.deepcopy(model).train()
+    fused = x.device.type == "cpu" and takes_fused_sgd(twin)
+    optimizer = torch.optim.SGD(twin.parameters(), lr, momentum=0.9, fused=fused)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        optimizer.step()
+
+    return run
+
+
+def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
+    """A call that takes the gradients of the cross-entropy by all parameters of a copy of the model, in training."""
+    twin = copy.deepcopy(model).train()
+    loss = nn.functional.cross_entropy(twin(x), y)
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    return lambda: torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+
+def _bytes_on_disk(model: nn.Module) -> int:
+    """As `fg.save` would write: tensors, a header line for each, and the description."""
+    whole = description(model)
+    tensors = {t.data_ptr() or id(t): t for t in whole["state_dict"].values()}.values()
+    plain = len(str(whole["model"])) + len(str(whole["conversions"]))
+    names = sum(2 * len(name) + 130 for name in whole["state_dict"])
+    return sum(t.numel() * t.element_size() for t in tensors) + names + plain + 200
+
+
+@register_flop_formula(torch.ops.filigree.linear_forward)
+def _linear_forward_flops(values: Any, bias: Any, x: Any, *_: Any, **__: Any) -> int:
+    return 2 * values[0] * x[0]
+
+
+@register_flop_formula(torch.ops.filigree.linear_backward)
+def _linear_backward_flops(values: Any, x: Any, y: Any, dy: Any, *rest: Any, **__: Any) -> int:
+    need_input = rest[6]
+    return 2 * values[0] * dy[0] * (2 if need_input else 1)
+
+
+@register_flop_formula(torch.ops.filigree.integer_linear)
+def _integer_linear_flops(x: Any, scale: Any, bias: Any, relu: Any, indptr: Any, *rest: Any, **__: Any) -> int:
+    return 2 * rest[0][0] * x[0]
+
+
+@register_flop_formula([torch.ops.filigree.spmm, torch.ops.filigree.spmm_t])
+def _spmm_flops(values: Any, x: Any, *_: Any, **__: Any) -> int:
+    return 2 * values[0] * x[1]
+
+
+@register_flop_formula(torch.ops.filigree.sddmm)
+def _sddmm_flops(dy: Any, x: Any, indptr: Any, indices: Any, *_: Any, **__: Any) -> int:
+    return 2 * indices[0] * x[1]
+
+
+@register_flop_formula(torch.ops.filigree.conv2d_forward)
+def _conv2d_forward_flops(values: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * values[0] * out_shape[0] * out_shape[2] * out_shape[3]
+
+
+@register_flop_formula(torch.ops.filigree.conv2d_backward)
+def _conv2d_backward_flops(values: Any, x: Any, dy: Any, *rest: Any, **__: Any) -> int:
+    need_input = rest[3]
+    return 2 * values[0] * dy[0] * dy[2] * dy[3] * (2 if need_input else 1)

@@ -1,0 +1,1 @@
+"""Sparsified backpropagation: layers whose backward pass computes only chosen gradients."""

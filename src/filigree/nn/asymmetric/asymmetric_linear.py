@@ -1,0 +1,281 @@
+"""Linear layers whose backward pass uses a part of their parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
+from filigree.ops import selection
+from filigree.ops.once import once_differentiable
+from filigree.ops.selection import Columns, Kept, Rows
+
+NOTHING: Any = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is kept in a layer's passes; see `fg.Asymmetric`, whose fields these are, resolved for a layer and epoch."""
+
+    forward: Sparsification | None = None
+    sensitivity: Sparsification | None = None
+    inputs: Sparsification | None = None
+    weights: Sparsification | None = None
+    neurons: Literal["intersection", "union"] = "intersection"
+    unified: bool = False
+    feedback: int | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        return not any((self.forward, self.sensitivity, self.inputs, self.weights)) and self.feedback is None
+
+    def is_plain_topk(self, width: int) -> bool:
+        """Whether the kernel that does all in one go is for it: few neurons by top-k, nothing else."""
+        function = self.sensitivity
+        if not isinstance(function, TopK) or function.ties != "index" or self.feedback is not None:
+            return False
+        return count(function.k, width) <= selection.DENSE * width and (self.neurons != "union" or not self.weights)
+
+    def at(self, layer: str, epoch: int, epochs: int | None) -> Rule:
+        fields = ("forward", "sensitivity", "inputs", "weights")
+        found = {name: getattr(self, name) for name in fields}
+        return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in found.items() if f is not None})
+
+
+class Asymmetrical:
+    """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
+
+    Attributes:
+        config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.watch` writes.
+    """
+
+    def set_rule(self, config: Any, name: str, shared: dict[str, Any] | None = None) -> Self:
+        self.config, self._name = config, name
+        self.watched: Any = None
+        self.shared: dict[str, Any] = {} if shared is None else shared  # by all layers of a network
+        self._cache: dict[int, tuple[Any, Tensor]] = {}
+        return self.set_epoch(0, None)
+
+    def set_epoch(self, epoch: int, epochs: int | None) -> Self:
+        """The rule of this epoch (counted from 0), of a run of so many."""
+        try:
+            self.rule: Rule = self.config.rule.at(self._name, epoch, epochs)
+        except HorizonError:
+            self.rule = NOTHING  # until fg.SelectionSchedule says it
+        return self
+
+    def adjoint(self, weight: Tensor) -> Tensor | None:
+        """W with each input's column sparsified (the perceptron adjoint); chosen anew when W has changed."""
+        if self.rule.weights is None:
+            return None
+        where = weight.data_ptr(), weight.dtype, weight.device  # `.to` and `.data =` leave the version as it is
+        key, lasting = (weight._version, *where, self.rule.weights), isinstance(weight, nn.Parameter)
+        held = self._cache.get(id(weight)) if lasting else None
+        if held is None or held[0] != key:
+            columns = self.rule.weights(weight.detach().t().contiguous())
+            held = key, columns.t().contiguous()
+            if lasting:
+                self._cache[id(weight)] = held
+        return held[1]
+
+    def check_rule(self) -> None:
+        if self.rule is None:
+            raise ValueError(
+                f"{self._name}: its schedule needs to know the number of epochs: fg.SelectionSchedule(model, epochs)."
+            )
+
+
+class AsymmetricLinear(Asymmetrical, nn.Linear):
+    """`nn.Linear` with an exact forward and a sparsified backward pass (000, chapters 7 and 8).
+
+    With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:
+
+        dL/dW = s x'^T (eqs. 7.1, 7.4, 7.6)    dL/dx = W^T s (7.2; 7.5 with W sparsified by columns)    dL/db = s (7.3)
+
+    Made by `fg.convert_(model, fg.Asymmetric...)`; it shares its parameters with the layer it replaces. With `relu` the
+    ReLU is part of the layer. In eval mode gradients are exact. Shape: `(..., in_features)` to `(..., out_features)`,
+    every position a sample. Dense equivalent: `dense()`.
+    """
+
+    relu = False
+
+    @classmethod
+    def like(cls, linear: nn.Linear) -> Self:
+        """The same layer with the same parameter objects."""
+        with torch.device("meta"):
+            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+            y = super().forward(x)
+            return y.relu() if self.relu else y
+        self.check_rule()
+        return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", relu=True" if self.relu else "") + f", {self.config.label()}"
+
+    def dense(self) -> nn.Module:
+        """The equivalent `nn.Linear` (and `nn.ReLU`), with a copy of the parameters and exact gradients."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        linear.load_state_dict(self.state_dict())
+        return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
+
+
+@torch.compiler.disable
+def asymmetric_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool = False
+) -> Tensor:
+    """`x W^T + bias`, differentiated by the owner's rule; x `(..., in)`."""
+    x, weight, bias = autocast(x, weight, bias)
+    flat = x.reshape(-1, x.shape[-1])
+    y: Tensor = _Linear.apply(flat, weight, bias, owner, relu)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A layer's tensors as torch's own layers see them: under autocast of the lower type."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    lower = torch.get_autocast_dtype(x.device.type)
+    return x.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool) -> Tensor:
+        rule = ctx.rule = owner.rule
+        ctx.owner = owner
+        y = nn.functional.linear(x, weight, bias)
+        kept = None if rule.forward is None else rule.forward.mask(y)
+        if kept is not None:
+            y.mul_(kept)
+        ctx.watched = owner.watched
+        if ctx.watched is not None:
+            ctx.watched.saw_forward(kept, *y.shape)
+        if relu:
+            y.relu_()
+            kept = y > 0
+        inputs = _saved_inputs(rule, x) if ctx.needs_input_grad[1] else x.new_empty(0)
+        ctx.saved = _pack(inputs)
+        mask = y if relu and inputs is x else kept  # the next layer holds y as its input; the mask is smaller
+        ctx.by_value = relu and inputs is x
+        ctx.save_for_backward(weight, mask, *ctx.saved[1])
+        ctx.saved = ctx.saved[0]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, mask, *tensors = ctx.saved_tensors
+        need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
+        delta: Tensor = dy
+        if mask is not None:
+            delta = torch.ops.aten.threshold_backward(dy, mask, 0) if ctx.by_value else dy * mask
+        x = _unpack(ctx.saved, tensors) if need_weight else NOTHING
+        dx, dw, db = linear_gradients(ctx.owner, ctx.rule, delta, x, weight, need_input, need_weight, ctx.watched)
+        return dx, dw, db if need_bias else None, None, None
+
+
+def linear_gradients(
+    owner: Asymmetrical,
+    rule: Rule,
+    delta: Tensor,
+    x: Kept,
+    weight: Tensor,
+    need_input: bool,
+    need_weight: bool,
+    watched: Any = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of x, W and b by the rule from delta `(batch, out)`, the saved `x` `(batch, in)` and W `(out, in)`."""
+    adjoint = owner.adjoint(weight)
+    plain = watched is None and rule.is_plain_topk(delta.shape[1]) and selection.native(delta)
+    if plain and not isinstance(x, Columns) and not selection.is_thin(x):
+        k = count(rule.sensitivity.k, delta.shape[1])  # type: ignore[union-attr]
+        inputs = delta.new_empty(1, 1) if x is None else selection.dense(x)
+        back = weight if adjoint is None else adjoint
+        return selection.top_backward(delta, inputs, back, k, rule.unified, need_input, need_weight)
+    if isinstance(rule.sensitivity, ColumnRowSampling):
+        kept: Kept = rule.sensitivity.columns(delta, weight)
+    else:
+        kept = choose(rule.sensitivity, delta, rule.unified)
+    if watched is not None:
+        chosen = None if rule.sensitivity is None else selection.dense(kept) != 0
+        seen_inputs = None if rule.inputs is None or x is None else selection.dense(x) != 0
+        watched.saw_backward(
+            rule.neurons, chosen, seen_inputs, weight.shape[1], None if adjoint is None else adjoint != 0
+        )
+    if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
+        return _union(kept, delta, x, weight, adjoint)
+    dx = None
+    if need_input and rule.feedback is not None:
+        dx = _direct_feedback(owner, rule.feedback, delta, weight)
+    elif need_input:
+        dx = selection.times(kept, weight if adjoint is None else adjoint)
+    dw = selection.t_times(kept, x) if need_weight else None
+    return dx, dw, selection.sums(kept)
+
+
+def choose(function: Sparsification | None, x: Tensor, unified: bool, transposed: bool = True) -> Kept:
+    """`x` `(batch, width)` sparsified: a choice for each sample, or one by the sums of magnitudes over the batch."""
+    if function is None:
+        return x
+    if not unified:
+        return function.kept(x, transposed)
+    index = function(x.abs().sum(0, keepdim=True))[0].nonzero().squeeze(1)
+    return x if len(index) == x.shape[1] else Columns(x.shape[1], x.index_select(1, index), index)
+
+
+def _union(
+    kept: Kept, delta: Tensor, x: Kept | None, weight: Tensor, adjoint: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A weight takes part if its neuron was chosen by sensitivity, or by its input's column of W (000, eq. 8.3).
+
+    This is a dense product and a sparse one: there is nothing to save in a union with a choice that is nearly full.
+    """
+    chosen = adjoint != 0
+    rest = torch.where(chosen, 0, weight)
+    dx = (delta @ adjoint).add_(selection.times(kept, rest))
+    dw = None if x is None else torch.where(chosen, selection.t_times(delta, x), selection.t_times(kept, x))
+    db = torch.where(chosen.any(1), delta.sum(0), selection.sums(kept))
+    return dx, dw, db
+
+
+def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tensor) -> Tensor:
+    """Direct feedback alignment: the output's error by a fixed random matrix, made again from its seed at each use.
+
+    The first layer of a backward pass is the output layer: its delta is the error that all layers receive.
+    """
+    shared = owner.shared
+    if owner is shared.get("last"):
+        shared["error"] = delta
+    error = shared["error"]
+    numbers = torch.Generator(error.device).manual_seed(seed * 1_000_003 + shared["order"][owner])
+    scale = weight.shape[1] ** -0.5
+    matrix = torch.randn(error.shape[1], weight.shape[1], generator=numbers, device=error.device, dtype=error.dtype)
+    return error @ matrix.mul_(scale)
+
+
+# -- what the forward pass keeps for the backward pass -----------------------------------------------------------------
+
+
+def _saved_inputs(rule: Rule, x: Tensor) -> Kept:
+    """The input as it is, or only what is kept of it: then the activation itself may go."""
+    return choose(rule.inputs, x, rule.unified, transposed=False)
+
+
+def _pack(x: Kept) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    if isinstance(x, Rows):
+        return (Rows, x.width), (x.values, x.indptr, x.indices)
+    if isinstance(x, Columns):
+        return (Columns, x.width), (x.values, x.index)
+    return (Tensor, None), (x,)
+
+
+def _unpack(kind: tuple[Any, ...], tensors: list[Tensor]) -> Kept:
+    return tensors[0] if kind[0] is Tensor else kind[0](kind[1], *tensors)

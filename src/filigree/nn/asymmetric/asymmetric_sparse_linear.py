@@ -1,0 +1,131 @@
+"""Sparse weights and sparsified gradients together."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose
+from filigree.nn.asymmetric.sparsification import Sparsification
+from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.ops import reference, selection, sparse
+from filigree.ops.once import once_differentiable
+from filigree.ops.rows import rows_backward
+from filigree.ops.sparse import Pattern
+
+
+class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
+    """`SparseLinear` with a sparsified backward pass: `AsymmetricLinear` on the connections alone.
+
+    Chosen for the whole batch (`unified`), the backward pass is that of a sparse layer with the chosen neurons only.
+    Chosen for each sample it is computed by the ordinary kernels on masked numbers: a pattern for each sample breaks
+    the vectors over the batch, so nothing is saved. Sparsified weights: the choice is among an input's connections.
+    Evolves, saves and loads as a `SparseLinear`. Dense equivalent: `dense()`.
+    """
+
+    @classmethod
+    def like(cls, layer: SparseLinear) -> Self:
+        """The same layer: parameters and pattern are shared."""
+        made = cls.__new__(cls)
+        shallow = {key: copy.copy(value) for key, value in layer.__dict__.items() if isinstance(value, dict)}
+        made.__dict__ = {**layer.__dict__, **shallow}  # its own parameters, buffers and hooks
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+            return super().forward(x)
+        self.check_rule()
+        x = self._checked(x)
+        y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", {self.config.label()}"
+
+
+@torch.compiler.disable
+def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
+    if x.is_cpu and x.dtype not in sparse.FLOATS:  # half precision is computed in float32
+        wide: Tensor = _SparseLinear.apply(x.float(), values.float(), None if bias is None else bias.float(), owner)
+        return wide.to(x.dtype)
+    return _SparseLinear.apply(x, values, bias, owner)
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
+        rule, pattern = owner.rule, owner.pattern
+        rows = sparse.feature_major(x.t())
+        y = torch.ops.filigree.linear_forward(values, bias, rows.t(), False, *pattern)
+        kept = None if rule.forward is None else rule.forward.mask(y)
+        if kept is not None:
+            y.mul_(kept)
+        ctx.watched = owner.watched
+        if ctx.watched is not None:
+            ctx.watched.saw_forward(kept, *y.shape)
+        if owner.relu:
+            y.relu_()
+            kept = y > 0
+        if rule.inputs is not None:
+            rows = selection.dense(choose(rule.inputs, x, rule.unified)).t().contiguous()
+        ctx.rule, ctx.pattern, ctx.owner = rule, pattern, owner
+        ctx.save_for_backward(rows, values, kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, kept = ctx.saved_tensors
+        rule, pattern = ctx.rule, ctx.pattern
+        need_input, need_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        delta = dy if kept is None else dy * kept
+        adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
+        if ctx.watched is not None:
+            function = rule.sensitivity
+            seen = None if function is None else selection.dense(choose(function, delta, rule.unified)) != 0
+            inputs = None if rule.inputs is None else x.t() != 0
+            by_weights = None if adjoint is None else adjoint != 0
+            ctx.watched.saw_backward(rule.neurons, seen, inputs, pattern.cols, by_weights)
+        if rule.unified and rule.sensitivity is not None and rule.neurons != "union":
+            rows = delta.t()  # feature-major: a neuron's row is contiguous
+            index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
+            few = rows.index_select(0, index)
+            back = values if adjoint is None else values * adjoint
+            dx, dvalues = rows_backward(pattern, index, back, few, x, need_input)
+            db = few.new_zeros(pattern.rows).index_copy_(0, index, few.sum(1)) if need_bias else None
+            return None if dx is None else dx.t(), dvalues, db, None
+        chosen = choose(rule.sensitivity, delta, rule.unified)
+        if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
+            return _union(pattern, chosen, delta, x, values, adjoint)
+        back = values if adjoint is None else values * adjoint
+        rows = selection.dense(chosen).t().contiguous()
+        dx = sparse.spmm_t(pattern, back, rows).t() if need_input else None
+        return dx, sparse.sddmm(pattern, rows, x), selection.sums(chosen) if need_bias else None, None
+
+
+def _by_columns(function: Sparsification, pattern: Pattern, values: Tensor) -> Tensor:
+    """1 at the connections that the function keeps of each input's, else 0."""
+    counts = pattern.t_indptr.diff().long()
+    widest = int(counts.max()) if counts.numel() else 0
+    column = torch.repeat_interleave(counts, output_size=pattern.nnz)
+    slot = torch.arange(pattern.nnz, device=values.device) - pattern.t_indptr[:-1].long()[column]
+    order = pattern.t_perm.long()
+    table = values.new_zeros(pattern.cols, max(widest, 1))
+    table[column, slot] = values.detach()[order]
+    kept = values.new_zeros(values.shape)
+    kept[order] = (function(table) != 0)[column, slot].to(values.dtype)
+    return kept
+
+
+def _union(
+    pattern: Pattern, chosen: Any, delta: Tensor, x: Tensor, values: Tensor, adjoint: Tensor
+) -> tuple[Tensor | None, ...]:
+    few, full = selection.dense(chosen).t().contiguous(), delta.t().contiguous()
+    dvalues = torch.where(adjoint > 0, sparse.sddmm(pattern, full, x), sparse.sddmm(pattern, few, x))
+    dx = sparse.spmm_t(pattern, values * adjoint, full) + sparse.spmm_t(pattern, values * (1 - adjoint), few)
+    row = reference.rows(pattern.indptr, pattern.nnz)
+    whole = torch.zeros_like(full[:, 0], dtype=torch.bool).index_fill_(0, row[adjoint > 0], True)
+    return dx.t(), dvalues, torch.where(whole, full.sum(1), few.sum(1)), None

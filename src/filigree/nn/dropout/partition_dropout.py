@@ -1,0 +1,248 @@
+"""Dropout by partitions: each unit is dropped exactly once in P steps, for a P-th of the random numbers (002)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from filigree.config import check_choice, config
+from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.ops.dropout import partition_dropout
+from filigree.ops.rows import rows_linear
+from filigree.ops.sparse import FLOATS
+
+
+class Partitions(nn.Module):
+    """Which of P partitions each place of a tensor belongs to, and which is out in this step.
+
+    Each place draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is out once. Drawn from
+    torch's global generator. Partitions and the step are in `state_dict`: a resumed run goes on in the same round.
+
+    Attributes:
+        drawn: random numbers drawn so far.
+    """
+
+    partition: Tensor
+    step: Tensor
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        if parts < 2:
+            raise ValueError(f"{type(self).__name__}: parts must be at least 2. Got {parts}.")
+        self.parts, self.drawn = parts, 0
+        self.register_buffer("partition", torch.empty(0, dtype=torch.int16))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Where a tensor of this shape is kept in this step, and go on to the next."""
+        kept = self.kept_now(shape, like)
+        self.step += 1
+        return kept
+
+    def kept_now(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Where a tensor of this shape is kept in the step to come."""
+        now = int(self.step)
+        if now >= self.parts or self.partition.shape != shape:  # a new round
+            self.partition = torch.randint(self.parts, shape, dtype=torch.int16, device=like.device)
+            self.drawn += self.partition.numel()
+            self.step.zero_()
+            now = 0
+        return self.partition != now
+
+    @property
+    def scale(self) -> float:
+        """What the kept are multiplied by, so that expectations stay: P / (P - 1)."""
+        return self.parts / (self.parts - 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(prefix + "partition")
+        if isinstance(stored, Tensor):
+            self.partition = torch.empty_like(stored, device=self.partition.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class PartitionedDropout(Partitions):
+    """Dropout of probability 1 / P in which every place is dropped exactly once in P steps.
+
+    Args:
+        parts: P, at least 2.
+        per: "unit": a feature (of images: a channel) is dropped in all samples of the batch at once; "element": each
+            number of the batch has its own partition. Its random number is the element's place in a counter-based
+            generator: on the CPU `partition` holds the round's seed, and no partitions.
+        behind: with "unit", how many dimensions stand behind the features'; None: those of images, where the input has
+            more than three and is `(N, C, ...)`, else none.
+
+    The kept are multiplied by P / (P - 1); the identity in eval mode. Shape: any, to the same. Dense equivalent:
+    `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
+    """
+
+    def __init__(
+        self, parts: int, per: Literal["unit", "element"] = "unit", behind: int | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(parts)
+        check_choice("PartitionedDropout", "per", per, ("unit", "element"))
+        self.per, self.behind = per, behind
+        self.size = 0  # elements of this round's tensors; not known after loading
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if self.per == "element":
+            return self._elements(x)
+        side = 1 if x.dim() > 3 and self.behind is None else x.dim() - 1 - (self.behind or 0)
+        kept = self.keep((x.shape[side],), x)
+        factor = kept.to(x.dtype).mul_(self.scale)
+        return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
+
+    def _elements(self, x: Tensor) -> Tensor:
+        if not x.is_cpu or x.dtype not in FLOATS:
+            return torch.where(self.keep(tuple(x.shape), x), x * self.scale, 0)
+        if int(self.step) >= self.parts or self.partition.shape != () or self.size not in (0, x.numel()):  # a new round
+            self.partition = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+            self.drawn += x.numel()
+            self.step.zero_()
+        self.size = x.numel()
+        self.step += 1
+        return partition_dropout(x, int(self.step) - 1, self.parts, self.partition)
+
+    def dense(self) -> nn.Module:
+        return nn.Dropout(1 / self.parts)
+
+    def extra_repr(self) -> str:
+        return f"parts={self.parts}, per={self.per!r}"
+
+
+class PartitionedLinear(nn.Linear):
+    """A linear layer before a `PartitionedDropout`: the rows that it will drop are not computed, their outputs are 0.
+
+    In training, on the units that the dropout keeps in this step, `nn.Linear`; in eval mode `nn.Linear`.
+    """
+
+    dropout: list[PartitionedDropout]  # in a list: it is registered where it stands
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
+        bias = None if self.bias is None else self.bias.index_select(0, rows)
+        y = nn.functional.linear(x, self.weight.index_select(0, rows), bias)
+        return y.new_zeros(*x.shape[:-1], self.out_features).index_copy(-1, rows, y)
+
+
+class PartitionedSparseLinear(SparseLinear):
+    """`PartitionedLinear` of a sparse layer: the connections of dropped units are not read."""
+
+    dropout: list[PartitionedDropout]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        x = self._checked(x)
+        rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
+        y = rows_linear(self._pattern, rows, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
+class PartitionedConnect(Partitions):
+    """DropConnect (Wan et al. 2013) by partitions: each weight of a linear layer is out exactly once in P steps."""
+
+    def __init__(self, linear: nn.Linear, parts: int) -> None:
+        super().__init__(parts)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return nn.functional.linear(x, self.weight, self.bias)
+        kept = self.keep(tuple(self.weight.shape), x)
+        return nn.functional.linear(x, torch.where(kept, self.weight * self.scale, 0), self.bias)
+
+    @torch.no_grad()
+    def dense(self) -> nn.Linear:
+        """The equivalent of eval mode, with a copy of the parameters."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        linear.weight.copy_(self.weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, parts={self.parts}"
+
+
+_BEHIND: dict[type[nn.Module], int | None] = {nn.Dropout: None, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
+
+
+@config
+class PartitionDropout(Conversion):
+    """Dropout by partitions (002) in place of every `nn.Dropout`; with `connect`, DropConnect on linear layers.
+
+    Args:
+        parts: P: each unit is dropped once in P steps, as often as by `nn.Dropout(1 / P)`; the probabilities of the
+            layers it replaces are not read. per: "unit" or "element", see `filigree.nn.PartitionedDropout`.
+        connect: drop weights of linear layers in place of units behind dropout layers.
+
+    In an `nn.Sequential`, a linear or sparse layer that only activations separate from a dropout per unit does not
+    compute the rows that will be dropped.
+    """
+
+    parts: Annotated[int, pydantic.Field(ge=2)]
+    per: Literal["unit", "element"] = "unit"
+    connect: bool = False
+
+    def accepts(self, module: nn.Module) -> bool:
+        if self.connect:
+            return type(module) is nn.Linear
+        return type(module) in _BEHIND
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        changes = []
+        for name in names:
+            old: Any = model.get_submodule(name)
+            made: nn.Module
+            if self.connect:
+                made, size = PartitionedConnect(old, self.parts), old.weight.numel()
+            else:
+                made, size = PartitionedDropout(self.parts, self.per, _BEHIND[type(old)]), 0
+            replace_module(model, name, made)
+            changes.append(Change(name, type(old).__name__, f"{type(made).__name__}({self.parts})", (size, size),
+                                  (size, size)))  # fmt: skip
+            if isinstance(made, PartitionedDropout) and self.per == "unit" and not made.behind:
+                changes += _skip_dropped_rows(model, made)
+        return changes
+
+
+_ELEMENTWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh,
+    nn.Hardsigmoid, nn.Softplus, nn.Identity,
+)  # fmt: skip
+
+
+def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Change]:
+    """Let the layer before a dropout compute only what is kept, where a sequence says which layer that is."""
+    changes = []
+    for parent_name, parent in list(model.named_modules()):
+        if type(parent) is not nn.Sequential or dropout not in parent._modules.values():
+            continue
+        keys = list(parent._modules)
+        before = keys[: list(parent._modules.values()).index(dropout)]
+        while before and isinstance(parent._modules[before[-1]], _ELEMENTWISE):
+            before.pop()
+        layer: Any = parent._modules[before[-1]] if before else None
+        kind = {nn.Linear: PartitionedLinear, SparseLinear: PartitionedSparseLinear}.get(type(layer))
+        if kind is None or layer._forward_hooks or layer._forward_pre_hooks:
+            continue
+        made: Any = object.__new__(kind)
+        made.__dict__.update(layer.__dict__)
+        made.dropout, dropout.behind = [dropout], 0  # the features of a linear layer are the last dimension
+        replace_module(model, f"{parent_name}.{before[-1]}".lstrip("."), made)
+        size = sum(p.numel() for p in layer.parameters())
+        macs = layer.nnz if isinstance(layer, SparseLinear) else layer.weight.numel()
+        note = "in training; dropped rows are not computed"
+        changes.append(Change(f"{parent_name}.{before[-1]}".lstrip("."), type(layer).__name__, kind.__name__,
+                              (size, size), (macs, macs - macs // dropout.parts), note))  # fmt: skip
+    return changes

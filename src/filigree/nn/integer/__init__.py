@@ -1,0 +1,1 @@
+"""Layers of small integers, as sampling makes them."""

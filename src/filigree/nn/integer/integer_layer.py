@@ -1,0 +1,139 @@
+"""What layers of small integers share: their bytes, scales and bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.integer.integer_code import decode, encode
+from filigree.ops.integers import Integers
+
+
+class IntegerLayer(DenseWeight, nn.Module):
+    """Base of `IntegerLinear` and `IntegerConv2d`: `W = scale * C * input_scale`, C a matrix of small integers.
+
+    In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer.integer_code`); `scale`, one for the layer or
+    one a row; `input_scale`, one an input (channel), or absent; `bias`. The integers are constants: nothing but the
+    bias can be trained. The form that the kernels read, with int16 or int32 columns, is made from the code.
+    """
+
+    code: Tensor
+    indptr: Tensor
+    indices: Tensor
+    counts: Tensor
+    scale: Tensor
+    input_scale: Tensor | None
+    activation: SampledActivation | None
+
+    def __init__(
+        self, counts: Tensor, scale: Tensor, input_scale: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = counts.shape
+        self.register_buffer("scale", scale.detach().clone().reshape(-1))
+        self.register_buffer("input_scale", None if input_scale is None else input_scale.detach().clone())
+        if bias is not None and bias.shape != (self.out_features,):
+            raise ValueError(f"{type(self).__name__}: bias must be ({self.out_features},). Got {tuple(bias.shape)}.")
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.activation = None
+        self._set_code(encode(counts))
+
+    @property
+    def nnz(self) -> int:
+        """Distinct weights kept."""
+        return self._nnz
+
+    @property
+    def samples(self) -> int:
+        """The sum of the magnitudes of the integers: the samples that made them."""
+        return int(self.counts.long().abs().sum())
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight of the dense layer in a file, scales and bias aside."""
+        return 8 * self.code.numel() * self.code.element_size() / max(1, self.in_features * self.out_features)
+
+    def integers(self) -> Tensor:
+        """C, `(out_features, in_features)` int32, dense."""
+        indptr, columns, counts = decode(self.code, self.out_features, self.in_features)
+        rows = torch.repeat_interleave(indptr.diff().long())
+        out = torch.zeros(self.out_features, self.in_features, dtype=torch.int32)
+        return out.index_put((rows, columns.long()), counts)
+
+    def _dense_weight(self) -> Tensor:
+        weight = self.integers().to(self.scale) * self.scale[:, None]
+        return weight if self.input_scale is None else weight * self.input_scale
+
+    # -- keeping the code and what the kernels read in step ------------------------------------------------------------
+
+    def _set_code(self, code: Tensor) -> None:
+        indptr, columns, counts = decode(code, self.out_features, self.in_features)
+        self._nnz = len(columns)
+        device = self.scale.device
+        self.register_buffer("code", code.to(device))
+        for name, part in zip(Integers._fields, self._run_form(indptr, columns, counts), strict=True):
+            self.register_buffer(name, part.to(device), persistent=False)
+
+    def _run_form(self, indptr: Tensor, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return Integers.of(indptr, columns, counts, self.in_features)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        code, scale = state_dict.get(prefix + "code"), state_dict.get(prefix + "scale")
+        if isinstance(code, Tensor) and isinstance(scale, Tensor):
+            if scale.shape not in ((1,), (self.out_features,)):
+                raise ValueError(
+                    f"state_dict: {prefix}scale must be (1,) or ({self.out_features},). Got {tuple(scale.shape)}."
+                )
+            self.scale = torch.empty_like(scale, device=self.scale.device)
+            stored = state_dict.get(prefix + "input_scale")
+            if isinstance(stored, Tensor):
+                self.input_scale = torch.empty_like(stored, device=self.scale.device)
+            if isinstance(state_dict.get(prefix + "activation.scale"), Tensor):
+                self.activation = SampledActivation(1.0).to(self.scale.device)
+            bias = state_dict.get(prefix + "bias")
+            if isinstance(bias, Tensor) and bias.shape != (self.out_features,):
+                raise ValueError(f"state_dict: {prefix}bias must be ({self.out_features},). Got {tuple(bias.shape)}.")
+            if isinstance(bias, Tensor) and self.bias is None:
+                self.bias = nn.Parameter(torch.empty_like(bias, device=self.scale.device))
+            try:
+                self._set_code(code)
+            except ValueError as error:
+                raise ValueError(f"state_dict: {prefix}{error}") from None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SampledActivation(nn.Module):
+    """Activations as small integers, by the same sampling as of weights.
+
+    `scale * diff(floor(cumsum(|x|) / scale + 1/2)) * sign(x)` along the features (all that is not the batch): samples
+    `scale` apart through the cumulative sum of a sample's magnitudes, the first at half a step. Each number is within
+    `scale` of what it was, sums over any run of features too. No random numbers: the same in every call.
+
+    Args:
+        scale: of one count; by `MonteCarlo(activations=s)` the mean magnitude over the calibration data by s.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: float | Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.get_default_dtype()).reshape(1))
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers, in a float type: shape as `x`."""
+        flat = x.reshape(len(x), -1)
+        at = (flat.abs().double().cumsum(1) / self.scale + 0.5).floor()
+        return (torch.diff(at, dim=1, prepend=at.new_zeros(len(at), 1)) * flat.sign()).reshape(x.shape).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.integers(x) * self.scale
+
+
+def by_channel(numbers: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """A number for each input, or input channel, at the places of `weight` `(out, in / groups * taps)` that read it."""
+    inputs = len(numbers) // groups
+    each = numbers.view(groups, 1, inputs).expand(-1, len(weight) // groups, -1).reshape(len(weight), inputs)
+    return each.repeat_interleave(weight.shape[1] // inputs, 1)

@@ -1,0 +1,1 @@
+"""Networks that begin linear and shallow, and stochastic depth."""

@@ -1,0 +1,155 @@
+"""The config `Mollified`: networks that begin linear and shallow (004, 4.4)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.mollified.mollified_activation import FUNCTIONS, MollifiedActivation
+from filigree.nn.mollified.mollified_block import MollifiedBlock
+from filigree.nn.mollified.mollified_rnn import MollifiedGRU, MollifiedGRUGates, MollifiedLSTM, MollifiedLSTMGates
+from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
+from filigree.protocols import ResidualBlock
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+
+
+@config
+class Mollified(Conversion):
+    """A mollifying network (004, 4.4): blocks become `filigree.nn.MollifiedBlock`s, recurrent layers get
+    `filigree.nn.MollifiedGates`; all start at p = 1, and `fg.MollificationAnnealing` takes them to 0.
+
+    A block is a layer with units (linear, sparse, structured or a convolution), the norm behind it if there is one, and
+    the activation that follows, all in an `nn.Sequential`; or a `filigree.protocols.ResidualBlock` (always padded, it
+    has its own residual connection). Layers without an
+    activation behind them, such as the last one, stay as they are. Sigmoid, tanh, hard sigmoid, hard tanh and ReLU.
+
+    Args:
+        c: the scale of the noise: the larger, the more linear is a unit at p = 1. a: of Algorithm 2, drawn for each
+            unit from a range, or a number.
+        skip: "pad" the input with zeros to the block's width, or "project" it by a learned linear map.
+        residual: add the (padded or projected) input to the pre-activation.
+        shift_back: at p = 0 the network is the plain one; otherwise its activations are shifted to be 0 at 0.
+        expected: in eval mode the expectation at the current level; otherwise the network at p = 0.
+        deterministic, recurrent, time: of recurrent layers, see `filigree.nn.MollifiedGates`.
+        seed: of a and of projections.
+    """
+
+    c: Annotated[float, pydantic.Field(ge=0)] = 1.0
+    a: tuple[float, float] | float = (-2.0, 2.0)
+    skip: Literal["pad", "project"] = "pad"
+    residual: bool = False
+    shift_back: bool = False
+    expected: bool = False
+    deterministic: bool = False
+    recurrent: Literal["fade", "keep"] = "fade"
+    time: Literal["position", "step"] = "position"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.a, tuple) and self.a[0] > self.a[1]:
+            raise ValueError(f"a must be a range (low, high) or a number. Got {self.a}.")
+
+    def accepts(self, module: nn.Module) -> bool:
+        if isinstance(module, LoopedRNN):
+            return not module.has_gates
+        if isinstance(module, ResidualBlock):
+            return True
+        return type(module) in (nn.LSTM, nn.GRU) or _units(module) is not None
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        found = {name: self._found(model, name) for name in names}
+        chosen = [name for name in names if found[name] is not None]
+        if not chosen:
+            raise ValueError(
+                f"Mollified: none of {', '.join(names)} is followed by an activation in an nn.Sequential: no blocks."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return [self._mollified(model, name, found[name]) for name in chosen]
+
+    def _found(self, model: nn.Module, name: str) -> Any:
+        """Where a block is: the Sequential that holds it and the keys of its parts; True if it is one by itself."""
+        module = model.get_submodule(name)
+        if _units(module) is None:
+            refuse_projections(module, "Mollified")
+            return True
+        places = [other for other, it in model.named_modules(remove_duplicate=False) if it is module]
+        if len(places) > 1:
+            raise ValueError(
+                f"Mollified: {name!r} is used in {len(places)} places, {', '.join(places)}: one block each."
+            )
+        parent_name, _, key = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        if not isinstance(parent, nn.Sequential):
+            return None
+        if getattr(module, "relu", False):
+            return parent, [key]
+        keys = list(parent._modules)
+        place = keys.index(key)
+        parts = [key]
+        for other in keys[place + 1 :]:
+            follower = parent._modules[other]
+            if isinstance(follower, _NORMS):
+                parts.append(other)
+            elif type(follower) in FUNCTIONS and (
+                not isinstance(follower, nn.Hardtanh) or (follower.min_val, follower.max_val) == (-1, 1)
+            ):
+                return parent, [*parts, other]
+            elif not isinstance(follower, nn.Identity):
+                break
+        return None
+
+    def _mollified(self, model: nn.Module, name: str, found: Any) -> Change:
+        module: Any = model.get_submodule(name)
+        before = type(module).__name__
+        if isinstance(module, nn.RNNBase | LoopedRNN):
+            rnn: Any = module
+            make = MollifiedLSTMGates if is_lstm(rnn) else MollifiedGRUGates
+            options = self.c, self.a, self.deterministic, self.recurrent, self.time, self.expected
+            gates = nn.ModuleDict({suffix: make(rnn.hidden_size, *options) for suffix in suffixes(rnn)})
+            put_gates(model, name, gates, (MollifiedLSTM, MollifiedGRU))
+            return Change(name, before, "mollified gates", (0, 0), (0, 0))
+        if found is True:  # a residual block, its activations by themselves
+            for inner in ("relu1", "relu2"):
+                own = MollifiedActivation(getattr(module, inner), self.c, self.a, module.conv2.out_channels, -3)
+                setattr(module, inner, own)
+            block = MollifiedBlock(module, None, "pad", None, False, self.expected)
+            replace_module(model, name, block)
+            return Change(name, before, f"MollifiedBlock({before})", (0, 0), (0, 0))
+        parent, keys = found
+        parts = [parent._modules[key] for key in keys]
+        if fused := getattr(module, "relu", False):
+            module.relu = False
+        activation = nn.ReLU() if fused else parts[-1]
+        body = nn.Sequential(*(parts if fused else parts[:-1]))
+        ins, outs, dim = _units(module)  # type: ignore[misc]
+        psi = MollifiedActivation(activation, self.c, self.a, outs, dim, self.shift_back)
+        projection = None
+        if self.skip == "project":
+            stride: Any = getattr(module, "stride", 1)
+            projection = nn.Linear(ins, outs, bias=False) if dim == -1 else nn.Conv2d(ins, outs, 1, stride, bias=False)
+            if (like := next((p for p in module.parameters() if p.is_floating_point()), None)) is not None:
+                projection.to(like.device, like.dtype)  # integer layers have none
+        block = MollifiedBlock(
+            body[0] if len(body) == 1 else body, psi, self.skip, projection, self.residual, self.expected
+        )
+        parent._modules[keys[0]] = block.train(module.training)
+        for key in keys[1:]:
+            parent._modules[key] = nn.Identity()
+        count = sum(p.numel() for p in projection.parameters()) if projection is not None else 0
+        return Change(name, before, f"MollifiedBlock({type(activation).__name__})", (0, count), (0, count))
+
+
+def _units(module: Any) -> tuple[int, int, int] | None:
+    """Inputs, outputs and the dimension in which they lie, of a layer with units."""
+    if isinstance(getattr(module, "out_features", None), int) and isinstance(getattr(module, "in_features", None), int):
+        return module.in_features, module.out_features, -1
+    if isinstance(getattr(module, "out_channels", None), int) and len(getattr(module, "kernel_size", ())) == 2:
+        return module.in_channels, module.out_channels, -3
+    return None

@@ -1,0 +1,1 @@
+"""Noisy activations and gates."""

@@ -1,0 +1,122 @@
+"""The config `Noisy`: activations that saturate, alone and in recurrent cells, become noisy ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module, width_before
+from filigree.nn.noisy.noisy_activations import Kind, NoiseName, NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
+from filigree.nn.noisy.noisy_rnn import (
+    NoisyGRU,
+    NoisyGRUCell,
+    NoisyGRUGates,
+    NoisyLSTM,
+    NoisyLSTMCell,
+    NoisyLSTMGates,
+)
+from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
+
+_ACTIVATIONS: dict[type, type] = {
+    nn.Tanh: NoisyHardTanh, nn.Hardtanh: NoisyHardTanh, nn.Sigmoid: NoisyHardSigmoid, nn.Hardsigmoid: NoisyHardSigmoid,
+}  # fmt: skip
+_CELLS: dict[type, tuple[Any, Any]] = {
+    nn.LSTMCell: (NoisyLSTMCell, NoisyLSTMGates), nn.GRUCell: (NoisyGRUCell, NoisyGRUGates),
+}  # fmt: skip
+
+
+@config
+class Noisy(Conversion):
+    """Noisy activations (004, 4.3) in place of `nn.Tanh`, `nn.Sigmoid`, `nn.Hardtanh`, `nn.Hardsigmoid`, and in
+    `nn.LSTM`, `nn.GRU` and their cells; in recurrent networks with structured, sparse or asymmetric products too.
+
+    Weights stay. What they do, and most arguments: `filigree.nn.NoisyHardTanh`; with alpha 1 and c 0 there is no noise,
+    and what remains are the hard activations, the baseline to compare with.
+
+    Args:
+        form: the kind, "NAN", "NAH", "NANI", "NANIL" or "NANIS".
+        p: "unit": a number for each unit, drawn from U[-1, 1] by `seed`; "layer": one for each activation; or a
+            number, for all.
+        learn_p: train p.
+    """
+
+    form: Kind = "NAH"
+    alpha: Annotated[float, pydantic.Field(gt=0)] = 0.9
+    c: Annotated[float, pydantic.Field(ge=0)] = 0.5
+    sigma: Annotated[float, pydantic.Field(ge=0)] = 0.05
+    learn_p: bool = True
+    p: Literal["unit", "layer"] | float = "unit"
+    noise: NoiseName = "normal"
+    exact: bool = False
+    seed: int = 0
+
+    def accepts(self, module: nn.Module) -> bool:
+        if type(module) is nn.Hardtanh:
+            return (module.min_val, module.max_val) == (-1, 1)
+        looped = isinstance(module, LoopedRNN) and not module.has_gates
+        return looped or type(module) in (*_ACTIVATIONS, *_CELLS, nn.LSTM, nn.GRU)
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        made = {}
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            for name in names:  # all are made before one is put in its place
+                module, count = self._made(model, name)
+                made[name] = module.to(like.dtype) if like.is_meta else module.to(like), count
+        changes = []
+        for name, (module, count) in made.items():
+            before = type(model.get_submodule(name)).__name__
+            if isinstance(module, nn.ModuleDict):  # gates of a recurrent network
+                module = put_gates(model, name, module, (NoisyLSTM, NoisyGRU))
+            else:
+                replace_module(model, name, module)
+            changes.append(Change(name, before, f"{type(module).__name__}({self.form})", (0, count), (0, 0)))
+        return changes
+
+    def _made(self, model: nn.Module, name: str) -> tuple[nn.Module, int]:
+        """What takes a module's place, and how many parameters it adds."""
+        module: Any = model.get_submodule(name)
+        options: dict[str, Any] = {
+            "kind": self.form, "alpha": self.alpha, "c": self.c, "sigma": self.sigma, "learn_p": self.learn_p,
+            "p": None if isinstance(self.p, str) else self.p, "noise": self.noise,
+        }  # fmt: skip
+        if self.exact and type(module) not in _ACTIVATIONS:
+            raise ValueError(f"Noisy: exact expectations are of activations, not of gates. Got {name!r}.")
+        per_unit = self.p == "unit"
+        if type(module) in _ACTIVATIONS:
+            each_own = per_unit and self.form in ("NAN", "NAH", "NANIL")  # the others have no p
+            units, dim = width_before(model, name, "Noisy(p='unit')") if each_own else (1, -1)
+            new = _ACTIVATIONS[type(module)](units=units, dim=dim, exact=self.exact, **options)
+            return new.train(module.training), _learned(new)
+        if type(module) in _CELLS:
+            kind, gates = _CELLS[type(module)]
+            own = gates(module.hidden_size, per_unit, **options)
+            return kind.like(module, own), _learned(own)
+        refuse_projections(module, "Noisy")
+        make = NoisyLSTMGates if is_lstm(module) else NoisyGRUGates
+        each = nn.ModuleDict({suffix: make(module.hidden_size, per_unit, **options) for suffix in suffixes(module)})
+        return each, _learned(each)
+
+
+def _learned(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@config
+class NoisyRectifier(Conversion):
+    """Replace every `nn.ReLU` by `filigree.nn.NoisyReLU` with this sigma."""
+
+    sigma: Literal["input"] | Annotated[float, pydantic.Field(ge=0)] = "input"
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) is nn.ReLU
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        for name in names:
+            replace_module(model, name, NoisyReLU(self.sigma).train(model.get_submodule(name).training))
+        return [Change(name, "ReLU", f"NoisyReLU({self.sigma})", (0, 0), (0, 0)) for name in names]

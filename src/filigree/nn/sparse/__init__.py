@@ -1,0 +1,1 @@
+"""Sparse layers: they store and compute only their connections."""

@@ -1,0 +1,126 @@
+"""The papers' masked variant: dense layers whose unconnected weights are multiplied by zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_layer import SparseLayer
+from filigree.nn.sparse.sparse_linear import SparseLinear
+
+
+class MaskedLayer(nn.Module):
+    """Base of both: takes over connections and weights of a sparse layer.
+
+    In `state_dict`: `weight` in the dense layer's shape, `mask` bool, `bias`.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    mask: Tensor
+
+    def __init__(self, layer: SparseLayer, dense: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight = nn.Parameter(dense.weight.detach())
+        self.bias = None if layer.bias is None else nn.Parameter(dense.bias.detach())
+        mask = torch.zeros(dense.weight.numel(), dtype=torch.bool)
+        mask[layer.places()] = True
+        self.register_buffer("mask", mask.view_as(self.weight).to(self.weight.device))
+
+    @property
+    def nnz(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def density(self) -> float:
+        return self.nnz / self.mask.numel()
+
+    def sparse(self) -> SparseLinear | SparseConv2d:
+        """The equivalent truly sparse layer."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def dense(self) -> nn.Module:
+        """The equivalent torch module."""
+        return self.sparse().dense()
+
+    # -- what evolution needs; see SparseLayer ---------------------------------------------------------------------
+
+    @property
+    def connections(self) -> nn.Parameter:
+        return self.weight
+
+    def places(self) -> Tensor:
+        return self.mask.flatten().nonzero().squeeze(1).cpu()
+
+    def weights(self) -> Tensor:
+        return self.weight.detach()[self.mask].cpu()
+
+    @torch.no_grad()
+    def rewire_(self, places: Tensor, weights: Tensor) -> None:
+        places = places.to(self.mask.device)
+        self.mask.zero_().view(-1)[places] = True
+        self.weight.zero_().view(-1)[places] = weights.to(self.weight)
+
+    def carry_(self, state: Tensor, source: Tensor) -> None:
+        kept = torch.zeros_like(self.mask).view(-1)
+        kept[self.places().to(kept.device)[(source >= 0).to(kept.device)]] = True
+        state.mul_(kept.view_as(state))
+
+
+class MaskedLinear(MaskedLayer):
+    """`y = x (W * mask)^T + b`: the arithmetic of a `SparseLinear` at the price of an `nn.Linear` (001, 4.7).
+
+    For comparison, and for devices without sparse kernels. Shape: `(..., in_features)` to `(..., out_features)`.
+    """
+
+    def __init__(self, layer: SparseLinear) -> None:
+        dense = layer.dense()
+        super().__init__(layer, dense[0] if isinstance(dense, nn.Sequential) else dense)
+        self.relu = layer.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight * self.mask, self.bias)
+        return y.relu() if self.relu else y
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
+            f"density={self.density:.4g}, bias={self.bias is not None}" + (", relu=True" if self.relu else "")
+        )
+
+    @torch.no_grad()
+    def sparse(self) -> SparseLinear:
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        linear.weight.copy_(self.weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return SparseLinear.from_dense(linear, self.mask, self.relu)
+
+
+class MaskedConv2d(MaskedLayer):
+    """`nn.Conv2d` with the weight `W * mask`: the arithmetic of a `SparseConv2d` at the price of the dense one."""
+
+    def __init__(self, layer: SparseConv2d) -> None:
+        dense = layer.dense()
+        super().__init__(layer, dense)
+        self._like = [dense.to("meta")]  # its hyperparameters; in a list, so that it is no submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._like[0]._conv_forward(x, self.weight * self.mask, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self._like[0].extra_repr()}, nnz={self.nnz}, density={self.density:.4g}"
+
+    def dense_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
+        return self.sparse().dense_gradient(x, dy)
+
+    @torch.no_grad()
+    def sparse(self) -> SparseConv2d:
+        made = SparseConv2d(self._like[0], self.places(), device=self.weight.device)
+        return made._fill(self)

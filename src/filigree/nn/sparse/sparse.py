@@ -1,0 +1,227 @@
+"""The config `Sparse`: linear layers and convolutions become sparse ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module
+from filigree.measure.timing import race
+from filigree.nn.fuse import fuse_relu
+from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
+from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
+from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.structured.structured_rnn import StructuredRNN
+from filigree.topology import ErdosRenyi, Size, Topology
+
+
+@config
+class Sparse(Conversion):
+    """Make linear layers, 2-D convolutions, LSTMs and GRUs sparse from scratch, before training.
+
+    Args:
+        topology: which connections exist, for instance `ErdosRenyi(epsilon=20)` or, for a whole network,
+            `ErdosRenyiKernel(density=0.05)`. A linear layer that it leaves dense (p = 1) keeps its parameters and reads
+            the sparse layers' memory order (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`); so do the batch norms
+            and dense convolutions of a network with sparse ones (`filigree.nn.ChannelMajorBatchNorm2d`, `...Conv2d`).
+            An `nn.LSTM` or `nn.GRU` becomes a `filigree.nn.StructuredRNN`, a loop over sparse products.
+        masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
+            for devices without kernels; saves nothing.
+        init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
+            authors: 0.1); "keep" keeps the dense layer's weights at the connections.
+        fuse: in an `nn.Sequential`, fold an `nn.ReLU` that directly follows into the sparse layer's kernel; an
+            `nn.Identity` stays in its place.
+        seed: of topology and values.
+
+    A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
+    dense form would not fit in memory can be built.
+    """
+
+    topology: Topology
+    masked: bool = False
+    init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
+    fuse: bool = True
+    seed: int = 0
+
+    def accepts(self, module: nn.Module) -> bool:
+        # a subclass may be read by its owner (as in nn.MultiheadAttention)
+        return type(module) in (nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU)
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        return self._apply(model, names, None)
+
+    def apply_if_faster(
+        self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
+    ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        changes = self._apply(model, names, inputs)
+        kinds = (  # drawn for fewer layers a topology may leave others dense; connections come from the file
+            (1e-12, (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d)),
+            (1.0, (FeatureMajorLinear, ChannelMajorConv2d)),
+        )
+        steps: list[tuple[Conversion, list[str]]] = []
+        for density, kind in kinds:
+            if its := [name for name in names if isinstance(model.get_submodule(name), kind)]:
+                steps.append((replace(self, topology=ErdosRenyi(density=density)), its))
+        return changes, steps
+
+    def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
+        unfolded = {name: _unfolded(model.get_submodule(name), name, inputs) for name in names}
+        found = {
+            f"{name}.{path}".removesuffix("."): layer
+            for name, (_, products) in unfolded.items()
+            for path, layer in products.items()
+        }
+        names, layers = list(found), list(found.values())
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
+        for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
+            if looped is not model.get_submodule(name):
+                replace_module(model, name, looped)
+        shared = _shared_parameters(model)
+        changes = []
+        for number, (name, layer, (places, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
+            weights = layer.weight.numel()
+            parameters = sum(p.numel() for p in layer.parameters())
+            before = _label(layer)
+            if places is None or id(layer.weight) in shared:
+                _materialise(layer)
+                if not self.masked:
+                    like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
+                    replace_module(model, name, like.like(layer))
+                note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
+                changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
+                continue
+            sparse = self._sparse(layer, places, number, values)
+            if inputs is not None:
+                faster, note = _is_faster(_masked(sparse) if self.masked else sparse, layer, inputs[name])
+                if not faster:
+                    changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
+                    continue
+            if isinstance(sparse, SparseLinear):
+                sparse.relu = self.fuse and fuse_relu(model, layer)
+            made = _masked(sparse) if self.masked else sparse
+            made.requires_grad_(layer.weight.requires_grad)
+            replace_module(model, name, made)
+            stored = sum(p.numel() for p in made.parameters())
+            relu = " + ReLU" if getattr(sparse, "relu", False) else ""
+            after = f"{type(made).__name__}({sparse.density:.2%}){relu}"
+            macs = (weights, weights if self.masked else sparse.nnz)
+            changes.append(Change(name, before, after, (parameters, stored), macs, note))
+        if any(isinstance(module, SparseConv2d) for module in model.modules()):
+            changes += _channel_major(model, names)
+        return changes
+
+    def _sparse(
+        self, layer: nn.Linear | nn.Conv2d, places: Tensor, number: int, values: Tensor | None
+    ) -> SparseLinear | SparseConv2d:
+        """The sparse layer with these connections, and the topology's initial values if it has them."""
+        seed, device = _mix(self.seed, number), _device(layer)
+        made: SparseLinear | SparseConv2d
+        if isinstance(layer, nn.Conv2d):
+            made = SparseConv2d(layer, places, seed, device=device)
+        else:
+            made = SparseLinear(
+                layer.in_features, layer.out_features, None, layer.bias is not None, places=places, seed=seed,
+                device=device, dtype=layer.weight.dtype,
+            )  # fmt: skip
+        if self.init == "keep":
+            with torch.no_grad():
+                made._fill(layer)
+        elif self.init != "he":
+            fan_in = made.indptr.diff().repeat_interleave(made.indptr.diff().long())
+            made.values.data.mul_(self.init * (fan_in / 2).sqrt().to(made.values.dtype))
+        elif values is not None:
+            made.values.data.copy_(values)
+        return made
+
+
+def _unfolded(module: nn.Module, name: str, inputs: dict[str, Tensor] | None) -> tuple[nn.Module, dict[str, Any]]:
+    """What is to be sparse in a module, by its path there: itself, or the products of a recurrent network."""
+    if not isinstance(module, nn.RNNBase):
+        return module, {"": module}
+    if inputs is not None:
+        raise ValueError(f"Sparse: measure cannot judge {name!r}, a {type(module).__name__}. Leave it out by where=.")
+    looped = StructuredRNN.unfolded(module)
+    return looped, {f"products.{key}": layer for key, layer in looped.products.items()}
+
+
+def _size(layer: nn.Linear | nn.Conv2d) -> Size:
+    return conv_size(layer) if isinstance(layer, nn.Conv2d) else Size(layer.out_features, layer.in_features)
+
+
+def _label(layer: nn.Linear | nn.Conv2d) -> str:
+    if isinstance(layer, nn.Conv2d):
+        return f"Conv2d({layer.in_channels}, {layer.out_channels}, {'x'.join(map(str, layer.kernel_size))})"
+    return f"Linear({layer.in_features}, {layer.out_features})"
+
+
+def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
+    return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
+
+
+def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
+    """What stays dense beside sparse convolutions reads and hands on their memory order."""
+    twins: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
+    changes = []
+    for name, module in list(model.named_modules()):
+        if name not in done and (twin := twins.get(type(module))):
+            replace_module(model, name, twin.like(module))
+            count = sum(p.numel() for p in module.parameters())
+            macs = module.weight.numel() if isinstance(module, nn.Conv2d) else 0
+            changes.append(Change(name, type(module).__name__, twin.__name__, (count, count), (macs, macs)))
+    return changes
+
+
+def _is_faster(sparse: nn.Module, layer: nn.Module, x: Tensor) -> tuple[bool, str]:
+    """Whether forward and backward of the sparse layer take less time than the dense one's, and a note that says so."""
+    its_weight: Any = layer.weight
+    if its_weight.is_meta:
+        raise ValueError("Sparse: measure needs real weights to time. Got a model on the meta device.")
+    x = x.detach().to(its_weight)
+    with torch.no_grad():
+        dy = torch.randn_like(layer(x))
+
+    def work(module: nn.Module, order: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+        twin, mine, grad = copy.deepcopy(module).requires_grad_(), order(x).requires_grad_(), order(dy)
+        return lambda: torch.autograd.grad(twin(mine), [mine, *twin.parameters()], grad)
+
+    # each in the memory order that it likes
+    works = [work(sparse, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)), work(layer, torch.clone)]
+    ours, dense = (timing.median for timing in race(works, seconds=0.1))
+    verdict = "" if ours < dense else "stays dense: "
+    return ours < dense, f"{verdict}{ours:.3g} ms sparse, {dense:.3g} ms dense at batch {len(x)}"
+
+
+def _device(layer: nn.Linear | nn.Conv2d) -> torch.device:
+    return torch.device("cpu") if layer.weight.is_meta else layer.weight.device
+
+
+def _materialise(layer: nn.Linear | nn.Conv2d) -> None:
+    if layer.weight.is_meta:
+        layer.to_empty(device="cpu")
+        layer.reset_parameters()
+
+
+def _mix(seed: int, number: int) -> int:
+    """A seed of its own for each layer's values, so that they do not repeat one another."""
+    return (seed * 1_000_003 + number + 1) % 2**63
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """Parameters that several modules hold: a converted layer would silently let go of its tie."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return {key for key, count in owners.items() if count > 1}

@@ -1,0 +1,101 @@
+"""A linear layer that stores, computes and trains only its connections."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from filigree.nn.sparse.sparse_layer import SparseLayer, masked_places
+from filigree.ops import reference, sparse
+from filigree.topology import ErdosRenyi, Size, Topology
+
+
+class SparseLinear(SparseLayer):
+    r"""`y = x W^T + b` with a truly sparse W: memory, forward, backward and optimizer cost O(connections).
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        topology: which connections exist; default `ErdosRenyi(epsilon=20)`.
+        bias: add a bias, one a unit.
+        relu: apply ReLU to the output, fused into the kernel.
+        seed: of topology and initial values.
+        places: the sorted connections `out * in_features + in` themselves, in place of a topology.
+
+    Shape: `(..., in_features)` to `(..., out_features)`. The output is a transposed view of a feature-major matrix:
+    element-wise operations keep that order and the next sparse layer reads it as it is.
+
+    Parameters and buffers, all in `state_dict`: `values` `(nnz,)` in CSR order (rows are outputs, columns sorted),
+    `bias` `(out_features,)`, `indptr` `(out_features + 1,)`, `indices` `(nnz,)`, int32 or int64.
+
+    Initial values are drawn from N(0, 2 / k) with k the real fan-in of the unit (He et al. 2015), biases are 0.
+
+    Equivalent to `self.dense()`, an `nn.Linear` with zeros where there is no connection.
+
+    Raises:
+        ValueError: an input whose last side is not `in_features`, by name.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        topology: Topology | None = None,
+        bias: bool = True,
+        relu: bool = False,
+        seed: int = 0,
+        *,
+        places: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, side in (("in_features", in_features), ("out_features", out_features)):
+            if side < 1:
+                raise ValueError(f"SparseLinear: {name} must be at least 1. Got {side}.")
+        generator = torch.Generator().manual_seed(seed)
+        if places is None:
+            places = (topology or ErdosRenyi(epsilon=20)).draw_one(Size(out_features, in_features), generator)
+        super().__init__(out_features, in_features, places, bias, generator, device, dtype)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._checked(x)
+        if x.dim() == 2:
+            return sparse.linear(self._pattern, self.values, self.bias, x, self.relu)
+        y = sparse.linear(self._pattern, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
+            )
+        return x if x.dtype == self.values.dtype else self._cast(x)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
+            f"density={self.density:.4g}, bias={self.bias is not None}" + (", relu=True" if self.relu else "")
+        )
+
+    @torch.no_grad()
+    def dense(self) -> nn.Module:
+        """The equivalent torch module: an `nn.Linear`, followed by `nn.ReLU` where that is fused in."""
+        options: dict[str, Any] = {"device": self.values.device, "dtype": self.values.dtype}
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, **options)
+        linear.weight.copy_(reference.dense(self.indptr, self.indices, self.values, self.in_features))
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
+
+    @classmethod
+    @torch.no_grad()
+    def from_dense(cls, module: nn.Linear, mask: Tensor | None = None, relu: bool = False) -> Self:
+        """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
+        made = cls(
+            module.in_features, module.out_features, None, module.bias is not None, relu,
+            places=masked_places(module.weight, mask), device=module.weight.device, dtype=module.weight.dtype,
+        )  # fmt: skip
+        return made._fill(module)

@@ -1,0 +1,1 @@
+"""Structured layers: O(n log n) products, low rank, and what is built of them."""

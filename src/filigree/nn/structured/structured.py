@@ -1,0 +1,252 @@
+"""The configs of structured layers: in place of linear layers, of a span of them, and inside recurrent networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from filigree.config import config
+from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
+from filigree.nn.structured.acdc import ACDCLinear
+from filigree.nn.structured.fastfood import FastfoodLinear
+from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
+from filigree.nn.structured.phd import PHDLinear
+from filigree.nn.structured.structured_rnn import StructuredRNN
+
+Order = Annotated[int, pydantic.Field(ge=1)]
+Deviation = Annotated[float, pydantic.Field(gt=0)]
+
+
+class Structured(Conversion):
+    """Base of the configs of structured layers. A new one implements `build`."""
+
+    seed: int
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        """The layer in place of an `nn.Linear` of these sizes."""
+        raise NotImplementedError
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) in (nn.Linear, FeatureMajorLinear, nn.LSTM, nn.GRU)
+
+    def gains(self, module: nn.Module) -> bool:
+        if not isinstance(module, nn.Linear):
+            return True
+        made = self.build(module.in_features, module.out_features, 0)
+        return _parameters(made) < module.weight.numel() and _macs(made) < module.weight.numel()
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        return [self._replace(model, name, number) for number, name in enumerate(names)]
+
+    def _replace(self, model: nn.Module, name: str, number: int) -> Change:
+        layer: Any = model.get_submodule(name)
+        before = _parameters(layer), sum(p.numel() for n, p in layer.named_parameters() if "weight" in n)
+        seed = self.seed + 7919 * number
+        if isinstance(layer, nn.RNNBase):
+            looped = StructuredRNN(layer, lambda i, o, n: self.build(i, o, seed + n))
+            made: nn.Module = looped
+            macs = sum(_macs(product) for product in looped.products.values())
+        else:
+            made = self.build(layer.in_features, layer.out_features, seed)
+            macs = _macs(made)
+        replace_module(model, name, _like(made, layer))
+        notes = [what for what, mine, its in (("larger", _parameters(made), before[0]), ("more work", macs, before[1]))
+                 if mine >= its]  # fmt: skip
+        note = " and ".join(notes) + " than dense" if notes else ""
+        return Change(name, _label(layer), _label(made), (before[0], _parameters(made)), (before[1], macs), note)
+
+
+@config
+class Fastfood(Structured):
+    """Linear layers become (Adaptive) Fastfood: `filigree.nn.FastfoodLinear` (004, 3.9)."""
+
+    adaptive: bool = True
+    sigma: Deviation | None = None
+    bias: bool = False
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    seed: int = 0
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        return FastfoodLinear(
+            in_features, out_features, self.adaptive, self.sigma, self.bias, dropout=self.dropout, seed=seed
+        )
+
+
+@config
+class ACDC(Structured):
+    """Linear layers become ACDC cascades of order K: `filigree.nn.ACDCLinear` (004, 3.10)."""
+
+    order: Order = 1
+    bias: bool = True
+    relu: bool = False
+    permute: bool = False
+    sigma: Deviation = 0.061
+    structure: Literal["diagonal", "band", "block"] = "diagonal"
+    width: Annotated[int, pydantic.Field(ge=1)] = 3
+    pad: bool = True
+    seed: int = 0
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        return ACDCLinear(
+            in_features, out_features, self.order, self.bias, self.relu, self.permute, self.sigma, self.structure,
+            self.width, self.pad, seed,
+        )  # fmt: skip
+
+
+@config
+class AFDF(Structured):
+    """Linear layers become AFDF cascades, complex inside, real outside: `filigree.nn.AFDFLinear` (004, 3.10.5)."""
+
+    order: Order = 1
+    unitary: bool = False
+    sigma: Deviation = 0.061
+    seed: int = 0
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        return AFDFLinear(in_features, out_features, self.order, self.unitary, self.sigma, seed)
+
+
+@config
+class Circulant(Structured):
+    """Linear layers become circulant ones behind random signs: `filigree.nn.CirculantLinear` (004, eq. 3.23)."""
+
+    random_signs: bool = True
+    bias: bool = True
+    seed: int = 0
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        return CirculantLinear(in_features, out_features, self.random_signs, self.bias, seed)
+
+
+@config
+class Toeplitz(Structured):
+    """Linear layers become Toeplitz matrices: `filigree.nn.ToeplitzLinear`."""
+
+    bias: bool = True
+    seed: int = 0
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        return ToeplitzLinear(in_features, out_features, self.bias, seed)
+
+
+@config
+class PHD(Structured):
+    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (004, eq. 3.15)."""
+
+    density: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
+    adaptive: bool = True
+    seed: int = 0
+
+    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
+        return PHDLinear(in_features, out_features, self.density, self.adaptive, seed)
+
+
+@config
+class Span(Conversion):
+    """Consecutive linear layers become one structured layer, and the classifier behind them is made anew.
+
+    The layers selected by `where`, in the model's order: all but the last become `by`, of `features` outputs, with what
+    stood between them (ReLU, dropout) once behind it; the last becomes an `nn.Linear` from those features. LeNet's
+    800 -> 500 -> 10 with `Span(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7 with
+    `Span(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (004, 3.9.5-7, 3.10.7.2).
+    """
+
+    by: Any
+    features: Annotated[int, pydantic.Field(ge=1)]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, Structured):
+            raise ValueError(f"Span: by must be a structured layer such as fg.Fastfood(). Got {self.by!r}.")
+
+    def accepts(self, module: nn.Module) -> bool:
+        return type(module) in (nn.Linear, FeatureMajorLinear)
+
+    def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        if len(names) < 2:
+            raise ValueError(f"Span: at least two consecutive linear layers are needed. Got {', '.join(names)}.")
+        layers: list[Any] = [model.get_submodule(name) for name in names]
+        for one, two, name in zip(layers, layers[1:], names[1:], strict=False):
+            if one.out_features != two.in_features:
+                raise ValueError(f"Span: {name!r} does not read the {one.out_features} outputs of the layer before it.")
+        made = _like(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.by.seed)
+            head = nn.Linear(self.features, layers[-1].out_features, layers[-1].bias is not None)
+        _like(head, layers[-1])
+        replace_module(model, names[0], made)
+        changes = [_change(names[0], layers[0], made)]
+        between = _between(model, names)
+        for name, layer in zip(names[1:-1], layers[1:-1], strict=True):
+            replace_module(model, name, nn.Identity())
+            changes.append(_change(name, layer, nn.Identity()))
+        for name in between:
+            replace_module(model, name, nn.Identity())
+        replace_module(model, names[-1], head)
+        return [*changes, _change(names[-1], layers[-1], head)]
+
+
+def sell_groups(
+    model: nn.Module, lr: float, a: float = 24.0, d: float = 12.0, weight_decay: float = 0.0005
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer as 3.10.7.2 of 004 trains: A at `a` times and D at `d` times the learning rate,
+    without weight decay on either (nor on the biases of D)."""
+    groups: dict[str, list[nn.Parameter]] = {"A": [], "D": [], "biases": [], "rest": []}
+    seen = set()
+    for module in model.modules():
+        if isinstance(module, ACDCLinear | AFDFLinear):
+            in_signal = True  # A comes first, then D behind the transform
+            for kind, name in module.program:
+                if kind in ("dct", "fft"):
+                    in_signal = False
+                elif kind in ("idct", "ifft"):
+                    in_signal = True
+                elif name is not None and name in module._parameters:
+                    parameter = getattr(module, name)
+                    groups["biases" if kind == "bias" else "A" if in_signal else "D"].append(parameter)
+                    seen.add(id(parameter))
+    groups["rest"] = [p for p in model.parameters() if id(p) not in seen]
+    settings = {"A": (lr * a, 0.0), "D": (lr * d, 0.0), "biases": (lr, 0.0), "rest": (lr, weight_decay)}
+    return [
+        {"params": parameters, "lr": settings[name][0], "weight_decay": settings[name][1], "name": name}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def _between(model: nn.Module, names: list[str]) -> list[str]:
+    """Activations and dropout that stood behind the inner layers of the span: one set of them is enough."""
+    order = [name for name, module in model.named_modules() if not list(module.children())]
+    inner = order[order.index(names[1]) : order.index(names[-1])] if len(names) > 2 else []
+    return [name for name in inner if isinstance(model.get_submodule(name), nn.ReLU | nn.Dropout)]
+
+
+def _like(made: nn.Module, layer: nn.Module) -> nn.Module:
+    """On the layer's device and of its type; what has no device yet is made on the CPU."""
+    example = next(layer.parameters())
+    if not example.is_meta:
+        made.to(example.device)
+    if example.dtype.is_floating_point and example.dtype != torch.float32:
+        made.to(example.dtype)
+    return made
+
+
+def _change(name: str, before: nn.Module, after: nn.Module) -> Change:
+    sizes = _parameters(before), _parameters(after)
+    return Change(name, _label(before), _label(after), sizes, (_macs(before), _macs(after)))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _macs(module: nn.Module) -> int:
+    return int(module.macs) if hasattr(module, "macs") else sum(p.numel() for p in module.parameters() if p.dim() > 1)  # type: ignore[arg-type]
+
+
+def _label(module: nn.Module) -> str:
+    sides = [getattr(module, name, None) for name in ("in_features", "out_features")]
+    return f"{type(module).__name__}" + (f"({sides[0]}, {sides[1]})" if sides[0] else "")
