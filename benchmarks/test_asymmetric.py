@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.nn import AsymmetricLinear
 from filigree.nn.asymmetric.asymmetric_linear import choose
 from filigree.ops import selection
@@ -56,7 +56,7 @@ def test_backward(n_in, n_out, suite, benchmark):
     works["torch.topk"] = lambda: dy.abs().topk(40, sorted=False)
     works["unified selection"] = lambda: choose(fg.TopK(40), dy, True)
     with torch.no_grad():
-        times = dict(zip(works, race(list(works.values()), seconds=1), strict=True))
+        times = dict(zip(works, time_interleaved(list(works.values()), seconds=1), strict=True))
     for name, timing in times.items():
         base = times["dense products" if name.endswith("products") else "dense"].median
         suite.add(
@@ -88,7 +88,7 @@ def test_training_step(width, suite, benchmark):
             model = copy.deepcopy(plain)
             fg.convert_(model, config)
             works[name] = step(model)
-        times = dict(zip(works, race(list(works.values()), seconds=2), strict=True))
+        times = dict(zip(works, time_interleaved(list(works.values()), seconds=2), strict=True))
         for name, timing in times.items():
             suite.add(
                 network=f"l5-{width}", batch=batch, what=name, ms=timing.median, low=timing.low, high=timing.high,
@@ -110,13 +110,15 @@ def test_where_each_wins(suite, benchmark):
             }  # fmt: skip
             works = {"dense": backward_of(linear, None, x, dy)}
             works |= {name: backward_of(linear, config, x, dy) for name, config in options.items()}
-            times = dict(zip(works, (t.median for t in race(list(works.values()), seconds=0.3)), strict=True))
+            times = dict(
+                zip(works, (t.median for t in time_interleaved(list(works.values()), seconds=0.3)), strict=True)
+            )
             suite.add(width=width, k=k, best=min(times, key=times.get), **{f"{n} ms": t for n, t in times.items()})
     benchmark.pedantic(lambda: None, rounds=1)
 
 
 def test_cost_formulas(suite, benchmark):
-    """000, 9.5: products O(k n_in), selection O(n_out log k), fitted without negative coefficients."""
+    """Srivastava 2022, 9.5: products O(k n_in), selection O(n_out log k), fitted without negative coefficients."""
     rows, products, choices = [], [], []
     for n_in in (256, 784, 2048):
         for n_out in (256, 1024, 2048):
@@ -130,7 +132,7 @@ def test_cost_formulas(suite, benchmark):
                     lambda dy=dy, k=k: selection.top(dy, k),
                 ]  # fmt: skip
                 with torch.no_grad():
-                    product, choice = (t.median for t in race(works, seconds=0.1))
+                    product, choice = (t.median for t in time_interleaved(works, seconds=0.1))
                 rows.append((n_in, n_out, k))
                 products.append(product)
                 choices.append(choice)
@@ -178,13 +180,13 @@ def test_other_layers(suite, benchmark):
     for name, layer, given, grad, k in (
         ("SparseLinear 1000", sparse, x, dy, 40), ("Conv2d 64, 16 x 16", conv, maps, torch.randn_like(maps), 8),
     ):  # fmt: skip
-        twin = nn.Sequential(copy.deepcopy(layer))
-        fg.convert_(twin, fg.Asymmetric.topk(k, unified=True))
+        dense_reference = nn.Sequential(copy.deepcopy(layer))
+        fg.convert_(dense_reference, fg.Asymmetric.topk(k, unified=True))
         works = []
-        for module in (layer, twin):
+        for module in (layer, dense_reference):
             mine = given.detach().requires_grad_()
             y, wanted = module(mine), [mine, *module.parameters()]
             works.append(lambda y=y, wanted=wanted, grad=grad: torch.autograd.grad(y, wanted, grad, retain_graph=True))
-        exact, unified = (t.median for t in race(works, seconds=0.5))
+        exact, unified = (t.median for t in time_interleaved(works, seconds=0.5))
         suite.add(layer=name, k=k, exact_ms=exact, unified_ms=unified, times=exact / unified)
     benchmark.pedantic(lambda: None, rounds=1)

@@ -8,7 +8,7 @@ from torch import nn
 
 import filigree as fg
 from filigree.measure.cost import training_step
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.nn import SparseConv2d
 
 GOAL = 2.5
@@ -43,7 +43,7 @@ def test_conv(channels, side, batch, suite, benchmark):
         got = works[label]()
         torch.testing.assert_close(got[0], expected[0], rtol=1e-3, atol=1e-3, msg=lambda m, s=label: f"{s}: {m}")
     forward = {label: _forward(module, its) for label, (module, its) in rows.items()}
-    timings = race([*works.values(), *forward.values()], seconds=1)
+    timings = time_interleaved([*works.values(), *forward.values()], seconds=1)
     both, only = timings[: len(works)], timings[len(works) :]
     dense_ms = min(t.median for label, t in zip(works, both, strict=True) if label.startswith("dense"))
     dense_only = min(t.median for label, t in zip(works, only, strict=True) if label.startswith("dense"))
@@ -85,7 +85,7 @@ def test_resnet(batch, suite, benchmark):
         "filigree": training_step(model, x, y), "dense": training_step(dense, x, y),
         "dense, channels last": training_step(last, x.to(memory_format=torch.channels_last), y),
     }  # fmt: skip
-    timings = dict(zip(works, race(list(works.values()), seconds=3), strict=True))
+    timings = dict(zip(works, time_interleaved(list(works.values()), seconds=3), strict=True))
     dense_ms = min(t.median for label, t in timings.items() if label.startswith("dense"))
     for label, t in timings.items():
         suite.add(

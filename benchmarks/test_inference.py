@@ -5,7 +5,7 @@ import torch
 from networks import SIZES, densified, ours
 
 from filigree.measure.cost import inference
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -14,7 +14,7 @@ def test_inference(name, batch, suite, benchmark):
     model = ours(SIZES[name]).eval()
     dense, x = densified(model).eval(), torch.randn(batch, SIZES[name][0])
     torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
-    mine, its = race([inference(model, x), inference(dense, x)], seconds=2)
+    mine, its = time_interleaved([inference(model, x), inference(dense, x)], seconds=2)
     suite.add(
         network=name, batch=batch, ms=mine.median, dense_ms=its.median, times_dense=its.median / mine.median,
         goal=5 if (name, batch) == ("3 x 1000", 1) else None,

@@ -6,7 +6,7 @@ from networks import SIZES, ours
 
 import filigree as fg
 from filigree.measure.cost import training_step
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.ops import kernels
 
 
@@ -42,7 +42,7 @@ def test_step_against_its_kernels(name, suite, benchmark):
         for label, work in _kernel_works(layer, torch.randn(layer.in_features, batch), number > 0).items():
             works.append(work)
             labels.append((label, layer.nnz * batch * (4 if label == "backward" and number > 0 else 2)))
-    timings = race(works, seconds=1)
+    timings = time_interleaved(works, seconds=1)
     total = sum(t.median for t in timings[1:])
     for (label, flops), t in zip(labels[1:], timings[1:], strict=True):
         suite.add(network=name, kernel=label, ms=t.median, gflops=flops / t.median / 1e6)
@@ -64,10 +64,10 @@ def test_bound(width, suite, benchmark):
     x = torch.randn(width, batch)
     works = []
     for label, places in (("forward", stream), ("backward", columns)):
-        ordered = fg.nn.SparseLinear(width, width, places=places.flatten().sort().values)
+        ordered = fg.nn.SparseLinear(width, width, flat_indices=places.flatten().sort().values)
         random = fg.nn.SparseLinear(width, width, fg.ErdosRenyi(density=per_row / width))
         works += [_kernel_works(layer, x, True)[label] for layer in (ordered, random)]
-    bounds = race(works, seconds=1)
+    bounds = time_interleaved(works, seconds=1)
     for label, bound, mine in (("forward", *bounds[:2]), ("backward", *bounds[2:])):
         gigabytes = width * per_row * batch * 4 / bound.median / 1e6
         suite.add(

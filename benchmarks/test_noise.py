@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.ops.noise import draw_seed, noisy_reference, normals
 
 PLAIN = {"tanh": (nn.Tanh(), nn.Hardtanh()), "sigmoid": (nn.Sigmoid(), nn.Hardsigmoid())}
@@ -51,7 +51,7 @@ def test_activation(suite, benchmark, name, shape):
             y, noisy_reference(x, layer._spread(x), normals(x, seed), layer.numbers, name == "tanh")
         )
     soft, hard = PLAIN[name]
-    times = race([step(m, x, dy) for m in (soft, hard, *layers.values())], seconds=0.3)
+    times = time_interleaved([step(m, x, dy) for m in (soft, hard, *layers.values())], seconds=0.3)
     for kind, its in zip(layers, times[2:], strict=True):
         suite.add(
             activation=name, shape=list(shape), kind=kind, ms=its.median, low=its.low, high=its.high,
@@ -71,7 +71,7 @@ def test_recurrent(suite, benchmark, kind, size):
     for form in ("NAN", "NAH", "NANI"):
         models[form] = copy.deepcopy(plain)
         fg.convert_(models[form], fg.Noisy(form))
-    trained = race([step(m[0], x, dy) for m in models.values()], seconds=1)
+    trained = time_interleaved([step(m[0], x, dy) for m in models.values()], seconds=1)
 
     def inference(model):
         def run():
@@ -80,7 +80,7 @@ def test_recurrent(suite, benchmark, kind, size):
 
         return run
 
-    evaluated = race([inference(m.eval()) for m in models.values()], seconds=0.5)
+    evaluated = time_interleaved([inference(m.eval()) for m in models.values()], seconds=0.5)
     for form, its, alone in zip(models, trained, evaluated, strict=True):
         suite.add(
             network=kind.__name__, time=time, batch=batch, hidden=hidden, gates=form, ms=its.median, low=its.low,

@@ -6,7 +6,7 @@ import torch
 from networks import SIZES, ours
 
 import filigree as fg
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 
 
 def test_rewiring(suite, benchmark):
@@ -22,10 +22,10 @@ def test_rewiring(suite, benchmark):
 
     step()
     before = {name: layer.nnz for name, layer in evolution.layers.items()}
-    twin = copy.deepcopy(model)
-    rewire, train = race([evolution.step, step], seconds=3)
+    dense_reference = copy.deepcopy(model)
+    rewire, train = time_interleaved([evolution.step, step], seconds=3)
     assert {name: layer.nnz for name, layer in evolution.layers.items()} == before
-    assert not torch.equal(twin.fc1.indices, model.fc1.indices)
+    assert not torch.equal(dense_reference.fc1.indices, model.fc1.indices)
     share = rewire.median / (rewire.median + 600 * train.median)
     suite.add(rewire_ms=rewire.median, step_ms=train.median, share_of_epoch=share, goal=0.03)
     benchmark.pedantic(evolution.step, rounds=10)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.topology import Size
 
 
@@ -51,7 +51,9 @@ def test_ternary_layer(suite, benchmark, batch):
     with torch.no_grad():
         torch.testing.assert_close(layer(x), layer.dense()(x), rtol=1e-3, atol=1e-4)
     with torch.inference_mode():
-        base, ours, feature_major = race([lambda: dense(x), lambda: layer(x), lambda: layer(rows)], seconds=1)
+        base, ours, feature_major = time_interleaved(
+            [lambda: dense(x), lambda: layer(x), lambda: layer(rows)], seconds=1
+        )
     suite.add(
         batch=batch, n=n, density=layer.nnz / n**2, dense_ms=base.median, ms=ours.median, low=ours.low, high=ours.high,
         times_dense=base.median / ours.median, feature_major_times=base.median / feature_major.median,
@@ -77,7 +79,7 @@ def test_partition_dropout(suite, benchmark, shape):
 
     forward = [lambda layer=layer: layer(x) for layer in contestants.values()]
     for what, calls in (("forward", forward), ("forward and backward", [both(m) for m in contestants.values()])):
-        times = race(calls, seconds=0.5)
+        times = time_interleaved(calls, seconds=0.5)
         for name, timing in zip(contestants, times, strict=True):
             suite.add(shape=list(shape), what=what, layer=name, ms=timing.median,
                       share_of_dropout=timing.median / times[0].median, goal=0.1)  # fmt: skip
@@ -106,7 +108,7 @@ def test_dropped_rows(suite, benchmark, parts):
                 optimizer.step()
 
             calls.append(step)
-        dropout, all_rows, kept = (t.median for t in race(calls, seconds=1))
+        dropout, all_rows, kept = (t.median for t in time_interleaved(calls, seconds=1))
         suite.add(layers=kind, parts=parts, dropout_ms=dropout, all_rows_ms=all_rows, kept_rows_ms=kept,
                   times_dropout=dropout / kept, times_all_rows=all_rows / kept)  # fmt: skip
     benchmark.pedantic(calls[2], rounds=3)
@@ -131,6 +133,6 @@ def test_constant_fan_in(suite, benchmark, batch):
         paths = fg.nn.SparseLinear(n, n, fg.Paths(40 * n))
         x = torch.randn(n, batch).t()
         with torch.inference_mode():
-            a, b, c = race([lambda m=m, x=x: m(x) for m in (random, constant, paths)], seconds=0.5)
+            a, b, c = time_interleaved([lambda m=m, x=x: m(x) for m in (random, constant, paths)], seconds=0.5)
         suite.add(n=n, batch=batch, erdos_renyi_ms=a.median, constant_ms=b.median, paths_ms=c.median)
     benchmark.pedantic(lambda: constant(x), rounds=3)

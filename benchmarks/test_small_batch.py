@@ -1,4 +1,4 @@
-"""Training steps at batch 2, as four of the five data sets of 001 train."""
+"""Training steps at batch 2, as four of the five data sets of Chouliaras 2021 train."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from networks import densified, ours
 
 import filigree as fg
 from filigree.measure.cost import training_step
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ def test_small_batch(name, sizes, suite, benchmark):
     dense, x, y = densified(model), torch.randn(2, sizes[0]), torch.tensor([0, 1])
     torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
     step = training_step(model, x, y)
-    mine, its = race([step, training_step(dense, x, y)], seconds=2)
+    mine, its = time_interleaved([step, training_step(dense, x, y)], seconds=2)
     suite.add(
         network=name, batch=2, ms=mine.median, dense_ms=its.median, times_dense=its.median / mine.median,
         goal=6 if name == "LUNG" else None,
@@ -32,6 +32,6 @@ def test_overhead(suite, benchmark):
     for model in models:
         fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
     few, many = (training_step(model, x, y) for model in models)
-    a, b = race([few, many], seconds=2)
+    a, b = time_interleaved([few, many], seconds=2)
     suite.add(microseconds_a_layer=(b.median - a.median) / 20 * 1e3, goal=50)
     benchmark.pedantic(few, rounds=50, warmup_rounds=5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.nn import ACDCLinear, CirculantLinear, FastfoodLinear
 from filigree.ops.sell import sell
 
@@ -44,9 +44,9 @@ def test_structured(n, suite, benchmark):
             "torch.fft.rfft": lambda: torch.fft.rfft(x),
             "copy": lambda: copy.copy_(x),
         }
-    times = dict(zip(works, race(list(works.values()), seconds=1), strict=True))
+    times = dict(zip(works, time_interleaved(list(works.values()), seconds=1), strict=True))
     with torch.no_grad():
-        alone = dict(zip(transforms, race(list(transforms.values()), seconds=0.3), strict=True))
+        alone = dict(zip(transforms, time_interleaved(list(transforms.values()), seconds=0.3), strict=True))
     for name, timing in times.items():
         suite.add(
             n=n, layer=name, ms=timing.median, low=timing.low, high=timing.high,
@@ -65,7 +65,7 @@ def test_batch_of_one(suite, benchmark):
         dense, acdc, fastfood = nn.Linear(n, n), ACDCLinear(n, n), FastfoodLinear(n, n)
         with torch.no_grad():
             calls = [lambda m=m, x=x: m(x) for m in (dense, acdc, fastfood)]
-            base, one, two = (t.median for t in race(calls, seconds=0.5))
+            base, one, two = (t.median for t in time_interleaved(calls, seconds=0.5))
         suite.add(
             n=n, batch=1, dense_ms=base, acdc_ms=one, fastfood_ms=two, acdc_times=base / one, fastfood_times=base / two
         )

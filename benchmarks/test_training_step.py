@@ -5,7 +5,7 @@ import torch
 from networks import PEERS, SIZES, densified, ours, step_of
 from torch.nn import functional as F
 
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 
 # at least so many times faster than dense: the foundation's goal, the performance goal
 GOALS = {"3 x 1000": (4, 7), "4000-1000-4000": (7, 11), "4 x 4000": (15, 28)}
@@ -31,7 +31,7 @@ def test_training_step(name, suite, benchmark):
         torch.testing.assert_close(its, gradient, rtol=1e-3, atol=1e-5, msg=lambda m, s=label: f"{s}: {m}")
     steps = [step_of(network, x, y) for network in contestants.values()]
     steps.append(step_of(densified(model), x, y, autocast=True))
-    timings = dict(zip([*contestants, "dense, bf16 autocast"], race(steps, seconds=4), strict=True))
+    timings = dict(zip([*contestants, "dense, bf16 autocast"], time_interleaved(steps, seconds=4), strict=True))
     best = min((t.median for label, t in timings.items() if label in ("SparseProp", "sparselab")), default=None)
     mine = timings["filigree"].median
     for label, t in timings.items():

@@ -103,7 +103,7 @@ class Driver:
             places = places[(places // cols) % 2 == self.random.randrange(2)]
         if self.random.random() < 0.3 and cols:
             places = places[(places % cols) % 3 != 0]
-        pattern = self.sampling.pattern_of(places, rows, cols)
+        pattern = self.sampling.pattern_from_flat_indices(places, rows, cols)
         wide = self.random.random() < 0.3
         return self.sparse.Pattern(*(part.long() if wide else part.clone() for part in pattern))
 

@@ -39,7 +39,7 @@ class Hashes:
 
     def on_epoch_end(self, state: FitState) -> None:
         layers = [module for module in state.model.modules() if isinstance(module, Evolvable)]
-        self.seen.append([hashlib.sha256(layer.places().numpy().tobytes()).hexdigest() for layer in layers])
+        self.seen.append([hashlib.sha256(layer.flat_indices().numpy().tobytes()).hexdigest() for layer in layers])
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen}

@@ -23,7 +23,7 @@ import torch
 from kept import Line, keep
 
 import filigree as fg
-from filigree.dynamics.agreement import is_transpose
+from filigree.dynamics.consistency import is_transpose
 from filigree.nn import SparseLinear
 from filigree.train import FitState, seed_everything
 
@@ -41,7 +41,7 @@ class Watch:
         self.files: list[int] = []
         self.nnz: list[list[int]] = []
         self.wrong = 0
-        self.places: list[torch.Tensor] = []
+        self.flat_indices: list[torch.Tensor] = []
 
     def on_epoch_end(self, state: FitState) -> None:
         layers = [module for module in state.model.modules() if isinstance(module, SparseLinear)]
@@ -52,13 +52,13 @@ class Watch:
         self.nnz.append([layer.nnz for layer in layers])
         self.wrong += sum(not is_transpose(layer.pattern) for layer in layers)
         if state.epoch in (0, state.epochs - 1):
-            self.places.append(layers[0].places())
+            self.flat_indices.append(layers[0].flat_indices())
         self.say(f"{self.name}: epoch {state.epoch + 1} of {state.epochs}, {self.rss[-1] / 2**20:.1f} MiB resident")
 
     def figures(self) -> dict[str, Any]:
         warm = max(1, int(WARM_UP * len(self.rss)))
         first, after = self.rss[warm - 1], self.rss[warm:]
-        moved = len(set(self.places[0].tolist()) - set(self.places[-1].tolist()))
+        moved = len(set(self.flat_indices[0].tolist()) - set(self.flat_indices[-1].tolist()))
         return {
             "epochs": len(self.rss), "rss_mib_after_warm_up": round(first / 2**20, 2),
             "rss_mib_at_the_end": round(after[-1] / 2**20, 2),

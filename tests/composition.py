@@ -45,10 +45,10 @@ AFTER = {
     "SubClustering": fg.SubClustering(initial=0.3),
     "MagnitudePruning": fg.MagnitudePruning(keep=0.5),
     "RandomPruning": fg.RandomPruning(keep=0.5),
-    "Rounded": fg.Rounded(),
+    "RoundToNearest": fg.RoundToNearest(),
     "MonteCarlo": fg.MonteCarlo(samples=1.0),
     "PathSampling": fg.PathSampling(64),
-    "Fit": fg.Fit(fg.ACDC(order=2), steps=3),
+    "FitStructured": fg.FitStructured(fg.ACDC(order=2), steps=3),
 }
 METHODS = BEFORE | AFTER
 WIDTH = 16  # of every layer, so that each method has something to change

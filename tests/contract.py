@@ -25,24 +25,24 @@ def inputs(batch, features, dtype):
 def check_layer(layer: nn.Module, in_features: int, batches=BATCHES) -> None:
     """Forward and the gradients of input and every parameter equal those of `layer.dense()`."""
     dtype = next(layer.parameters()).dtype
-    twin = layer.dense()
+    dense_reference = layer.dense()
     for batch in batches:
         for order, x in inputs(batch, in_features, dtype):
             mine, its = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
-            y, expected = layer(mine), twin(its)
+            y, expected = layer(mine), dense_reference(its)
             message = f"batch {batch}, {order}: "
             torch.testing.assert_close(y, expected, **tolerance(dtype), msg=lambda m, s=message: s + m)
             dy = torch.randn_like(expected)
             for orderly in (dy, dy.t().contiguous().t()):
                 got = torch.autograd.grad(y, [mine, *layer.parameters()], orderly, retain_graph=True)
-                dense = dense_gradients(layer, twin, its, expected, orderly)
+                dense = dense_gradients(layer, dense_reference, its, expected, orderly)
                 for g, d in zip(got, dense, strict=True):
                     torch.testing.assert_close(g, d, **tolerance(dtype), msg=lambda m, s=message: s + m)
 
 
-def dense_gradients(layer, twin, x, y, dy):
+def dense_gradients(layer, dense_reference, x, y, dy):
     """The twin's gradients, in the shape of the layer's parameters."""
-    linear = twin[0] if isinstance(twin, nn.Sequential) else twin
+    linear = dense_reference[0] if isinstance(dense_reference, nn.Sequential) else dense_reference
     dx, dw, *db = torch.autograd.grad(y, [x, linear.weight, *([linear.bias] if layer.bias is not None else [])], dy,
                                       retain_graph=True)  # fmt: skip
     return [dx, layer_weights(layer, dw), *db]
@@ -51,7 +51,7 @@ def dense_gradients(layer, twin, x, y, dy):
 def layer_weights(layer, dense_weight):
     if hasattr(layer, "mask"):
         return dense_weight * layer.mask
-    return dense_weight.flatten()[layer.places()]
+    return dense_weight.flatten()[layer.flat_indices()]
 
 
 def check_gradgrad(layer: nn.Module, in_features: int, batch: int = 3) -> None:

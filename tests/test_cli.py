@@ -100,7 +100,7 @@ def test_list_and_counts(monkeypatch, capsys):
             "zeta must be less than or equal to 1",
         ),
         (["train", "demo", "--set", "nonsense"], 2, "expected key=value"),
-        (["train", "demo", "--method", "RigL"], 2, "the methods of demo are dense, Fixed, SET, LDV, OSV, EXD"),
+        (["train", "demo", "--method", "RigL"], 2, "the methods of demo are dense, Static, SET, LDV, OSV, EXD"),
         (["train"], 2, "Missing argument"),
         (["trian"], 2, "No such command 'trian'"),
         (["train", "demo", "--data", "absent.csv"], 1, "there is no file absent.csv"),
@@ -227,7 +227,7 @@ def test_compress_judges_by_what_the_run_did_not_train_on(folds, tmp_path, monke
     assert call(monkeypatch, capsys, *arguments, "--set", "model.hidden=[40]", "--out", tmp_path)[0] == 0
     run = tmp_path / "dense-1"
     expected = f"test accuracy {100 * json.loads((run / 'record.json').read_text())['metrics']['test_accuracy']:.2f}%"
-    rest = ["Rounded", "--data", "digits", "-o", tmp_path / "small.safetensors"]
+    rest = ["RoundToNearest", "--data", "digits", "-o", tmp_path / "small.safetensors"]
     for model in (run, run / "model.safetensors"):
         assert expected in call(monkeypatch, capsys, "compress", model, *rest)[1]
     assert expected not in call(monkeypatch, capsys, "compress", run, *rest, "--seed", "2")[1]

@@ -42,7 +42,7 @@ def recurrent(kind):
 OTHERS = {
     "convolution, sparse": (convolutional, fg.Sparse(DENSE)),
     "convolution, top-k": (convolutional, fg.Asymmetric.topk(4)),
-    "convolution, Rounded": (convolutional, fg.Rounded()),
+    "convolution, RoundToNearest": (convolutional, fg.RoundToNearest()),
     "convolution, pruned": (convolutional, fg.SubsetPruning(keep=0.5)),
     "LSTM, sparse": (lambda: recurrent(nn.LSTM), fg.Sparse(DENSE)),
     "LSTM, noisy": (lambda: recurrent(nn.LSTM), fg.Noisy("NAH")),
@@ -74,8 +74,8 @@ def test_compiles_or_falls_back(case):
     model, x = case
     torch.compiler.reset()
     model.zero_grad()
-    twin = copy.deepcopy(model)
-    expected = twin(x)
+    dense_reference = copy.deepcopy(model)
+    expected = dense_reference(x)
     with warnings.catch_warnings(record=True) as warned:  # the compiler's own are many
         warnings.simplefilter("always")
         got = torch.compile(model, backend=COMPILER)(x)
@@ -83,7 +83,7 @@ def test_compiles_or_falls_back(case):
         if got.requires_grad:
             got.square().sum().backward()
             expected.square().sum().backward()
-        for (name, mine), its in zip(model.named_parameters(), twin.parameters(), strict=True):
+        for (name, mine), its in zip(model.named_parameters(), dense_reference.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         assert bool(torch.compile(model.train(), backend=COMPILER)(x).isfinite().all())  # with its noise
     assert not [one for one in warned if "filigree" in str(one.message)]
@@ -128,7 +128,7 @@ def test_moves_to_another_device(case):
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
 
 
-@pytest.mark.parametrize("name", ["Sparse", "ACDC", "PHD", "LowRank", "Rounded", "PathSampling"])
+@pytest.mark.parametrize("name", ["Sparse", "ACDC", "PHD", "LowRank", "RoundToNearest", "PathSampling"])
 def test_weight_is_that_of_the_dense_layer(name):
     model, _ = changed(name)
     layers = [module for module in model.modules() if hasattr(module, "dense")]
@@ -166,12 +166,12 @@ def test_a_transformer_in_eval_mode_runs_the_converted_layers(config):
 
 
 def dense_twin(model):
-    twin = copy.deepcopy(model)
-    for name, module in list(twin.named_modules()):
+    dense_reference = copy.deepcopy(model)
+    for name, module in list(dense_reference.named_modules()):
         if hasattr(module, "dense"):
             parent, _, last = name.rpartition(".")
-            setattr(twin.get_submodule(parent), last, module.dense())
-    return twin
+            setattr(dense_reference.get_submodule(parent), last, module.dense())
+    return dense_reference
 
 
 # -- transformers and timm -----------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def check_life(model, make, loss, outputs, config, folder):
 
 
 IN_PLACE = {"Sparse": fg.Sparse(DENSE), "top-k": fg.Asymmetric.topk(4), "ACDC": fg.ACDC(2), "Fastfood": fg.Fastfood(),
-            "Circulant": fg.Circulant(), "PHD": fg.PHD(), "LowRank": fg.LowRank(4), "Rounded": fg.Rounded(),
+            "Circulant": fg.Circulant(), "PHD": fg.PHD(), "LowRank": fg.LowRank(4), "RoundToNearest": fg.RoundToNearest(),
             "OnlinePaths": fg.OnlinePaths(64)}  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def test_what_follows_may_work_in_place(name):
     else:
         layer, x, config = nn.Linear(32, 32), torch.randn(5, 32), IN_PLACE[name]
     model = nn.Sequential(layer, nn.Hardswish(inplace=True))
-    if name == "Rounded":
+    if name == "RoundToNearest":
         fg.compress_(model, config, x)
     else:
         fg.convert_(model, config, where="0")

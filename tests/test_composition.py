@@ -27,7 +27,13 @@ def test_the_page_says_the_same():
 
 def test_the_methods_are_all_there():
     """A method that is added to the library is added to the matrix."""
-    parts = {"AsymmetricAuto", "IntegerLayers", "Resized", "Span", "UnitPruning"}  # of methods that are in it
+    parts = {
+        "AsymmetricAuto",
+        "EmptyIntegerLayers",
+        "Resized",
+        "FuseLinears",
+        "UnitPruning",
+    }  # of methods that are in it
     residual = {"StochasticDepth"}  # for residual blocks, which this network has none of
     here = {type(config).__name__ for config in METHODS.values()}
     known = [kind for base in (Conversion, Compression) for kind in base.kinds()]

@@ -72,12 +72,12 @@ def stopwatch(monkeypatch):
     """Timings by what a layer stores, so that the choice does not hang on the machine."""
     seen = []
 
-    def race(works, seconds):
+    def time_interleaved(works, seconds):
         stored = [sum(p.numel() for p in work.__closure__[-1].cell_contents.parameters()) for work in works]
         seen.append(stored)
         return [Timing(n, n, n) for n in (1.0, 2.0 if stored[1] >= 100 else 0.5)]  # small dense layers are fast
 
-    monkeypatch.setattr("filigree.nn.sparse.sparse.race", race)
+    monkeypatch.setattr("filigree.nn.sparse.sparse.race", time_interleaved)
     return seen
 
 

@@ -164,15 +164,15 @@ def test_counts_that_stand_for_billions_of_entries_are_refused(tmp_path: Path) -
 def test_a_file_may_ask_for_what_its_size_explains_only(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(1000))
-    allowed = fg.allowance.Allowance(path, 1)
+    allowed = fg.allowance.LoadLimits(path, 1)
     with allowed, pytest.raises(ValueError, match="far larger than the file"):
         torch.zeros(2**40)
-    with fg.allowance.Allowance(path, 1) as allowed:
+    with fg.allowance.LoadLimits(path, 1) as allowed:
         before = allowed.bytes
         torch.zeros(1000).view(10, 100)[0].mul_(2)
         torch.empty(10**12, device="meta")
     assert before - allowed.bytes == 4000
-    with pytest.raises(ValueError, match="far larger"), fg.allowance.Allowance(path, 1):
+    with pytest.raises(ValueError, match="far larger"), fg.allowance.LoadLimits(path, 1):
         torch.randperm(10**11)
     with pytest.raises(ValueError, match="add up to 16,777,216"):
         fg.allowance.check_numbers([{"sizes": [2**23, 2**23], "seed": 2**62}, 1], path)
@@ -342,7 +342,7 @@ def test_no_name_leads_out_of_the_output_folder(name: str, of: str) -> None:
         ({"extends": "_/../../../x"}, "there is no recipe"),
         ({"extends": "../demo"}, "there is no recipe"),
         ({"notes": 3}, "notes"),
-        ({"convert": [{"config": {"kind": "Span", "by": 1, "features": 2}}]}, "by must be"),
+        ({"convert": [{"config": {"kind": "FuseLinears", "by": 1, "features": 2}}]}, "by must be"),
         ({"convert": [{"config": {"kind": "Sparse", "self": 1}}]}, "unknown field 'self'"),
         ({"convert": [{"config": {"kind": "Sparse", "topology": {"kind": "ErdosRenyi", "epsilon": "1e9x" * 999}}}]},
          "epsilon"),

@@ -106,7 +106,7 @@ def test_in_pipelines_selection_and_search():
     pipe = make_pipeline(MinMaxScaler(), selecting, SparseMLPClassifier((20,), random_state=0))
     assert cross_val_score(pipe, X, Y, cv=3).mean() > 0.9
     assert pipe.fit(X, Y)[1].get_support().sum() == 20
-    grid = {"schedule": ["Fixed", fg.Constant(0.2)]}
+    grid = {"schedule": ["Static", fg.Constant(0.2)]}
     model = SparseMLPClassifier(**QUICK, dropout=0.2, max_iter=20, n_iter_no_change=np.inf)
     alone, threads, processes = (GridSearchCV(model, grid, cv=2, n_jobs=jobs) for jobs in (1, 4, 2))
     alone.fit(X, Y)

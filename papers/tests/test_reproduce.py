@@ -30,7 +30,11 @@ def test_a_table_beside_the_printed_one(tmp_path, monkeypatch, capsys):
     assert all(row["backward_ms"] > 0 for row in summary["rows"])
     assert (tmp_path / "report.html").is_file()
     assert summary["complete"] == {"784-512-10": [0]}
-    assert {finding["where"] for finding in summary["findings"]} > {"000, Table 9.1", "000, Table 9.2", "000, abstract"}
+    assert {finding["where"] for finding in summary["findings"]} > {
+        "Srivastava 2022, Table 9.1",
+        "Srivastava 2022, Table 9.2",
+        "000, abstract",
+    }
     model, record = (tmp_path / "784-512-10" / "dense-0" / name for name in ("model.safetensors", "record.json"))
     before = model.stat().st_mtime_ns, record.stat().st_mtime_ns
     call(monkeypatch, capsys, *arguments)  # goes on where it stopped: nothing is trained or timed again
@@ -64,7 +68,7 @@ def test_every_case_is_a_recipe():
 
 
 def test_printed_winners_are_as_the_document_counts_them():
-    """000, chapter 10: top-k best in 60% of the 25 networks, partial in 28%, symmetric in 12%."""
+    """Srivastava 2022, chapter 10: top-k best in 60% of the 25 networks, partial in 28%, symmetric in 12%."""
     wins = [
         max(arms, key=lambda arm: arms[arm]["test"]) for arms in reproduce.ALL["asymmetric-fashion"].printed.values()
     ]

@@ -161,7 +161,7 @@ def test_tables_and_claims(made, root, tmp_path):
     with Bars(Console(file=io.StringIO())) as bars:
         _, findings = made.again(tmp_path / "out", Asked(cases=cases, seeds=(0, 1), quick=True), bars)
     assert {finding.where for finding in findings} == {
-        "004, Table 4.4" if "europarl" in made.name else "004, Table 4.3"
+        "Moczulski 2019, Table 4.4" if "europarl" in made.name else "Moczulski 2019, Table 4.3"
     }
     texts = [finding.text for finding in findings]
     for figure in ("best validation NLL" if "europarl" in made.name else "test NLL", "BLEU-4"):

@@ -52,7 +52,7 @@ def test_the_interval_is_student_s():
 
 def test_a_figure_lies_within_the_interval_or_not():
     ours = [97.0, 98.0, 99.0]  # [95.5, 100.5]
-    found = figure("000, Table 9.1", "top-k", 96.0, ours)
+    found = figure("Srivastava 2022, Table 9.1", "top-k", 96.0, ours)
     assert (found.verdict, found.ours, found.difference) == ("reproduced", 98.0, 2.0)
     assert found.interval == interval(ours)
     assert figure("", "", 95.0, ours).verdict == "not"
@@ -105,8 +105,8 @@ def test_censored_tables_stay_open():
 
 def test_figures_of_scaled_entries_stay_open():
     """By the entry's state alone; counts and orders stand, and so does what has the document's size."""
-    where = {"001, Fig. 5.7", "001, Fig. 5.12", "001, Fig. 5.13", "001, Fig. 5.15", "003, section 5.5.2",
-             "003, Table 3.1", "003, Table 3.2", "003, Table 5.3", "003, Table 5.9", "003, section 5.5.5"}  # fmt: skip
+    where = {"Chouliaras 2021, Fig. 5.7", "Chouliaras 2021, Fig. 5.12", "Chouliaras 2021, Fig. 5.13", "Chouliaras 2021, Fig. 5.15", "John 2019, section 5.5.2",
+             "John 2019, Table 3.1", "John 2019, Table 3.2", "John 2019, Table 5.3", "John 2019, Table 5.9", "John 2019, section 5.5.5"}  # fmt: skip
     assert where <= scaled() <= {document.key(entry) for document in all_documents() for entry in document.entries}
 
     def both(where):
@@ -116,10 +116,10 @@ def test_figures_of_scaled_entries_stay_open():
         its = reproduce.Computation("", "", count_up, ["a"], claims=[both(where)], long=long)
         return its._at_our_size(its.findings([]))
 
-    assert [its.verdict for its in made("003, Table 3.2")] == ["open", "reproduced"]
-    assert made("003, Table 3.2")[0].text.endswith("+0, scaled.")
-    assert [its.verdict for its in made("003, Table 5.1")] == ["reproduced", "reproduced"]
-    assert [its.verdict for its in made("003, Table 3.2", long=True)] == ["reproduced", "reproduced"]
+    assert [its.verdict for its in made("John 2019, Table 3.2")] == ["open", "reproduced"]
+    assert made("John 2019, Table 3.2")[0].text.endswith("+0, scaled.")
+    assert [its.verdict for its in made("John 2019, Table 5.1")] == ["reproduced", "reproduced"]
+    assert [its.verdict for its in made("John 2019, Table 3.2", long=True)] == ["reproduced", "reproduced"]
 
 
 def test_intervals_over_folds_are_wider():
@@ -201,8 +201,8 @@ def test_ends_of_runs_and_claims_on_them():
     assert ends(rows, "loss")["NAN"] == [0.5, 0.6, 0.8]
     assert ends(rows, "test")["NAN"] == [None, None, None]
     assert ends(rows, "accuracy") == {"soft": [], "NAN": [], "NAH": []}
-    (found,) = before("004, Fig. 4.5", "Noise helps", "loss", [("NAN", "soft")], lower=True)(rows)
-    assert (found.where, found.verdict) == ("004, Fig. 4.5", "reproduced")
+    (found,) = before("Moczulski 2019, Fig. 4.5", "Noise helps", "loss", [("NAN", "soft")], lower=True)(rows)
+    assert (found.where, found.verdict) == ("Moczulski 2019, Fig. 4.5", "reproduced")
     assert "NAN - soft -0.467" in found.text
     (found,) = before("", "", "loss", [("NAN", "soft"), ("soft", "NAN")], lower=True)(rows)
     assert found.verdict == "partly"
@@ -282,7 +282,7 @@ def count_up(case, seed, quick, scale=1.0):
 
 
 def finds(rows):
-    places = ("000, Table 9.1", "000, section 9.6")
+    places = ("Srivastava 2022, Table 9.1", "Srivastava 2022, section 9.6")
     return [figure(where, row["case"], 10.5, [r["value"] for r in rows]) for row in rows[:1] for where in places]
 
 
@@ -324,7 +324,7 @@ def test_the_listing_and_its_json(few, monkeypatch, capsys):
     assert [its["record"] for its in first["by"]] == ["current", "none"]
     assert [(its["done"], its["asked"]) for its in first["by"]] == [(2, 2), (0, 0)]
     assert first["minutes"] > 0
-    assert [finding["where"] for finding in first["findings"]] == ["000, Table 9.1"]
+    assert [finding["where"] for finding in first["findings"]] == ["Srivastava 2022, Table 9.1"]
     assert first["findings"][0] == first["findings"][0] | {"by": "first", "printed": 10.5, "difference": 0.0}
 
 
@@ -501,7 +501,7 @@ def test_all_skips_what_is_current_and_survives_a_failure(few, tmp_path, monkeyp
     assert calls == [("a", 0, True), ("a", 0, True), ("broken", 0, True), ("a", 0, True), ("a", 0, True)]
     assert "broken failed: RuntimeError: it broke" in out
     assert "4 run, 0 current, 1 failed, 0 without data" in out
-    assert "000, Table 9.1: open" in out
+    assert "Srivastava 2022, Table 9.1: open" in out
     assert (tmp_path / "runs" / "last-quick" / "summary.json").is_file()
     calls.clear()
     few["broken"] = made_of("broken")
@@ -525,7 +525,7 @@ def test_what_is_current_elsewhere_is_not_run_again(few, tmp_path, monkeypatch, 
     code, out, _ = call(monkeypatch, capsys, "reproduce", "all", "--out", "elsewhere")
     assert (code, calls) == (0, [])
     assert "0 run, 2 current" in out
-    assert "000, Table 9.1: open" in out
+    assert "Srivastava 2022, Table 9.1: open" in out
     path = tmp_path / "runs" / "first" / "summary.json"
     summary = Summary.load(path).model_copy(update={"code": "other", "seconds": 600.0})
     summary.save(path)

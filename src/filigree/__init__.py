@@ -4,18 +4,18 @@ import importlib
 from typing import Any
 
 from filigree import data, models, nn, ops, topology
-from filigree.analyze import analyze, feature_ranking, survival
+from filigree.analyze import analyze, connection_survival, feature_ranking
 from filigree.compress import (
     Budget,
     ClusterPruning,
-    Fit,
+    FitStructured,
     MagnitudePruning,
     MaxError,
     MonteCarlo,
-    Origin,
     PathSampling,
     RandomPruning,
-    Rounded,
+    RetrainingBaseline,
+    RoundToNearest,
     SubClustering,
     SubsetPruning,
     fit_gamma,
@@ -31,7 +31,6 @@ from filigree.dynamics import (
     ErrorFeedback,
     Evolution,
     ExponentialDecay,
-    Fixed,
     GradientNoise,
     LinearDecrease,
     MollificationAnnealing,
@@ -39,6 +38,7 @@ from filigree.dynamics import (
     Oscillation,
     SelectionSchedule,
     Sequence,
+    Static,
 )
 from filigree.export import export
 from filigree.io.saving import load, save
@@ -50,6 +50,7 @@ from filigree.nn import (
     Asymmetric,
     Circulant,
     Fastfood,
+    FuseLinears,
     LowRank,
     Mollified,
     Noisy,
@@ -57,14 +58,13 @@ from filigree.nn import (
     OnlinePaths,
     PartitionDropout,
     RandomK,
-    Span,
     Sparse,
     StochasticDepth,
     Threshold,
     Toeplitz,
     TopK,
     UnscaledDropout,
-    watch,
+    track_usage,
 )
 from filigree.report import write_report
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
@@ -96,8 +96,8 @@ __all__ = [
     "Evolution",
     "ExponentialDecay",
     "Fastfood",
-    "Fit",
-    "Fixed",
+    "FitStructured",
+    "FuseLinears",
     "GradientNoise",
     "LinearDecrease",
     "LowRank",
@@ -110,7 +110,6 @@ __all__ = [
     "Noisy",
     "NoisyRectifier",
     "OnlinePaths",
-    "Origin",
     "Oscillation",
     "PartitionDropout",
     "PathSampling",
@@ -118,11 +117,12 @@ __all__ = [
     "RandomK",
     "RandomPruning",
     "Record",
-    "Rounded",
+    "RetrainingBaseline",
+    "RoundToNearest",
     "SelectionSchedule",
     "Sequence",
-    "Span",
     "Sparse",
+    "Static",
     "StochasticDepth",
     "SubClustering",
     "SubsetPruning",
@@ -132,6 +132,7 @@ __all__ = [
     "UnscaledDropout",
     "analyze",
     "compress_",
+    "connection_survival",
     "convert_",
     "data",
     "evaluate",
@@ -148,8 +149,7 @@ __all__ = [
     "retraining_bound",
     "save",
     "seed_everything",
-    "survival",
     "topology",
-    "watch",
+    "track_usage",
     "write_report",
 ]

@@ -17,8 +17,8 @@ def patterns(model: nn.Module) -> dict[str, science.Pattern]:
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Evolvable):
-            places, weights = layer.places().numpy(), layer.weights().numpy()
-            where = (places // layer.in_features, places % layer.in_features)
+            flat_indices, weights = layer.flat_indices().numpy(), layer.weights().numpy()
+            where = (flat_indices // layer.in_features, flat_indices % layer.in_features)
             found[name] = sp.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
     return found
 
@@ -40,7 +40,7 @@ def analyze(model: nn.Module, seed: int = 0, nulls: int = 10) -> science.Network
     return science.analyze(list(found.values()), list(found), seed, nulls)
 
 
-def survival(evolution: Evolution, layer: str) -> tuple[np.ndarray, np.ndarray]:
+def connection_survival(evolution: Evolution, layer: str) -> tuple[np.ndarray, np.ndarray]:
     """The survival curve of a layer's connections under an `Evolution`: ages in epochs, the share outliving each."""
     births, deaths = evolution.births[layer].numpy(), evolution.deaths[layer].numpy()
     gone = np.repeat(deaths, deaths[:, 2], axis=0)

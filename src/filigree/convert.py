@@ -89,7 +89,7 @@ class Conversion(Config):
 
 
 @contextmanager
-def looking_on(model: nn.Module, hooks: Sequence[Any] = ()) -> Iterator[None]:
+def inference_context(model: nn.Module, hooks: Sequence[Any] = ()) -> Iterator[None]:
     """Run a model as it is used, in eval mode without gradients; then all modes are back and the hooks are gone."""
     try:
         with evaluating(model), torch.no_grad():
@@ -109,7 +109,7 @@ def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str,
 
         return hook
 
-    with looking_on(model, [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]):
+    with inference_context(model, [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]):
         model(x)
     if missed := set(names) - set(found):
         raise ValueError(f"the data do not reach {sorted(missed)[0]!r}.")

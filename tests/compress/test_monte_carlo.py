@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import filigree as fg
-from filigree.compress.handing_on import hand_on
-from filigree.compress.sampling import sample
+from filigree.compress.error_diffusion import diffuse_errors
+from filigree.compress.weight_sampling import sample
 
 KINDS = ["jittered", "stratified", "independent"]
 
@@ -84,14 +84,14 @@ def test_errors_handed_on_keep_the_outputs():
     x = torch.randn(2000, 12) @ torch.randn(12, 60)  # correlated inputs, as those of a network are
     w = torch.randn(40, 60)
     own = x.T @ x / len(x)
-    counts, scale = hand_on(w, own, own, 0.5, False, 0.01, generator())
+    counts, scale = diffuse_errors(w, own, own, 0.5, False, 0.01, generator())
     assert int(counts.abs().sum()) <= 0.5 * w.numel()
     plain, its_scale = sample(w, 0.5, "layer", "jittered", generator())
     y = x @ w.T
     ours = float((x @ (counts * scale).T - y).norm() / y.norm())
     assert ours < 0.3 * float((x @ (plain * its_scale).T - y).norm() / y.norm())
     mask = torch.rand(40, 60) < 0.5
-    assert not hand_on(w, own, own, 0.5, True, 0.01, generator(), mask)[0][~mask].any()
+    assert not diffuse_errors(w, own, own, 0.5, True, 0.01, generator(), mask)[0][~mask].any()
 
 
 def trained(sizes=(64, 100, 10)):
@@ -144,7 +144,7 @@ def test_groups_activations_and_sparse_layers():
     before = [(layer.values != 0).sum() for layer in model.modules() if hasattr(layer, "values")]
     x = torch.randn(60, 4, 6, 6)
     expected = model(x).detach()
-    places = set(model[3].places().tolist())
+    places = set(model[3].flat_indices().tolist())
     fg.compress_(model, fg.MonteCarlo(samples=8, activations=20), x)
     assert (model(x) - expected).abs().max() < 0.15 * expected.abs().max()
     kept = model[3].integers().flatten().nonzero().squeeze(1).tolist()

@@ -152,7 +152,7 @@ def test_duplicates_are_merged_without_loss(kind, compensate, config):
 
 
 def test_the_correlation_update_is_the_closed_form():
-    """003, eqs. 5.8 to 5.12, for one unit."""
+    """John 2019, eqs. 5.8 to 5.12, for one unit."""
     torch.manual_seed(1)
     model = fg.models.mlp([6, 5, 3])
     x = torch.randn(300, 6)
@@ -249,9 +249,9 @@ def test_representatives():
         ("bias_magnitude", [0, 4]),
         ("centroid", [1, 3]),
     ):
-        kept, heirs = representatives(labels, f, norms, biases, select, 0)
+        kept, replacements = representatives(labels, f, norms, biases, select, 0)
         assert kept.tolist()[0] == expected[0]
-        assert heirs.tolist()[:3] == [expected[0]] * 3
+        assert replacements.tolist()[:3] == [expected[0]] * 3
         if select != "centroid":
             assert kept.tolist() == expected
 
@@ -425,7 +425,7 @@ def test_connections(tmp_path):
     largest = model.fc1.weight.abs().flatten().topk(round(0.2 * 64 * 60)).indices.sort().values
     small = copy.deepcopy(model)
     fg.compress_(small, fg.MagnitudePruning(keep=0.2, of="connections"))
-    assert torch.equal(small.fc1.places(), largest)
+    assert torch.equal(small.fc1.flat_indices(), largest)
     fg.save(small, tmp_path / "m.safetensors")
     x = data.test.x[:5]
     assert torch.equal(fg.load(tmp_path / "m.safetensors")(x), small(x))
@@ -474,7 +474,7 @@ def test_exact_and_probed_jacobians_of_convolutions():
             torch.testing.assert_close(getattr(probed, part)[name], norm, rtol=0.05, atol=0)
     whole = torch.func.vmap(torch.func.jacrev(lambda one: model[:3](one[None])[0]))(x)
     torch.testing.assert_close(exact.step["0"], whole.flatten(1).norm(dim=1))
-    assert exact.places == {"0": 64, "3": 4, "6": 1}
+    assert exact.positions == {"0": 64, "3": 4, "6": 1}
     branching = fg.models.mlp([4, 3, 2])
     branching.forward = lambda x: branching.fc1(x).sum(1, keepdim=True) + branching.fc2(x[:, :3])
     twice = fg.models.mlp([4, 4, 2])
@@ -518,7 +518,7 @@ def test_retraining_bound(form):
     torch.manual_seed(0)
     initial = fg.models.mlp([10, 12, 3])
     x, y = torch.randn(200, 10), torch.randint(3, (200,))
-    model, origin = copy.deepcopy(initial), fg.Origin(x, y)
+    model, origin = copy.deepcopy(initial), fg.RetrainingBaseline(x, y)
     with pytest.raises(ValueError, match="saw no training"):
         fg.retraining_bound(origin, model, model)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
@@ -537,7 +537,7 @@ def test_retraining_bound(form):
     bounds = [fg.retraining_bound(origin, model, pruned, gamma=2, form=form) for pruned in (sparse, zeros)]
     assert bounds[0] > 0
     assert abs(bounds[0] - bounds[1]) < 1e-4 * bounds[0]
-    fresh = fg.Origin(x, y)
+    fresh = fg.RetrainingBaseline(x, y)
     fresh.load_state_dict(origin.state_dict())
     assert fg.retraining_bound(fresh, model, sparse, gamma=2, form=form) == bounds[0]
     with pytest.raises(ValueError, match="form"):

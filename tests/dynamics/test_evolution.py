@@ -36,16 +36,16 @@ def test_rewiring_keeps_the_invariants():
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.3))
     train(model, optimizer)
     for _ in range(5):
-        before = {name: (it.places(), it.weights().clone()) for name, it in evolution.layers.items()}
+        before = {name: (it.flat_indices(), it.weights().clone()) for name, it in evolution.layers.items()}
         evolution.step()
         for name, layer in evolution.layers.items():
             old_places, old = before[name]
-            places, new = layer.places(), layer.weights()
-            assert places.numel() == old_places.numel()  # nnz
-            assert bool((places.diff() > 0).all())  # sorted, no duplicates
-            stayed = torch.isin(places, old_places[torch.isin(old_places, places)])
+            flat_indices, new = layer.flat_indices(), layer.weights()
+            assert flat_indices.numel() == old_places.numel()  # nnz
+            assert bool((flat_indices.diff() > 0).all())  # sorted, no duplicates
+            stayed = torch.isin(flat_indices, old_places[torch.isin(old_places, flat_indices)])
             lookup = dict(zip(old_places.tolist(), old.tolist(), strict=True))
-            for place, weight in zip(places[stayed].tolist(), new[stayed].tolist(), strict=True):
+            for place, weight in zip(flat_indices[stayed].tolist(), new[stayed].tolist(), strict=True):
                 assert weight in (lookup[place], 0.0)  # zero: removed and grown again at once
             x = torch.randn(4, layer.in_features)
             torch.testing.assert_close(layer(x), layer.dense()(x))  # the index and its transpose agree with the values
@@ -69,12 +69,12 @@ def test_optimizer_state_follows(name, masked):
 
     def by_place(tensor):
         flat = tensor[layer.mask] if masked else tensor
-        return dict(zip(layer.places().tolist(), flat.tolist(), strict=True))
+        return dict(zip(layer.flat_indices().tolist(), flat.tolist(), strict=True))
 
     before = {key: by_place(t) for key, t in states.items()}
     old_weights, births = by_place(layer.connections.detach()), evolution.births["fc2"]
     evolution.step()
-    new = dict(zip(layer.places().tolist(), (evolution.births["fc2"] == 1).tolist(), strict=True))
+    new = dict(zip(layer.flat_indices().tolist(), (evolution.births["fc2"] == 1).tolist(), strict=True))
     assert any(new.values())
     assert births.numel() == len(new)
     for key, tensor in states.items():
@@ -90,13 +90,13 @@ def test_optimizer_state_follows(name, masked):
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
 def test_any_layer_size_density_and_rate(n_in, n_out, density, zeta, seed):
     count = round(density * n_in * n_out)
-    places = torch.randperm(n_in * n_out, generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    model = nn.Sequential(SparseLinear(n_in, n_out, places=places, seed=seed))
+    flat_indices = torch.randperm(n_in * n_out, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    model = nn.Sequential(SparseLinear(n_in, n_out, flat_indices=flat_indices, seed=seed))
     evolution = fg.Evolution(model, None, zeta, seed=seed)
     for _ in range(3):
         evolution.step()
     assert model[0].nnz == count
-    assert bool((model[0].places().diff() > 0).all())
+    assert bool((model[0].flat_indices().diff() > 0).all())
     x = torch.randn(3, n_in)
     torch.testing.assert_close(model[0](x), model[0].dense()(x))
 
@@ -135,11 +135,11 @@ def test_none_after_the_last_epoch():
 def test_every_n_steps():
     model = network()
     evolution = fg.Evolution(model, None, fg.ExponentialDecay(0.4, 0.5), every=3)
-    before = model.fc1.places()
+    before = model.fc1.flat_indices()
     evolution.step(), evolution.step()
-    assert torch.equal(model.fc1.places(), before)
+    assert torch.equal(model.fc1.flat_indices(), before)
     evolution.step()
-    assert not torch.equal(model.fc1.places(), before)
+    assert not torch.equal(model.fc1.flat_indices(), before)
     assert (evolution.epoch, evolution.rate) == (1, 0.4)
 
 
@@ -163,18 +163,22 @@ def test_growth_by_gradient_takes_the_largest(masked):
     x = torch.randn(8, 12)
     model(x).square().sum().backward()
     dense(x).square().sum().backward()
-    before = {name: (it.places(), it.weights().clone()) for name, it in evolution.layers.items()}
+    before = {name: (it.flat_indices(), it.weights().clone()) for name, it in evolution.layers.items()}
     evolution.step()
     for name, layer in evolution.layers.items():
-        twin = dense.get_submodule(name)
-        gradient = (twin[0] if isinstance(twin, nn.Sequential) else twin).weight.grad.abs().flatten()
-        new = layer.places()[evolution.births[name] == 1]
-        kept = layer.places()[evolution.births[name] == 0]
+        dense_reference = dense.get_submodule(name)
+        gradient = (
+            (dense_reference[0] if isinstance(dense_reference, nn.Sequential) else dense_reference)
+            .weight.grad.abs()
+            .flatten()
+        )
+        new = layer.flat_indices()[evolution.births[name] == 1]
+        kept = layer.flat_indices()[evolution.births[name] == 0]
         candidates = torch.ones_like(gradient, dtype=torch.bool)
         candidates[kept] = False
         candidates[new] = False
         assert gradient[new].min() >= gradient[candidates].max() - 1e-5
-        assert before[name][0].numel() == layer.places().numel()
+        assert before[name][0].numel() == layer.flat_indices().numel()
 
 
 def test_growth_by_gradient_needs_a_backward_pass():
@@ -257,9 +261,9 @@ def test_gradients_follow_a_rewiring():
     evolution = fg.Evolution(model, torch.optim.SGD(model.parameters(), 0.1), 0.5)
     nn.functional.cross_entropy(model(torch.randn(8, 12)), torch.randint(3, (8,))).backward()
     layer = next(iter(evolution.layers.values()))
-    before = dict(zip(layer.places().tolist(), layer.values.grad.tolist(), strict=True))
+    before = dict(zip(layer.flat_indices().tolist(), layer.values.grad.tolist(), strict=True))
     evolution.step()
-    after = dict(zip(layer.places().tolist(), layer.values.grad.tolist(), strict=True))
+    after = dict(zip(layer.flat_indices().tolist(), layer.values.grad.tolist(), strict=True))
     assert set(before) != set(after)
     assert all(grad in (before.get(place, 0.0), 0.0) for place, grad in after.items())
     assert sum(grad != 0 for grad in after.values()) > 10

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filigree.dynamics.rewire import gradient_places, merge, random_places, survivors
-from filigree.topology.sampling import distinct, empty_places
+from filigree.dynamics.rewire import gradient_growth, merge, random_growth, survivors
+from filigree.topology.flat_indices import distinct, empty_flat_indices
 
 weights = st.lists(st.sampled_from([-2.0, -1.0, -0.5, -0.1, 0.0, 0.1, 0.3, 1.0, 5.0]), max_size=40)
 
@@ -30,17 +30,17 @@ def test_empty_places_are_empty_distinct_and_sorted(population, data):
     count = data.draw(st.integers(0, population - taken))
     generator = torch.Generator().manual_seed(0)
     occupied = distinct(population, taken, generator)
-    places = empty_places(occupied, population, count, generator)
-    assert places.numel() == count
-    assert bool((places.diff() > 0).all())
-    assert not set(places.tolist()) & set(occupied.tolist())
-    assert all(0 <= p < population for p in places.tolist())
+    flat_indices = empty_flat_indices(occupied, population, count, generator)
+    assert flat_indices.numel() == count
+    assert bool((flat_indices.diff() > 0).all())
+    assert not set(flat_indices.tolist()) & set(occupied.tolist())
+    assert all(0 <= p < population for p in flat_indices.tolist())
 
 
 def test_empty_places_are_uniform():
     generator, counts = torch.Generator().manual_seed(0), torch.zeros(10)
     for _ in range(4000):
-        counts[empty_places(torch.tensor([0, 3, 4, 9]), 10, 3, generator)] += 1
+        counts[empty_flat_indices(torch.tensor([0, 3, 4, 9]), 10, 3, generator)] += 1
     free = counts[[1, 2, 5, 6, 7, 8]] / 4000
     assert (free - 0.5).abs().max() < 0.04  # 5 standard deviations
     assert counts[[0, 3, 4, 9]].sum() == 0
@@ -55,14 +55,14 @@ def test_distinct_is_uniform_at_any_density():
 
 
 def test_merge_says_where_each_came_from():
-    places, source = merge(torch.tensor([2, 5, 9]), torch.tensor([0, 6, 7]))
-    assert places.tolist() == [0, 2, 5, 6, 7, 9]
+    flat_indices, source = merge(torch.tensor([2, 5, 9]), torch.tensor([0, 6, 7]))
+    assert flat_indices.tolist() == [0, 2, 5, 6, 7, 9]
     assert source.tolist() == [-1, 0, 1, -1, -1, 2]
 
 
 def test_random_growth_beyond_32_bits():
     kept = distinct(10**12, 1000, torch.Generator().manual_seed(0))
-    assert int(random_places(kept, 10**12, 1000, torch.Generator().manual_seed(1)).max()) > 2**32
+    assert int(random_growth(kept, 10**12, 1000, torch.Generator().manual_seed(1)).max()) > 2**32
 
 
 @settings(deadline=None)
@@ -76,4 +76,4 @@ def test_gradient_growth_equals_the_dense_choice(n_in, n_out, block, seed):
     dense = (dy.t() @ x).abs().flatten()
     dense[kept] = -1
     expected = dense.topk(count).indices.sort().values
-    assert torch.equal(gradient_places(kept, x, dy, count, block), expected)
+    assert torch.equal(gradient_growth(kept, x, dy, count, block), expected)

@@ -1,4 +1,4 @@
-"""Schedules against values computed by hand from the equations of 001, chapter 4."""
+"""Schedules against values computed by hand from the equations of Chouliaras 2021, chapter 4."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_composition():
     "schedule",
     [
         fg.Constant(0.2),
-        fg.Fixed(),
+        fg.Static(),
         fg.Oscillation(k=2),
         fg.Constant(0.1) * fg.ExponentialDecay(),
         fg.Sequence([(fg.Constant(0.3), 4), (fg.LinearDecrease(), None)]),

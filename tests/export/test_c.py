@@ -135,7 +135,7 @@ FLAT = {
     "mollified": lambda: converted(fg.Mollified(), "sigmoid"),
     "ternary, rms": lambda: compressed(fg.MonteCarlo(0.2, calibrate="rms")),
     "integers, per neuron": lambda: compressed(fg.MonteCarlo(3.0, per="neuron")),
-    "rounded": lambda: compressed(fg.Rounded(12)),
+    "rounded": lambda: compressed(fg.RoundToNearest(12)),
     "double": lambda: converted(fg.Sparse(fg.ErdosRenyi(density=0.3))).double(),
 }  # fmt: skip
 
@@ -185,7 +185,7 @@ def test_models_of_images(cc, tmp_path, kind):
     agrees(cc, model, tmp_path / "m.c", torch.randn(20, 2, 9, 11) * 1.5, report)
 
 
-@pytest.mark.parametrize("config", [None, fg.MonteCarlo(0.3), fg.Rounded(4)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("config", [None, fg.MonteCarlo(0.3), fg.RoundToNearest(4)], ids=lambda c: type(c).__name__)
 def test_lenets_of_every_kind_of_weight(cc, tmp_path, config):
     model = fg.models.lenet5().eval() if config is None else lenet(config)
     report = export_c(model, tmp_path / "m.c", torch.randn(2, 1, 28, 28))
@@ -240,7 +240,7 @@ def test_a_batch_norm_called_like_a_function_of_the_program(cc, tmp_path):
 
 def sparse_layer(rows, columns, *places):
     """A `SparseLinear` of the places (row, column)."""
-    made = fg.nn.SparseLinear(columns, rows, places=torch.tensor(sorted(r * columns + c for r, c in places)))
+    made = fg.nn.SparseLinear(columns, rows, flat_indices=torch.tensor(sorted(r * columns + c for r, c in places)))
     nn.init.normal_(made.values)
     return made
 
@@ -517,7 +517,7 @@ def test_of_equal_weights_the_first_go_and_halves_round_to_even(cc, tmp_path, ze
     model = nn.Sequential(sparse_layer(6, 9, *((i % 6, i % 9) for i in range(18)), *((i % 6, 8 - i) for i in range(7))))
     with torch.no_grad():
         model[0].values.copy_(torch.tensor([1.0, -0.5, 1.0, 0.0, 2.0])[torch.arange(model[0].nnz) % 5])
-    before, places = model[0].values.detach().clone(), model[0].places().numpy()
+    before, places = model[0].values.detach().clone(), model[0].flat_indices().numpy()
     export_c(model, tmp_path / "m.c", training=True, batch=16)
     nothing = [(torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64))]
     _, after, _ = steps_in_c(cc, tmp_path / "m.c", nothing, 0.1, rewire=[0], zeta=zeta)

@@ -186,13 +186,13 @@ def test_the_fastest_form_is_kept(tmp_path, monkeypatch):
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
     fastest = iter([1, 2, 0])
 
-    def race(works, seconds):
+    def time_interleaved(works, seconds):
         best = next(fastest, None)
         for work in works:
             work()
         return [Timing(1.0 if i == best else 2.0 + i, 0, 0) for i in range(len(works))]
 
-    monkeypatch.setattr(onnx_sparse, "race", race)
+    monkeypatch.setattr(onnx_sparse, "race", time_interleaved)
     report = check(model, torch.randn(4, 20), tmp_path / "m.onnx", torch.randn(9, 20))
     assert forms(report) == {"fc1": "gather", "fc2": "gather by feature", "fc3": "dense"}
     assert report.layers[0].note == "dense 2 ms, gather 1 ms, gather by feature 4 ms"
@@ -311,9 +311,9 @@ def test_a_language_model_forgets_between_calls(tmp_path):
     ("config", "name", "bits"),
     [
         (fg.MonteCarlo(samples=0.12), "INT4", 4),
-        (fg.Rounded(4), "INT4", 4),
-        (fg.Rounded(5), "INT8", 8),
-        (fg.Rounded(16), "INT16", 16),
+        (fg.RoundToNearest(4), "INT4", 4),
+        (fg.RoundToNearest(5), "INT8", 8),
+        (fg.RoundToNearest(16), "INT16", 16),
     ],
 )
 def test_integers_are_stored_as_integers(config, name, bits, tmp_path):

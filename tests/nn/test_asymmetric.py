@@ -1,4 +1,4 @@
-"""Sparsified backpropagation against dense gradients that are masked after the fact (000, chapters 6-8)."""
+"""Sparsified backpropagation against dense gradients that are masked after the fact (Srivastava 2022, chapters 6-8)."""
 
 import copy
 
@@ -180,7 +180,7 @@ vectors = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12)
 
 def test_the_worked_example():
     x = torch.tensor([[10.0, -20, 30, -40]])
-    assert fg.TopK(2)(x).tolist() == [[0, 0, 30, -40]]  # 000, 6.1.2
+    assert fg.TopK(2)(x).tolist() == [[0, 0, 30, -40]]  # Srivastava 2022, 6.1.2
 
 
 @given(vectors, st.sampled_from(FUNCTIONS))
@@ -199,7 +199,7 @@ def test_theorem_1_the_parameters_used_backward_are_among_those_used_forward(see
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(8, 11), nn.ReLU(), nn.Linear(11, 3))
     fg.convert_(model, with_options(METHODS[method], unified=unified))
-    with fg.watch(model) as usage:
+    with fg.track_usage(model) as usage:
         model(torch.randn(4, 8)).square().sum().backward()
     for name, used in usage.items():
         layer = model.get_submodule(name)
@@ -220,7 +220,7 @@ def test_symmetric_and_asymmetric_training():
                               (fg.Asymmetric.topk(2), False), (fg.Asymmetric.topk(11), True)):  # fmt: skip
         model = nn.Sequential(nn.Linear(8, 11))
         fg.convert_(model, config)
-        with fg.watch(model) as usage:
+        with fg.track_usage(model) as usage:
             model(x).square().sum().backward()
         assert all(usage["0"].is_symmetric(sample) == symmetric for sample in range(6)), config
 
@@ -231,7 +231,7 @@ def test_watching_sparse_layers_and_convolutions():
         model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(24, 12), copy.deepcopy(sparse))
         config = fg.Asymmetric.partial(3, 4, unified=unified)
         fg.convert_(model, config)
-        with fg.watch(model) as usage:
+        with fg.track_usage(model) as usage:
             model(torch.randn(5, 2, 4, 4)).square().sum().backward()
         assert list(usage) == ["0", "2", "3"]
         used = usage["3"].backward()
@@ -252,7 +252,7 @@ def test_moved_is_not_used():
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(50, 8)).square().sum().backward()
     optimizer.step()
-    with fg.watch(model) as usage:
+    with fg.track_usage(model) as usage:
         optimizer.zero_grad()
         model(torch.randn(1, 8)).square().sum().backward()
         optimizer.step()
@@ -338,7 +338,7 @@ def test_sparse_layers(method, unified, relu):
     delta = dy * (y > 0) if relu else dy
     dx, dw, db = reference(method, x.detach(), w, delta.detach(), unified)
     torch.testing.assert_close(got[0], dx)
-    torch.testing.assert_close(got[1], dw.flatten()[sparse.places()])
+    torch.testing.assert_close(got[1], dw.flatten()[sparse.flat_indices()])
     if method != "union":  # there a neuron without connections counts as unchosen
         torch.testing.assert_close(got[2], db)
 
@@ -388,23 +388,23 @@ def test_convolutions(per, unified, options):
         xs = x.detach() if config.inputs is None else masked(_padded_like(conv, x.detach()), config.inputs.k)
         if config.weights is not None:
             norms = conv.weight.detach().flatten(2).norm(dim=2)
-            twin = copy.deepcopy(conv)
-            twin.weight.data *= keep(norms.t().contiguous(), 2).t()[:, :, None, None]
+            dense_reference = copy.deepcopy(conv)
+            dense_reference.weight.data *= keep(norms.t().contiguous(), 2).t()[:, :, None, None]
         else:
-            twin = conv
-        dx = torch.autograd.grad(twin(x), x, d)[0]
+            dense_reference = conv
+        dx = torch.autograd.grad(dense_reference(x), x, d)[0]
         union = config.neurons == "union"
         if union:
             rest = copy.deepcopy(conv)
-            rest.weight.data -= twin.weight.data
-            dx = torch.autograd.grad(twin(x), x, delta)[0] + torch.autograd.grad(rest(x), x, d)[0]
+            rest.weight.data -= dense_reference.weight.data
+            dx = torch.autograd.grad(dense_reference(x), x, delta)[0] + torch.autograd.grad(rest(x), x, d)[0]
         bare = copy.deepcopy(conv)
         if config.inputs is not None and (conv.padding_mode != "zeros" or isinstance(conv.padding, str)):
             bare.padding, bare.padding_mode = 0, "zeros"  # what was padded is chosen from
         dw = torch.autograd.grad(bare(xs), bare.weight, d)[0]
         db = d.sum((0, 2, 3))
         if union:
-            chosen = twin.weight != 0
+            chosen = dense_reference.weight != 0
             dw = torch.where(chosen, torch.autograd.grad(bare(xs), bare.weight, delta)[0], dw)
             db = torch.where(chosen.flatten(1).any(1), delta.sum((0, 2, 3)), db)
         expected = [dx, dw, db]
@@ -658,9 +658,9 @@ def test_error_feedback_is_saved_with_the_optimizer_and_follows_rewirings(kind):
         model(torch.randn(8, 16)).square().sum().backward()
         optimizer.step()
     values = model.fc1.values
-    before = dict(zip(model.fc1.places().tolist(), feedback.memory(values).tolist(), strict=True))
+    before = dict(zip(model.fc1.flat_indices().tolist(), feedback.memory(values).tolist(), strict=True))
     evolution.step()
-    after = dict(zip(model.fc1.places().tolist(), feedback.memory(values).tolist(), strict=True))
+    after = dict(zip(model.fc1.flat_indices().tolist(), feedback.memory(values).tolist(), strict=True))
     stayed = set(before) & set(after)
     assert 0 < len(stayed) < len(before)
     assert any(before[place] for place in stayed)

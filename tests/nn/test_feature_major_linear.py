@@ -9,13 +9,13 @@ from filigree.nn import FeatureMajorLinear
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_its_dense_twin(bias, dtype):
     layer = FeatureMajorLinear(23, 11, bias, dtype=dtype)
-    twin = layer.dense()
+    dense_reference = layer.dense()
     for batch in (0, 1, 2, 17):
         x = torch.randn(23, batch, dtype=layer.weight.dtype).t().requires_grad_()
-        torch.testing.assert_close(layer(x), twin(x))
+        torch.testing.assert_close(layer(x), dense_reference(x))
         dy = torch.randn(batch, 11, dtype=layer.weight.dtype)
         mine = torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
-        its = torch.autograd.grad(twin(x), [x, *twin.parameters()], dy)
+        its = torch.autograd.grad(dense_reference(x), [x, *dense_reference.parameters()], dy)
         for a, b in zip(mine, its, strict=True):
             torch.testing.assert_close(a, b)
     assert layer(torch.randn(2, 3, 23, dtype=layer.weight.dtype)).shape == (2, 3, 11)

@@ -73,15 +73,15 @@ def test_linear_equals_dense_on_every_instruction_set(isa, dtype, relu, options,
         torch.randn(33, dtype=dtype) if options.get("bias") else None,
         relu,
     )
-    twin = layer.dense()
+    dense_reference = layer.dense()
     for batch in BATCHES:
         for _, x in inputs(batch, 40, dtype):
             mine, its = x.detach().requires_grad_(), x.detach().requires_grad_()
-            y, expected = layer(mine), twin(its)
+            y, expected = layer(mine), dense_reference(its)
             torch.testing.assert_close(y, expected, **tolerance(dtype))
             dy = torch.randn_like(expected)
             parameters = [layer.bias] if layer.bias is not None else []
-            its_bias = [p for name, p in twin.named_parameters() if "bias" in name]
+            its_bias = [p for name, p in dense_reference.named_parameters() if "bias" in name]
             got = torch.autograd.grad(y, [mine, *parameters], dy)
             for g, e in zip(got, torch.autograd.grad(expected, [its, *its_bias], dy), strict=True):
                 torch.testing.assert_close(g, e, **tolerance(dtype))
@@ -111,34 +111,34 @@ def test_convolution_equals_dense(conv):
     counts = matrix(conv.out_channels, conv.weight[0].numel(), 0.5)
     input_scale = torch.rand(conv.in_channels) + 0.5 if conv.groups == 1 else None
     layer = fg.nn.IntegerConv2d(conv, counts, torch.rand(conv.out_channels), input_scale, conv.bias)
-    twin = layer.dense()
+    dense_reference = layer.dense()
     for x in (torch.randn(3, conv.in_channels, 8, 9), torch.randn(conv.in_channels, 8, 9)):
         if conv.padding_mode == "zeros":
-            torch.testing.assert_close(layer(x), twin(x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(layer(x), dense_reference(x), rtol=1e-4, atol=1e-5)
     x = torch.randn(3, conv.in_channels, 8, 9)
     inner = layer(x)
     if conv.padding_mode == "zeros" or input_scale is not None:
-        torch.testing.assert_close(inner, twin(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(inner, dense_reference(x), rtol=1e-4, atol=1e-5)
 
 
 def test_saved_and_loaded(tmp_path):
     model = fg.models.mlp([64, 40, 10])
-    fg.compress_(model, fg.Rounded(8))
+    fg.compress_(model, fg.RoundToNearest(8))
     assert [type(m).__name__ for m in model.modules()].count("IntegerLinear") == 2
     x = torch.randn(5, 64)
     fg.save(model, tmp_path / "m.safetensors")
     assert torch.equal(fg.load(tmp_path / "m.safetensors")(x), model(x))
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin(x), model(x))
+    dense_reference = copy.deepcopy(model)
+    assert torch.equal(dense_reference(x), model(x))
     dense = fg.models.mlp([64, 40, 10])
-    fg.compress_(dense, fg.Rounded(16))
+    fg.compress_(dense, fg.RoundToNearest(16))
     assert fg.measure(dense).nonzeros >= 0
 
 
 def test_rounding_is_to_the_nearest():
     layer = nn.Sequential(nn.Linear(30, 20))
     weight = layer[0].weight.detach().clone()
-    fg.compress_(layer, fg.Rounded(bits=4))
+    fg.compress_(layer, fg.RoundToNearest(bits=4))
     made = layer[0]
     assert int(made.integers().abs().max()) == 7
     assert ((made.dense().weight - weight).abs() <= made.scale[:, None] / 2 + 1e-7).all()
@@ -160,7 +160,7 @@ def test_an_input_of_another_type_is_computed_in_it(dtype):
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4))
     for layer in (model[0], model[2]):
         nn.init.constant_(layer.bias, 5.0)
-    fg.compress_(model, fg.Rounded())
+    fg.compress_(model, fg.RoundToNearest())
     x = torch.randn(2, 3, 8, 8)
     y = model(x.to(dtype))
     assert y.dtype == dtype

@@ -1,4 +1,4 @@
-"""Dropout by partitions (002)."""
+"""Dropout by partitions (Keller et al.)."""
 
 import copy
 

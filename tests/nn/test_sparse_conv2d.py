@@ -34,25 +34,25 @@ def pair(shape, dtype=torch.float64, bias=True, density=0.4):
     return layer, layer.dense(), torch.randn(images, channels, *size, dtype=dtype)
 
 
-def check(layer, twin, x):
+def check(layer, dense_reference, x):
     mine, its = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
-    y, expected = layer(mine), twin(its)
+    y, expected = layer(mine), dense_reference(its)
     tight = {} if x.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(y, expected, **tight)
     for dy in (torch.randn_like(expected), torch.randn_like(y)):
         got = torch.autograd.grad(y, [mine, *layer.parameters()], dy, retain_graph=True)
-        dx, dw, *db = torch.autograd.grad(expected, [its, *twin.parameters()], dy, retain_graph=True)
-        for g, e in zip(got, [dx, dw.flatten()[layer.places()], *db], strict=True):
+        dx, dw, *db = torch.autograd.grad(expected, [its, *dense_reference.parameters()], dy, retain_graph=True)
+        for g, e in zip(got, [dx, dw.flatten()[layer.flat_indices()], *db], strict=True):
             torch.testing.assert_close(g, e, **tight)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_its_dense_twin(shape, dtype):
-    layer, twin, x = pair(shape, dtype, bias=shape[0] != 3)
-    check(layer, twin, x)
-    check(layer, twin, x.transpose(0, 1).contiguous().transpose(0, 1))
-    check(layer, twin, x.to(memory_format=torch.channels_last))
+    layer, dense_reference, x = pair(shape, dtype, bias=shape[0] != 3)
+    check(layer, dense_reference, x)
+    check(layer, dense_reference, x.transpose(0, 1).contiguous().transpose(0, 1))
+    check(layer, dense_reference, x.to(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
@@ -64,8 +64,8 @@ def test_padding_modes(mode):
 
 def test_several_chunks_of_images(monkeypatch):
     monkeypatch.setattr("filigree.ops.conv._CHUNK", 5000)
-    layer, twin, x = pair((4, 6, 3, 1, 1, 1, 1, 8, 8, 7))
-    check(layer, twin, x)
+    layer, dense_reference, x = pair((4, 6, 3, 1, 1, 1, 1, 8, 8, 7))
+    check(layer, dense_reference, x)
 
 
 def test_emptied_channels_and_int64():
@@ -92,8 +92,8 @@ def test_gradcheck_and_second_derivatives():
 
 
 def test_one_image_without_a_batch_and_bad_input():
-    layer, twin, x = pair(SHAPES[0])
-    torch.testing.assert_close(layer(x[0]), twin(x[0]))
+    layer, dense_reference, x = pair(SHAPES[0])
+    torch.testing.assert_close(layer(x[0]), dense_reference(x[0]))
     with pytest.raises(ValueError, match=r"must be \(N, 3, H, W\)"):
         layer(torch.randn(2, 4, 8, 8, dtype=torch.float64))
     with pytest.raises(ValueError, match="spans 3, more than the padded input's 2"):
@@ -103,8 +103,8 @@ def test_one_image_without_a_batch_and_bad_input():
 
 
 def test_compiles_and_counts():
-    layer, twin, x = pair(SHAPES[1], torch.float32)
-    torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), twin(x))
+    layer, dense_reference, x = pair(SHAPES[1], torch.float32)
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), dense_reference(x))
     macs = fg.measure(nn.Sequential(layer), x).macs_forward
     assert macs == layer.nnz * 7 * 9
 
@@ -132,14 +132,14 @@ def test_trains_evolves_saves_and_loads(tmp_path, masked):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     evolution = fg.Evolution(model, optimizer, 0.3)
     x, y = torch.randn(9, 1, 8, 8), torch.randint(0, 3, (9,))
-    before = model[3].places().clone()
+    before = model[3].flat_indices().clone()
     for _ in range(3):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
         evolution.step()
-    assert not torch.equal(before, model[3].places())
-    assert model[3].places().numel() == before.numel()
+    assert not torch.equal(before, model[3].flat_indices())
+    assert model[3].flat_indices().numel() == before.numel()
     model.eval()
     fg.save(model, tmp_path / "model")
     again = fg.load(tmp_path / "model", into=network()).eval()
@@ -149,10 +149,10 @@ def test_trains_evolves_saves_and_loads(tmp_path, masked):
 
 
 def test_masked_equals_sparse():
-    layer, twin, x = pair((4, 6, (3, 2), 2, 1, 1, 2, 9, 8, 2))
+    layer, dense_reference, x = pair((4, 6, (3, 2), 2, 1, 1, 2, 9, 8, 2))
     masked = MaskedConv2d(layer)
-    torch.testing.assert_close(masked(x), twin(x))
-    torch.testing.assert_close(masked.dense()(x), twin(x))
+    torch.testing.assert_close(masked(x), dense_reference(x))
+    torch.testing.assert_close(masked.dense()(x), dense_reference(x))
     assert masked.nnz == layer.nnz
 
 
@@ -161,16 +161,16 @@ def test_growth_by_gradient_goes_where_the_dense_gradient_is_largest():
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), ["0"])
     evolution = fg.Evolution(model, None, 0.3, grow="gradient")
     x, y = torch.randn(5, 2, 4, 4).double(), torch.randint(0, 3, (5,))
-    twin = nn.Sequential(model[0].dense(), model[1], model[2])
-    for net in (model, twin):
+    dense_reference = nn.Sequential(model[0].dense(), model[1], model[2])
+    for net in (model, dense_reference):
         nn.functional.cross_entropy(net(x), y).backward()
-    before = model[0].places()
+    before = model[0].flat_indices()
     kept = fg.dynamics.rewire.survivors(model[0].weights(), 0.3)
     evolution.step()
-    size = twin[0].weight.grad.flatten().abs()
+    size = dense_reference[0].weight.grad.flatten().abs()
     size[before[kept]] = -1
     expected = size.topk(int((~kept).sum())).indices
-    grown = set(model[0].places().tolist()) - set(before[kept].tolist())
+    grown = set(model[0].flat_indices().tolist()) - set(before[kept].tolist())
     assert grown == set(expected.tolist())
 
 
@@ -178,32 +178,32 @@ def test_growth_by_gradient_goes_where_the_dense_gradient_is_largest():
 def test_channel_major_batch_norm(training):
     norm = nn.BatchNorm2d(4, momentum=0.2)
     norm.weight.data.normal_()
-    mine, twin = ChannelMajorBatchNorm2d.like(norm), copy.deepcopy(norm)
+    mine, dense_reference = ChannelMajorBatchNorm2d.like(norm), copy.deepcopy(norm)
     assert mine.weight is norm.weight
-    mine.train(training), twin.train(training)
+    mine.train(training), dense_reference.train(training)
     x = torch.randn(4, 3, 5, 6).transpose(0, 1)
     a, b = x.detach().requires_grad_(), x.contiguous().requires_grad_()
-    y, expected = mine(a), twin(b)
+    y, expected = mine(a), dense_reference(b)
     assert y.transpose(0, 1).is_contiguous()
     torch.testing.assert_close(y, expected)
     dy = torch.randn_like(expected)
     torch.testing.assert_close(torch.autograd.grad(y, a, dy), torch.autograd.grad(expected, b, dy))
-    torch.testing.assert_close(mine.running_var, twin.running_var)
-    torch.testing.assert_close(mine.dense().state_dict(), twin.state_dict())
+    torch.testing.assert_close(mine.running_var, dense_reference.running_var)
+    torch.testing.assert_close(mine.dense().state_dict(), dense_reference.state_dict())
 
 
 def test_erdos_renyi_kernel():
     sizes = [fg.topology.Size(64, 27, (3, 3)), fg.topology.Size(64, 576, (3, 3)), fg.topology.Size(128, 576, (3, 3))]
     topology = fg.ErdosRenyiKernel(density=0.05)
     densities = topology.densities(sizes)
-    assert sum(d * s.places for d, s in zip(densities, sizes, strict=True)) == pytest.approx(
-        0.05 * sum(s.places for s in sizes)
+    assert sum(d * s.numel for d, s in zip(densities, sizes, strict=True)) == pytest.approx(
+        0.05 * sum(s.numel for s in sizes)
     )
     ratio = ((64 + 64 + 6) / (64 * 576)) / ((128 + 64 + 6) / (128 * 576))
     assert densities[1] / densities[2] == pytest.approx(ratio)
     assert topology.densities([*sizes, fg.topology.Size(4, 9, (3, 3))])[3] == 1
     drawn = topology.draw([*sizes, fg.topology.Size(4, 9, (3, 3))], torch.Generator())
     assert drawn[3] is None
-    total = sum(s.places for s in sizes) + 36
+    total = sum(s.numel for s in sizes) + 36
     assert sum(p.unique().numel() for p in drawn[:3]) + 36 == pytest.approx(0.05 * total, rel=1e-3)
     assert fg.ErdosRenyi(epsilon=1).connections(fg.topology.Size(64, 576, (3, 3))) == 64 + 64 + 6

@@ -9,8 +9,8 @@ from contract import check_gradgrad, check_layer
 from filigree.nn import MaskedLinear, SparseLinear
 
 
-def layer(relu=False, bias=True, dtype=torch.float32, places=None):
-    made = SparseLinear(23, 11, fg.ErdosRenyi(density=0.3), bias, relu, seed=3, places=places, dtype=dtype)
+def layer(relu=False, bias=True, dtype=torch.float32, flat_indices=None):
+    made = SparseLinear(23, 11, fg.ErdosRenyi(density=0.3), bias, relu, seed=3, flat_indices=flat_indices, dtype=dtype)
     if bias:
         nn.init.normal_(made.bias)
     return made
@@ -35,9 +35,9 @@ def test_gradcheck(bias):
 
 
 def test_emptied_rows_and_columns():
-    places = torch.tensor([0, 1, 5 * 23 + 22, 10 * 23 + 7])
-    check_layer(layer(places=places), 23, [0, 1, 16])
-    check_layer(layer(places=places[:0]), 23, [0, 1, 16])
+    flat_indices = torch.tensor([0, 1, 5 * 23 + 22, 10 * 23 + 7])
+    check_layer(layer(flat_indices=flat_indices), 23, [0, 1, 16])
+    check_layer(layer(flat_indices=flat_indices[:0]), 23, [0, 1, 16])
 
 
 def test_more_dimensions():
@@ -104,9 +104,9 @@ def test_a_hostile_topology_is_refused(change, message):
 
 def test_copies_and_moves():
     made, x = layer(), torch.randn(4, 23)
-    twin = copy.deepcopy(made)
-    assert torch.equal(twin(x), made(x))
-    assert twin.pattern.indices.data_ptr() != made.pattern.indices.data_ptr()
+    dense_reference = copy.deepcopy(made)
+    assert torch.equal(dense_reference(x), made(x))
+    assert dense_reference.pattern.indices.data_ptr() != made.pattern.indices.data_ptr()
     assert copy.deepcopy(made).double()(x.double()).dtype == torch.float64
     assert made.to("meta")(torch.empty(4, 23, device="meta")).shape == (4, 11)
 

@@ -129,7 +129,7 @@ def test_layers_are_their_dense_equivalents(name, sides):
 
 
 def test_the_formulas_themselves():
-    """Each matrix from its definition (004, eqs. 3.10, 3.23, 3.26)."""
+    """Each matrix from its definition (Moczulski 2019, eqs. 3.10, 3.23, 3.26)."""
     d = 8
     block = FastfoodBlock(d, 0.5, True, torch.Generator().manual_seed(0)).double()
     h = torch.from_numpy(scipy.linalg.hadamard(d) / np.sqrt(d))
@@ -232,7 +232,7 @@ def test_layers_that_would_not_gain_are_left_unless_named():
         (lambda: ACDCLinear(4, 4, order=0), "order must be at least 1"),
         (lambda: ACDCLinear(4, 4, structure="band", width=2), "must be odd"),
         (lambda: FastfoodLinear(4, 5, features="cos_sin"), "even for cos_sin"),
-        (lambda: fg.Span(by=3, features=4), "by must be a structured layer"),
+        (lambda: fg.FuseLinears(by=3, features=4), "by must be a structured layer"),
         (lambda: ops.hadamard(torch.randn(2, 6)), "power of two"),
     ],
 )
@@ -243,22 +243,22 @@ def test_bad_configs_are_named(make, message):
 
 def test_a_span_becomes_one_layer_and_a_new_classifier():
     lenet = nn.Sequential(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
-    fg.convert_(lenet, fg.Span(fg.Fastfood(), features=1024))
+    fg.convert_(lenet, fg.FuseLinears(fg.Fastfood(), features=1024))
     assert [type(m).__name__ for m in lenet] == ["Flatten", "FastfoodLinear", "ReLU", "Linear"]
     weights = sum(
         p.numel() for m in lenet if not isinstance(m, nn.Flatten) for n, p in m.named_parameters() if n != "bias"
     )
-    assert 20 * 25 + 50 * 20 * 25 + weights == 38_812  # 004, table 3.1: as printed, without biases
+    assert 20 * 25 + 50 * 20 * 25 + weights == 38_812  # Moczulski 2019, table 3.1: as printed, without biases
     three = nn.Sequential(
         nn.Linear(64, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 7)
     )
-    fg.convert_(three, fg.Span(fg.ACDC(order=12, relu=True, permute=True), features=64))
+    fg.convert_(three, fg.FuseLinears(fg.ACDC(order=12, relu=True, permute=True), features=64))
     assert three(torch.randn(2, 64)).shape == (2, 7)
     assert [type(m).__name__ for m in three] == ["ACDCLinear", "ReLU", "Dropout", "Identity", "Identity", "Linear"]
     with pytest.raises(ValueError, match="at least two"):
-        fg.convert_(fg.models.mlp([4, 4]), fg.Span(fg.ACDC(), features=4))
+        fg.convert_(fg.models.mlp([4, 4]), fg.FuseLinears(fg.ACDC(), features=4))
     with pytest.raises(ValueError, match="does not read"):
-        fg.convert_(nn.ModuleList([nn.Linear(4, 5), nn.Linear(6, 7)]), fg.Span(fg.ACDC(), features=4))
+        fg.convert_(nn.ModuleList([nn.Linear(4, 5), nn.Linear(6, 7)]), fg.FuseLinears(fg.ACDC(), features=4))
 
 
 def test_parameter_groups():
@@ -289,7 +289,7 @@ def test_inside_recurrent_networks(kind):
 
 
 def test_counts_of_the_document():
-    """CaffeNet's and LeNet's layers (004, tables 3.1 to 3.5): weights only, as the document counts."""
+    """CaffeNet's and LeNet's layers (Moczulski 2019, tables 3.1 to 3.5): weights only, as the document counts."""
     count = lambda layer: sum(p.numel() for p in layer.parameters())  # noqa: E731
     assert count(FastfoodLinear(9216, 16384)) + 16384 * 1000 == 16_433_152
     assert count(FastfoodLinear(9216, 32768)) + 32768 * 1000 == 32_866_304
@@ -351,14 +351,14 @@ def test_a_structured_layer_fitted_to_a_dense_one(tmp_path):
     model[0] = target.dense()
     x = torch.randn(500, 16)
     expected = model(x).detach()
-    report = fg.compress_(model, fg.Fit(fg.ACDC(order=4), steps=1500), x, where="0")
+    report = fg.compress_(model, fg.FitStructured(fg.ACDC(order=4), steps=1500), x, where="0")
     assert isinstance(model[0], ACDCLinear)
     assert float(report.changes[0].note.split()[-1]) < 0.1
     assert (model(x) - expected).norm() < 0.1 * expected.norm()
     with pytest.raises(ValueError, match="data are needed"):
-        fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.Fit(fg.ACDC()))
+        fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.FitStructured(fg.ACDC()))
     with pytest.raises(ValueError, match="data must be finite"):
-        fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.Fit(fg.ACDC()), torch.full((2, 4), float("nan")))
+        fg.compress_(nn.Sequential(nn.Linear(4, 4)), fg.FitStructured(fg.ACDC()), torch.full((2, 4), float("nan")))
 
 
 def test_multiply_adds_are_counted():
@@ -375,14 +375,14 @@ def test_span_keeps_type_and_generator_and_counts_what_went():
     size = sum(p.numel() for p in model.parameters())
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    report = fg.convert_(model, fg.Span(fg.Fastfood(seed=3), features=128))
+    report = fg.convert_(model, fg.FuseLinears(fg.Fastfood(seed=3), features=128))
     assert torch.equal(torch.get_rng_state(), state)
     assert report.parameters == (size, sum(p.numel() for p in model.parameters()))
     assert model(torch.randn(2, 64, dtype=torch.float64)).dtype == torch.float64
-    twin = fg.models.mlp([64, 128, 128, 10]).double()
+    dense_reference = fg.models.mlp([64, 128, 128, 10]).double()
     torch.manual_seed(2)
-    fg.convert_(twin, fg.Span(fg.Fastfood(seed=3), features=128))
-    assert torch.equal(twin.fc3.weight, model.fc3.weight)
+    fg.convert_(dense_reference, fg.FuseLinears(fg.Fastfood(seed=3), features=128))
+    assert torch.equal(dense_reference.fc3.weight, model.fc3.weight)
 
 
 def test_unknown_choices_are_named():

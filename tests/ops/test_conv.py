@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from filigree.ops import conv
-from filigree.topology.sampling import distinct, pattern_of
+from filigree.topology.flat_indices import distinct, pattern_from_flat_indices
 
 GEOMETRY = conv.Geometry((3, 2), (2, 1), (1, 1, 1, 0), (1, 2), 2)
 
 
 def arguments(images=9, dtype=torch.float32):
-    pattern = pattern_of(distinct(6 * 12, 30, torch.Generator()), 6, 12)
+    pattern = pattern_from_flat_indices(distinct(6 * 12, 30, torch.Generator()), 6, 12)
     values, bias = torch.randn(30, dtype=dtype, requires_grad=True), torch.randn(6, dtype=dtype, requires_grad=True)
     x = torch.randn(images, 4, 9, 8, dtype=dtype, requires_grad=True)
     return values, bias, x, pattern.indptr, pattern.indices

@@ -11,13 +11,13 @@ from filigree.ops import gpu
 SCRIPT = """
 import torch
 from filigree.ops import gpu, reference
-from filigree.topology.sampling import distinct, pattern_of
+from filigree.topology.flat_indices import distinct, pattern_from_flat_indices
 
 for rows, cols, nnz, batch, dtype in [
     (7, 5, 12, 3, torch.float32), (40, 33, 300, 130, torch.float32), (40, 33, 300, 64, torch.float64),
     (6, 4, 0, 3, torch.float32), (6, 4, 24, 0, torch.float32), (1, 70, 50, 1, torch.float64),
 ]:
-    p = pattern_of(distinct(rows * cols, nnz, torch.Generator().manual_seed(nnz)), rows, cols)
+    p = pattern_from_flat_indices(distinct(rows * cols, nnz, torch.Generator().manual_seed(nnz)), rows, cols)
     values, bias = torch.randn(nnz, dtype=dtype), torch.randn(rows, dtype=dtype)
     x, dy = torch.randn(cols, batch, dtype=dtype), torch.randn(batch, rows, dtype=dtype).t()
     close = torch.testing.assert_close

@@ -19,7 +19,7 @@ from filigree.ops import dropout, integers, noise, reference, selection, sell, s
 from filigree.ops._load import kernels
 from filigree.ops.conv import Geometry, conv2d
 from filigree.ops.rows import rows_linear
-from filigree.topology.sampling import distinct, pattern_of
+from filigree.topology.flat_indices import distinct, pattern_from_flat_indices
 from filigree.train import fit, seed_everything
 
 EPS = torch.finfo(torch.float32).eps
@@ -55,10 +55,10 @@ seeds = st.integers(0, 10_000)
 
 def pattern_for(rows: int, cols: int, density: float, seed: int, holes: bool = False) -> sparse.Pattern:
     """A random pattern; with holes every other row and every third column are empty."""
-    places = distinct(rows * cols, round(density * rows * cols), torch.Generator().manual_seed(seed))
+    flat_indices = distinct(rows * cols, round(density * rows * cols), torch.Generator().manual_seed(seed))
     if holes:
-        places = places[(places // cols % 2 == 0) & (places % cols % 3 != 0)]
-    return pattern_of(places, rows, cols)
+        flat_indices = flat_indices[(flat_indices // cols % 2 == 0) & (flat_indices % cols % 3 != 0)]
+    return pattern_from_flat_indices(flat_indices, rows, cols)
 
 
 def in_order(x: Tensor, order: str) -> Tensor:
@@ -236,7 +236,9 @@ def same_kind(mine: Tensor, exact: Tensor) -> None:
 
 def test_a_nan_that_no_connection_reads_does_not_show() -> None:
     """Where the dense twin multiplies it by zero, and spreads it."""
-    pattern = pattern_of(torch.tensor([0, 5]), 3, 4)  # input 2 and 3 feed nothing, output 2 reads nothing
+    pattern = pattern_from_flat_indices(
+        torch.tensor([0, 5]), 3, 4
+    )  # input 2 and 3 feed nothing, output 2 reads nothing
     x, values = torch.ones(2, 4), torch.ones(2)
     x[0, 2], x[1, 3] = NAN, INF
     y = sparse.linear(pattern, values, torch.zeros(3), x)
@@ -250,7 +252,7 @@ def test_a_nan_that_no_connection_reads_does_not_show() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_overflow_is_infinite_and_denormals_are_kept(isa: str, dtype: torch.dtype) -> None:
-    pattern = pattern_of(torch.arange(4), 2, 2)
+    pattern = pattern_from_flat_indices(torch.arange(4), 2, 2)
     info = torch.finfo(dtype)
     values = torch.tensor([1.0, 0.0, -2.0, 0.0], dtype=dtype)
     x = torch.tensor([[info.max, 0], [info.tiny / 8, 0], [-0.0, 0]], dtype=dtype).repeat(6, 1)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from filigree.ops import reference, sparse
 from filigree.ops._load import kernels
-from filigree.topology.sampling import csr_pattern, distinct, pattern_of
+from filigree.topology.flat_indices import csr_pattern, distinct, pattern_from_flat_indices
 
 DTYPES = [torch.float32, torch.float64]
 
 
 def random_pattern(rows, cols, nnz, wide=False, seed=0):
-    places = distinct(rows * cols, nnz, torch.Generator().manual_seed(seed))
-    pattern = pattern_of(places, rows, cols)
+    flat_indices = distinct(rows * cols, nnz, torch.Generator().manual_seed(seed))
+    pattern = pattern_from_flat_indices(flat_indices, rows, cols)
     return sparse.Pattern(*(part.long() for part in pattern)) if wide else pattern
 
 

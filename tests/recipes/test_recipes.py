@@ -28,7 +28,7 @@ def test_the_seven_settings_of_the_thesis():
         assert (recipe.data.name, recipe.model.hidden, recipe.training.batch_size) == (source, hidden, batch)
         assert (recipe.training.epochs, recipe.training.lr, recipe.training.momentum) == (500, 0.01, 0.9)
         assert recipe.model.dropout == 0.3
-        assert set(recipe.methods) == {"dense", "Fixed", "SET", "LDV", "OSV", "EXD"}
+        assert set(recipe.methods) == {"dense", "Static", "SET", "LDV", "OSV", "EXD"}
         assert recipe.methods["EXD"].evolution.regrow == "initial"
         short = recipes.load(f"{name}-short")
         assert short.training.epochs == 30
@@ -103,7 +103,7 @@ def test_files_of_your_own_are_checked(tmp_path):
 
 
 def test_parameters_of_the_pruning_thesis():
-    """003, tables 5.5 and 5.7."""
+    """John 2019, tables 5.5 and 5.7."""
     for name, printed in (("cnn_cifar", 4_604_426), ("vgg16_cifar", 14_980_000)):
         model = models.build(name, channels=3, classes=10)
         count = sum(p.numel() for p in model.parameters())

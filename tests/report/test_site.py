@@ -33,7 +33,7 @@ def entry(document, where, state="full", verdict=None, **more):
 def listing(tmp_path):
     rows = [{"x": "1", "y": [0.5, 0.1]}, {"x": "2", "y": [0.7, 0.1]}]
     (tmp_path / "made.json").write_text(json.dumps({"rows": rows, "notes": [EVIL]}))
-    found = {"by": "made", "where": "000, Table 1", "verdict": "not", "text": "error: printed 2, ours 3.",
+    found = {"by": "made", "where": "Srivastava 2022, Table 1", "verdict": "not", "text": "error: printed 2, ours 3.",
              "printed": 2.0, "ours": 3.0, "difference": 1.0, "interval": [2.5, 3.5]}  # fmt: skip
     return [
         entry("000", "Table 1", verdict="not", findings=[found], by=[maker(str(tmp_path / "made.json"))], minutes=2.0),

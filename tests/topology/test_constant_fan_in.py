@@ -7,15 +7,15 @@ from filigree.topology import Size
 
 @pytest.mark.parametrize(("rows", "cols", "k"), [(50, 1000, 20), (300, 21, 20), (7, 40, 15), (5, 9, 1), (0, 9, 3)])
 def test_every_unit_has_as_many_distinct_inputs(rows, cols, k):
-    (places,) = fg.ConstantFanIn(k).draw([Size(rows, cols)], torch.Generator().manual_seed(1))
-    assert places.numel() == rows * k
-    assert bool((places.diff() > 0).all())
-    assert torch.equal(places // cols, torch.arange(rows).repeat_interleave(k))
+    (flat_indices,) = fg.ConstantFanIn(k).draw([Size(rows, cols)], torch.Generator().manual_seed(1))
+    assert flat_indices.numel() == rows * k
+    assert bool((flat_indices.diff() > 0).all())
+    assert torch.equal(flat_indices // cols, torch.arange(rows).repeat_interleave(k))
 
 
 def test_all_inputs_are_equally_likely():
-    (places,) = fg.ConstantFanIn(3).draw([Size(20_000, 10)], torch.Generator().manual_seed(1))
-    assert (places % 10).bincount(minlength=10).float().div(20_000).sub(0.3).abs().max() < 0.015
+    (flat_indices,) = fg.ConstantFanIn(3).draw([Size(20_000, 10)], torch.Generator().manual_seed(1))
+    assert (flat_indices % 10).bincount(minlength=10).float().div(20_000).sub(0.3).abs().max() < 0.015
 
 
 def test_few_inputs_stay_dense_and_bad_input():

@@ -15,8 +15,8 @@ def generator(seed=0):
 def valences(topology, sizes, seed=0):
     """Paths through each unit, in and out, with multiplicity: counted by constant weights, which are proportional."""
     for drawn, size in zip(topology.draw_weighted(sizes, generator(seed)), sizes, strict=True):
-        w = torch.zeros(size.places)
-        w[drawn.places] = 1
+        w = torch.zeros(size.numel)
+        w[drawn.flat_indices] = 1
         yield drawn, w.view(size.out_features, size.in_features)
 
 
@@ -35,7 +35,7 @@ def test_each_unit_is_visited_equally_often(sizes):
 
 def test_fan_in_and_fan_out_are_constant_where_no_edge_repeats():
     for drawn, w in valences(Paths(1024), [Size(256, 256), Size(256, 256)]):
-        assert len(drawn.places) == 1024
+        assert len(drawn.flat_indices) == 1024
         assert (w.sum(0) == 4).all()
         assert (w.sum(1) == 4).all()
 
@@ -78,7 +78,7 @@ def test_a_sign_runs_along_a_path():
     for number, drawn in enumerate(topology.draw_weighted(sizes, generator())):
         for x in points:
             place = int(x[number + 1] * 1000) * 1000 + int(x[number] * 1000)
-            at = drawn.places.tolist().index(place)
+            at = drawn.flat_indices.tolist().index(place)
             assert (drawn.values[at] > 0) == (x[-1] < 0.5)
 
 
@@ -88,9 +88,9 @@ def test_channels_of_a_network_of_convolutions():
         nn.Linear(32 * 64, 16),
     )  # fmt: skip
     fg.convert_(model, fg.Sparse(fg.Paths(64)))
-    places = model[2].places()
-    assert len(places) % 9 == 0
-    edges = places.view(-1, 9)
+    flat_indices = model[2].flat_indices()
+    assert len(flat_indices) % 9 == 0
+    edges = flat_indices.view(-1, 9)
     assert torch.equal(edges, edges[:, :1] + torch.arange(9))  # the whole kernel of a pair of channels
     assert model(torch.randn(2, 4, 8, 8)).shape == (2, 16)
 
@@ -100,11 +100,11 @@ def test_evolution_goes_on_from_paths():
     fg.convert_(model, fg.Sparse(fg.Paths(512)))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.3))
-    before = model.fc1.places()
+    before = model.fc1.flat_indices()
     data = fg.data.load("digits").train
     fg.fit(model, data, optimizer=optimizer, epochs=2, each_epoch=evolution, progress=False)
-    assert len(model.fc1.places()) == len(before)
-    assert not torch.equal(model.fc1.places(), before)
+    assert len(model.fc1.flat_indices()) == len(before)
+    assert not torch.equal(model.fc1.flat_indices(), before)
 
 
 def test_bad_input():

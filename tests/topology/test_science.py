@@ -103,7 +103,7 @@ def test_analyze_a_model_and_its_survival():
     assert report.network.nodes == 80
     assert "fc1" in str(report)
     assert report.to_dict()["layers"][0]["connections"] == 120
-    ages, share = fg.survival(evolution, "fc1")
+    ages, share = fg.connection_survival(evolution, "fc1")
     assert ages[0] == 1
     assert 0 < share[-1] < share[0] < 1
     assert sorted(fg.feature_ranking(model)) == list(range(20))

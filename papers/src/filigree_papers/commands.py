@@ -122,7 +122,7 @@ def _reproduce_all(folder: Path, quick: bool) -> None:
 
 
 def counts() -> None:
-    """Count the parameters of the seven networks of 001, appendix B, beside the printed figures."""
+    """Count the parameters of the seven networks of Chouliaras 2021, appendix B, beside the printed figures."""
     headings = "dense, printed", "ours", "sparse, printed", "drawn distinct", "duplicates merged", "nearer", "off by"
     table = Table("setting", *headings)
     for row in all_counts():

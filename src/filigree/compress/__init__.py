@@ -1,7 +1,7 @@
 """What changes after training."""
 
 from filigree.compress.compression import Compression, compress_
-from filigree.compress.fit import Fit
+from filigree.compress.fit_structured import FitStructured
 from filigree.compress.monte_carlo import MonteCarlo
 from filigree.compress.path_sampling import PathSampling
 from filigree.compress.pruning import (
@@ -9,30 +9,30 @@ from filigree.compress.pruning import (
     ClusterPruning,
     MagnitudePruning,
     MaxError,
-    Origin,
     RandomPruning,
     Resized,
+    RetrainingBaseline,
     SubClustering,
     SubsetPruning,
     fit_gamma,
     net_deviation,
     retraining_bound,
 )
-from filigree.compress.rounded import Rounded
+from filigree.compress.round_to_nearest import RoundToNearest
 
 __all__ = [
     "Budget",
     "ClusterPruning",
     "Compression",
-    "Fit",
+    "FitStructured",
     "MagnitudePruning",
     "MaxError",
     "MonteCarlo",
-    "Origin",
     "PathSampling",
     "RandomPruning",
     "Resized",
-    "Rounded",
+    "RetrainingBaseline",
+    "RoundToNearest",
     "SubClustering",
     "SubsetPruning",
     "compress_",

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.compress.compression import Compression
-from filigree.compress.handing_on import hand_on
-from filigree.compress.sampling import Sampling, sample
+from filigree.compress.error_diffusion import diffuse_errors
+from filigree.compress.weight_sampling import Sampling, sample
 from filigree.config import config
 from filigree.convert import Change, Conversion, layer_inputs, replace_module
+from filigree.nn.integer.empty_integer_layers import (
+    EmptyIntegerLayers,
+    change_to,
+    integer_layer,
+    is_weighted,
+    weight_matrix,
+)
 from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation, by_channel
-from filigree.nn.integer.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
 
 POSITIONS = 20_000  # of a convolution or a sequence, at most, that calibration looks at
 
@@ -26,7 +32,7 @@ Share = Annotated[float, pydantic.Field(gt=0)]
 
 @config
 class MonteCarlo(Compression):
-    """Quantise trained layers to small integers by sampling (002; Mordido et al. 2019); no retraining.
+    """Quantise trained layers to small integers by sampling (Keller et al.; Mordido et al. 2019); no retraining.
 
         fg.compress_(model, fg.MonteCarlo(samples=0.12))              # from the weights alone
         fg.compress_(model, fg.MonteCarlo(samples=0.12), calibration) # calibrated: better by far
@@ -41,7 +47,7 @@ class MonteCarlo(Compression):
         per: what has a density and a scale of its own: the "layer", or each "neuron" (of a convolution: "filter").
         sampling: "jittered" (equidistant, one random shift), "stratified" (a shift each) or "independent" points.
         calibrate: what data are used for. "handed_on": the error of each weight is handed on to those not yet sampled,
-            as the data say (`filigree.compress.handing_on`), and the expectation is no longer the layer: the output on
+            as the data say (`filigree.compress.error_diffusion`), and the expectation is no longer the layer: the output on
             the data is what is kept. "rms": the density is |w| rms(x), the integers stand for w rms(x), and inputs are
             divided by their rms. "none": for the bias only. Layer by layer, on the quantised network's own inputs.
         correct_bias: with data, the mean shift of each unit goes to its bias.
@@ -103,7 +109,7 @@ class MonteCarlo(Compression):
         for name in names:
             quantised: Any = made.get_submodule(name)
             replace_module(model, name, quantised)
-            steps.append((IntegerLayers.like(quantised), [name]))
+            steps.append((EmptyIntegerLayers.like(quantised), [name]))
         return changes, steps
 
     @property
@@ -142,7 +148,7 @@ class MonteCarlo(Compression):
         if self.calibrate == "handed_on":
             mask = (parts != 0) if hasattr(layer, "nnz") else [None] * groups
             pairs = [
-                hand_on(part, *_covariances(x, y), share, self._per == "row", self.damping, generator, allowed)
+                diffuse_errors(part, *_covariances(x, y), share, self._per == "row", self.damping, generator, allowed)
                 for part, x, y, allowed in zip(parts, columns, columns_now, mask, strict=True)
             ]
             counts = torch.cat([pair[0] for pair in pairs])

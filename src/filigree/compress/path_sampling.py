@@ -20,7 +20,7 @@ from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
 @config
 class PathSampling(Compression):
-    """Keep the edges of paths drawn through a trained network; the rest goes (002). At most paths x depth edges.
+    """Keep the edges of paths drawn through a trained network; the rest goes (Keller et al.). At most paths x depth edges.
 
     Paths run from the outputs back to the inputs, at each unit to an input by |w_ij| / sum_j |w_ij|
     (`filigree.topology.weighted_paths`). The layers become sparse ones with the weights that they had.
@@ -54,10 +54,10 @@ class PathSampling(Compression):
                 raise ValueError(f"PathSampling: the weights of {name!r} are all zero or not finite.")
         kept = weighted_paths(layers, self.paths, self.sampling, torch.Generator().manual_seed(self.seed))
         changes = []
-        for name, layer, places in zip(names, layers, kept, strict=True):
+        for name, layer, flat_indices in zip(names, layers, kept, strict=True):
             weight = layer.weight
             mask = torch.zeros(weight.numel(), dtype=torch.bool)
-            mask[places] = True
+            mask[flat_indices] = True
             mask = mask.view_as(weight)
             made = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
             if self.rescale:

@@ -77,7 +77,7 @@ def load(
         validation: samples, or the share of the training part, held out. Of sets with a test set of their own the first
             ones (as the papers do with 5,000), of the others stratified, by seed.
         test_size: the share tested, of sets without a test set of their own.
-        stratify: keep the classes' shares in that split (the base code of 001 does not).
+        stratify: keep the classes' shares in that split (the base code of Chouliaras 2021 does not).
         standardize: "feature" (z-scores a feature), "global" (one mean and deviation) or None; by default "global" for
             images, "feature" for ORL, the gene sets and files. Statistics are those of the training part.
         augment: rotate, shift and flip training images.

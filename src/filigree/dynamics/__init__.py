@@ -10,12 +10,12 @@ from filigree.dynamics.schedules import (
     Adaptive,
     Constant,
     ExponentialDecay,
-    Fixed,
     LinearDecrease,
     Oscillation,
     Product,
     Schedule,
     Sequence,
+    Static,
     Sum,
 )
 from filigree.dynamics.selection_schedule import SelectionSchedule
@@ -27,7 +27,6 @@ __all__ = [
     "ErrorFeedback",
     "Evolution",
     "ExponentialDecay",
-    "Fixed",
     "GradientNoise",
     "LinearDecrease",
     "MollificationAnnealing",
@@ -37,5 +36,6 @@ __all__ = [
     "Schedule",
     "SelectionSchedule",
     "Sequence",
+    "Static",
     "Sum",
 ]

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from filigree.dynamics.agreement import check_rewired, gathered
-from filigree.dynamics.rewire import gradient_places, largest_places, merge, random_places, survivors
+from filigree.dynamics.consistency import check_rewired, gathered
+from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.nn import MaskedConv2d, SparseConv2d
 
@@ -26,10 +26,10 @@ class Evolvable(Protocol):
 
     @property
     def connections(self) -> nn.Parameter: ...
-    def places(self) -> Tensor: ...
+    def flat_indices(self) -> Tensor: ...
     def weights(self) -> Tensor: ...
-    def rewire_(self, places: Tensor, weights: Tensor) -> None: ...
-    def carry_(self, state: Tensor, source: Tensor) -> None: ...
+    def rewire_(self, flat_indices: Tensor, weights: Tensor) -> None: ...
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None: ...
 
 
 class Evolution:
@@ -45,7 +45,7 @@ class Evolution:
         schedule: zeta: a `Schedule`, a number, or a callable `f(epoch) -> zeta`.
         epochs: the horizon, in rewirings; with it, none follows the last epoch. Needed by `LinearDecrease` and
             `Oscillation`, which are refused by name without it.
-        stop_before_end: how many epochs at the end are not followed by a rewiring (001, 3.5.1); at least 1.
+        stop_before_end: how many epochs at the end are not followed by a rewiring (Chouliaras 2021, 3.5.1); at least 1.
         grow: "random" (SET) or "gradient" (RigL: where the gradient of the last batch is largest; the dense gradient
             is formed block by block, at a rewiring only).
         regrow: the weight of a new connection: "zero", "initial" (drawn as at the start, N(0, 2 / fan-in)), or a
@@ -104,7 +104,7 @@ class Evolution:
         self.calls, self.epoch, self.rate, self.seconds = 0, 0, 0.0, 0.0
         self.generator = torch.Generator().manual_seed(seed)
         self.births = {
-            name: torch.zeros(layer.places().numel(), dtype=torch.int32) for name, layer in self.layers.items()
+            name: torch.zeros(layer.flat_indices().numel(), dtype=torch.int32) for name, layer in self.layers.items()
         }
         self.deaths = {name: torch.zeros(0, 3, dtype=torch.int64) for name in self.layers}
         self._memory: dict[str, float] = {}
@@ -141,9 +141,9 @@ class Evolution:
 
     @torch.no_grad()
     def _rewire(self, name: str, layer: Evolvable) -> None:
-        places, weights = layer.places(), layer.weights()
+        flat_indices, weights = layer.flat_indices(), layer.weights()
         keep = survivors(weights, self.rate)
-        kept, removed = places[keep], int((~keep).sum())
+        kept, removed = flat_indices[keep], int((~keep).sum())
         if not removed:
             return
         grown, source = merge(kept, self._grow(name, layer, kept, removed))
@@ -156,27 +156,27 @@ class Evolution:
         state = self.optimizer.state.get(layer.connections, {}) if self.optimizer else {}
         for tensor in (layer.connections.grad, *state.values()):
             if isinstance(tensor, Tensor) and tensor.shape == layer.connections.shape:
-                layer.carry_(tensor, source)
+                layer.permute_optimizer_state_(tensor, source)
         self._remember(name, keep, source, is_new)
 
     def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
         if self.grow == "random":
-            return random_places(kept, layer.out_features * layer.in_features, count, self.generator)
+            return random_growth(kept, layer.out_features * layer.in_features, count, self.generator)
         seen = self._watch[name].last()
         if isinstance(layer, SparseConv2d | MaskedConv2d):
             gradients = (layer.dense_gradient(gathered(x), gathered(dy)) for x, dy in seen)
-            return largest_places(kept, [(0, functools.reduce(torch.add, gradients))], count)
+            return largest_growth(kept, [(0, functools.reduce(torch.add, gradients))], count)
         x, dy = (gathered(torch.cat([p.reshape(-1, p.shape[-1]) for p in parts])) for parts in zip(*seen, strict=True))
-        return gradient_places(kept, x, dy, count)
+        return gradient_growth(kept, x, dy, count)
 
-    def _new_weights(self, layer: Evolvable, places: Tensor, is_new: Tensor) -> Tensor:
+    def _new_weights(self, layer: Evolvable, flat_indices: Tensor, is_new: Tensor) -> Tensor:
         count = int(is_new.sum())
         if self.regrow == "zero":
             return torch.zeros(count)
         noise = torch.randn(count, generator=self.generator)
         if self.regrow != "initial":
             return noise * float(self.regrow)
-        rows = places // layer.in_features
+        rows = flat_indices // layer.in_features
         fan_in = torch.bincount(rows, minlength=layer.out_features)
         return noise * (2 / fan_in[rows[is_new]]).sqrt()
 

@@ -1,4 +1,4 @@
-"""The level of mollifying networks, lower from step to step (004, 4.4.3.3)."""
+"""The level of mollifying networks, lower from step to step (Moczulski 2019, 4.4.3.3)."""
 
 from __future__ import annotations
 

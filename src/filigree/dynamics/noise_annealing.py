@@ -1,4 +1,4 @@
-"""The scale of noisy activations, smaller from step to step (004, 4.3.6.6)."""
+"""The scale of noisy activations, smaller from step to step (Moczulski 2019, 4.3.6.6)."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filigree.topology.sampling import empty_places
+from filigree.topology.flat_indices import empty_flat_indices
 
 
 def survivors(weights: Tensor, zeta: float) -> Tensor:
-    """Which connections stay, `(nnz,)` bool (SET; 001, Algorithm 1).
+    """Which connections stay, `(nnz,)` bool (SET; Chouliaras 2021, Algorithm 1).
 
     Removed are the `round(zeta n)` smallest of the n positive weights, the `round(zeta n)` largest (nearest to zero) of
     the n negative ones, and every exact zero: connections regrown at zero on dead inputs would pile up else. Halves
@@ -38,19 +38,19 @@ def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
     source = torch.full((total,), -1)
     is_grown = torch.zeros(total, dtype=torch.bool)
     is_grown[torch.searchsorted(kept, grown) + torch.arange(grown.numel())] = True
-    places = torch.empty(total, dtype=torch.int64)
-    places[is_grown] = grown
-    places[~is_grown] = kept
+    flat_indices = torch.empty(total, dtype=torch.int64)
+    flat_indices[is_grown] = grown
+    flat_indices[~is_grown] = kept
     source[~is_grown] = torch.arange(kept.numel())
-    return places, source
+    return flat_indices, source
 
 
-def random_places(kept: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
+def random_growth(kept: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
     """SET: places empty after the removal (just-removed ones too), uniformly at random."""
-    return empty_places(kept, population, count, generator)
+    return empty_flat_indices(kept, population, count, generator)
 
 
-def gradient_places(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000) -> Tensor:
+def gradient_growth(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000) -> Tensor:
     """RigL (Evci et al. 2020): the empty places where the loss falls fastest, by |dW| = |dY^T X|.
 
     The dense gradient is formed block of rows by block of rows (about `block` numbers at a time), and only the best
@@ -65,10 +65,10 @@ def gradient_places(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int 
     in_features, out_features = x.shape[1], dy.shape[1]
     rows = max(1, block // in_features)
     blocks = ((start * in_features, dy[:, start : start + rows].t() @ x) for start in range(0, out_features, rows))
-    return largest_places(kept, blocks, count)
+    return largest_growth(kept, blocks, count)
 
 
-def largest_places(kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int) -> Tensor:
+def largest_growth(kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int) -> Tensor:
     """The `count` empty places of the largest gradient, given in blocks `(first place, gradients)`; sorted."""
     best: Tensor | None = None
     best_places = torch.empty(0, dtype=torch.int64)

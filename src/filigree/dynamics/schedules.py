@@ -1,4 +1,4 @@
-"""How the rewiring rate zeta changes from epoch to epoch (001, chapter 4). Epochs count from 0."""
+"""How the rewiring rate zeta changes from epoch to epoch (Chouliaras 2021, chapter 4). Epochs count from 0."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Schedule(Config):
 
 @config
 class Constant(Schedule):
-    """SET: zeta_i = zeta (001, 3.5.1)."""
+    """SET: zeta_i = zeta (Chouliaras 2021, 3.5.1)."""
 
     zeta: Rate = 0.3
 
@@ -46,7 +46,7 @@ class Constant(Schedule):
 
 
 @config
-class Fixed(Schedule):
+class Static(Schedule):
     """No rewiring at all: the static sparse network, the baseline of every evolving one."""
 
     def rate(self, epoch: int, epochs: int | None) -> float:
@@ -55,7 +55,7 @@ class Fixed(Schedule):
 
 @config
 class LinearDecrease(Schedule):
-    """LDV: zeta_i = zeta_min + (zeta_max - zeta_min) (E - i) / E (001, 4.3)."""
+    """LDV: zeta_i = zeta_min + (zeta_max - zeta_min) (E - i) / E (Chouliaras 2021, 4.3)."""
 
     zeta_max: Rate = 0.3
     zeta_min: Rate = 0.01
@@ -71,7 +71,7 @@ class LinearDecrease(Schedule):
 
 @config
 class Oscillation(Schedule):
-    """OSV: zeta_i = (max + min) / 2 + (max - min) / 2 cos(2 pi i / T), T = 2 E / (3 + 2 k) (001, 4.4)."""
+    """OSV: zeta_i = (max + min) / 2 + (max - min) / 2 cos(2 pi i / T), T = 2 E / (3 + 2 k) (Chouliaras 2021, 4.4)."""
 
     zeta_max: Rate = 0.3
     zeta_min: Rate = 0.01
@@ -90,7 +90,7 @@ class Oscillation(Schedule):
 
 @config
 class ExponentialDecay(Schedule):
-    """EXD: zeta_i = zeta (1 - interest)^i (001, 4.5).
+    """EXD: zeta_i = zeta (1 - interest)^i (Chouliaras 2021, 4.5).
 
     The decay does not scale with the run: at interest 0.01 a run of 30 epochs ends at 0.22, hardly different from SET.
     With `horizon` the interest is that of a run of so many epochs (the papers': 500), and a run of E epochs
@@ -185,7 +185,7 @@ class Function(Schedule):
 
 @config
 class Adaptive(Schedule):
-    """zeta from a training metric (001, 6.2 names it as future work): rewire as long as there is much to learn.
+    """zeta from a training metric (Chouliaras 2021, 6.2 names it as future work): rewire as long as there is much to learn.
 
     zeta_i = zeta_min + (zeta_max - zeta_min) min(1, m_i / m_0), with m_i the exponential moving average of the metric
     (weight `smoothing` on the past) and m_0 its first value. With `mode="max"` (accuracies) m is 1 - metric.

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _SMALLEST = 1 << 24  # what the sizes in any file may add up to
 
 
-class Allowance(TorchDispatchMode):
+class LoadLimits(TorchDispatchMode):
     """While it is active, torch refuses to build more than a model file of this size can be about.
 
     What counts: the bytes of all tensors that are made (none on the meta device), 2 GiB and 1024 times the file's size

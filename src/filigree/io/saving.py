@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filigree import models
 from filigree.config import Config, clipped, one_line
 from filigree.convert import Conversion, conversions, record
-from filigree.io.load_limits import Allowance, check_numbers
+from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.models.networks import modules_of
 
@@ -55,7 +55,7 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
         raise ValueError("load: into must be a fresh, unconverted instance. Got one that was converted already.")
     try:
         check_numbers([made_by, steps], path)
-        with Allowance(path, len(state)):
+        with LoadLimits(path, len(state)):
             if into is not None:
                 model = into
             else:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.io.saving import description
-from filigree.measure.timing import Timing, race
+from filigree.measure.timing import Timing, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.sparse.masked import MaskedLayer
@@ -90,7 +90,7 @@ def measure(
     if target is not None:
         works["train_step_ms"] = training_step(model, example, target)
     with evaluating(model):
-        timings = dict(zip(works, race(list(works.values()), seconds), strict=True))
+        timings = dict(zip(works, time_interleaved(list(works.values()), seconds), strict=True))
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )
@@ -115,14 +115,14 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     Structured layers count their own: `macs` a sample, and twice that backward; so do recurrent networks, whose kernels
     the counter does not see: their weights, once for each position.
     """
-    twin = copy.deepcopy(model).eval()
+    duplicate = copy.deepcopy(model).eval()
     own = [0]
-    for module in twin.modules():
+    for module in duplicate.modules():
         if isinstance(module, Sell | FastfoodLinear | nn.RNNBase):
             _count_itself(module, own)
     try:
         with FlopCounterMode(display=False) as counter:
-            out = twin(sample)
+            out = duplicate(sample)
             forward = counter.get_total_flops()
             (out if isinstance(out, Tensor) else out[0]).sum().backward()
     except RuntimeError:  # an output without gradients, or an operation that cannot be counted
@@ -164,13 +164,13 @@ def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
     """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
-    twin = copy.deepcopy(model).train()
-    fused = x.device.type == "cpu" and takes_fused_sgd(twin)
-    optimizer = torch.optim.SGD(twin.parameters(), lr, momentum=0.9, fused=fused)
+    duplicate = copy.deepcopy(model).train()
+    fused = x.device.type == "cpu" and takes_fused_sgd(duplicate)
+    optimizer = torch.optim.SGD(duplicate.parameters(), lr, momentum=0.9, fused=fused)
 
     def run() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(twin(x), y).backward()
+        nn.functional.cross_entropy(duplicate(x), y).backward()
         optimizer.step()
 
     return run
@@ -178,9 +178,9 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 
 def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
     """A call that takes the gradients of the cross-entropy by all parameters of a copy of the model, in training."""
-    twin = copy.deepcopy(model).train()
-    loss = nn.functional.cross_entropy(twin(x), y)
-    parameters = [p for p in twin.parameters() if p.requires_grad]
+    duplicate = copy.deepcopy(model).train()
+    loss = nn.functional.cross_entropy(duplicate(x), y)
+    parameters = [p for p in duplicate.parameters() if p.requires_grad]
     return lambda: torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 

@@ -23,7 +23,7 @@ class Timing:
         return f"{self.median:.3g} ms ({self.low:.3g} - {self.high:.3g})"
 
 
-def race(works: Sequence[Callable[[], Any]], seconds: float = 0.5, least: int = 5) -> list[Timing]:
+def time_interleaved(works: Sequence[Callable[[], Any]], seconds: float = 0.5, least: int = 5) -> list[Timing]:
     """Time calls against one another: in turns, so that a noisy machine is noisy for all.
 
     Each is warmed up, then run in blocks of about 5 ms in turns until each has had `seconds` (and `least` blocks).

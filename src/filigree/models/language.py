@@ -64,7 +64,7 @@ def language_model(
     init: float = 0.1,
     carry: bool = True,
 ) -> nn.Module:
-    """A recurrent language model (Zaremba et al. 2014; 004, 4.3.6.3): embedding, LSTM or GRU, linear decoder.
+    """A recurrent language model (Zaremba et al. 2014; Moczulski 2019, 4.3.6.3): embedding, LSTM or GRU, linear decoder.
 
     Args:
         tokens: size of the vocabulary. embedding, hidden: widths. layers: of the recurrent network.

@@ -101,7 +101,7 @@ def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
 def lenet_caffe(channels: int = 1, classes: int = 10) -> nn.Module:
     """The LeNet of Caffe's examples, without ReLU behind its convolutions: `(batch, channels, 28, 28)` to logits.
 
-    Convolutions of 20 and 50 filters of 5 x 5, each with max-pooling, then 800 -> 500 -> classes (004, table 3.1).
+    Convolutions of 20 and 50 filters of 5 x 5, each with max-pooling, then 800 -> 500 -> classes (Moczulski 2019, table 3.1).
     """
     layers = OrderedDict(
         conv1=nn.Conv2d(channels, 20, 5),
@@ -144,7 +144,7 @@ def alexnet_cifar(channels: int = 3, classes: int = 10, width: int = 1024) -> nn
 
 @builder
 def cnn_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
-    """The 12-layer network of 003 (5.5) for 32 x 32 images: four convolutions with pooling, three linear layers.
+    """The 12-layer network of John 2019 (5.5) for 32 x 32 images: four convolutions with pooling, three linear layers.
 
     3x3 of 64 and 128 filters, 5x5 of 256 and 512; 128, 256 and 512 units: 4,604,426 parameters.
     """
@@ -167,7 +167,7 @@ def cnn_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
 def vgg16_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
     """VGG-16 (Simonyan and Zisserman 2015) modified for 32 x 32 images, with batch norms and one hidden linear layer.
 
-    13 convolutions of 3x3, 512 units: 14.98 million parameters (003, 5.7).
+    13 convolutions of 3x3, 512 units: 14.98 million parameters (John 2019, 5.7).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before, number = channels, 0
@@ -194,7 +194,7 @@ class Pixels(nn.Module):
 def caffenet(channels: int = 3, classes: int = 1000) -> nn.Module:
     """CaffeNet (Jia et al. 2014), AlexNet with its two groups: `(batch, channels, 227, 227)`, bytes or floats.
 
-    60,954,656 weights, of which 58,621,952 are in fc6, fc7 and fc8 (004, 3.9.6).
+    60,954,656 weights, of which 58,621,952 are in fc6, fc7 and fc8 (Moczulski 2019, 3.9.6).
     """
     norm = {"alpha": 1e-4, "beta": 0.75}
     layers = OrderedDict(

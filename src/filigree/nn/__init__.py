@@ -8,6 +8,7 @@ from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
 from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear
 from filigree.nn.asymmetric.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
 from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
+from filigree.nn.asymmetric.parameter_usage import LayerUsage, track_usage
 from filigree.nn.asymmetric.sparsification import (
     ColumnRowSampling,
     Custom,
@@ -17,13 +18,12 @@ from filigree.nn.asymmetric.sparsification import (
     TopK,
     UnscaledDropout,
 )
-from filigree.nn.asymmetric.usage import LayerUsage, watch
 from filigree.nn.dropout.dropout import Dropout, FastDropout
 from filigree.nn.dropout.dropout_variants import GaussianDropout, GaussianNoise, GuidedDropout, StrengthDropout
 from filigree.nn.dropout.partition_dropout import PartitionDropout, PartitionedConnect, PartitionedDropout
+from filigree.nn.integer.empty_integer_layers import EmptyIntegerLayers
 from filigree.nn.integer.integer_conv2d import IntegerConv2d
 from filigree.nn.integer.integer_layer import SampledActivation
-from filigree.nn.integer.integer_layers import IntegerLayers
 from filigree.nn.integer.integer_linear import IntegerLinear
 from filigree.nn.mollified.mollified import Mollified
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
@@ -47,7 +47,7 @@ from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, Toeplitz
 from filigree.nn.structured.low_rank import LowRank, LowRankLinear
 from filigree.nn.structured.phd import PHDLinear
 from filigree.nn.structured.sell import Sell
-from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, Span, Toeplitz, sell_groups
+from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz, sell_groups
 from filigree.nn.structured.structured_rnn import StructuredRNN
 
 
@@ -77,16 +77,17 @@ __all__ = [
     "ColumnRowSampling",
     "Custom",
     "Dropout",
+    "EmptyIntegerLayers",
     "FastDropout",
     "Fastfood",
     "FastfoodBlock",
     "FastfoodLinear",
     "FeatureMajorLinear",
+    "FuseLinears",
     "GaussianDropout",
     "GaussianNoise",
     "GuidedDropout",
     "IntegerConv2d",
-    "IntegerLayers",
     "IntegerLinear",
     "LayerUsage",
     "LowRank",
@@ -117,7 +118,6 @@ __all__ = [
     "RandomK",
     "SampledActivation",
     "Sell",
-    "Span",
     "Sparse",
     "SparseConv2d",
     "SparseLinear",
@@ -132,5 +132,5 @@ __all__ = [
     "UnscaledDropout",
     "backward_times",
     "sell_groups",
-    "watch",
+    "track_usage",
 ]

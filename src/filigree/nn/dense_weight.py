@@ -22,10 +22,10 @@ class DenseWeight:
 
     def _twin(self) -> Any:
         try:
-            twin = self.dense()
+            duplicate = self.dense()
         except ValueError as error:
             raise AttributeError(str(error)) from None
-        return twin[0] if isinstance(twin, nn.Sequential) else twin
+        return duplicate[0] if isinstance(duplicate, nn.Sequential) else duplicate
 
 
 class DenseWeightAndBias(DenseWeight):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 
 try:
     import triton

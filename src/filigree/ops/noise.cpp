@@ -1,4 +1,4 @@
-// Noisy activations (004, 4.3): hard saturating functions with noise where they saturate, and the cells of recurrent
+// Noisy activations (Moczulski 2019, 4.3): hard saturating functions with noise where they saturate, and the cells of recurrent
 // networks made of them. The i-th number of a tensor in memory has the i-th normal number of a seed: any number of threads
 // finds the same noise, and so does the backward pass of a cell.
 #include "vectors.h"

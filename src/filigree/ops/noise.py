@@ -1,4 +1,4 @@
-"""Noisy activations (004, 4.3) by kernels, and as plain torch: the truth for tests, and the path for other devices."""
+"""Noisy activations (Moczulski 2019, 4.3) by kernels, and as plain torch: the truth for tests, and the path for other devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from filigree.ops._load import kernels
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous
 
 KINDS = ("NAN", "NAH", "NANI", "NANIL", "NANIS")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.noise import Noise, Seed, address, noisy_reference, outside_graphs
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous, resolved
 
 

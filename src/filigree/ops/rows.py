@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import (
     FLOATS,
     Pattern,

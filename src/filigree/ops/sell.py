@@ -3,7 +3,7 @@
 `sell` runs a program on the rows of a matrix in O(n log n) a row. The steps, on a row vector h of n numbers:
 
     ("diagonal", t)   h * t                      ("hadamard", None)          H h, H = Walsh-Hadamard / sqrt(n)
-    ("bias", t)       h + t                      ("dct", None)               orthonormal DCT-II (004, eq. 3.27)
+    ("bias", t)       h + t                      ("dct", None)               orthonormal DCT-II (Moczulski 2019, eq. 3.27)
     ("relu", None)    max(h, 0)                  ("idct", None)              its inverse, DCT-III
     ("permute", t)    h[t]                       ("fft", None), ("ifft", None)   orthonormal, complex
     ("band", t)       sum_j t[j] * shifted h     ("block", t)                h with each block times t[block]

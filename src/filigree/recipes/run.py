@@ -32,7 +32,7 @@ from filigree.io import saving
 from filigree.io.storage import remove_leftovers
 from filigree.measure import cost
 from filigree.measure.energy import energy
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.modes import takes_fused, takes_fused_sgd
 from filigree.ops import kernels
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
@@ -322,7 +322,7 @@ def _rebuilding(
     recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
     record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
 ) -> tuple[nn.Module, History]:  # fmt: skip
-    """As the first Keras code of SET did (001, 4.7): after every epoch the model is made anew from the old weights."""
+    """As the first Keras code of SET did (Chouliaras 2021, 4.7): after every epoch the model is made anew from the old weights."""
     model, rows, elapsed, rng = build(recipe, method, split, number), [], 0.0, None
     evolution = evolution_of(arm, training, model, None, number)
     for epoch in range(training.epochs):
@@ -443,7 +443,7 @@ def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
     backwards = [cost.backward(network, x, y) for network in networks.values()]
     batches = [cost.inference(network, x) for network in networks.values()]
     singles = [cost.inference(network, x[:1]) for network in networks.values()]
-    timings = zip(*(race(works, 0.2) for works in (steps, backwards, batches, singles)), strict=True)
+    timings = zip(*(time_interleaved(works, 0.2) for works in (steps, backwards, batches, singles)), strict=True)
     for (method, folder), (step, backward_ms, batch, single) in zip(trained.items(), timings, strict=True):
         record = Record.load(folder)
         forward, backward = cost.macs(networks[method], x[:1])

@@ -22,12 +22,12 @@ class Snapshots:
             return
         layers = [(name, layer) for name, layer in state.model.named_modules() if isinstance(layer, Evolvable)]
         for number, (name, layer) in enumerate(layers):
-            places = layer.places()
-            inputs = (places % layer.in_features).bincount(minlength=layer.in_features)
-            outputs = (places // layer.in_features).bincount(minlength=layer.out_features)
+            flat_indices = layer.flat_indices()
+            inputs = (flat_indices % layer.in_features).bincount(minlength=layer.in_features)
+            outputs = (flat_indices // layer.in_features).bincount(minlength=layer.out_features)
             snapshot: dict[str, Any] = {
                 "epoch": state.epoch, "layer": name, "in_features": layer.in_features,
-                "out_features": layer.out_features, "nnz": places.numel(),
+                "out_features": layer.out_features, "nnz": flat_indices.numel(),
                 "fan_in": _histogram(outputs), "fan_out": _histogram(inputs),
             }  # fmt: skip
             if number == 0:
@@ -46,7 +46,7 @@ def _histogram(numbers: Tensor) -> list[list[int]]:
 class Watch:
     """Adds to each row the layers' gradient norms (of the last batch) and the mean age of their connections, in epochs.
 
-    After the run, `escape_epoch` is the first one whose test accuracy passes three times chance (001, 5.3.4), or
+    After the run, `escape_epoch` is the first one whose test accuracy passes three times chance (Chouliaras 2021, 5.3.4), or
     the number of epochs if none did.
     """
 

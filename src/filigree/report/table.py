@@ -31,7 +31,7 @@ COSTS = [
     ("macs_forward", "MACs forward", "{:,.0f}"),
 ]
 COMPARISON = "filigree-comparison/1"
-ORDER = ["dense", "Fixed", "SET", "LDV", "OSV", "EXD"]  # of rows; others follow as they come
+ORDER = ["dense", "Static", "SET", "LDV", "OSV", "EXD"]  # of rows; others follow as they come
 _MEASURED = ("train_seconds", "train_joules")  # in a record's metrics; the others are in its cost
 _LEFT_OUT = ("bytes_memory", "macs_forward", "backward_ms", "nonzeros")  # of the terminal's table
 

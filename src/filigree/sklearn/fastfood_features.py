@@ -14,7 +14,7 @@ from filigree.nn.structured.fastfood import FastfoodLinear
 
 
 class FastfoodFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Features whose inner products approximate a kernel, in O(n log d) (Le et al. 2013; 004, 3.9.4).
+    """Features whose inner products approximate a kernel, in O(n log d) (Le et al. 2013; Moczulski 2019, 3.9.4).
 
     Args:
         n_components: features: for the RBF kernel cosines, then sines (at an odd number one sine fewer). The error

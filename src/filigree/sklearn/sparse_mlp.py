@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from filigree import models
 from filigree.analyze import patterns
 from filigree.convert import convert_, replace_module
-from filigree.dynamics import Constant, Evolution, ExponentialDecay, Fixed, LinearDecrease, Oscillation, Schedule
+from filigree.dynamics import Constant, Evolution, ExponentialDecay, LinearDecrease, Oscillation, Schedule, Static
 from filigree.nn import Sparse, SparseLinear
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.ops import kernels
@@ -34,8 +34,8 @@ from filigree.train import fit as train_network
 
 FLOATS = [np.float64, np.float32]  # dtypes of X; others become the first
 ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid"}  # scikit-learn's names: those of fg.models.mlp
-SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # the names of 001, chapter 4
-    "Fixed": lambda zeta: Fixed(),
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # the names of Chouliaras 2021, chapter 4
+    "Static": lambda zeta: Static(),
     "SET": Constant,
     "LDV": lambda zeta: LinearDecrease(zeta, min(zeta, 0.01)),
     "OSV": lambda zeta: Oscillation(zeta, min(zeta, 0.01)),
@@ -58,7 +58,7 @@ class SparseMLP(BaseEstimator):
         activation: "relu", "tanh" or "logistic".
         epsilon: a layer has `epsilon (n_in + n_out)` connections (`fg.ErdosRenyi`); by default 5.
         density: the share of the places that are connected, in place of `epsilon`.
-        schedule: which share of the connections moves after each epoch: "Fixed" (none), "SET" (zeta), "LDV", "OSV",
+        schedule: which share of the connections moves after each epoch: "Static" (none), "SET" (zeta), "LDV", "OSV",
             "EXD" (less and less), or what `fg.Evolution` takes: a schedule, a number, a callable. Its horizon is
             `max_iter`. Moving costs about as much as ten steps.
         zeta: the share that moves first, of a schedule given by its name; by default 0.3.
@@ -92,7 +92,7 @@ class SparseMLP(BaseEstimator):
         *,
         epsilon: float | None = None,
         density: float | None = None,
-        schedule: Any = "Fixed",
+        schedule: Any = "Static",
         zeta: float | None = None,
         dropout: float = 0.0,
         standardize: bool = True,

@@ -15,7 +15,7 @@ from filigree.topology.topology import Size, Topology
 
 @config
 class ConstantFanIn(Topology):
-    """`connections` distinct inputs for every unit (or output channel), drawn uniformly (002, "number of weights").
+    """`connections` distinct inputs for every unit (or output channel), drawn uniformly (Keller et al., "number of weights").
 
     A network of n units then has `connections * n` weights: cost grows linearly with the units. Drawn in
     O(connections * n). A layer with no more inputs than that stays dense.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from filigree.config import config
-from filigree.topology.sampling import distinct
+from filigree.topology.flat_indices import distinct
 from filigree.topology.topology import Size, Topology
 
 
 @config
 class ErdosRenyi(Topology):
-    """A random bipartite graph with a given number of connections (SET; 001, 3.5.1 and Algorithm 1).
+    """A random bipartite graph with a given number of connections (SET; Chouliaras 2021, 3.5.1 and Algorithm 1).
 
     A place is connected with probability `p = min(1, epsilon (n_in + n_out) / (n_in n_out))`, or `p = density`; exactly
     `round(p n_in n_out)` distinct places are drawn, uniformly, in O(connections). A layer at p = 1 stays dense. Of a
@@ -44,9 +44,9 @@ class ErdosRenyi(Topology):
         """How many places are drawn for a layer: p n_in n_out, before merging duplicates."""
         if self.epsilon is not None:
             wanted = self.epsilon * (size.out_features + size.in_units + sum(size.kernel))
-            return int(wanted) if self.replace else min(round(wanted), size.places)
+            return int(wanted) if self.replace else min(round(wanted), size.numel)
         assert self.density is not None
-        return round(self.density * size.places)
+        return round(self.density * size.numel)
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
         return [self._draw_one(size, generator) for size in sizes]
@@ -54,8 +54,8 @@ class ErdosRenyi(Topology):
     def _draw_one(self, size: Size, generator: torch.Generator) -> Tensor | None:
         count = self.connections(size)
         if self.replace:
-            return torch.randint(size.places, (count,), generator=generator).unique() if size.places else _nothing()
-        return None if count == size.places else distinct(size.places, count, generator)
+            return torch.randint(size.numel, (count,), generator=generator).unique() if size.numel else _nothing()
+        return None if count == size.numel else distinct(size.numel, count, generator)
 
 
 @config
@@ -74,12 +74,12 @@ class ErdosRenyiKernel(Topology):
 
     def densities(self, sizes: Sequence[Size]) -> list[float]:
         """The density of each layer."""
-        raw = [(s.out_features + s.in_units + sum(s.kernel)) / s.places for s in sizes]
+        raw = [(s.out_features + s.in_units + sum(s.kernel)) / s.numel for s in sizes]
         dense: set[int] = set()
         while True:
-            wanted = self.density * sum(s.places for s in sizes) - sum(sizes[i].places for i in dense)
+            wanted = self.density * sum(s.numel for s in sizes) - sum(sizes[i].numel for i in dense)
             rest = [i for i in range(len(sizes)) if i not in dense]
-            scale = max(wanted, 0) / sum(raw[i] * sizes[i].places for i in rest) if rest else 0.0
+            scale = max(wanted, 0) / sum(raw[i] * sizes[i].numel for i in rest) if rest else 0.0
             full = [i for i in rest if raw[i] * scale >= 1]
             if not full:
                 return [1.0 if i in dense else raw[i] * scale for i in range(len(sizes))]
@@ -87,7 +87,7 @@ class ErdosRenyiKernel(Topology):
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
         return [
-            None if density >= 1 else distinct(size.places, round(density * size.places), generator)
+            None if density >= 1 else distinct(size.numel, round(density * size.numel), generator)
             for size, density in zip(sizes, self.densities(sizes), strict=True)
         ]
 

@@ -19,7 +19,7 @@ CHUNK = 1 << 20  # paths drawn at once
 
 @config
 class Paths(Topology):
-    """A network made of paths (002; Keller and Van Keirsbilck 2021): weights grow with the paths, not the network.
+    """A network made of paths (Keller et al.; Keller and Van Keirsbilck 2021): weights grow with the paths, not the network.
 
     Path i visits unit `floor(width x_l(i))` of layer l, x a point of a sequence with a dimension for each layer of
     units: consecutive dimensions link consecutive layers. With Sobol points, a power of two of paths and widths that
@@ -45,7 +45,7 @@ class Paths(Topology):
     weights: Literal["random", "constant", "sign"] = "random"
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
-        return [drawn.places for drawn in self.draw_weighted(sizes, generator)]
+        return [drawn.flat_indices for drawn in self.draw_weighted(sizes, generator)]
 
     def draw_weighted(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Drawn]:
         visits: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in sizes]
@@ -82,9 +82,9 @@ class Paths(Topology):
         edges.sum_duplicates()
         taps = size.in_features // size.in_units
         row = np.repeat(np.arange(shape[0], dtype=np.int64), np.diff(edges.indptr))
-        places = row * size.in_features + edges.indices.astype(np.int64) * taps
+        flat_indices = row * size.in_features + edges.indices.astype(np.int64) * taps
         if taps > 1:
-            places = (places[:, None] + np.arange(taps)).reshape(-1)
+            flat_indices = (flat_indices[:, None] + np.arange(taps)).reshape(-1)
         values = None
         if self.weights != "random":
             factor = edges.data.astype(np.float64)
@@ -100,9 +100,9 @@ class Paths(Topology):
             notes.append(f"{self.paths:,} paths on {len(edges.data):,} edges")
         if any(side & (side - 1) for side in shape):
             notes.append("not powers of two: valence nearly constant")
-        if values is None and len(places) == size.places:
+        if values is None and len(flat_indices) == size.numel:
             return Drawn(None)
-        return Drawn(torch.from_numpy(places), values, "; ".join(notes))
+        return Drawn(torch.from_numpy(flat_indices), values, "; ".join(notes))
 
 
 def _units(points: Tensor, width: int) -> np.ndarray:

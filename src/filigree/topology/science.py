@@ -1,7 +1,7 @@
 """Network science of sparse layers: is a trained topology still random?
 
 A layer is a bipartite graph, a `scipy.sparse.csr_array` `(outputs, inputs)`; a network is a list of them in order.
-Every figure is compared with its Erdos-Renyi null: graphs of the same size and number of connections (001, 3.3.3, 3.5).
+Every figure is compared with its Erdos-Renyi null: graphs of the same size and number of connections (Chouliaras 2021, 3.3.3, 3.5).
 """
 
 from __future__ import annotations
@@ -271,8 +271,8 @@ def _compare(
 
 def _null(pattern: Pattern, generator: np.random.Generator) -> Pattern:
     rows, cols = pattern.shape
-    places = generator.choice(rows * cols, pattern.nnz, replace=False, shuffle=False)
-    return sp.csr_array((np.ones(pattern.nnz), (places // cols, places % cols)), shape=pattern.shape)
+    flat_indices = generator.choice(rows * cols, pattern.nnz, replace=False, shuffle=False)
+    return sp.csr_array((np.ones(pattern.nnz), (flat_indices // cols, flat_indices % cols)), shape=pattern.shape)
 
 
 def _against(value: float, nulls: Sequence[float]) -> Against:

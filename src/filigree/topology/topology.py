@@ -20,7 +20,7 @@ class Size(NamedTuple):
     kernel: tuple[int, ...] = ()  # the sides of a convolution's kernel
 
     @property
-    def places(self) -> int:
+    def numel(self) -> int:
         return self.out_features * self.in_features
 
     @property
@@ -32,7 +32,7 @@ class Size(NamedTuple):
 class Drawn(NamedTuple):
     """A layer's connections: sorted places (None: stays dense), initial values if the topology has them, a note."""
 
-    places: Tensor | None
+    flat_indices: Tensor | None
     values: Tensor | None = None
     note: str = ""
 
@@ -46,9 +46,9 @@ class Topology(Config):
 
     def draw_weighted(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Drawn]:
         """As `draw`, with initial values and notes for topologies that have them."""
-        return [Drawn(places) for places in self.draw(sizes, generator)]
+        return [Drawn(flat_indices) for flat_indices in self.draw(sizes, generator)]
 
     def draw_one(self, size: Size, generator: torch.Generator) -> Tensor:
         """The sorted places of a single layer; all of them where it would stay dense."""
-        places = self.draw([size], generator)[0]
-        return torch.arange(size.places) if places is None else places
+        flat_indices = self.draw([size], generator)[0]
+        return torch.arange(size.numel) if flat_indices is None else flat_indices

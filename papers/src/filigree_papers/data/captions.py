@@ -73,7 +73,7 @@ class Captions:
 
 
 def captions(root: str | Path | None = None, folder: str = "flickr8k", least: int = 5) -> Captions:
-    """A user's own Flickr8k (004, 4.3.6.5): captions in lower case, words with blanks between them as in the file.
+    """A user's own Flickr8k (Moczulski 2019, 4.3.6.5): captions in lower case, words with blanks between them as in the file.
 
     Args:
         root: where the folder is; by default `FILIGREE_DATA`.

@@ -37,7 +37,7 @@ def parallel(
     vocabulary: int = 30_000,
     longest: int = 50,
 ) -> Parallel:
-    """A user's own sentences and their translations (004, 4.3.6.4), tokenised: words with blanks between them.
+    """A user's own sentences and their translations (Moczulski 2019, 4.3.6.4), tokenised: words with blanks between them.
 
     Args:
         root: where the folder is; by default `FILIGREE_DATA`.

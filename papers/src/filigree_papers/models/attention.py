@@ -92,7 +92,7 @@ class Translator(nn.Module):
 
 @builder
 def translator(source_tokens: int, target_tokens: int, embedding: int, hidden: int) -> nn.Module:
-    """A translator with additive attention (Bahdanau et al. 2014; 004, 4.3.6.4).
+    """A translator with additive attention (Bahdanau et al. 2014; Moczulski 2019, 4.3.6.4).
 
     A bidirectional GRU reads the source: h_j. The decoder, from `s_0 = tanh(W h_1)` of the way back, is
     `s_i = GRU([E y_(i-1), c_i], s_(i-1))` with the attention's `c_i` of `s_(i-1)`; logits are

@@ -103,7 +103,7 @@ class Captioner(nn.Module):
 
 @builder
 def captioner(tokens: int, features: int, embedding: int, hidden: int, dropout: float = 0.5) -> nn.Module:
-    """Captions by soft attention over regions (Xu et al. 2015; 004, 4.3.6.5).
+    """Captions by soft attention over regions (Xu et al. 2015; Moczulski 2019, 4.3.6.5).
 
     From the mean region m, `h_0 = tanh(W m)` and `c_0 = tanh(V m)`, the decoder is
     `h_t, c_t = LSTM([E y_(t-1), z_t], h_(t-1), c_(t-1))` with the gated context `z_t` of `h_(t-1)`

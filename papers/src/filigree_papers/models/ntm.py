@@ -86,7 +86,7 @@ class NTM(nn.Module):
 def ntm(
     inputs: int, outputs: int, controller: int = 100, slots: int = 128, width: int = 20, heads: int = 1
 ) -> nn.Module:
-    """A Neural Turing Machine with an LSTM controller (Graves et al. 2014; 004, 4.3.6.6, Fig. 4.11).
+    """A Neural Turing Machine with an LSTM controller (Graves et al. 2014; Moczulski 2019, 4.3.6.6, Fig. 4.11).
 
     At each step the controller sees the input and what was read before; its state h places all heads (`address`) on
     the memory M of the step before; write heads do `M <- M (1 - w e) + w a` (equations 3 and 4; all erase, then all

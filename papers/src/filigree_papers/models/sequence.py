@@ -26,7 +26,7 @@ class SequenceClassifier(nn.Module):
 
 @builder
 def sequence_classifier(tokens: int, embedding: int, hidden: int, classes: int, mlp: int) -> nn.Module:
-    """An LSTM, the mean of its hidden states over time, and an MLP of one hidden layer of ReLU (004, 4.3.6.6).
+    """An LSTM, the mean of its hidden states over time, and an MLP of one hidden layer of ReLU (Moczulski 2019, 4.3.6.6).
 
     For the number of unique elements among 26 integers of 0 to 10: `tokens=11`.
 
@@ -70,7 +70,7 @@ class CharacterEncoder(nn.Module):
 def character_encoder(
     tokens: int, embedding: int, hidden: int, outputs: int, layers: int = 5, width: int = 500
 ) -> nn.Module:
-    """Word vectors from characters (004, 4.4.4.2, Fig. 4.19): a bidirectional LSTM and an MLP with tanh.
+    """Word vectors from characters (Moczulski 2019, 4.4.4.2, Fig. 4.19): a bidirectional LSTM and an MLP with tanh.
 
     Args:
         tokens: how many characters there are, padding (0) included. embedding, hidden: widths; hidden for each

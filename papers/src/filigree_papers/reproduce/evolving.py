@@ -68,7 +68,7 @@ def faster(where: str, training: dict[str, float], inference: dict[str, float] |
 
 @dataclass(frozen=True)
 class Claims:
-    """What 001 says of a data set: places of accuracy and times, savings in %, and the order of the methods."""
+    """What Chouliaras 2021 says of a data set: places of accuracy and times, savings in %, and the order of the methods."""
 
     about: str
     accuracy: str
@@ -85,16 +85,16 @@ class Claims:
 
 
 DATA = {
-    "lung": Claims("LUNG, batch 2", "001, Fig. 5.1", "001, Fig. 5.2", 60, 70, "dense is best, then LDV",
+    "lung": Claims("LUNG, batch 2", "Chouliaras 2021, Fig. 5.1", "Chouliaras 2021, Fig. 5.2", 60, 70, "dense is best, then LDV",
                    [("dense", "LDV"), ("LDV", "SET")]),
-    "orl": Claims("ORL faces, batch 2", "001, Fig. 5.3", "001, Fig. 5.4", 62, 50, "dense fails, EXD is best, LDV worst",
+    "orl": Claims("ORL faces, batch 2", "Chouliaras 2021, Fig. 5.3", "Chouliaras 2021, Fig. 5.4", 62, 50, "dense fails, EXD is best, LDV worst",
                   [("SET", "dense"), ("EXD", "SET"), ("SET", "LDV")]),
-    "prostate-ge": Claims("Prostate-GE, batch 2", "001, Fig. 5.5", "001, Fig. 5.6", 20, 80, "dense is best, then EXD",
+    "prostate-ge": Claims("Prostate-GE, batch 2", "Chouliaras 2021, Fig. 5.5", "Chouliaras 2021, Fig. 5.6", 20, 80, "dense is best, then EXD",
                           [("dense", "EXD"), ("EXD", "SET")]),
-    "fashion-3x1000": Claims("Fashion-MNIST, 3 x 1000", "001, Fig. 5.9", "001, Fig. 5.10", 54, 0,
+    "fashion-3x1000": Claims("Fashion-MNIST, 3 x 1000", "Chouliaras 2021, Fig. 5.9", "Chouliaras 2021, Fig. 5.10", 54, 0,
                              "dense is worse, no sparse method is best", [("SET", "dense")],
                              [(method, "SET") for method in SPARSE[1:]]),
-    "fashion-4000-1000-4000": Claims("Fashion-MNIST augmented, 4000-1000-4000", "001, Fig. 5.14", "001, Fig. 5.15",
+    "fashion-4000-1000-4000": Claims("Fashion-MNIST augmented, 4000-1000-4000", "Chouliaras 2021, Fig. 5.14", "Chouliaras 2021, Fig. 5.15",
                                      50, 30, "EXD is best", [("EXD", other) for other in ("SET", "dense")]),
 }  # fmt: skip
 
@@ -103,37 +103,43 @@ def glioma(records: Records) -> list[Finding]:
     """SET a fifth and EXD a quarter faster, inference equal; dense at 0.7, EXD the best of the sparse ones."""
     dense = [value for runs in records.values() for value in metric(runs.get("dense", []), "test_accuracy", 100)]
     what = "dense, test accuracy in %"
-    made = [figure("001, Fig. 5.7", what, 70, dense, percent=True, folds=folds_of(records))] if dense else []
-    made += order("001, Fig. 5.7", "EXD is the best sparse method", [("EXD", "SET")])(records)
-    return made + faster("001, Fig. 5.8", {"SET": 20, "EXD": 25})(records)
+    made = (
+        [figure("Chouliaras 2021, Fig. 5.7", what, 70, dense, percent=True, folds=folds_of(records))] if dense else []
+    )
+    made += order("Chouliaras 2021, Fig. 5.7", "EXD is the best sparse method", [("EXD", "SET")])(records)
+    return made + faster("Chouliaras 2021, Fig. 5.8", {"SET": 20, "EXD": 25})(records)
 
 
 def exd_reaches(records: Records) -> list[Finding]:
     """Around 90.5% of accuracy (5.3.2)."""
     ours = [value for runs in records.values() for value in metric(runs.get("EXD", []), "test_accuracy", 100)]
-    return [figure("001, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, percent=True)] if ours else []
+    return [figure("Chouliaras 2021, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, percent=True)] if ours else []
 
 
 def four_layers(records: Records) -> list[Finding]:
     """EXD is the most accurate, and up to 10% faster than SET."""
-    made = order("001, Fig. 5.17", "EXD is best", [("EXD", other) for other in SPARSE[:3]])(records)
+    made = order("Chouliaras 2021, Fig. 5.17", "EXD is best", [("EXD", other) for other in SPARSE[:3]])(records)
     parts = compared(by_run(records, train_seconds), [("SET", "EXD")], unit=" s")
-    return [*made, claim("001, Fig. 5.16", "EXD trains faster than SET (printed: up to 10%)", parts)] if parts else made
+    return (
+        [*made, claim("Chouliaras 2021, Fig. 5.16", "EXD trains faster than SET (printed: up to 10%)", parts)]
+        if parts
+        else made
+    )
 
 
 def implementations(records: Records) -> list[Finding]:
     """Figs. 5.12, 5.13 and 5.15: time against dense, of masks and of truly sparse networks."""
     made = []
     for where, of, what, masked, sparse in (
-        ("001, Fig. 5.12", train_seconds, "training", 16, -50),
-        ("001, Fig. 5.13", cost("batch_ms"), "inference", 40, -30),
+        ("Chouliaras 2021, Fig. 5.12", train_seconds, "training", 16, -50),
+        ("Chouliaras 2021, Fig. 5.13", cost("batch_ms"), "inference", 40, -30),
     ):  # fmt: skip
         times = by_run(records, of)
         for method, printed in (("masked, rebuilt", masked), ("masked, in the loop", 0), ("truly sparse", sparse)):
             runs = times.get(method, {}).keys() & times.get("dense", {}).keys()
             more = [100 * (times[method][run] / times["dense"][run] - 1) for run in sorted(runs)]
             if more:
-                place = "001, Fig. 5.15" if method == "truly sparse" else where
+                place = "Chouliaras 2021, Fig. 5.15" if method == "truly sparse" else where
                 made.append(figure(place, f"{method}, {what} time above dense's in %", printed, more))
     return made
 
@@ -142,22 +148,28 @@ def escape(records: Records) -> list[Finding]:
     """Fig. 5.18: epochs to leave the plateau, about 30 of SET and LDV and 10 of OSV and EXD."""
     ours = by_run(records, lambda run: run.metrics.get("escape_epoch"))
     printed = {"SET": 30, "LDV": 30, "OSV": 10, "EXD": 10}
-    made = [figure("001, Fig. 5.18", f"{method}, epochs to escape", number, [*ours[method].values()])
+    made = [figure("Chouliaras 2021, Fig. 5.18", f"{method}, epochs to escape", number, [*ours[method].values()])
             for method, number in printed.items() if method in ours]  # fmt: skip
     parts = compared(ours, [(slow, quick) for slow in ("SET", "LDV") for quick in ("OSV", "EXD")], unit=" epochs")
-    return [*made, claim("001, Fig. 5.18", "EXD and OSV escape before SET and LDV", parts)] if parts else made
+    return (
+        [*made, claim("Chouliaras 2021, Fig. 5.18", "EXD and OSV escape before SET and LDV", parts)] if parts else made
+    )
 
 
 def best(records: Records) -> list[Finding]:
     """6.1: EXD is the best in accuracy and time; here each method has its best learning rate."""
     ours, times = by_run(records, test_accuracy), by_run(records, train_seconds)
     apart = [ours["EXD"][run] - ours["dense"][run] for run in ours.get("EXD", {}) if run in ours.get("dense", {})]
-    parts = compared(ours, [("EXD", "SET"), ("EXD", "Fixed")], unit=" points")
+    parts = compared(ours, [("EXD", "SET"), ("EXD", "Static")], unit=" points")
     if apart:
         parts[f"within a point of dense: {difference(apart, ' points')}"] = at_least(apart, -1)
         less = [1 - times["EXD"][run] / times["dense"][run] for run in times["EXD"] if run in times["dense"]]
         parts[f"in {1 - statistics.fmean(less):.2f} of dense's training time"] = positive(less)
-    return [claim("001, section 6.1", "EXD is best overall, on Fashion-MNIST 3 x 1000", parts)] if parts else []
+    return (
+        [claim("Chouliaras 2021, section 6.1", "EXD is best overall, on Fashion-MNIST 3 x 1000", parts)]
+        if parts
+        else []
+    )
 
 
 def parameters(case: str, seed: int, quick: bool) -> Rows:
@@ -177,12 +189,12 @@ def parameters_claim(rows: Rows) -> list[Finding]:
     for network in dict.fromkeys(row["network"] for row in rows):
         its = [row for row in rows if row["network"] == network]
         dense, sparse = its[0]["dense, printed"], its[0]["sparse, printed"]
-        made.append(count("001, appendix B", f"{network}, dense", dense, its[0]["dense"]))
+        made.append(count("Chouliaras 2021, appendix B", f"{network}, dense", dense, its[0]["dense"]))
         drawn = (statistics.fmean(row[f"sparse, {way}"] for row in its) for way in ("distinct", "merged"))
         nearer = min(drawn, key=lambda number: abs(number - sparse))
-        made.append(count("001, appendix B", f"{network}, sparse, mean over draws", sparse, nearer))
+        made.append(count("Chouliaras 2021, appendix B", f"{network}, sparse, mean over draws", sparse, nearer))
         if network == "Fashion 4000-1000-4000":
-            made.append(count("001, Fig. 5.11", f"{network}, times fewer parameters", 32, dense / nearer))
+            made.append(count("Chouliaras 2021, Fig. 5.11", f"{network}, times fewer parameters", 32, dense / nearer))
     return made
 
 
@@ -198,7 +210,7 @@ def _compared(name: str, short: bool) -> Reproduction:
     about, claims = _CLAIMS[name]
     return Reproduction(
         f"{name}-short" if short else name,
-        f"{about}: dense, Fixed, SET, LDV, OSV, EXD, {30 if short else 500} epochs (001, 5.3).",
+        f"{about}: dense, Static, SET, LDV, OSV, EXD, {30 if short else 500} epochs (Chouliaras 2021, 5.3).",
         f"{name}-short" if short else name, {"all": []}, quick=_SMALL if name.startswith("fashion") else _FOLDS,
         claims=claims, long=not short,
     )  # fmt: skip
@@ -207,19 +219,19 @@ def _compared(name: str, short: bool) -> Reproduction:
 REPRODUCTIONS: list[Computation | Reproduction] = [
     *(_compared(name, short) for name in _CLAIMS for short in (True, False)),
     Reproduction(
-        "implementations", "Masked, rebuilt and in the loop, and truly sparse, against dense (001, 5.3.2 and 5.3.3).",
+        "implementations", "Masked, rebuilt and in the loop, and truly sparse, against dense (Chouliaras 2021, 5.3.2 and 5.3.3).",
         "implementations", {"fashion": []}, quick=["training.epochs=1", "data.name=digits"], claims=[implementations],
     ),
     Reproduction(
-        "plateau", "How long a deep sparse network stays near chance (001, 5.3.4), scaled.", "plateau",
+        "plateau", "How long a deep sparse network stays near chance (Chouliaras 2021, 5.3.4), scaled.", "plateau",
         {"digits": []}, quick=["seeds=[0,1]"], claims=[escape],
     ),
     Reproduction(
-        "fashion-best-lr", "Fashion-MNIST, 3 x 1000: each method with its best learning rate (001, 6.1).",
+        "fashion-best-lr", "Fashion-MNIST, 3 x 1000: each method with its best learning rate (Chouliaras 2021, 6.1).",
         "fashion-best-lr", {"fashion": []}, quick=[*_SMALL, "data.validation=0.2"], claims=[best],
     ),
     Computation(
-        "parameter-counts", "Parameters of the networks of 001, counted (appendix B).", parameters, ["appendix B"],
+        "parameter-counts", "Parameters of the networks of Chouliaras 2021, counted (appendix B).", parameters, ["appendix B"],
         seeds=(0, 1, 2), claims=[parameters_claim],
     ),
 ]  # fmt: skip

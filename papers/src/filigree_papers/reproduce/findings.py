@@ -44,7 +44,7 @@ class Finding:
     """What came of a printed figure or claim.
 
     Attributes:
-        where: its document and place, as in documents.yaml: "004, Table 4.2".
+        where: its document and place, as in documents.yaml: "Moczulski 2019, Table 4.2".
         text: one sentence, with the numbers.
         printed, ours, difference, interval: of a figure; ours is a mean over runs, difference is ours minus printed,
             interval the 95% one of ours (None: a single run). counted: it is a count.

@@ -1,4 +1,4 @@
-"""004, 4.4: mollifying networks against plain ones, residual ones and stochastic depth."""
+"""Moczulski 2019, 4.4: mollifying networks against plain ones, residual ones and stochastic depth."""
 
 from __future__ import annotations
 
@@ -219,12 +219,16 @@ def _curves(x: str, *figures: str) -> list[Chart]:
 def annealing_claim(records: Records) -> list[Finding]:
     """4.3.6.6 is about annealing the noise, for sequences; here of an MLP."""
     parts = compared(by_run(records, test_accuracy), [("annealed", "nan")], unit=" points")
-    return [claim("004, section 4.3.6.6", "Annealed noise is better than noise that stays", parts)] if parts else []
+    return (
+        [claim("Moczulski 2019, section 4.3.6.6", "Annealed noise is better than noise that stays", parts)]
+        if parts
+        else []
+    )
 
 
 def pentomino_claims() -> list[OfRows]:
     """4.4.4.1."""
-    where, key = "004, section 4.4.4.1, Pentomino", "network"
+    where, key = "Moczulski 2019, section 4.4.4.1, Pentomino", "network"
     return [
         beside(where, "test %", {"plain": 69.5, "mollified, residual": 75.15}, key),
         before(where, "The mollified network with residual connections is more accurate", "test %",
@@ -236,8 +240,8 @@ def word_claims() -> list[OfRows]:
     """Table 4.7."""
     key = "network"
     return [
-        beside("004, Table 4.7", "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key),
-        before("004, Table 4.7", "The mollified network is better", "test perplexity", [("mollified", "hard gates")],
+        beside("Moczulski 2019, Table 4.7", "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key),
+        before("Moczulski 2019, Table 4.7", "The mollified network is better", "test perplexity", [("mollified", "hard gates")],
                key, lower=True),
     ]  # fmt: skip
 
@@ -247,44 +251,44 @@ _BLOCKS = ["plain", "hard", "residual + batch norm", "mollified", "mollified, re
 
 REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
-        "mollified-parity", "40-bit parity with six layers of sigmoids (004, Fig. 4.16).", parity, _BLOCKS, _SEEDS, (),
+        "mollified-parity", "40-bit parity with six layers of sigmoids (Moczulski 2019, Fig. 4.16).", parity, _BLOCKS, _SEEDS, (),
         _curves("step", "training NLL", "test %"),
-        [before("004, Fig. 4.16", "Plain does not learn, mollified converges faster than residual", "training NLL",
+        [before("Moczulski 2019, Fig. 4.16", "Plain does not learn, mollified converges faster than residual", "training NLL",
                 [("mollified", "plain"), ("mollified", "residual + batch norm")], "network", lower=True)],
     ),
     Computation(
-        "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (004, 4.4.4.1).", pentomino,
+        "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (Moczulski 2019, 4.4.4.1).", pentomino,
         _BLOCKS, _SEEDS, (), _curves("step", "training NLL", "test %"), pentomino_claims(),
     ),
     Computation(
-        "mollified-resnet", "Residual networks on CIFAR-10: plain, mollified, stochastic depth (004, Table 4.6).",
+        "mollified-resnet", "Residual networks on CIFAR-10: plain, mollified, stochastic depth (Moczulski 2019, Table 4.6).",
         residual, ["plain", "mollified", "stochastic depth", "mollified + stochastic depth"], _SEEDS, ["cifar-10"],
         _curves("epoch", "training NLL", "validation %"),
-        [beside("004, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25}, "network"),
-         before("004, Table 4.6", "Stochastic depth is best, mollified better than plain", "test %",
+        [beside("Moczulski 2019, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25}, "network"),
+         before("Moczulski 2019, Table 4.6", "Stochastic depth is best, mollified better than plain", "test %",
                 [("stochastic depth", "mollified"), ("mollified", "plain")], "network"),
-         before("004, section 4.4.4.1, future work", "Both together are better than either", "test %",
+         before("Moczulski 2019, section 4.4.4.1, future work", "Both together are better than either", "test %",
                 [("mollified + stochastic depth", "mollified"), ("mollified + stochastic depth", "stochastic depth")],
                 "network")],
     ),
     Computation(
-        "mollified-words", "A word LSTM of two layers, mollified (004, Table 4.7).", words,
+        "mollified-words", "A word LSTM of two layers, mollified (Moczulski 2019, Table 4.7).", words,
         ["soft", "hard gates", "mollified"], _SEEDS, ["ptb"],
         [Chart("step", "validation perplexity", ["network"], "validation perplexity", True)], word_claims(),
     ),
     Computation(
-        "mollified-embedding", "Word vectors from characters (004, Fig. 4.19).", embedding,
+        "mollified-embedding", "Word vectors from characters (Moczulski 2019, Fig. 4.19).", embedding,
         ["soft", "hard", "mollified"], _SEEDS, ["ptb"], _curves("step", "training loss", "test loss"),
-        [before("004, Fig. 4.19", "The mollified network converges faster", "training loss", [("mollified", "soft")],
+        [before("Moczulski 2019, Fig. 4.19", "The mollified network converges faster", "training loss", [("mollified", "soft")],
                 "network", lower=True)],
     ),
     Computation(
-        "mollified-pentomino-full", "Pentomino in full: 80,000 images, 100 epochs (004, 4.4.4.1).",
+        "mollified-pentomino-full", "Pentomino in full: 80,000 images, 100 epochs (Moczulski 2019, 4.4.4.1).",
         partial(pentomino, images=80_000, steps=80_000), ["plain", "mollified", "mollified, residual"],
         claims=pentomino_claims(), long=True,
     ),
     Computation(
-        "mollified-words-full", "A word LSTM of two layers, mollified, in full (004, Table 4.7).",
+        "mollified-words-full", "A word LSTM of two layers, mollified, in full (Moczulski 2019, Table 4.7).",
         partial(words, hidden=200, steps=13 * 1327, held=10**6), ["hard gates", "mollified"], data=["ptb"],
         claims=word_claims(), long=True,
     ),
@@ -292,11 +296,11 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "cifar-resnet110-mollified", "ResNet-110 on CIFAR-10, mollified, with stochastic depth, both. Days to weeks.",
         "cifar-resnet110-mollified", {"cifar-10": []},
         {"cifar-10": {"plain": {"test": 0.9178}, "mollified": {"test": 0.9245}, "stochastic-depth": {"test": 0.9325}}},
-        "004, Table 4.6", ["training.epochs=1", "model.blocks=[1,1,1]", "data.name=orl", "data.validation=0.2"],
+        "Moczulski 2019, Table 4.6", ["training.epochs=1", "model.blocks=[1,1,1]", "data.name=orl", "data.validation=0.2"],
         long=True,
     ),
     Reproduction(
-        "noisy-mlp", "Three layers of tanh on MNIST: soft, hard, noisy, annealed, mollified (004, 4.3.6.6).",
+        "noisy-mlp", "Three layers of tanh on MNIST: soft, hard, noisy, annealed, mollified (Moczulski 2019, 4.3.6.6).",
         "noisy-mlp", {"mnist": []}, quick=["training.epochs=1", "seeds=[0]"], claims=[annealing_claim],
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""004, 4.3: noisy activations against the soft ones they replace and the hard ones without noise: MLPs and text."""
+"""Moczulski 2019, 4.3: noisy activations against the soft ones they replace and the hard ones without noise: MLPs and text."""
 
 from __future__ import annotations
 
@@ -141,42 +141,42 @@ _ALPHA = "NAN, alpha 1.15", "NAH, alpha 1.15"
 def word_claims() -> list[OfRows]:
     """Table 4.2 and Fig. 4.9."""
     return [
-        beside("004, Table 4.2", "test perplexity", dict(zip(("soft", *_ALPHA), (115.6, 108.0, 108.7), strict=True))),
-        before("004, Table 4.2", "Noisy activations are better", "test perplexity",
+        beside("Moczulski 2019, Table 4.2", "test perplexity", dict(zip(("soft", *_ALPHA), (115.6, 108.0, 108.7), strict=True))),
+        before("Moczulski 2019, Table 4.2", "Noisy activations are better", "test perplexity",
                [(noisy, "soft") for noisy in _ALPHA], lower=True),
-        beside("004, Fig. 4.9", "validation perplexity",
+        beside("Moczulski 2019, Fig. 4.9", "validation perplexity",
                dict(zip(("soft", *_ALPHA), (119.4, 111.7, 112.6), strict=True))),
     ]  # fmt: skip
 
 
 _SEEDS = list(range(3))
-_CHARACTERS = [before("004, Fig. 4.8", "NAN and NANI are alike", "validation BPC", [], alike=[("NAN", "NANI")],
+_CHARACTERS = [before("Moczulski 2019, Fig. 4.8", "NAN and NANI are alike", "validation BPC", [], alike=[("NAN", "NANI")],
                       within=0.05)]  # fmt: skip
 
 REPRODUCTIONS: list[Computation] = [
     Computation(
-        "noisy-mnist", "One-layer MLPs on MNIST with noisy activations (004, Fig. 4.5).", mnist,
+        "noisy-mnist", "One-layer MLPs on MNIST with noisy activations (Moczulski 2019, Fig. 4.5).", mnist,
         [*ARMS, "soft + gradient noise"], _SEEDS, ["mnist"],
         [Chart("epoch", "training NLL", ["activation"], "training NLL", True),
          Chart("epoch", "validation NLL", ["activation"], "validation NLL", True)],
-        [before("004, Fig. 4.5", "Noisy activations end at a lower loss than soft and hard ones", "training NLL",
+        [before("Moczulski 2019, Fig. 4.5", "Noisy activations end at a lower loss than soft and hard ones", "training NLL",
                 [(noisy, other) for noisy in ("NAN", "NAH") for other in ("soft", "hard")], lower=True),
-         before("004, section 4.3.7", "Noise of a fixed size is better than none", "validation NLL",
+         before("Moczulski 2019, section 4.3.7", "Noise of a fixed size is better than none", "validation NLL",
                 [("NANI", "soft"), ("NAN, p fixed", "soft")], lower=True)],
     ),
     Computation(
-        "noisy-gaussians", "Three layers of 8 units on three Gaussians (004, Figs. 4.6 and 4.7).", gaussians,
+        "noisy-gaussians", "Three layers of 8 units on three Gaussians (Moczulski 2019, Figs. 4.6 and 4.7).", gaussians,
         ["soft", "hard", "NAN", "NAH"], _SEEDS,
-        claims=[before("004, Figs. 4.6 and 4.7", "Tanh and noisy tanh solve it alike", "test %", [],
+        claims=[before("Moczulski 2019, Figs. 4.6 and 4.7", "Tanh and noisy tanh solve it alike", "test %", [],
                        alike=[("NAN", "soft"), ("NAH", "soft")])],
     ),
     Computation(
-        "noisy-characters", "A character GRU on Penn Treebank, sequences of 200 (004, Fig. 4.8).", characters,
+        "noisy-characters", "A character GRU on Penn Treebank, sequences of 200 (Moczulski 2019, Fig. 4.8).", characters,
         ["soft", "hard", "NAN", "NAH", "NANI", "NANIS"], _SEEDS, ["ptb"],
         [Chart("step", "validation BPC", ["activation"], "validation bits a character")], _CHARACTERS,
     ),
     Computation(
-        "noisy-words", "A word LSTM of two layers on Penn Treebank (004, Table 4.2).", words,
+        "noisy-words", "A word LSTM of two layers on Penn Treebank (Moczulski 2019, Table 4.2).", words,
         ["soft", "hard", *_ALPHA], _SEEDS, ["ptb"],
         [Chart("step", "validation perplexity", ["activation"], "validation perplexity", True)], word_claims(),
     ),

@@ -174,7 +174,7 @@ def dropout_claims(rows: Rows) -> list[Finding]:
         apart = [statistics.fmean(column) for column in zip(*map(_differences, *by_t.values()), strict=True)]
         if not apart:
             continue
-        slide = "002, slide 'Guaranteeing coverage'"
+        slide = "Keller et al., slide 'Guaranteeing coverage'"
         steps = f"LeNet after {its[0]['steps']} steps"
         if budget == "short":
             for arm, printed in PRINTED_DROPOUT.items():
@@ -210,13 +210,13 @@ def paths_claim(rows: Rows) -> list[Finding]:
         enough = [n for n, accuracy in means.items() if accuracy >= statistics.fmean(dense) - 1]
         texts.append(f"{arm} {min(enough):,}" if enough else f"{arm} none of up to {max(means):,}")
     text = f"Paths within a point of dense ({statistics.fmean(dense):.2f}%): {', '.join(texts)}."
-    return [unprinted("002, slide 'Test accuracy for 4 layer'", text)]
+    return [unprinted("Keller et al., slide 'Test accuracy for 4 layer'", text)]
 
 
 REPRODUCTIONS: list[Computation] = [
     Computation(
         "paths-mnist",
-        "784-300-300-10 on MNIST: paths through a trained network, from scratch, and of each step (002).",
+        "784-300-300-10 on MNIST: paths through a trained network, from scratch, and of each step (Keller et al.).",
         paths,
         ["through a trained network", "from scratch", "of each step"],
         seeds=(0, 1),
@@ -229,7 +229,7 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "partition-dropout",
-        "LeNet on MNIST, dropout 1/t against t partitions, t = 2 to 9 (002).",
+        "LeNet on MNIST, dropout 1/t against t partitions, t = 2 to 9 (Keller et al.).",
         partitions,
         ["short", "converged"],
         seeds={"short": (0, 1, 2, 3, 4), "converged": (0, 1, 2)},

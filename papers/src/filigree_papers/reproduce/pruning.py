@@ -1,4 +1,4 @@
-"""003, chapters 4 and 5: pruning by clusters at the sizes that the document prints, and compensation."""
+"""John 2019, chapters 4 and 5: pruning by clusters at the sizes that the document prints, and compensation."""
 
 from __future__ import annotations
 
@@ -217,8 +217,8 @@ def clustering(case: str, seed: int, quick: bool) -> Rows:
 
 # network -> place, test accuracy of the trained one, and in % the parameters that go, or all against those that stay
 TABLES: dict[str, tuple[str, float | None, float, bool]] = {
-    "lenet-300-100": ("003, Table 5.1", 97.769, 76.803, True), "lenet5": ("003, Table 5.3", 99.218, 434.22, False),
-    "lenet5-like": ("003, section 5.5.2", None, 90.103, True),
+    "lenet-300-100": ("John 2019, Table 5.1", 97.769, 76.803, True), "lenet5": ("John 2019, Table 5.3", 99.218, 434.22, False),
+    "lenet5-like": ("John 2019, section 5.5.2", None, 90.103, True),
 }  # fmt: skip
 RETRAINED = {"lenet5": 25.0, "lenet5-like": 3.0, "lenet-300-100": 4.0}  # epochs
 
@@ -255,7 +255,7 @@ def compensation_claim(rows: Rows) -> list[Finding]:
             its = [row for row in rows if (row["keep"], row["method"]) == (keep, method)]
             apart = [row["correlation"] - row["None"] for row in its]
             parts[f"{method} at {keep} {difference(apart, ' points')}"] = positive(apart)
-    return [claim("003, eqs. 5.8 to 5.12", "The correlation update saves accuracy", parts)] if parts else []
+    return [claim("John 2019, eqs. 5.8 to 5.12", "The correlation update saves accuracy", parts)] if parts else []
 
 
 def clusters_claims(rows: Rows) -> list[Finding]:
@@ -277,22 +277,22 @@ def clusters_claims(rows: Rows) -> list[Finding]:
 _OTHERS = [("kmeans", "spectral"), ("ward", "spectral"), ("kmeans", "gmm"), ("ward", "gmm")]
 # place, network, what it says, what varies, at which selection or method, the better first, what is about equal
 CLUSTERS: list[tuple[str, str, str, str, str, Pairs, Pairs]] = [
-    ("003, Fig. 4.1", "lenet-300-100", "k-means and ward are alike and best", "method", "bias_magnitude", _OTHERS,
+    ("John 2019, Fig. 4.1", "lenet-300-100", "k-means and ward are alike and best", "method", "bias_magnitude", _OTHERS,
      [("kmeans", "ward")]),
-    ("003, Fig. 4.2", "lenet5", "ward is better than k-means, both than others", "method", "bias_magnitude",
+    ("John 2019, Fig. 4.2", "lenet5", "ward is better than k-means, both than others", "method", "bias_magnitude",
      [("ward", "kmeans"), *_OTHERS[:2]], []),
-    ("003, Fig. 4.3", "lenet-300-100", "k-means: selection by weights beats centres", "select", "kmeans",
+    ("John 2019, Fig. 4.3", "lenet-300-100", "k-means: selection by weights beats centres", "select", "kmeans",
      [("weight_norm", "centroid")], []),
-    ("003, Fig. 4.4", "lenet5", "ward: selection by weights is best", "select", "ward",
+    ("John 2019, Fig. 4.4", "lenet5", "ward: selection by weights is best", "select", "ward",
      [("weight_norm", other) for other in ("bias", "centroid", "random")], []),
-    ("003, Fig. 4.5", "lenet5", "k-means: selection by bias is best", "select", "kmeans",
+    ("John 2019, Fig. 4.5", "lenet5", "k-means: selection by bias is best", "select", "kmeans",
      [("bias", other) for other in ("weight_norm", "centroid", "random")], []),
 ]  # fmt: skip
 
 REPRODUCTIONS: list[Computation] = [
     Computation(
         "prune-mnist",
-        "LeNet-300-100 and LeNet-5 on MNIST at the units that the document keeps (003, 5.1 and 5.3).",
+        "LeNet-300-100 and LeNet-5 on MNIST at the units that the document keeps (John 2019, 5.1 and 5.3).",
         printed_tables,
         ["lenet-300-100", "lenet5"],
         seeds=(0, 1, 2),
@@ -301,7 +301,7 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "prune-lenet5-like",
-        "The LeNet-5-like network of 3.27 million parameters at the units that the document keeps (003, 5.4).",
+        "The LeNet-5-like network of 3.27 million parameters at the units that the document keeps (John 2019, 5.4).",
         printed_tables,
         ["lenet5-like"],
         data=["mnist"],
@@ -309,7 +309,7 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "prune-compensation",
-        "784-300-100-10 on MNIST without fine-tuning: every method with every compensation (003, 5.8 to 5.12).",
+        "784-300-100-10 on MNIST without fine-tuning: every method with every compensation (John 2019, 5.8 to 5.12).",
         compensation,
         ["0.5", "0.25", "0.1"],
         seeds=(0, 1, 2),
@@ -318,7 +318,7 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "prune-clusters",
-        "Clustering methods and selection criteria at 40% of the units (003, chapter 4).",
+        "Clustering methods and selection criteria at 40% of the units (John 2019, chapter 4).",
         clustering,
         ["lenet-300-100", "lenet5"],
         seeds=(0, 1, 2),

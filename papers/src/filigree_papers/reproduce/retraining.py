@@ -1,4 +1,4 @@
-"""003, chapter 3: what pruning changes against Theorem 2, and how long retraining takes against Theorem 1."""
+"""John 2019, chapter 3: what pruning changes against Theorem 2, and how long retraining takes against Theorem 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from filigree import data, models
-from filigree.compress import Origin, fit_gamma, net_deviation, retraining_bound
+from filigree.compress import RetrainingBaseline, fit_gamma, net_deviation, retraining_bound
 from filigree.compress.compression import compress_
 from filigree.compress.pruning import normalised
 from filigree.measure.cost import measure
@@ -65,8 +65,8 @@ SETTINGS = [
 HELD_OUT = ("0.5", "0.8")  # levels that gamma is not fitted on
 # table -> what is pruned; level -> epochs and gamma, of LeNet-300-100
 PRINTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
-    "003, Table 3.1": ("random connections", {"0.1": (2.2, 1e-4), "0.6": (2.4, 0.2), "0.9": (2.8, 0.5)}),
-    "003, Table 3.2": ("random", {"0.1": (1.7, 0.01), "0.5": (2.6, 1.0), "0.9": (50.0, 100.0)}),
+    "John 2019, Table 3.1": ("random connections", {"0.1": (2.2, 1e-4), "0.6": (2.4, 0.2), "0.9": (2.8, 0.5)}),
+    "John 2019, Table 3.2": ("random", {"0.1": (1.7, 0.01), "0.5": (2.6, 1.0), "0.9": (50.0, 100.0)}),
 }
 
 
@@ -77,7 +77,7 @@ def retraining(case: str, seed: int, quick: bool) -> Rows:
     for name, lr, batch in SETTINGS[:1] if quick else SETTINGS:
         seed_everything(seed)
         model = models.mlp([784, 300, 100, 10])
-        origin = Origin(split.train.x[:5000], split.train.y[:5000])
+        origin = RetrainingBaseline(split.train.x[:5000], split.train.y[:5000])
         fit(model, split.train, optimizer=OPTIMIZERS[name](model.parameters(), lr), epochs=1 if quick else 5,
             batch_size=batch, seed=seed, hooks=origin, progress=False)  # fmt: skip
         target = percent(model, split.validation)
@@ -137,7 +137,9 @@ def epochs_claim(rows: Rows) -> list[Finding]:
                 holds = [r["epochs to regain"] >= gamma * r["printed, gamma 1"] for r in its]
                 parts[f"{case} at {level}, gamma {gamma:g}: in {sum(holds)} of {len(holds)} runs"] = share(holds)
         if parts:
-            made.append(claim("003, Theorem 1", "The epochs are at least the bound, with the printed gamma", parts))
+            made.append(
+                claim("John 2019, Theorem 1", "The epochs are at least the bound, with the printed gamma", parts)
+            )
     return made
 
 
@@ -165,7 +167,7 @@ def gamma_claim(rows: Rows) -> list[Finding]:
         text = f"{case} ({len(seen)} runs, {len(unseen)} held out): {shown}, its log less by {difference(less)}"
         parts[text] = positive(less)
     says = "Mean factor between epochs foretold and taken at held-out levels, by bound and gamma"
-    return [claim("003, chapter 6, gamma", says, parts)] if parts else []
+    return [claim("John 2019, chapter 6, gamma", says, parts)] if parts else []
 
 
 def _run(row: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -181,8 +183,8 @@ def deviation_claims(rows: Rows) -> list[Finding]:
     made = []
     holds = [row["error"] <= row["bound"] for row in rows]
     text = f"in {sum(holds)} of {len(holds)} cases"
-    made.append(claim("003, Theorem 2", "The error of the output stays below the bound", {text: share(holds)}))
-    for network, where in (("lenet-300-100", "003, Fig. 3.1"), ("lenet5", "003, Fig. 3.2")):
+    made.append(claim("John 2019, Theorem 2", "The error of the output stays below the bound", {text: share(holds)}))
+    for network, where in (("lenet-300-100", "John 2019, Fig. 3.1"), ("lenet5", "John 2019, Fig. 3.2")):
         ours = _by_level(rows, network, "D")
         parts = {
             f"D at {level}: {text}": verdict
@@ -198,7 +200,9 @@ def deviation_claims(rows: Rows) -> list[Finding]:
     high = compared(test["0.9"], [("k-means", "random"), ("k-means", "magnitude connections")])
     parts = {f"at {level}, % {text}": v for level, found in (("0.1", low), ("0.9", high)) for text, v in found.items()}
     if parts:
-        made.append(claim("003, Fig. 3.3", "Accuracies are alike at low levels, clusters best at high ones", parts))
+        made.append(
+            claim("John 2019, Fig. 3.3", "Accuracies are alike at low levels, clusters best at high ones", parts)
+        )
     return made
 
 
@@ -215,7 +219,7 @@ def _by_level(rows: Rows, network: str, name: str) -> dict[str, dict[str, dict[i
 REPRODUCTIONS: list[Computation] = [
     Computation(
         "net-deviation",
-        "Error, Theorem 2's bound and net deviation of every method over pruning levels (003, Figs. 3.1 to 3.3).",
+        "Error, Theorem 2's bound and net deviation of every method over pruning levels (John 2019, Figs. 3.1 to 3.3).",
         deviations,
         ["lenet-300-100", "lenet5"],
         seeds=(0, 1, 2),
@@ -228,7 +232,7 @@ REPRODUCTIONS: list[Computation] = [
     ),
     Computation(
         "retraining-epochs",
-        "Epochs to regain the accuracy against Theorem 1, its gamma fitted and tested (003, tables 3.1, 3.2).",
+        "Epochs to regain the accuracy against Theorem 1, its gamma fitted and tested (John 2019, tables 3.1, 3.2).",
         retraining,
         ["random", "k-means", "random connections", "magnitude connections"],
         seeds=(0, 1),

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from filigree import data, models
-from filigree.compress import MonteCarlo, Rounded
+from filigree.compress import MonteCarlo, RoundToNearest
 from filigree.compress.compression import compress_
-from filigree.compress.sampling import sample
+from filigree.compress.weight_sampling import sample
 from filigree.measure.cost import measure
 from filigree.report import Chart
 from filigree.train import seed_everything
@@ -58,7 +58,7 @@ def quantised(model: nn.Module, split: data.DataSet, budgets: Sequence[float], s
             rows.append({"calibration": kind, "per": per, "budget": str(budget), **_sizes(small, split, whole)})
     for bits in (8, 4, 3):
         small = copy.deepcopy(model)
-        compress_(small, Rounded(bits))
+        compress_(small, RoundToNearest(bits))
         rows.append(
             {"calibration": f"rounded to {bits} bits", "per": per, "budget": "-", **_sizes(small, split, whole)}
         )
@@ -135,12 +135,12 @@ def quantisation_claim(rows: Rows) -> list[Finding]:
                 parts[f"{network} {spread(shares)}"] = at_least(shares, 97)
         if parts:
             text = f"At least 97% of the model's accuracy at 12% of the weights, sampled {says}"
-            made.append(claim("002, slide 'Test accuracy for two layer ReLU'", text, parts))
+            made.append(claim("Keller et al., slide 'Test accuracy for two layer ReLU'", text, parts))
     return made
 
 
 def cifar_claim(rows: Rows) -> list[Finding]:
-    slide = "002, slide 'Application to convolutional layers'"
+    slide = "Keller et al., slide 'Application to convolutional layers'"
     whole = sorted({row["model's %"] for row in rows})  # of each run
     shares = [r["share of the model's %"] for r in rows
               if (r["calibration"], r["budget"], r["per"]) == ("plain", "0.5", "filter")]  # fmt: skip
@@ -165,7 +165,7 @@ def slope_claim(rows: Rows) -> list[Finding]:
                 f"{points} as N^{statistics.fmean(slopes):.3f} (N^{exponent:g} in theory), {len(slopes)} matrices"
             ] = within
     says = "The error of jittered samples falls as 1/N, that of independent ones as 1/sqrt(N)"
-    return [claim("002, slide 'Stochastic evaluation of scalar product'", says, parts)] if parts else []
+    return [claim("Keller et al., slide 'Stochastic evaluation of scalar product'", says, parts)] if parts else []
 
 
 def fan_in_claim(records: Records) -> list[Finding]:
@@ -177,13 +177,13 @@ def fan_in_claim(records: Records) -> list[Finding]:
                 parts.append(
                     f"{method} {statistics.fmean(found):.2f}% with {its[0].cost.get('parameters', 0):,} parameters"
                 )
-    return [unprinted("002, slide 'Test accuracy for AlexNet on CIFAR-10'", f"{'; '.join(parts)}.")]
+    return [unprinted("Keller et al., slide 'Test accuracy for AlexNet on CIFAR-10'", f"{'; '.join(parts)}.")]
 
 
 REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
         "quantise-mnist",
-        "MLPs on MNIST as sampled integers, no retraining, plain and calibrated (002: 97% of the accuracy at 12%).",
+        "MLPs on MNIST as sampled integers, no retraining, plain and calibrated (Keller et al.: 97% of the accuracy at 12%).",
         quantise_mnist,
         ["784-300-100-10", "784-1024-10", "784-1024-1024-10"],
         seeds=(0, 1, 2),
@@ -196,7 +196,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Computation(
         "quantise-cifar",
-        "LeNet on CIFAR-10 as sampled integers, by layer and by filter (002: 88% of the accuracy at 50% sampled).",
+        "LeNet on CIFAR-10 as sampled integers, by layer and by filter (Keller et al.: 88% of the accuracy at 50% sampled).",
         quantise_cifar,
         ["lenet"],
         data=["cifar-10"],
@@ -205,7 +205,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Computation(
         "sampling-error",
-        "The error of sampled weights: 1/N for jittered points, 1/sqrt(N) for independent ones (002).",
+        "The error of sampled weights: 1/N for jittered points, 1/sqrt(N) for independent ones (Keller et al.).",
         sampling_error,
         ["jittered", "stratified", "independent"],
         seeds=(0, 1, 2, 3, 4),
@@ -214,7 +214,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Reproduction(
         "alexnet-fan-in",
-        "A small AlexNet on CIFAR-10 with a constant number of inputs to each unit (002).",
+        "A small AlexNet on CIFAR-10 with a constant number of inputs to each unit (Keller et al.).",
         "alexnet-fan-in",
         {"alexnet": []},
         quick=["training.epochs=1", "data.name=orl", "data.validation=0.2"],
@@ -223,7 +223,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Reproduction(
         "caffenet-sampled",
-        "CaffeNet on your own ILSVRC12, sampled at several budgets, and with a constant fan-in (002). Weeks.",
+        "CaffeNet on your own ILSVRC12, sampled at several budgets, and with a constant fan-in (Keller et al.). Weeks.",
         "caffenet-sampled",
         {"imagenet": []},
         quick=["training.epochs=1"],

@@ -1,4 +1,4 @@
-"""004, 4.3.6: noisy activations where learning is hard: programs, unique elements, recall, a small translation."""
+"""Moczulski 2019, 4.3.6: noisy activations where learning is hard: programs, unique elements, recall, a small translation."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def unique_claims() -> list[OfRows]:
     """Table 4.5."""
     printed = {"soft": 33.28, "NAN": 31.12, "curriculum": 14.83, "NAN, annealed": 9.53, "NANIL, annealed": 20.94}
     return [
-        beside("004, Table 4.5", "test error %", printed),
-        before("004, Table 4.5", "Noise helps, annealing as much as the curriculum", "test error %",
+        beside("Moczulski 2019, Table 4.5", "test error %", printed),
+        before("Moczulski 2019, Table 4.5", "Noise helps, annealing as much as the curriculum", "test error %",
                [("NAN", "soft"), ("NAN, annealed", "curriculum"), ("NANIL, annealed", "curriculum")], lower=True),
     ]  # fmt: skip
 
@@ -150,23 +150,23 @@ def program_claims() -> list[OfRows]:
     """Table 4.1 and Fig. 4.10."""
     name, noisy = "characters right %", ("NAH", "NAH, alpha 1.15")
     return [
-        beside("004, Table 4.1", name, {"soft": 46.45, "NAH": 48.09}),
-        before("004, Table 4.1", "The noisy network is more accurate", name, [(arm, "soft") for arm in noisy]),
-        before("004, Fig. 4.10", "The noisy network learns faster", "training loss", [(arm, "soft") for arm in noisy],
+        beside("Moczulski 2019, Table 4.1", name, {"soft": 46.45, "NAH": 48.09}),
+        before("Moczulski 2019, Table 4.1", "The noisy network is more accurate", name, [(arm, "soft") for arm in noisy]),
+        before("Moczulski 2019, Fig. 4.10", "The noisy network learns faster", "training loss", [(arm, "soft") for arm in noisy],
                lower=True),
-        before("004, Table 4.1", "Noise is better than the hard activation alone", name,
+        before("Moczulski 2019, Table 4.1", "Noise is better than the hard activation alone", name,
                [("NAH, alpha 1.15", "hard")]),
     ]  # fmt: skip
 
 
 def recall_claims(items: int) -> list[OfRows]:
     """Fig. 4.11."""
-    return [before("004, Fig. 4.11", "The noisy controller solves it, the plain one does not",
+    return [before("Moczulski 2019, Fig. 4.11", "The noisy controller solves it, the plain one does not",
                    f"loss, {items} items", [("NAN, annealed", "soft")], lower=True)]  # fmt: skip
 
 
 TRANSLATED: list[OfRows] = [
-    before("004, Table 4.4", "Hard activations are better than soft ones, noisy ones than both, in a small language",
+    before("Moczulski 2019, Table 4.4", "Hard activations are better than soft ones, noisy ones than both, in a small language",
            "test NLL", [("hard", "soft"), ("NAH", "soft"), ("NAH", "hard")], lower=True),
 ]  # fmt: skip
 
@@ -175,23 +175,23 @@ _LONG = "In full: hours to days."
 
 REPRODUCTIONS: list[Computation] = [
     Computation(
-        "noisy-unique", "How many unique elements a sequence has (004, Table 4.5).", unique,
+        "noisy-unique", "How many unique elements a sequence has (Moczulski 2019, Table 4.5).", unique,
         ["soft", "hard", "NAN", "NAN, alpha 1.15", "curriculum", "NAN, annealed", "NAN, alpha 1.15, annealed",
          "NANIL, annealed"], _SEEDS, (),
         [Chart("step", "test error %", ["activation"], "test error")], unique_claims(),
     ),
     Computation(
-        "noisy-programs", "Learning to execute small programs (004, Table 4.1).", programs,
+        "noisy-programs", "Learning to execute small programs (Moczulski 2019, Table 4.1).", programs,
         ["soft", "hard", "NAH", "NAH, alpha 1.15"], _SEEDS, (),
         [Chart("step", "characters right %", ["activation"], "characters right")], program_claims(),
     ),
     Computation(
-        "noisy-recall", "Associative recall with a Neural Turing Machine (004, Fig. 4.11).", recall,
+        "noisy-recall", "Associative recall with a Neural Turing Machine (Moczulski 2019, Fig. 4.11).", recall,
         ["soft", "hard", "NAN, annealed", "NAN, alpha 1.15, annealed"], _SEEDS, (),
         [Chart("step", "loss, 6 items", ["activation"], "loss at 6 items")], recall_claims(6),
     ),
     Computation(
-        "noisy-translation", "A small translation with attention (in place of 004, Table 4.4).", translation,
+        "noisy-translation", "A small translation with attention (in place of Moczulski 2019, Table 4.4).", translation,
         ["soft", "hard", "NAH", "NAH, alpha 1.15"], _SEEDS, (),
         [Chart("step", "test NLL", ["activation"], "test NLL")], TRANSLATED,
     ),

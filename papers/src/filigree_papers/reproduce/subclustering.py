@@ -1,4 +1,4 @@
-"""003, chapter 5: sub-clustering against its energy p, and on CIFAR-10."""
+"""John 2019, chapter 5: sub-clustering against its energy p, and on CIFAR-10."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ def energy_claims(rows: Rows) -> list[Finding]:
         at = [row for row in its if row["p"] == p]
         if at:
             gone = [100 * (1 - counted_as_printed(whole, {"fc1": int(r["fc1"]), "fc2": int(r["fc2"])})) for r in at]
-            made.append(figure("003, Table 5.8", f"p = {p}, sparsity in %", sparsity, gone, percent=True))
+            made.append(figure("John 2019, Table 5.8", f"p = {p}, sparsity in %", sparsity, gone, percent=True))
             ours = [r["test %"] for r in at]
-            made.append(figure("003, Table 5.8", f"p = {p}, accuracy in %", accuracy, ours, percent=True))
+            made.append(figure("John 2019, Table 5.8", f"p = {p}, accuracy in %", accuracy, ours, percent=True))
     for rule, says in (("hoh", "as printed"), ("quantile", "by quantiles")):
         parts: dict[str, Verdict] = {}
         for lr in dict.fromkeys(row["learning rate"] for row in rows):
@@ -113,9 +113,9 @@ def energy_claims(rows: Rows) -> list[Finding]:
             means = " / ".join(f"{mean(column):.0f}" for column in zip(*runs, strict=True))
             parts[f"learning rate {lr}: {means}, falling in {sum(falling)} of {len(runs)} runs"] = share(falling)
         if rule == "hoh" and parts:
-            made.append(claim("003, section 5.5.5", f"Units kept at p = .1, .3, .5, .7, .8, {says}, fall", parts))
+            made.append(claim("John 2019, section 5.5.5", f"Units kept at p = .1, .3, .5, .7, .8, {says}, fall", parts))
         elif parts:
-            made.append(unprinted("003, section 5.5.5", f"Units kept {says}: {'; '.join(parts)}."))
+            made.append(unprinted("John 2019, section 5.5.5", f"Units kept {says}: {'; '.join(parts)}."))
     return made
 
 
@@ -133,20 +133,22 @@ def energy_large_claims(rows: Rows) -> list[Finding]:
             )
             what = f"p = {p}, epochs to regain it ({MOST_LARGE} at most)"
             made += [
-                figure("003, Table 5.9", f"p = {p}, sparsity in %", sparsity, gone, percent=True),
-                figure("003, Table 5.9", f"p = {p}, accuracy in %", accuracy, right, percent=True),
-                figure("003, Table 5.9", what, epochs, taken, cap=MOST_LARGE),
+                figure("John 2019, Table 5.9", f"p = {p}, sparsity in %", sparsity, gone, percent=True),
+                figure("John 2019, Table 5.9", f"p = {p}, accuracy in %", accuracy, right, percent=True),
+                figure("John 2019, Table 5.9", what, epochs, taken, cap=MOST_LARGE),
             ]
     splits = [row["splits"] for found in its.values() for row in found]
     text = f"{min(splits):.0f} to {max(splits):.0f}"
     made.append(
-        claim("003, section 5.5.6", "There are at most 4 sub-clusterings", {text: share([s <= 4 for s in splits])})
+        claim(
+            "John 2019, section 5.5.6", "There are at most 4 sub-clusterings", {text: share([s <= 4 for s in splits])}
+        )
     )
     low, high = ([row["test %"] for p, found in its.items() if (float(p) < 0.4) == below for row in found]
                  for below in (True, False))  # fmt: skip
     text = f"{mean(low):.2f}% against {mean(high):.2f}%"
     says = "Large networks do better at p < .4"
-    made.append(claim("003, section 5.5.5", says, {text: positive([mean(low) - mean(high)])}))
+    made.append(claim("John 2019, section 5.5.5", says, {text: positive([mean(low) - mean(high)])}))
     return made
 
 
@@ -183,27 +185,27 @@ def pruned_claim(where: str, parameters: int, epochs: int | None) -> Callable[[R
 REPRODUCTIONS: list[Computation | Reproduction] = [
     Reproduction(
         "prune-cnn",
-        "The 12-layer network on CIFAR-10, sub-clustered, pruned at equal multiply-adds, fine-tuned (003, 5.5).",
+        "The 12-layer network on CIFAR-10, sub-clustered, pruned at equal multiply-adds, fine-tuned (John 2019, 5.5).",
         "cnn-cifar-pruned",
         {"cifar-10": []},
         {"cifar-10": {"dense": {"test": 0.7175}, "hoh": {"test": 0.7103}}},
-        "003, Table 5.6",
+        "John 2019, Table 5.6",
         QUICK,
-        [pruned_claim("003, Table 5.5", 386_584, 8)],
+        [pruned_claim("John 2019, Table 5.5", 386_584, 8)],
     ),
     Reproduction(
         "prune-vgg",
-        "VGG-16, modified, on CIFAR-10, sub-clustered, pruned at equal multiply-adds, fine-tuned (003, 5.7).",
+        "VGG-16, modified, on CIFAR-10, sub-clustered, pruned at equal multiply-adds, fine-tuned (John 2019, 5.7).",
         "vgg-cifar-pruned",
         {"cifar-10": []},
         {"cifar-10": {"dense": {"test": 0.6721}, "hoh": {"test": 0.6281}}},
-        "003, Table 5.6",
+        "John 2019, Table 5.6",
         QUICK,
-        [pruned_claim("003, Table 5.7", 644_000, None)],
+        [pruned_claim("John 2019, Table 5.7", 644_000, None)],
     ),
     Computation(
         "prune-energy",
-        "Sub-clustering against p: the printed rule and the quantile rule (003, table 5.8).",
+        "Sub-clustering against p: the printed rule and the quantile rule (John 2019, table 5.8).",
         energy,
         ["0.01", "0.001"],
         seeds=(0, 1, 2),
@@ -213,7 +215,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Computation(
         "prune-energy-large",
-        "Sub-clustering the LeNet-5-like network against p (003, table 5.9).",
+        "Sub-clustering the LeNet-5-like network against p (John 2019, table 5.9).",
         energy_large,
         ["hoh", "quantile"],
         data=["mnist"],

@@ -1,4 +1,4 @@
-"""004, 4.3.6.4 and 4.3.6.5: noisy activations in translation and in captions, on a user's own Europarl and Flickr8k."""
+"""Moczulski 2019, 4.3.6.4 and 4.3.6.5: noisy activations in translation and in captions, on a user's own Europarl and Flickr8k."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 from filigree.report import Chart
 from filigree.train import EarlyStopping, seed_everything
 from filigree_papers import data as own_data
@@ -124,7 +124,7 @@ def stopped_early(
     assert stopping.best_epoch is not None  # there was a look at the last step
     stopping.restore(model)
     best = {"best validation NLL": stopping.best, "best step": float(rows[stopping.best_epoch]["step"])}
-    with looking_on(model):
+    with inference_context(model):
         return [{"activation": case, **row} for row in [*rows, {**best, **test(model)}]]
 
 
@@ -226,7 +226,7 @@ _GREEDY = "Translations and captions are the likeliest token at each step; the d
 
 def translation_claims() -> list[OfRows]:
     """Table 4.4."""
-    where, arms = "004, Table 4.4", ("soft", "hard", "NAH")
+    where, arms = "Moczulski 2019, Table 4.4", ("soft", "hard", "NAH")
     return [
         beside(where, "best validation NLL", dict(zip(arms, (65.26, 64.27, 63.46), strict=True))),
         beside(where, "BLEU-4", dict(zip(arms, (20.18, 21.59, 22.57), strict=True))),
@@ -237,7 +237,7 @@ def translation_claims() -> list[OfRows]:
 
 def caption_claims() -> list[OfRows]:
     """Table 4.3."""
-    where, arms = "004, Table 4.3", ("soft", "NAH", "NAH, no dropout", "NANI", "NANIL")
+    where, arms = "Moczulski 2019, Table 4.3", ("soft", "NAH", "NAH, no dropout", "NANI", "NANIL")
     printed = {
         "test NLL": (40.33, 40.17, 39.8, 40.0, 39.9), "BLEU-4": (19.5, 20.9, 20.9, 20.7, 20.0),
         "BLEU-1": (67.0, 66.0, 64.9, 66.0, 66.0),
@@ -252,13 +252,13 @@ def caption_claims() -> list[OfRows]:
 
 REPRODUCTIONS: list[Computation] = [
     Computation(
-        "noisy-europarl", "Translation with attention on your own Europarl (004, Table 4.4).", europarl,
+        "noisy-europarl", "Translation with attention on your own Europarl (Moczulski 2019, Table 4.4).", europarl,
         ["soft", "hard", "NAH", "NAH, alpha 1.15"], [0], ["europarl"],
         [Chart("step", "validation NLL", ["activation"], "validation NLL of a sentence")], translation_claims(),
         [_GREEDY], long=True,
     ),
     Computation(
-        "noisy-flickr8k", "Captions with soft attention on your own Flickr8k (004, Table 4.3).", flickr,
+        "noisy-flickr8k", "Captions with soft attention on your own Flickr8k (Moczulski 2019, Table 4.3).", flickr,
         ["soft", "hard", "NAH", "NAH, alpha 1.15", "NAH, no dropout", "NANI", "NANIL"], [0], ["flickr8k"],
         [Chart("step", "validation NLL", ["activation"], "validation NLL of a caption")], caption_claims(),
         ["The document has no hard activations without noise here; METEOR is not computed.", _GREEDY], long=True,

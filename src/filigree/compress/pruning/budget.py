@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from filigree.compress.pruning.graph import Units, layer_macs
 from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.config import Config, config
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 
 LEVELS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 Counts = dict[str, int | None]  # units that stay, by the group's name
@@ -27,7 +27,7 @@ Built = Callable[[Counts, bool], nn.Module]  # a network of so many units, compe
 @config
 class MaxError(Config):
     """The fewest units with which an error stays within a tolerance, shared out over the layers, each of which is then
-    pruned on its own (003, 3.3 and 3.10).
+    pruned on its own (John 2019, 3.3 and 3.10).
 
     A layer's own error is measured on the data: the root of the share of the variance of the next layer's
     pre-activations that is lost when the kept units, refitted by least squares, stand for all.
@@ -130,7 +130,7 @@ def allocate(
         return least(keep.error / (len(groups) if of_bound else 1))
     levels = sorted({error for curve in curves.values() for _, error in curve})
     if isinstance(keep, MaxError):
-        with looking_on(model):
+        with inference_context(model):
             y = model(x)
         return least(_last(levels, lambda error: _error(built(least(error), True), x, y) <= keep.error))
     example = x[: keep.batch]
@@ -153,7 +153,7 @@ def _last(ordered: list[float], holds: Callable[[float], bool]) -> float:
 
 def _error(made: nn.Module, x: Tensor, y: Tensor) -> float:
     """`|Y' - Y| / |Y - mean Y|` of a pruned network."""
-    with looking_on(made):
+    with inference_context(made):
         return float((made(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
 
 
@@ -167,7 +167,7 @@ def _shares_of_bound(model: nn.Module, groups: list[Units], x: Tensor) -> dict[s
     scale = float(norms.y.flatten(1).norm(dim=1).mean())
     carried, after = torch.ones(len(norms.y)), {}
     for name in reversed(norms.step):
-        after[name] = float((carried * norms.outer[name]).mean()) * norms.places[name] ** 0.5
+        after[name] = float((carried * norms.outer[name]).mean()) * norms.positions[name] ** 0.5
         carried = carried * norms.step[name]
 
     def share(group: Units) -> Callable[[Tensor, Tensor], float]:
@@ -200,10 +200,10 @@ def _measure(what: str, model: nn.Module, example: Tensor) -> float:
         return float(sum(t.numel() * t.element_size() for t in model.state_dict().values()))
     if what == "macs":
         return float(sum(layer_macs(model, example[:1]).values()))
-    twin, times = copy.deepcopy(model).eval(), []
+    duplicate, times = copy.deepcopy(model).eval(), []
     with torch.inference_mode():
         for _ in range(30):
             began = time.perf_counter()
-            twin(example)
+            duplicate(example)
             times.append(time.perf_counter() - began)
     return statistics.median(times[5:]) * 1e3

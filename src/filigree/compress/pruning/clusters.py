@@ -85,7 +85,7 @@ def representatives(
     """The unit kept of each cluster, and of each unit the one that inherits from it.
 
     Args:
-        norms: incoming + outgoing L1 norms of the units (003, 4.12). biases: of the units, None where there are none.
+        norms: incoming + outgoing L1 norms of the units (John 2019, 4.12). biases: of the units, None where there are none.
         select: "weight_norm" the largest norm, "bias" the largest bias (4.13), "bias_magnitude" (4.4.1), "centroid" the
             nearest to the mean, "random".
     """

@@ -1,4 +1,4 @@
-"""What pruning does to the output, measured and bounded (003, 3.2 and 3.3)."""
+"""What pruning does to the output, measured and bounded (John 2019, 3.2 and 3.3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.jacobians import jacobian_norms
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def net_deviation(
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
     norms = jacobian_norms(model, data, probes, seed)
-    with looking_on(pruned):
+    with inference_context(pruned):
         error = float((norms.y - pruned(data)).flatten(1).norm(dim=1).mean())
     bounds, carried = {}, torch.ones(len(data))
     for name in reversed(norms.step):

@@ -14,10 +14,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from filigree.config import one_line
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 from filigree.modes import evaluating
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology.sampling import pattern_of
+from filigree.topology.flat_indices import pattern_from_flat_indices
 
 PRUNABLE = (nn.Linear, nn.Conv2d, SparseLinear)
 
@@ -150,7 +150,7 @@ def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, sha
 
 
 def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
-    with looking_on(model):
+    with inference_context(model):
         out = model(example)
     return out.shape if isinstance(out, Tensor) else out[0].shape
 
@@ -180,7 +180,7 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
         return hook
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
-    with looking_on(model, hooks):
+    with inference_context(model, hooks):
         model(example)
     return found
 
@@ -200,8 +200,8 @@ class _SparseLinearPruner(tp.BasePruningFunc):
         kept = torch.ones(side, dtype=torch.bool)
         kept[idxs] = False
         number = kept.cumsum(0) - 1
-        places, old = layer.places(), layer.in_features
-        row, column = places // old, places % old
+        flat_indices, old = layer.flat_indices(), layer.in_features
+        row, column = flat_indices // old, flat_indices % old
         stays = kept[row if rows else column]
         row, column = row[stays], column[stays]
         if rows:
@@ -211,7 +211,9 @@ class _SparseLinearPruner(tp.BasePruningFunc):
         else:
             layer.in_features, column = int(kept.sum()), number[column]
         layer.values = nn.Parameter(layer.values[stays])
-        layer._set_pattern(pattern_of(row * layer.in_features + column, layer.out_features, layer.in_features))
+        layer._set_pattern(
+            pattern_from_flat_indices(row * layer.in_features + column, layer.out_features, layer.in_features)
+        )
         return layer
 
     def get_out_channels(self, layer: Any) -> int:

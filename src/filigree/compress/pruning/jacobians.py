@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class JacobianNorms:
 
     Attributes:
         step: `|dY_l / dY_{l-1}|`, weight: `|dY_l / dW_l|`, outer: `|dY_l / dz_l|`, each `(samples,)`. y: the network's
-            output. places: how many outputs of layer l each of its units has.
+            output. positions: how many outputs of layer l each of its units has.
     """
 
     step: dict[str, Tensor]
     weight: dict[str, Tensor]
     outer: dict[str, Tensor]
     y: Tensor
-    places: dict[str, int]
+    positions: dict[str, int]
 
 
 @torch.enable_grad()
@@ -64,7 +64,7 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
 
     hooks = [layer.register_forward_pre_hook(before(name)) for name, layer in layers.items()]
     hooks += [layer.register_forward_hook(after(name)) for name, layer in layers.items()]
-    with looking_on(model, hooks), torch.enable_grad():
+    with inference_context(model, hooks), torch.enable_grad():
         y = model(x)
     step, own, outer = {}, {}, {}
     order = list(inputs)
@@ -77,8 +77,8 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
             for total, part in zip(found, parts, strict=True):
                 total += part / (probes or 1)
         step[name], own[name], outer[name] = (total.sqrt() for total in found)
-    places = {name: outputs[name][0].numel() // len(layers[name].weight) for name in order}
-    return JacobianNorms(step, own, outer, y.detach(), places)
+    positions = {name: outputs[name][0].numel() // len(layers[name].weight) for name in order}
+    return JacobianNorms(step, own, outer, y.detach(), positions)
 
 
 def _check_chain(end: Tensor, inputs: dict[str, Tensor], order: list[str]) -> None:

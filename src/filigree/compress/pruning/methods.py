@@ -36,7 +36,7 @@ def _refuse_search(config: UnitPruning, by: str) -> None:
 
 @config
 class ClusterPruning(UnitPruning, _ByCluster):
-    """Cluster the units by what they do on data, and keep one of each cluster (003, chapter 4).
+    """Cluster the units by what they do on data, and keep one of each cluster (John 2019, chapter 4).
 
         fg.compress_(model, fg.ClusterPruning(keep=0.25), data)
 
@@ -64,13 +64,13 @@ class ClusterPruning(UnitPruning, _ByCluster):
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         labels = cluster(features, count, self.method, self.seed, self.eps)
-        kept, heirs = self._represent(self, group, labels, features, model)
-        return kept, heirs, f"{len(kept)} clusters"
+        kept, replacements = self._represent(self, group, labels, features, model)
+        return kept, replacements, f"{len(kept)} clusters"
 
 
 @config
 class SubClustering(UnitPruning, _ByCluster):
-    """Sub-clustering neurogenetic pruning: few clusters first, split while they are loose (003, chapter 5).
+    """Sub-clustering neurogenetic pruning: few clusters first, split while they are loose (John 2019, chapter 5).
 
     Args:
         initial: clusters to begin with: a share of the units, a number, or a mapping of layer names (globs) to these.
@@ -113,9 +113,9 @@ class SubClustering(UnitPruning, _ByCluster):
                 features, initial, energy, self.seed, bins=self.bins, edge=self.bin_edge, scatter=self.scatter,
                 kind=self.scalar, max_splits=self.max_splits,
             )  # fmt: skip
-        kept, heirs = self._represent(self, group, split.labels, features, model)
+        kept, replacements = self._represent(self, group, split.labels, features, model)
         note = f"{initial} clusters, {len(kept)} after {split.splits} splits, threshold {split.threshold:.3g}"
-        return kept, heirs, note
+        return kept, replacements, note
 
     def _count(self, group: Units) -> int | None:
         return None
@@ -146,7 +146,7 @@ class RandomPruning(UnitPruning):
 
 @config
 class MagnitudePruning(UnitPruning):
-    """Units of small weights go: incoming + outgoing L1 norms (003, 4.12). Arguments as of `ClusterPruning`.
+    """Units of small weights go: incoming + outgoing L1 norms (John 2019, 4.12). Arguments as of `ClusterPruning`.
 
     Args:
         of: "units", or "connections": the layers become sparse ones with the largest of their weights, `keep` of each.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Reader, Units, pruned, without
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
@@ -41,7 +41,7 @@ def _agree(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], x:
         for reader in group.readers:
             _ignore(deaf.get_submodule(reader.name), reader, gone[group.name])
     small = pruned(model, gone, x[:1])
-    with looking_on(deaf), looking_on(small):
+    with inference_context(deaf), inference_context(small):
         wanted, found = (out if isinstance(out, Tensor) else out[0] for out in (deaf(x), small(x)))
     return torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()) + 1e-6)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.samples import per_sample, rows_of, run_hooked
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
@@ -64,7 +64,7 @@ def least_squares(
 
         return hook
 
-    with looking_on(made, [made.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]):
+    with inference_context(made, [made.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]):
         made(x)
 
 
@@ -126,9 +126,9 @@ def _seed(name: str) -> int:
 
 
 def correlation(
-    model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], heirs: Mapping[str, Tensor],
+    model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
-    """Fold what each removed unit fed forward into its heir, before it is taken out (003, eqs. 5.8-5.12).
+    """Fold what each removed unit fed forward into its heir, before it is taken out (John 2019, eqs. 5.8-5.12).
 
     With f the units' activations as the next layer reads them: `w_sk += alpha w_uk`, `b_k += beta w_uk`, alpha =
     cov(f_u, f_s) / (var f_s + eps), beta = mean f_u - alpha mean f_s, the least squares line. A flattened filter spans
@@ -138,7 +138,7 @@ def correlation(
         heirs: of each group, for each unit the kept unit that inherits from it: itself where it stays.
     """
     for group in groups:
-        f, heir = features[group.name].double(), heirs[group.name]
+        f, heir = features[group.name].double(), replacements[group.name]
         gone = (heir != torch.arange(group.count)).nonzero().squeeze(1)
         if not len(gone):
             continue

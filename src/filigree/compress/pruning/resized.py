@@ -10,7 +10,7 @@ from torch import nn
 from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology.sampling import pattern_of
+from filigree.topology.flat_indices import pattern_from_flat_indices
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -65,7 +65,7 @@ class Resized(Conversion):
             layer.out_features, layer.in_features = outs, ins
             if isinstance(layer, SparseLinear):
                 layer.values = nn.Parameter(old.new_empty(0))
-                layer._set_pattern(pattern_of(torch.empty(0, dtype=torch.int64), outs, ins))
+                layer._set_pattern(pattern_from_flat_indices(torch.empty(0, dtype=torch.int64), outs, ins))
             else:
                 layer.weight = nn.Parameter(old.new_empty(outs, ins))
         layer.bias = nn.Parameter(old.new_empty(outs)) if bias else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 
 ROWS = 16_384  # samples (of convolutions and sequences: positions of samples) kept of a layer
 FEATURES = 4_096  # numbers that describe a unit
@@ -53,7 +53,7 @@ def run_hooked(
     for name, hook in hooks.items():
         module = model.get_submodule(name)
         handles.append(module.register_forward_hook(lambda m, args, y, hook=hook: hook(m, args[0], y)))
-    with looking_on(model, handles):
+    with inference_context(model, handles):
         for first in range(0, len(x), batch):
             model(x[first : first + batch])
 

@@ -1,4 +1,4 @@
-"""Sub-clustering: how many units a layer needs, found by splitting clusters (003, chapter 5)."""
+"""Sub-clustering: how many units a layer needs, found by splitting clusters (John 2019, chapter 5)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
-from filigree.convert import Change, Conversion, looking_on
+from filigree.convert import Change, Conversion, inference_context
 from filigree.nn.dropout.dropout_variants import StrengthDropout
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
 from filigree.nn.noisy.noisy_activations import WithNoise
@@ -94,20 +94,20 @@ class UnitPruning(Compression):
         weighted = [name for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
         targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
 
-        def build(kept: Mapping[str, Tensor], heirs: Mapping[str, Tensor], compensate: bool) -> nn.Module:
+        def build(kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor], compensate: bool) -> nn.Module:
             removed = {group.name: without(group.count, kept[group.name]) for group in groups}
             source = model
             if compensate and self.compensate == "correlation":
                 source = copy.deepcopy(model)
-                correlation(source, groups, features, heirs)
+                correlation(source, groups, features, replacements)
             made = pruned(source, removed, example)
             if compensate and self.compensate == "least_squares":
                 least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
             return made
 
-        kept, heirs, notes = self._choices(model, groups, features, x, build)
+        kept, replacements, notes = self._choices(model, groups, features, x, build)
         check_places(model, groups, kept, x[:8])
-        made = build(kept, heirs, True)
+        made = build(kept, replacements, True)
         for group in groups:
             own = output_error(group, features[group.name], kept[group.name], model)
             notes[group.name] += f"; own error {own:.1%}"
@@ -140,10 +140,10 @@ class UnitPruning(Compression):
             counts = allocate(self.keep, model, groups, features, chosen, built, x, self.round_to)
         else:
             counts = {group.name: self._count(group) for group in groups}
-        kept, heirs, notes = {}, {}, {}
+        kept, replacements, notes = {}, {}, {}
         for group in groups:
-            kept[group.name], heirs[group.name], notes[group.name] = chosen(group, counts[group.name])
-        return kept, heirs, notes
+            kept[group.name], replacements[group.name], notes[group.name] = chosen(group, counts[group.name])
+        return kept, replacements, notes
 
     def _alive(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         """`choose` among the units that are not dead; the dead ones go first. Tied units stay or go together."""
@@ -156,12 +156,16 @@ class UnitPruning(Compression):
         f = features[alive]
         if self.normalize:
             f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        few, heir_of, note = self.choose(_part(group, alive), f, count, model)
+        few, replacement_of, note = self.choose(_part(group, alive), f, count, model)
         kept = alive[few]
-        heirs = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
-        heirs[alive] = alive[heir_of]
+        replacements = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
+        replacements[alive] = alive[replacement_of]
         died = int(gone.sum())
-        return kept, heirs, f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else "")
+        return (
+            kept,
+            replacements,
+            f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else ""),
+        )
 
     def _tied(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         """Of a group with grouped convolutions: unit j of each block, described by the activations of them all."""
@@ -169,11 +173,11 @@ class UnitPruning(Compression):
         first = torch.arange(each)  # those of the first block stand for the others in norms and biases
         together = features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
         few = None if count is None else max(1, count // group.tie)
-        kept, heirs, note = self.choose(_part(group, first), together, few, model)
+        kept, replacements, note = self.choose(_part(group, first), together, few, model)
         blocks = (torch.arange(group.tie) * each)[:, None]
         return (
             (kept + blocks).flatten(),
-            (heirs + blocks).flatten(),
+            (replacements + blocks).flatten(),
             f"{group.count} units in {group.tie} blocks; {note}",
         )
 
@@ -196,7 +200,7 @@ def by_layer(value: Any, group: Units, who: str) -> Any:
 
 
 def unit_norms(group: Units, model: nn.Module) -> Tensor:
-    """Incoming + outgoing L1 norms of the units (003, 4.12), of all layers that make or read them."""
+    """Incoming + outgoing L1 norms of the units (John 2019, 4.12), of all layers that make or read them."""
     norms = torch.zeros(group.count, dtype=torch.float64)
     for name, units in group.makers.items():
         incoming = _matrix(model.get_submodule(name)).abs().sum(1).double()
@@ -295,7 +299,7 @@ def _latencies(model: nn.Module, made: nn.Module, x: Tensor) -> str:
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(6):
             for network, its in zip((model, made), times, strict=True):
-                with looking_on(network), torch.inference_mode():
+                with inference_context(network), torch.inference_mode():
                     began = time.perf_counter()
                     network(inputs)
                     its.append(time.perf_counter() - began)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import folded, is_known, lower
 from filigree.export.c.ops import KERNELS, Affine, Op, Pool, Shape, Stage
@@ -35,7 +35,7 @@ int main(void)
 
 def inference_program(model: nn.Module, example: Tensor | None, name: str, prefix: str) -> Program:
     """The files `name.c` and `name.h` of a model in eval mode."""
-    with looking_on(model):
+    with inference_context(model):
         links = chain(model, is_known, "which cannot be written as C")
         ops = folded([op for label, module in links for op in lower(module, label)])
     shape = input_shape(ops, example)
@@ -60,7 +60,7 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
 
     def trial(x: Tensor) -> Trial:
         like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x)
-        with looking_on(model):
+        with inference_context(model):
             expected = model(x.to(like, copy=True)).reshape(len(x), -1).cpu()  # a model may write on its input
         main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
         return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")

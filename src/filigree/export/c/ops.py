@@ -174,7 +174,7 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class NoisyExpectation:
-    """The expectation of a noisy hard activation (004, 4.17); p one number, or one for each unit along `dim`."""
+    """The expectation of a noisy hard activation (Moczulski 2019, 4.17); p one number, or one for each unit along `dim`."""
 
     name: str
     tanh: bool

@@ -172,17 +172,17 @@ def _activate(layer: Trained | None, op: Any, name: str) -> None:
 
 def _trial(model: nn.Module, x: Tensor, options: Training, words: dict[str, str]) -> Trial:
     """Some steps on the inputs, and the outputs after them."""
-    twin = copy.deepcopy(model).train()
-    like = next(twin.parameters())
+    duplicate = copy.deepcopy(model).train()
+    like = next(duplicate.parameters())
     x, steps = x.flatten(1).to(like), 4
     batch = max(1, min(options.batch, len(x) // steps))
     rate = float(np.float32(0.1 / (1 + float(x.square().sum(1).mean()))))  # small enough for inputs of any size
-    optimizer = options.optimizer(twin, rate)
+    optimizer = options.optimizer(duplicate, rate)
     generator = torch.Generator().manual_seed(0)
     data, losses = b"", []
     for step in range(steps):
         part = x[step * batch : (step + 1) * batch]
-        y = twin(part)
+        y = duplicate(part)
         if options.loss == "cross_entropy":
             targets = torch.randint(y.shape[1], (batch,), generator=generator)
             data += part.cpu().float().numpy().tobytes() + targets.int().numpy().tobytes()
@@ -196,7 +196,7 @@ def _trial(model: nn.Module, x: Tensor, options: Training, words: dict[str, str]
         optimizer.step()
         losses.append(float(loss.detach()))
     with torch.no_grad():
-        expected = torch.cat([torch.tensor(losses), twin(x).flatten().cpu().float()])
+        expected = torch.cat([torch.tensor(losses), duplicate(x).flatten().cpu().float()])
     labelled = options.loss == "cross_entropy"
     main = string.Template(_MAIN).substitute(
         words, kind="int" if labelled else "float", steps=steps, batch=batch, rate=literal(rate),

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import replace_module
+from filigree.export.onnx.equivalents import exportable
 from filigree.export.onnx.program import OPSET, Session, needed, translate
 from filigree.export.onnx.sparse import Choice, chosen_forms, sparse_layers
-from filigree.export.onnx.twins import exportable
 from filigree.io.storage import replacing
-from filigree.measure.timing import Timing, race
+from filigree.measure.timing import Timing, time_interleaved
 from filigree.protocols import CarriesState
 
 _TOLERANCE = {torch.float64: 1e-8}  # of others 1e-4
@@ -135,7 +135,7 @@ def export_onnx(
         if dynamic:
             more = tuple(torch.cat([x, x[:1]]) for x in inputs)
             differences.append(_compared(session, more, _tensors(_alone(model)(*more)), tolerance))
-        onnx_ms, torch_ms = race([lambda: session.run(inputs), lambda: reference(*inputs)], seconds)
+        onnx_ms, torch_ms = time_interleaved([lambda: session.run(inputs), lambda: reference(*inputs)], seconds)
         contents = made.SerializeToString()
         file.write(contents)
     largest, relative = (max(each) for each in zip(*differences, strict=True))

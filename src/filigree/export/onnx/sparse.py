@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.export.onnx.program import Session, part, translate
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.nn.sparse.masked import MaskedLayer
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
@@ -30,13 +30,13 @@ class _Weight(nn.Module):
         super().__init__()
         self.sides = layer.out_features, layer.in_features
         size = layer.out_features * layer.in_features
-        places = layer.places().to(torch.int32 if size < 2**31 else torch.int64)
+        flat_indices = layer.flat_indices().to(torch.int32 if size < 2**31 else torch.int64)
         self.scattered = 2 * layer.nnz < size
         values = layer.values.detach()
         if not self.scattered:
-            values = values.new_zeros(size).scatter(0, places.long(), values).view(self.sides)
+            values = values.new_zeros(size).scatter(0, flat_indices.long(), values).view(self.sides)
         self.register_buffer("values", values)
-        self.register_buffer("places", places if self.scattered else None)
+        self.register_buffer("places", flat_indices if self.scattered else None)
 
     def forward(self) -> Tensor:
         values = self.get_buffer("values")
@@ -216,6 +216,6 @@ def _times(
             session = Session(part(model, [source], [f"output{number}"]))
             works.append(lambda session=session, x=x: session.run([x]))
             number += 1
-        for form, timing in zip(made, race(works, seconds), strict=True):
+        for form, timing in zip(made, time_interleaved(works, seconds), strict=True):
             times[name, form] = timing.median
     return times

@@ -71,12 +71,12 @@ class PlainToeplitz(nn.Module):
         super().__init__()
         self.ins, self.outs, self.bias = ins, outs, bias
         # of the full convolution only places ins - 1 to ins + outs - 2 are read: what wraps round falls before them
-        self.places = next_power_of_two(ins + outs - 1)
-        self.register_buffer("spectrum", torch.fft.rfft(diagonals.detach(), self.places))
+        self.length = next_power_of_two(ins + outs - 1)
+        self.register_buffer("spectrum", torch.fft.rfft(diagonals.detach(), self.length))
 
     def forward(self, x: Tensor) -> Tensor:
-        spread = torch.fft.rfft(x.reshape(-1, self.ins), self.places) * self.get_buffer("spectrum")
-        y = torch.fft.irfft(spread, self.places)[:, self.ins - 1 : self.ins + self.outs - 1]
+        spread = torch.fft.rfft(x.reshape(-1, self.ins), self.length) * self.get_buffer("spectrum")
+        y = torch.fft.irfft(spread, self.length)[:, self.ins - 1 : self.ins + self.outs - 1]
         y = y if self.bias is None else y + self.bias
         return y.reshape(*x.shape[:-1], self.outs)
 

@@ -44,24 +44,24 @@ class Fourier(nn.Module):
 
     def __init__(self, n: int, dtype: torch.dtype, inverse: bool = False) -> None:
         super().__init__()
-        self.n, self.inverse, self.places = n, inverse, n
+        self.n, self.inverse, self.length = n, inverse, n
         if n & (n - 1):
-            self.places = next_power_of_two(2 * n - 1)
+            self.length = next_power_of_two(2 * n - 1)
             square = torch.arange(n) ** 2 % (2 * n)  # full turns are taken out while the numbers are whole
             angle = square.double() * (math.pi / n * (1 if inverse else -1))
             chirp = torch.polar(torch.ones_like(angle), angle)
-            kernel = torch.zeros(self.places, dtype=torch.complex128)
+            kernel = torch.zeros(self.length, dtype=torch.complex128)
             kernel[:n] = chirp.conj()
-            kernel[self.places - n + 1 :] = chirp.conj()[1:].flip(0)
+            kernel[self.length - n + 1 :] = chirp.conj()[1:].flip(0)
             self.register_buffer("chirp", chirp.to(dtype.to_complex()))
             self.register_buffer("spectrum", torch.fft.fft(kernel).to(dtype.to_complex()))
 
     def forward(self, z: Tensor) -> Tensor:
-        if self.places == self.n:
+        if self.length == self.n:
             return torch.fft.ifft(z, norm="forward") if self.inverse else torch.fft.fft(z)
         chirp = self.get_buffer("chirp")
         parts = torch.view_as_real(z * chirp)  # the exporter pads real numbers only
-        padded = torch.view_as_complex(nn.functional.pad(parts, (0, 0, 0, self.places - self.n)))
+        padded = torch.view_as_complex(nn.functional.pad(parts, (0, 0, 0, self.length - self.n)))
         return torch.fft.ifft(torch.fft.fft(padded) * self.get_buffer("spectrum"))[:, : self.n] * chirp
 
 

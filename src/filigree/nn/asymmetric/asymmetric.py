@@ -12,7 +12,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
 from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear, Rule
 from filigree.nn.asymmetric.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
@@ -36,7 +36,7 @@ _LAYERS: dict[type[nn.Module], Any] = {
 
 @config
 class Asymmetric(Conversion):
-    """Sparsified backpropagation: an exact forward pass, gradients from a part of the parameters (000, chapters 6-8).
+    """Sparsified backpropagation: an exact forward pass, gradients from a part of the parameters (Srivastava 2022, chapters 6-8).
 
     With delta = dL/d(pre-activation), per sample:
 
@@ -77,7 +77,7 @@ class Asymmetric(Conversion):
 
     @classmethod
     def topk(cls, k: Any = 40, *, ties: Literal["index", "random"] = "index", **options: Any) -> Asymmetric:
-        """The k largest of each sensitivity (000, eqs. 7.1-7.3)."""
+        """The k largest of each sensitivity (Srivastava 2022, eqs. 7.1-7.3)."""
         return cls(sensitivity=TopK(k, ties), **options)
 
     @classmethod
@@ -85,7 +85,7 @@ class Asymmetric(Conversion):
         cls, k: Any = 170, neurons: Literal["intersection", "union"] = "intersection", *,
         ties: Literal["index", "random"] = "index", **options: Any,
     ) -> Asymmetric:  # fmt: skip
-        """The k largest of sensitivity, input and each input's column of W (000, eqs. 7.4, 7.5; 8.3)."""
+        """The k largest of sensitivity, input and each input's column of W (Srivastava 2022, eqs. 7.4, 7.5; 8.3)."""
         chosen = TopK(k, ties)
         return cls(sensitivity=chosen, inputs=chosen, weights=chosen, neurons=neurons, **options)
 
@@ -93,7 +93,7 @@ class Asymmetric(Conversion):
     def partial(
         cls, k1: Any = 40, k2: Any = 200, *, ties: Literal["index", "random"] = "index", **options: Any
     ) -> Asymmetric:
-        """The k1 largest of each sensitivity, the k2 largest of each input (000, eq. 7.6)."""
+        """The k1 largest of each sensitivity, the k2 largest of each input (Srivastava 2022, eq. 7.6)."""
         if k1 is None or k2 is None:
             raise ValueError(f"Asymmetric.partial: both k1 and k2 are needed. Got k1={k1}, k2={k2}.")
         return cls(sensitivity=TopK(k1, ties), inputs=TopK(k2, ties), **options)
@@ -204,5 +204,5 @@ def backward_times(
     works = {"dense": work(plain)}
     for label, option in options.items():
         works[label] = work(AsymmetricLinear.like(plain).set_rule(option, name))
-    timings = race(list(works.values()), seconds)
+    timings = time_interleaved(list(works.values()), seconds)
     return {label: timing.median for label, timing in zip(works, timings, strict=True)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, autocast
 from filigree.nn.asymmetric.sparsification import Sparsification
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 
 
 class AsymmetricConv2d(Asymmetrical, nn.Conv2d):
@@ -130,7 +130,7 @@ def _union(
     ctx: Any, delta: Tensor, kept: Tensor, x: Tensor, weight: Tensor, adjoint: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """A kernel takes part if its output channel was chosen by sensitivity (`kept` of `delta`) or among those that its
-    input channel feeds (000, eq. 8.3; 8.5 for dL/dW)."""
+    input channel feeds (Srivastava 2022, eq. 8.3; 8.5 for dL/dW)."""
     chosen = adjoint.flatten(2).any(2)
     dx = dw = db = None
     if ctx.needs_input_grad[0]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.ops import selection
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
 
 NOTHING: Any = None
@@ -49,7 +49,7 @@ class Asymmetrical:
     """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
 
     Attributes:
-        config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.watch` writes.
+        config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.track_usage` writes.
     """
 
     def set_rule(self, config: Any, name: str, shared: dict[str, Any] | None = None) -> Self:
@@ -89,7 +89,7 @@ class Asymmetrical:
 
 
 class AsymmetricLinear(Asymmetrical, nn.Linear):
-    """`nn.Linear` with an exact forward and a sparsified backward pass (000, chapters 7 and 8).
+    """`nn.Linear` with an exact forward and a sparsified backward pass (Srivastava 2022, chapters 7 and 8).
 
     With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:
 
@@ -234,7 +234,7 @@ def choose(function: Sparsification | None, x: Tensor, unified: bool, transposed
 def _union(
     kept: Kept, delta: Tensor, x: Kept | None, weight: Tensor, adjoint: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A weight takes part if its neuron was chosen by sensitivity, or by its input's column of W (000, eq. 8.3).
+    """A weight takes part if its neuron was chosen by sensitivity, or by its input's column of W (Srivastava 2022, eq. 8.3).
 
     This is a dense product and a sparse one: there is nothing to save in a union with a choice that is nearly full.
     """

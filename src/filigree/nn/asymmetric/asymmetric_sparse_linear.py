@@ -12,7 +12,7 @@ from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose
 from filigree.nn.asymmetric.sparsification import Sparsification
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops import reference, selection, sparse
-from filigree.ops.once import once_differentiable
+from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.rows import rows_backward
 from filigree.ops.sparse import Pattern
 

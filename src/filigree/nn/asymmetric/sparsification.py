@@ -1,4 +1,4 @@
-"""Sparsification functions: every entry is kept as it is or becomes zero (000, definition 6)."""
+"""Sparsification functions: every entry is kept as it is or becomes zero (Srivastava 2022, definition 6)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HorizonError(ValueError):
 
 
 class Sparsification(Config):
-    """Base: a function of class S (000, 6.1) on the last side of a tensor, with S(x)_i either 0 or x_i.
+    """Base: a function of class S (Srivastava 2022, 6.1) on the last side of a tensor, with S(x)_i either 0 or x_i.
 
     Subclasses implement `mask`; a call applies it. Random ones draw from torch's global generator, as dropout does.
     """
@@ -77,7 +77,7 @@ def count(k: int | float, width: int) -> int:
 
 @config
 class TopK(Sparsification):
-    """The k entries of largest magnitude (000, 6.1.2); zeros are not kept, so there may be fewer.
+    """The k entries of largest magnitude (Srivastava 2022, 6.1.2); zeros are not kept, so there may be fewer.
 
     Args:
         k: an integer, clamped to the width; or a fraction of the width. Also a schedule of fractions (`fg.Constant`,
@@ -117,7 +117,7 @@ class RandomK(Sparsification):
 
 @config
 class UnscaledDropout(Sparsification):
-    """Each entry is dropped with probability `p`, the others stay as they are (000, eq. 6.2): `nn.Dropout` rescales."""
+    """Each entry is dropped with probability `p`, the others stay as they are (Srivastava 2022, eq. 6.2): `nn.Dropout` rescales."""
 
     p: Annotated[float, pydantic.Field(ge=0, le=1)]
 

@@ -1,4 +1,4 @@
-"""Dropout by partitions: each unit is dropped exactly once in P steps, for a P-th of the random numbers (002)."""
+"""Dropout by partitions: each unit is dropped exactly once in P steps, for a P-th of the random numbers (Keller et al.)."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ _BEHIND: dict[type[nn.Module], int | None] = {nn.Dropout: None, nn.Dropout1d: 1,
 
 @config
 class PartitionDropout(Conversion):
-    """Dropout by partitions (002) in place of every `nn.Dropout`; with `connect`, DropConnect on linear layers.
+    """Dropout by partitions (Keller et al.) in place of every `nn.Dropout`; with `connect`, DropConnect on linear layers.
 
     Args:
         parts: P: each unit is dropped once in P steps, as often as by `nn.Dropout(1 / P)`; the probabilities of the

@@ -1,4 +1,4 @@
-"""The config `Mollified`: networks that begin linear and shallow (004, 4.4)."""
+"""The config `Mollified`: networks that begin linear and shallow (Moczulski 2019, 4.4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 @config
 class Mollified(Conversion):
-    """A mollifying network (004, 4.4): blocks become `filigree.nn.MollifiedBlock`s, recurrent layers get
+    """A mollifying network (Moczulski 2019, 4.4): blocks become `filigree.nn.MollifiedBlock`s, recurrent layers get
     `filigree.nn.MollifiedGates`; all start at p = 1, and `fg.MollificationAnnealing` takes them to 0.
 
     A block is a layer with units (linear, sparse, structured or a convolution), the norm behind it if there is one, and

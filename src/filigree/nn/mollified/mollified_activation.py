@@ -1,4 +1,4 @@
-"""Activations that noise makes linear (004, 4.4, Algorithm 2)."""
+"""Activations that noise makes linear (Moczulski 2019, 4.4, Algorithm 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks that are skipped, unit by unit (004, 4.4.3.1)."""
+"""Blocks that are skipped, unit by unit (Moczulski 2019, 4.4.3.1)."""
 
 from __future__ import annotations
 

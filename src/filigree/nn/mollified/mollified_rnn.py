@@ -1,4 +1,4 @@
-"""LSTM and GRU that begin as a running mean of their inputs (004, 4.4.3.2)."""
+"""LSTM and GRU that begin as a running mean of their inputs (Moczulski 2019, 4.4.3.2)."""
 
 from __future__ import annotations
 

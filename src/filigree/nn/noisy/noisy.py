@@ -31,7 +31,7 @@ _CELLS: dict[type, tuple[Any, Any]] = {
 
 @config
 class Noisy(Conversion):
-    """Noisy activations (004, 4.3) in place of `nn.Tanh`, `nn.Sigmoid`, `nn.Hardtanh`, `nn.Hardsigmoid`, and in
+    """Noisy activations (Moczulski 2019, 4.3) in place of `nn.Tanh`, `nn.Sigmoid`, `nn.Hardtanh`, `nn.Hardsigmoid`, and in
     `nn.LSTM`, `nn.GRU` and their cells; in recurrent networks with structured, sparse or asymmetric products too.
 
     Weights stay. What they do, and most arguments: `filigree.nn.NoisyHardTanh`; with alpha 1 and c 0 there is no noise,

@@ -1,4 +1,4 @@
-"""Activations that saturate hard, with noise where they do (004, 4.3)."""
+"""Activations that saturate hard, with noise where they do (Moczulski 2019, 4.3)."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ _ARGUMENTS = """
 
 class NoisyHardTanh(_NoisyActivation):
     __doc__ = (
-        "The noisy version of h(x) = max(min(x, 1), -1) (004, 4.3). Without noise (alpha = 1, c = 0) it is "
+        "The noisy version of h(x) = max(min(x, 1), -1) (Moczulski 2019, 4.3). Without noise (alpha = 1, c = 0) it is "
         "`nn.Hardtanh()`." + _ARGUMENTS
     )
     _tanh = True
@@ -206,7 +206,7 @@ class NoisyHardTanh(_NoisyActivation):
 
 class NoisyHardSigmoid(_NoisyActivation):
     __doc__ = (
-        "The noisy version of h(x) = max(min(x / 4 + 1/2, 1), 0) (004, 4.3); torch's `nn.Hardsigmoid` has slope 1/6. "
+        "The noisy version of h(x) = max(min(x / 4 + 1/2, 1), 0) (Moczulski 2019, 4.3); torch's `nn.Hardsigmoid` has slope 1/6. "
         "Without noise (alpha = 1, c = 0) it is h." + _ARGUMENTS
     )
     _tanh = False

@@ -1,4 +1,4 @@
-"""LSTM and GRU with noisy gates (004, 4.3): sigmoid and tanh are noisy hard sigmoids and hard tanhs."""
+"""LSTM and GRU with noisy gates (Moczulski 2019, 4.3): sigmoid and tanh are noisy hard sigmoids and hard tanhs."""
 
 from __future__ import annotations
 

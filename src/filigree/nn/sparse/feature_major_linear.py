@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from filigree.ops import sparse
 from filigree.ops.sparse import Pattern
-from filigree.topology.sampling import pattern_of
+from filigree.topology.flat_indices import pattern_from_flat_indices
 
 _NARROW = 32  # outputs up to which the sparse kernels, with every place connected, are faster than a dense product
 
@@ -53,4 +53,4 @@ class FeatureMajorLinear(nn.Linear):
 def full_pattern(rows: int, cols: int) -> Pattern:
     """Every place of a matrix."""
     with torch.inference_mode(False):  # it is kept, and training will read it too
-        return pattern_of(torch.arange(rows * cols), rows, cols)
+        return pattern_from_flat_indices(torch.arange(rows * cols), rows, cols)

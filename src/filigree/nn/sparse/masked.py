@@ -29,7 +29,7 @@ class MaskedLayer(nn.Module):
         self.weight = nn.Parameter(dense.weight.detach())
         self.bias = None if layer.bias is None else nn.Parameter(dense.bias.detach())
         mask = torch.zeros(dense.weight.numel(), dtype=torch.bool)
-        mask[layer.places()] = True
+        mask[layer.flat_indices()] = True
         self.register_buffer("mask", mask.view_as(self.weight).to(self.weight.device))
 
     @property
@@ -55,26 +55,26 @@ class MaskedLayer(nn.Module):
     def connections(self) -> nn.Parameter:
         return self.weight
 
-    def places(self) -> Tensor:
+    def flat_indices(self) -> Tensor:
         return self.mask.flatten().nonzero().squeeze(1).cpu()
 
     def weights(self) -> Tensor:
         return self.weight.detach()[self.mask].cpu()
 
     @torch.no_grad()
-    def rewire_(self, places: Tensor, weights: Tensor) -> None:
-        places = places.to(self.mask.device)
-        self.mask.zero_().view(-1)[places] = True
-        self.weight.zero_().view(-1)[places] = weights.to(self.weight)
+    def rewire_(self, flat_indices: Tensor, weights: Tensor) -> None:
+        flat_indices = flat_indices.to(self.mask.device)
+        self.mask.zero_().view(-1)[flat_indices] = True
+        self.weight.zero_().view(-1)[flat_indices] = weights.to(self.weight)
 
-    def carry_(self, state: Tensor, source: Tensor) -> None:
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None:
         kept = torch.zeros_like(self.mask).view(-1)
-        kept[self.places().to(kept.device)[(source >= 0).to(kept.device)]] = True
+        kept[self.flat_indices().to(kept.device)[(source >= 0).to(kept.device)]] = True
         state.mul_(kept.view_as(state))
 
 
 class MaskedLinear(MaskedLayer):
-    """`y = x (W * mask)^T + b`: the arithmetic of a `SparseLinear` at the price of an `nn.Linear` (001, 4.7).
+    """`y = x (W * mask)^T + b`: the arithmetic of a `SparseLinear` at the price of an `nn.Linear` (Chouliaras 2021, 4.7).
 
     For comparison, and for devices without sparse kernels. Shape: `(..., in_features)` to `(..., out_features)`.
     """
@@ -122,5 +122,5 @@ class MaskedConv2d(MaskedLayer):
 
     @torch.no_grad()
     def sparse(self) -> SparseConv2d:
-        made = SparseConv2d(self._like[0], self.places(), device=self.weight.device)
+        made = SparseConv2d(self._like[0], self.flat_indices(), device=self.weight.device)
         return made._fill(self)

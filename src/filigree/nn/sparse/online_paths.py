@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.ops.sparse import Pattern, linear
-from filigree.topology.sampling import pattern_of
+from filigree.topology.flat_indices import pattern_from_flat_indices
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
 
@@ -38,8 +38,8 @@ class PathSampler:
         """New paths, from torch's global generator."""
         drawn = weighted_paths(self.layers, self.paths, self.how, None)
         self.drawn = [
-            (places, pattern_of(places, layer.out_features, layer.in_features))
-            for layer, places in zip(self.layers, drawn, strict=True)
+            (flat_indices, pattern_from_flat_indices(flat_indices, layer.out_features, layer.in_features))
+            for layer, flat_indices in zip(self.layers, drawn, strict=True)
         ]
 
 
@@ -57,8 +57,8 @@ class PathLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        places, pattern = self.sampler.of_step(self.position)
-        values = _Gather.apply(self.weight, places)
+        flat_indices, pattern = self.sampler.of_step(self.position)
+        values = _Gather.apply(self.weight, flat_indices)
         if self.sampler.rescale:
             row = torch.repeat_interleave(pattern.indptr.diff().long(), output_size=len(values))
             with torch.no_grad():
@@ -85,20 +85,20 @@ class _Gather(torch.autograd.Function):
     """Weights at distinct places, and their gradient put back there: no sorting, as indexing would."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, weight: Tensor, flat_indices: Tensor) -> Tensor:
+        ctx.save_for_backward(flat_indices)
         ctx.shape = weight.shape
-        return weight.flatten()[places]
+        return weight.flatten()[flat_indices]
 
     @staticmethod
     def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return dvalues.new_zeros(ctx.shape.numel()).index_copy_(0, places, dvalues).view(ctx.shape), None
+        (flat_indices,) = ctx.saved_tensors
+        return dvalues.new_zeros(ctx.shape.numel()).index_copy_(0, flat_indices, dvalues).view(ctx.shape), None
 
 
 @config
 class OnlinePaths(Conversion):
-    """Train on the paths of one step at a time, "instead of drop connect and drop out" (002).
+    """Train on the paths of one step at a time, "instead of drop connect and drop out" (Keller et al.).
 
     Before each training step paths are drawn through the network by the magnitudes of its weights, from the outputs
     back (`filigree.topology.weighted_paths`); the step's products cost O(paths) a layer. The linear layers must be a

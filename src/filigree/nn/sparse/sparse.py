@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.measure.timing import race
+from filigree.measure.timing import time_interleaved
 from filigree.nn.fuse import fuse_relu
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
@@ -89,19 +89,19 @@ class Sparse(Conversion):
                 replace_module(model, name, looped)
         shared = _shared_parameters(model)
         changes = []
-        for number, (name, layer, (places, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
+        for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
             weights = layer.weight.numel()
             parameters = sum(p.numel() for p in layer.parameters())
             before = _label(layer)
-            if places is None or id(layer.weight) in shared:
+            if flat_indices is None or id(layer.weight) in shared:
                 _materialise(layer)
                 if not self.masked:
                     like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
                     replace_module(model, name, like.like(layer))
-                note = "stays dense (p = 1)" if places is None else "stays dense: its weight is shared"
+                note = "stays dense (p = 1)" if flat_indices is None else "stays dense: its weight is shared"
                 changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
                 continue
-            sparse = self._sparse(layer, places, number, values)
+            sparse = self._sparse(layer, flat_indices, number, values)
             if inputs is not None:
                 faster, note = _is_faster(_masked(sparse) if self.masked else sparse, layer, inputs[name])
                 if not faster:
@@ -122,16 +122,16 @@ class Sparse(Conversion):
         return changes
 
     def _sparse(
-        self, layer: nn.Linear | nn.Conv2d, places: Tensor, number: int, values: Tensor | None
+        self, layer: nn.Linear | nn.Conv2d, flat_indices: Tensor, number: int, values: Tensor | None
     ) -> SparseLinear | SparseConv2d:
         """The sparse layer with these connections, and the topology's initial values if it has them."""
         seed, device = _mix(self.seed, number), _device(layer)
         made: SparseLinear | SparseConv2d
         if isinstance(layer, nn.Conv2d):
-            made = SparseConv2d(layer, places, seed, device=device)
+            made = SparseConv2d(layer, flat_indices, seed, device=device)
         else:
             made = SparseLinear(
-                layer.in_features, layer.out_features, None, layer.bias is not None, places=places, seed=seed,
+                layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices, seed=seed,
                 device=device, dtype=layer.weight.dtype,
             )  # fmt: skip
         if self.init == "keep":
@@ -171,14 +171,14 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
 
 def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
     """What stays dense beside sparse convolutions reads and hands on their memory order."""
-    twins: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
+    duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
     changes = []
     for name, module in list(model.named_modules()):
-        if name not in done and (twin := twins.get(type(module))):
-            replace_module(model, name, twin.like(module))
+        if name not in done and (duplicate := duplicates.get(type(module))):
+            replace_module(model, name, duplicate.like(module))
             count = sum(p.numel() for p in module.parameters())
             macs = module.weight.numel() if isinstance(module, nn.Conv2d) else 0
-            changes.append(Change(name, type(module).__name__, twin.__name__, (count, count), (macs, macs)))
+            changes.append(Change(name, type(module).__name__, duplicate.__name__, (count, count), (macs, macs)))
     return changes
 
 
@@ -192,12 +192,12 @@ def _is_faster(sparse: nn.Module, layer: nn.Module, x: Tensor) -> tuple[bool, st
         dy = torch.randn_like(layer(x))
 
     def work(module: nn.Module, order: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
-        twin, mine, grad = copy.deepcopy(module).requires_grad_(), order(x).requires_grad_(), order(dy)
-        return lambda: torch.autograd.grad(twin(mine), [mine, *twin.parameters()], grad)
+        duplicate, mine, grad = copy.deepcopy(module).requires_grad_(), order(x).requires_grad_(), order(dy)
+        return lambda: torch.autograd.grad(duplicate(mine), [mine, *duplicate.parameters()], grad)
 
     # each in the memory order that it likes
     works = [work(sparse, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)), work(layer, torch.clone)]
-    ours, dense = (timing.median for timing in race(works, seconds=0.1))
+    ours, dense = (timing.median for timing in time_interleaved(works, seconds=0.1))
     verdict = "" if ours < dense else "stays dense: "
     return ours < dense, f"{verdict}{ours:.3g} ms sparse, {dense:.3g} ms dense at batch {len(x)}"
 

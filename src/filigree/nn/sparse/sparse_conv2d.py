@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from filigree.nn.sparse.sparse_layer import SparseLayer, masked_places
+from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.ops import reference
 from filigree.ops.conv import Geometry, conv2d
 from filigree.topology import Size
@@ -36,10 +36,12 @@ class SparseConv2d(SparseLayer):
     Equivalent to `self.dense()`, an `nn.Conv2d` with zeros where there is no connection.
     """
 
-    def __init__(self, conv: nn.Conv2d, places: Tensor, seed: int = 0, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, flat_indices: Tensor, seed: int = 0, *, device: torch.device | None = None
+    ) -> None:
         size = conv_size(conv)
         super().__init__(
-            size.out_features, size.in_features, places, conv.bias is not None, torch.Generator().manual_seed(seed),
+            size.out_features, size.in_features, flat_indices, conv.bias is not None, torch.Generator().manual_seed(seed),
             device or conv.weight.device, conv.weight.dtype,
         )  # fmt: skip
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
@@ -87,7 +89,7 @@ class SparseConv2d(SparseLayer):
     @torch.no_grad()
     def from_dense(cls, module: nn.Conv2d, mask: Tensor | None = None) -> Self:
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
-        return cls(module, masked_places(module.weight, mask))._fill(module)
+        return cls(module, masked_flat_indices(module.weight, mask))._fill(module)
 
     def dense_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """The gradient of the dense weight, for growth by gradient: `(out_channels, in_features)`."""

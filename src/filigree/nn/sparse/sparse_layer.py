@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.resizing import resize_
 from filigree.ops.sparse import Pattern, csr_pattern
-from filigree.topology.sampling import check_csr, pattern_of, places_of
+from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
 class SparseLayer(DenseWeight, nn.Module):
@@ -26,7 +26,7 @@ class SparseLayer(DenseWeight, nn.Module):
         self,
         out_features: int,
         in_features: int,
-        places: Tensor,
+        flat_indices: Tensor,
         bias: bool,
         generator: torch.Generator,
         device: torch.device | str | None,
@@ -34,7 +34,7 @@ class SparseLayer(DenseWeight, nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        pattern = pattern_of(places, out_features, in_features)
+        pattern = pattern_from_flat_indices(flat_indices, out_features, in_features)
         self._set_pattern(Pattern(*(part.to(device) for part in pattern)))
         fan_in = pattern.indptr.diff()
         scale = fan_in.clamp(min=1).to(torch.float64).rsqrt().repeat_interleave(fan_in.long()) * math.sqrt(2)
@@ -67,7 +67,7 @@ class SparseLayer(DenseWeight, nn.Module):
 
     def _fill(self, module: Any) -> Self:
         """Take over the weights and biases of the dense layer at the connections."""
-        self.values.copy_(module.weight.flatten()[self.places().to(module.weight.device)])
+        self.values.copy_(module.weight.flatten()[self.flat_indices().to(module.weight.device)])
         if self.bias is not None:
             self.bias.copy_(module.bias)
         return self
@@ -79,18 +79,18 @@ class SparseLayer(DenseWeight, nn.Module):
         """The parameter that holds the connections' weights."""
         return self.values
 
-    def places(self) -> Tensor:
+    def flat_indices(self) -> Tensor:
         """The sorted places `out * in_features + in` of the connections, int64, on the CPU."""
-        return places_of(Pattern(*(part.cpu() for part in self._pattern)))
+        return flat_indices_of(Pattern(*(part.cpu() for part in self._pattern)))
 
     def weights(self) -> Tensor:
         """The connections' weights in the order of `places`, detached, on the CPU."""
         return self.values.detach().cpu()
 
     @torch.no_grad()
-    def rewire_(self, places: Tensor, weights: Tensor) -> None:
+    def rewire_(self, flat_indices: Tensor, weights: Tensor) -> None:
         """Exchange the connections for these sorted places and weights; the parameter stays the same object."""
-        pattern = pattern_of(places, self.out_features, self.in_features)
+        pattern = pattern_from_flat_indices(flat_indices, self.out_features, self.in_features)
         self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
         weights = weights.to(self.values)
         if weights.shape == self.values.shape:
@@ -98,7 +98,7 @@ class SparseLayer(DenseWeight, nn.Module):
         else:
             resize_(self.values, weights)
 
-    def carry_(self, state: Tensor, source: Tensor) -> None:
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None:
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
         source = source.to(state.device)
         state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
@@ -138,7 +138,7 @@ class SparseLayer(DenseWeight, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def masked_places(weight: Tensor, mask: Tensor | None) -> Tensor:
+def masked_flat_indices(weight: Tensor, mask: Tensor | None) -> Tensor:
     """The places where `mask` is true, by default those where `weight` is not zero."""
     mask = weight != 0 if mask is None else mask.bool()
     if mask.shape != weight.shape:

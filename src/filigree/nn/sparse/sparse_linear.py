@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.sparse.sparse_layer import SparseLayer, masked_places
+from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.ops import reference, sparse
 from filigree.topology import ErdosRenyi, Size, Topology
 
@@ -47,7 +47,7 @@ class SparseLinear(SparseLayer):
         relu: bool = False,
         seed: int = 0,
         *,
-        places: Tensor | None = None,
+        flat_indices: Tensor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,9 +55,9 @@ class SparseLinear(SparseLayer):
             if side < 1:
                 raise ValueError(f"SparseLinear: {name} must be at least 1. Got {side}.")
         generator = torch.Generator().manual_seed(seed)
-        if places is None:
-            places = (topology or ErdosRenyi(epsilon=20)).draw_one(Size(out_features, in_features), generator)
-        super().__init__(out_features, in_features, places, bias, generator, device, dtype)
+        if flat_indices is None:
+            flat_indices = (topology or ErdosRenyi(epsilon=20)).draw_one(Size(out_features, in_features), generator)
+        super().__init__(out_features, in_features, flat_indices, bias, generator, device, dtype)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,6 +96,6 @@ class SparseLinear(SparseLayer):
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
         made = cls(
             module.in_features, module.out_features, None, module.bias is not None, relu,
-            places=masked_places(module.weight, mask), device=module.weight.device, dtype=module.weight.dtype,
+            flat_indices=masked_flat_indices(module.weight, mask), device=module.weight.device, dtype=module.weight.dtype,
         )  # fmt: skip
         return made._fill(module)

@@ -14,7 +14,7 @@ from filigree.ops.dropout import dropout
 
 
 class FastfoodBlock(Sell):
-    """`y = S H G Pi H B x` (004, eq. 3.10), d to d: d the padded power of two, H normalised.
+    """`y = S H G Pi H B x` (Moczulski 2019, eq. 3.10), d to d: d the padded power of two, H normalised.
 
     B = +-1, Pi a permutation, G ~ N(0, 1), S_i = sigma sqrt(d) chi_d / |G|: in this random form the rows of the matrix
     are distributed as Gaussians of deviation sigma in length, almost orthogonal to one another.
@@ -35,7 +35,7 @@ class FastfoodBlock(Sell):
 
 
 class FastfoodLinear(DenseWeight, nn.Module):
-    """A linear layer of stacked Fastfood blocks (004, 3.9): 3 d numbers a block, d the padded width of the input.
+    """A linear layer of stacked Fastfood blocks (Moczulski 2019, 3.9): 3 d numbers a block, d the padded width of the input.
 
     Args:
         adaptive: the diagonals S, G, B are learned (Adaptive Fastfood); else random and fixed.

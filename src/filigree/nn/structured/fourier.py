@@ -10,7 +10,7 @@ from filigree.nn.structured.sell import Sell, signs
 
 
 class AFDFLinear(DenseWeightAndBias, Sell):
-    r"""`y = x prod_k A_k F D_k F^-1` with complex diagonals (004, eqs. 3.24, 3.26): order n reaches almost any matrix.
+    r"""`y = x prod_k A_k F D_k F^-1` with complex diagonals (Moczulski 2019, eqs. 3.24, 3.26): order n reaches almost any matrix.
 
     Args:
         order: K. unitary: diagonals exp(i phi) with phases phi that are learned, as in optics (eq. 3.25).
@@ -60,7 +60,7 @@ class AFDFLinear(DenseWeightAndBias, Sell):
 
 
 class CirculantLinear(Sell):
-    """`y = x D~ R` (004, eq. 3.23): a circulant matrix R, n numbers, behind a fixed diagonal of random signs.
+    """`y = x D~ R` (Moczulski 2019, eq. 3.23): a circulant matrix R, n numbers, behind a fixed diagonal of random signs.
 
     Args:
         random_signs: with that diagonal; without it the matrix is circulant. bias: add one.
@@ -85,7 +85,7 @@ class CirculantLinear(Sell):
 
 
 class ToeplitzLinear(Sell):
-    """`y = x T`, T constant along its diagonals (in + out - 1 numbers), embedded in a circulant matrix (004, 3.10.4).
+    """`y = x T`, T constant along its diagonals (in + out - 1 numbers), embedded in a circulant matrix (Moczulski 2019, 3.10.4).
 
     `T[i, j] = diagonals[j - i + in_features - 1]`.
     """

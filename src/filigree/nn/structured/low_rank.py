@@ -63,7 +63,7 @@ class LowRankLinear(DenseWeightAndBias, nn.Module):
 
 @config
 class LowRank(Conversion):
-    """Linear layers become products of two of low rank (004, table 3.4: SVD-half and SVD-quarter).
+    """Linear layers become products of two of low rank (Moczulski 2019, table 3.4: SVD-half and SVD-quarter).
 
     With `fg.compress_` after training, with `fg.convert_` before it: then the initial weight is what is decomposed.
 

@@ -12,7 +12,7 @@ from filigree.topology import ErdosRenyi
 
 
 class PHDLinear(DenseWeightAndBias, nn.Module):
-    """`y = P H D x` (004, eqs. 3.15 and 3.21): D random signs, H normalised, P sparse, of N(0, 1 / (q d)).
+    """`y = P H D x` (Moczulski 2019, eqs. 3.15 and 3.21): D random signs, H normalised, P sparse, of N(0, 1 / (q d)).
 
     Args:
         density: q, the share of P that is not zero. adaptive: P is learned; else it is fixed too.

@@ -14,7 +14,7 @@ from filigree.ops.sell import sell
 
 
 class Sell(DenseWeight, nn.Module):
-    """Base of the family y = x Phi(D, P, S, B) (004, eq. 3.20): a member fills `program` with steps of `ops.sell`.
+    """Base of the family y = x Phi(D, P, S, B) (Moczulski 2019, eq. 3.20): a member fills `program` with steps of `ops.sell`.
 
     Attributes:
         size: n of the transforms; inputs are padded with zeros to it, and the first `out_features` numbers kept.

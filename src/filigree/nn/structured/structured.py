@@ -62,7 +62,7 @@ class Structured(Conversion):
 
 @config
 class Fastfood(Structured):
-    """Linear layers become (Adaptive) Fastfood: `filigree.nn.FastfoodLinear` (004, 3.9)."""
+    """Linear layers become (Adaptive) Fastfood: `filigree.nn.FastfoodLinear` (Moczulski 2019, 3.9)."""
 
     adaptive: bool = True
     sigma: Deviation | None = None
@@ -78,7 +78,7 @@ class Fastfood(Structured):
 
 @config
 class ACDC(Structured):
-    """Linear layers become ACDC cascades of order K: `filigree.nn.ACDCLinear` (004, 3.10)."""
+    """Linear layers become ACDC cascades of order K: `filigree.nn.ACDCLinear` (Moczulski 2019, 3.10)."""
 
     order: Order = 1
     bias: bool = True
@@ -99,7 +99,7 @@ class ACDC(Structured):
 
 @config
 class AFDF(Structured):
-    """Linear layers become AFDF cascades, complex inside, real outside: `filigree.nn.AFDFLinear` (004, 3.10.5)."""
+    """Linear layers become AFDF cascades, complex inside, real outside: `filigree.nn.AFDFLinear` (Moczulski 2019, 3.10.5)."""
 
     order: Order = 1
     unitary: bool = False
@@ -112,7 +112,7 @@ class AFDF(Structured):
 
 @config
 class Circulant(Structured):
-    """Linear layers become circulant ones behind random signs: `filigree.nn.CirculantLinear` (004, eq. 3.23)."""
+    """Linear layers become circulant ones behind random signs: `filigree.nn.CirculantLinear` (Moczulski 2019, eq. 3.23)."""
 
     random_signs: bool = True
     bias: bool = True
@@ -135,7 +135,7 @@ class Toeplitz(Structured):
 
 @config
 class PHD(Structured):
-    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (004, eq. 3.15)."""
+    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (Moczulski 2019, eq. 3.15)."""
 
     density: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     adaptive: bool = True
@@ -146,13 +146,13 @@ class PHD(Structured):
 
 
 @config
-class Span(Conversion):
+class FuseLinears(Conversion):
     """Consecutive linear layers become one structured layer, and the classifier behind them is made anew.
 
     The layers selected by `where`, in the model's order: all but the last become `by`, of `features` outputs, with what
     stood between them (ReLU, dropout) once behind it; the last becomes an `nn.Linear` from those features. LeNet's
-    800 -> 500 -> 10 with `Span(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7 with
-    `Span(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (004, 3.9.5-7, 3.10.7.2).
+    800 -> 500 -> 10 with `FuseLinears(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7 with
+    `FuseLinears(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (Moczulski 2019, 3.9.5-7, 3.10.7.2).
     """
 
     by: Any
@@ -160,18 +160,20 @@ class Span(Conversion):
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, Structured):
-            raise ValueError(f"Span: by must be a structured layer such as fg.Fastfood(). Got {self.by!r}.")
+            raise ValueError(f"FuseLinears: by must be a structured layer such as fg.Fastfood(). Got {self.by!r}.")
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, FeatureMajorLinear)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         if len(names) < 2:
-            raise ValueError(f"Span: at least two consecutive linear layers are needed. Got {', '.join(names)}.")
+            raise ValueError(f"FuseLinears: at least two consecutive linear layers are needed. Got {', '.join(names)}.")
         layers: list[Any] = [model.get_submodule(name) for name in names]
         for one, two, name in zip(layers, layers[1:], names[1:], strict=False):
             if one.out_features != two.in_features:
-                raise ValueError(f"Span: {name!r} does not read the {one.out_features} outputs of the layer before it.")
+                raise ValueError(
+                    f"FuseLinears: {name!r} does not read the {one.out_features} outputs of the layer before it."
+                )
         made = _like(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.by.seed)
@@ -192,7 +194,7 @@ class Span(Conversion):
 def sell_groups(
     model: nn.Module, lr: float, a: float = 24.0, d: float = 12.0, weight_decay: float = 0.0005
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer as 3.10.7.2 of 004 trains: A at `a` times and D at `d` times the learning rate,
+    """Parameter groups for an optimizer as 3.10.7.2 of Moczulski 2019 trains: A at `a` times and D at `d` times the learning rate,
     without weight decay on either (nor on the biases of D)."""
     groups: dict[str, list[nn.Parameter]] = {"A": [], "D": [], "biases": [], "rest": []}
     seen = set()

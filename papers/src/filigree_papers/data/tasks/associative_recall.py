@@ -11,7 +11,7 @@ from filigree_papers.data.tasks.sizes import at_least
 def associative_recall(
     samples: int, items: int, item_length: int = 3, bits: int = 6, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences of random items, a query and its answer (Graves et al. 2014, 4.3; 004 trains on 2 to 16 items).
+    """Sequences of random items, a query and its answer (Graves et al. 2014, 4.3; Moczulski 2019 trains on 2 to 16 items).
 
     Each item is `item_length` vectors of `bits` bits. Channel `bits` marks a step before each item, channel `bits + 1`
     a step before and after the query, which equals one item other than the last. During the answer the input is zero.

@@ -12,7 +12,7 @@ DEVIATIONS = (0.5, 1.0, 1.5)
 
 
 def gaussians(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A mixture in equal parts of N(-4, .5^2), N(0, 1) and N(5, 1.5^2), labelled by component (004, Figs. 4.6, 4.7).
+    """A mixture in equal parts of N(-4, .5^2), N(0, 1) and N(5, 1.5^2), labelled by component (Moczulski 2019, Figs. 4.6, 4.7).
 
     The document says neither dimension, means nor deviations: these are ours, such that the task can be solved "almost
     perfectly" (the best possible accuracy is 98.3%).

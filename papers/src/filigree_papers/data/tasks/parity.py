@@ -9,7 +9,7 @@ from filigree_papers.data.tasks.sizes import at_least
 
 
 def parity(samples: int, bits: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random bits and the parity of the ones (004, 4.4.4.1 has 40).
+    """Random bits and the parity of the ones (Moczulski 2019, 4.4.4.1 has 40).
 
     Returns:
         x `(samples, bits)`, float32 of -1 and 1; y `(samples,)`, int64: 1 where an odd number of bits is 1.

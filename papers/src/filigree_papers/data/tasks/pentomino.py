@@ -13,7 +13,7 @@ DRAWINGS = ((" xx", "xx ", " x "), ("x ", "x ", "x ", "xx"), (" x", " x", "xx", 
 
 
 def pentomino(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images with three shapes, labelled by whether all three are the same (Gulcehre and Bengio 2013; 004, 4.4.4.1).
+    """Images with three shapes, labelled by whether all three are the same (Gulcehre and Bengio 2013; Moczulski 2019, 4.4.4.1).
 
     As the authors' public generator has it: ten shapes, F, L, N, P and Y and their mirror images, none of which turns
     into another; each is turned by a multiple of 90 degrees, drawn in 1 x 1 or 2 x 2 pixels a cell, and lies in the

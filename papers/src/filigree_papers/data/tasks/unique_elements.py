@@ -9,7 +9,7 @@ from filigree_papers.data.tasks.sizes import at_least
 
 
 def unique_elements(samples: int, length: int = 26, values: int = 11, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Uniform integers and the number of different ones among them (004, 4.3.6.6: 26 integers between 0 and 10).
+    """Uniform integers and the number of different ones among them (Moczulski 2019, 4.3.6.6: 26 integers between 0 and 10).
 
     A curriculum calls it with growing `length`. By default the most frequent answer, 10, is right for 44%.
 

@@ -48,7 +48,7 @@ def change_to(name: str, layer: Any, made: IntegerLayer, note: str) -> Change:
 
 
 @config
-class IntegerLayers(Conversion):
+class EmptyIntegerLayers(Conversion):
     """Empty layers of integers, to be filled by `load_state_dict`: how `fg.load` rebuilds what was quantised.
 
     Args:
@@ -60,7 +60,7 @@ class IntegerLayers(Conversion):
     activations: bool = False
 
     @classmethod
-    def like(cls, made: IntegerLayer) -> IntegerLayers:
+    def like(cls, made: IntegerLayer) -> EmptyIntegerLayers:
         return cls(made.bias is not None, made.input_scale is not None, made.activation is not None)
 
     def accepts(self, module: nn.Module) -> bool:

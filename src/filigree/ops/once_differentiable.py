@@ -27,13 +27,15 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
         leaves = held or [torch.zeros((), requires_grad=True)]
         name = type(ctx).__name__
         if isinstance(found, Tensor):
-            return _Final.apply(name, found, *leaves)
-        return tuple(_Final.apply(name, each, *leaves) if isinstance(each, Tensor) else each for each in found)
+            return _DifferentiatedOnce.apply(name, found, *leaves)
+        return tuple(
+            _DifferentiatedOnce.apply(name, each, *leaves) if isinstance(each, Tensor) else each for each in found
+        )
 
     return once
 
 
-class _Final(torch.autograd.Function):
+class _DifferentiatedOnce(torch.autograd.Function):
     """A gradient as it is, that stands on every path to what it was made from."""
 
     @staticmethod

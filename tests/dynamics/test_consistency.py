@@ -7,7 +7,7 @@ import torch
 
 import filigree as fg
 from filigree.dynamics import agreement
-from filigree.dynamics.agreement import check_rewired, gathered, is_transpose
+from filigree.dynamics.consistency import check_rewired, gathered, is_transpose
 from filigree.nn import SparseLinear
 from filigree.topology import ErdosRenyi
 
@@ -23,7 +23,7 @@ def test_an_index_and_its_transpose_belong_together() -> None:
         broken = getattr(whole, part).clone()
         broken[:2] = broken[:2].flip(0) if broken[0] != broken[1] else broken[:2] + 1
         assert not is_transpose(whole._replace(**{part: broken})), part
-    other = SparseLinear(30, 20, ErdosRenyi(density=0.2), seed=1, places=whole_places_shifted(whole))
+    other = SparseLinear(30, 20, ErdosRenyi(density=0.2), seed=1, flat_indices=whole_places_shifted(whole))
     assert not is_transpose(whole._replace(indptr=other.indptr, indices=other.indices))
 
 
@@ -38,9 +38,9 @@ def test_a_rewiring_is_checked_on_demand(monkeypatch: pytest.MonkeyPatch) -> Non
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)), where=["fc1"])
     rewire = SparseLinear.rewire_
 
-    def forgetful(self: SparseLinear, places: torch.Tensor, weights: torch.Tensor) -> None:
+    def forgetful(self: SparseLinear, flat_indices: torch.Tensor, weights: torch.Tensor) -> None:
         before = self.pattern
-        rewire(self, places, weights)
+        rewire(self, flat_indices, weights)
         self._set_pattern(before._replace(indptr=self.indptr, indices=self.indices))
 
     monkeypatch.setattr(SparseLinear, "rewire_", forgetful)

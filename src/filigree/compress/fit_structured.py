@@ -15,7 +15,7 @@ from filigree.nn.structured.structured import Structured
 
 
 @config
-class Fit(Compression):
+class FitStructured(Compression):
     """Replace trained linear layers by structured ones, fitted by least squares on what the layers read.
 
     Each minimises `|structured(x) - (x W^T + b)|^2` over the layer's inputs x in the data, by Adam with a cosine decay.
@@ -33,7 +33,7 @@ class Fit(Compression):
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, Structured):
-            raise ValueError(f"Fit: by must be a structured layer such as fg.ACDC(order=8). Got {self.by!r}.")
+            raise ValueError(f"FitStructured: by must be a structured layer such as fg.ACDC(order=8). Got {self.by!r}.")
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Linear
@@ -42,7 +42,7 @@ class Fit(Compression):
         self, model: nn.Module, names: list[str], data: Tensor | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         if data is None:
-            raise ValueError("Fit: data are needed: fg.compress_(model, config, data).")
+            raise ValueError("FitStructured: data are needed: fg.compress_(model, config, data).")
         inputs = layer_inputs(model, names, data)
         changes: list[Change] = []
         for name in names:

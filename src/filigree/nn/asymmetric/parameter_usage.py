@@ -1,4 +1,4 @@
-"""Which parameters take part in the forward and the backward pass, and which the optimizer moves (000, chapter 6)."""
+"""Which parameters take part in the forward and the backward pass, and which the optimizer moves (Srivastava 2022, chapter 6)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LayerUsage:
         return self._of(neurons, torch.ones_like(_seen(self.backward_inputs)), sample)
 
     def backward(self, sample: int | None = None) -> Tensor:
-        """Parameters whose gradient one sample, or the batch, took part in (000, eqs. 8.1, 8.5, 8.9)."""
+        """Parameters whose gradient one sample, or the batch, took part in (Srivastava 2022, eqs. 8.1, 8.5, 8.9)."""
         neurons, inputs = _seen(self.backward_neurons), _seen(self.backward_inputs)
         own = self._of(neurons, inputs, sample)
         if self.by_weights is not None and self.neurons == "union":
@@ -72,7 +72,7 @@ class LayerUsage:
         return moved.flatten(2).any(2) if moved.dim() > 2 else moved
 
     def is_symmetric(self, sample: int | None = None) -> bool:
-        """Whether forward and backward pass used the same parameters (000, definition 1)."""
+        """Whether forward and backward pass used the same parameters (Srivastava 2022, definition 1)."""
         return bool((self.forward(sample) == self.backward(sample)).all())
 
     def _of(self, neurons: Tensor, inputs: Tensor, sample: int | None) -> Tensor:
@@ -100,10 +100,10 @@ class LayerUsage:
 
 
 @contextmanager
-def watch(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
+def track_usage(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
     """Watch the parameters of the linear, sparse and convolutional layers that `fg.Asymmetric` has converted.
 
-    with fg.watch(model) as usage:
+    with fg.track_usage(model) as usage:
         loss.backward(); optimizer.step()
     usage["layers.0"].backward(sample=3)      # (out, in): what sample 3 used
     usage["layers.0"].moved()                 # what the optimizer moved
@@ -111,7 +111,7 @@ def watch(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
     kinds = AsymmetricLinear | AsymmetricSparseLinear | AsymmetricConv2d
     layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     if not layers:
-        raise ValueError("watch: the model has no asymmetric layer. Convert it with fg.Asymmetric first.")
+        raise ValueError("track_usage: the model has no asymmetric layer. Convert it with fg.Asymmetric first.")
     watched: dict[str, LayerUsage] = {}
     for name, layer in layers.items():
         if isinstance(layer, AsymmetricSparseLinear):

@@ -1,4 +1,4 @@
-"""How long a pruned network takes to be as good again (003, 3.1): Theorem 1, and its gamma."""
+"""How long a pruned network takes to be as good again (John 2019, 3.1): Theorem 1, and its gamma."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.convert import looking_on
+from filigree.convert import inference_context
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
@@ -29,7 +29,7 @@ class Landscape:
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor) -> Landscape:
         trained = [p for p in model.parameters() if p.requires_grad]
-        with looking_on(model), torch.enable_grad():
+        with inference_context(model), torch.enable_grad():
             loss = F.cross_entropy(model(x), y)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         return cls(
@@ -39,11 +39,11 @@ class Landscape:
         )
 
 
-class Origin:
+class RetrainingBaseline:
     """A hook of `fg.fit` that keeps what Theorem 1 needs of a training: weights, loss and gradient at its start, and
     how many epochs it took.
 
-        origin = fg.Origin(x, y)
+        origin = fg.RetrainingBaseline(x, y)
         fg.fit(model, train, optimizer=optimizer, epochs=10, hooks=origin)
         fg.retraining_bound(origin, model, pruned)
 
@@ -53,7 +53,9 @@ class Origin:
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         if not len(x) or len(x) != len(y):
-            raise ValueError(f"Origin: expected as many samples as labels, at least one. Got {len(x)} and {len(y)}.")
+            raise ValueError(
+                f"RetrainingBaseline: expected as many samples as labels, at least one. Got {len(x)} and {len(y)}."
+            )
         self.x, self.y = x, y
         self.start: Landscape | None = None
         self.epochs = 0
@@ -81,7 +83,7 @@ Form = Literal["printed", "derived"]
 
 
 def retraining_bound(
-    origin: Origin, trained: nn.Module, pruned: nn.Module, *, gamma: float = 1.0, form: Form = "derived"
+    origin: RetrainingBaseline, trained: nn.Module, pruned: nn.Module, *, gamma: float = 1.0, form: Form = "derived"
 ) -> float:
     """Theorem 1: the epochs that a pruned network needs to be as good again.
 
@@ -121,11 +123,11 @@ def retraining_bound(
 
 def _dense(model: nn.Module) -> nn.Module:
     """Sparse layers as dense ones with zeros, so that weights compare one by one."""
-    twin = copy.deepcopy(model)
-    for name, module in list(twin.named_modules()):
+    duplicate = copy.deepcopy(model)
+    for name, module in list(duplicate.named_modules()):
         if isinstance(module, SparseLinear | SparseConv2d):
-            twin.set_submodule(name, module.dense())
-    return twin
+            duplicate.set_submodule(name, module.dense())
+    return duplicate
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Gamma:
 def fit_gamma(
     runs: Sequence[Mapping[str, Any]], bounds: Sequence[float], epochs: Sequence[float], ridge: float = 1e-3
 ) -> Gamma:
-    """The empirical relation for gamma that 003 leaves to future work: `gamma = epochs taken / bound with gamma 1`.
+    """The empirical relation for gamma that John 2019 leaves to future work: `gamma = epochs taken / bound with gamma 1`.
 
     `log gamma = a + b log level + c log batch_size + d log lr + ...`: the logarithm of every positive number of a run,
     and a 0 or 1 for each further value of what is not a number (the optimizer); least squares with a slight ridge.

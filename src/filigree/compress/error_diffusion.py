@@ -16,7 +16,7 @@ PROBE = 256  # rows that the scale is searched on
 THRESHOLD = 0.6  # of a step: a magnitude below it is not sampled; above n steps and this, n + 1 times
 
 
-def hand_on(
+def diffuse_errors(
     weight: Tensor, own: Tensor, cross: Tensor, samples: float, per_row: bool, damping: float,
     generator: torch.Generator, mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

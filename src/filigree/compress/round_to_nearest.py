@@ -1,4 +1,4 @@
-"""The config `Rounded`: weights rounded to the nearest of a few integers, the baseline of quantisation."""
+"""The config `RoundToNearest`: weights rounded to the nearest of a few integers, the baseline of quantisation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.integer.integer_layers import IntegerLayers, change_to, integer_layer, is_weighted, weight_matrix
+from filigree.nn.integer.empty_integer_layers import (
+    EmptyIntegerLayers,
+    change_to,
+    integer_layer,
+    is_weighted,
+    weight_matrix,
+)
 
 
 @config
-class Rounded(Compression):
+class RoundToNearest(Compression):
     """Weights rounded to the nearest multiple of a scale, `largest |w| / (2^(bits - 1) - 1)` of each row: a baseline.
 
     Args:
@@ -41,5 +47,5 @@ class Rounded(Compression):
             made = integer_layer(layer, counts, scale, None, layer.bias)
             replace_module(model, name, made)
             changes.append(change_to(name, layer, made, f"{made.bits:.3g} bits a weight"))
-            steps.append((IntegerLayers.like(made), [name]))
+            steps.append((EmptyIntegerLayers.like(made), [name]))
         return changes, steps

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.ops.sparse import Pattern
-from filigree.topology.sampling import check_csr
+from filigree.topology.flat_indices import check_csr
 
 
 def check_rewired(name: str, layer: Any, nnz: int) -> None:
@@ -20,12 +20,14 @@ def check_rewired(name: str, layer: Any, nnz: int) -> None:
         AssertionError: it has not `nnz` connections, its index is not that of its transpose, or another process has
             other connections.
     """
-    places = layer.places()
-    _expect(len(places) == nnz, f"layer {name!r} has {len(places)} connections, {nnz} before it was rewired")
+    flat_indices = layer.flat_indices()
+    _expect(
+        len(flat_indices) == nnz, f"layer {name!r} has {len(flat_indices)} connections, {nnz} before it was rewired"
+    )
     if isinstance(layer, SparseLayer):
         check_csr(layer.indptr, layer.indices, layer.out_features, layer.in_features, f"layer {name!r}")
         _expect(is_transpose(layer.pattern), f"layer {name!r}: the index of its transpose is of another topology")
-    hashes = over_processes(hashlib.sha256(places.numpy().tobytes()).hexdigest())
+    hashes = over_processes(hashlib.sha256(flat_indices.numpy().tobytes()).hexdigest())
     other = next((rank for rank, its in enumerate(hashes) if its != hashes[0]), None)
     _expect(other is None, f"layer {name!r} has other connections in process {other} than in process 0")
 

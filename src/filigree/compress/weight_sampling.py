@@ -1,4 +1,4 @@
-"""Integers from weights by importance sampling through the cumulative distribution of their magnitudes (002)."""
+"""Integers from weights by importance sampling through the cumulative distribution of their magnitudes (Keller et al.)."""
 
 from __future__ import annotations
 

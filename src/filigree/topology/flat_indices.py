@@ -33,7 +33,7 @@ def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
     return drawn
 
 
-def empty_places(taken: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
+def empty_flat_indices(taken: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` distinct integers of `[0, population)` that are not in `taken` (sorted), uniform, sorted.
 
     The r-th empty place lies behind as many taken places as have at most r empty ones before them, so ranks among
@@ -44,14 +44,14 @@ def empty_places(taken: Tensor, population: int, count: int, generator: torch.Ge
     return ranks + torch.searchsorted(empty_before, ranks, right=True)
 
 
-def pattern_of(places: Tensor, rows: int, cols: int) -> Pattern:
+def pattern_from_flat_indices(flat_indices: Tensor, rows: int, cols: int) -> Pattern:
     """The pattern of sorted places, with its transpose; int32 while the matrix's sides and nonzeros fit."""
-    dtype = np.int32 if max(rows, cols, places.numel()) < 2**31 else np.int64
-    row, col = np.divmod(places.numpy(), cols) if cols else (places.numpy(), places.numpy())
+    dtype = np.int32 if max(rows, cols, flat_indices.numel()) < 2**31 else np.int64
+    row, col = np.divmod(flat_indices.numpy(), cols) if cols else (flat_indices.numpy(), flat_indices.numpy())
     return csr_pattern(_indptr(row, rows, dtype), col.astype(dtype), cols)
 
 
-def places_of(pattern: Pattern) -> Tensor:
+def flat_indices_of(pattern: Pattern) -> Tensor:
     """The sorted places of a pattern, `(nnz,)` int64."""
     row = torch.repeat_interleave(pattern.indptr.diff().long(), output_size=pattern.nnz)
     return row * pattern.cols + pattern.indices
