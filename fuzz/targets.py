@@ -200,7 +200,7 @@ def model_state() -> dict[str, Any]:
     fg.convert_(made, fg.Sparse(fg.ErdosRenyi(epsilon=2)), where=["fc1", "fc4"])
     fg.convert_(made, fg.Fastfood(), where=["fc2"])
     fg.compress_(made, fg.MonteCarlo(samples=0.5), where=["fc3"])
-    return fg.saving.description(made)
+    return fg.io.saving.description(made)
 
 
 class Run(Checkpoint):

@@ -135,7 +135,7 @@ def save_for_ever(folder: Path) -> None:
     both = networks()
     while True:
         for model in both:
-            fg.saving.save(model, folder / "model.safetensors")
+            fg.save(model, folder / "model.safetensors")
 
 
 def check_saved(folder: Path) -> int:

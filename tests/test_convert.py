@@ -77,7 +77,7 @@ def stopwatch(monkeypatch):
         seen.append(stored)
         return [Timing(n, n, n) for n in (1.0, 2.0 if stored[1] >= 100 else 0.5)]  # small dense layers are fast
 
-    monkeypatch.setattr("filigree.nn.sparse.sparse.race", time_interleaved)
+    monkeypatch.setattr("filigree.nn.sparse.sparse.time_interleaved", time_interleaved)
     return seen
 
 

@@ -14,8 +14,9 @@ import pytest
 import typer
 
 import filigree as fg
-from filigree import config, convert, recipes, reproduce
+from filigree import config, convert, recipes
 from filigree.cli import app
+from filigree_papers import reproduce
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

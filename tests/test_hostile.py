@@ -27,6 +27,7 @@ import filigree as fg
 from filigree import recipes
 from filigree.config import visible
 from filigree.data.readers import read_csv, read_idx, read_mapped, read_mat, read_npz
+from filigree.io import load_limits
 from filigree.io.saving import description
 from filigree.io.storage import read_state, write_state
 from filigree.ops import reference, sell, sparse
@@ -164,18 +165,18 @@ def test_counts_that_stand_for_billions_of_entries_are_refused(tmp_path: Path) -
 def test_a_file_may_ask_for_what_its_size_explains_only(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(1000))
-    allowed = fg.allowance.LoadLimits(path, 1)
+    allowed = load_limits.LoadLimits(path, 1)
     with allowed, pytest.raises(ValueError, match="far larger than the file"):
         torch.zeros(2**40)
-    with fg.allowance.LoadLimits(path, 1) as allowed:
+    with load_limits.LoadLimits(path, 1) as allowed:
         before = allowed.bytes
         torch.zeros(1000).view(10, 100)[0].mul_(2)
         torch.empty(10**12, device="meta")
     assert before - allowed.bytes == 4000
-    with pytest.raises(ValueError, match="far larger"), fg.allowance.LoadLimits(path, 1):
+    with pytest.raises(ValueError, match="far larger"), load_limits.LoadLimits(path, 1):
         torch.randperm(10**11)
     with pytest.raises(ValueError, match="add up to 16,777,216"):
-        fg.allowance.check_numbers([{"sizes": [2**23, 2**23], "seed": 2**62}, 1], path)
+        load_limits.check_numbers([{"sizes": [2**23, 2**23], "seed": 2**62}, 1], path)
 
 
 def test_headers_that_lie_about_tensors(tmp_path: Path, little_memory: None) -> None:

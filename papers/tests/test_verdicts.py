@@ -329,7 +329,7 @@ def test_the_listing_and_its_json(few, monkeypatch, capsys):
 
 
 def test_readable_at_100_columns(few, monkeypatch, capsys):
-    monkeypatch.setattr("filigree.cli.out.width", 100, raising=False)
+    monkeypatch.setattr("filigree.cli.output.out.width", 100, raising=False)
     for document in reproduce.all_documents():
         assert document.entries
     _, out, _ = call(monkeypatch, capsys, "reproduce", "--document", "000")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import filigree as fg
-from filigree.dynamics import agreement
+from filigree.dynamics import consistency
 from filigree.dynamics.consistency import check_rewired, gathered, is_transpose
 from filigree.nn import SparseLinear
 from filigree.topology import ErdosRenyi
@@ -27,7 +27,7 @@ def test_an_index_and_its_transpose_belong_together() -> None:
     assert not is_transpose(whole._replace(indptr=other.indptr, indices=other.indices))
 
 
-def whole_places_shifted(pattern: agreement.Pattern) -> torch.Tensor:
+def whole_places_shifted(pattern: consistency.Pattern) -> torch.Tensor:
     """As many places, other ones."""
     rows = torch.repeat_interleave(torch.arange(pattern.rows), pattern.indptr.diff().long())
     return ((rows * pattern.cols + pattern.indices + 1) % (pattern.rows * pattern.cols)).sort().values
@@ -55,7 +55,7 @@ def test_the_number_of_connections_and_the_other_processes_are_checked(monkeypat
     check_rewired("fc1", one, one.nnz)
     with pytest.raises(AssertionError, match=f"has {one.nnz} connections, 3 before"):
         check_rewired("fc1", one, 3)
-    monkeypatch.setattr(agreement, "over_processes", lambda value: [value, "another"])
+    monkeypatch.setattr(consistency, "over_processes", lambda value: [value, "another"])
     with pytest.raises(AssertionError, match="other connections in process 1 than in process 0"):
         check_rewired("fc1", one, one.nnz)
 
