@@ -7,11 +7,12 @@ STAMP := .venv/.installed
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs crash soak fuzz audit clean
+.PHONY: help demo test test-long test-all lint bench docs crash soak fuzz audit clean
 
 help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
-	@echo "make test    run all tests (real data sets are used where FILIGREE_DATA names them)"
+	@echo "make test    run the tests but for the long ones (real data sets are used where FILIGREE_DATA names them)"
+	@echo "make test-all  run all tests: those of make test, then the long ones"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
 	@echo "make docs    build the documentation into site/"
@@ -39,7 +40,12 @@ demo: $(STAMP)
 	$(BIN)/filigree demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m 'not long'
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
+
+test-all: test test-long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

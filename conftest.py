@@ -1,6 +1,7 @@
-"""Shared by all tests: one seed, and the place of the real data."""
+"""Shared by all tests: one seed, the place of the real data, tests that take long, and several processes of them."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,21 @@ from filigree.ops import kernels
 
 for tests in ("tests", "papers/tests"):  # what several tests share, such as tests/contract.py
     sys.path.insert(0, str(Path(__file__).parent / tests))
+
+
+def pytest_configure(config):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has its share of the cores, and what it starts too
+        threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("long"):
+            if not (len(mark.args) == 1 and isinstance(mark.args[0], str) and mark.args[0]):
+                raise pytest.UsageError(f"{item.nodeid}: pytest.mark.long needs its reason.")
 
 
 @pytest.fixture(autouse=True)

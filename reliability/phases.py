@@ -1,4 +1,4 @@
-"""What a forked child is doing at each moment, told to its parent through one shared byte."""
+"""What a forked child is doing at any time, told to its parent through one shared byte."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib
 import mmap
 from typing import Any
 
-from filigree import cli
+from filigree.cli import compress as cli_compress
+from filigree.cli import output as cli_output
 from filigree.dynamics import Evolution
 from filigree.io import saving
 from filigree.measure.timing import time_interleaved
@@ -24,9 +25,9 @@ PHASES = {  # a phase -> a kill comes at most so many ms after its begin; "else"
 NAMES = list(PHASES)
 _OWNERS: dict[str, list[tuple[Any, str]]] = {
     "train": [(training.Run, "_steps")], "rewire": [(Evolution, "step")], "evaluate": [(training, "measure")],
-    "checkpoint": [(Checkpoint, "save")], "compress": [(recipe, "compress_"), (cli, "compress_")],
-    "save": [(saving, "save"), (cli, "save")], "record": [(Record, "save")],
-    "measure": [(recipe, "_time")], "report": [(cli, "write_report")],
+    "checkpoint": [(Checkpoint, "save")], "compress": [(recipe, "compress_"), (cli_compress, "compress_")],
+    "save": [(saving, "save"), (cli_compress, "save")], "record": [(Record, "save")],
+    "measure": [(recipe, "_time")], "report": [(cli_output, "write_report")],
 }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def watch(board: Board) -> None:
     But the timings of trained networks, which no one reads here, are cut short.
     """
     board.enter("else")
-    setattr(recipe, "race", lambda works, seconds: time_interleaved(works, 0.01, 2))  # noqa: B010 - of a module that mypy cannot see
+    setattr(recipe, "time_interleaved", lambda works, seconds: time_interleaved(works, 0.01, 2))  # noqa: B010 - of a module that mypy cannot see
     for phase, owners in _OWNERS.items():
         for owner, name in owners:
             setattr(owner, name, _telling(getattr(owner, name), phase, board))

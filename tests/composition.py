@@ -84,7 +84,7 @@ def train(model: nn.Module, steps: int = 2) -> None:
     if not parameters:
         return
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-    evolves = any(hasattr(module, "places") for module in model.modules())
+    evolves = any(hasattr(module, "flat_indices") for module in model.modules())
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.3), steps) if evolves else None
     for _ in range(steps):
         optimizer.zero_grad()

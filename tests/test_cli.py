@@ -166,6 +166,7 @@ def test_help_teaches():
         assert command in done.stdout
 
 
+@pytest.mark.long("starts and interrupts three processes")
 def test_interrupted_run_resumes(tmp_path):
     """Ctrl-C in mid-run: exit code 130, one line, the checkpoint is there, and --resume ends as if never stopped."""
     arguments = ["train", "demo", "--set", "training.epochs=40", "--set", "model.hidden=[60]", "--set", "seeds=[0]",
@@ -282,6 +283,7 @@ def test_a_method_takes_up_what_another_left(tmp_path, monkeypatch, capsys):
     assert "methods.small.after" in err
 
 
+@pytest.mark.long("trains eight networks")
 def test_recipes_anneal_noise_and_mollify(tmp_path, monkeypatch, capsys):
     arguments = ["train", "noisy-mlp", "--data", "digits", "--seed", "0", "--set", "training.epochs=3", "--set",
                  "model.hidden=[16,16]", "--set", "data.validation=0.2", "--out", tmp_path]  # fmt: skip
@@ -307,6 +309,7 @@ def rows_of(rows):
     return "".join(",".join(f"{v:.4f}" for v in row) + "\n" for row in rows.tolist())
 
 
+@pytest.mark.long("trains 17 methods")
 def test_compare_every_method_on_data(tmp_path, monkeypatch, capsys):
     file = tmp_path / "own.csv"
     generator = torch.Generator().manual_seed(0)
@@ -365,6 +368,7 @@ def test_export(tmp_path, monkeypatch, capsys):
     assert (code, "--data is needed as an example. The model begins with a Conv2d." in err) == (2, True)
 
 
+@pytest.mark.long("trains residual networks")
 def test_blocks_that_are_skipped_train_by_momentum(tmp_path, monkeypatch, capsys, data_root):
     """Their parameters have no gradient, and no momentum, for some steps."""
     out = tmp_path / "runs"

@@ -70,21 +70,31 @@ def case(request):
     return changed(request.param)
 
 
-def test_compiles_or_falls_back(case):
-    model, x = case
+QUICKLY = ("Sparse", "top-k", "ACDC", "Noisy", "MonteCarlo", "convolution, sparse", "LSTM, sparse")
+COMPILED = [
+    name if name in QUICKLY else pytest.param(name, marks=pytest.mark.long("compiles twice, half a second each"))
+    for name in (*METHODS, *OTHERS)
+]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_or_falls_back(name):
+    model, x = changed(name)
     torch.compiler.reset()
     model.zero_grad()
-    dense_reference = copy.deepcopy(model)
-    expected = dense_reference(x)
+    eager = copy.deepcopy(model)
+    expected = eager(x)
     with warnings.catch_warnings(record=True) as warned:  # the compiler's own are many
         warnings.simplefilter("always")
-        got = torch.compile(model, backend=COMPILER)(x)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-        if got.requires_grad:
-            got.square().sum().backward()
+        output = torch.compile(model, backend=COMPILER)(x)
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+        if output.requires_grad:
+            output.square().sum().backward()
             expected.square().sum().backward()
-        for (name, mine), its in zip(model.named_parameters(), dense_reference.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        for (parameter, compiled), plain in zip(model.named_parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(
+                compiled.grad, plain.grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=parameter: f"{n}: {m}"
+            )
         assert bool(torch.compile(model.train(), backend=COMPILER)(x).isfinite().all())  # with its noise
     assert not [one for one in warned if "filigree" in str(one.message)]
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / "reliability" / "crash.py"
 
 
+@pytest.mark.long("kills processes at random moments for a minute")
 def test_killed_at_random_moments_runs_go_on_to_the_same_end(tmp_path: Path) -> None:
     record = tmp_path / "crash.json"
     done = subprocess.run(

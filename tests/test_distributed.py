@@ -19,6 +19,7 @@ from filigree.train import Record
 SCRIPT = Path(__file__).parent.parent / "reliability" / "distributed.py"
 
 
+@pytest.mark.long("six runs of two processes each: a minute and a half")
 def test_two_processes_rewire_alike_and_outlive_a_dead_one(tmp_path: Path) -> None:
     record = tmp_path / "distributed.json"
     done = subprocess.run(

@@ -52,7 +52,14 @@ def test_the_method_in_contributing(monkeypatch):
     assert convert.Conversion.from_dict({"kind": "Halved"}) == names["Halved"]()
 
 
-@pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], **ids)
+LONG = {"tutorial": "trains and compares several networks", "index": "README's programs again"}
+PAGES = [
+    pytest.param(page, marks=pytest.mark.long(LONG[page.stem])) if page.stem in LONG else page
+    for page in DOCS if blocks(page, "python")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, **ids)
 def test_programs_in_the_documentation(page, tmp_path, monkeypatch, capsys):
     for package in NEEDS.get(page.stem, ()):
         pytest.importorskip(package)
@@ -135,6 +142,7 @@ def test_tables_are_those_of_the_records():
         assert tables["filled"](text) == text, f"{page}: run `python docs/tables.py`"
 
 
+@pytest.mark.long("mkdocs imports and renders all pages")
 def test_the_site_builds_strictly(tmp_path):
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
         pytest.skip("the extra `docs` is not installed: mkdocs-material and mkdocstrings")

@@ -37,6 +37,7 @@ def test_lightning(tmp_path):
     assert same(evolution.births, again.births)
 
 
+@pytest.mark.long("imports and trains by transformers")
 def test_transformers(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     example = load("transformers_trainer")

@@ -23,6 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(record.read_text())["scenarios"])
 
 
+@pytest.mark.long("mounts full and read-only disks, signals and starves runs: two minutes")
 @pytest.mark.parametrize(
     ("scenario", "code", "words"),
     [
@@ -47,6 +48,7 @@ def test_a_run_says_what_stopped_it_and_goes_on_to_the_same_end(
     assert figures["resumed_equal"] is True
 
 
+@pytest.mark.long("uses the run above")
 def test_a_search_whose_process_has_no_memory_says_so(found: dict[str, Any]) -> None:
     assert isinstance(found["worker"], dict), found["worker"]
     assert found["worker"]["exit"] == 1

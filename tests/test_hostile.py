@@ -151,6 +151,7 @@ def test_a_hostile_permutation_never_reaches_a_kernel(tmp_path: Path) -> None:
         y.sum().backward()
 
 
+@pytest.mark.long("decodes counts of billions")
 def test_counts_that_stand_for_billions_of_entries_are_refused(tmp_path: Path) -> None:
     """A count above 127 is split into several: a few bytes would become gigabytes."""
     model = fg.models.mlp([6, 8, 3])

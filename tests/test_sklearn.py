@@ -101,6 +101,7 @@ def test_the_first_features_of_the_ranking_are_those_that_matter():
     assert np.isin(np.argsort(-dense.feature_importances_)[:10], range(10)).sum() >= 7
 
 
+@pytest.mark.long("trains by cross-validation")
 def test_in_pipelines_selection_and_search():
     selecting = SelectFromModel(SparseMLPClassifier(**QUICK), threshold=-np.inf, max_features=20)
     pipe = make_pipeline(MinMaxScaler(), selecting, SparseMLPClassifier((20,), random_state=0))

@@ -128,6 +128,7 @@ NOISE = [
 ]  # fmt: skip
 
 
+@pytest.mark.long("a short run of every experiment with noise")
 @pytest.mark.parametrize(("compute", "case", "needs"), NOISE, ids=lambda v: getattr(v, "__name__", v))
 def test_experiments_with_noise_run(compute, case, needs):
     if needs and not fg.data.files.is_present(needs):

@@ -165,7 +165,13 @@ def test_without_network(tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar-10", "orl", "prostate-ge", "glioma", "tox-171"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnist", "fashion-mnist", pytest.param("cifar-10", marks=pytest.mark.long("reads 60,000 images")), "orl",
+        "prostate-ge", "glioma", "tox-171",
+    ],
+)  # fmt: skip
 def test_real_data(name, data_root):
     facts = fg.data.describe(name, data_root)
     assert facts.present

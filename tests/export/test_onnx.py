@@ -236,6 +236,7 @@ def test_convolutional_network_pruned_and_quantised(tmp_path):
     assert forms(report)["conv2"] == "integers of 4 bits"
 
 
+@pytest.mark.long("exports a VGG")
 def test_pruned_vgg(tmp_path):
     model, x = fg.models.vgg16_cifar(), torch.randn(2, 3, 32, 32)
     fg.compress_(model, fg.MagnitudePruning(keep=0.1, compensate=None, measure=False), x)
@@ -257,6 +258,7 @@ class Recurrent(nn.Module):
         return self.fc(y) + (last.sum(0).unsqueeze(1) if self.rnn.batch_first else 0)[..., :4]
 
 
+@pytest.mark.long("exports unrolled networks, seconds each")
 @pytest.mark.parametrize(
     ("kind", "configs", "options"),
     [
@@ -282,6 +284,7 @@ def test_recurrent(kind, configs, options, tmp_path):
     check(shaken(model), torch.randn(4, 2, 7), tmp_path / "m.onnx", torch.randn(1, 2, 7), torch.randn(5, 2, 7))
 
 
+@pytest.mark.long("exports eight networks")
 def test_networks_of_cells_and_several_inputs(tmp_path):
     model = own_models.captioner(9, 5, 4, 6)
     fg.convert_(model, fg.Noisy("NAN"))

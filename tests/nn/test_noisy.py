@@ -594,6 +594,7 @@ def test_what_is_not_known_is_refused():
     assert other.sigma == 2.0
 
 
+@pytest.mark.long("starts Python processes")
 def test_nothing_leaks_at_exit():
     program = (
         "import torch, filigree as fg; m = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh());"

@@ -149,7 +149,7 @@ print({path for path in maps if any(name in path for name in ("libgomp", "libiom
     assert "torch" in pool
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long("compiles C++"))])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_compiles(backend):
     pattern = random_pattern(6, 5, 12)

@@ -17,6 +17,7 @@ def wanted(**options):
                     options))  # fmt: skip
 
 
+@pytest.mark.long("trains a network a trial")
 def test_a_search_goes_on_to_its_budget_and_shows_the_front(tmp_path):
     lines = []
     first = sweep(wanted(), tmp_path, trials=2, report=lines.append)

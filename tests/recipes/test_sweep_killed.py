@@ -24,6 +24,7 @@ module: Any = importlib.import_module("filigree.recipes.sweep")  # as an attribu
 SETTINGS = ("data.name=digits", "data.validation=0.2", "training.epochs=30", "seeds=[0]", "model.hidden=[24]")
 
 
+@pytest.mark.long("starts and kills a search of several processes")
 def test_a_killed_process_is_reported_and_its_trial_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill_the_other(*_: Any) -> None:
         ends = time.monotonic() + 120
@@ -61,6 +62,7 @@ def test_what_goes_wrong_in_a_helper_is_told_in_one_line(tmp_path: Path, monkeyp
     assert errors.get_nowait() == "MemoryError: Unable to allocate 3 GiB"
 
 
+@pytest.mark.long("starts and kills a search of several processes")
 def test_helpers_end_with_a_killed_search_before_the_next_begins(tmp_path: Path) -> None:
     settings = [f"--set={setting}" for setting in SETTINGS]
     command = [

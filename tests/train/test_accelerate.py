@@ -108,6 +108,7 @@ def one_of_two(folder: str) -> None:
     write_state(f"{folder}/rank{rank}", {"model": model.state_dict(), "history": history.rows})
 
 
+@pytest.mark.long("starts two processes by Accelerate")
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

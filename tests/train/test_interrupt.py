@@ -82,6 +82,7 @@ die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.long("starts and kills processes")
 @pytest.mark.parametrize(
     ("code", "left"),
     [

@@ -74,7 +74,7 @@ def measure(
         model: any torch module; it is measured in eval mode.
         example: an input batch; without it, only what is stored is counted.
         target: class labels for `example`; with them a training step is timed too, on a copy.
-        seconds: how long each latency is measured.
+        seconds: how long each latency is measured; 0: latencies are left out, the rest is counted.
 
     Returns:
         A printable `Cost`.
@@ -89,8 +89,10 @@ def measure(
     }
     if target is not None:
         works["train_step_ms"] = training_step(model, example, target)
-    with evaluating(model):
-        timings = dict(zip(works, time_interleaved(list(works.values()), seconds), strict=True))
+    timings: dict[str, Timing] = {}
+    if seconds:
+        with evaluating(model):
+            timings = dict(zip(works, time_interleaved(list(works.values()), seconds), strict=True))
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )
