@@ -1,8 +1,12 @@
+import functools
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import filigree as fg
+from filigree.measure import timing
 from filigree.measure.cost import macs
 
 
@@ -15,8 +19,7 @@ def test_counts_of_a_sparse_network():
     assert cost.macs_forward == connections
     assert cost.macs_backward == 2 * connections - 35_680  # the input needs no gradient
     assert cost.nonzeros == connections + 10  # sparse biases begin at zero
-    for timing in (cost.batch_ms, cost.single_ms, cost.train_step_ms):
-        assert 0 < timing.low <= timing.median <= timing.high
+    assert all((cost.batch_ms, cost.single_ms, cost.train_step_ms))
     assert "MACs forward     125,680 a sample" in str(cost)
 
 
@@ -30,6 +33,29 @@ def test_counts_of_a_dense_and_a_masked_network():
     assert fg.measure(model).parameters == 785
     convolution = fg.measure(fg.models.lenet5(), torch.randn(2, 1, 28, 28), seconds=0.01)
     assert convolution.macs_forward == 28 * 28 * 6 * 25 + 100 * 16 * 150 + 400 * 120 + 120 * 84 + 840
+
+
+def test_medians_and_tenths_of_calls_in_turns(monkeypatch):
+    """By a clock that only the calls move: ten blocks of each, the second call twice as slow as the first."""
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+    order, numbers = [], itertools.count()
+
+    def call(name, milliseconds):
+        order.append(name)
+        clock[0] += 1e-3 * milliseconds * (1 + next(numbers) % 3)  # 1, 2 and 3 times as long
+
+    works = [functools.partial(call, "first", 10), functools.partial(call, "second", 20)]
+    first, second = timing.time_interleaved(works, seconds=0.0, least=9)
+    assert (first.low, first.median, first.high) == pytest.approx((10, 20, 30))
+    assert (second.low, second.median, second.high) == pytest.approx((20, 40, 60))
+    assert order[4:] == ["first", "first", "second", "second"] * 9  # one call that is not timed, then one that is
+
+
+def test_without_seconds_only_what_can_be_counted():
+    cost = fg.measure(fg.models.mlp([20, 30, 5]), torch.randn(3, 20), seconds=0)
+    assert (cost.macs_forward, cost.batch_ms, cost.single_ms) == (750, None, None)
 
 
 def test_the_model_is_left_as_it_was():

@@ -455,8 +455,11 @@ def test_odd_tensors():
     assert fg.nn.NoisyHardTanh("NAN", noise="laplace")(torch.tensor(0.5)).shape == ()
     for kind in ("NANIL", "NANIS"):
         half = torch.randn(50, dtype=torch.float16, requires_grad=True)
-        fg.nn.NoisyHardTanh(kind, exact=True).half().eval()(half).sum().backward()
-        assert half.grad.isfinite().all()
+        layer = fg.nn.NoisyHardTanh(kind, exact=True).eval()
+        single = half.detach().float().requires_grad_()
+        layer(single).sum().backward()
+        layer.half()(half).sum().backward()
+        torch.testing.assert_close(half.grad.float(), single.grad, rtol=0.02, atol=0.01)
 
 
 def test_gradients_of_p_vanish_far_out():
@@ -547,9 +550,10 @@ def test_states_are_checked_before_kernels_see_them(kind):
     for h in (torch.zeros(1, 4), torch.zeros(5, 3), torch.zeros(5, 4, dtype=torch.float64)):
         with pytest.raises((ValueError, RuntimeError)):
             cells[0](x[0], pair(h))
+    expected, _ = model.eval()[0](x)
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = model[0](x)
-    assert bool(y.isfinite().all())
+    torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.02)
 
 
 def test_annealing_reaches_its_end():

@@ -247,7 +247,7 @@ def test_a_nan_that_no_connection_reads_does_not_show() -> None:
     leaf = torch.ones(2, 4, requires_grad=True)
     dy = torch.tensor([[0, 0, NAN], [1, 1, INF]])
     (dx,) = torch.autograd.grad(sparse.linear(pattern, values, None, leaf), leaf, dy)
-    assert dx.isfinite().all()
+    assert dx.tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -274,8 +274,8 @@ def test_a_nan_stays_in_its_sample_of_a_transform(isa: str) -> None:
         x[7, 3] = NAN
         y = sell.sell(x, [(kind, None)], 16, 16, [])
         assert y[7].isnan().sum() == (1 if kind == "relu" else 16)
-        y[7] = 0
-        assert y.isfinite().all()
+        others = [sample for sample in range(20) if sample != 7]
+        assert torch.equal(y[others], sell.sell(torch.where(x.isnan(), 0, x), [(kind, None)], 16, 16, [])[others])
 
 
 def test_a_nan_stays_in_its_image_of_a_convolution(isa: str) -> None:
