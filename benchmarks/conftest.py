@@ -37,11 +37,11 @@ class Suite:
 
 @pytest.fixture(scope="module")
 def suite(request):
-    made = Suite(request.module.__name__.removeprefix("test_"))
-    print(f"\n{made.name}: {request.module.__doc__.strip().splitlines()[0]}")
-    yield made
-    if made.rows:
-        made.save()
+    suite_of_module = Suite(request.module.__name__.removeprefix("test_"))
+    print(f"\n{suite_of_module.name}: {request.module.__doc__.strip().splitlines()[0]}")
+    yield suite_of_module
+    if suite_of_module.rows:
+        suite_of_module.save()
 
 
 @pytest.fixture(autouse=True)

@@ -59,12 +59,12 @@ def sparselab(model):
     import sparselab as theirs
 
     def build(layer):
-        made = theirs.SparseLinear(layer.in_features, layer.out_features, sparsity=1 - layer.density)
+        layer_of_peer = theirs.SparseLinear(layer.in_features, layer.out_features, sparsity=1 - layer.density)
         weight = _plain(layer).weight.detach()
-        made._csr = theirs.PaddedCSR.from_dense(weight, padding_ratio=0.0)
-        made._values = nn.Parameter(torch.from_numpy(made._csr.values))
-        made.bias.data.copy_(layer.bias.detach())
-        return made
+        layer_of_peer._csr = theirs.PaddedCSR.from_dense(weight, padding_ratio=0.0)
+        layer_of_peer._values = nn.Parameter(torch.from_numpy(layer_of_peer._csr.values))
+        layer_of_peer.bias.data.copy_(layer.bias.detach())
+        return layer_of_peer
 
     return _rebuilt(model, build)
 

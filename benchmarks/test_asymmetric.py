@@ -48,8 +48,8 @@ def test_backward(n_in, n_out, suite, benchmark):
     expected = [masked @ linear.weight, masked.t() @ x, masked.sum(0)]
     works = {"dense": backward_of(linear, None, x, dy)}
     works |= {name: backward_of(linear, config, x, dy) for name, config in METHODS.items()}
-    for mine, its in zip(works["top-k"](), expected, strict=True):  # checked before it is timed
-        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5)
+    for ours, reference in zip(works["top-k"](), expected, strict=True):  # checked before it is timed
+        torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-5)
     works["dense products"] = lambda: (dy @ linear.weight, dy.t() @ x)
     works["top-k products"] = lambda: (selection.times(kept, linear.weight), selection.t_times(kept, x))
     works["top-k selection"] = lambda: selection.top(dy, 40)
@@ -143,9 +143,9 @@ def test_cost_formulas(suite, benchmark):
     }
     for what, (times, terms) in formulas.items():
         matrix, times = np.stack(list(terms.values()), 1), np.array(times)
-        found, _ = scipy.optimize.nnls(matrix / times[:, None], np.ones_like(times))  # relative errors
-        error = np.abs(matrix @ found / times - 1)
-        coefficients = {name: float(c) * 1e6 for name, c in zip(terms, found, strict=True)}
+        fitted, _ = scipy.optimize.nnls(matrix / times[:, None], np.ones_like(times))  # relative errors
+        error = np.abs(matrix @ fitted / times - 1)
+        coefficients = {name: float(c) * 1e6 for name, c in zip(terms, fitted, strict=True)}
         suite.add(fit=what, mean_relative_error=float(error.mean()), nanoseconds=coefficients)
     benchmark.pedantic(lambda: None, rounds=1)
 

@@ -38,11 +38,11 @@ def test_conv(channels, side, batch, suite, benchmark):
     dy = torch.randn(batch, channels, side, side)
     expected = _work(layer.dense(), x.contiguous(), dy)()
     works = {}
-    for label, (module, its) in rows.items():
-        works[label] = _work(module, its, dy)
-        got = works[label]()
-        torch.testing.assert_close(got[0], expected[0], rtol=1e-3, atol=1e-3, msg=lambda m, s=label: f"{s}: {m}")
-    forward = {label: _forward(module, its) for label, (module, its) in rows.items()}
+    for label, (module, inputs) in rows.items():
+        works[label] = _work(module, inputs, dy)
+        outputs = works[label]()
+        torch.testing.assert_close(outputs[0], expected[0], rtol=1e-3, atol=1e-3, msg=lambda m, s=label: f"{s}: {m}")
+    forward = {label: _forward(module, inputs) for label, (module, inputs) in rows.items()}
     timings = time_interleaved([*works.values(), *forward.values()], seconds=1)
     both, only = timings[: len(works)], timings[len(works) :]
     dense_ms = min(t.median for label, t in zip(works, both, strict=True) if label.startswith("dense"))

@@ -52,11 +52,11 @@ def test_activation(suite, benchmark, name, shape):
         )
     soft, hard = PLAIN[name]
     times = time_interleaved([step(m, x, dy) for m in (soft, hard, *layers.values())], seconds=0.3)
-    for kind, its in zip(layers, times[2:], strict=True):
+    for kind, timing in zip(layers, times[2:], strict=True):
         suite.add(
-            activation=name, shape=list(shape), kind=kind, ms=its.median, low=its.low, high=its.high,
-            soft_ms=times[0].median, hard_ms=times[1].median, times_soft=its.median / times[0].median,
-            times_hard=its.median / times[1].median, goal=3,
+            activation=name, shape=list(shape), kind=kind, ms=timing.median, low=timing.low, high=timing.high,
+            soft_ms=times[0].median, hard_ms=times[1].median, times_soft=timing.median / times[0].median,
+            times_hard=timing.median / times[1].median, goal=3,
         )  # fmt: skip
     benchmark.pedantic(step(layers["NAN"], x, dy), rounds=10, warmup_rounds=2)
 
@@ -81,10 +81,10 @@ def test_recurrent(suite, benchmark, kind, size):
         return run
 
     evaluated = time_interleaved([inference(m.eval()) for m in models.values()], seconds=0.5)
-    for form, its, alone in zip(models, trained, evaluated, strict=True):
+    for form, timing, alone in zip(models, trained, evaluated, strict=True):
         suite.add(
-            network=kind.__name__, time=time, batch=batch, hidden=hidden, gates=form, ms=its.median, low=its.low,
-            high=its.high, times_torch=its.median / trained[0].median, eval_ms=alone.median,
+            network=kind.__name__, time=time, batch=batch, hidden=hidden, gates=form, ms=timing.median, low=timing.low,
+            high=timing.high, times_torch=timing.median / trained[0].median, eval_ms=alone.median,
             eval_times_torch=alone.median / evaluated[0].median, goal=3,
         )  # fmt: skip
     benchmark.pedantic(step(models["NAH"].train()[0], x, dy), rounds=3)

@@ -17,9 +17,9 @@ def test_small_batch(name, sizes, suite, benchmark):
     dense, x, y = densified(model), torch.randn(2, sizes[0]), torch.tensor([0, 1])
     torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
     step = training_step(model, x, y)
-    mine, its = time_interleaved([step, training_step(dense, x, y)], seconds=2)
+    sparse_time, dense_time = time_interleaved([step, training_step(dense, x, y)], seconds=2)
     suite.add(
-        network=name, batch=2, ms=mine.median, dense_ms=its.median, times_dense=its.median / mine.median,
+        network=name, batch=2, ms=sparse_time.median, dense_ms=dense_time.median, times_dense=dense_time.median / sparse_time.median,
         goal=6 if name == "LUNG" else None,
     )  # fmt: skip
     benchmark.pedantic(step, rounds=50, warmup_rounds=5)

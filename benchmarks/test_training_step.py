@@ -26,9 +26,11 @@ def test_training_step(name, suite, benchmark):
             print(f"  {peer}: left out ({error})")
     expected, gradient = _answer(dense, x, y)
     for label, network in contestants.items():
-        got, its = _answer(network, x, y)
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4, msg=lambda m, s=label: f"{s}: {m}")
-        torch.testing.assert_close(its, gradient, rtol=1e-3, atol=1e-5, msg=lambda m, s=label: f"{s}: {m}")
+        output, gradient_of_network = _answer(network, x, y)
+        torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4, msg=lambda m, s=label: f"{s}: {m}")
+        torch.testing.assert_close(
+            gradient_of_network, gradient, rtol=1e-3, atol=1e-5, msg=lambda m, s=label: f"{s}: {m}"
+        )
     steps = [step_of(network, x, y) for network in contestants.values()]
     steps.append(step_of(densified(model), x, y, autocast=True))
     timings = dict(zip([*contestants, "dense, bf16 autocast"], time_interleaved(steps, seconds=4), strict=True))

@@ -10,10 +10,14 @@ import atheris
 
 # whose branches count as new ground: what reads the bytes, since instrumenting everything takes minutes
 READ_BY = {
-    "model": ["filigree.io.storage", "filigree.io.saving", "filigree.config", "filigree.nn.sparse.sparse_layer",
-              "filigree.nn.integer.integer_code", "filigree.nn.integer.integer_layer", "filigree.topology.flat_indices"],
-    "checkpoint": ["filigree.io.storage", "filigree.train.checkpoints", "filigree.train.rng", "filigree.nn.sparse.sparse_layer",
-                   "filigree.topology.flat_indices", "filigree.dynamics.evolution"],
+    "model": [
+        "filigree.io.storage", "filigree.io.saving", "filigree.config", "filigree.nn.sparse.sparse_layer",
+        "filigree.nn.integer.integer_code", "filigree.nn.integer.integer_layer", "filigree.topology.flat_indices",
+    ],
+    "checkpoint": [
+        "filigree.io.storage", "filigree.train.checkpoints", "filigree.train.rng", "filigree.nn.sparse.sparse_layer",
+        "filigree.topology.flat_indices", "filigree.dynamics.evolution",
+    ],
     "recipe": ["filigree.recipes.recipe", "filigree.recipes.plain_yaml", "filigree.config", "yaml"],
     "record": ["filigree.train.records"],
     "npz": ["filigree.data.readers", "zipfile", "numpy.lib._format_impl"],

@@ -107,9 +107,9 @@ class Driver:
         wide = self.random.random() < 0.3
         return self.sparse.Pattern(*(part.long() if wide else part.clone() for part in pattern))
 
-    def close(self, mine: Tensor, its: Tensor) -> None:
+    def close(self, mine: Tensor, expected: Tensor) -> None:
         tolerance = 1e-9 if self.dtype == torch.float64 else 2e-3
-        torch.testing.assert_close(mine, its, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
 
     # -- cases -------------------------------------------------------------------------------------------------------
 
@@ -149,10 +149,10 @@ class Driver:
         leaves = iter(inputs)
         v, b, x = next(leaves), None if bias is None else next(leaves), next(leaves)
         mine = self.sparse.linear(pattern, v, b, x, relu)
-        its = self.reference.linear(pattern.indptr, pattern.indices, v, b, x, relu)
-        self.close(mine, its)
+        expected = self.reference.linear(pattern.indptr, pattern.indices, v, b, x, relu)
+        self.close(mine, expected)
         dy, wanted = self.matrix(batch, rows), [t for t in inputs if t.requires_grad]
-        grads = [torch.autograd.grad(y, wanted, dy) for y in (mine, its)]
+        grads = [torch.autograd.grad(y, wanted, dy) for y in (mine, expected)]
         if not relu:  # a sum next to zero may fall on either side of it
             for a, b in zip(*grads, strict=True):
                 self.close(a, b)
@@ -165,11 +165,11 @@ class Driver:
         mask = torch.zeros(rows, dtype=self.dtype).index_fill_(0, chosen, 1)
         leaves = (values, bias, x)
         mine = self.rows.rows_linear(pattern, chosen, values, bias, x)
-        its = self.reference.linear(pattern.indptr, pattern.indices, values, bias, x, False) * mask
-        self.close(mine, its)
+        expected = self.reference.linear(pattern.indptr, pattern.indices, values, bias, x, False) * mask
+        self.close(mine, expected)
         dy = self.matrix(batch, rows)
         wanted = leaves if self.random.random() < 0.7 else leaves[:2]
-        for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(its, wanted, dy), strict=True):
+        for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(expected, wanted, dy), strict=True):
             self.close(a, b)
         few = torch.randn(len(chosen), batch, dtype=self.dtype)
         dx, dvalues = self.rows.rows_backward(pattern, chosen, values.detach(), few, x.detach().t())
@@ -199,13 +199,13 @@ class Driver:
         bias = self.vector(outs).detach().requires_grad_()
         x = x.detach().requires_grad_(self.random.random() < 0.7)
         mine = self.conv.conv2d(values, bias, x, pattern.indptr, pattern.indices, g)
-        its = self.conv._dense(values, bias, x, pattern.indptr, pattern.indices, g.flat())
-        self.close(mine, its)
-        dy = torch.randn_like(its)
+        expected = self.conv._dense(values, bias, x, pattern.indptr, pattern.indices, g.flat())
+        self.close(mine, expected)
+        dy = torch.randn_like(expected)
         if pick(0, 1):
             dy = dy.transpose(2, 3).contiguous().transpose(2, 3)
         wanted = [t for t in (values, bias, x) if t.requires_grad]
-        for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(its, wanted, dy), strict=True):
+        for a, b in zip(torch.autograd.grad(mine, wanted, dy), torch.autograd.grad(expected, wanted, dy), strict=True):
             self.close(a, b)
 
     def run_top(self) -> None:
@@ -215,17 +215,17 @@ class Driver:
             x = torch.where(torch.rand(rows, width) < 0.7, 0, x)
         if self.random.random() < 0.3:
             x = x.round()  # ties
-        its = self.selection.top_mask(x, k).to(x.dtype) * x
+        expected = self.selection.top_mask(x, k).to(x.dtype) * x
         for transposed in (True, False):
             kept = self.selection.top(x, k, transposed)
-            self.close(self.selection.dense(kept), its)
-            self.close(self.selection.times(kept, w := self.matrix(width, cols)), its @ w)
+            self.close(self.selection.dense(kept), expected)
+            self.close(self.selection.times(kept, w := self.matrix(width, cols)), expected @ w)
             if transposed:
-                self.close(self.selection.t_times(kept, other := self.matrix(rows, cols)), its.t() @ other)
-                self.close(self.selection.sums(kept), its.sum(0))
+                self.close(self.selection.t_times(kept, other := self.matrix(rows, cols)), expected.t() @ other)
+                self.close(self.selection.sums(kept), expected.sum(0))
                 few = self.selection.top(self.matrix(rows, width), 1)
                 if isinstance(kept, self.selection.Rows) and isinstance(few, self.selection.Rows):
-                    self.close(self.selection._outer(kept, few), its.t() @ few.dense())
+                    self.close(self.selection._outer(kept, few), expected.t() @ few.dense())
 
     def run_top_backward(self) -> None:
         batch, outs, ins = self.side(0), self.side(2), self.side()
@@ -246,14 +246,14 @@ class Driver:
         rows, cols, batch = self.side(), self.random.choice((self.side(), 2**15 + 5)), self.side(0)
         pattern = self.pattern(min(rows, 9) if cols > 1000 else rows, cols)
         counts = torch.randint(-300, 300, (pattern.nnz,), dtype=torch.int32)
-        made = self.integers.Integers.of(pattern.indptr.int(), pattern.indices.int(), counts, cols)
-        made = self.integers.Integers(*(part.clone() for part in made))
+        integers = self.integers.Integers.of(pattern.indptr.int(), pattern.indices.int(), counts, cols)
+        integers = self.integers.Integers(*(part.clone() for part in integers))
         x, scale = self.matrix(batch, cols), self.vector(pattern.rows)
         bias = self.vector(pattern.rows) if self.random.random() < 0.5 else None
-        mine = self.integers.integer_linear(made, cols, x, scale / 300, bias, False)
-        its = self.integers._reference(x, scale / 300, bias, False, *made)
+        mine = self.integers.integer_linear(integers, cols, x, scale / 300, bias, False)
+        expected = self.integers._reference(x, scale / 300, bias, False, *integers)
         tolerance = 1e-8 if self.dtype == torch.float64 else 2e-2
-        torch.testing.assert_close(mine, its, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
 
     def run_transpose(self) -> None:
         rows, cols = self.side(), self.side()
@@ -267,13 +267,16 @@ class Driver:
         for _ in range(self.random.randint(1, 6)):
             kind = self.random.choice(self.sell._NATIVE)
             if kind in ("diagonal", "bias", "permute"):
-                made = torch.randperm(size) if kind == "permute" else self.vector(size).detach().requires_grad_()
-                tensors.append(made)
+                integers = torch.randperm(size) if kind == "permute" else self.vector(size).detach().requires_grad_()
+                tensors.append(integers)
             steps.append((kind, len(tensors) - 1 if kind in ("diagonal", "bias", "permute") else None))
         x = self.matrix(batch, ins).detach().requires_grad_(self.random.random() < 0.7)
-        mine, its = self.sell.sell(x, steps, size, outs, tensors), self.sell.reference(x, steps, size, outs, tensors)
-        scale = 1 + its.detach().abs().max().item() if its.numel() else 1
-        self.close(mine / scale, its / scale)
+        mine, expected = (
+            self.sell.sell(x, steps, size, outs, tensors),
+            self.sell.reference(x, steps, size, outs, tensors),
+        )
+        scale = 1 + expected.detach().abs().max().item() if expected.numel() else 1
+        self.close(mine / scale, expected / scale)
         wanted = [t for t in (x, *tensors) if t.requires_grad]
         if wanted and mine.requires_grad:
             torch.autograd.grad(mine, wanted, self.matrix(batch, outs), allow_unused=True)
@@ -316,13 +319,13 @@ class Driver:
         pre, weight, h, c, p = (
             leaf(total, 4 * hidden), leaf(4 * hidden, hidden), leaf(first, hidden), leaf(first, hidden), leaf(5, hidden)
         )  # fmt: skip
-        made = self.rnn.lstm_steps(pre, weight, h, c, p, numbers, seed, sizes, back)
-        torch.autograd.grad(sum(part.sum() for part in made), (pre, weight, h, c, p))
+        integers = self.rnn.lstm_steps(pre, weight, h, c, p, numbers, seed, sizes, back)
+        torch.autograd.grad(sum(part.sum() for part in integers), (pre, weight, h, c, p))
         px, weight, h, p, bias = (
             leaf(total, 3 * hidden), leaf(3 * hidden, hidden), leaf(first, hidden), leaf(3, hidden), leaf(3 * hidden)
         )  # fmt: skip
-        made = self.rnn.gru_steps(px, weight, bias, h, p, numbers, seed, sizes, back)
-        torch.autograd.grad(sum(part.sum() for part in made), (px, weight, bias, h, p))
+        integers = self.rnn.gru_steps(px, weight, bias, h, p, numbers, seed, sizes, back)
+        torch.autograd.grad(sum(part.sum() for part in integers), (px, weight, bias, h, p))
         px, ph, h = leaf(first, 3 * hidden), leaf(first, 3 * hidden), leaf(first, hidden)
         torch.autograd.grad(self.rnn.gru_step(px, ph, h, p, numbers, seed).sum(), (px, ph, h, p))
 
@@ -342,21 +345,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--broken", action="store_true", help="make one error on purpose: a sanitizer must report it")
-    asked = parser.parse_args()
-    if asked.kernels:
-        load(asked.kernels)
-    if asked.broken:
-        return break_rules(asked.seed)
-    driver, done, began = Driver(asked.seed), Counts(), time.monotonic()
-    for number in range(asked.rounds):
+    arguments = parser.parse_args()
+    if arguments.kernels:
+        load(arguments.kernels)
+    if arguments.broken:
+        return break_rules(arguments.seed)
+    driver, done, began = Driver(arguments.seed), Counts(), time.monotonic()
+    for number in range(arguments.rounds):
         try:
             done[driver.round()] += 1
         except BaseException:
-            print(f"round {number} of seed {asked.seed} failed on {driver.kernels.isa()}", file=sys.stderr)
+            print(f"round {number} of seed {arguments.seed} failed on {driver.kernels.isa()}", file=sys.stderr)
             raise
     for name, count in sorted(done.items()):
         print(f"{name:28} {count}")
-    print(f"{asked.rounds} rounds, seed {asked.seed}: no error; {time.monotonic() - began:.0f} s")
+    print(f"{arguments.rounds} rounds, seed {arguments.seed}: no error; {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def fuzz(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
     (work / "corpus").mkdir(parents=True)
     done = atheris(name, work, f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={seed}", "-print_final_stats=1",
                    "-max_len=40000", "-timeout=60", "-rss_limit_mb=6000", str(work / "corpus"), str(kept))  # fmt: skip
-    found = re.findall(r"^Done (\d+) runs in (\d+) second", done.stderr, re.M)  # missing after a crash
-    executions, seconds = map(int, found[-1]) if found else (0, 0)
+    matches = re.findall(r"^Done (\d+) runs in (\d+) second", done.stderr, re.M)  # missing after a crash
+    executions, seconds = map(int, matches[-1]) if matches else (0, 0)
     left = [file.name for file in work.iterdir() if file.is_file()]
     slow = [name for name in left if name.startswith("slow-unit")]  # above 10 seconds, below the limit
     crashes = [name for name in left if name not in slow]
@@ -75,13 +75,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=3600, help="time for each target")
     parser.add_argument("--only", action="append", choices=list(targets.TARGETS), help="this target; repeatable")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     targets.write_seeds(CORPUS)
     here = Record.start()
     where = {"commit": here.commit, "dirty": here.dirty, "date": here.started, "cpu": here.machine["cpu"]}
     rows = []
-    for name in asked.only or targets.TARGETS:
-        rows.append(row := fuzz(name, asked.runs, asked.seconds, asked.seed) | where)
+    for name in arguments.only or targets.TARGETS:
+        rows.append(row := fuzz(name, arguments.runs, arguments.seconds, arguments.seed) | where)
         earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
         write_json(RESULTS, [*earlier, row])
         print(

@@ -53,9 +53,9 @@ def documented(*kinds: type[Exception]) -> Iterator[None]:
 def model(data: bytes) -> None:
     path = as_file(data, "model.safetensors", model_state)
     with documented(ValueError):
-        made = fg.load(path)
+        network = fg.load(path)
         with suppress(ValueError, RuntimeError, TypeError, IndexError):  # what kernels read has been checked
-            made(torch.zeros(3, 6)).sum().backward()
+            network(torch.zeros(3, 6)).sum().backward()
 
 
 def checkpoint(data: bytes) -> None:
@@ -78,12 +78,12 @@ def recipe(data: bytes) -> None:
     path = ROOM / "recipe.yaml"
     path.write_bytes(data)
     with documented(recipes.RecipeError):
-        made = recipes.load(path)
-        for method in made.methods:
-            folder = (ROOM / "out" / made.name / f"{method}-0").resolve()
+        network = recipes.load(path)
+        for method in network.methods:
+            folder = (ROOM / "out" / network.name / f"{method}-0").resolve()
             assert folder.parent.parent == (ROOM / "out").resolve(), folder  # what `run` removes and writes
-            made.plain(method)
-            for key, candidates in made.search.items():
+            network.plain(method)
+            for key, candidates in network.search.items():
                 for candidate in candidates:
                     tried = folder.parent / "search" / f"{method}-0-{recipes.recipe.searched_folder(key, candidate)}"
                     assert tried.resolve().parent == folder.parent / "search", tried
@@ -196,11 +196,11 @@ def _places(state: Any) -> Iterator[tuple[Any, Any]]:
 def model_state() -> dict[str, Any]:
     """What `fg.save` writes of a small network with a sparse, a structured and a quantised layer."""
     torch.manual_seed(0)
-    made = fg.models.mlp([6, 8, 8, 8, 3], dropout=0.5)
-    fg.convert_(made, fg.Sparse(fg.ErdosRenyi(epsilon=2)), where=["fc1", "fc4"])
-    fg.convert_(made, fg.Fastfood(), where=["fc2"])
-    fg.compress_(made, fg.MonteCarlo(samples=0.5), where=["fc3"])
-    return fg.io.saving.description(made)
+    network = fg.models.mlp([6, 8, 8, 8, 3], dropout=0.5)
+    fg.convert_(network, fg.Sparse(fg.ErdosRenyi(epsilon=2)), where=["fc1", "fc4"])
+    fg.convert_(network, fg.Fastfood(), where=["fc2"])
+    fg.compress_(network, fg.MonteCarlo(samples=0.5), where=["fc3"])
+    return fg.io.saving.description(network)
 
 
 class Run(Checkpoint):
@@ -210,15 +210,15 @@ class Run(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         torch.default_generator.manual_seed(0)  # torch.manual_seed takes a tenth of an execution
-        made = fg.models.mlp([6, 8, 3])
-        fg.convert_(made, fg.Sparse(fg.ErdosRenyi(epsilon=2)))
-        optimizer = torch.optim.SGD(made.parameters(), 0.1, momentum=0.9, fused=True)
-        made(torch.ones(3, 6)).sum().backward()
+        network = fg.models.mlp([6, 8, 3])
+        fg.convert_(network, fg.Sparse(fg.ErdosRenyi(epsilon=2)))
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, fused=True)
+        network(torch.ones(3, 6)).sum().backward()
         optimizer.step()
-        parts = {"each_epoch": [Evolution(made, optimizer, 0.3)], "each_step": [], "hooks": []}
-        state = FitState(made, optimizer, 3, History([{"epoch": 0, "train_loss": 1.0, "elapsed": 0.1}]))
+        parts = {"each_epoch": [Evolution(network, optimizer, 0.3)], "each_step": [], "hooks": []}
+        state = FitState(network, optimizer, 3, History([{"epoch": 0, "train_loss": 1.0, "elapsed": 0.1}]))
         generators = [torch.Generator()]
-        super().__init__(folder, Engine(made, optimizer), state, parts, EarlyStopping(), generators, seed=0)
+        super().__init__(folder, Engine(network, optimizer), state, parts, EarlyStopping(), generators, seed=0)
 
     def _take(self, saved: dict[str, Any]) -> None:
         self.touched = True

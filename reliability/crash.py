@@ -122,12 +122,12 @@ def jobs(scratch: Path) -> list[Job]:
 
 def networks() -> list[Any]:
     """Two networks of another size each, converted, with weights that are the same every time."""
-    made = []
+    trained = []
     for seed, width in enumerate((700, 900)):
         model = fg.models.mlp([64, width, 10])
         fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2), seed=seed))
-        made.append(model)
-    return made
+        trained.append(model)
+    return trained
 
 
 def save_for_ever(folder: Path) -> None:
@@ -196,8 +196,8 @@ def crash(kills: int, seed: int, minutes: float, scratch: Path, say: Callable[[s
 
 
 def _wrong_end(job: Job, child: Child) -> list[str]:
-    said = " ".join(child.text().split())[-300:]
-    return [f"{job.name}: ended with {child.code}: {said}"] if child.code else []
+    last_words = " ".join(child.text().split())[-300:]
+    return [f"{job.name}: ended with {child.code}: {last_words}"] if child.code else []
 
 
 def _wrong_files(job: Job, reference: Path, folder: Path) -> list[str]:
@@ -212,11 +212,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--minutes", type=float, default=15, help="the time after which it gives up (default 15)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "crash.json", help="the record")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="crash-") as scratch:
-        figures = crash(asked.kills, asked.seed, asked.minutes, Path(scratch), Line())
-    keep(asked.out, figures)
-    return int(bool(figures["failures"]) or figures["kills"] < asked.kills)
+        figures = crash(options.kills, options.seed, options.minutes, Path(scratch), Line())
+    keep(options.out, figures)
+    return int(bool(figures["failures"]) or figures["kills"] < options.kills)
 
 
 if __name__ == "__main__":

@@ -150,17 +150,17 @@ def main() -> int:
     for name, kind in (("--worker", Path), ("--die", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.worker:
-        train(asked.worker, asked.grow, asked.resume, asked.die)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        train(arguments.worker, arguments.grow, arguments.resume, arguments.die)
         return 0
     runs, began = dict[str, Any](), time.monotonic()
-    for grow in (asked.grow,) if asked.grow else ("random", "gradient"):
+    for grow in (arguments.grow,) if arguments.grow else ("random", "gradient"):
         with tempfile.TemporaryDirectory(prefix="distributed-") as scratch:
             print(f"growth: {grow}", file=sys.stderr, flush=True)
             runs[grow] = compare(Path(scratch), grow)
     wrong = [f"{grow}: {what}" for grow, figures in runs.items() for what in failures(figures)]
-    keep(asked.out, {"runs": runs, "failures": wrong, "seconds": round(time.monotonic() - began, 1)})
+    keep(arguments.out, {"runs": runs, "failures": wrong, "seconds": round(time.monotonic() - began, 1)})
     return int(bool(wrong))
 
 

@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, scratch: Path, reference: Path) -> None:
         self.folder, self.reference = scratch / "runs", reference
-        self.said, self.disk = scratch / "said.txt", scratch / "disk"
+        self.message, self.disk = scratch / "said.txt", scratch / "disk"
         self.checkpoint = self.folder / "SET-0" / "checkpoint.safetensors"
 
     def train(self, before: Callable[[], None] = lambda: None, board: Board | None = None) -> Child:
@@ -63,7 +63,7 @@ class Bench:
             before()
             filigree("train", HERE / "crash.yaml", *SETTINGS, "--out", self.folder, "--resume")()
 
-        return fork(run, self.said)
+        return fork(run, self.message)
 
     def until_epoch(self, child: Child, epoch: int) -> None:
         """Wait for the checkpoint of this epoch."""
@@ -76,10 +76,13 @@ class Bench:
 
     def must_say(self, child: Child, code: int, *words: str) -> str:
         """The command's last line; `Wrong` unless it is its error, with these words, and the exit code is this."""
-        got, lines = child.wait(), [line for line in child.text().splitlines() if line.strip()]
+        ended, lines = child.wait(), [line for line in child.text().splitlines() if line.strip()]
         last = lines[-1] if lines else ""
-        said = last.startswith("filigree: ") and all(word in last for word in words)
-        expect(got == code and said, f"expected exit code {code} and a line with {words}. Got {got}: {last[-300:]!r}")
+        message = last.startswith("filigree: ") and all(word in last for word in words)
+        expect(
+            ended == code and message,
+            f"expected exit code {code} and a line with {words}. Got {ended}: {last[-300:]!r}",
+        )
         expect("Traceback" not in child.text(), "a traceback was shown")
         return last.replace(str(self.folder.parent), "...")
 
@@ -106,7 +109,7 @@ def disk(bench: Bench) -> dict[str, Any]:
         child = bench.train()
         bench.until_epoch(child, 2)
         fill(bench.disk / "filler")
-        said = bench.must_say(child, 1, "No space left on device", "--resume")
+        message = bench.must_say(child, 1, "No space left on device", "--resume")
         small, source = bench.disk / "small.safetensors", bench.reference / "SET-0" / "model.safetensors"
         (bench.disk / "filler").unlink()
         figures = bench.must_go_on()
@@ -116,7 +119,7 @@ def disk(bench: Bench) -> dict[str, Any]:
         also = bench.must_say(compressed(bench, source, small), 1, "No space left on device")
         expect(small.read_bytes() == before, "the older file is no longer there as it was")
         expect(not whole.leftovers(bench.disk), "a half-written file is left over")
-    return {"exit": 1, "said": said, "compress_said": also} | figures
+    return {"exit": 1, "message": message, "compress_said": also} | figures
 
 
 def readonly(bench: Bench) -> dict[str, Any]:
@@ -128,13 +131,13 @@ def readonly(bench: Bench) -> dict[str, Any]:
         bench.until_epoch(child, 2)
         while mount("-o", "remount,ro", bench.disk):  # busy while a file is open for writing
             expect(not child.poll(), "the run ended before its disk was made read-only")
-        said = bench.must_say(child, 1, "Read-only file system", "--resume")
+        message = bench.must_say(child, 1, "Read-only file system", "--resume")
         bench.must_say(bench.train(), 1, "Read-only file system")
         source = bench.reference / "SET-0" / "model.safetensors"
         also = bench.must_say(compressed(bench, source, bench.disk / "small.safetensors"), 1, "Read-only file system")
         mount("-o", "remount,rw", bench.disk)
         figures = bench.must_go_on()
-    return {"exit": 1, "said": said, "compress_said": also} | figures
+    return {"exit": 1, "message": message, "compress_said": also} | figures
 
 
 def sigint(bench: Bench) -> dict[str, Any]:
@@ -155,10 +158,10 @@ def _asked(bench: Bench, number: signal.Signals, word: str) -> dict[str, Any]:
         time.sleep(2e-5)
     time.sleep(0.02)
     child.send(number)
-    said = bench.must_say(child, 128 + number, word, "--resume")
+    message = bench.must_say(child, 128 + number, word, "--resume")
     figures = bench.must_go_on()
     expect(figures["steps_kept_besides"] > 0, "the run was not saved within the epoch")
-    return {"exit": 128 + number, "said": said} | figures
+    return {"exit": 128 + number, "message": message} | figures
 
 
 def memory(bench: Bench) -> dict[str, Any]:
@@ -175,8 +178,8 @@ def memory(bench: Bench) -> dict[str, Any]:
 
         Evolution.step = starved  # type: ignore[method-assign]
 
-    said = bench.must_say(bench.train(starve), 1, "out of memory", "tried to allocate", "--resume")
-    return {"exit": 1, "said": said} | bench.must_go_on()
+    message = bench.must_say(bench.train(starve), 1, "out of memory", "tried to allocate", "--resume")
+    return {"exit": 1, "message": message} | bench.must_go_on()
 
 
 def worker(bench: Bench) -> dict[str, Any]:
@@ -193,13 +196,13 @@ def worker(bench: Bench) -> dict[str, Any]:
 
         return run
 
-    said = bench.must_say(fork(search("64", "200000000"), bench.said), 1, "out of memory")
-    return {"exit": 1, "said": said, "whole_files": whole.check(bench.folder)}
+    message = bench.must_say(fork(search("64", "200000000"), bench.message), 1, "out of memory")
+    return {"exit": 1, "message": message, "whole_files": whole.check(bench.folder)}
 
 
 def compressed(bench: Bench, source: Path, target: Path) -> Child:
     settings = ["MagnitudePruning", "--set", "keep=0.5", "--data", "digits"]
-    return fork(filigree("compress", source, *settings, "-o", target), bench.said)
+    return fork(filigree("compress", source, *settings, "-o", target), bench.message)
 
 
 def limit(spare: int) -> None:
@@ -234,7 +237,7 @@ def fill(file: Path) -> None:
                 pass
 
 
-SCENARIOS = {made.__name__: made for made in (disk, readonly, sigint, sigterm, memory, worker)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (disk, readonly, sigint, sigterm, memory, worker)}
 NEED_MOUNTS = (disk, readonly)
 
 
@@ -249,14 +252,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", help=f"which of {', '.join(SCENARIOS)}; by default all")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "faults.json", help="the record")
-    asked = parser.parse_args()
-    if unknown := set(asked.scenarios) - set(SCENARIOS):
+    options = parser.parse_args()
+    if unknown := set(options.scenarios) - set(SCENARIOS):
         parser.error(f"there is no scenario {', '.join(unknown)}")
     line, began, found = Line(), time.monotonic(), dict[str, Any]()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         reference = Bench(Path(folder), Path())
-        expect(reference.train().wait() == 0, f"the undisturbed run failed: {reference.said.read_text()[-500:]}")
-        for name in asked.scenarios or SCENARIOS:
+        expect(reference.train().wait() == 0, f"the undisturbed run failed: {reference.message.read_text()[-500:]}")
+        for name in options.scenarios or SCENARIOS:
             line(f"{time.monotonic() - began:.0f} s: {name}")
             (scratch := Path(folder) / name).mkdir()
             try:
@@ -264,7 +267,7 @@ def main() -> int:
                 found[name] = SCENARIOS[name](Bench(scratch, reference.folder)) if tried else "not tried: no mounts"
             except (Wrong, TimeoutError, ValueError, OSError) as error:
                 found[name] = f"failed: {error}"
-    keep(asked.out, {"scenarios": found, "seconds": round(time.monotonic() - began, 1)})
+    keep(options.out, {"scenarios": found, "seconds": round(time.monotonic() - began, 1)})
     return int(any(str(figures).startswith("failed") for figures in found.values()))
 
 

@@ -26,7 +26,7 @@ class Child:
     """A forked process; `said` holds what it wrote on standard output and error."""
 
     pid: int
-    said: Path
+    output: Path
     code: int | None = None  # its exit status, or minus the signal that ended it
 
     def poll(self) -> bool:
@@ -52,20 +52,20 @@ class Child:
             os.kill(self.pid, number)
 
     def text(self) -> str:
-        return self.said.read_text(errors="replace")
+        return self.output.read_text(errors="replace")
 
 
-def fork(action: Callable[[], Any], said: Path) -> Child:
+def fork(action: Callable[[], Any], output: Path) -> Child:
     """Run `action` in a child. Its status is that of `sys.exit`, 0 at the end, 99 after another exception."""
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("fork: this process has several threads; call alone() first.")
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()
     if pid:
-        return Child(pid, said)
+        return Child(pid, output)
     code = 99
     try:
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         for number in (1, 2):
             os.dup2(out, number)
         action()

@@ -104,16 +104,16 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=500, help="of each run (default 500)")
     parser.add_argument("--grow", choices=("random", "gradient"), help="only this growth; by default both in turn")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "soak.json", help="the record")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ["FILIGREE_DEBUG"] = "1"
     torch.set_num_threads(1)
     gc.freeze()  # of what is there by now nothing will go: `gc.collect` need not look at it
     runs, line = dict[str, Any](), Line()
-    for grow in (asked.grow,) if asked.grow else ("random", "gradient"):
+    for grow in (options.grow,) if options.grow else ("random", "gradient"):
         with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-            runs[grow] = soak(asked.epochs, grow, Path(folder), line)
+            runs[grow] = soak(options.epochs, grow, Path(folder), line)
     wrong = [f"{grow}: {what}" for grow, figures in runs.items() for what in failures(figures)]
-    keep(asked.out, {"runs": runs, "failures": wrong})
+    keep(options.out, {"runs": runs, "failures": wrong})
     return int(bool(wrong))
 
 

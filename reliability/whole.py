@@ -64,8 +64,8 @@ def differences(one: Path, other: Path) -> list[str]:
     for folder in (one, other):
         left = leftovers(folder)
         names |= {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file not in left}
-    found = ((name, _difference(one / name, other / name)) for name in sorted(names))
-    return [f"{name} ({what})" for name, what in found if what]
+    differences = ((name, _difference(one / name, other / name)) for name in sorted(names))
+    return [f"{name} ({what})" for name, what in differences if what]
 
 
 def _difference(one: Path, other: Path) -> str:
