@@ -19,7 +19,8 @@ def test_small_batch(name, sizes, suite, benchmark):
     step = training_step(model, x, y)
     sparse_time, dense_time = time_interleaved([step, training_step(dense, x, y)], seconds=2)
     suite.add(
-        network=name, batch=2, ms=sparse_time.median, dense_ms=dense_time.median, times_dense=dense_time.median / sparse_time.median,
+        network=name, batch=2, ms=sparse_time.median, dense_ms=dense_time.median,
+        times_dense=dense_time.median / sparse_time.median,
         goal=6 if name == "LUNG" else None,
     )  # fmt: skip
     benchmark.pedantic(step, rounds=50, warmup_rounds=5)

@@ -50,7 +50,7 @@ class Driver:
             sell,
             sparse,
         )
-        from filigree.topology import sampling
+        from filigree.topology import flat_indices
 
         self.kernels = _load.kernels
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
@@ -97,13 +97,13 @@ class Driver:
     def pattern(self, rows: int, cols: int) -> object:
         """A random pattern; now and then with empty rows, empty columns, or nothing at all."""
         density = self.random.choice((0.0, 0.01, 0.1, 0.5, 1.0, self.random.random()))
-        places = self.sampling.distinct(rows * cols, round(density * rows * cols), torch.Generator().manual_seed(
+        places = self.flat_indices.distinct(rows * cols, round(density * rows * cols), torch.Generator().manual_seed(
             self.random.randrange(2**31)))  # fmt: skip
         if self.random.random() < 0.3 and rows and cols:
             places = places[(places // cols) % 2 == self.random.randrange(2)]
         if self.random.random() < 0.3 and cols:
             places = places[(places % cols) % 3 != 0]
-        pattern = self.sampling.pattern_from_flat_indices(places, rows, cols)
+        pattern = self.flat_indices.pattern_from_flat_indices(places, rows, cols)
         wide = self.random.random() < 0.3
         return self.sparse.Pattern(*(part.long() if wide else part.clone() for part in pattern))
 
