@@ -54,8 +54,8 @@ class Driver:
 
         self.kernels = _load.kernels
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
-        self.reference, self.rows, self.selection, self.sell, self.sparse, self.sampling = (
-            reference, rows, selection, sell, sparse, sampling
+        self.reference, self.rows, self.selection, self.sell, self.sparse, self.flat_indices = (
+            reference, rows, selection, sell, sparse, flat_indices
         )  # fmt: skip
         self.random = random.Random(seed)
         self.cases = [getattr(self, name) for name in dir(self) if name.startswith("run_")]
