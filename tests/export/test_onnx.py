@@ -9,10 +9,10 @@ from torch import nn
 
 import filigree as fg
 from filigree.export import export, export_onnx
-from filigree.export.onnx import sparse as onnx_sparse
+from filigree.nn.sparse import sparse_onnx as onnx_sparse
 from filigree.export.onnx.program import Session, translate
-from filigree.export.onnx.sparse import FORMS
-from filigree.export.onnx.transforms import Cosine, Fourier, Hadamard, InverseCosine
+from filigree.nn.sparse.sparse_onnx import FORMS
+from filigree.nn.structured.onnx_transforms import Cosine, Fourier, Hadamard, InverseCosine
 from filigree.measure.timing import Timing
 from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d

@@ -47,7 +47,7 @@ class Capabilities:
         return self
 
     def c_form(self, name: str) -> list[Any]:
-        """The layer in eval mode as steps of a C program (`filigree.export.c.ops`). Default: its dense equivalent's.
+        """The layer in eval mode as steps of a C program (`filigree.ops.c_steps`). Default: its dense equivalent's.
 
         `ValueError` names a layer that cannot be written as C.
         """

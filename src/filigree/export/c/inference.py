@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from filigree.convert import inference_context
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import folded, is_known, lower
-from filigree.export.c.ops import KERNELS, Affine, Op, Pool, Shape, Stage
+from filigree.ops.c_steps import KERNELS, Affine, Op, Pool, Shape, Stage
 from filigree.export.c.source import Layer, Program, Trial, free_name, header_file, identifier, in_order, source_file
 
 _MAIN = """

@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from filigree import nn as layers
-from filigree.export.c.ops import (
+from filigree.ops.c_steps import (
     Affine,
     Elementwise,
     NoisyExpectation,

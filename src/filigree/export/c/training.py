@@ -21,7 +21,7 @@ from filigree import nn as layers
 from filigree.config import Config, config
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import lower
-from filigree.export.c.ops import refuse
+from filigree.ops.c_steps import refuse
 from filigree.export.c.source import Layer, Program, Trial, free_name, identifier, literal, smallest_unsigned
 from filigree.export.c.training_text import Trained, delta_sizes, header_text, source_text, velocities
 

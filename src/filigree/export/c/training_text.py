@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from filigree.export.c.ops import Elementwise
+from filigree.ops.c_steps import Elementwise
 from filigree.export.c.source import braced, c_type, header_file, in_order, literal, piece, source_file
 
 TEMPLATE = "training.c.in"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import replace_module
-from filigree.export.onnx.equivalents import exportable
+from filigree.nn.integer.integer_onnx import exportable
 from filigree.export.onnx.program import OPSET, Session, needed, translate
-from filigree.export.onnx.sparse import Choice, chosen_forms, sparse_layers
+from filigree.nn.sparse.sparse_onnx import Choice, chosen_forms, sparse_layers
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.protocols import CarriesState

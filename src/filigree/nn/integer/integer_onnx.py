@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.export.onnx.recurrent import PlainGates, UnrolledRNN
-from filigree.export.onnx.structured import (
+from filigree.nn.unrolled_rnn import PlainGates, UnrolledRNN
+from filigree.nn.structured.structured_onnx import (
     PlainAFDF,
     PlainFastfood,
     PlainSell,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.export.onnx.transforms import Cosine, Fourier, Hadamard, InverseCosine, as_complex
+from filigree.nn.structured.onnx_transforms import Cosine, Fourier, Hadamard, InverseCosine, as_complex
 from filigree.nn.structured.fastfood import FastfoodLinear
 from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
 from filigree.nn.structured.sell import Sell, next_power_of_two
@@ -17,7 +17,7 @@ TRANSFORMS: dict[str, Any] = {"hadamard": Hadamard, "dct": Cosine, "idct": Inver
 
 
 class PlainSell(nn.Module):
-    """The program of a `Sell`, its transforms those of `filigree.export.onnx.transforms`."""
+    """The program of a `Sell`, its transforms those of `filigree.nn.structured.onnx_transforms`."""
 
     def __init__(self, layer: Sell) -> None:
         super().__init__()
