@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from filigree.config import one_line
+from filigree.export.answers import answers
 
 Link = tuple[str, nn.Module]
 
@@ -89,8 +90,9 @@ class _Tracer(fx.Tracer):
         self.known = known
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith("filigree.nn.") and not list(m.children())
-        return self.known(m) or ours or super().is_leaf_module(m, module_qualified_name)
+        ours = type(m).__module__.startswith("filigree.nn.") or answers(m, "c_form", "dense")
+        refused_by_name = ours and not list(m.children())
+        return self.known(m) or refused_by_name or super().is_leaf_module(m, module_qualified_name)
 
 
 def _asks_for_size(node: fx.Node, shapes: set[fx.Node]) -> bool:
@@ -115,11 +117,11 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
         raise ValueError(
             f"export: {_owner(node)} makes another shape than (batch, numbers): it cannot be written as C."
         )
-    made = _FUNCTIONS.get(node.target)
-    if made is None:
+    module_of = _FUNCTIONS.get(node.target)
+    if module_of is None:
         raise ValueError(f"export: {_owner(node)} cannot be written as C.")
     try:
-        return name, made(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
+        return name, module_of(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
     except TypeError as error:
         raise ValueError(f"export: {_owner(node)} cannot be written as C: {error}.") from None
 

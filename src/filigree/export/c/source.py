@@ -24,7 +24,7 @@ _HEADERS = [
 
 
 @dataclass(frozen=True)
-class Constant:
+class CConstant:
     """A `static const` definition, and the bytes that it takes in flash."""
 
     text: str
@@ -32,7 +32,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Layer:
+class CLayer:
     """A line of the report: a module's name, what its step does, the form of its weights, and their bytes."""
 
     name: str
@@ -51,7 +51,7 @@ class Program:
 
     source: str
     header: str
-    layers: list[Layer]
+    layers: list[CLayer]
     constant_bytes: int
     ram_bytes: int
     shape: tuple[int, ...]
@@ -68,10 +68,10 @@ class Trial:
     what: str
 
 
-def constant(name: str, numbers: np.ndarray) -> Constant:
+def constant(name: str, numbers: np.ndarray) -> CConstant:
     """The numbers as a constant array; an empty one holds a zero, as C has no arrays of nothing."""
     numbers = numbers.reshape(-1) if numbers.size else np.zeros(1, numbers.dtype)
-    return Constant(f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};", numbers.nbytes)
+    return CConstant(f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};", numbers.nbytes)
 
 
 def c_type(numbers: np.ndarray) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from filigree.ops.c_steps import Elementwise
 from filigree.export.c.source import braced, c_type, header_file, in_order, literal, piece, source_file
+from filigree.export.c.stages import elementwise_text
+from filigree.ops.c_steps import Elementwise
 
 TEMPLATE = "training.c.in"
 SLOPES = {  # of each activation, by its output v
@@ -179,7 +180,7 @@ def _activations(layers: Sequence[Trained]) -> list[str]:
     texts = []
     for activation in {x.activation.function: x.activation for x in layers if x.activation}.values():
         parameters = "".join(f", float {name}" for name, _ in activation.numbers)
-        texts.append(string.Template(activation.stage((1,), "").text).substitute(function=activation.function))
+        texts.append(string.Template(elementwise_text(activation)).substitute(function=activation.function))
         words = {"function": f"{activation.function}_slope", "parameters": parameters}
         texts.append(piece(TEMPLATE, "slope", value=SLOPES[activation.function], **words))
     return texts

@@ -1,29 +1,24 @@
-"""The forms in which a sparse layer can stand in an ONNX file; the one that runs fastest is found by measurement."""
+"""The forms in which a sparse layer can stand in an ONNX file, in plain torch; export measures which runs fastest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.export.onnx.program import Session, part, translate
-from filigree.measure.timing import time_interleaved
-from filigree.nn.sparse.masked import MaskedLayer
-from filigree.nn.sparse.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse.sparse_layer import SparseLayer
-from filigree.nn.sparse.sparse_linear import SparseLinear
-
-Choice = Literal["measure", "dense", "gather"]
+if TYPE_CHECKING:
+    from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+    from filigree.nn.sparse.sparse_layer import SparseLayer
+    from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 class _Weight(nn.Module):
-    """A weight `(out_features, in_features)`, in the file as its connections and their places, 8 bytes each.
+    """A weight `(out_features, in_features)`, in the file as its connections and their flat indices, 8 bytes each.
 
-    They are put into zeros, which ONNX Runtime does once, when it loads the file. Where more than half of all places
-    are connected the weight itself is smaller.
+    They are put into zeros, which ONNX Runtime does once, when it loads the file. Where more than half of all weights
+    are connections the weight itself is smaller.
     """
 
     def __init__(self, layer: SparseLayer) -> None:
@@ -36,17 +31,17 @@ class _Weight(nn.Module):
         if not self.scattered:
             values = values.new_zeros(size).scatter(0, flat_indices.long(), values).view(self.sides)
         self.register_buffer("values", values)
-        self.register_buffer("places", flat_indices if self.scattered else None)
+        self.register_buffer("flat_indices", flat_indices if self.scattered else None)
 
     def forward(self) -> Tensor:
         values = self.get_buffer("values")
         if not self.scattered:
             return values
         zeros = values.new_zeros(self.sides[0] * self.sides[1])
-        return zeros.scatter(0, self.get_buffer("places").long(), values).view(self.sides)
+        return zeros.scatter(0, self.get_buffer("flat_indices").long(), values).view(self.sides)
 
 
-class _DenseLinear(nn.Module):
+class DenseLinear(nn.Module):
     """The product with the whole weight."""
 
     def __init__(self, layer: SparseLinear) -> None:
@@ -58,7 +53,7 @@ class _DenseLinear(nn.Module):
         return y.relu() if self.relu else y
 
 
-class _GatherLinear(nn.Module):
+class GatherLinear(nn.Module):
     """For each unit its inputs, times their weights, summed: `y_o = sum_k w_ok x_c(o, k)`.
 
     Units with fewer connections than the largest fan-in have zeros behind theirs.
@@ -81,7 +76,7 @@ class _GatherLinear(nn.Module):
         return (inputs * self.get_buffer("values")).sum(-1)
 
 
-class _GatherLinearByFeature(_GatherLinear):
+class GatherLinearByFeature(GatherLinear):
     """The same with a feature of the whole batch as one row, which pays for larger batches."""
 
     def sums(self, x: Tensor) -> Tensor:
@@ -91,7 +86,7 @@ class _GatherLinearByFeature(_GatherLinear):
         return y.squeeze(1).t().reshape(*x.shape[:-1], values.shape[0])
 
 
-class _DenseConv2d(nn.Module):
+class DenseConv2d(nn.Module):
     """The convolution with the whole weight."""
 
     def __init__(self, layer: SparseConv2d) -> None:
@@ -104,8 +99,8 @@ class _DenseConv2d(nn.Module):
         return like._conv_forward(x, self.weight().view(like.weight.shape), self.bias)
 
 
-class _GatherConv2d(nn.Module):
-    """`_GatherLinear` at each position, on the patches that it reads."""
+class GatherConv2d(nn.Module):
+    """`GatherLinear` at each position, on the patches that it reads."""
 
     def __init__(self, layer: SparseConv2d) -> None:
         super().__init__()
@@ -145,77 +140,3 @@ def _table(layer: SparseLayer, group: int) -> tuple[Tensor, Tensor]:
     columns = torch.zeros(layer.out_features, fan_in, dtype=torch.int32).index_put((row, slot), column)
     values = layer.values.detach()
     return columns.flatten(), values.new_zeros(layer.out_features, fan_in).index_put((row, slot), values)
-
-
-FORMS: dict[type[SparseLayer], dict[str, Callable[[Any], nn.Module]]] = {
-    SparseLinear: {"dense": _DenseLinear, "gather": _GatherLinear, "gather by feature": _GatherLinearByFeature},
-    SparseConv2d: {"dense": _DenseConv2d, "gather": _GatherConv2d},
-}
-
-
-def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
-    """The sparse layers of a model by name; masked ones as the sparse ones that they are equal to."""
-    found: dict[str, SparseLayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, MaskedLayer):
-            found[name] = module.sparse()
-        elif isinstance(module, SparseLayer):
-            found[name] = module
-    return found
-
-
-def chosen_forms(
-    layers: dict[str, SparseLayer], inputs: dict[str, Tensor], choice: Choice, seconds: float
-) -> dict[str, tuple[nn.Module, str, str]]:
-    """For each sparse layer its module in the file, what form that is, and a note of the times.
-
-    Args:
-        inputs: what each layer reads. choice: "dense"; "gather", the faster of its kinds; or "measure", the fastest of
-            all. seconds: how long each form is timed in ONNX Runtime.
-    """
-    forms: dict[str, dict[str, nn.Module]] = {}
-    for name, layer in layers.items():
-        kinds = next(table for kind, table in FORMS.items() if isinstance(layer, kind))
-        wanted = [form for form in kinds if choice == "measure" or form.startswith(choice)]
-        forms[name] = {form: kinds[form](layer) for form in wanted}
-    times = _times({name: made for name, made in forms.items() if len(made) > 1}, inputs, seconds)
-    found = {}
-    for name, made in forms.items():
-        best = min(made, key=lambda form: times.get((name, form), 0.0))
-        note = ", ".join(f"{form} {times[name, form]:.3g} ms" for form in made if (name, form) in times)
-        found[name] = made[best], best, note
-    return found
-
-
-class _SideBySide(nn.Module):
-    """Every form of every layer on the layer's own input."""
-
-    def __init__(self, forms: dict[str, dict[str, nn.Module]]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.ModuleList(made.values()) for made in forms.values())
-
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
-        return [form(x) for forms, x in zip(self.layers, inputs, strict=True) for form in forms]  # type: ignore[attr-defined]
-
-
-def _times(
-    forms: dict[str, dict[str, nn.Module]], inputs: dict[str, Tensor], seconds: float
-) -> dict[tuple[str, str], float]:
-    """Milliseconds of each form in ONNX Runtime: all are translated in one go, and each then runs by itself."""
-    if not forms:
-        return {}
-    given = tuple(inputs[name] for name in forms)
-    names = [f"input{i}" for i in range(len(given))]
-    keys = [(name, form) for name, made in forms.items() for form in made]
-    model = translate(_SideBySide(forms), given, False, names, [f"output{i}" for i in range(len(keys))])
-    times: dict[tuple[str, str], float] = {}
-    number = 0
-    for name, made, x, source in zip(forms, forms.values(), given, names, strict=False):
-        works = []
-        for _ in made:
-            session = Session(part(model, [source], [f"output{number}"]))
-            works.append(lambda session=session, x=x: session.run([x]))
-            number += 1
-        for form, timing in zip(made, time_interleaved(works, seconds), strict=True):
-            times[name, form] = timing.median
-    return times

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.structured.sell import next_power_of_two
+from filigree.ops.sell import next_power_of_two
 
 _SIDE = 16  # of the small matrices: fastest of 2 to 64 in ONNX Runtime on 256 to 4096 numbers
 
