@@ -40,8 +40,8 @@ def check(model, example, path, *fresh, **options):
         inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         with torch.no_grad():
             expected = reference(*inputs)
-        (got,) = session.run(inputs)
-        close(got, expected, 1e-4)
+        (output,) = session.run(inputs)
+        close(output, expected, 1e-4)
     assert report.bytes == path.stat().st_size
     return report
 
@@ -124,9 +124,9 @@ def test_structured_layers_stay_structured(tmp_path):
     report = check(model, torch.randn(3, 512), tmp_path / "m.onnx", torch.randn(2, 512))
     assert report.bytes < 6 * 4 * 512 * 512 / 20  # of their dense matrices
     assert forms(report)["0"] == "bias, dct, diagonal, idct"
-    made = onnx.load(tmp_path / "m.onnx")
-    assert {"DFT"} <= {node.op_type for node in made.graph.node}
-    assert max(max(tensor.dims, default=1) for tensor in made.graph.initializer) < 512 * 512 / 20
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert {"DFT"} <= {node.op_type for node in graph.node}
+    assert max(max(tensor.dims, default=1) for tensor in graph.initializer) < 512 * 512 / 20
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 15, 32, 60, 512])
@@ -296,8 +296,8 @@ def test_a_language_model_forgets_between_calls(tmp_path):
     report = export_onnx(model, tmp_path / "m.onnx", tokens, **FAST)
     torch.testing.assert_close(model._state[0], carried)
     model.reset()
-    (got,) = Session(onnx.load(tmp_path / "m.onnx")).run([tokens])
-    close(got, model(tokens).detach(), 1e-5)
+    (output,) = Session(onnx.load(tmp_path / "m.onnx")).run([tokens])
+    close(output, model(tokens).detach(), 1e-5)
     assert report.batch == 4
 
 

@@ -58,7 +58,7 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class NoisyExpectation:
-    """The expectation of a noisy hard activation (Moczulski 2019, eq. 4.17); p is a number, or one a unit along `dim`."""
+    """The expectation of a noisy hard activation (Moczulski 2019, eq. 4.17); p has one number, or one a unit."""
 
     name: str
     tanh: bool

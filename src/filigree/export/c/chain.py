@@ -36,7 +36,7 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
 
     Args:
         known: which modules are links of the chain as they are; others are looked into, by torch.fx.
-        what: is said of a module that has nothing to be looked into.
+        what: the end of the error about a module that has nothing to be looked into.
 
     Raises:
         ValueError: a forward that cannot be traced, or that is no chain: the module is named.

@@ -28,11 +28,11 @@ def compiler() -> list[str] | None:
             program, *options = shlex.split(named)
         except ValueError:  # a quote without its end, or nothing
             program, options = named, []
-        if (found := shutil.which(program)) is None:
+        if (path := shutil.which(program)) is None:
             raise RuntimeError(f"export: the environment's CC must name a C compiler. Got {named!r}.")
-        return [found, *options]
-    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    return None if found is None else [found]
+        return [path, *options]
+    path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return None if path is None else [path]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,6 @@ def _call(command: Sequence[str], folder: str, data: bytes = b"") -> bytes:
             "compiler for this machine."
         ) from None
     if done.returncode:
-        said = one_line(done.stderr.decode(errors="replace"), 300)
-        raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {said}")
+        reason = one_line(done.stderr.decode(errors="replace"), 300)
+        raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {reason}")
     return done.stdout

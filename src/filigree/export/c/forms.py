@@ -34,10 +34,10 @@ def smallest(matrix: Any) -> Form:
         matrix: `scipy.sparse.csr_array` `(rows, columns)` without stored zeros, columns sorted, float32 or integers.
     """
     integers = matrix.dtype.kind == "i"
-    found = list(_sparse(matrix))
+    forms = list(_sparse(matrix))
     if integers:
-        found += _integers(matrix)
-    best = min(found, key=lambda form: form.bytes)
+        forms += _integers(matrix)
+    best = min(forms, key=lambda form: form.bytes)
     rows, columns = matrix.shape
     itemsize = smallest_signed(matrix.data).itemsize if integers else 4
     if rows * columns * itemsize > best.bytes:  # a matrix too large to be written out is never written out

@@ -54,10 +54,10 @@ def _form(module: nn.Module) -> Callable[[str], list[Any]] | None:
     return None
 
 
-def folded(found: Sequence[Any]) -> list[Any]:
-    """The steps with each scale and shift put into the weights that it follows directly."""
+def folded(program: Sequence[Any]) -> list[Any]:
+    """Put each scale and shift into the weights that it follows directly."""
     result: list[Any] = []
-    for step in found:
+    for step in program:
         before = result[-1] if result else None
         if isinstance(step, ScaleShift) and isinstance(before, Affine) and len(step.scale) == before.matrix.shape[0]:
             result[-1] = before.scaled(step.scale, step.shift)

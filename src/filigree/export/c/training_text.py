@@ -44,7 +44,7 @@ float ${prefix}_train_step(const float *inputs, $parameter, size_t batch, float 
 _REWIRE = """
 
 /* In each sparse layer the fraction zeta of the smallest positive and of the largest negative weights goes, and every
-   exact zero; as many new connections come at random empty places, with weight 0. Outside [0, 1] nothing is done. */
+   exact zero; as many new connections come at random empty cells, with weight 0. Outside [0, 1] nothing is done. */
 void ${prefix}_rewire(float zeta, uint32_t seed);"""
 
 _FUNCTIONS = """static void forward(const float *x, size_t batch)
@@ -227,8 +227,8 @@ def _rewire(layers: Sequence[Trained], prefix: str, velocity: bool) -> list[str]
 
 
 def _held(layer: Trained, key: str, prefix: str, velocity: bool) -> str:
-    place = f"{layer.label}_{key}"
-    return f"{prefix}_weights.{place}, " + (f"{prefix}_velocity.{place}" if velocity else "NULL")
+    field = f"{layer.label}_{key}"
+    return f"{prefix}_weights.{field}, " + (f"{prefix}_velocity.{field}" if velocity else "NULL")
 
 
 def _index(layer: Trained, prefix: str) -> str:

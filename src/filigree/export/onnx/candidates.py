@@ -1,4 +1,4 @@
-"""Which of the forms that a layer offers for an ONNX file is taken: the one that runs fastest, found by measurement."""
+"""A layer may offer several forms for an ONNX file: each is timed, and the one that runs fastest is taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Forms = dict[str, nn.Module]
 
 
 def offered_forms(model: nn.Module) -> dict[str, Forms]:
-    """The candidates of each layer of a model that offers some, by the layer's name."""
+    """Get the candidates of each layer of a model that offers some, by the layer's name."""
     forms: dict[str, Forms] = {}
     for name, module in model.named_modules():
         layer: Any = module
@@ -27,7 +27,7 @@ def offered_forms(model: nn.Module) -> dict[str, Forms]:
 def chosen_forms(
     offered: dict[str, Forms], inputs: dict[str, Tensor], choice: Choice, seconds: float
 ) -> dict[str, tuple[nn.Module, str, str]]:
-    """For each of these layers its module in the file, what form that is, and a note of the times.
+    """The module, the name of its form and a note of the times for each of these layers.
 
     Args:
         offered: candidates by name. inputs: what each layer reads. choice: "measure", the fastest of all; else the

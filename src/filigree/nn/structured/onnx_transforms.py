@@ -17,7 +17,7 @@ class Hadamard(nn.Module):
     """`x H / sqrt(n)` of `(batch, n)`, n a power of two, H the Walsh-Hadamard matrix: O(n log n).
 
     A product with the matrix of side 16 is four rounds of butterflies in one operator: the first digit (to the base 16)
-    of a place goes last, and is multiplied with it, until all digits had their turn and stand where they stood.
+    of an index goes last, and is multiplied with it, until each digit has been last once and stands where it stood.
     """
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
@@ -38,7 +38,7 @@ class Hadamard(nn.Module):
 class Fourier(nn.Module):
     """The discrete Fourier transform of `(batch, n)` complex numbers, without a factor, by ONNX's `DFT`.
 
-    Of n that is no power of two as a convolution with a chirp, of a power of two of places (Bluestein 1970): ONNX
+    Of n that is no power of two as a convolution with a chirp, of a power of two in length (Bluestein 1970): ONNX
     Runtime does the same, but with angles in single precision.
     """
 
@@ -87,9 +87,9 @@ class InverseCosine(nn.Module):
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.fourier = Fourier(n, dtype, inverse=True)
-        place = torch.arange(n)
-        angle, norm = math.pi * place.double() / (2 * n), _norm(n)
-        mirrored = (n - place) % n
+        index = torch.arange(n)
+        angle, norm = math.pi * index.double() / (2 * n), _norm(n)
+        mirrored = (n - index) % n
         own = torch.stack([angle.cos(), angle.sin()], -1) / (n * norm[:, None])
         others = torch.stack([angle.sin(), -angle.cos()], -1) / (n * norm[mirrored, None])
         others[0] = 0  # the first has no mirror image
@@ -111,7 +111,7 @@ def as_complex(x: Tensor) -> Tensor:
 
 
 def _order(n: int) -> Tensor:
-    """Even places upwards, then odd ones downwards."""
+    """Even indices upwards, then odd ones downwards."""
     return torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
 
 

@@ -26,8 +26,8 @@ class PlainSell(nn.Module):
         self.layer = layer
         kinds = {kind for kind, _ in layer.program}
         self.form = ", ".join(sorted(kinds))
-        made = {kind: make(layer.size, dtype_of(layer)) for kind, make in TRANSFORMS.items() if kind in kinds}
-        self.transforms = nn.ModuleDict(made)
+        transforms = {kind: make(layer.size, dtype_of(layer)) for kind, make in TRANSFORMS.items() if kind in kinds}
+        self.transforms = nn.ModuleDict(transforms)
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
