@@ -1,4 +1,4 @@
-"""A model as a file that runs without Python: ONNX, or C."""
+"""Export writes a model as a file that runs without Python: ONNX, or C."""
 
 from __future__ import annotations
 

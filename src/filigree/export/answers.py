@@ -1,4 +1,4 @@
-"""Whether a layer answers by itself what export asks."""
+"""Find out whether a layer answers by itself what export asks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from filigree.nn.capabilities import Capabilities
 
 
 def answers(module: nn.Module, *methods: str, eval_only: bool = True) -> bool:
-    """Whether a layer's class says one of these methods of `Capabilities`, and says it of the forward that it has.
+    """Tell whether a layer's class defines one of these methods of `Capabilities`, and for the forward that it has.
 
     What a class inherits describes the forward that it inherits. filigree's own subclasses differ from their bases in
     training alone: with `eval_only` their inherited answers count.
@@ -26,5 +26,5 @@ def answers(module: nn.Module, *methods: str, eval_only: bool = True) -> bool:
 
 
 def is_from(kind: type, packages: Sequence[str]) -> bool:
-    """Whether one of these packages defines the class."""
+    """Tell whether one of these packages defines the class."""
     return kind.__module__.partition(".")[0] in packages

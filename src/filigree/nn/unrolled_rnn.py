@@ -1,4 +1,4 @@
-"""Recurrent networks step by step, in plain torch: an ONNX file holds the time steps of the example one by one."""
+"""Recurrent networks stand in an ONNX file in plain torch: the time steps of the example, one by one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class UnrolledRNN(nn.Module):
-    """A `LoopedRNN` on sequences of one length: `(time, batch, in)`, batch first if so made, or without a batch.
+    """It runs a `LoopedRNN` on sequences of one length: `(time, batch, in)`, `(batch, time, in)` or `(time, in)`.
 
     Args:
         product: the RNN's `_product`, in plain torch.

@@ -1,4 +1,4 @@
-"""The steps of a C program as plain descriptions: matrices, scales, names and geometry, and no text.
+"""Steps of a C program are described plainly: by matrices, scales, names and geometry, without text.
 
 A layer gives them by its `c_form(name)`; `filigree.export.c` writes them as C. A step knows no shapes yet. In place of
 a step there may be a pair of a name and a module, which stands for the steps of that module.
@@ -17,7 +17,7 @@ from filigree.ops.conv import Geometry
 
 
 def refuse(name: str, expected: str) -> ValueError:
-    """The error that says what was expected of the layer called `name`."""
+    """Make the error that says what was expected of the layer called `name`."""
     return ValueError(f"export: {name!r} {expected}.")
 
 
@@ -36,7 +36,7 @@ class Affine:
     inputs: int = 0
 
     def scaled(self, factor: np.ndarray, shift: np.ndarray) -> Affine:
-        """The layer followed by `factor y + shift`, a number of each a row, float64."""
+        """Return the layer followed by `factor y + shift`, a number of each a row, float64."""
         bias = (shift if self.bias is None else self.bias * factor + shift).astype(np.float32)
         if self.scale is not None:
             return replace(self, scale=(self.scale * factor).astype(np.float32), bias=bias)
@@ -58,7 +58,7 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class NoisyExpectation:
-    """The expectation of a noisy hard activation (Moczulski 2019, eq. 4.17); p has one number, or one a unit."""
+    """It is the expectation of a noisy hard activation (Moczulski 2019, eq. 4.17); p has one number, or one a unit."""
 
     name: str
     tanh: bool
@@ -79,7 +79,7 @@ class ScaleShift:
 
 @dataclass(frozen=True)
 class Softmax:
-    """Softmax over the outputs of a sample, or its logarithm; `dim` as torch counts it."""
+    """It is the softmax over the outputs of a sample, or its logarithm; `dim` is counted as torch does."""
 
     name: str
     logarithm: bool
@@ -88,7 +88,7 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Reshape:
-    """Another shape of the same numbers: the shape that `module` returns."""
+    """It gives the same numbers another shape, which `module` says."""
 
     name: str
     module: nn.Module
@@ -96,7 +96,7 @@ class Reshape:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pooling over windows by torch's `module`. Windows of adaptive average pooling must divide the input."""
+    """It pools over windows as torch's `module` does. Windows of adaptive average pooling must divide the input."""
 
     name: str
     module: Any
@@ -123,12 +123,12 @@ class TrainedLinear:
 
 
 def floats(tensor: Tensor | None) -> Any:
-    """A tensor's numbers as a float32 array; None stays None."""
+    """Return a tensor's numbers as a float32 array; None stays None."""
     return None if tensor is None else tensor.detach().cpu().float().numpy()
 
 
 def csr(matrix: Any) -> Any:
-    """A matrix, or its nonzeros, as float32 or int32 in sorted rows without stored zeros."""
+    """Store a matrix as float32 or int32 in sorted rows without zeros."""
     rows = sparse.csr_array(matrix)
     rows = rows.astype(np.float32 if rows.dtype.kind == "f" else np.int32)
     rows.eliminate_zeros()
@@ -137,20 +137,20 @@ def csr(matrix: Any) -> Any:
 
 
 def linear(layer: Any, name: str, matrix: Any, scale: Any = None) -> list[Any]:
-    """A linear layer with this matrix and the layer's own `bias` and, where it has one, `relu`."""
+    """Describe a linear layer with this matrix and the layer's own `bias` and, where it has one, `relu`."""
     steps = [Affine(name, matrix, scale, floats(layer.bias))]
     return [*steps, relu(name)] if getattr(layer, "relu", False) is True else steps
 
 
 def convolution(layer: Any, name: str, matrix: Any, geometry: Geometry, scale: Any = None) -> list[Any]:
-    """A convolution with this matrix and the layer's own bias and channels."""
+    """Describe a convolution with this matrix and the layer's own bias and channels."""
     if layer.padding_mode != "zeros":
         raise refuse(name, f"must have padding_mode='zeros'. Got {layer.padding_mode!r}")
     return [Affine(name, matrix, scale, floats(layer.bias), geometry, layer.in_channels)]
 
 
 def trained_linear(layer: Any, name: str) -> TrainedLinear:
-    """An `nn.Linear`, or what has its weight and bias, in a program that trains."""
+    """Describe an `nn.Linear`, or what has its weight and bias, in a program that trains."""
     return TrainedLinear(name, layer.out_features, layer.in_features, floats(layer.weight), floats(layer.bias))
 
 
@@ -159,6 +159,6 @@ def relu(name: str) -> Elementwise:
 
 
 def clamp(name: str, function: str, inner: str, low: float, high: float) -> Elementwise:
-    """The expression `inner` cut to [low, high]."""
+    """Describe the expression `inner`, clipped to [low, high]."""
     value = f"{inner} < low ? low : {inner} > high ? high : {inner}"
     return Elementwise(name, function, value, (("low", low), ("high", high)))

@@ -1,4 +1,4 @@
-"""A model as a chain of modules, each of which reads what the one before it wrote."""
+"""See a model as a chain of modules, each of which reads what the one before it wrote."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IGNORED = ("input", "inplace", "_stacklevel", "dtype")  # named in a call, of n
 
 
 def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> list[Link]:
-    """The modules of a model in the order in which they run, with their names.
+    """List the modules of a model in the order in which they run, with their names.
 
     Args:
         known: which modules are links of the chain as they are; others are looked into, by torch.fx.
@@ -132,7 +132,7 @@ def _prefix(node: fx.Node) -> str:
 
 
 def _owner(node: fx.Node) -> str:
-    """A node and the module whose forward it stands in, for errors."""
+    """Name a node, and the module whose forward it stands in, for errors."""
     if node.op == "call_module":
         return repr(node.target)
     what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

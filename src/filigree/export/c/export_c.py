@@ -1,4 +1,4 @@
-"""`export_c`: a model as one C99 file and its header, without dependencies, for small devices."""
+"""`export_c` writes a model as one C99 file and its header, without dependencies, for small devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLES = 32
 
 @dataclass(frozen=True)
 class CReport:
-    """What was written; prints as a table.
+    """It says what was written, and prints as a table.
 
     Attributes:
         path, header: the two files. prefix: what every name in them begins with.
@@ -128,7 +128,7 @@ def _check(model: nn.Module, path: Path, example: Tensor | None) -> None:
 
 
 def _compare(program: Program, runnable: Compiled, example: Tensor | None) -> tuple[float, float, str]:
-    """The largest difference between torch and the compiled program, relative too, and on what."""
+    """Compute the largest difference between torch and the compiled program, relative too, and say on what."""
     x = torch.randn(_SAMPLES, *program.shape, generator=torch.Generator().manual_seed(0))
     if example is not None:
         own = example[:_SAMPLES].detach().cpu().float().reshape(-1, *program.shape)

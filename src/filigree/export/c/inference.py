@@ -1,4 +1,4 @@
-"""A model as a C program that predicts: `void m_predict(const float *input, float *output)`."""
+"""Write a model as a C program that predicts: `void m_predict(const float *input, float *output)`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ int main(void)
 
 
 def inference_program(model: nn.Module, example: Tensor | None, name: str, prefix: str) -> Program:
-    """The files `name.c` and `name.h` of a model in eval mode."""
+    """Write the files `name.c` and `name.h` of a model in eval mode."""
     with inference_context(model):
         links = chain(model, is_known, "which cannot be written as C")
         program = folded([step for label, module in links for step in steps(module, label)])
@@ -74,7 +74,7 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
 
 
 def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
-    """Of one sample: the example's, else what a first linear layer reads."""
+    """Return the shape of one sample: the example's, else what a first linear layer reads."""
     if example is not None:
         return tuple(example.shape[1:])
     for step in program:
@@ -86,7 +86,7 @@ def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
 
 
 def _stages(program: Sequence[Any], shape: Shape) -> list[Stage]:
-    """Each step on what the one before leaves; labels and functions get names of their own."""
+    """Write each step on what the one before leaves; labels and functions get names of their own."""
     stages: list[Stage] = []
     labels: set[str] = set()
     names: set[str] = set()
@@ -107,7 +107,7 @@ def _stages(program: Sequence[Any], shape: Shape) -> list[Stage]:
 
 
 def _calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, int]]:
-    """The statements of the program, and the sizes of the buffers: two, each read while the other is written."""
+    """Write the statements of the program; two buffers, whose sizes follow, are read and written by turns."""
     lines: list[str] = []
     sizes: dict[str, int] = {}
     moves = [i for i, stage in enumerate(stages) if not stage.in_place]

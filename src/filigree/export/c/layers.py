@@ -1,4 +1,4 @@
-"""The steps that each module becomes in a C program: torch's own by a table, filigree's layers say theirs."""
+"""Turn modules into steps of a C program: torch's own by a table; filigree's layers say theirs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from filigree.ops.c_steps import (
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether `steps` knows a module; a subclass of your own with a forward of its own is looked into instead."""
+    """Tell whether `steps` knows a module; a subclass of your own with its own forward is looked into instead."""
     return _form(module) is not None
 
 
 def steps(module: nn.Module, name: str) -> list[Any]:
-    """The steps of a module in eval mode. `ValueError` names one that has no form in C."""
+    """Turn a module in eval mode into steps. `ValueError` names one that has no form in C."""
     form = _form(module)
     if form is None:
         raise refuse(name, f"is a {type(module).__name__}, which cannot be written as C")
@@ -42,7 +42,7 @@ def steps(module: nn.Module, name: str) -> list[Any]:
 
 
 def _form(module: nn.Module) -> Callable[[str], list[Any]] | None:
-    """What gives the steps of a module under a name."""
+    """Return the function that gives the steps of the module for a name; None where there is none."""
     layer: Any = module
     if answers(module, "c_form", "dense"):
         return layer.c_form
@@ -96,7 +96,7 @@ def _gelu(module: Any, name: str) -> list[Any]:
 
 
 def _activation(function: str, value: str, **numbers: str) -> Callable[[Any, str], list[Any]]:
-    """An activation by an expression in C; `numbers` are attributes of the module by their names in it."""
+    """Write an activation as an expression in C; `numbers` are attributes of the module by their names in it."""
     return lambda module, name: [
         Elementwise(name, function, value, tuple((key, getattr(module, of)) for key, of in numbers.items()))
     ]

@@ -1,4 +1,4 @@
-"""The text of the steps of a C program: a step (`filigree.ops.c_steps`) becomes a stage on an input of a shape."""
+"""Write the steps of a C program as text: a step (`filigree.ops.c_steps`) becomes a stage on an input of a shape."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the program: it reads the numbers of one sample at `$x` and writes at `$y`, or changes `$y`.
+    """A stage of the program reads the numbers of one sample at `$x` and writes at `$y`, or changes `$y`.
 
     Attributes:
         name, what, form: for the report. shape: of what it leaves, without the batch.
@@ -45,7 +45,7 @@ class Stage:
 
 @functools.singledispatch
 def stage_of(step: Any, shape: Shape, label: str) -> Stage:
-    """The stage of a step on an input of this shape; `label` begins the names of its constants."""
+    """Write a step on an input of this shape; `label` begins the names of its constants."""
     raise TypeError(f"c_form must return steps of filigree.ops.c_steps. Got {type(step).__name__}.")
 
 
@@ -99,7 +99,7 @@ def _(step: Elementwise, shape: Shape, label: str) -> Stage:
 
 
 def elementwise_text(step: Elementwise) -> str:
-    """The function of an activation, `$function` for its name."""
+    """Write the function of an activation, with `$function` for its name."""
     parameters = "".join(f", float {name}" for name, _ in step.numbers)
     return piece(KERNELS, "elementwise", function="$function", parameters=parameters, value=step.value)
 
@@ -176,7 +176,7 @@ def _check_finite(name: str, *arrays: np.ndarray | None) -> None:
 
 
 def _run(name: str, shape: Shape, units: int) -> int:
-    """How many numbers follow each other in memory for each unit; one number stands for all."""
+    """Count the numbers that follow each other in memory for each unit; one number stands for all."""
     if units not in (1, shape[0]):
         raise refuse(name, f"has {units} units. Got {shape}")
     return math.prod(shape) if units == 1 else math.prod(shape[1:])
@@ -205,7 +205,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _shape_after(name: str, module: nn.Module, shape: Shape) -> Shape:
-    """The shape that a module makes of a sample of this shape, found by running it without numbers."""
+    """Run a module without numbers to see what shape it makes of a sample of this one."""
     try:
         out = module(torch.empty(2, *shape, device="meta"))
     except (IndexError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""An MLP as a C program that trains: forward, backward, SGD with momentum, and rewiring, in static memory.
+"""Write an MLP as a C program that trains: forward, backward, SGD with momentum, and rewiring, in static memory.
 
 `float m_train_step(inputs, labels, batch, learning_rate)` takes the step that `torch.optim.SGD` would take, and
 `void m_rewire(zeta, seed)` is a rewiring as of `fg.Evolution`: SET's rule, weights of new connections 0.
@@ -54,7 +54,7 @@ int main(void)
 
 @config
 class Training(Config):
-    """How an exported program trains: as `torch.optim.SGD` with these options.
+    """An exported program trains as `torch.optim.SGD` with these options.
 
     Args:
         loss: "cross_entropy" of labels, or "mse" of targets: means, as `nn.CrossEntropyLoss` and `nn.MSELoss`.
@@ -73,14 +73,14 @@ class Training(Config):
             raise ValueError("Training: nesterov needs a momentum above 0. Got 0.")
 
     def optimizer(self, model: nn.Module, rate: float) -> torch.optim.SGD:
-        """Torch's."""
+        """Return the same optimizer of torch."""
         return torch.optim.SGD(
             model.parameters(), rate, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )  # fmt: skip
 
 
 def training_program(model: nn.Module, name: str, prefix: str, options: Training) -> Program:
-    """The files `name.c` and `name.h` of an MLP in training mode.
+    """Write the files `name.c` and `name.h` of an MLP in training mode.
 
     Raises:
         ValueError: what is no chain of linear or sparse layers and activations, or trains otherwise in torch (dropout,
@@ -176,7 +176,7 @@ def _activate(layer: Trained | None, step: Elementwise, name: str) -> None:
 
 
 def _trial(model: nn.Module, x: Tensor, options: Training, words: dict[str, str]) -> Trial:
-    """Some steps on the inputs, and the outputs after them."""
+    """Take some steps on the inputs, and compute the outputs after them."""
     duplicate = copy.deepcopy(model).train()
     like = next(duplicate.parameters())
     x, steps = x.flatten(1).to(like), 4

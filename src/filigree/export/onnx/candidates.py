@@ -27,7 +27,7 @@ def offered_forms(model: nn.Module) -> dict[str, Forms]:
 def chosen_forms(
     offered: dict[str, Forms], inputs: dict[str, Tensor], choice: Choice, seconds: float
 ) -> dict[str, tuple[nn.Module, str, str]]:
-    """The module, the name of its form and a note of the times for each of these layers.
+    """Choose a module for each of these layers; return it, the name of its form and a note of the times.
 
     Args:
         offered: candidates by name. inputs: what each layer reads. choice: "measure", the fastest of all; else the
@@ -46,7 +46,7 @@ def chosen_forms(
 
 
 class _SideBySide(nn.Module):
-    """Every form of every layer on the layer's own input."""
+    """Run every form of every layer on the layer's own input."""
 
     def __init__(self, forms: dict[str, Forms]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _SideBySide(nn.Module):
 
 
 def _times(forms: dict[str, Forms], inputs: dict[str, Tensor], seconds: float) -> dict[tuple[str, str], float]:
-    """Milliseconds of each form in ONNX Runtime: all are translated in one go, and each then runs by itself."""
+    """Time each form in ONNX Runtime, in milliseconds: all are translated in one go, and each then runs by itself."""
     if not forms:
         return {}
     given = tuple(inputs[name] for name in forms)

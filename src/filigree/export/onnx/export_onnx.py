@@ -1,4 +1,4 @@
-"""ONNX files: a model in the forms that ONNX Runtime runs fast, compared with torch before the file is written."""
+"""Write ONNX files: a model in the forms that ONNX Runtime runs fast, compared with torch before it is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGEST = 2**31  # bytes of one protobuf message
 
 @dataclass(frozen=True)
 class OnnxLayer:
-    """What one module is in the file."""
+    """It says what one module is in the file."""
 
     name: str
     kind: str
@@ -36,7 +36,7 @@ class OnnxLayer:
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What `export` wrote to an ONNX file; prints as a table.
+    """It says what `export` wrote to an ONNX file, and prints as a table.
 
     Attributes:
         bytes: of the file. opset: of ONNX's operators.
@@ -157,7 +157,7 @@ def _inputs(example: Any, dynamic: bool) -> tuple[Tensor, ...]:
 
 
 def _alone(model: nn.Module) -> nn.Module:
-    """A copy as it is used: in eval mode, on the CPU, each call for itself."""
+    """Copy the model as it is used: in eval mode, on the CPU, each call for itself."""
     duplicate = copy.deepcopy(model).cpu().eval()
     for module in duplicate.modules():
         if isinstance(module, CarriesState):  # a file keeps no state from call to call
@@ -169,7 +169,7 @@ def _alone(model: nn.Module) -> nn.Module:
 def _plain(
     model: nn.Module, inputs: tuple[Tensor, ...], sparse: Choice, seconds: float
 ) -> tuple[nn.Module, list[OnnxLayer]]:
-    """The model with every module in a form that ONNX has, and what became of each."""
+    """Give every module of the model a form that ONNX has; return the model, and what became of each module."""
     offered = offered_forms(model)
     chosen = chosen_forms(offered, _layer_inputs(copy.deepcopy(model), list(offered), inputs), sparse, seconds)
     layers = []
@@ -195,7 +195,7 @@ def _copy_options(module: nn.Module, plain: nn.Module) -> None:
 
 
 class _Recording(nn.Module):
-    """A layer that keeps its last input. Hooks would not do: some layers share theirs with others."""
+    """It keeps the last input of a layer. Hooks would not do: some layers share theirs with others."""
 
     input: Tensor | None = None
 
@@ -209,7 +209,7 @@ class _Recording(nn.Module):
 
 
 def _layer_inputs(model: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """What each of these modules reads when the model runs; of several calls the last. The model is used up."""
+    """Record what each of these modules reads when the model runs, in its last call. The model is used up."""
     recording = {name: _Recording(model.get_submodule(name)) for name in names}
     for name, module in recording.items():
         model = _put(model, name, module)
@@ -221,7 +221,7 @@ def _layer_inputs(model: nn.Module, names: list[str], inputs: tuple[Tensor, ...]
 
 
 def _put(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """The model with `new` in the place of the module called `name`, which may be the model itself."""
+    """Replace the module called `name`, which may be the model itself, and return the model."""
     if not name:
         return new
     replace_module(model, name, new)
@@ -229,7 +229,7 @@ def _put(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    """The tensors in what a model returned, in their order."""
+    """List the tensors in what a model returned, in their order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, dict):
@@ -244,7 +244,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
 def _compared(
     session: Session, inputs: tuple[Tensor, ...], expected: list[Tensor], tolerance: float | None
 ) -> tuple[float, float]:
-    """The largest difference from the expected outputs, and relative to the largest of those."""
+    """Compute the largest difference from the expected outputs, and the same relative to the largest of those."""
     worst = 0.0, 0.0
     for number, (output, reference) in enumerate(zip(session.run(inputs), expected, strict=True)):
         where = f"output {number} of a batch of {len(inputs[0])}"

@@ -1,4 +1,4 @@
-"""From a plain torch module to an ONNX program, and an ONNX program in ONNX Runtime."""
+"""Translate a plain torch module to an ONNX program, and run ONNX programs in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDED = 64  # numbers: what is computed from larger constants stays computed, 
 
 
 def needed(name: str) -> Any:
-    """One of the packages of the extra `onnx`.
+    """Import one of the packages of the extra `onnx`.
 
     Raises:
         ImportError: it is not installed.
@@ -37,7 +37,7 @@ def translate(
     module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, input_names: Sequence[str] | None,
     output_names: Sequence[str],
 ) -> Any:  # fmt: skip
-    """The ONNX model of a module, checked by ONNX's own checker.
+    """Translate a module to an ONNX model, which ONNX's own checker has passed.
 
     Args:
         dynamic: the first side of all inputs is one size that may be any, at least 2 in `inputs`.
@@ -65,12 +65,12 @@ def translate(
 
 
 def part(model: Any, inputs: list[str], outputs: list[str]) -> Any:
-    """The ONNX model of what leads from these inputs to these outputs."""
+    """Extract the ONNX model of what leads from these inputs to these outputs."""
     return needed("onnx").utils.Extractor(model).extract_model(inputs, outputs)
 
 
 class Session:
-    """An ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
+    """It runs an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
 
     def __init__(self, model: Any) -> None:
         runtime = needed("onnxruntime")
@@ -94,14 +94,14 @@ class Session:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of a message that has text in it."""
+    """Return the first line of a message that has text in it."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return text.strip()[:300]
 
 
 def _captured(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
-    """The module's graph. Its Python runs on stand-ins of tensors; where it asks for more than those know (the `len` of
-    a batch) its code is analysed instead, which takes longer."""
+    """Capture the module's graph. Its Python runs on stand-ins of tensors; where it asks for more than those know (the
+    `len` of a batch) its code is analysed instead, which takes longer."""
     sizes: Any = None
     if dynamic:
         sizes, batch = torch.export.ShapesCollection(), torch.export.Dim("batch", min=1)
@@ -124,7 +124,7 @@ def _captured(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> t
 
 @contextlib.contextmanager
 def _entered_modules(module: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose forward has begun and not ended."""
+    """Keep the names of the modules whose forward has begun and not ended."""
     entered: list[str] = []
 
     def left(*_: Any) -> None:
@@ -165,7 +165,7 @@ def _untranslated(program: torch.export.ExportedProgram, error: Exception) -> st
 
 
 def _owner(node: Any) -> str:
-    """The module whose forward a node of the graph stands in."""
+    """Name the module whose forward a node of the graph stands in."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name, kind = stack[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
@@ -173,7 +173,7 @@ def _owner(node: Any) -> str:
 
 
 def _narrow(model: Any, ir: Any) -> None:
-    """Integers of at most 7 that are only ever cast are stored in 4 bits."""
+    """Store integers of at most 7 that are only ever cast in 4 bits."""
     for value in model.graph.initializers.values():
         if value.dtype != ir.DataType.INT8 or any(use.node.op_type != "Cast" for use in value.uses()):
             continue
@@ -185,7 +185,7 @@ def _narrow(model: Any, ir: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter prints, logs and warns of, in its own files: graphs of failed attempts, packages
+    """Silence what torch's exporter prints, logs and warns of, in its own files: graphs of failed attempts, packages
     that it would use if they were there."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Layers of small integers in plain torch, as they stand in an ONNX file."""
+"""Layers of small integers stand in an ONNX file in plain torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PlainSampling(nn.Module):
-    """A `SampledActivation` on a batch of any size."""
+    """It is a `SampledActivation` on a batch of any size."""
 
     form = "sampled activations"
 
@@ -32,7 +32,7 @@ class PlainSampling(nn.Module):
 
 
 class PlainIntegers(nn.Module):
-    """An `IntegerLayer`: its integers stand in the file, in four bits where they fit, else in 8, 16 or 32."""
+    """The integers of an `IntegerLayer` stand in the file, in four bits where they fit, else in 8, 16 or 32."""
 
     def __init__(self, layer: IntegerLayer) -> None:
         super().__init__()

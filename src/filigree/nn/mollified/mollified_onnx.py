@@ -1,4 +1,4 @@
-"""A mollified block in plain torch, as it stands in an ONNX file."""
+"""A mollified block stands in an ONNX file in plain torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class PlainBlock(nn.Module):
-    """A `MollifiedBlock` in eval mode."""
+    """It is a `MollifiedBlock` in eval mode."""
 
     def __init__(self, block: MollifiedBlock) -> None:
         super().__init__()

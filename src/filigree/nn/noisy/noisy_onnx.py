@@ -1,4 +1,4 @@
-"""Noisy activations and gates in plain torch, as they stand in an ONNX file: noise is its mean."""
+"""Noisy activations and gates stand in an ONNX file in plain torch: noise is its mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _WithoutNoise(nn.Module):
 
 
 class PlainNoise(_WithoutNoise):
-    """A noisy activation in eval mode: noise is its mean, or with `exact` the result its expectation."""
+    """In a noisy activation in eval mode noise is its mean, or with `exact` the result is its expectation."""
 
     def forward(self, x: Tensor) -> Tensor:
         m: Any = self.module
@@ -30,7 +30,7 @@ class PlainNoise(_WithoutNoise):
 
 
 class PlainLSTMGates(_WithoutNoise):
-    """The noisy gates of an LSTM in eval mode."""
+    """It computes the noisy gates of an LSTM in eval mode."""
 
     def forward(self, from_input: Tensor, from_state: Tensor, states: list[Tensor], t: int = 1) -> list[Tensor]:
         gates: Any = self.module
@@ -39,7 +39,7 @@ class PlainLSTMGates(_WithoutNoise):
 
 
 class PlainGRUGates(_WithoutNoise):
-    """The noisy gates of a GRU in eval mode."""
+    """It computes the noisy gates of a GRU in eval mode."""
 
     def forward(self, from_input: Tensor, from_state: Tensor, states: list[Tensor], t: int = 1) -> list[Tensor]:
         gates: Any = self.module

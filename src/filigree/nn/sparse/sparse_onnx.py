@@ -1,4 +1,4 @@
-"""The forms in which a sparse layer can stand in an ONNX file, in plain torch; export measures which runs fastest."""
+"""A sparse layer can stand in an ONNX file in these forms, in plain torch; export measures which runs fastest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Weight(nn.Module):
-    """A weight `(out_features, in_features)`, in the file as its connections and their flat indices, 8 bytes each.
+    """A weight `(out_features, in_features)` is in the file as its connections and their flat indices, 8 bytes each.
 
     They are put into zeros, which ONNX Runtime does once, when it loads the file. Where more than half of all weights
     are connections the weight itself is smaller.
@@ -42,7 +42,7 @@ class _Weight(nn.Module):
 
 
 class DenseLinear(nn.Module):
-    """The product with the whole weight."""
+    """It multiplies with the whole weight."""
 
     def __init__(self, layer: SparseLinear) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class DenseLinear(nn.Module):
 
 
 class GatherLinear(nn.Module):
-    """For each unit its inputs, times their weights, summed: `y_o = sum_k w_ok x_c(o, k)`.
+    """It gathers the inputs of each unit and sums them times their weights: `y_o = sum_k w_ok x_c(o, k)`.
 
     Units with fewer connections than the largest fan-in have zeros behind theirs.
     """
@@ -77,7 +77,7 @@ class GatherLinear(nn.Module):
 
 
 class GatherLinearByFeature(GatherLinear):
-    """The same with a feature of the whole batch as one row, which pays for larger batches."""
+    """It does the same with a feature of the whole batch as one row, which pays for larger batches."""
 
     def sums(self, x: Tensor) -> Tensor:
         values = self.get_buffer("values")
@@ -87,7 +87,7 @@ class GatherLinearByFeature(GatherLinear):
 
 
 class DenseConv2d(nn.Module):
-    """The convolution with the whole weight."""
+    """It convolves with the whole weight."""
 
     def __init__(self, layer: SparseConv2d) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class DenseConv2d(nn.Module):
 
 
 class GatherConv2d(nn.Module):
-    """`GatherLinear` at each position, on the patches that it reads."""
+    """It is `GatherLinear` at each position, on the patches that it reads."""
 
     def __init__(self, layer: SparseConv2d) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class GatherConv2d(nn.Module):
 
 
 def _table(layer: SparseLayer, group: int) -> tuple[Tensor, Tensor]:
-    """For each output the inputs it is connected to, flat, and the weights `(out, fan_in)`, padded with zeros.
+    """List for each output the inputs it is connected to, flat, and the weights `(out, fan_in)`, padded with zeros.
 
     Args:
         group: outputs that read the same inputs, of a convolution; 0: all do.

@@ -1,4 +1,4 @@
-"""Fast transforms in the operators that ONNX has: `DFT`, and products with small matrices."""
+"""Fast transforms are made of operators that ONNX has: `DFT`, and products with small matrices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Hadamard(nn.Module):
 
 
 class Fourier(nn.Module):
-    """The discrete Fourier transform of `(batch, n)` complex numbers, without a factor, by ONNX's `DFT`.
+    """It computes the discrete Fourier transform of `(batch, n)` complex numbers, without a factor, by ONNX's `DFT`.
 
     Of n that is no power of two as a convolution with a chirp, of a power of two in length (Bluestein 1970): ONNX
     Runtime does the same, but with angles in single precision.
@@ -66,7 +66,7 @@ class Fourier(nn.Module):
 
 
 class Cosine(nn.Module):
-    """The orthonormal DCT-II of `(batch, n)`, as `filigree.ops.sell.dct`: a Fourier transform of the same length."""
+    """It computes the orthonormal DCT-II of `(batch, n)`, as `filigree.ops.sell.dct`, by one Fourier transform."""
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Cosine(nn.Module):
 
 
 class InverseCosine(nn.Module):
-    """The inverse of `Cosine`."""
+    """It inverts `Cosine`."""
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -106,12 +106,12 @@ class InverseCosine(nn.Module):
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """x as complex numbers; the exporter's own sum with 0j fails in float64."""
+    """Make x complex; the exporter's own sum with 0j fails in float64."""
     return torch.complex(x, torch.zeros_like(x))
 
 
 def _order(n: int) -> Tensor:
-    """Even indices upwards, then odd ones downwards."""
+    """List even indices upwards, then odd ones downwards."""
     return torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
 
 

@@ -1,4 +1,4 @@
-"""Structured layers in plain torch that ONNX can say: their own numbers, and fast transforms."""
+"""Structured layers stand in an ONNX file in plain torch: their own numbers, and fast transforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRANSFORMS: dict[str, Any] = {"hadamard": Hadamard, "dct": Cosine, "idct": Inver
 
 
 class PlainSell(nn.Module):
-    """The program of a `Sell`, its transforms those of `filigree.nn.structured.onnx_transforms`."""
+    """It runs the program of a `Sell` with the transforms of `filigree.nn.structured.onnx_transforms`."""
 
     def __init__(self, layer: Sell) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class PlainSell(nn.Module):
 
 
 class PlainAFDF(nn.Module):
-    """An `AFDFLinear` on real inputs."""
+    """It is an `AFDFLinear` on real inputs."""
 
     form = "complex diagonals, dft"
 
@@ -87,7 +87,7 @@ class PlainToeplitz(nn.Module):
 
 
 class PlainFastfood(nn.Module):
-    """A `FastfoodLinear` in eval mode, whose blocks are plain torch already."""
+    """It is a `FastfoodLinear` in eval mode, whose blocks are plain torch already."""
 
     form = "stacked blocks"
 
@@ -109,6 +109,6 @@ class PlainFastfood(nn.Module):
 
 
 def dtype_of(layer: nn.Module) -> torch.dtype:
-    """The real type that a layer computes in: of its parameters, or of its fixed tensors where it has none."""
+    """Return the real type that a layer computes in: of its parameters, or of its fixed tensors where it has none."""
     some: Any = next((t for t in [*layer.parameters(), *layer.buffers()] if t.dtype != torch.int64), None)
     return torch.get_default_dtype() if some is None else some.dtype.to_real()
