@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from filigree.config import Config
 from filigree.modes import evaluating
+from filigree.text_table import aligned
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
 
@@ -52,9 +53,7 @@ class Report:
         rows = [("layer", "before", "after", "parameters", "MACs", "")]
         rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
         rows += [(total.name, "", "", _arrow(total.parameters), _arrow(total.macs), "")]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([self.title, *lines])
+        return "\n".join([self.title, *aligned(rows)])
 
 
 class Conversion(Config):

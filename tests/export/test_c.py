@@ -1,5 +1,6 @@
 """Programs in C: what they compute, how their weights are stored, how they train, and what is refused."""
 
+import copy
 import ctypes
 import itertools
 import subprocess
@@ -24,10 +25,10 @@ SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=
 
 @pytest.fixture(scope="module")
 def cc():
-    found = compiler()
-    if found is None:
+    command = compiler()
+    if command is None:
         pytest.skip("there is no C compiler")
-    return found
+    return command
 
 
 def execute(cc, path, main, data=b"", flags=SANITIZE):
@@ -57,9 +58,9 @@ def predicted(cc, path, x, flags=SANITIZE):
 def agrees(cc, model, path, x, report, flags=SANITIZE):
     with torch.no_grad():
         expected = model.eval()(x).flatten(1)
-    assert (predicted(cc, path, x, flags) - expected).abs().max() <= 1e-5 * (1 + expected.abs().max())
-    assert report.difference is not None
-    assert report.difference < 1e-4
+    assert (predicted(cc, path, x, flags) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert report.relative is not None
+    assert report.relative < 1e-5
     return expected
 
 
@@ -125,6 +126,12 @@ FLAT = {
     "paths, masked": lambda: converted(fg.Sparse(fg.Paths(40), masked=True)),
     "magnitude": lambda: compressed(fg.MagnitudePruning(keep=0.1, of="connections")),
     "low rank": lambda: compressed(fg.LowRank(3)),
+    "structured": lambda: nn.Sequential(
+        fg.nn.ACDCLinear(20, 30), fg.nn.AFDFLinear(30, 16), nn.ReLU(), fg.nn.PHDLinear(16, 20),
+        fg.nn.CirculantLinear(20, 9), fg.nn.FastfoodLinear(9, 12, bias=True, features="relu"),
+        fg.nn.ToeplitzLinear(12, 5),
+    ),
+    "low rank, of integers": lambda: compressed(fg.MonteCarlo(3.0), compressed(fg.LowRank(3))),
     "units": lambda: compressed(fg.SubsetPruning(keep=0.5)),
     "asymmetric": lambda: converted(fg.Asymmetric.topk(4)),
     "partitions": lambda: converted(fg.PartitionDropout(2), dropout=0.5),
@@ -211,7 +218,7 @@ def test_functions_in_place_of_modules(cc, tmp_path, function):
 
 
 def test_a_model_that_writes_on_its_input(cc, tmp_path):
-    assert export_c(nn.LeakyReLU(0.1, inplace=True), tmp_path / "m.c", torch.randn(4, 6)).difference < 1e-6
+    assert export_c(nn.LeakyReLU(0.1, inplace=True), tmp_path / "m.c", torch.randn(4, 6)).relative < 1e-6
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -226,7 +233,7 @@ def test_a_constant_example_is_checked_on_other_inputs_too(cc, tmp_path, monkeyp
 def test_bounds_that_are_infinite(cc, tmp_path):
     model = nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(0.0, torch.inf))
     agrees(cc, model, tmp_path / "m.c", torch.randn(9, 5), export_c(model, tmp_path / "m.c"))
-    assert export_c(model, tmp_path / "t.c", training=True).difference < 1e-5
+    assert export_c(model, tmp_path / "t.c", training=True).relative < 1e-5
 
 
 def test_a_batch_norm_called_like_a_function_of_the_program(cc, tmp_path):
@@ -238,11 +245,12 @@ def test_a_batch_norm_called_like_a_function_of_the_program(cc, tmp_path):
 # -- forms of weights ------------------------------------------------------------------------------------------------
 
 
-def sparse_layer(rows, columns, *places):
-    """A `SparseLinear` of the places (row, column)."""
-    made = fg.nn.SparseLinear(columns, rows, flat_indices=torch.tensor(sorted(r * columns + c for r, c in places)))
-    nn.init.normal_(made.values)
-    return made
+def sparse_layer(rows, columns, *connections):
+    """A `SparseLinear` of the connections (row, column)."""
+    flat_indices = torch.tensor(sorted(row * columns + column for row, column in connections))
+    layer = fg.nn.SparseLinear(columns, rows, flat_indices=flat_indices)
+    nn.init.normal_(layer.values)
+    return layer
 
 
 def integer_layer(rows, columns, largest, share=1.0):
@@ -281,7 +289,10 @@ def test_each_layer_takes_its_smallest_form(cc, tmp_path, form):
     report = export_c(model, tmp_path / "m.c")
     assert [layer.form for layer in report.layers] == [form]
     assert form in str(report)
-    agrees(cc, model, tmp_path / "m.c", torch.randn(8, model.in_features), report)
+    # against float64: sums of large integers in torch's own kernel are less exact than the program's
+    x, exact = torch.randn(8, model.in_features), model if form == "dense" else model.dense()
+    expected = copy.deepcopy(exact).double()(x.double()).detach()
+    assert (predicted(cc, tmp_path / "m.c", x) - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 def test_a_layer_without_connections(cc, tmp_path):
@@ -388,15 +399,15 @@ def steps_in_c(cc, path, batches, rate, rewire=(), mse=False, momentum=True, spa
             data += x.numpy().tobytes() + (y.numpy() if mse else y.int().numpy()).tobytes()
     out = execute(cc, path, main, data)
     losses, rest = np.frombuffer(out[: 4 * len(batches)], np.float32), out[4 * len(batches) :]
-    found = []
+    structs = []
     for struct in path.with_suffix(".h").read_text().split("typedef struct {")[1:]:
         fields = [line.split() for line in struct.split("}")[0].strip().splitlines()]
         kinds = [(n.split("[")[0], k.removesuffix("_t"), int(n.split("[")[1][:-2])) for k, n in fields]
         dtype = np.dtype([(name, kind.replace("float", "float32"), size) for name, kind, size in kinds], align=True)
-        found.append(np.frombuffer(rest[: dtype.itemsize], dtype)[0])
+        structs.append(np.frombuffer(rest[: dtype.itemsize], dtype)[0])
         rest = rest[dtype.itemsize :]
     assert not rest
-    return losses, *found
+    return losses, *structs
 
 
 def network(kind):
@@ -409,17 +420,17 @@ def network(kind):
 
 def batches(count, size=16, mse=False):
     teacher = torch.randn(12, 4)
-    made = []
+    steps = []
     for i in range(count):
         x = torch.randn(size - i % 3, 12)  # batches of several sizes
         y = x @ teacher
-        made.append((x, y if mse else y.argmax(1)))
-    return made
+        steps.append((x, y if mse else y.argmax(1)))
+    return steps
 
 
-def steps_in_torch(model, made, optimizer, mse=False):
+def steps_in_torch(model, steps, optimizer, mse=False):
     losses = []
-    for x, y in made:
+    for x, y in steps:
         loss = nn.functional.mse_loss(model(x), y) if mse else nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -430,7 +441,7 @@ def steps_in_torch(model, made, optimizer, mse=False):
 
 def close(ours, theirs):
     theirs = theirs.detach().numpy().reshape(-1)
-    assert np.abs(ours - theirs).max() <= 1e-5 * max(1.0, np.abs(theirs).max())
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize(
@@ -445,14 +456,14 @@ def test_a_hundred_steps_as_torch_takes_them(cc, tmp_path, kind, options):
     momentum = options.get("momentum", 0.9)
     report = export_c(model, tmp_path / "m.c", training=True, batch=16, **options)
     assert "steps of" in report.verified
-    made, rate = batches(100, mse=mse), 0.02 if mse else 0.05
+    steps, rate = batches(100, mse=mse), 0.02 if mse else 0.05
     flags = {"mse": mse, "momentum": momentum > 0, "sparse": kind != "dense"}
-    losses, weights, *velocity = steps_in_c(cc, tmp_path / "m.c", made, rate, **flags)
+    losses, weights, *velocity = steps_in_c(cc, tmp_path / "m.c", steps, rate, **flags)
     start = model.fc1.weight.detach().clone() if kind == "dense" else None
     options = {key: value for key, value in options.items() if key != "loss"}
     optimizer = torch.optim.SGD(model.parameters(), rate, **{"momentum": 0.9, **options})
-    expected = steps_in_torch(model, made, optimizer, mse)
-    assert np.abs(losses - expected).max() < 1e-5 * max(1.0, expected.max())
+    expected = steps_in_torch(model, steps, optimizer, mse)
+    assert np.abs(losses - expected).max() < 1e-5 * expected.max()
     assert losses[-10:].mean() < 0.7 * losses[:10].mean()
     for name in ("fc1", "fc2", "fc3"):
         layer = getattr(model, name)
@@ -466,24 +477,24 @@ def test_a_hundred_steps_as_torch_takes_them(cc, tmp_path, kind, options):
 
 
 def check_sorted(weights, name, rows, columns):
-    """Rows are sorted and without duplicates; the places."""
-    starts, places = weights[f"{name}_starts"].astype(int), weights[f"{name}_columns"].astype(int)
+    """Check that rows are sorted and without duplicates; the flat indices."""
+    starts, indices = weights[f"{name}_starts"].astype(int), weights[f"{name}_columns"].astype(int)
     assert starts[0] == 0
-    assert starts[-1] == len(places)
+    assert starts[-1] == len(indices)
     assert (np.diff(starts) >= 0).all()
-    assert places.max() < columns
+    assert indices.max() < columns
     for begin, end in itertools.pairwise(starts):
-        assert (np.diff(places[begin:end]) > 0).all()
-    return np.repeat(np.arange(rows), np.diff(starts)) * columns + places
+        assert (np.diff(indices[begin:end]) > 0).all()
+    return np.repeat(np.arange(rows), np.diff(starts)) * columns + indices
 
 
 def test_rewiring_takes_the_weakest_and_grows_as_many(cc, tmp_path):
     model = network("sparse")
     export_c(model, tmp_path / "m.c", training=True, batch=16)
-    made = batches(21)
+    steps = batches(21)
     large = (torch.zeros(17, 12), torch.zeros(17, dtype=torch.int64))  # too large a batch: nothing is done
-    _, before, velocity_before = steps_in_c(cc, tmp_path / "m.c", made[:20], 0.1)
-    with_data = [*made[:20], (large[0][:0], large[1][:0])]  # an empty batch: only the rewiring
+    _, before, velocity_before = steps_in_c(cc, tmp_path / "m.c", steps[:20], 0.1)
+    with_data = [*steps[:20], (large[0][:0], large[1][:0])]  # an empty batch: only the rewiring
     losses, after, velocity = steps_in_c(cc, tmp_path / "m.c", with_data, 0.1, rewire=[20])
     assert losses[-1] == -1
     for name, rows, columns in (("fc1", 40, 12), ("fc2", 30, 40)):
@@ -517,25 +528,25 @@ def test_of_equal_weights_the_first_go_and_halves_round_to_even(cc, tmp_path, ze
     model = nn.Sequential(sparse_layer(6, 9, *((i % 6, i % 9) for i in range(18)), *((i % 6, 8 - i) for i in range(7))))
     with torch.no_grad():
         model[0].values.copy_(torch.tensor([1.0, -0.5, 1.0, 0.0, 2.0])[torch.arange(model[0].nnz) % 5])
-    before, places = model[0].values.detach().clone(), model[0].flat_indices().numpy()
+    before, flat_indices = model[0].values.detach().clone(), model[0].flat_indices().numpy()
     export_c(model, tmp_path / "m.c", training=True, batch=16)
     nothing = [(torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64))]
     _, after, _ = steps_in_c(cc, tmp_path / "m.c", nothing, 0.1, rewire=[0], zeta=zeta)
     keep = survivors(before, zeta).numpy()
     new = check_sorted(after, "layer_0", 6, 9)
     stays = after["layer_0_values"] != 0
-    assert np.array_equal(new[stays], places[keep])
+    assert np.array_equal(new[stays], flat_indices[keep])
     assert np.array_equal(after["layer_0_values"][stays], before.numpy()[keep])
 
 
 def test_training_goes_on_after_rewiring(cc, tmp_path):
     model = network("sparse")
     export_c(model, tmp_path / "m.c", training=True, batch=16)
-    made = batches(300)
-    losses, weights, _ = steps_in_c(cc, tmp_path / "m.c", made, 0.05, rewire=range(50, 250, 50))
+    steps = batches(300)
+    losses, weights, _ = steps_in_c(cc, tmp_path / "m.c", steps, 0.05, rewire=range(50, 250, 50))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    expected = steps_in_torch(model, made[:50], optimizer)
-    assert np.abs(losses[:50] - expected).max() < 1e-5
+    expected = steps_in_torch(model, steps[:50], optimizer)
+    assert np.abs(losses[:50] - expected).max() < 1e-5 * expected.max()
     assert losses[-20:].mean() < 0.5 * losses[30:50].mean()
     for name, rows, columns in (("fc1", 40, 12), ("fc2", 30, 40)):
         check_sorted(weights, name, rows, columns)
@@ -566,15 +577,15 @@ def test_new_connections_are_drawn_uniformly(cc, tmp_path):
     counts = np.bincount(drawn.reshape(-1), minlength=20)
     assert np.abs(counts - 1000).max() < 5 * (5000 * 0.2 * 0.8) ** 0.5  # five standard deviations
     pairs = len({tuple(row) for row in drawn})
-    assert pairs > 0.9 * 4845 * (1 - np.exp(-5000 / 4845))  # of the sets of 4 places of 20 as many as chance has it
+    assert pairs > 0.9 * 4845 * (1 - np.exp(-5000 / 4845))  # sets of 4 of 20, as many as chance has it
 
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_label_that_is_none_changes_nothing(cc, tmp_path, label):
     model = network("dense")
     export_c(model, tmp_path / "m.c", training=True, batch=16)
-    made = [(torch.randn(2, 12), torch.tensor([0, label]))]
-    losses, weights, _ = steps_in_c(cc, tmp_path / "m.c", made, 0.1, sparse=False)
+    steps = [(torch.randn(2, 12), torch.tensor([0, label]))]
+    losses, weights, _ = steps_in_c(cc, tmp_path / "m.c", steps, 0.1, sparse=False)
     assert losses.tolist() == [-1.0]
     assert np.array_equal(weights["fc1_values"], model.fc1.weight.detach().numpy().reshape(-1))
 
@@ -623,7 +634,12 @@ REFUSED = {
     "makes another shape than (batch, numbers)": (lambda: Called(lambda x: x.view((-1,))), "m.c", {}),
     "'1' has a number that is NaN": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(torch.nan)), "m.c", {}),
     "'1' has weights that are not finite": (norm_of_nan, "m.c", {"example": torch.randn(2, 4)}),
-    "'fc1' is a ACDCLinear": (lambda: converted(fg.ACDC(order=1)), "m.c", {}),
+    "'0' is a ACDCLinear, which cannot be written as C: ACDCLinear: with a ReLU inside it is not linear.": (
+        lambda: nn.Sequential(fg.nn.ACDCLinear(8, 8, order=2, relu=True)), "m.c", {}),
+    "'0' has cosines and sines as features": (
+        lambda: nn.Sequential(fg.nn.FastfoodLinear(8, 8, features="cos_sin")), "m.c", {}),
+    "'0' is a StrengthDropout, which cannot be written as C": (
+        lambda: nn.Sequential(fg.nn.StrengthDropout(8)), "m.c", {"example": torch.randn(2, 8)}),
     "What 'x' in the model's forward returns is read by 'fc' and 'add'": (Residual, "m.c", {}),
     "What 'relu' returns is read by 'block1_1.conv1' and 'block1_1.shortcut'": (
         fg.models.resnet, "m.c", {"example": torch.randn(1, 3, 8, 8)}),

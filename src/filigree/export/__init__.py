@@ -1,4 +1,4 @@
-"""A model as a file that runs without Python: ONNX, or C."""
+"""Export writes a model as a file that runs without Python: ONNX, or C."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 
 from filigree.export.c.export_c import export_c
 from filigree.export.c.training import Training
-from filigree.export.onnx.export_onnx import Layer, OnnxReport, export_onnx
+from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
 _OPTIONS = {
-    ".onnx": list(inspect.signature(export_onnx).parameters)[4:],  # behind model, path, example, training
+    ".onnx": list(inspect.signature(export_onnx).parameters)[4:],  # after model, path, example, training
     ".c": [field.name for field in dataclasses.fields(Training)],
 }
 
@@ -44,4 +44,4 @@ def export(model: nn.Module, path: str | Path, example: Any = None, *, training:
     return _WRITERS[suffix](model, path, example, training=training, **options)
 
 
-__all__ = ["Layer", "OnnxReport", "export", "export_c", "export_onnx"]
+__all__ = ["OnnxLayer", "OnnxReport", "export", "export_c", "export_onnx"]

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from filigree.ops.c_steps import refuse
+
 
 class Capabilities:
     """Mixin of filigree's layers, beside `nn.Module`; see the module's text."""
@@ -42,19 +44,41 @@ class Capabilities:
     def onnx_form(self: Any) -> nn.Module:
         """A module with the same outputs in eval mode, made of operations that ONNX has; the layer itself if it is one.
 
-        An attribute `form` of what is returned says in a word what stands in the file.
+        An attribute `form` of what is returned says in a word what stands in the file. Submodules have been replaced by
+        their own forms before.
         """
         return self
 
-    def c_form(self, name: str) -> list[Any]:
-        """The layer in eval mode as steps of a C program (`filigree.export.c.ops`). Default: its dense equivalent's.
+    def onnx_candidates(self) -> dict[str, nn.Module]:
+        """Several such modules by the names of their forms, of which the fastest is taken; {}: `onnx_form`."""
+        return {}
 
-        `ValueError` names a layer that cannot be written as C.
+    def c_form(self: Any, name: str) -> list[Any]:
+        """The layer in eval mode as steps of a C program (`filigree.ops.c_steps`). Default: its dense equivalent's.
+
+        A pair of a name and a module in the list stands for the steps of that module. `ValueError` names a layer that
+        cannot be written as C.
         """
-        raise NotImplementedError
+        try:
+            dense = self.dense()
+        except ValueError as error:
+            reason = str(error).rstrip(".")
+            raise refuse(name, f"is a {type(self).__name__}, which cannot be written as C: {reason}") from None
+        return [(name, part) for part in (dense if isinstance(dense, nn.Sequential) else [dense])]
+
+    def c_training_form(self, name: str) -> list[Any]:
+        """The layer as steps of a C program that trains as `torch.optim.SGD` does. `ValueError`: it cannot."""
+        raise refuse(name, f"is a {type(self).__name__}, which a program that trains cannot hold")
 
     def weight_matrix(self: Any) -> Tensor:
         """The weight as `(out_features, in_features)`, zeros where there is no connection."""
         dense = self.dense()
         first = dense[0] if isinstance(dense, nn.Sequential) else dense
         return first.weight.detach().flatten(1)
+
+
+def plain_torch(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """The torch module that a subclass of it is in eval mode, with the same parameters, shared ones too."""
+    module = object.__new__(kind)
+    module.__dict__.update(layer.__dict__)
+    return module

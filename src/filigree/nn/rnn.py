@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from filigree.convert import replace_module
+from filigree.nn.capabilities import Capabilities
+from filigree.nn.unrolled_rnn import UnrolledRNN
 
 States = list[Tensor]
 R = TypeVar("R", bound="LoopedRNN")
 
 
-class LoopedRNN(nn.Module):
+class LoopedRNN(Capabilities, nn.Module):
     """What they share: the walk through layers, directions and time steps. Sizes are called as in `nn.RNNBase`.
 
     Inside, sequences are packed: `x` is `(total, in)`, the time steps one after another, `sizes` how many sequences
@@ -115,6 +117,9 @@ class LoopedRNN(nn.Module):
         if alone:
             return y.squeeze(1), [part.squeeze(1) for part in finals]
         return (y.transpose(0, 1) if me.batch_first else y), finals
+
+    def onnx_form(self) -> nn.Module:
+        return UnrolledRNN(self, self._product, is_lstm(self))
 
 
 class GatedRNN(LoopedRNN):

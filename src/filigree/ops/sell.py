@@ -31,6 +31,11 @@ Steps = Sequence[tuple[str, int | None]]
 _NATIVE = ("diagonal", "bias", "relu", "permute", "hadamard", "dct", "idct")
 
 
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
 def sell(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Tensor]) -> Tensor:
     """Run a program.
 

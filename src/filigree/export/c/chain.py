@@ -1,4 +1,4 @@
-"""A model as a chain of modules, each of which reads what the one before it wrote."""
+"""See a model as a chain of modules, each of which reads what the one before it wrote."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from filigree.config import one_line
+from filigree.export.answers import answers
 
 Link = tuple[str, nn.Module]
 
@@ -31,11 +32,11 @@ _IGNORED = ("input", "inplace", "_stacklevel", "dtype")  # named in a call, of n
 
 
 def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> list[Link]:
-    """The modules of a model in the order in which they run, with their names.
+    """List the modules of a model in the order in which they run, with their names.
 
     Args:
         known: which modules are links of the chain as they are; others are looked into, by torch.fx.
-        what: is said of a module that has nothing to be looked into.
+        what: the end of the error about a module that has nothing to be looked into.
 
     Raises:
         ValueError: a forward that cannot be traced, or that is no chain: the module is named.
@@ -89,8 +90,9 @@ class _Tracer(fx.Tracer):
         self.known = known
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith("filigree.nn.") and not list(m.children())
-        return self.known(m) or ours or super().is_leaf_module(m, module_qualified_name)
+        ours = type(m).__module__.startswith("filigree.nn.") or answers(m, "c_form", "dense")
+        refused_by_name = ours and not list(m.children())
+        return self.known(m) or refused_by_name or super().is_leaf_module(m, module_qualified_name)
 
 
 def _asks_for_size(node: fx.Node, shapes: set[fx.Node]) -> bool:
@@ -115,11 +117,11 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
         raise ValueError(
             f"export: {_owner(node)} makes another shape than (batch, numbers): it cannot be written as C."
         )
-    made = _FUNCTIONS.get(node.target)
-    if made is None:
+    module_of = _FUNCTIONS.get(node.target)
+    if module_of is None:
         raise ValueError(f"export: {_owner(node)} cannot be written as C.")
     try:
-        return name, made(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
+        return name, module_of(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
     except TypeError as error:
         raise ValueError(f"export: {_owner(node)} cannot be written as C: {error}.") from None
 
@@ -130,7 +132,7 @@ def _prefix(node: fx.Node) -> str:
 
 
 def _owner(node: fx.Node) -> str:
-    """A node and the module whose forward it stands in, for errors."""
+    """Name a node, and the module whose forward it stands in, for errors."""
     if node.op == "call_module":
         return repr(node.target)
     what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

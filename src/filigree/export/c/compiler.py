@@ -1,4 +1,4 @@
-"""The C compiler of this machine, where there is one: compile a program, run it, weigh it."""
+"""Use the C compiler of this machine, where there is one: compile a program, run it, weigh it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
 
 def compiler() -> list[str] | None:
-    """The command that `CC` is (`gcc -m64`, `ccache gcc`), else cc, gcc or clang; None where there is none of them.
+    """Find the command that `CC` is (`gcc -m64`, `ccache gcc`), else cc, gcc or clang; None where there is none.
 
     Raises:
         RuntimeError: `CC` names no program.
@@ -28,30 +28,30 @@ def compiler() -> list[str] | None:
             program, *options = shlex.split(named)
         except ValueError:  # a quote without its end, or nothing
             program, options = named, []
-        if (found := shutil.which(program)) is None:
+        if (path := shutil.which(program)) is None:
             raise RuntimeError(f"export: the environment's CC must name a C compiler. Got {named!r}.")
-        return [found, *options]
-    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    return None if found is None else [found]
+        return [path, *options]
+    path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return None if path is None else [path]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program of `name.c` and `name.h`, compiled for size, in a folder of its own."""
+    """It is a program of `name.c` and `name.h`, compiled for size, in a folder of its own."""
 
     name: str
     folder: str
     compiler: Sequence[str]
 
     def run(self, main: str, data: bytes) -> bytes:
-        """What `main`, a program that calls this one, writes when it reads these data."""
+        """Return what `main`, a program that calls this one, writes when it reads these data."""
         Path(self.folder, "main.c").write_text(main)
         program = str(Path(self.folder, "program"))
         _call([*self.compiler, *STRICT, "-o", program, "main.c", f"{self.name}.o", "-lm"], self.folder)
         return _call([program], self.folder, data)
 
     def weigh(self) -> tuple[int, int, int] | None:
-        """Bytes of code and constants, of initialised and of zeroed memory; None without the tool `size`."""
+        """Count bytes of code and constants, of initialised and of zeroed memory; None without the tool `size`."""
         if (size := shutil.which("size")) is None:
             return None
         numbers = _call([size, f"{self.name}.o"], self.folder).decode().splitlines()[1].split()
@@ -60,7 +60,7 @@ class Compiled:
 
 @contextmanager
 def compiled(source: str, header: str, name: str, compiler: Sequence[str]) -> Iterator[Compiled]:
-    """The program while it is needed; warnings are errors.
+    """Compile the program and keep it while it is needed; warnings are errors.
 
     Raises:
         RuntimeError: it does not compile, cannot be run on this machine, or ends with an error.
@@ -81,6 +81,6 @@ def _call(command: Sequence[str], folder: str, data: bytes = b"") -> bytes:
             "compiler for this machine."
         ) from None
     if done.returncode:
-        said = one_line(done.stderr.decode(errors="replace"), 300)
-        raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {said}")
+        reason = one_line(done.stderr.decode(errors="replace"), 300)
+        raise RuntimeError(f"export: {Path(command[0]).name} failed with {done.returncode}: {reason}")
     return done.stdout

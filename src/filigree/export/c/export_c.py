@@ -1,4 +1,4 @@
-"""`export_c`: a model as one C99 file and its header, without dependencies, for small devices."""
+"""`export_c` writes a model as one C99 file and its header, without dependencies, for small devices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from filigree.export.c.compiler import Compiled, compiled, compiler
 from filigree.export.c.inference import inference_program
-from filigree.export.c.source import Layer, Program, prefix_of
+from filigree.export.c.source import CLayer, Program, prefix_of
 from filigree.export.c.training import Training, training_program
 from filigree.io.storage import replacing
+from filigree.text_table import aligned
 
 _TOLERANCE = 1e-4  # of the largest number: float32 sums in another order
 _SAMPLES = 32
@@ -23,24 +24,26 @@ _SAMPLES = 32
 
 @dataclass(frozen=True)
 class CReport:
-    """What was written; prints as a table.
+    """It says what was written, and prints as a table.
 
     Attributes:
         path, header: the two files. prefix: what every name in them begins with.
         layers: of each step its module's name, what it does, the form of its weights, and their bytes.
         data_bytes: of weights and tables. flash_bytes: of these and code, as this machine's compiler makes them for
             size (None: no compiler or no `size`). ram_bytes: static memory.
-        difference: the largest |torch - C| on what was tried. verified: what that was, or why nothing was.
+        difference: the largest |torch - C| on what was tried. relative: the same over the largest number there.
+        verified: what was tried, or why nothing was.
     """
 
     path: str
     header: str
     prefix: str
-    layers: list[Layer]
+    layers: list[CLayer]
     data_bytes: int
     flash_bytes: int | None
     ram_bytes: int
     difference: float | None
+    relative: float | None
     verified: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,11 +52,9 @@ class CReport:
     def __str__(self) -> str:
         rows = [("layer", "step", "weights", "bytes")]
         rows += [(layer.name, layer.what, layer.form, f"{layer.bytes:,}" * bool(layer.bytes)) for layer in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         code = "code not weighed" if self.flash_bytes is None else f"{self.flash_bytes:,} bytes with code"
-        lines.append(f"flash: {self.data_bytes:,} bytes of data, {code}; RAM: {self.ram_bytes:,} bytes")
-        return "\n".join([f"{self.path}, {self.header}", *lines, self.verified])
+        memory = f"flash: {self.data_bytes:,} bytes of data, {code}; RAM: {self.ram_bytes:,} bytes"
+        return "\n".join([f"{self.path}, {self.header}", *aligned(rows), memory, self.verified])
 
 
 def export_c(
@@ -92,19 +93,21 @@ def export_c(
         program = inference_program(model, example, path.stem, prefix)
     if example is not None and example[0].numel() != math.prod(program.shape):
         raise ValueError(f"export: the model reads {program.shape} a sample. Got an example {tuple(example.shape)}.")
-    difference, verified, flash, memory = None, "not verified: no C compiler", None, program.ram_bytes
-    if (found := compiler()) is not None:
-        with compiled(program.source, program.header, path.stem, found) as runnable:
-            difference, verified = _compare(program, runnable, example)
-            if weighed := runnable.weigh():
-                text, data, zeroed = weighed
+    difference, relative, verified = None, None, "not verified: no C compiler"
+    flash, memory = None, program.ram_bytes
+    if (command := compiler()) is not None:
+        with compiled(program.source, program.header, path.stem, command) as runnable:
+            difference, relative, verified = _compare(program, runnable, example)
+            if sizes := runnable.weigh():
+                text, data, zeroed = sizes
                 flash, memory = text + data, data + zeroed
     header = path.with_suffix(".h")
     with replacing(path) as source_file, replacing(header) as header_file:
         source_file.write(program.source.encode())
         header_file.write(program.header.encode())
     return CReport(
-        str(path), str(header), prefix, program.layers, program.constant_bytes, flash, memory, difference, verified
+        str(path), str(header), prefix, program.layers, program.constant_bytes, flash, memory, difference, relative,
+        verified,
     )  # fmt: skip
 
 
@@ -124,23 +127,24 @@ def _check(model: nn.Module, path: Path, example: Tensor | None) -> None:
             raise ValueError(f"export: the model must have weights. {name!r} is on the meta device.")
 
 
-def _compare(program: Program, runnable: Compiled, example: Tensor | None) -> tuple[float, str]:
-    """The largest difference between torch and the compiled program, and on what."""
+def _compare(program: Program, runnable: Compiled, example: Tensor | None) -> tuple[float, float, str]:
+    """Compute the largest difference between torch and the compiled program, relative too, and say on what."""
     x = torch.randn(_SAMPLES, *program.shape, generator=torch.Generator().manual_seed(0))
     if example is not None:
         own = example[:_SAMPLES].detach().cpu().float().reshape(-1, *program.shape)
         mean, spread = float(own.mean()), float(own.std(correction=0))
         x = torch.cat([own, mean + (spread if spread > 1e-6 * abs(mean) else 1.0) * x])  # also of a constant example
     trial = program.trial(x)
-    got = np.frombuffer(runnable.run(trial.main, trial.data), np.float32)
+    outputs = np.frombuffer(runnable.run(trial.main, trial.data), np.float32)
     expected = trial.expected.reshape(-1)
-    assert got.shape == expected.shape
+    assert outputs.shape == expected.shape
     with np.errstate(invalid="ignore"):  # an infinity is equal to itself, though their difference is no number
-        difference = float(np.where(got == expected, 0, np.abs(got - expected)).max())
+        difference = float(np.where(outputs == expected, 0, np.abs(outputs - expected)).max())
     largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
     if not difference <= _TOLERANCE * largest + 1e-6:
         raise RuntimeError(
             f"export: the compiled program differs from torch by {difference:.3g}, where the largest number is "
             f"{largest:.3g}. Nothing was written."
         )
-    return difference, f"compared with torch on {trial.what}: largest difference {difference:.2g} of {largest:.3g}"
+    verified = f"compared with torch on {trial.what}: largest difference {difference:.2g} of {largest:.3g}"
+    return difference, difference / largest if largest else difference, verified

@@ -1,4 +1,4 @@
-"""How a weight matrix is stored in a C program: several forms, of which the smallest is taken."""
+"""Store a weight matrix in a C program: there are several forms, of which the smallest is taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filigree.nn.integer.integer_code import encode
 
 @dataclass(frozen=True)
 class Form:
-    """A stored matrix: constant arrays by the names that its walk (`kernels.c.in`) reads them by."""
+    """It holds a stored matrix: constant arrays by the names that its walk (`kernels.c.in`) reads them by."""
 
     label: str
     walk: str
@@ -28,16 +28,16 @@ class Form:
 
 
 def smallest(matrix: Any) -> Form:
-    """The form of the fewest bytes; of equally small ones the dense one, which is the fastest to read.
+    """Choose the form of the fewest bytes; of equally small ones the dense one, which is the fastest to read.
 
     Args:
         matrix: `scipy.sparse.csr_array` `(rows, columns)` without stored zeros, columns sorted, float32 or integers.
     """
     integers = matrix.dtype.kind == "i"
-    found = list(_sparse(matrix))
+    forms = list(_sparse(matrix))
     if integers:
-        found += _integers(matrix)
-    best = min(found, key=lambda form: form.bytes)
+        forms += _integers(matrix)
+    best = min(forms, key=lambda form: form.bytes)
     rows, columns = matrix.shape
     itemsize = smallest_signed(matrix.data).itemsize if integers else 4
     if rows * columns * itemsize > best.bytes:  # a matrix too large to be written out is never written out
@@ -48,7 +48,7 @@ def smallest(matrix: Any) -> Form:
 
 
 def _sparse(matrix: Any) -> Iterator[Form]:
-    """The nonzeros of each row, after their number: with their columns, or with the distances between them."""
+    """Store the nonzeros of each row, after their number: with their columns, or with the distances between them."""
     integers = matrix.dtype.kind == "i"
     values, kind = (smallest_signed(matrix.data), "sparse integers") if integers else (matrix.data, "sparse")
     indices = matrix.indices.astype(np.int64)

@@ -1,4 +1,4 @@
-"""A model as a C program that predicts: `void m_predict(const float *input, float *output)`."""
+"""Write a model as a C program that predicts: `void m_predict(const float *input, float *output)`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 import string
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from filigree.convert import inference_context
 from filigree.export.c.chain import chain
-from filigree.export.c.layers import folded, is_known, lower
-from filigree.export.c.ops import KERNELS, Affine, Op, Pool, Shape, Stage
-from filigree.export.c.source import Layer, Program, Trial, free_name, header_file, identifier, in_order, source_file
+from filigree.export.c.layers import folded, is_known, steps
+from filigree.export.c.source import CLayer, Program, Trial, free_name, header_file, identifier, in_order, source_file
+from filigree.export.c.stages import KERNELS, Shape, Stage, stage_of
+from filigree.ops.c_steps import Affine, Pool
 
 _MAIN = """
 #include <stdio.h>
@@ -34,12 +36,12 @@ int main(void)
 
 
 def inference_program(model: nn.Module, example: Tensor | None, name: str, prefix: str) -> Program:
-    """The files `name.c` and `name.h` of a model in eval mode."""
+    """Write the files `name.c` and `name.h` of a model in eval mode."""
     with inference_context(model):
         links = chain(model, is_known, "which cannot be written as C")
-        ops = folded([op for label, module in links for op in lower(module, label)])
-    shape = input_shape(ops, example)
-    stages = _stages(ops, shape)
+        program = folded([step for label, module in links for step in steps(module, label)])
+    shape = input_shape(program, example)
+    stages = _stages(program, shape)
     out = stages[-1].shape if stages else shape
     statements, sizes = _calls(stages, shape)
     pieces = {piece for stage in stages for piece in stage.pieces}
@@ -65,33 +67,33 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
         return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")
 
-    layers = [Layer(s.name, s.what, s.form, sum(c.bytes for c in s.constants)) for s in stages]
+    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants)) for s in stages]
     source, header = source_file(name, parts), header_file(prefix, declared)
     data, memory = sum(layer.bytes for layer in layers), 4 * sum(sizes.values())
     return Program(source, header, layers, data, memory, shape, trial)
 
 
-def input_shape(ops: Sequence[Op], example: Tensor | None) -> Shape:
-    """Of one sample: the example's, else what a first linear layer reads."""
+def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
+    """Return the shape of one sample: the example's, else what a first linear layer reads."""
     if example is not None:
         return tuple(example.shape[1:])
-    for op in ops:
-        if isinstance(op, Affine) and op.geometry is None:
-            return (op.matrix.shape[1],)
-        if isinstance(op, Affine | Pool):
+    for step in program:
+        if isinstance(step, Affine) and step.geometry is None:
+            return (step.matrix.shape[1],)
+        if isinstance(step, Affine | Pool):
             break
     raise ValueError("export: the shape of the input is not known. Give a batch of inputs: fg.export(model, path, x).")
 
 
-def _stages(ops: Sequence[Op], shape: Shape) -> list[Stage]:
-    """Each op on what the one before leaves; labels and functions get names of their own."""
+def _stages(program: Sequence[Any], shape: Shape) -> list[Stage]:
+    """Write each step on what the one before leaves; labels and functions get names of their own."""
     stages: list[Stage] = []
     labels: set[str] = set()
     names: set[str] = set()
     functions: dict[str, str] = {}  # text -> name
-    for op in ops:
-        label = free_name(identifier(op.name, "layer"), labels)
-        stage = op.stage(stages[-1].shape if stages else shape, label)
+    for step in program:
+        label = free_name(identifier(step.name, "layer"), labels)
+        stage = stage_of(step, stages[-1].shape if stages else shape, label)
         if stage.text:
             if stage.text not in functions:
                 functions[stage.text] = free_name(stage.function, names)
@@ -105,7 +107,7 @@ def _stages(ops: Sequence[Op], shape: Shape) -> list[Stage]:
 
 
 def _calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, int]]:
-    """The statements of the program, and the sizes of the buffers: two, each read while the other is written."""
+    """Write the statements of the program; two buffers, whose sizes follow, are read and written by turns."""
     lines: list[str] = []
     sizes: dict[str, int] = {}
     moves = [i for i, stage in enumerate(stages) if not stage.in_place]

@@ -1,4 +1,4 @@
-"""The text of a C99 program: literals that read back exactly, constant arrays, names, and the pieces of a template."""
+"""Write the parts of a C99 program: literals that read back exactly, constant arrays, names, pieces of a template."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _HEADERS = [
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A `static const` definition, and the bytes that it takes in flash."""
+class CConstant:
+    """It holds a `static const` definition, and the bytes that it takes in flash."""
 
     text: str
     bytes: int
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A line of the report: a module's name, what its step does, the form of its weights, and their bytes."""
+class CLayer:
+    """A line of the report says a module's name, what its step does, the form of its weights, and their bytes."""
 
     name: str
     what: str
@@ -43,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Program:
-    """A `.c` and a `.h` file, and what they take: bytes of constants and of static memory.
+    """It holds a `.c` and a `.h` file, and the bytes of constants and of static memory that they take.
 
     Attributes:
         shape: of one sample. trial: how it is compared with torch.
@@ -51,7 +51,7 @@ class Program:
 
     source: str
     header: str
-    layers: list[Layer]
+    layers: list[CLayer]
     constant_bytes: int
     ram_bytes: int
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Trial:
-    """A `main.c` that reads `data` and writes float32 numbers; what torch says that they are."""
+    """It holds a `main.c` that reads `data` and writes float32 numbers, and the numbers that torch expects."""
 
     main: str
     data: bytes
@@ -68,10 +68,10 @@ class Trial:
     what: str
 
 
-def constant(name: str, numbers: np.ndarray) -> Constant:
-    """The numbers as a constant array; an empty one holds a zero, as C has no arrays of nothing."""
+def constant(name: str, numbers: np.ndarray) -> CConstant:
+    """Write the numbers as a constant array; an empty one holds a zero, as C has no arrays of nothing."""
     numbers = numbers.reshape(-1) if numbers.size else np.zeros(1, numbers.dtype)
-    return Constant(f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};", numbers.nbytes)
+    return CConstant(f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};", numbers.nbytes)
 
 
 def c_type(numbers: np.ndarray) -> str:
@@ -79,7 +79,7 @@ def c_type(numbers: np.ndarray) -> str:
 
 
 def braced(numbers: np.ndarray, indent: str = "    ") -> str:
-    """The numbers between braces, several a line."""
+    """Write the numbers between braces, several a line."""
     each = 8 if numbers.dtype.kind == "f" else 20
     words = literals(numbers.reshape(-1))
     lines = [indent + ", ".join(words[i : i + each]) for i in range(0, len(words), each)]
@@ -87,7 +87,7 @@ def braced(numbers: np.ndarray, indent: str = "    ") -> str:
 
 
 def literals(numbers: np.ndarray) -> list[str]:
-    """Numbers that a compiler reads back as they are: floats in the shortest decimals that mean this float32."""
+    """Write numbers so that a compiler reads them back as they are: floats in the shortest decimals that do."""
     if numbers.dtype.kind == "f":
         texts = [f"{text}f" for text in numbers.astype(np.float32).astype(str).tolist()]
         return [text.replace("inff", "INFINITY") for text in texts]
@@ -95,23 +95,23 @@ def literals(numbers: np.ndarray) -> list[str]:
 
 
 def literal(number: float) -> str:
-    """One such number; an int stays an int."""
+    """Write one such number; an int stays an int."""
     return literals(np.array([number]))[0]
 
 
 def smallest_unsigned(numbers: np.ndarray) -> np.ndarray:
-    """The numbers in uint8, uint16 or uint32, whichever is the smallest that holds them."""
+    """Store the numbers in uint8, uint16 or uint32, whichever is the smallest that holds them."""
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 def smallest_signed(numbers: np.ndarray) -> np.ndarray:
-    """The numbers in int8, int16 or int32; those of int8 without -128, so that each has its negative."""
+    """Store the numbers in int8, int16 or int32; in int8 without -128, so that each has its negative."""
     most = int(np.abs(numbers).max(initial=0))
     return numbers.astype(np.int8 if most < 2**7 else np.int16 if most < 2**15 else np.int32)
 
 
 def prefix_of(stem: str) -> str:
-    """What every name of a program begins with, made of its file's name.
+    """Make of a file's name what every name of the program begins with.
 
     Raises:
         ValueError: a header of that name would hide one of C's own.
@@ -122,13 +122,13 @@ def prefix_of(stem: str) -> str:
 
 
 def identifier(name: str, fallback: str = "net") -> str:
-    """A name as C allows it: `conv.1` becomes `conv_1`, `0` becomes `net_0`."""
+    """Write a name as C allows it: `conv.1` becomes `conv_1`, `0` becomes `net_0`."""
     plain = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_")
     return plain if plain[:1].isalpha() else f"{fallback}_{plain}".strip("_")
 
 
 def free_name(name: str, taken: set[str]) -> str:
-    """The name, with a number behind it where it is taken; it is taken from now on."""
+    """Return the name, followed by a number where it is taken already; it is taken from now on."""
     count, free = 1, name
     while free in taken:
         count += 1
@@ -138,7 +138,7 @@ def free_name(name: str, taken: set[str]) -> str:
 
 
 def piece(file: str, name: str, **words: str) -> str:
-    """A piece of a template with its `$words` filled in; a word alone on its line may become a block of lines."""
+    """Fill in the `$words` of a piece of a template; a word alone on its line may become a block of lines."""
     lines = []
     for line in _pieces(file)[name].split("\n"):
         filled = string.Template(line.strip()).substitute(words)
@@ -147,7 +147,7 @@ def piece(file: str, name: str, **words: str) -> str:
 
 
 def in_order(file: str, names: set[str]) -> list[str]:
-    """These pieces, without words, in the order in which the template has them."""
+    """Return these pieces, which have no words to fill in, in the order of the template."""
     return [text for name, text in _pieces(file).items() if name in names]
 
 
@@ -159,7 +159,7 @@ def _pieces(file: str) -> dict[str, str]:
 
 
 def source_file(name: str, body: list[str]) -> str:
-    """`name.c`: its own header, the headers of C that it needs, its definitions."""
+    """Write `name.c`: its own header, the headers of C that it needs, its definitions."""
     text = "\n\n".join(body)
     mathematics = re.search(r"\b(?:(?:expf|expm1f|logf|tanhf|erff)\(|INFINITY\b)", text)
     includes = ["#include <stddef.h>", "#include <stdint.h>", *(["#include <math.h>"] if mathematics else [])]
@@ -168,7 +168,7 @@ def source_file(name: str, body: list[str]) -> str:
 
 
 def header_file(prefix: str, body: str, includes: str = "") -> str:
-    """A `.h` file, for C and C++."""
+    """Write a `.h` file, for C and C++."""
     guard = f"{prefix.upper()}_H"
     opening = [f"#ifndef {guard}\n#define {guard}", includes, '#ifdef __cplusplus\nextern "C" {\n#endif']
     parts = ["/* Written by filigree. */", *opening, body, "#ifdef __cplusplus\n}\n#endif", "#endif"]

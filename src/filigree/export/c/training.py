@@ -1,4 +1,4 @@
-"""An MLP as a C program that trains: forward, backward, SGD with momentum, and rewiring, in static memory.
+"""Write an MLP as a C program that trains: forward, backward, SGD with momentum, and rewiring, in static memory.
 
 `float m_train_step(inputs, labels, batch, learning_rate)` takes the step that `torch.optim.SGD` would take, and
 `void m_rewire(zeta, seed)` is a rewiring as of `fg.Evolution`: SET's rule, weights of new connections 0.
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree import nn as layers
 from filigree.config import Config, config
+from filigree.export.answers import answers
 from filigree.export.c.chain import chain
-from filigree.export.c.layers import lower
-from filigree.export.c.ops import refuse
-from filigree.export.c.source import Layer, Program, Trial, free_name, identifier, literal, smallest_unsigned
+from filigree.export.c.layers import steps
+from filigree.export.c.source import CLayer, Program, Trial, free_name, identifier, literal, smallest_unsigned
 from filigree.export.c.training_text import Trained, delta_sizes, header_text, source_text, velocities
+from filigree.ops.c_steps import Elementwise, TrainedLinear, refuse, trained_linear
 
-_LINEAR = (nn.Linear, layers.FeatureMajorLinear, layers.SparseLinear, layers.MaskedLinear)
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
 
 _MAIN = """
@@ -55,7 +54,7 @@ int main(void)
 
 @config
 class Training(Config):
-    """How an exported program trains: as `torch.optim.SGD` with these options.
+    """An exported program trains as `torch.optim.SGD` with these options.
 
     Args:
         loss: "cross_entropy" of labels, or "mse" of targets: means, as `nn.CrossEntropyLoss` and `nn.MSELoss`.
@@ -74,104 +73,110 @@ class Training(Config):
             raise ValueError("Training: nesterov needs a momentum above 0. Got 0.")
 
     def optimizer(self, model: nn.Module, rate: float) -> torch.optim.SGD:
-        """Torch's."""
+        """Return the same optimizer of torch."""
         return torch.optim.SGD(
             model.parameters(), rate, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )  # fmt: skip
 
 
 def training_program(model: nn.Module, name: str, prefix: str, options: Training) -> Program:
-    """The files `name.c` and `name.h` of an MLP in training mode.
+    """Write the files `name.c` and `name.h` of an MLP in training mode.
 
     Raises:
         ValueError: what is no chain of linear or sparse layers and activations, or trains otherwise in torch (dropout,
             frozen weights, sparsified gradients): the module is named.
     """
-    found = _trained(copy.deepcopy(model).train())
+    layers = _trained(copy.deepcopy(model).train())
     numbers = {
         "MOMENTUM": options.momentum, "WEIGHT_DECAY": options.weight_decay, "NESTEROV": int(options.nesterov),
     }  # fmt: skip
-    stored = sum(array.nbytes for layer in found for array in layer.arrays.values())
-    memory = stored + 4 * options.batch * sum((*(layer.rows for layer in found), *delta_sizes(found)))
+    stored = sum(array.nbytes for layer in layers for array in layer.arrays.values())
+    memory = stored + 4 * options.batch * sum((*(layer.rows for layer in layers), *delta_sizes(layers)))
     if options.momentum:
-        memory += sum(array.nbytes for array in velocities(found).values())
+        memory += sum(array.nbytes for array in velocities(layers).values())
     report = [
-        Layer(x.name, f"linear {x.width} -> {x.rows}", "trained, sparse" if x.index else "trained, dense",
+        CLayer(x.name, f"linear {x.width} -> {x.rows}", "trained, sparse" if x.index else "trained, dense",
               sum(array.nbytes for array in x.arrays.values()))
-        for x in found
+        for x in layers
     ]  # fmt: skip
-    source = source_text(found, name, prefix, options.loss, numbers)
-    header = header_text(found, prefix, options.batch, options.loss, options.momentum > 0)
+    source = source_text(layers, name, prefix, options.loss, numbers)
+    header = header_text(layers, prefix, options.batch, options.loss, options.momentum > 0)
     words = {"name": name, "macro": prefix.upper(), "prefix": prefix}
     return Program(
-        source, header, report, stored, memory, (found[0].width,), lambda x: _trial(model, x, options, words)
+        source, header, report, stored, memory, (layers[0].width,), lambda x: _trial(model, x, options, words)
     )  # fmt: skip
 
 
 def _is_known(module: nn.Module) -> bool:
     nothing = isinstance(module, nn.Dropout) and not module.p
-    return nothing or type(module) in (*_LINEAR, *_ACTIVATIONS, nn.Identity, nn.Flatten)
+    plain = type(module) in (nn.Linear, *_ACTIVATIONS, nn.Identity, nn.Flatten)
+    return nothing or plain or answers(module, "c_training_form", eval_only=False)
+
+
+def _training_steps(module: nn.Module, name: str) -> list[Any]:
+    layer: Any = module
+    if answers(module, "c_training_form", eval_only=False):
+        return layer.c_training_form(name)
+    if type(module) is nn.Linear:
+        return [trained_linear(module, name)]
+    return steps(module, name) if type(module) in _ACTIVATIONS else []
 
 
 def _trained(model: nn.Module) -> list[Trained]:
-    found: list[Trained] = []
+    layers: list[Trained] = []
     seen: set[nn.Module] = set()
     labels: set[str] = set()
     for name, module in chain(model, _is_known, "which a program that trains cannot hold"):
-        if type(module) in _LINEAR:
-            if module in seen:
-                raise refuse(name, "is used twice, which a program that trains cannot do")
-            seen.add(module)
-            found.append(_trained_layer(name, module, free_name(identifier(name, "layer"), labels)))
-        elif type(module) in _ACTIVATIONS:
-            (op,) = lower(module, name)
-            _activate(found[-1] if found else None, op, name)
-        if getattr(module, "relu", False) is True:
-            _activate(found[-1], lower(nn.ReLU(), name)[0], name)
-    if not found:
+        for step in _training_steps(module, name):
+            if isinstance(step, TrainedLinear):
+                if module in seen:
+                    raise refuse(name, "is used twice, which a program that trains cannot do")
+                seen.add(module)
+                layers.append(_trained_layer(step, module, free_name(identifier(name, "layer"), labels)))
+            else:
+                _activate(layers[-1] if layers else None, step, name)
+    if not layers:
         raise ValueError("export: a program that trains needs a linear layer. The model has none.")
-    for before, after in itertools.pairwise(found):
+    for before, after in itertools.pairwise(layers):
         if before.rows != after.width:
             raise refuse(after.name, f"reads {after.width} numbers a sample. {before.name!r} makes {before.rows}")
     for key in ("columns", "starts"):  # one type for all layers, so that they share their functions
-        sparse = [layer for layer in found if layer.index]
+        sparse = [layer for layer in layers if layer.index]
         if sparse:
             kind = max((layer.index[key].dtype for layer in sparse), key=lambda dtype: dtype.itemsize)
             for layer in sparse:
                 layer.index[key] = layer.index[key].astype(kind)
-    return found
+    return layers
 
 
-def _trained_layer(name: str, module: Any, label: str) -> Trained:
+def _trained_layer(step: TrainedLinear, module: nn.Module, label: str) -> Trained:
+    name, rows, width = step.name, step.rows, step.columns
     for parameter in module.parameters():
         if not parameter.requires_grad:
             raise refuse(name, "has frozen weights, which a program that trains cannot hold")
         if not bool(parameter.isfinite().all()):
             raise refuse(name, "has weights that are not finite")
-    layer: Any = module.sparse() if isinstance(module, layers.MaskedLinear) else module
-    rows, width = layer.out_features, layer.in_features
     index: dict[str, np.ndarray] = {}
-    if isinstance(layer, layers.SparseLinear):
+    if step.indices is not None and step.indptr is not None:
         if rows * width >= 2**32:
-            raise refuse(name, f"has {rows * width} places; a program that trains can rewire fewer than 2^32")
-        columns, starts = (part.cpu().numpy() for part in (layer.indices, layer.indptr))
+            raise refuse(name, f"has {rows * width} weights, of which a program that trains rewires fewer than 2^32")
         # rewiring may write any column, not only those in use now
-        index = {"columns": columns.astype(np.min_scalar_type(width - 1)), "starts": smallest_unsigned(starts)}
-    numbers: dict[str, Tensor | None] = {"values": layer.values if index else layer.weight, "bias": layer.bias}
-    plain = {key: t.detach().cpu().float().numpy() for key, t in numbers.items() if t is not None}
-    return Trained(name, label, rows, width, plain, index)
+        columns = step.indices.astype(np.min_scalar_type(width - 1))
+        index = {"columns": columns, "starts": smallest_unsigned(step.indptr)}
+    numbers = {"values": step.values} | ({} if step.bias is None else {"bias": step.bias})
+    return Trained(name, label, rows, width, numbers, index)
 
 
-def _activate(layer: Trained | None, op: Any, name: str) -> None:
+def _activate(layer: Trained | None, step: Elementwise, name: str) -> None:
     if layer is None or layer.activation is not None:
         raise refuse(name, "must follow a linear layer directly")
-    if op.function == "leaky_relu" and dict(op.numbers)["slope"] < 0:
+    if step.function == "leaky_relu" and dict(step.numbers)["slope"] < 0:
         raise refuse(name, "must have a slope of at least 0: its input is found from its output")
-    layer.activation = op
+    layer.activation = step
 
 
 def _trial(model: nn.Module, x: Tensor, options: Training, words: dict[str, str]) -> Trial:
-    """Some steps on the inputs, and the outputs after them."""
+    """Take some steps on the inputs, and compute the outputs after them."""
     duplicate = copy.deepcopy(model).train()
     like = next(duplicate.parameters())
     x, steps = x.flatten(1).to(like), 4

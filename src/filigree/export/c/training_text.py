@@ -1,4 +1,4 @@
-"""The text of a C program that trains: its header, its memory, its functions."""
+"""Write the text of a C program that trains: its header, its memory, its functions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from filigree.export.c.ops import Elementwise
 from filigree.export.c.source import braced, c_type, header_file, in_order, literal, piece, source_file
+from filigree.export.c.stages import elementwise_text
+from filigree.ops.c_steps import Elementwise
 
 TEMPLATE = "training.c.in"
 SLOPES = {  # of each activation, by its output v
@@ -43,7 +44,7 @@ float ${prefix}_train_step(const float *inputs, $parameter, size_t batch, float 
 _REWIRE = """
 
 /* In each sparse layer the fraction zeta of the smallest positive and of the largest negative weights goes, and every
-   exact zero; as many new connections come at random empty places, with weight 0. Outside [0, 1] nothing is done. */
+   exact zero; as many new connections come at random empty cells, with weight 0. Outside [0, 1] nothing is done. */
 void ${prefix}_rewire(float zeta, uint32_t seed);"""
 
 _FUNCTIONS = """static void forward(const float *x, size_t batch)
@@ -87,7 +88,7 @@ $rewire
 
 @dataclass
 class Trained:
-    """A layer that is trained, sparse where it has an index; in C its arrays are `{label}_{key}`.
+    """It holds a layer that is trained, sparse where it has an index; in C its arrays are called `{label}_{key}`.
 
     `numbers`: values, and bias where it has one, float32. `index`: columns and starts of a sparse layer.
     """
@@ -102,7 +103,7 @@ class Trained:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """By their names in C; one without elements holds a zero, as C has no arrays of nothing."""
+        """Name the arrays as in C; one without elements holds a zero, as C has no arrays of nothing."""
         stored = {**self.numbers, **self.index}.items()
         return {f"{self.label}_{key}": array if array.size else np.zeros(1, array.dtype) for key, array in stored}
 
@@ -122,7 +123,7 @@ def header_text(layers: Sequence[Trained], prefix: str, batch: int, loss: str, v
 
 
 def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, options: dict[str, float]) -> str:
-    """`options`: the numbers of SGD by the names of their macros."""
+    """Write `name.c`; `options` are the numbers of SGD by the names of their macros."""
     stored = {name: array for layer in layers for name, array in layer.arrays.items()}
     sparse = [layer for layer in layers if layer.index]
     macro, velocity = prefix.upper(), options["MOMENTUM"] > 0
@@ -150,12 +151,12 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
 
 
 def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
-    """What has a velocity: all that is trained."""
+    """Collect the arrays that have a velocity: all that is trained."""
     return {f"{x.label}_{key}": x.arrays[f"{x.label}_{key}"] for x in layers for key in x.numbers}
 
 
 def delta_sizes(layers: Sequence[Trained]) -> list[int]:
-    """Of a sample's gradients: two buffers, by turns of the outputs of the last layer, the one before, ..."""
+    """Size the two buffers of a sample's gradients, by turns of the outputs of the last layer, the one before, ..."""
     sizes = [layer.rows for layer in reversed(layers)]
     return [max(part) for part in (sizes[::2], sizes[1::2]) if part]
 
@@ -175,11 +176,11 @@ def _lines(statements: Sequence[str]) -> str:
 
 
 def _activations(layers: Sequence[Trained]) -> list[str]:
-    """The functions of each kind of activation: itself, and the slope."""
+    """Write the functions of each kind of activation: itself, and its slope."""
     texts = []
     for activation in {x.activation.function: x.activation for x in layers if x.activation}.values():
         parameters = "".join(f", float {name}" for name, _ in activation.numbers)
-        texts.append(string.Template(activation.stage((1,), "").text).substitute(function=activation.function))
+        texts.append(string.Template(elementwise_text(activation)).substitute(function=activation.function))
         words = {"function": f"{activation.function}_slope", "parameters": parameters}
         texts.append(piece(TEMPLATE, "slope", value=SLOPES[activation.function], **words))
     return texts
@@ -226,8 +227,8 @@ def _rewire(layers: Sequence[Trained], prefix: str, velocity: bool) -> list[str]
 
 
 def _held(layer: Trained, key: str, prefix: str, velocity: bool) -> str:
-    place = f"{layer.label}_{key}"
-    return f"{prefix}_weights.{place}, " + (f"{prefix}_velocity.{place}" if velocity else "NULL")
+    field = f"{layer.label}_{key}"
+    return f"{prefix}_weights.{field}, " + (f"{prefix}_velocity.{field}" if velocity else "NULL")
 
 
 def _index(layer: Trained, prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""ONNX files: a model in the forms that ONNX Runtime runs fast, compared with torch before the file is written."""
+"""Write ONNX files: a model in the forms that ONNX Runtime runs fast, compared with torch before it is written."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import replace_module
-from filigree.export.onnx.equivalents import exportable
+from filigree.export.answers import answers
+from filigree.export.onnx.candidates import Choice, chosen_forms, offered_forms
 from filigree.export.onnx.program import OPSET, Session, needed, translate
-from filigree.export.onnx.sparse import Choice, chosen_forms, sparse_layers
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.protocols import CarriesState
+from filigree.text_table import aligned
 
 _TOLERANCE = {torch.float64: 1e-8}  # of others 1e-4
 _LARGEST = 2**31  # bytes of one protobuf message
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What one module is in the file."""
+class OnnxLayer:
+    """It says what one module is in the file."""
 
     name: str
     kind: str
@@ -35,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What `export` wrote to an ONNX file; prints as a table.
+    """It says what `export` wrote to an ONNX file, and prints as a table.
 
     Attributes:
         bytes: of the file. opset: of ONNX's operators.
@@ -49,7 +50,7 @@ class OnnxReport:
     path: str
     bytes: int
     opset: int
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[OnnxLayer] = field(default_factory=list)
     difference: float = 0.0
     relative: float = 0.0
     onnx_ms: Timing | None = None
@@ -62,12 +63,10 @@ class OnnxReport:
     def __str__(self) -> str:
         rows = [("layer", "module", "in the file", "")]
         rows += [(each.name, each.kind, each.form, each.note) for each in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(
             [
                 f"{self.path}: {self.bytes:,} bytes, opset {self.opset}",
-                *(table if self.layers else []),
+                *(aligned(rows) if self.layers else []),
                 f"largest difference   {self.difference:.3g} ({self.relative:.3g} of the largest output)",
                 f"batch of {self.batch}: ONNX Runtime {self.onnx_ms}, torch {self.torch_ms}",
             ]
@@ -111,7 +110,7 @@ def export_onnx(
         if tensor.is_meta or tensor.dtype in (torch.float16, torch.bfloat16):
             what = "no weights" if tensor.is_meta else str(tensor.dtype)
             raise ValueError(f"export: the model must have weights in float32 or float64. Got {what}.")
-    if diverged := [name for name, its in model.named_parameters() if bool(its.isnan().any())]:
+    if diverged := [name for name, parameter in model.named_parameters() if bool(parameter.isnan().any())]:
         raise ValueError(f"export: {diverged[0]} holds NaN: has training diverged?")
     needed("onnx"), needed("onnxscript"), needed("onnxruntime")
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
@@ -129,14 +128,14 @@ def export_onnx(
         names = ["output"] if len(expected) == 1 else [f"output{i}" for i in range(len(expected))]
         # torch's exporter takes a side of 1 for one that is always 1
         traced = tuple(torch.cat([x, x]) for x in inputs) if dynamic and len(inputs[0]) == 1 else inputs
-        made = translate(plain, traced, dynamic, None, names)
-        session = Session(made)
+        program = translate(plain, traced, dynamic, None, names)
+        session = Session(program)
         differences = [_compared(session, inputs, expected, tolerance)]
         if dynamic:
             more = tuple(torch.cat([x, x[:1]]) for x in inputs)
             differences.append(_compared(session, more, _tensors(_alone(model)(*more)), tolerance))
         onnx_ms, torch_ms = time_interleaved([lambda: session.run(inputs), lambda: reference(*inputs)], seconds)
-        contents = made.SerializeToString()
+        contents = program.SerializeToString()
         file.write(contents)
     largest, relative = (max(each) for each in zip(*differences, strict=True))
     return OnnxReport(
@@ -158,70 +157,71 @@ def _inputs(example: Any, dynamic: bool) -> tuple[Tensor, ...]:
 
 
 def _alone(model: nn.Module) -> nn.Module:
-    """A copy as it is used: in eval mode, on the CPU, each call for itself."""
-    made = copy.deepcopy(model).cpu().eval()
-    for module in made.modules():
+    """Copy the model as it is used: in eval mode, on the CPU, each call for itself."""
+    duplicate = copy.deepcopy(model).cpu().eval()
+    for module in duplicate.modules():
         if isinstance(module, CarriesState):  # a file keeps no state from call to call
             module.reset()
             module.carry = False
-    return made
+    return duplicate
 
 
 def _plain(
     model: nn.Module, inputs: tuple[Tensor, ...], sparse: Choice, seconds: float
-) -> tuple[nn.Module, list[Layer]]:
-    """The model with every module in a form that ONNX has, and what became of each."""
-    sparsed = sparse_layers(model)
-    forms = chosen_forms(sparsed, _reaching(copy.deepcopy(model), list(sparsed), inputs), sparse, seconds)
+) -> tuple[nn.Module, list[OnnxLayer]]:
+    """Give every module of the model a form that ONNX has; return the model, and what became of each module."""
+    offered = offered_forms(model)
+    chosen = chosen_forms(offered, _layer_inputs(copy.deepcopy(model), list(offered), inputs), sparse, seconds)
     layers = []
     for name, module in reversed(list(model.named_modules())):  # submodules before what holds them
-        if name in forms:
-            made, form, note = forms[name]
+        layer: Any = module
+        if name in chosen:
+            plain, form, note = chosen[name]
         else:
-            made, note = exportable(module), ""
-            form = getattr(made, "form", type(made).__name__)
-        if made is not module:
-            layers.append(Layer(name, type(module).__name__, form, note))
-            _pass_on(module, made)
-            model = _put(model, name, made.eval())
+            plain, note = layer.onnx_form() if answers(module, "onnx_form") else module, ""
+            form = getattr(plain, "form", type(plain).__name__)
+        if plain is not module:
+            layers.append(OnnxLayer(name, type(module).__name__, form, note))
+            _copy_options(module, plain)
+            model = _put(model, name, plain.eval())
     return model, layers[::-1]
 
 
-def _pass_on(module: nn.Module, made: nn.Module) -> None:
-    """Sizes and options, which the code around a module may read, to the module in its place."""
+def _copy_options(module: nn.Module, plain: nn.Module) -> None:
+    """Give the module that stands for another its sizes and options, which the code around it may read."""
     for key, value in vars(module).items():
-        if isinstance(value, bool | int | float | str) and not hasattr(made, key):
-            setattr(made, key, value)
+        if isinstance(value, bool | int | float | str) and not hasattr(plain, key):
+            setattr(plain, key, value)
 
 
-class _Listening(nn.Module):
-    """A layer that remembers what it read last. Hooks would not do: some layers share theirs with others."""
+class _Recording(nn.Module):
+    """It keeps the last input of a layer. Hooks would not do: some layers share theirs with others."""
 
-    heard: Tensor | None = None
+    input: Tensor | None = None
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        self.heard = x.contiguous()
+        self.input = x.contiguous()
         return self.layer(x)
 
 
-def _reaching(model: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """What each of these modules reads when the model runs; of several calls the last. The model is used up."""
-    listening = {name: _Listening(model.get_submodule(name)) for name in names}
-    for name, module in listening.items():
+def _layer_inputs(model: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Record what each of these modules reads when the model runs, in its last call. The model is used up."""
+    recording = {name: _Recording(model.get_submodule(name)) for name in names}
+    for name, module in recording.items():
         model = _put(model, name, module)
     model.eval()(*inputs)
-    found = {name: module.heard for name, module in listening.items() if module.heard is not None}
-    if missed := sorted(set(names) - set(found)):
+    inputs_by_name = {name: module.input for name, module in recording.items() if module.input is not None}
+    if missed := sorted(set(names) - set(inputs_by_name)):
         raise ValueError(f"export: the example does not reach {missed[0]!r}.")
-    return found
+    return inputs_by_name
 
 
 def _put(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """The model with `new` in the place of the module called `name`, which may be the model itself."""
+    """Replace the module called `name`, which may be the model itself, and return the model."""
     if not name:
         return new
     replace_module(model, name, new)
@@ -229,7 +229,7 @@ def _put(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    """The tensors in what a model returned, in their order."""
+    """List the tensors in what a model returned, in their order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, dict):
@@ -244,20 +244,21 @@ def _tensors(outputs: Any) -> list[Tensor]:
 def _compared(
     session: Session, inputs: tuple[Tensor, ...], expected: list[Tensor], tolerance: float | None
 ) -> tuple[float, float]:
-    """The largest difference from the expected outputs, and relative to the largest of those."""
-    got = session.run(inputs)
+    """Compute the largest difference from the expected outputs, and the same relative to the largest of those."""
     worst = 0.0, 0.0
-    for number, (mine, its) in enumerate(zip(got, expected, strict=True)):
+    for number, (output, reference) in enumerate(zip(session.run(inputs), expected, strict=True)):
         where = f"output {number} of a batch of {len(inputs[0])}"
-        if mine.shape != its.shape:
-            raise ValueError(f"export: ONNX Runtime gives {tuple(mine.shape)} as {where}, torch {tuple(its.shape)}.")
-        a, b = mine.double(), its.double()
+        if output.shape != reference.shape:
+            raise ValueError(
+                f"export: ONNX Runtime gives {tuple(output.shape)} as {where}, torch {tuple(reference.shape)}."
+            )
+        a, b = output.double(), reference.double()
         same = (a == b) | (a.isnan() & b.isnan())  # infinities too
         difference = torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf)
         absolute = float(difference.max()) if difference.numel() else 0.0
         largest = float(torch.where(b.isfinite(), b.abs(), 0.0).max()) if b.numel() else 0.0
         relative = absolute / largest if largest else absolute
-        allowed = _TOLERANCE.get(its.dtype, 1e-4) if tolerance is None else tolerance
+        allowed = _TOLERANCE.get(reference.dtype, 1e-4) if tolerance is None else tolerance
         if relative > allowed:
             raise ValueError(
                 f"export: ONNX Runtime differs from torch by {relative:.3g} of the largest number in {where}; "

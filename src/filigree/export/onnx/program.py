@@ -1,4 +1,4 @@
-"""From a plain torch module to an ONNX program, and an ONNX program in ONNX Runtime."""
+"""Translate a plain torch module to an ONNX program, and run ONNX programs in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDED = 64  # numbers: what is computed from larger constants stays computed, 
 
 
 def needed(name: str) -> Any:
-    """One of the packages of the extra `onnx`.
+    """Import one of the packages of the extra `onnx`.
 
     Raises:
         ImportError: it is not installed.
@@ -37,7 +37,7 @@ def translate(
     module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, input_names: Sequence[str] | None,
     output_names: Sequence[str],
 ) -> Any:  # fmt: skip
-    """The ONNX model of a module, checked by ONNX's own checker.
+    """Translate a module to an ONNX model, which ONNX's own checker has passed.
 
     Args:
         dynamic: the first side of all inputs is one size that may be any, at least 2 in `inputs`.
@@ -49,28 +49,28 @@ def translate(
     program = _captured(module, inputs, dynamic)
     with _quiet():
         try:
-            made = torch.onnx.export(
+            translated = torch.onnx.export(
                 program, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 input_names=input_names, output_names=output_names,
             )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(f"export: {_untranslated(program, error)}") from None
-        assert made is not None
-        optimizer.optimize(made.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
-        _narrow(made.model, ir)
-        ir.passes.common.ClearMetadataAndDocStringPass()(made.model)
-        model = made.model_proto
+        assert translated is not None
+        optimizer.optimize(translated.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
+        _narrow(translated.model, ir)
+        ir.passes.common.ClearMetadataAndDocStringPass()(translated.model)
+        model = translated.model_proto
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def part(model: Any, inputs: list[str], outputs: list[str]) -> Any:
-    """The ONNX model of what leads from these inputs to these outputs."""
+    """Extract the ONNX model of what leads from these inputs to these outputs."""
     return needed("onnx").utils.Extractor(model).extract_model(inputs, outputs)
 
 
 class Session:
-    """An ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
+    """It runs an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
 
     def __init__(self, model: Any) -> None:
         runtime = needed("onnxruntime")
@@ -94,14 +94,14 @@ class Session:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of a message that has text in it."""
+    """Return the first line of a message that has text in it."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return text.strip()[:300]
 
 
 def _captured(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
-    """The module's graph. Its Python runs on stand-ins of tensors; where it asks for more than those know (the `len` of
-    a batch) its code is analysed instead, which takes longer."""
+    """Capture the module's graph. Its Python runs on stand-ins of tensors; where it asks for more than those know (the
+    `len` of a batch) its code is analysed instead, which takes longer."""
     sizes: Any = None
     if dynamic:
         sizes, batch = torch.export.ShapesCollection(), torch.export.Dim("batch", min=1)
@@ -109,62 +109,63 @@ def _captured(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> t
             sizes[x] = {0: batch}
     with _quiet(), torch.no_grad():
         try:
-            with _trail(module) as reached:
+            with _entered_modules(module) as entered:
                 program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=False)
-        except Exception as first:  # of many kinds; whoever reads it needs one
+        except Exception as first:  # of many kinds; the reader needs one
             try:
                 program = torch.export.export(module, inputs, dynamic_shapes=sizes, strict=True)
             except Exception:
-                raise ValueError(f"export: {_uncaptured(module, reached, first)}") from None
+                raise ValueError(f"export: {_uncaptured(module, entered, first)}") from None
     for node in program.graph.nodes:
         if getattr(node.target, "namespace", "") == "filigree":
-            raise ValueError(f"export: {_place(node)} calls {node.target}, which ONNX does not have.")
+            raise ValueError(f"export: {_owner(node)} calls {node.target}, which ONNX does not have.")
     return program
 
 
 @contextlib.contextmanager
-def _trail(module: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules that have begun and not ended."""
-    reached: list[str] = []
+def _entered_modules(module: nn.Module) -> Iterator[list[str]]:
+    """Keep the names of the modules whose forward has begun and not ended."""
+    entered: list[str] = []
 
     def left(*_: Any) -> None:
-        reached.pop()
+        entered.pop()
 
     hooks = []
     for name, inner in module.named_modules():
-        hooks.append(inner.register_forward_pre_hook(lambda *_, name=name: reached.append(name)))
+        hooks.append(inner.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
         hooks.append(inner.register_forward_hook(left))
     try:
-        yield reached
+        yield entered
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _uncaptured(module: nn.Module, reached: list[str], error: Exception) -> str:
+def _uncaptured(module: nn.Module, entered: list[str], error: Exception) -> str:
     if "Constraints violated" in str(error):
         return (
             "the model's code fixes the size of the batch. With dynamic=False the file is for batches of the example's "
             "size alone."
         )
-    name = reached[-1] if reached else ""
+    name = entered[-1] if entered else ""
     return (
         f"{name or 'the model'!r} ({type(module.get_submodule(name)).__name__}) cannot be exported: {first_line(error)}"
     )
 
 
 def _untranslated(program: torch.export.ExportedProgram, error: Exception) -> str:
-    found = re.search(r"OpOverload\(op='([^']+)'", str(error))
-    if not found:
+    match = re.search(r"OpOverload\(op='([^']+)'", str(error))
+    if not match:
         return f"the model cannot be exported: {first_line(str(error).rpartition('summary')[2])}"
     for graph in (program.graph, program.run_decompositions().graph):
         for node in graph.nodes:
-            if str(node.target).startswith(found[1]):
-                return f"{_place(node)} calls {found[1]}, which ONNX does not have."
-    return f"the model calls {found[1]}, which ONNX does not have."
+            if str(node.target).startswith(match[1]):
+                return f"{_owner(node)} calls {match[1]}, which ONNX does not have."
+    return f"the model calls {match[1]}, which ONNX does not have."
 
 
-def _place(node: Any) -> str:
+def _owner(node: Any) -> str:
+    """Name the module whose forward a node of the graph stands in."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name, kind = stack[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
@@ -172,7 +173,7 @@ def _place(node: Any) -> str:
 
 
 def _narrow(model: Any, ir: Any) -> None:
-    """Integers of at most 7 that are only ever cast are stored in 4 bits."""
+    """Store integers of at most 7 that are only ever cast in 4 bits."""
     for value in model.graph.initializers.values():
         if value.dtype != ir.DataType.INT8 or any(use.node.op_type != "Cast" for use in value.uses()):
             continue
@@ -184,8 +185,8 @@ def _narrow(model: Any, ir: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter prints, logs and warns of, in its own files: graphs of failed attempts, packages
-    that it would have liked."""
+    """Silence what torch's exporter prints, logs and warns of, in its own files: graphs of failed attempts, packages
+    that it would use if they were there."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

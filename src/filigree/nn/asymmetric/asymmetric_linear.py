@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
+from filigree.nn.capabilities import Capabilities, plain_torch
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
@@ -88,7 +89,7 @@ class Asymmetrical:
             )
 
 
-class AsymmetricLinear(Asymmetrical, nn.Linear):
+class AsymmetricLinear(Capabilities, Asymmetrical, nn.Linear):
     """`nn.Linear` with an exact forward and a sparsified backward pass (Srivastava 2022, chapters 7 and 8).
 
     With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:
@@ -125,6 +126,14 @@ class AsymmetricLinear(Asymmetrical, nn.Linear):
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
         linear.load_state_dict(self.state_dict())
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
+
+    def onnx_form(self) -> nn.Module:
+        linear = plain_torch(self, nn.Linear)
+        return _LinearReLU(linear, nn.ReLU()) if self.relu else linear
+
+
+class _LinearReLU(nn.Sequential):
+    form = "Linear, ReLU"
 
 
 @torch.compiler.disable

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, asymmetric_linear
-from filigree.nn.rnn import LoopedRNN, gru_cell, like_rnn, lstm_cell
+from filigree.nn.capabilities import plain_torch
+from filigree.nn.rnn import GatedRNN, LoopedRNN, gru_cell, is_lstm, like_rnn, lstm_cell
+from filigree.nn.unrolled_rnn import UnrolledRNN
 
 
 class _AsymmetricRNN(Asymmetrical, LoopedRNN):
@@ -27,6 +29,11 @@ class _AsymmetricRNN(Asymmetrical, LoopedRNN):
             return True
         self.check_rule()
         return False
+
+    def onnx_form(self) -> nn.Module:
+        if self.has_gates:
+            return UnrolledRNN(self, GatedRNN._product.__get__(self), is_lstm(self))
+        return plain_torch(self, nn.LSTM if is_lstm(self) else nn.GRU)
 
 
 class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from filigree.config import check_choice, config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops.dropout import partition_dropout
 from filigree.ops.rows import rows_linear
 from filigree.ops.sparse import FLOATS
 
 
-class Partitions(nn.Module):
+class Partitions(Capabilities, nn.Module):
     """Which of P partitions each place of a tensor belongs to, and which is out in this step.
 
     Each place draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is out once. Drawn from

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.nn.integer.integer_layer import IntegerLayer, by_channel
+from filigree.nn.integer.integer_onnx import PlainIntegerConv2d
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
+from filigree.ops.c_steps import convolution
 from filigree.ops.conv import conv2d
 
 
@@ -74,3 +76,9 @@ class IntegerConv2d(IntegerLayer):
         if self.bias is not None and made.bias is not None:
             made.bias.copy_(self.bias)
         return made
+
+    def onnx_form(self) -> nn.Module:
+        return PlainIntegerConv2d(self)
+
+    def _c_product(self, name: str, matrix: Any, scale: Any) -> list[Any]:
+        return convolution(self, name, matrix, self._geometry, scale)

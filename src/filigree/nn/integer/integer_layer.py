@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.integer.integer_code import decode, encode
+from filigree.nn.integer.integer_onnx import PlainSampling
+from filigree.ops.c_steps import ScaleShift, csr, floats, refuse
 from filigree.ops.integers import Integers
 
 
-class IntegerLayer(DenseWeight, nn.Module):
+class IntegerLayer(Capabilities, DenseWeight, nn.Module):
     """Base of `IntegerLinear` and `IntegerConv2d`: `W = scale * C * input_scale`, C a matrix of small integers.
 
     In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer.integer_code`); `scale`, one for the layer or
@@ -67,6 +71,20 @@ class IntegerLayer(DenseWeight, nn.Module):
         weight = self.integers().to(self.scale) * self.scale[:, None]
         return weight if self.input_scale is None else weight * self.input_scale
 
+    # -- export --------------------------------------------------------------------------------------------------------
+
+    def c_form(self, name: str) -> list[Any]:
+        if self.activation is not None:
+            raise refuse(
+                name, "samples its activations, which cannot be written as C: give MonteCarlo(activations=None)"
+            )
+        inputs = floats(self.input_scale)
+        before = [] if inputs is None else [ScaleShift(name, inputs, np.zeros_like(inputs))]
+        return [*before, *self._c_product(name, csr(self.integers().cpu().numpy()), floats(self.scale))]
+
+    def _c_product(self, name: str, matrix: Any, scale: Any) -> list[Any]:
+        raise NotImplementedError
+
     # -- keeping the code and what the kernels read in step ------------------------------------------------------------
 
     def _set_code(self, code: Tensor) -> None:
@@ -105,7 +123,7 @@ class IntegerLayer(DenseWeight, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class SampledActivation(nn.Module):
+class SampledActivation(Capabilities, nn.Module):
     """Activations as small integers, by the same sampling as of weights.
 
     `scale * diff(floor(cumsum(|x|) / scale + 1/2)) * sign(x)` along the features (all that is not the batch): samples
@@ -130,6 +148,9 @@ class SampledActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.integers(x) * self.scale
+
+    def onnx_form(self) -> nn.Module:
+        return PlainSampling(self)
 
 
 def by_channel(numbers: Tensor, weight: Tensor, groups: int = 1) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.integer.integer_layer import IntegerLayer
+from filigree.nn.integer.integer_onnx import PlainIntegerLinear
+from filigree.ops.c_steps import linear as c_linear
 from filigree.ops.integers import Integers, integer_linear
 
 
@@ -60,3 +62,9 @@ class IntegerLinear(IntegerLayer):
         if self.bias is not None:
             linear.bias.copy_(self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
+
+    def onnx_form(self) -> nn.Module:
+        return PlainIntegerLinear(self)
+
+    def _c_product(self, name: str, matrix: Any, scale: Any) -> list[Any]:
+        return c_linear(self, name, matrix, scale)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.noisy.noisy_activations import of_units
+from filigree.ops.c_steps import ScaleShift, refuse
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: 
     return f + d.sign() * mean
 
 
-class MollifiedActivation(nn.Module):
+class MollifiedActivation(Capabilities, nn.Module):
     """psi in place of an activation; at level p = 0 the activation, shifted to be 0 at 0 unless `shift_back`.
 
     Args:
@@ -95,3 +99,10 @@ class MollifiedActivation(nn.Module):
     def extra_repr(self) -> str:
         back = ", shift_back=True" if self.shift_back else ""
         return f"{self.name}, c={self.c:g}, p={self.p:.3g}, units={self.a.numel()}{back}"
+
+    def c_form(self, name: str) -> list[Any]:
+        if self.expected and self.p:
+            raise refuse(name, f"is at level {self.p:.3g}, whose expectation cannot be written as C: anneal it to 0")
+        activation = name, getattr(nn, self.name)()
+        at_zero = 0.0 if self.shift_back else self.function.at_zero
+        return [activation, ScaleShift(name, np.ones(1), np.full(1, -at_zero))] if at_zero else [activation]

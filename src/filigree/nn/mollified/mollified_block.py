@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.modes import evaluating
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
+from filigree.nn.mollified.mollified_onnx import PlainBlock
 
 
-class Mollified(nn.Module):
+class Mollified(Capabilities, nn.Module):
     """Base of what has a level of mollification: blocks, and the gates of recurrent layers.
 
     Attributes:
@@ -119,3 +121,6 @@ class MollifiedBlock(Mollified):
     def extra_repr(self) -> str:
         notes: Any = [f"p={self.p:.3g}", "residual" * self.residual, "expected" * self.expected]
         return ", ".join(filter(None, notes))
+
+    def onnx_form(self) -> nn.Module:
+        return PlainBlock(self)

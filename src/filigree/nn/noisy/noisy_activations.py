@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Exponential, HalfNormal, Laplace, Normal, Uniform
 
+from filigree.nn.capabilities import Capabilities
+from filigree.nn.noisy.noisy_onnx import PlainNoise
+from filigree.ops.c_steps import NoisyExpectation, clamp, floats, refuse, relu
 from filigree.ops.noise import (
     HALF_NORMAL_MEAN,
     KINDS,
@@ -40,7 +43,7 @@ def of_units(values: Tensor, x: Tensor, dim: int) -> Tensor:
     return values.to(x).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
 
 
-class WithNoise(nn.Module):
+class WithNoise(Capabilities, nn.Module):
     """What noisy activations and noisy gates share: the noise, and the parameter p.
 
     Attributes:
@@ -169,6 +172,20 @@ class _NoisyActivation(WithNoise):
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", dim={self.dim}" if self.dim != -1 else "")
 
+    def onnx_form(self) -> nn.Module:
+        return PlainNoise(self)
+
+    def c_form(self, name: str) -> list[Any]:
+        at_input = self.kind in ("NANI", "NANIL", "NANIS")
+        if self.exact and at_input:
+            raise refuse(name, "has an exact expectation of noise at its input, which cannot be written as C")
+        if at_input and self._tanh:
+            return [clamp(name, "clamp", "v", -1.0, 1.0)]
+        if at_input:
+            return [clamp(name, "hard_sigmoid_of_4", "(0.25f * v + 0.5f)", 0.0, 1.0)]
+        scale = math.copysign(self.c * self.mean, 1 if self.alpha <= 1 else -1)
+        return [NoisyExpectation(name, self._tanh, floats(self.p), self.dim, self.alpha, scale)]
+
 
 _ARGUMENTS = """
 
@@ -212,7 +229,7 @@ class NoisyHardSigmoid(_NoisyActivation):
     _tanh = False
 
 
-class NoisyReLU(nn.Module):
+class NoisyReLU(Capabilities, nn.Module):
     """A rectifier with noise before it: `max(0, x + sigma xi)`, xi normal; in eval mode `max(0, x)`.
 
     Args:
@@ -244,3 +261,6 @@ class NoisyReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma!r}"
+
+    def c_form(self, name: str) -> list[Any]:
+        return [relu(name)]

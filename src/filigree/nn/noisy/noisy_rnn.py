@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from filigree.nn.noisy.noisy_activations import Kind, WithNoise
+from filigree.nn.noisy.noisy_onnx import PlainGRUGates, PlainLSTMGates
 from filigree.nn.rnn import GatedRNN, States
 from filigree.ops.noise import Seed, draw_seed, runs_kernels
 from filigree.ops.noisy_rnn import gru_reference, gru_step, gru_steps, lstm_reference, lstm_steps
@@ -68,6 +69,9 @@ class NoisyLSTMGates(NoisyGates):
             return [h, c]
         return list(lstm_reference(pre, states[1], p.to(pre), self.xi(states[1]), self.numbers))
 
+    def onnx_form(self) -> nn.Module:
+        return PlainLSTMGates(self)
+
 
 class NoisyGRUGates(NoisyGates):
     """r and z by noisy hard sigmoids, the candidate by a noisy hard tanh."""
@@ -80,6 +84,9 @@ class NoisyGRUGates(NoisyGates):
             return [gru_step(from_input, from_state, states[0], p, self.numbers, self.seed())]
         xi = self.xi(states[0])
         return [gru_reference(from_input, from_state, states[0], p.to(from_input), xi, self.numbers)]
+
+    def onnx_form(self) -> nn.Module:
+        return PlainGRUGates(self)
 
 
 class NoisyLSTM(GatedRNN, nn.LSTM):

@@ -6,8 +6,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities, plain_torch
 
-class ChannelMajorBatchNorm2d(nn.BatchNorm2d):
+
+class ChannelMajorBatchNorm2d(Capabilities, nn.BatchNorm2d):
     """`nn.BatchNorm2d` that reads an input as sparse convolutions leave it, channel by channel, without copying it.
 
     A channel's numbers lie together there, so the batch is one image of them all: torch's own fast path. Shares
@@ -34,3 +36,6 @@ class ChannelMajorBatchNorm2d(nn.BatchNorm2d):
         made = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
         made.load_state_dict(self.state_dict())
         return made
+
+    def onnx_form(self) -> nn.Module:
+        return plain_torch(self, nn.BatchNorm2d)

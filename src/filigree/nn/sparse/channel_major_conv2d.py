@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities, plain_torch
 from filigree.nn.sparse.feature_major_linear import full_pattern
 from filigree.nn.sparse.sparse_conv2d import conv_geometry, conv_size
 from filigree.ops.conv import conv2d
@@ -14,7 +15,7 @@ from filigree.ops.conv import conv2d
 _SMALL = 4096  # weights up to which the sparse kernels, with every place connected, are faster than a dense product
 
 
-class ChannelMajorConv2d(nn.Conv2d):
+class ChannelMajorConv2d(Capabilities, nn.Conv2d):
     """`nn.Conv2d` with a channel-major output (see `SparseConv2d`), so that mixed memory orders do not slow a network.
 
     Small convolutions, as the first one of most networks is, run on the sparse kernels; of kernel 1 x 1 they are one
@@ -59,3 +60,6 @@ class ChannelMajorConv2d(nn.Conv2d):
         ).to(self.weight)  # fmt: skip
         made.load_state_dict(self.state_dict())
         return made
+
+    def onnx_form(self) -> nn.Module:
+        return plain_torch(self, nn.Conv2d)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities, plain_torch
 from filigree.ops import sparse
+from filigree.ops.c_steps import trained_linear
 from filigree.ops.sparse import Pattern
 from filigree.topology.flat_indices import pattern_from_flat_indices
 
 _NARROW = 32  # outputs up to which the sparse kernels, with every place connected, are faster than a dense product
 
 
-class FeatureMajorLinear(nn.Linear):
+class FeatureMajorLinear(Capabilities, nn.Linear):
     """`nn.Linear` that computes `(W x^T + b)^T` where its input is a transposed view of a feature-major matrix.
 
     Torch's own product copies or strides through such an input: 240 against 40 microseconds for 1000 -> 10 at batch 128
@@ -47,6 +50,12 @@ class FeatureMajorLinear(nn.Linear):
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
         linear.load_state_dict(self.state_dict())
         return linear
+
+    def onnx_form(self) -> nn.Module:
+        return plain_torch(self, nn.Linear)
+
+    def c_training_form(self, name: str) -> list[Any]:
+        return [trained_linear(self, name)]
 
 
 @functools.lru_cache(maxsize=16)

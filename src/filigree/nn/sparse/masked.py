@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
-class MaskedLayer(nn.Module):
+class MaskedLayer(Capabilities, nn.Module):
     """Base of both: takes over connections and weights of a sparse layer.
 
     In `state_dict`: `weight` in the dense layer's shape, `mask` bool, `bias`.
@@ -72,6 +73,14 @@ class MaskedLayer(nn.Module):
         kept[self.flat_indices().to(kept.device)[(source >= 0).to(kept.device)]] = True
         state.mul_(kept.view_as(state))
 
+    # -- export: as the sparse layers that they are equal to ---------------------------------------------------------
+
+    def onnx_candidates(self) -> dict[str, nn.Module]:
+        return self.sparse().onnx_candidates()
+
+    def c_form(self, name: str) -> list[Any]:
+        return self.sparse().c_form(name)
+
 
 class MaskedLinear(MaskedLayer):
     """`y = x (W * mask)^T + b`: the arithmetic of a `SparseLinear` at the price of an `nn.Linear` (Chouliaras 2021, 4.7).
@@ -101,6 +110,9 @@ class MaskedLinear(MaskedLayer):
         if self.bias is not None:
             linear.bias.copy_(self.bias)
         return SparseLinear.from_dense(linear, self.mask, self.relu)
+
+    def c_training_form(self, name: str) -> list[Any]:
+        return self.sparse().c_training_form(name)
 
 
 class MaskedConv2d(MaskedLayer):

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
+from filigree.nn.sparse.sparse_onnx import DenseConv2d, GatherConv2d
 from filigree.ops import reference
+from filigree.ops.c_steps import convolution
 from filigree.ops.conv import Geometry, conv2d
 from filigree.topology import Size
 
@@ -101,6 +103,12 @@ class SparseConv2d(SparseLayer):
         g = self._geometry
         grad = conv2d_weight(x, shape, dy, g.stride, 0, g.dilation, g.groups)
         return grad.flatten(1)
+
+    def onnx_candidates(self) -> dict[str, nn.Module]:
+        return {"dense": DenseConv2d(self), "gather": GatherConv2d(self)}
+
+    def c_form(self, name: str) -> list[Any]:
+        return convolution(self, name, self._c_matrix(), self._geometry)
 
 
 def conv_size(conv: Any) -> Size:

@@ -6,15 +6,18 @@ import math
 from typing import Any, Self
 
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.resizing import resize_
+from filigree.ops.c_steps import csr, floats
 from filigree.ops.sparse import Pattern, csr_pattern
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
-class SparseLayer(DenseWeight, nn.Module):
+class SparseLayer(Capabilities, DenseWeight, nn.Module):
     """Base of `SparseLinear` and `SparseConv2d`: the nonzeros of a weight matrix `(out_features, in_features)`."""
 
     values: nn.Parameter
@@ -102,6 +105,12 @@ class SparseLayer(DenseWeight, nn.Module):
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
         source = source.to(state.device)
         state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
+
+    # -- export --------------------------------------------------------------------------------------------------
+
+    def _c_matrix(self) -> Any:
+        stored = floats(self.values), self.indices.cpu().numpy(), self.indptr.cpu().numpy()
+        return csr(sparse.csr_array(stored, shape=(self.out_features, self.in_features)))
 
     # -- keeping the pattern, its cache and files in step ----------------------------------------------------------
 

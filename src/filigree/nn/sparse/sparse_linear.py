@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
+from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
 from filigree.ops import reference, sparse
+from filigree.ops.c_steps import TrainedLinear, floats, linear, relu
 from filigree.topology import ErdosRenyi, Size, Topology
 
 
@@ -99,3 +101,17 @@ class SparseLinear(SparseLayer):
             flat_indices=masked_flat_indices(module.weight, mask), device=module.weight.device, dtype=module.weight.dtype,
         )  # fmt: skip
         return made._fill(module)
+
+    def onnx_candidates(self) -> dict[str, nn.Module]:
+        return {
+            "dense": DenseLinear(self), "gather": GatherLinear(self), "gather by feature": GatherLinearByFeature(self),
+        }  # fmt: skip
+
+    def c_form(self, name: str) -> list[Any]:
+        return linear(self, name, self._c_matrix())
+
+    def c_training_form(self, name: str) -> list[Any]:
+        indices, indptr = self.indices.cpu().numpy(), self.indptr.cpu().numpy()
+        values, bias = floats(self.values), floats(self.bias)
+        step = TrainedLinear(name, self.out_features, self.in_features, values, bias, indices, indptr)
+        return [step, relu(name)] if self.relu else [step]

@@ -9,7 +9,8 @@ from torch import nn
 
 from filigree.config import check_choice
 from filigree.nn.dense_weight import DenseWeightAndBias
-from filigree.nn.structured.sell import Sell, diagonal, next_power_of_two
+from filigree.nn.structured.sell import Sell, diagonal
+from filigree.ops.sell import next_power_of_two
 
 
 class ACDCLinear(DenseWeightAndBias, Sell):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from filigree.config import check_choice
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
-from filigree.nn.structured.sell import Sell, next_power_of_two, signs
+from filigree.nn.structured.sell import Sell, signs
+from filigree.nn.structured.structured_onnx import PlainFastfood
+from filigree.ops.c_steps import refuse, relu
 from filigree.ops.dropout import dropout
+from filigree.ops.sell import next_power_of_two
 
 
 class FastfoodBlock(Sell):
@@ -34,7 +38,7 @@ class FastfoodBlock(Sell):
             self.add(kind, nn.Parameter(tensor) if learns else tensor)  # type: ignore[arg-type]
 
 
-class FastfoodLinear(DenseWeight, nn.Module):
+class FastfoodLinear(Capabilities, DenseWeight, nn.Module):
     """A linear layer of stacked Fastfood blocks (Moczulski 2019, 3.9): 3 d numbers a block, d the padded width of the input.
 
     Args:
@@ -122,6 +126,14 @@ class FastfoodLinear(DenseWeight, nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, adaptive={learns}" + (
             f", features={self.features!r}" if self.features else ""
         )
+
+    def onnx_form(self) -> nn.Module:
+        return PlainFastfood(self)
+
+    def c_form(self, name: str) -> list[Any]:
+        if self.features == "cos_sin":
+            raise refuse(name, "has cosines and sines as features, which cannot be written as C")
+        return [(name, self.dense()), *([relu(name)] if self.features == "relu" else [])]
 
 
 def _chi(d: int, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.structured.sell import Sell, signs
+from filigree.nn.structured.structured_onnx import PlainAFDF, PlainToeplitz
 
 
 class AFDFLinear(DenseWeightAndBias, Sell):
@@ -58,6 +59,9 @@ class AFDFLinear(DenseWeightAndBias, Sell):
     def extra_repr(self) -> str:
         return super().extra_repr() + f", order={self.order}" + (", unitary=True" if self.unitary else "")
 
+    def onnx_form(self) -> nn.Module:
+        return PlainAFDF(self)
+
 
 class CirculantLinear(Sell):
     """`y = x D~ R` (Moczulski 2019, eq. 3.23): a circulant matrix R, n numbers, behind a fixed diagonal of random signs.
@@ -83,6 +87,10 @@ class CirculantLinear(Sell):
         y = torch.fft.irfft(torch.fft.rfft(h) * torch.fft.rfft(self.column), n)[:, : self.out_features]
         return y if self.bias is None else y + self.bias
 
+    def onnx_form(self) -> nn.Module:
+        diagonals = self.column[torch.arange(1 - self.in_features, self.out_features) % self.size]
+        return PlainToeplitz(self, diagonals, self.get_buffer("signs")[: self.in_features])
+
 
 class ToeplitzLinear(Sell):
     """`y = x T`, T constant along its diagonals (in + out - 1 numbers), embedded in a circulant matrix (Moczulski 2019, 3.10.4).
@@ -104,3 +112,6 @@ class ToeplitzLinear(Sell):
         y = torch.fft.irfft(torch.fft.rfft(x, length) * torch.fft.rfft(self.diagonals, length), length)
         y = y.roll(1 - self.in_features, 1)[:, : self.out_features]  # torch 2.13's inductor fails at a slice's start
         return y if self.bias is None else y + self.bias
+
+    def onnx_form(self) -> nn.Module:
+        return PlainToeplitz(self, self.diagonals)

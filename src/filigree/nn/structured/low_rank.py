@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeightAndBias
 
 
-class LowRankLinear(DenseWeightAndBias, nn.Module):
+class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     """`y = x V^T U^T + b` with U `(out, rank)` and V `(rank, in)`: rank (in + out) weights in place of in x out.
 
     Dense equivalent: `dense()`.
@@ -59,6 +60,9 @@ class LowRankLinear(DenseWeightAndBias, nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+    def c_form(self, name: str) -> list[Any]:
+        return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
 
 
 @config

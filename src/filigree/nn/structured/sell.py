@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from filigree.modes import evaluating
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.structured.structured_onnx import PlainSell
 from filigree.ops.sell import sell
 
 
-class Sell(DenseWeight, nn.Module):
+class Sell(Capabilities, DenseWeight, nn.Module):
     """Base of the family y = x Phi(D, P, S, B) (Moczulski 2019, eq. 3.20): a member fills `program` with steps of `ops.sell`.
 
     Attributes:
@@ -101,9 +103,8 @@ class Sell(DenseWeight, nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, size={self.size}"
 
-
-def next_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+    def onnx_form(self) -> nn.Module:
+        return PlainSell(self)
 
 
 def diagonal(n: int, sigma: float, generator: torch.Generator, mean: float = 1.0) -> nn.Parameter:

@@ -1,31 +1,33 @@
-"""Structured layers in plain torch that ONNX can say: their own numbers, and fast transforms."""
+"""Structured layers stand in an ONNX file in plain torch: their own numbers, and fast transforms."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from filigree.export.onnx.transforms import Cosine, Fourier, Hadamard, InverseCosine, as_complex
-from filigree.nn.structured.fastfood import FastfoodLinear
-from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
-from filigree.nn.structured.sell import Sell, next_power_of_two
-from filigree.ops.sell import reference
+from filigree.nn.structured.onnx_transforms import Cosine, Fourier, Hadamard, InverseCosine, as_complex
+from filigree.ops.sell import next_power_of_two, reference
+
+if TYPE_CHECKING:
+    from filigree.nn.structured.fastfood import FastfoodLinear
+    from filigree.nn.structured.fourier import AFDFLinear
+    from filigree.nn.structured.sell import Sell
 
 TRANSFORMS: dict[str, Any] = {"hadamard": Hadamard, "dct": Cosine, "idct": InverseCosine}
 
 
 class PlainSell(nn.Module):
-    """The program of a `Sell`, its transforms those of `filigree.export.onnx.transforms`."""
+    """It runs the program of a `Sell` with the transforms of `filigree.nn.structured.onnx_transforms`."""
 
     def __init__(self, layer: Sell) -> None:
         super().__init__()
         self.layer = layer
         kinds = {kind for kind, _ in layer.program}
         self.form = ", ".join(sorted(kinds))
-        made = {kind: make(layer.size, dtype_of(layer)) for kind, make in TRANSFORMS.items() if kind in kinds}
-        self.transforms = nn.ModuleDict(made)
+        transforms = {kind: make(layer.size, dtype_of(layer)) for kind, make in TRANSFORMS.items() if kind in kinds}
+        self.transforms = nn.ModuleDict(transforms)
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -40,7 +42,7 @@ class PlainSell(nn.Module):
 
 
 class PlainAFDF(nn.Module):
-    """An `AFDFLinear` on real inputs."""
+    """It is an `AFDFLinear` on real inputs."""
 
     form = "complex diagonals, dft"
 
@@ -63,26 +65,29 @@ class PlainAFDF(nn.Module):
 
 
 class PlainToeplitz(nn.Module):
-    """`y = x T + bias`, `T[i, j] = diagonals[j - i + ins - 1]`, by transforms of a power of two of places."""
+    """`y = (x signs) T + bias`, `T[i, j] = diagonals[j - i + ins - 1]`, by transforms of a power of two in length."""
 
-    form = "convolution by dft"
-
-    def __init__(self, diagonals: Tensor, ins: int, outs: int, bias: Tensor | None) -> None:
+    def __init__(self, layer: Any, diagonals: Tensor, signs: Tensor | None = None) -> None:
         super().__init__()
-        self.ins, self.outs, self.bias = ins, outs, bias
-        # of the full convolution only places ins - 1 to ins + outs - 2 are read: what wraps round falls before them
-        self.length = next_power_of_two(ins + outs - 1)
+        self.ins, self.outs, self.bias = layer.in_features, layer.out_features, layer.bias
+        self.form = "convolution by dft" if signs is None else "diagonal, convolution by dft"
+        # of the full convolution only numbers ins - 1 to ins + outs - 2 are read: what wraps round falls before them
+        self.length = next_power_of_two(self.ins + self.outs - 1)
+        self.signs: Tensor | None
         self.register_buffer("spectrum", torch.fft.rfft(diagonals.detach(), self.length))
+        self.register_buffer("signs", signs)
 
     def forward(self, x: Tensor) -> Tensor:
-        spread = torch.fft.rfft(x.reshape(-1, self.ins), self.length) * self.get_buffer("spectrum")
+        flat = x.reshape(-1, self.ins)
+        flat = flat if self.signs is None else flat * self.signs
+        spread = torch.fft.rfft(flat, self.length) * self.get_buffer("spectrum")
         y = torch.fft.irfft(spread, self.length)[:, self.ins - 1 : self.ins + self.outs - 1]
         y = y if self.bias is None else y + self.bias
         return y.reshape(*x.shape[:-1], self.outs)
 
 
 class PlainFastfood(nn.Module):
-    """A `FastfoodLinear` of blocks that are plain already, in eval mode."""
+    """It is a `FastfoodLinear` in eval mode, whose blocks are plain torch already."""
 
     form = "stacked blocks"
 
@@ -103,26 +108,7 @@ class PlainFastfood(nn.Module):
         return y.reshape(*x.shape[:-1], layer.out_features)
 
 
-class PlainCirculant(nn.Sequential):
-    """A diagonal of signs and a Toeplitz matrix."""
-
-    form = "diagonal, convolution by dft"
-
-
-def plain_toeplitz(layer: ToeplitzLinear) -> PlainToeplitz:
-    return PlainToeplitz(layer.diagonals, layer.in_features, layer.out_features, layer.bias)
-
-
-def plain_circulant(layer: CirculantLinear) -> PlainCirculant:
-    """A circulant matrix is a Toeplitz matrix; the signs stand before it."""
-    ins, outs = layer.in_features, layer.out_features
-    diagonals = layer.column[torch.arange(1 - ins, outs) % layer.size]
-    signed = Sell(ins, ins, ins)
-    signed.add("diagonal", layer.get_buffer("signs")[:ins])
-    return PlainCirculant(PlainSell(signed), PlainToeplitz(diagonals, ins, outs, layer.bias))
-
-
 def dtype_of(layer: nn.Module) -> torch.dtype:
-    """The real type that a layer computes in: of its parameters, or of its fixed tensors where it has none."""
+    """Return the real type that a layer computes in: of its parameters, or of its fixed tensors where it has none."""
     some: Any = next((t for t in [*layer.parameters(), *layer.buffers()] if t.dtype != torch.int64), None)
     return torch.get_default_dtype() if some is None else some.dtype.to_real()

@@ -1,4 +1,4 @@
-"""Fast transforms in the operators that ONNX has: `DFT`, and products with small matrices."""
+"""Fast transforms are made of operators that ONNX has: `DFT`, and products with small matrices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.structured.sell import next_power_of_two
+from filigree.ops.sell import next_power_of_two
 
 _SIDE = 16  # of the small matrices: fastest of 2 to 64 in ONNX Runtime on 256 to 4096 numbers
 
@@ -17,7 +17,7 @@ class Hadamard(nn.Module):
     """`x H / sqrt(n)` of `(batch, n)`, n a power of two, H the Walsh-Hadamard matrix: O(n log n).
 
     A product with the matrix of side 16 is four rounds of butterflies in one operator: the first digit (to the base 16)
-    of a place goes last, and is multiplied with it, until all digits had their turn and stand where they stood.
+    of an index goes last, and is multiplied with it, until each digit has been last once and stands where it stood.
     """
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
@@ -36,9 +36,9 @@ class Hadamard(nn.Module):
 
 
 class Fourier(nn.Module):
-    """The discrete Fourier transform of `(batch, n)` complex numbers, without a factor, by ONNX's `DFT`.
+    """It computes the discrete Fourier transform of `(batch, n)` complex numbers, without a factor, by ONNX's `DFT`.
 
-    Of n that is no power of two as a convolution with a chirp, of a power of two of places (Bluestein 1970): ONNX
+    Of n that is no power of two as a convolution with a chirp, of a power of two in length (Bluestein 1970): ONNX
     Runtime does the same, but with angles in single precision.
     """
 
@@ -66,7 +66,7 @@ class Fourier(nn.Module):
 
 
 class Cosine(nn.Module):
-    """The orthonormal DCT-II of `(batch, n)`, as `filigree.ops.sell.dct`: a Fourier transform of the same length."""
+    """It computes the orthonormal DCT-II of `(batch, n)`, as `filigree.ops.sell.dct`, by one Fourier transform."""
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ class Cosine(nn.Module):
 
 
 class InverseCosine(nn.Module):
-    """The inverse of `Cosine`."""
+    """It inverts `Cosine`."""
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.fourier = Fourier(n, dtype, inverse=True)
-        place = torch.arange(n)
-        angle, norm = math.pi * place.double() / (2 * n), _norm(n)
-        mirrored = (n - place) % n
+        index = torch.arange(n)
+        angle, norm = math.pi * index.double() / (2 * n), _norm(n)
+        mirrored = (n - index) % n
         own = torch.stack([angle.cos(), angle.sin()], -1) / (n * norm[:, None])
         others = torch.stack([angle.sin(), -angle.cos()], -1) / (n * norm[mirrored, None])
         others[0] = 0  # the first has no mirror image
@@ -106,12 +106,12 @@ class InverseCosine(nn.Module):
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """x as complex numbers; the exporter's own sum with 0j fails in float64."""
+    """Make x complex; the exporter's own sum with 0j fails in float64."""
     return torch.complex(x, torch.zeros_like(x))
 
 
 def _order(n: int) -> Tensor:
-    """Even places upwards, then odd ones downwards."""
+    """List even indices upwards, then odd ones downwards."""
     return torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
 
 

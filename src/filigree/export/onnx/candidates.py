@@ -1,0 +1,77 @@
+"""A layer may offer several forms for an ONNX file: each is timed, and the one that runs fastest is taken."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from filigree.export.answers import answers
+from filigree.export.onnx.program import Session, part, translate
+from filigree.measure.timing import time_interleaved
+
+Choice = Literal["measure", "dense", "gather"]
+Forms = dict[str, nn.Module]
+
+
+def offered_forms(model: nn.Module) -> dict[str, Forms]:
+    """Get the candidates of each layer of a model that offers some, by the layer's name."""
+    forms: dict[str, Forms] = {}
+    for name, module in model.named_modules():
+        layer: Any = module
+        if answers(module, "onnx_candidates") and (candidates := layer.onnx_candidates()):
+            forms[name] = candidates
+    return forms
+
+
+def chosen_forms(
+    offered: dict[str, Forms], inputs: dict[str, Tensor], choice: Choice, seconds: float
+) -> dict[str, tuple[nn.Module, str, str]]:
+    """Choose a module for each of these layers; return it, the name of its form and a note of the times.
+
+    Args:
+        offered: candidates by name. inputs: what each layer reads. choice: "measure", the fastest of all; else the
+            fastest of those whose name begins with it, and of all where none does. seconds: how long each is timed.
+    """
+    wanted: dict[str, Forms] = {}
+    for name, forms in offered.items():
+        wanted[name] = {form: module for form, module in forms.items() if form.startswith(choice)} or forms
+    times = _times({name: forms for name, forms in wanted.items() if len(forms) > 1}, inputs, seconds)
+    chosen = {}
+    for name, forms in wanted.items():
+        best = min(forms, key=lambda form: times.get((name, form), 0.0))
+        note = ", ".join(f"{form} {times[name, form]:.3g} ms" for form in forms if (name, form) in times)
+        chosen[name] = forms[best], best, note
+    return chosen
+
+
+class _SideBySide(nn.Module):
+    """Run every form of every layer on the layer's own input."""
+
+    def __init__(self, forms: dict[str, Forms]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList(modules.values()) for modules in forms.values())
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return [form(x) for forms, x in zip(self.layers, inputs, strict=True) for form in forms]  # type: ignore[attr-defined]
+
+
+def _times(forms: dict[str, Forms], inputs: dict[str, Tensor], seconds: float) -> dict[tuple[str, str], float]:
+    """Time each form in ONNX Runtime, in milliseconds: all are translated in one go, and each then runs by itself."""
+    if not forms:
+        return {}
+    given = tuple(inputs[name] for name in forms)
+    names = [f"input{i}" for i in range(len(given))]
+    keys = [(name, form) for name, modules in forms.items() for form in modules]
+    model = translate(_SideBySide(forms), given, False, names, [f"output{i}" for i in range(len(keys))])
+    times: dict[tuple[str, str], float] = {}
+    number = 0
+    for name, modules, x, source in zip(forms, forms.values(), given, names, strict=False):
+        works = []
+        for _ in modules:
+            session = Session(part(model, [source], [f"output{number}"]))
+            works.append(lambda session=session, x=x: session.run([x]))
+            number += 1
+        for form, timing in zip(modules, time_interleaved(works, seconds), strict=True):
+            times[name, form] = timing.median
+    return times
