@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import Config
+from filigree.measure.summary import Summary
 from filigree.modes import evaluating
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
@@ -27,6 +28,17 @@ class Change:
     parameters: tuple[int, int]
     macs: tuple[int, int]
     note: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, before: nn.Module | Summary | None, after: nn.Module | Summary | None, note: str = ""
+    ) -> Change:
+        """What became of the module called `name`: labels, parameters and multiply-adds are read from the modules.
+
+        Of a module that is changed in place, `before` is the `Summary.of` it that was taken then.
+        """
+        old, new = Summary.of(before), Summary.of(after)
+        return cls(name, old.label, new.label, (old.parameters, new.parameters), (old.macs, new.macs), note)
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,9 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        total = Change("total", "", "", self.parameters, self.macs)
         rows = [("layer", "before", "after", "parameters", "MACs", "")]
         rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
-        rows += [(total.name, "", "", _arrow(total.parameters), _arrow(total.macs), "")]
+        rows += [("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([self.title, *lines])

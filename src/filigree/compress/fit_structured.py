@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import pydantic
@@ -52,8 +53,7 @@ class FitStructured(Compression):
                 y = layer(x)
             (change,) = self.by.apply(model, [name])
             error = self._fit(model.get_submodule(name), x, y)
-            changes.append(Change(change.name, change.before, change.after, change.parameters, change.macs,
-                                  f"relative error {error:.3g}"))  # fmt: skip
+            changes.append(replace(change, note=f"relative error {error:.3g}"))
         return changes, [(self.by, [name]) for name in names]
 
     def _fit(self, made: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -65,10 +65,7 @@ class PathSampling(Compression):
                 factor = torch.where(left > 0, sums / left.clamp(min=torch.finfo(left.dtype).tiny), 1)
                 made.values.mul_(factor.repeat_interleave(made.indptr.diff().long()))
             replace_module(model, name, made)
-            size = weight.numel()
-            before, after = (sum(p.numel() for p in module.parameters()) for module in (layer, made))
-            note = f"{self.paths:,} paths on {made.nnz:,} weights" + (" (merged)" if self.paths > size else "")
-            changes.append(Change(name, type(layer).__name__, f"{type(made).__name__}({made.density:.2%})",
-                                  (before, after), (size, made.nnz), note))  # fmt: skip
+            merged = " (merged)" if self.paths > weight.numel() else ""
+            changes.append(Change.of(name, layer, made, f"{self.paths:,} paths on {made.nnz:,} weights{merged}"))
         # what rebuilds the layers on loading: their connections come from the file
         return changes, [(Sparse(ErdosRenyi(density=1e-12), fuse=False), names)]

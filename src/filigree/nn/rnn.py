@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from filigree.convert import replace_module
+from filigree.nn.capabilities import Capabilities
 
 States = list[Tensor]
 R = TypeVar("R", bound="LoopedRNN")
 
 
-class LoopedRNN(nn.Module):
+class LoopedRNN(Capabilities, nn.Module):
     """What they share: the walk through layers, directions and time steps. Sizes are called as in `nn.RNNBase`.
 
     Inside, sequences are packed: `x` is `(total, in)`, the time steps one after another, `sizes` how many sequences
@@ -32,6 +33,13 @@ class LoopedRNN(nn.Module):
     @property
     def has_gates(self) -> bool:
         return "gates" in self._modules
+
+    def label(self) -> str:
+        kinds = [gate.kind for gate in self.gates.values() if hasattr(gate, "kind")] if self.has_gates else []  # type: ignore
+        return type(self).__name__ + (f"({kinds[0]})" if kinds else "")
+
+    def why_not_prunable(self) -> str | None:
+        return None
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         raise NotImplementedError

@@ -44,9 +44,7 @@ def prune_connections(
         mask = mask.view_as(layer.weight)
         new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
         replace_module(made, name, new)
-        before, after = (sum(p.numel() for p in m.parameters()) for m in (layer, new))
-        changes.append(Change(name, type(layer).__name__, f"{type(new).__name__}({new.density:.2%})",
-                              (before, after), (layer.weight.numel(), new.nnz)))  # fmt: skip
+        changes.append(Change.of(name, layer, new))
     if config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
         linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]

@@ -136,11 +136,7 @@ class Asymmetric(Conversion):
             made.set_rule(self, name, shared)
             replace_module(model, name, made)
             shared["order"][made], shared["last"] = number, made
-            count = sum(p.numel() for p in made.parameters())
-            macs = count - (0 if getattr(made, "bias", None) is None or isinstance(made, nn.RNNBase)
-                            else made.bias.numel())  # fmt: skip
-            label = f"{type(made).__name__}({self.label()})" + (" + ReLU" if getattr(made, "relu", False) else "")
-            changes.append(Change(name, type(layer).__name__, label, (count, count), (macs, macs)))
+            changes.append(Change.of(name, layer, made))
         return changes
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
+from filigree.nn.capabilities import Capabilities
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
@@ -45,12 +46,18 @@ class Rule:
         return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in found.items() if f is not None})
 
 
-class Asymmetrical:
+class Asymmetrical(Capabilities):
     """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
 
     Attributes:
         config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.track_usage` writes.
     """
+
+    has_integer_form = False
+
+    def label(self) -> str:
+        relu = " + ReLU" if getattr(self, "relu", False) else ""
+        return f"{type(self).__name__}({self.config.label()}){relu}"
 
     def set_rule(self, config: Any, name: str, shared: dict[str, Any] | None = None) -> Self:
         self.config, self._name = config, name

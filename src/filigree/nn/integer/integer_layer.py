@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.integer.integer_code import decode, encode
 from filigree.ops.integers import Integers
 
 
-class IntegerLayer(DenseWeight, nn.Module):
+class IntegerLayer(Capabilities, DenseWeight, nn.Module):
     """Base of `IntegerLinear` and `IntegerConv2d`: `W = scale * C * input_scale`, C a matrix of small integers.
 
     In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer.integer_code`); `scale`, one for the layer or
@@ -55,6 +56,21 @@ class IntegerLayer(DenseWeight, nn.Module):
     def bits(self) -> float:
         """Bits a weight of the dense layer in a file, scales and bias aside."""
         return 8 * self.code.numel() * self.code.element_size() / max(1, self.in_features * self.out_features)
+
+    # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
+
+    @property
+    def macs(self) -> int:
+        return self.nnz
+
+    def stored_numbers(self) -> int:
+        return super().stored_numbers() + self.nnz
+
+    def stored_nonzeros(self) -> int:
+        return super().stored_nonzeros() + self.nnz
+
+    def why_not_prunable(self) -> str | None:
+        return None
 
     def integers(self) -> Tensor:
         """C, `(out_features, in_features)` int32, dense."""
@@ -105,7 +121,7 @@ class IntegerLayer(DenseWeight, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class SampledActivation(nn.Module):
+class SampledActivation(Capabilities, nn.Module):
     """Activations as small integers, by the same sampling as of weights.
 
     `scale * diff(floor(cumsum(|x|) / scale + 1/2)) * sign(x)` along the features (all that is not the batch): samples

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.noisy.noisy_activations import of_units
 
 
@@ -57,7 +58,7 @@ def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: 
     return f + d.sign() * mean
 
 
-class MollifiedActivation(nn.Module):
+class MollifiedActivation(Capabilities, nn.Module):
     """psi in place of an activation; at level p = 0 the activation, shifted to be 0 at 0 unless `shift_back`.
 
     Args:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.modes import evaluating
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
 
 
-class Mollified(nn.Module):
+class Mollified(Capabilities, nn.Module):
     """Base of what has a level of mollification: blocks, and the gates of recurrent layers.
 
     Attributes:
@@ -94,6 +95,10 @@ class MollifiedBlock(Mollified):
         if self.training:
             return torch.where(torch.rand_like(h, dtype=torch.promote_types(h.dtype, torch.float32)) < p, skip, h)
         return p * skip + (1 - p) * h
+
+    def label(self) -> str:
+        own = type(self.body).__name__ if isinstance(self.activation, nn.Identity) else self.activation.name
+        return f"MollifiedBlock({own})"
 
     def _shape_after(self, x: Tensor) -> torch.Size:
         """What shape the body makes of this one; it is run once for each number of sides to find out."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Exponential, HalfNormal, Laplace, Normal, Uniform
 
+from filigree.nn.capabilities import Capabilities
 from filigree.ops.noise import (
     HALF_NORMAL_MEAN,
     KINDS,
@@ -40,7 +41,7 @@ def of_units(values: Tensor, x: Tensor, dim: int) -> Tensor:
     return values.to(x).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
 
 
-class WithNoise(nn.Module):
+class WithNoise(Capabilities, nn.Module):
     """What noisy activations and noisy gates share: the noise, and the parameter p.
 
     Attributes:
@@ -121,6 +122,11 @@ class WithNoise(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.c, self.sigma], dtype=torch.float64)
+
+    macs = 0  # of what it does to each number nothing is counted
+
+    def label(self) -> str:
+        return f"{type(self).__name__}({self.kind})"
 
     def set_extra_state(self, state: Tensor) -> None:
         self.c, self.sigma = (float(number) for number in state)
@@ -212,7 +218,7 @@ class NoisyHardSigmoid(_NoisyActivation):
     _tanh = False
 
 
-class NoisyReLU(nn.Module):
+class NoisyReLU(Capabilities, nn.Module):
     """A rectifier with noise before it: `max(0, x + sigma xi)`, xi normal; in eval mode `max(0, x)`.
 
     Args:
@@ -235,6 +241,9 @@ class NoisyReLU(nn.Module):
             return x.relu()
         scale: Any = x.detach().sigmoid().sqrt() if self.sigma == "input" else self.sigma
         return (x + scale * torch.randn_like(x)).relu()
+
+    def label(self) -> str:
+        return f"NoisyReLU({self.sigma})"
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(-1.0 if self.sigma == "input" else self.sigma, dtype=torch.float64)

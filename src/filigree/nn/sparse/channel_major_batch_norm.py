@@ -6,8 +6,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 
-class ChannelMajorBatchNorm2d(nn.BatchNorm2d):
+
+class ChannelMajorBatchNorm2d(Capabilities, nn.BatchNorm2d):
     """`nn.BatchNorm2d` that reads an input as sparse convolutions leave it, channel by channel, without copying it.
 
     A channel's numbers lie together there, so the batch is one image of them all: torch's own fast path. Shares

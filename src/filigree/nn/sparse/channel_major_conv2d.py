@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.sparse.feature_major_linear import full_pattern
 from filigree.nn.sparse.sparse_conv2d import conv_geometry, conv_size
 from filigree.ops.conv import conv2d
@@ -14,13 +15,15 @@ from filigree.ops.conv import conv2d
 _SMALL = 4096  # weights up to which the sparse kernels, with every place connected, are faster than a dense product
 
 
-class ChannelMajorConv2d(nn.Conv2d):
+class ChannelMajorConv2d(Capabilities, nn.Conv2d):
     """`nn.Conv2d` with a channel-major output (see `SparseConv2d`), so that mixed memory orders do not slow a network.
 
     Small convolutions, as the first one of most networks is, run on the sparse kernels; of kernel 1 x 1 they are one
     matrix product. Shares parameters and `state_dict` with `nn.Conv2d`, its equivalent; what is neither takes torch's
     path and order.
     """
+
+    has_integer_form = True
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> Self:

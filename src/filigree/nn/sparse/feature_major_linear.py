@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.ops import sparse
 from filigree.ops.sparse import Pattern
 from filigree.topology.flat_indices import pattern_from_flat_indices
@@ -14,7 +15,7 @@ from filigree.topology.flat_indices import pattern_from_flat_indices
 _NARROW = 32  # outputs up to which the sparse kernels, with every place connected, are faster than a dense product
 
 
-class FeatureMajorLinear(nn.Linear):
+class FeatureMajorLinear(Capabilities, nn.Linear):
     """`nn.Linear` that computes `(W x^T + b)^T` where its input is a transposed view of a feature-major matrix.
 
     Torch's own product copies or strides through such an input: 240 against 40 microseconds for 1000 -> 10 at batch 128
@@ -22,6 +23,8 @@ class FeatureMajorLinear(nn.Linear):
     are, run on the sparse kernels. Shares parameters, shapes and `state_dict` with `nn.Linear`, which is its dense
     equivalent; other inputs take torch's path.
     """
+
+    has_integer_form = True
 
     @classmethod
     def like(cls, linear: nn.Linear) -> FeatureMajorLinear:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
-class MaskedLayer(nn.Module):
+class MaskedLayer(Capabilities, nn.Module):
     """Base of both: takes over connections and weights of a sparse layer.
 
     In `state_dict`: `weight` in the dense layer's shape, `mask` bool, `bias`.
@@ -48,6 +49,18 @@ class MaskedLayer(nn.Module):
     def dense(self) -> nn.Module:
         """The equivalent torch module."""
         return self.sparse().dense()
+
+    # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
+
+    def label(self) -> str:
+        relu = " + ReLU" if getattr(self, "relu", False) else ""
+        return f"{type(self).__name__}({self.density:.2%}){relu}"
+
+    def stored_nonzeros(self) -> int:
+        return super().stored_nonzeros() - int((self.weight[~self.mask] != 0).sum())
+
+    def why_not_prunable(self) -> str | None:
+        return None
 
     # -- what evolution needs; see SparseLayer ---------------------------------------------------------------------
 

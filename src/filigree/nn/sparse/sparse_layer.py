@@ -8,13 +8,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.resizing import resize_
 from filigree.ops.sparse import Pattern, csr_pattern
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
-class SparseLayer(DenseWeight, nn.Module):
+class SparseLayer(Capabilities, DenseWeight, nn.Module):
     """Base of `SparseLinear` and `SparseConv2d`: the nonzeros of a weight matrix `(out_features, in_features)`."""
 
     values: nn.Parameter
@@ -71,6 +72,21 @@ class SparseLayer(DenseWeight, nn.Module):
         if self.bias is not None:
             self.bias.copy_(module.bias)
         return self
+
+    # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
+
+    has_integer_form = True
+
+    @property
+    def macs(self) -> int:
+        return self.nnz
+
+    def label(self) -> str:
+        relu = " + ReLU" if getattr(self, "relu", False) else ""
+        return f"{type(self).__name__}({self.density:.2%}){relu}"
+
+    def why_not_prunable(self) -> str | None:
+        return None
 
     # -- what evolution needs ------------------------------------------------------------------------------------
 

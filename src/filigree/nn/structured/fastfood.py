@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import check_choice
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.structured.sell import Sell, next_power_of_two, signs
 from filigree.ops.dropout import dropout
@@ -34,7 +35,7 @@ class FastfoodBlock(Sell):
             self.add(kind, nn.Parameter(tensor) if learns else tensor)  # type: ignore[arg-type]
 
 
-class FastfoodLinear(DenseWeight, nn.Module):
+class FastfoodLinear(Capabilities, DenseWeight, nn.Module):
     """A linear layer of stacked Fastfood blocks (Moczulski 2019, 3.9): 3 d numbers a block, d the padded width of the input.
 
     Args:
@@ -100,6 +101,11 @@ class FastfoodLinear(DenseWeight, nn.Module):
             finally:
                 block.program = whole
         return dropout(x, self.dropout)
+
+    uncounted = True
+
+    def why_not_prunable(self) -> str | None:
+        return "is a structured layer, whose inputs cannot go"
 
     @property
     def macs(self) -> int:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeightAndBias
 
 
-class LowRankLinear(DenseWeightAndBias, nn.Module):
+class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     """`y = x V^T U^T + b` with U `(out, rank)` and V `(rank, in)`: rank (in + out) weights in place of in x out.
 
     Dense equivalent: `dense()`.
@@ -44,9 +45,8 @@ class LowRankLinear(DenseWeightAndBias, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
 
-    @property
-    def macs(self) -> int:
-        return self.rank * (self.in_features + self.out_features)
+    def label(self) -> str:
+        return f"LowRankLinear(rank={self.rank})"
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
@@ -95,11 +95,9 @@ class LowRank(Conversion):
             layer: Any = model.get_submodule(name)
             made = LowRankLinear.like(layer, self._rank(layer))
             replace_module(model, name, made)
-            sizes = tuple(sum(p.numel() for p in module.parameters()) for module in (layer, made))
-            label = f"LowRankLinear(rank={made.rank})"
-            macs = layer.weight.numel(), made.macs
-            note = "larger than dense" if macs[1] >= macs[0] else ""
-            changes.append(Change(name, f"Linear({layer.in_features}, {layer.out_features})", label, sizes, macs, note))  # type: ignore[arg-type]
+            changes.append(
+                Change.of(name, layer, made, "larger than dense" if made.macs >= layer.weight.numel() else "")
+            )
         return changes
 
     def _rank(self, layer: Any) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.sell import Sell, next_power_of_two, signs
 from filigree.topology import ErdosRenyi
 
 
-class PHDLinear(DenseWeightAndBias, nn.Module):
+class PHDLinear(Capabilities, DenseWeightAndBias, nn.Module):
     """`y = P H D x` (Moczulski 2019, eqs. 3.15 and 3.21): D random signs, H normalised, P sparse, of N(0, 1 / (q d)).
 
     Args:
@@ -38,6 +39,9 @@ class PHDLinear(DenseWeightAndBias, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.sparse(self.mix(x))
+
+    def why_not_prunable(self) -> str | None:
+        return "is a structured layer, whose inputs cannot go"
 
     @property
     def macs(self) -> int:

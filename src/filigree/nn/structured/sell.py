@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from filigree.modes import evaluating
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.ops.sell import sell
 
 
-class Sell(DenseWeight, nn.Module):
+class Sell(Capabilities, DenseWeight, nn.Module):
     """Base of the family y = x Phi(D, P, S, B) (Moczulski 2019, eq. 3.20): a member fills `program` with steps of `ops.sell`.
 
     Attributes:
@@ -67,6 +68,11 @@ class Sell(DenseWeight, nn.Module):
                 f"{type(self).__name__}: the input's last side must be in_features={self.in_features}. "
                 f"Got {tuple(x.shape)}."
             )
+
+    uncounted = True
+
+    def why_not_prunable(self) -> str | None:
+        return "is a structured layer, whose inputs cannot go"
 
     @property
     def macs(self) -> int:
