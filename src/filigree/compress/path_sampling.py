@@ -14,7 +14,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology import ErdosRenyi
+from filigree.topology import Empty
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
 
@@ -68,4 +68,4 @@ class PathSampling(Compression):
             merged = " (merged)" if self.paths > weight.numel() else ""
             changes.append(Change.of(name, layer, made, f"{self.paths:,} paths on {made.nnz:,} weights{merged}"))
         # what rebuilds the layers on loading: their connections come from the file
-        return changes, [(Sparse(ErdosRenyi(density=1e-12), fuse=False), names)]
+        return changes, [(Sparse(Empty(), fuse=False), names)]

@@ -99,6 +99,6 @@ class Capabilities:
     def weight_matrix(self: Any) -> Tensor:
         """The weight as `(out_features, in_features)`, zeros where there is no connection."""
         dense = self.dense()
-        layer = dense[0] if isinstance(dense, nn.Sequential) else dense
+        layer: Any = dense[0] if isinstance(dense, nn.Sequential) else dense
         weight: Tensor = layer.weight
         return weight.detach().flatten(1)

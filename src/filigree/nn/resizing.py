@@ -63,11 +63,10 @@ def torch_resize_(module: Any, sizes: list[int]) -> None:
     """Give one of these modules other sizes, and empty parameters."""
     if isinstance(module, _NORMS):
         (module.num_features,) = sizes
-        for tensors in (module._parameters, module._buffers):  # type: dict[str, Any]
-            for name, tensor in tensors.items():
-                if tensor is not None and tensor.dim() == 1:
-                    empty = tensor.new_empty(sizes)
-                    tensors[name] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if (tensor := getattr(module, name)) is not None:
+                empty = tensor.new_empty(sizes)
+                setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
         return
     outs, ins, bias, *groups = sizes
     if isinstance(module, nn.Conv2d):

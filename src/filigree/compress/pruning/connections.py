@@ -14,7 +14,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology import ErdosRenyi
+from filigree.topology import Empty
 
 Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]
 
@@ -53,4 +53,4 @@ def prune_connections(
         least_squares(made, kept, targets, x, config.damping)
     for name in names:
         replace_module(model, name, made.get_submodule(name))
-    return changes, [(Sparse(ErdosRenyi(density=1e-12), fuse=False), names)]
+    return changes, [(Sparse(Empty(), fuse=False), names)]

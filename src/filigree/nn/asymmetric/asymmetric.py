@@ -13,25 +13,12 @@ from torch import nn
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
-from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
-from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear, Rule
-from filigree.nn.asymmetric.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
-from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, AsymmetricLinear, Rule
 from filigree.nn.asymmetric.sparsification import Sparsification, TopK, as_sparsification
 from filigree.nn.fuse import fuse_relu
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.sparse_linear import SparseLinear
 
 Function = Annotated[Sparsification | None, pydantic.PlainValidator(as_sparsification)]
-
-_LAYERS: dict[type[nn.Module], Any] = {
-    nn.Linear: AsymmetricLinear,
-    FeatureMajorLinear: AsymmetricLinear,
-    SparseLinear: AsymmetricSparseLinear,
-    nn.Conv2d: AsymmetricConv2d,
-    nn.LSTM: AsymmetricLSTM,
-    nn.GRU: AsymmetricGRU,
-}
 
 
 @config
@@ -121,14 +108,14 @@ class Asymmetric(Conversion):
         return ", ".join([*parts, *flags]) or "exact"
 
     def accepts(self, module: nn.Module) -> bool:
-        return type(module) in _LAYERS
+        return type(module) in Asymmetrical.forms
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         shared: dict[str, Any] = {"order": {}}
         changes = []
         for number, name in enumerate(names):
             layer = model.get_submodule(name)
-            made = _LAYERS[type(layer)].like(layer)
+            made = Asymmetrical.forms[type(layer)].like(layer)
             if self.feedback is not None and type(made) is not AsymmetricLinear:
                 raise ValueError(f"Asymmetric: feedback is for linear layers. {name!r} is a {type(layer).__name__}.")
             if type(made) is AsymmetricLinear:

@@ -18,11 +18,12 @@ from filigree.nn.fuse import fuse_relu
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.sparse.masked import MaskedConv2d, MaskedLayer, MaskedLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
+from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
-from filigree.topology import ErdosRenyi, Size, Topology
+from filigree.topology import Empty, ErdosRenyi, Size, Topology
 
 
 @config
@@ -64,14 +65,14 @@ class Sparse(Conversion):
         self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         changes = self._apply(model, names, inputs)
-        kinds = (  # drawn for fewer layers a topology may leave others dense; connections come from the file
-            (1e-12, (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d)),
-            (1.0, (FeatureMajorLinear, ChannelMajorConv2d)),
+        kinds: tuple[tuple[Topology, Any], ...] = (  # drawn for fewer layers the topology may leave others dense
+            (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
+            (ErdosRenyi(density=1.0), FeatureMajorLinear | ChannelMajorConv2d),
         )
         steps: list[tuple[Conversion, list[str]]] = []
-        for density, kind in kinds:
-            if its := [name for name in names if isinstance(model.get_submodule(name), kind)]:
-                steps.append((replace(self, topology=ErdosRenyi(density=density)), its))
+        for topology, kind in kinds:
+            if converted := [name for name in names if isinstance(model.get_submodule(name), kind)]:
+                steps.append((replace(self, topology=topology), converted))
         return changes, steps
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
