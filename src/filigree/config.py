@@ -26,7 +26,20 @@ class Config:
     @classmethod
     def kinds(cls) -> list[str]:
         """The names of the configs of this class."""
-        return [name for name, known in _KINDS.items() if issubclass(known, cls)]
+        return list(cls.by_kind())
+
+    @classmethod
+    def by_kind(cls) -> dict[str, type[Self]]:
+        """The configs of this class, by name."""
+        return {name: known for name, known in _KINDS.items() if issubclass(known, cls)}
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        """Configs of this class for tests and tables that try all methods on small networks, each under its name.
+
+        Without arguments, unless a class says otherwise; none of what is no method by itself.
+        """
+        return {cls.__name__: cls()}
 
     def to_dict(self) -> dict[str, Any]:
         """The plain form, for JSON and YAML; `Config.from_dict` reads it back."""

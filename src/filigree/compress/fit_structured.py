@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, layer_inputs
-from filigree.nn.structured.structured import Structured
+from filigree.nn.structured.structured import ACDC, Structured
 
 
 @config
@@ -31,6 +31,10 @@ class FitStructured(Compression):
     lr: Annotated[float, pydantic.Field(gt=0)] = 0.01
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 256
     seed: int = 0
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"FitStructured": cls(ACDC(order=2), steps=3)}
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, Structured):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -67,6 +67,10 @@ class MonteCarlo(Compression):
     activations: Share | None = None
     damping: Share = 0.1
     seed: int = 0
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"MonteCarlo": cls(samples=1.0)}
 
     def accepts(self, module: nn.Module) -> bool:
         return has_integer_form(module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -39,6 +39,10 @@ class PathSampling(Compression):
     sampling: Steps = "jittered"
     rescale: bool = True
     seed: int = 0
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"PathSampling": cls(64)}
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, nn.Conv2d)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import nn
 
 from filigree.config import config
@@ -20,6 +22,10 @@ class Resized(Conversion):
     """
 
     sizes: dict[str, list[int]]
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {}  # how loading rebuilds what was pruned
 
     def accepts(self, module: nn.Module) -> bool:
         return sizes_of(module) is not None

@@ -7,7 +7,7 @@ import fnmatch
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -53,6 +53,10 @@ class UnitPruning(Compression):
     samples: Annotated[int, pydantic.Field(ge=2)] = 1000
     seed: int = 0
     measure: bool = True
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {} if cls is UnitPruning else super().examples()
 
     def accepts(self, module: nn.Module) -> bool:
         return has_units(module)

@@ -63,6 +63,10 @@ class Asymmetric(Conversion):
     feedback: int | None = None
 
     @classmethod
+    def examples(cls) -> dict[str, Asymmetric]:
+        return {"top-k": cls.topk(4), "partial": cls.partial(4, 8), "complete": cls.complete(8)}
+
+    @classmethod
     def topk(cls, k: Any = 40, *, ties: Literal["index", "random"] = "index", **options: Any) -> Asymmetric:
         """The k largest of each sensitivity (Srivastava 2022, eqs. 7.1-7.3)."""
         return cls(sensitivity=TopK(k, ties), **options)
@@ -144,6 +148,10 @@ class AsymmetricAuto(Conversion):
     k2: Any = 200
     batch: Annotated[int, pydantic.Field(ge=1)] = 128
     candidates: dict[str, Asymmetric] | None = None
+
+    @classmethod
+    def examples(cls) -> dict[str, AsymmetricAuto]:
+        return {}  # it becomes `Asymmetric`
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, FeatureMajorLinear)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -217,6 +217,10 @@ class PartitionDropout(Conversion):
     parts: Annotated[int, pydantic.Field(ge=2)]
     per: Literal["unit", "element"] = "unit"
     connect: bool = False
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"PartitionDropout": cls(2)}
 
     def accepts(self, module: nn.Module) -> bool:
         if self.connect:

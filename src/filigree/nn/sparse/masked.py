@@ -135,5 +135,5 @@ class MaskedConv2d(MaskedLayer):
 
     @torch.no_grad()
     def sparse(self) -> SparseConv2d:
-        made = SparseConv2d(self._like[0], self.flat_indices(), device=self.weight.device)
-        return made._fill(self)
+        like = self._like[0].to(self.weight.dtype)
+        return SparseConv2d(like, self.flat_indices(), device=self.weight.device)._fill(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -120,6 +120,10 @@ class OnlinePaths(Conversion):
     paths: Annotated[int, pydantic.Field(ge=1)]
     sampling: Steps = "jittered"
     rescale: bool = True
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"OnlinePaths": cls(64)}
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Linear

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -23,7 +23,7 @@ from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
-from filigree.topology import Empty, ErdosRenyi, Size, Topology
+from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
 
 
 @config
@@ -53,6 +53,14 @@ class Sparse(Conversion):
     init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
     fuse: bool = True
     seed: int = 0
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {
+            "Sparse": cls(ErdosRenyi(density=0.3)),
+            "Sparse, masked": cls(ErdosRenyi(density=0.3), masked=True),
+            "Paths": cls(Paths(64)),
+        }
 
     def accepts(self, module: nn.Module) -> bool:
         # a subclass may be read by its owner (as in nn.MultiheadAttention)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -78,6 +78,10 @@ class LowRank(Conversion):
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.energy is None):
             raise ValueError(f"LowRank: give rank or energy. Got rank={self.rank} and energy={self.energy}.")
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"LowRank": cls(4)}
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Linear

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -155,6 +155,10 @@ class FuseLinears(Conversion):
 
     by: Any
     features: Annotated[int, pydantic.Field(ge=1)]
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {}  # of structured layers, for a span of a network
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, Structured):
