@@ -26,12 +26,9 @@ WIDTH = 16  # of every layer, so that each method has something to change
 def examples(base: type[Config]) -> dict[str, Any]:
     """What the configs of this base give as examples of themselves, and can change something in the small network."""
     modules = list(network().modules())
-    found = {}
-    for kind in base.by_kind().values():
-        for label, example in kind.examples().items():
-            if any(example.accepts(module) for module in modules):  # type: ignore[attr-defined]
-                found[label] = example
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    given: list[tuple[str, Any]] = [pair for kind in base.by_kind().values() for pair in kind.examples().items()]
+    useful = [(label, config) for label, config in given if any(config.accepts(module) for module in modules)]
+    return dict(sorted(useful, key=lambda pair: pair[0].lower()))
 
 
 def network() -> nn.Sequential:
@@ -133,16 +130,21 @@ def _short(config: Config) -> str:
     return f"{type(config).__name__}({', '.join(parts)})"
 
 
-def _summary(config: Config) -> str:
-    """The first sentence of its docstring."""
-    return " ".join((type(config).__doc__ or "").split("\n\n")[0].split()).partition(". ")[0].rstrip(".:") + "."
+def row(first: str, cells: dict[tuple[str, str], str]) -> str:
+    """The line of the matrix of a method that comes first."""
+    marks = dict(zip(REASONS, "abcdefgh", strict=False))
+    line = ["" if (first, b) not in cells else marks.get(reason(cells[first, b]), "+") for b in METHODS]
+    return f"| {list(METHODS).index(first) + 1} {first} | " + " | ".join(line) + " |"
 
 
-def page(cells: dict[tuple[str, str], str]) -> str:
-    """docs/composition.md: a row a method that comes first, a column a method that comes second."""
-    marks = {name: chr(ord("a") + i) for i, name in enumerate(REASONS)}
-    numbers = {name: i + 1 for i, name in enumerate(METHODS)}
-    lines = [
+def head() -> str:
+    """docs/composition.md above the matrix, and its first two lines."""
+    numbers = range(1, len(METHODS) + 1)
+    methods = (
+        f"| {number} | {name} | `{_short(config)}` |"
+        for number, (name, config) in zip(numbers, METHODS.items(), strict=True)
+    )
+    return "\n".join([
         "# What composes",
         "",
         "Each row's method was applied, two steps trained, then the column's method applied and two more steps "
@@ -151,19 +153,21 @@ def page(cells: dict[tuple[str, str], str]) -> str:
         "minutes on a core), `python tests/composition.py` writes this page. A plus: it works. A letter: it is "
         "refused, with one line, and the network is left as it was:",
         "",
-        *(f"- {marks[name]}: {text}." for name, (_, text) in REASONS.items()),
+        *(f"- {letter}: {text}." for letter, (_, text) in zip("abcdefgh", REASONS.values(), strict=False)),
         "",
-        "| | method | for instance | |",
-        "|---|---|---|---|",
-        *(f"| {numbers[name]} | {name} | `{_short(METHODS[name])}` | {_summary(METHODS[name])} |" for name in METHODS),
+        "| | method | as |",
+        "|---|---|---|",
+        *methods,
         "",
-        "|   | " + " | ".join(str(n) for n in numbers.values()) + " |",
+        "|   | " + " | ".join(map(str, numbers)) + " |",
         "|---|" + "---|" * len(METHODS),
-    ]
-    for first, number in numbers.items():
-        row = ["" if (first, b) not in cells else marks.get(reason(cells[first, b]), "+") for b in METHODS]
-        lines.append(f"| {number} {first} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+        "",
+    ])  # fmt: skip
+
+
+def page(cells: dict[tuple[str, str], str]) -> str:
+    """docs/composition.md: a row a method that comes first, a column a method that comes second."""
+    return head() + "".join(f"{row(first, cells)}\n" for first in METHODS)
 
 
 if __name__ == "__main__":
