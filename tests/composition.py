@@ -4,54 +4,31 @@ docs/composition.md."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
 from torch import nn
 
 import filigree as fg
+from filigree.compress.compression import Compression
+from filigree.config import Config
+from filigree.convert import Conversion
 
 PAGE = Path(__file__).parent.parent / "docs" / "composition.md"
-DENSE = fg.ErdosRenyi(density=0.3)
-BEFORE = {
-    "Sparse": fg.Sparse(DENSE),
-    "Sparse, masked": fg.Sparse(DENSE, masked=True),
-    "Paths": fg.Sparse(fg.Paths(64)),
-    "OnlinePaths": fg.OnlinePaths(64),
-    "top-k": fg.Asymmetric.topk(4),
-    "partial": fg.Asymmetric.partial(4, 8),
-    "complete": fg.Asymmetric.complete(8),
-    "PartitionDropout": fg.PartitionDropout(2),
-    "Dropout": fg.nn.Dropout(),
-    "GaussianDropout": fg.nn.GaussianDropout(),
-    "GuidedDropout": fg.nn.GuidedDropout(),
-    "ACDC": fg.ACDC(2),
-    "AFDF": fg.AFDF(2),
-    "Fastfood": fg.Fastfood(),
-    "Circulant": fg.Circulant(),
-    "Toeplitz": fg.Toeplitz(),
-    "PHD": fg.PHD(),
-    "LowRank": fg.LowRank(4),
-    "Noisy": fg.Noisy("NAH"),
-    "NoisyRectifier": fg.NoisyRectifier(),
-    "Mollified": fg.Mollified(),
-}
-AFTER = {
-    "SubsetPruning": fg.SubsetPruning(keep=0.5),
-    "ClusterPruning": fg.ClusterPruning(keep=0.5),
-    "SubClustering": fg.SubClustering(initial=0.3),
-    "MagnitudePruning": fg.MagnitudePruning(keep=0.5),
-    "RandomPruning": fg.RandomPruning(keep=0.5),
-    "RoundToNearest": fg.RoundToNearest(),
-    "MonteCarlo": fg.MonteCarlo(samples=1.0),
-    "PathSampling": fg.PathSampling(64),
-    "FitStructured": fg.FitStructured(fg.ACDC(order=2), steps=3),
-}
-METHODS = BEFORE | AFTER
 WIDTH = 16  # of every layer, so that each method has something to change
+
+
+def examples(base: type[Config]) -> dict[str, Any]:
+    """What the configs of this base give as examples of themselves, and can change something in the small network."""
+    modules = list(network().modules())
+    given: list[tuple[str, Any]] = [pair for kind in base.by_kind().values() for pair in kind.examples().items()]
+    useful = [(label, config) for label, config in given if any(config.accepts(module) for module in modules)]
+    return dict(sorted(useful, key=lambda pair: pair[0].lower()))
 
 
 def network() -> nn.Sequential:
@@ -64,19 +41,17 @@ def inputs(count: int = 24) -> torch.Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
+BEFORE, AFTER = examples(Conversion), examples(Compression)
+METHODS = BEFORE | AFTER
+
+
 def apply(model: nn.Module, name: str) -> str:
-    """Convert or compress; what the report says when nothing changed."""
+    """Convert or compress all that a method accepts; what the report says when nothing changed."""
     if name in AFTER:
         report = fg.compress_(model, AFTER[name], inputs())
     else:
-        config = BEFORE[name]
-        structured = isinstance(config, fg.ACDC | fg.AFDF | fg.Fastfood | fg.Circulant | fg.Toeplitz | fg.PHD)
-        report = fg.convert_(model, config, where=_linear(model) if structured else None)
+        report = fg.convert_(model, BEFORE[name], where=lambda name, module: True)
     return "" if report.changes else "nothing to change"
-
-
-def _linear(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if hasattr(module, "in_features")]
 
 
 def train(model: nn.Module, steps: int = 2) -> None:
@@ -84,7 +59,7 @@ def train(model: nn.Module, steps: int = 2) -> None:
     if not parameters:
         return
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-    evolves = any(hasattr(module, "flat_indices") for module in model.modules())
+    evolves = any(hasattr(module, "rewire_") for module in model.modules())
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.3), steps) if evolves else None
     for _ in range(steps):
         optimizer.zero_grad()
@@ -136,10 +111,9 @@ def exported(first: str, second: str) -> bool:
 
 REASONS = {
     "nothing left": ("no module was selected", "the first leaves no layer that the second can change"),
-    "names": ("matches no module", "the first has renamed the layers; the message lists those that there are"),
     "prune before": (
         "Prune before",
-        "structured layers, and what has a number for each unit, are not pruned: prune before converting",
+        "the first leaves layers that keep their inputs and outputs, and says why: prune before converting",
     ),
 }
 
@@ -148,11 +122,29 @@ def reason(message: str) -> str:
     return next((name for name, (part, _) in REASONS.items() if part in message), message)
 
 
-def page(cells: dict[tuple[str, str], str]) -> str:
-    """docs/composition.md: a row a method that comes first, a column a method that comes second."""
-    marks = {name: chr(ord("a") + i) for i, name in enumerate(REASONS)}
-    numbers = {name: i + 1 for i, name in enumerate(METHODS)}
-    lines = [
+def _short(config: Config) -> str:
+    """The config with those of its arguments that are not the defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(config).items() if name in defaults and value != defaults[name]}
+    parts = [f"{name}={_short(value) if isinstance(value, Config) else repr(value)}" for name, value in given.items()]
+    return f"{type(config).__name__}({', '.join(parts)})"
+
+
+def row(first: str, cells: dict[tuple[str, str], str]) -> str:
+    """The line of the matrix of a method that comes first."""
+    marks = dict(zip(REASONS, "abcdefgh", strict=False))
+    line = ["" if (first, b) not in cells else marks.get(reason(cells[first, b]), "+") for b in METHODS]
+    return f"| {list(METHODS).index(first) + 1} {first} | " + " | ".join(line) + " |"
+
+
+def head() -> str:
+    """docs/composition.md above the matrix, and its first two lines."""
+    numbers = range(1, len(METHODS) + 1)
+    methods = (
+        f"| {number} | {name} | `{_short(config)}` |"
+        for number, (name, config) in zip(numbers, METHODS.items(), strict=True)
+    )
+    return "\n".join([
         "# What composes",
         "",
         "Each row's method was applied, two steps trained, then the column's method applied and two more steps "
@@ -161,15 +153,21 @@ def page(cells: dict[tuple[str, str], str]) -> str:
         "minutes on a core), `python tests/composition.py` writes this page. A plus: it works. A letter: it is "
         "refused, with one line, and the network is left as it was:",
         "",
-        *(f"- {marks[name]}: {text}." for name, (_, text) in REASONS.items()),
+        *(f"- {letter}: {text}." for letter, (_, text) in zip("abcdefgh", REASONS.values(), strict=False)),
         "",
-        "|   | " + " | ".join(str(n) for n in numbers.values()) + " |",
+        "| | method | as |",
+        "|---|---|---|",
+        *methods,
+        "",
+        "|   | " + " | ".join(map(str, numbers)) + " |",
         "|---|" + "---|" * len(METHODS),
-    ]
-    for first, number in numbers.items():
-        row = ["" if (first, b) not in cells else marks.get(reason(cells[first, b]), "+") for b in METHODS]
-        lines.append(f"| {number} {first} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+        "",
+    ])  # fmt: skip
+
+
+def page(cells: dict[tuple[str, str], str]) -> str:
+    """docs/composition.md: a row a method that comes first, a column a method that comes second."""
+    return head() + "".join(f"{row(first, cells)}\n" for first in METHODS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every layer satisfies against its dense twin: import and call from the layer's own test."""
+"""What every layer satisfies against its dense reference: import and call from the layer's own test."""
 
 import copy
 
@@ -28,20 +28,20 @@ def check_layer(layer: nn.Module, in_features: int, batches=BATCHES) -> None:
     dense_reference = layer.dense()
     for batch in batches:
         for order, x in inputs(batch, in_features, dtype):
-            mine, its = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
-            y, expected = layer(mine), dense_reference(its)
+            own, other = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
+            y, expected = layer(own), dense_reference(other)
             message = f"batch {batch}, {order}: "
             torch.testing.assert_close(y, expected, **tolerance(dtype), msg=lambda m, s=message: s + m)
             dy = torch.randn_like(expected)
             for orderly in (dy, dy.t().contiguous().t()):
-                got = torch.autograd.grad(y, [mine, *layer.parameters()], orderly, retain_graph=True)
-                dense = dense_gradients(layer, dense_reference, its, expected, orderly)
-                for g, d in zip(got, dense, strict=True):
-                    torch.testing.assert_close(g, d, **tolerance(dtype), msg=lambda m, s=message: s + m)
+                gradients = torch.autograd.grad(y, [own, *layer.parameters()], orderly, retain_graph=True)
+                dense = dense_gradients(layer, dense_reference, other, expected, orderly)
+                for gradient, reference in zip(gradients, dense, strict=True):
+                    torch.testing.assert_close(gradient, reference, **tolerance(dtype), msg=lambda m, s=message: s + m)
 
 
 def dense_gradients(layer, dense_reference, x, y, dy):
-    """The twin's gradients, in the shape of the layer's parameters."""
+    """The dense reference's gradients, in the shape of the layer's parameters."""
     linear = dense_reference[0] if isinstance(dense_reference, nn.Sequential) else dense_reference
     dx, dw, *db = torch.autograd.grad(y, [x, linear.weight, *([linear.bias] if layer.bias is not None else [])], dy,
                                       retain_graph=True)  # fmt: skip
@@ -66,3 +66,44 @@ def check_gradgrad(layer: nn.Module, in_features: int, batch: int = 3) -> None:
     values = [p.detach().clone().requires_grad_() for p in parameters]
     assert torch.autograd.gradcheck(call, (x, *values))
     assert torch.autograd.gradgradcheck(call, (x, *values))
+
+
+def check_contract(layer: nn.Module, x: torch.Tensor) -> None:
+    """In eval mode, a layer with `Capabilities` and its `dense()` agree on x, the input of one of its calls, in float64:
+    outputs, the gradient of the input, and by finite differences those of its parameters. What else it says of itself
+    is possible."""
+    layer, x = _float64(copy.deepcopy(layer)).eval(), _float64(x[:2].detach().clone())
+    dense = layer.dense().eval()
+    assert all(type(module).__module__.startswith("torch.nn") for module in dense.modules())
+    own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = layer(own), dense(other)
+    torch.testing.assert_close(y, expected, **tolerance(torch.float64))
+    (gradient,) = torch.autograd.grad(y.square().sum(), own)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), other)[0])
+    trained = {name: p.detach().clone() for name, p in layer.named_parameters() if p.requires_grad}
+
+    def call(*values):
+        return torch.func.functional_call(layer, dict(zip(trained, values, strict=True)), (x,))
+
+    if trained:
+        assert torch.autograd.gradcheck(call, [value.requires_grad_() for value in trained.values()], fast_mode=True)
+    check_statements(layer)
+
+
+def check_statements(layer) -> None:
+    """What a layer says of itself is of the right kind, and of the size of what it holds."""
+    assert layer.label().startswith(type(layer).__name__)
+    assert layer.macs >= 0
+    assert 0 <= layer.stored_nonzeros() <= layer.stored_numbers()
+    reason = layer.why_not_prunable()
+    assert reason is None or (reason and "\n" not in reason and not reason.endswith("."))
+    if layer.has_integer_form:
+        assert layer.weight_matrix().dim() == 2
+
+
+def _float64(value):
+    """A module or a tensor in double precision, complex numbers too."""
+    wide = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+    if isinstance(value, torch.Tensor):
+        return value.to(wide.get(value.dtype, value.dtype))
+    return value._apply(lambda tensor: tensor.to(wide.get(tensor.dtype, tensor.dtype)))

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import filigree as fg
-from filigree import config, convert, recipes
+from filigree import recipes
 from filigree.cli import app
 from filigree_papers import reproduce
 
@@ -43,13 +43,6 @@ def test_the_program_in_the_readme(tmp_path, monkeypatch, capsys):
     run(ROOT / "README.md", {})
     assert "training step" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
-
-
-def test_the_method_in_contributing(monkeypatch):
-    monkeypatch.setattr(config, "_KINDS", dict(config._KINDS))  # what it adds is gone afterwards
-    known = {"nn": fg.nn, "config": config.config, "Conversion": convert.Conversion, "Change": convert.Change}
-    names = run(ROOT / "CONTRIBUTING.md", known | {"replace_module": convert.replace_module})
-    assert convert.Conversion.from_dict({"kind": "Halved"}) == names["Halved"]()
 
 
 LONG = {"tutorial": "trains and compares several networks", "index": "README's programs again"}

@@ -26,7 +26,20 @@ class Config:
     @classmethod
     def kinds(cls) -> list[str]:
         """The names of the configs of this class."""
-        return [name for name, known in _KINDS.items() if issubclass(known, cls)]
+        return list(cls.by_kind())
+
+    @classmethod
+    def by_kind(cls) -> dict[str, type[Self]]:
+        """The configs of this class, by name."""
+        return {name: known for name, known in _KINDS.items() if issubclass(known, cls)}
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        """Configs of this class for tests and tables that try all methods on small networks, each under its name.
+
+        Without arguments, unless a class says otherwise; none of what is no method by itself.
+        """
+        return {cls.__name__: cls()}
 
     def to_dict(self) -> dict[str, Any]:
         """The plain form, for JSON and YAML; `Config.from_dict` reads it back."""
@@ -55,7 +68,19 @@ class Config:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
 def config(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen, validated dataclass, known by its name to `Config.from_dict`."""
+    """Class decorator: a frozen, validated dataclass, known by its name to `Config.from_dict`.
+
+    The same definition may be executed again (a module reloaded, a notebook's cell): it takes the place of the first.
+
+    Raises:
+        ValueError: another class of this name, which files and recipes would mistake for this one.
+    """
+    known = _KINDS.get(cls.__name__, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"config: a config needs a name of its own, by which files find it. There is a {cls.__name__} already, "
+            f"{known.__module__}.{known.__qualname__}. Got {cls.__module__}.{cls.__qualname__}."
+        )
     options = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     made = pydantic_dataclass(cls, frozen=True, config=options)
     validated = made.__init__

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import Config
+from filigree.measure.summary import Summary
 from filigree.modes import evaluating
 from filigree.text_table import aligned
 
@@ -28,6 +29,17 @@ class Change:
     parameters: tuple[int, int]
     macs: tuple[int, int]
     note: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, before: nn.Module | Summary | None, after: nn.Module | Summary | None, note: str = ""
+    ) -> Change:
+        """What became of the module called `name`: labels, parameters and multiply-adds are read from the modules.
+
+        Of a module that is changed in place, `before` is the `Summary.of` it that was taken then.
+        """
+        old, new = Summary.of(before), Summary.of(after)
+        return cls(name, old.label, new.label, (old.parameters, new.parameters), (old.macs, new.macs), note)
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,9 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        total = Change("total", "", "", self.parameters, self.macs)
         rows = [("layer", "before", "after", "parameters", "MACs", "")]
         rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
-        rows += [(total.name, "", "", _arrow(total.parameters), _arrow(total.macs), "")]
+        rows += [("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
         return "\n".join([self.title, *aligned(rows)])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, layer_inputs
-from filigree.nn.structured.structured import Structured
+from filigree.nn.structured.structured import ACDC, Structured
 
 
 @config
@@ -30,6 +31,10 @@ class FitStructured(Compression):
     lr: Annotated[float, pydantic.Field(gt=0)] = 0.01
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 256
     seed: int = 0
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"FitStructured": cls(ACDC(order=2), steps=3)}
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, Structured):
@@ -52,8 +57,7 @@ class FitStructured(Compression):
                 y = layer(x)
             (change,) = self.by.apply(model, [name])
             error = self._fit(model.get_submodule(name), x, y)
-            changes.append(Change(change.name, change.before, change.after, change.parameters, change.macs,
-                                  f"relative error {error:.3g}"))  # fmt: skip
+            changes.append(replace(change, note=f"relative error {error:.3g}"))
         return changes, [(self.by, [name]) for name in names]
 
     def _fit(self, made: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -18,9 +18,8 @@ from filigree.config import config
 from filigree.convert import Change, Conversion, layer_inputs, replace_module
 from filigree.nn.integer.empty_integer_layers import (
     EmptyIntegerLayers,
-    change_to,
+    has_integer_form,
     integer_layer,
-    is_weighted,
     weight_matrix,
 )
 from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation, by_channel
@@ -69,8 +68,12 @@ class MonteCarlo(Compression):
     damping: Share = 0.1
     seed: int = 0
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"MonteCarlo": cls(samples=1.0)}
+
     def accepts(self, module: nn.Module) -> bool:
-        return is_weighted(module)
+        return has_integer_form(module)
 
     @torch.no_grad()
     def compress(
@@ -104,7 +107,7 @@ class MonteCarlo(Compression):
             size = getattr(layer, "nnz", places)
             bits = new.bits * places / size
             note = f"{drawn:,} samples, {new.nnz / size:.1%} of the weights kept, {bits:.3g} bits a weight"
-            changes.append(change_to(name, layer, new, note))
+            changes.append(Change.of(name, layer, new, note))
         steps: list[tuple[Conversion, list[str]]] = []
         for name in names:
             quantised: Any = made.get_submodule(name)

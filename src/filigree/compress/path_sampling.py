@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -14,7 +14,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology import ErdosRenyi
+from filigree.topology import Empty
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
 
@@ -39,6 +39,10 @@ class PathSampling(Compression):
     sampling: Steps = "jittered"
     rescale: bool = True
     seed: int = 0
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"PathSampling": cls(64)}
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, nn.Conv2d)
@@ -65,10 +69,7 @@ class PathSampling(Compression):
                 factor = torch.where(left > 0, sums / left.clamp(min=torch.finfo(left.dtype).tiny), 1)
                 made.values.mul_(factor.repeat_interleave(made.indptr.diff().long()))
             replace_module(model, name, made)
-            size = weight.numel()
-            before, after = (sum(p.numel() for p in module.parameters()) for module in (layer, made))
-            note = f"{self.paths:,} paths on {made.nnz:,} weights" + (" (merged)" if self.paths > size else "")
-            changes.append(Change(name, type(layer).__name__, f"{type(made).__name__}({made.density:.2%})",
-                                  (before, after), (size, made.nnz), note))  # fmt: skip
+            merged = " (merged)" if self.paths > weight.numel() else ""
+            changes.append(Change.of(name, layer, made, f"{self.paths:,} paths on {made.nnz:,} weights{merged}"))
         # what rebuilds the layers on loading: their connections come from the file
-        return changes, [(Sparse(ErdosRenyi(density=1e-12), fuse=False), names)]
+        return changes, [(Sparse(Empty(), fuse=False), names)]

@@ -13,9 +13,8 @@ from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.integer.empty_integer_layers import (
     EmptyIntegerLayers,
-    change_to,
+    has_integer_form,
     integer_layer,
-    is_weighted,
     weight_matrix,
 )
 
@@ -31,7 +30,7 @@ class RoundToNearest(Compression):
     bits: Annotated[int, pydantic.Field(ge=2, le=16)] = 8
 
     def accepts(self, module: nn.Module) -> bool:
-        return is_weighted(module)
+        return has_integer_form(module)
 
     @torch.no_grad()
     def compress(
@@ -46,6 +45,6 @@ class RoundToNearest(Compression):
             counts = (weight / scale[:, None]).round().to(torch.int32)
             made = integer_layer(layer, counts, scale, None, layer.bias)
             replace_module(model, name, made)
-            changes.append(change_to(name, layer, made, f"{made.bits:.3g} bits a weight"))
+            changes.append(Change.of(name, layer, made, f"{made.bits:.3g} bits a weight"))
             steps.append((EmptyIntegerLayers.like(made), [name]))
         return changes, steps

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from filigree.dynamics.consistency import check_rewired, gathered
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
-from filigree.nn import MaskedConv2d, SparseConv2d
 
 
 @runtime_checkable
@@ -163,7 +162,7 @@ class Evolution:
         if self.grow == "random":
             return random_growth(kept, layer.out_features * layer.in_features, count, self.generator)
         seen = self._watch[name].last()
-        if isinstance(layer, SparseConv2d | MaskedConv2d):
+        if hasattr(layer, "dense_gradient"):
             gradients = (layer.dense_gradient(gathered(x), gathered(dy)) for x, dy in seen)
             return largest_growth(kept, [(0, functools.reduce(torch.add, gradients))], count)
         x, dy = (gathered(torch.cat([p.reshape(-1, p.shape[-1]) for p in parts])) for parts in zip(*seen, strict=True))

@@ -14,17 +14,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.io.saving import description
+from filigree.measure.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
-from filigree.nn.integer.integer_layer import IntegerLayer
-from filigree.nn.sparse.masked import MaskedLayer
-from filigree.nn.structured.fastfood import FastfoodLinear
-from filigree.nn.structured.sell import Sell
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What `measure` found.
+    """What a model costs, as `measure` returns it.
 
     Attributes:
         parameters: numbers that are trained and stored. nonzeros: those that are not zero.
@@ -100,13 +97,10 @@ def measure(
 
 def stored(model: nn.Module) -> Cost:
     """What is stored, without running the model."""
-    parameters = list(model.parameters())
-    hidden = sum(int((m.weight[~m.mask] != 0).sum()) for m in model.modules() if isinstance(m, MaskedLayer))
-    integers = sum(m.nnz for m in model.modules() if isinstance(m, IntegerLayer))
     return Cost(
-        parameters=sum(p.numel() for p in parameters) + integers,
-        nonzeros=sum(int(p.count_nonzero()) for p in parameters) - hidden + integers,
-        bytes_memory=sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()]),
+        parameters=numbers_of(model),
+        nonzeros=nonzeros_of(model),
+        bytes_memory=sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]),
         bytes_disk=_bytes_on_disk(model),
     )
 
@@ -114,13 +108,13 @@ def stored(model: nn.Module) -> Cost:
 def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
 
-    Structured layers count their own: `macs` a sample, and twice that backward; so do recurrent networks, whose kernels
-    the counter does not see: their weights, once for each position.
+    A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its own
+    `macs` for each position of its input, and twice that backward.
     """
     duplicate = copy.deepcopy(model).eval()
     own = [0]
     for module in duplicate.modules():
-        if isinstance(module, Sell | FastfoodLinear | nn.RNNBase):
+        if isinstance(module, nn.RNNBase) or (says(module) and module.uncounted):
             _count_itself(module, own)
     try:
         with FlopCounterMode(display=False) as counter:
@@ -134,22 +128,20 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
 
 def _count_itself(module: Any, total: list[int]) -> None:
     """Let a module add its own count of multiply-adds, unseen by torch's counter; gradients pass, but are none."""
-    run, each = module.forward, getattr(module, "macs", None)
-    if each is None:
-        each = sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
+    run, each = module.forward, macs_of(module)
 
     def forward(x: Any, *others: Any, **named: Any) -> Any:
         data = x.data if isinstance(x, PackedSequence) else x
         total[0] += data.numel() // data.shape[-1] * each
         with torch.no_grad(), _disable_current_modes():
-            found = run(x, *others, **named)
-        y, *rest = found if type(found) is tuple else (found,)
+            output = run(x, *others, **named)
+        y, *rest = output if type(output) is tuple else (output,)
         nothing = 0 * data.sum() + 0 * sum(p.abs().sum() for p in module.parameters())
         if isinstance(y, PackedSequence):
             y = PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
         else:
             y = y + nothing
-        return (y, *rest) if type(found) is tuple else y
+        return (y, *rest) if type(output) is tuple else y
 
     module.forward = forward
 

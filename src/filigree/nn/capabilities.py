@@ -2,7 +2,7 @@
 
 A layer of filigree is a torch module with this mixin: `class MyLayer(Capabilities, nn.Module)`. It has to say its dense
 reference; everything else has a default that is right, if not the cheapest, for a layer whose arithmetic is made of
-torch's operations. torch's own modules say nothing: what is known of them stands beside each user of these methods.
+torch's operations. What is known of torch's own modules stands in `filigree.measure.summary` and `filigree.nn.resizing`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from filigree.measure.summary import matrix_numbers, sized_label
+from filigree.nn.resizing import torch_resize_, torch_sizes
 from filigree.ops.c_steps import refuse
 
 
@@ -23,21 +25,61 @@ class Capabilities:
         """The equivalent torch module, for comparison. `ValueError` where there is none."""
         raise ValueError(f"{type(self).__name__} has no dense equivalent.")
 
+    def label(self) -> str:
+        """What reports call the layer."""
+        return sized_label(self)
+
     # -- cost (filigree.measure) -------------------------------------------------------------------------------------
 
-    macs: int | None = None
-    """Multiply-adds of one sample (of one position of its input); None: torch's counter sees them."""
+    @property
+    def macs(self: Any) -> int:
+        """Multiply-adds of one sample (of one position of its input); default: a number of a matrix is one."""
+        return matrix_numbers(self)
 
-    def stored_numbers(self: Any) -> tuple[int, int]:
-        """How many trained or stored numbers this module holds by itself, and how many of them are not zero."""
-        own = list(self.parameters(recurse=False))
-        return sum(p.numel() for p in own), sum(int(p.count_nonzero()) for p in own)
+    uncounted = False
+    """Whether torch's counter does not see the arithmetic: `measure` then takes `macs`, and twice that backward."""
+
+    def stored_numbers(self: Any) -> int:
+        """How many trained or stored numbers this module holds by itself."""
+        return sum(parameter.numel() for parameter in self.parameters(recurse=False))
+
+    def stored_nonzeros(self: Any) -> int:
+        """How many of these numbers are not zero."""
+        return sum(int(parameter.count_nonzero()) for parameter in self.parameters(recurse=False))
 
     # -- pruning of units (filigree.compress.pruning) and files of what changed its size -----------------------------
 
-    def why_not_prunable(self) -> str | None:
+    def sizes(self: Any) -> list[int] | None:
+        """The sizes that pruning can change: outputs, inputs, whether there is a bias, and more; None: it can none.
+
+        A layer that says its sizes has `resize_`, `keep_outputs_` and `keep_inputs_` too, unless it is a subclass of a
+        torch module whose units can be pruned.
+        """
+        return torch_sizes(self)
+
+    def resize_(self: Any, sizes: list[int]) -> None:
+        """Take these sizes, with empty parameters to be filled by `load_state_dict`."""
+        torch_resize_(self, sizes)
+
+    def keep_outputs_(self, kept: Tensor) -> None:
+        """Lose all outputs but these `(kept,)`, which are sorted."""
+        raise NotImplementedError
+
+    def keep_inputs_(self, kept: Tensor) -> None:
+        """Lose all inputs but these `(kept,)`, which are sorted."""
+        raise NotImplementedError
+
+    def why_not_prunable(self: Any) -> str | None:
         """Why units cannot be taken out of a network with this layer, to be put behind its name; None: they can."""
-        return "keeps its inputs and outputs"
+        tensors = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        fixed = self.sizes() is None and any(tensor.numel() > 1 for tensor in tensors)
+        return "has a number for each unit, which cannot be pruned" if fixed else None
+
+    # -- sampling and sparsified backpropagation ---------------------------------------------------------------------
+
+    has_integer_form = False
+    """Whether a layer of small integers can stand in its place: it computes `x W^T + b`, or a convolution by such a W,
+    with W its `weight_matrix()`, and then a ReLU if it has an attribute `relu` that says so."""
 
     # -- export ------------------------------------------------------------------------------------------------------
 
@@ -73,8 +115,9 @@ class Capabilities:
     def weight_matrix(self: Any) -> Tensor:
         """The weight as `(out_features, in_features)`, zeros where there is no connection."""
         dense = self.dense()
-        first = dense[0] if isinstance(dense, nn.Sequential) else dense
-        return first.weight.detach().flatten(1)
+        layer: Any = dense[0] if isinstance(dense, nn.Sequential) else dense
+        weight: Tensor = layer.weight
+        return weight.detach().flatten(1)
 
 
 def plain_torch(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from filigree.measure.summary import says
+
 LIKE_PARAMETERS = (  # in an optimizer's state, of their parameter's shape
     "momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "sum", "square_avg", "error_feedback",
 )  # fmt: skip
@@ -40,3 +42,57 @@ def _check(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
                     f"{tuple(parameter.shape)}: another topology was loaded. Make a new optimizer."
                 )
     optimizer.__dict__[_CHECKED] = _resized
+
+
+# -- the sizes of torch's own layers; those of filigree say theirs (`filigree.nn.capabilities`) ---------------------------
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def torch_sizes(module: Any) -> list[int] | None:
+    """Outputs, inputs and whether there is a bias (and groups) of a linear layer or a convolution; features of a batch
+    norm; None of other modules."""
+    if isinstance(module, nn.Linear):
+        return [module.out_features, module.in_features, int(module.bias is not None)]
+    if isinstance(module, nn.Conv2d):
+        return [module.out_channels, module.in_channels, int(module.bias is not None), module.groups]
+    return [module.num_features] if isinstance(module, _NORMS) else None
+
+
+def torch_resize_(module: Any, sizes: list[int]) -> None:
+    """Give one of these modules other sizes, and empty parameters."""
+    if isinstance(module, _NORMS):
+        (module.num_features,) = sizes
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if (tensor := getattr(module, name)) is not None:
+                empty = tensor.new_empty(sizes)
+                setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
+        return
+    outs, ins, bias, *groups = sizes
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels, module.groups = outs, ins, groups[0]
+        shape = (outs, ins // groups[0], *module.kernel_size)
+    else:
+        module.out_features, module.in_features = outs, ins
+        shape = (outs, ins)
+    module.bias = nn.Parameter(module.weight.new_empty(outs)) if bias else None
+    module.weight = nn.Parameter(module.weight.new_empty(shape))
+
+
+def sizes_of(module: Any) -> list[int] | None:
+    """The sizes of a layer that pruning can change; None of other modules."""
+    return module.sizes() if says(module) else torch_sizes(module)
+
+
+def resize_module_(module: Any, sizes: list[int]) -> None:
+    """Give such a layer other sizes, and empty parameters to be filled by `load_state_dict`."""
+    if says(module):
+        module.resize_(sizes)
+    else:
+        torch_resize_(module, sizes)
+
+
+def has_units(module: nn.Module) -> bool:
+    """Whether pruning can take outputs and inputs out of this layer."""
+    sizes = sizes_of(module)
+    return sizes is not None and len(sizes) > 1

@@ -35,6 +35,13 @@ class LoopedRNN(Capabilities, nn.Module):
     def has_gates(self) -> bool:
         return "gates" in self._modules
 
+    def label(self) -> str:
+        kinds = [gate.kind for gate in self.gates.values() if hasattr(gate, "kind")] if self.has_gates else []  # type: ignore
+        return type(self).__name__ + (f"({kinds[0]})" if kinds else "")
+
+    def why_not_prunable(self) -> str | None:
+        return None
+
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         raise NotImplementedError
 

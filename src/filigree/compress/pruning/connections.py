@@ -14,7 +14,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology import ErdosRenyi
+from filigree.topology import Empty
 
 Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]
 
@@ -44,9 +44,7 @@ def prune_connections(
         mask = mask.view_as(layer.weight)
         new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
         replace_module(made, name, new)
-        before, after = (sum(p.numel() for p in m.parameters()) for m in (layer, new))
-        changes.append(Change(name, type(layer).__name__, f"{type(new).__name__}({new.density:.2%})",
-                              (before, after), (layer.weight.numel(), new.nnz)))  # fmt: skip
+        changes.append(Change.of(name, layer, new))
     if config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
         linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
@@ -55,4 +53,4 @@ def prune_connections(
         least_squares(made, kept, targets, x, config.damping)
     for name in names:
         replace_module(model, name, made.get_submodule(name))
-    return changes, [(Sparse(ErdosRenyi(density=1e-12), fuse=False), names)]
+    return changes, [(Sparse(Empty(), fuse=False), names)]

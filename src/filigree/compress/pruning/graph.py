@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import inference_context
+from filigree.measure.summary import macs_of
 from filigree.modes import evaluating
-from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.topology.flat_indices import pattern_from_flat_indices
-
-PRUNABLE = (nn.Linear, nn.Conv2d, SparseLinear)
+from filigree.nn.resizing import has_units, sizes_of
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,14 @@ class Graph:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
         logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-        custom: dict[Any, Any] = {kind: _SparseLinearPruner() for kind in (SparseLinear,)}
+        kinds = {type(module) for module in model.modules() if has_units(module)}
+        custom = {kind: _LayerPruner() for kind in kinds if not issubclass(kind, nn.Linear | nn.Conv2d)}
         try:
             with evaluating(model), torch.enable_grad():  # it is traced by its graph of gradients
                 self._graph = tp.DependencyGraph().build_dependency(
                     model, example_inputs=example, verbose=False, customized_pruners=custom
                 )
-            found = list(self._graph.get_all_groups(root_module_types=list(PRUNABLE)))
+            found = list(self._graph.get_all_groups(root_module_types=list(kinds)))
         except Exception as error:  # torch-pruning says what it does not know in many ways
             raise ValueError(f"pruning: this model cannot be traced: {one_line(error)}") from None
         self.units: list[Units] = []
@@ -82,7 +81,7 @@ class Graph:
         readers = []
         for item in group:
             module, name = item.dep.target.module, self.names.get(item.dep.target.module)
-            if name is None or not isinstance(module, PRUNABLE):
+            if name is None or not has_units(module):
                 continue
             columns, units = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
             is_input = item.dep.handler.__name__ == "prune_in_channels"
@@ -133,11 +132,11 @@ def pruned(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor) -> 
         raise ValueError("pruning: these units cannot be taken out together. Name fewer layers with where=.") from None
 
 
-def without(count: int, kept: Tensor) -> Tensor:
-    """The units that are not kept."""
-    gone = torch.ones(count, dtype=torch.bool)
-    gone[kept] = False
-    return gone.nonzero().squeeze(1)
+def without(count: int, units: Tensor) -> Tensor:
+    """All but these of so many units, sorted."""
+    others = torch.ones(count, dtype=torch.bool)
+    others[units] = False
+    return others.nonzero().squeeze(1)
 
 
 def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, shape: torch.Size) -> nn.Module:
@@ -173,47 +172,28 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 
     def keep(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: Any, y: Tensor) -> None:
-            weights = layer.nnz if hasattr(layer, "nnz") else layer.weight.numel()
-            outputs = layer.out_features if hasattr(layer, "out_features") else len(layer.weight)
-            found[name] = found.get(name, 0) + weights * y.numel() // max(1, outputs * len(y))
+            outputs = sizes_of(layer)[0]  # type: ignore[index]
+            found[name] = found.get(name, 0) + macs_of(layer) * y.numel() // max(1, outputs * len(y))
 
         return hook
 
-    hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
+    hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if has_units(m)]
     with inference_context(model, hooks):
         model(example)
     return found
 
 
-class _SparseLinearPruner(tp.BasePruningFunc):
-    """How torch-pruning takes rows and columns out of a sparse layer."""
+class _LayerPruner(tp.BasePruningFunc):
+    """How torch-pruning takes outputs and inputs out of a layer of ours: the layer does it."""
 
     def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-        return self._prune(layer, idxs, rows=True)
+        module: Any = layer
+        module.keep_outputs_(without(module.out_features, torch.tensor(idxs)))
+        return layer
 
     def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-        return self._prune(layer, idxs, rows=False)
-
-    @torch.no_grad()
-    def _prune(self, layer: Any, idxs: list[int], rows: bool) -> nn.Module:
-        side = layer.out_features if rows else layer.in_features
-        kept = torch.ones(side, dtype=torch.bool)
-        kept[idxs] = False
-        number = kept.cumsum(0) - 1
-        flat_indices, old = layer.flat_indices(), layer.in_features
-        row, column = flat_indices // old, flat_indices % old
-        stays = kept[row if rows else column]
-        row, column = row[stays], column[stays]
-        if rows:
-            layer.out_features, row = int(kept.sum()), number[row]
-            if layer.bias is not None:
-                layer.bias = nn.Parameter(layer.bias[kept])
-        else:
-            layer.in_features, column = int(kept.sum()), number[column]
-        layer.values = nn.Parameter(layer.values[stays])
-        layer._set_pattern(
-            pattern_from_flat_indices(row * layer.in_features + column, layer.out_features, layer.in_features)
-        )
+        module: Any = layer
+        module.keep_inputs_(without(module.in_features, torch.tensor(idxs)))
         return layer
 
     def get_out_channels(self, layer: Any) -> int:

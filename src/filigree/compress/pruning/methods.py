@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -94,6 +94,10 @@ class SubClustering(UnitPruning, _ByCluster):
     bin_edge: bool = True
     scatter: bool = False
     scalar: Scalar = "trace"
+
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"SubClustering": cls(initial=0.3)}
 
     def __post_init__(self) -> None:
         _refuse_search(self, "energy")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Reader, Units, pruned, without
 from filigree.convert import inference_context
-from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 def check_places(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], x: Tensor) -> None:
@@ -36,21 +35,21 @@ def check_places(model: nn.Module, groups: list[Units], kept: Mapping[str, Tenso
 
 def _agree(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], x: Tensor) -> bool:
     gone = {group.name: without(group.count, kept[group.name]) for group in groups}
-    deaf = copy.deepcopy(model)
+    masked = copy.deepcopy(model)
     for group in groups:
         for reader in group.readers:
-            _ignore(deaf.get_submodule(reader.name), reader, gone[group.name])
+            _ignore(masked.get_submodule(reader.name), reader, gone[group.name])
     small = pruned(model, gone, x[:1])
-    with inference_context(deaf), inference_context(small):
-        wanted, found = (out if isinstance(out, Tensor) else out[0] for out in (deaf(x), small(x)))
-    return torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()) + 1e-6)
+    with inference_context(masked), inference_context(small):
+        expected, output = (out if isinstance(out, Tensor) else out[0] for out in (masked(x), small(x)))
+    return torch.allclose(output, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()) + 1e-6)
 
 
 def _ignore(layer: Any, reader: Reader, units: Tensor) -> None:
     """Weights of 0 for what the layer reads of these units."""
     columns = reader.columns[torch.isin(reader.units, units)]
-    if isinstance(layer, SparseLinear):
-        layer.values.data[torch.isin(layer.indices.long(), columns)] = 0
+    if hasattr(layer, "ignore_inputs_"):
+        layer.ignore_inputs_(columns)
         return
     grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
     each = layer.weight.shape[1]  # inputs of a group

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.samples import per_sample, rows_of, run_hooked
 from filigree.convert import inference_context
-from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 def least_squares(
@@ -36,7 +35,7 @@ def least_squares(
             seed, each = _seed(name), per_sample(layer, len(value))
             rows, _ = rows_of(layer, value, _like_output(layer, value), each, seed)
             y = targets[name][:, kept_outputs[name]].double()
-            if isinstance(layer, SparseLinear):
+            if hasattr(layer, "indptr"):
                 _refit_connections(layer, rows[0].double(), y, damping)
                 return
             weight = layer.weight.flatten(1)
@@ -68,7 +67,7 @@ def least_squares(
         made(x)
 
 
-def _refit_connections(layer: SparseLinear, inputs: Tensor, y: Tensor, damping: float) -> None:
+def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float) -> None:
     """The same of each unit on its own connections."""
     mean, its_mean = inputs.mean(0), y.mean(0)
     centred = inputs - mean
@@ -150,13 +149,13 @@ def correlation(
         beta = mean[gone] - alpha * mean[to]
         for reader in group.readers:
             layer: Any = model.get_submodule(reader.name)
-            if isinstance(layer, SparseLinear):
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise ValueError(
-                    f'pruning: compensate="correlation" needs dense readers. {reader.name!r} is a SparseLinear: use '
-                    '"least_squares".'
+                    f'pruning: compensate="correlation" needs dense readers. {reader.name!r} is a '
+                    f'{type(layer).__name__}: use "least_squares".'
                 )
-            weight = layer.weight if isinstance(layer, nn.Linear | nn.Conv2d) else None
-            if weight is None or getattr(layer, "groups", 1) > 1:
+            weight = layer.weight
+            if getattr(layer, "groups", 1) > 1:
                 continue
             columns: dict[int, list[int]] = {}
             for column, unit in zip(reader.columns.tolist(), reader.units.tolist(), strict=True):

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.convert import inference_context
-from filigree.nn.sparse.sparse_conv2d import SparseConv2d
-from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def _dense(model: nn.Module) -> nn.Module:
     """Sparse layers as dense ones with zeros, so that weights compare one by one."""
     duplicate = copy.deepcopy(model)
     for name, module in list(duplicate.named_modules()):
-        if isinstance(module, SparseLinear | SparseConv2d):
+        if hasattr(module, "flat_indices"):
             duplicate.set_submodule(name, module.dense())
     return duplicate
 

@@ -7,7 +7,7 @@ import fnmatch
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -16,20 +16,17 @@ from torch import Tensor, nn
 from filigree.compress.compression import Compression
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
 from filigree.compress.pruning.clusters import dead
-from filigree.compress.pruning.graph import PRUNABLE, Graph, Units, layer_macs, pruned, take_over, without
+from filigree.compress.pruning.graph import Graph, Units, layer_macs, pruned, take_over, without
 from filigree.compress.pruning.places import check_places
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
-from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
+from filigree.compress.pruning.resized import Resized
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
 from filigree.convert import Change, Conversion, inference_context
-from filigree.nn.dropout.dropout_variants import StrengthDropout
-from filigree.nn.mollified.mollified_activation import MollifiedActivation
-from filigree.nn.noisy.noisy_activations import WithNoise
-from filigree.nn.structured.fastfood import FastfoodLinear
-from filigree.nn.structured.phd import PHDLinear
-from filigree.nn.structured.sell import Sell
+from filigree.measure.summary import Summary, says
+from filigree.nn.integer.empty_integer_layers import weight_matrix
+from filigree.nn.resizing import has_units, sizes_of
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
@@ -57,8 +54,12 @@ class UnitPruning(Compression):
     seed: int = 0
     measure: bool = True
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {} if cls is UnitPruning else super().examples()
+
     def accepts(self, module: nn.Module) -> bool:
-        return isinstance(module, PRUNABLE)
+        return has_units(module)
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         """The kept units (sorted), the heir of each unit, and what the report says of it.
@@ -79,19 +80,15 @@ class UnitPruning(Compression):
         if len(data) < 2:
             raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
         for name, module in model.named_modules():
-            if isinstance(module, Sell | FastfoodLinear | PHDLinear):
-                raise ValueError(f"{who}: {name!r} is a structured layer, whose inputs cannot go. Prune before.")
-            if isinstance(module, WithNoise | MollifiedActivation | StrengthDropout) and any(
-                t.numel() > 1 for t in _of_units(module)
-            ):
-                raise ValueError(f"{who}: {name!r} has a number for each unit, which cannot be pruned. Prune before.")
+            if says(module) and (reason := module.why_not_prunable()):
+                raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
         example = x[:1]
         groups = [group for group in Graph(model, example).units if set(group.makers) & set(names)]
         if not groups:
             raise ValueError(f"{who}: none of {', '.join(names)} has units that another layer reads: nothing to prune.")
         features = unit_activations(model, groups, x, self.features == "pooled")
-        weighted = [name for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
+        weighted = [name for name, m in model.named_modules() if has_units(m)]
         targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
 
         def build(kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor], compensate: bool) -> nn.Module:
@@ -113,7 +110,7 @@ class UnitPruning(Compression):
             notes[group.name] += f"; own error {own:.1%}"
         changes = _changes(model, made, example, groups, kept, notes)
         if self.measure:
-            changes.append(Change("latency", "", "", (0, 0), (0, 0), _latencies(model, made, x)))
+            changes.append(Change.of("latency", None, None, _latencies(model, made, x)))
         before = {name: sizes_of(module) for name, module in model.named_modules()}
         _remember(made, groups, kept)
         take_over(model, made)
@@ -203,10 +200,10 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
     """Incoming + outgoing L1 norms of the units (John 2019, 4.12), of all layers that make or read them."""
     norms = torch.zeros(group.count, dtype=torch.float64)
     for name, units in group.makers.items():
-        incoming = _matrix(model.get_submodule(name)).abs().sum(1).double()
+        incoming = weight_matrix(model.get_submodule(name)).abs().sum(1).double()
         norms.index_add_(0, units, incoming)
     for reader in group.readers:
-        weight = _matrix(model.get_submodule(reader.name), channels=True).abs().double()
+        weight = _by_input(model.get_submodule(reader.name)).abs().double()
         fed = weight.sum(0) if weight.dim() == 2 else weight.sum((0, 2))
         norms.index_add_(0, reader.units, fed[reader.columns])
     return norms
@@ -217,17 +214,15 @@ def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
     return None if found is None else found.detach()[group.makers[group.name].argsort()].double()
 
 
-def _matrix(layer: Any, channels: bool = False) -> Tensor:
-    if hasattr(layer, "values"):
-        dense = layer.dense()
-        layer = dense[0] if isinstance(dense, nn.Sequential) else dense
-    weight = layer.weight.detach()
-    if channels and weight.dim() == 4:
-        if layer.groups > 1:  # as if dense: each input is read by its group only
-            rows = weight.flatten(2).abs().sum(2)
-            return rows.view(layer.groups, -1, rows.shape[1]).sum(1).reshape(1, -1)
-        return weight.flatten(2)
-    return weight.flatten(1)
+def _by_input(layer: Any) -> Tensor:
+    """The weight as a matrix, that of a convolution as `(out, in, taps)`."""
+    if not isinstance(layer, nn.Conv2d):
+        return weight_matrix(layer)
+    weight = layer.weight.detach().flatten(2)
+    if layer.groups > 1:  # as if dense: each input is read by its group only
+        rows = weight.abs().sum(2)
+        return rows.view(layer.groups, -1, rows.shape[1]).sum(1).reshape(1, -1)
+    return weight
 
 
 def _part(group: Units, alive: Tensor) -> Units:
@@ -250,11 +245,6 @@ class _PartOf:
 def whole_of(group: Any) -> tuple[Units, Tensor]:
     """The group that a part is of, and its units."""
     return (group.whole, group.alive) if isinstance(group, _PartOf) else (group, torch.arange(group.count))
-
-
-def _of_units(module: nn.Module) -> list[Tensor]:
-    """The numbers that a module keeps for the units that it reads."""
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _kept_outputs(
@@ -281,7 +271,7 @@ def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) 
             inputs[reader.name] = torch.cat([gone, reader.columns[~stays]])
     for name, module in made.named_modules():
         sizes = sizes_of(module)
-        if sizes is None or isinstance(module, NORMS):
+        if sizes is None or not has_units(module):
             continue
         rows = outputs[name].nonzero().squeeze(1) if name in outputs else torch.arange(sizes[0])
         gone = inputs.get(name, torch.zeros(0, dtype=torch.long))
@@ -321,11 +311,8 @@ def _changes(
         sizes, its = sizes_of(module), sizes_of(new)
         if sizes is None or sizes == its:
             continue
-        count = [sum(p.numel() for p in m.parameters()) for m in (module, new)]
         group = by_maker.get(name)
         note = notes[group.name] if group is not None and name == group.name else ""
-        labels = [f"{type(m).__name__}({', '.join(map(str, s[:2]))})" for m, s in ((module, sizes), (new, its)) if s]
-        changes.append(
-            Change(name, labels[0], labels[1], (count[0], count[1]), (before.get(name, 0), after.get(name, 0)), note)
-        )
+        old, small = (Summary.of(m)._replace(macs=macs.get(name, 0)) for m, macs in ((module, before), (new, after)))
+        changes.append(Change.of(name, old, small, note))
     return changes

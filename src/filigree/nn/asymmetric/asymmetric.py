@@ -13,25 +13,12 @@ from torch import nn
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
-from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
-from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear, Rule
-from filigree.nn.asymmetric.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
-from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, AsymmetricLinear, Rule
 from filigree.nn.asymmetric.sparsification import Sparsification, TopK, as_sparsification
 from filigree.nn.fuse import fuse_relu
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.sparse_linear import SparseLinear
 
 Function = Annotated[Sparsification | None, pydantic.PlainValidator(as_sparsification)]
-
-_LAYERS: dict[type[nn.Module], Any] = {
-    nn.Linear: AsymmetricLinear,
-    FeatureMajorLinear: AsymmetricLinear,
-    SparseLinear: AsymmetricSparseLinear,
-    nn.Conv2d: AsymmetricConv2d,
-    nn.LSTM: AsymmetricLSTM,
-    nn.GRU: AsymmetricGRU,
-}
 
 
 @config
@@ -74,6 +61,10 @@ class Asymmetric(Conversion):
     per: Literal["channels", "positions"] = "channels"
     fuse: bool = True
     feedback: int | None = None
+
+    @classmethod
+    def examples(cls) -> dict[str, Asymmetric]:
+        return {"top-k": cls.topk(4), "partial": cls.partial(4, 8), "complete": cls.complete(8)}
 
     @classmethod
     def topk(cls, k: Any = 40, *, ties: Literal["index", "random"] = "index", **options: Any) -> Asymmetric:
@@ -121,14 +112,14 @@ class Asymmetric(Conversion):
         return ", ".join([*parts, *flags]) or "exact"
 
     def accepts(self, module: nn.Module) -> bool:
-        return type(module) in _LAYERS
+        return type(module) in Asymmetrical.forms
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         shared: dict[str, Any] = {"order": {}}
         changes = []
         for number, name in enumerate(names):
             layer = model.get_submodule(name)
-            made = _LAYERS[type(layer)].like(layer)
+            made = Asymmetrical.forms[type(layer)].like(layer)
             if self.feedback is not None and type(made) is not AsymmetricLinear:
                 raise ValueError(f"Asymmetric: feedback is for linear layers. {name!r} is a {type(layer).__name__}.")
             if type(made) is AsymmetricLinear:
@@ -136,11 +127,7 @@ class Asymmetric(Conversion):
             made.set_rule(self, name, shared)
             replace_module(model, name, made)
             shared["order"][made], shared["last"] = number, made
-            count = sum(p.numel() for p in made.parameters())
-            macs = count - (0 if getattr(made, "bias", None) is None or isinstance(made, nn.RNNBase)
-                            else made.bias.numel())  # fmt: skip
-            label = f"{type(made).__name__}({self.label()})" + (" + ReLU" if getattr(made, "relu", False) else "")
-            changes.append(Change(name, type(layer).__name__, label, (count, count), (macs, macs)))
+            changes.append(Change.of(name, layer, made))
         return changes
 
 
@@ -161,6 +148,10 @@ class AsymmetricAuto(Conversion):
     k2: Any = 200
     batch: Annotated[int, pydantic.Field(ge=1)] = 128
     candidates: dict[str, Asymmetric] | None = None
+
+    @classmethod
+    def examples(cls) -> dict[str, AsymmetricAuto]:
+        return {}  # it becomes `Asymmetric`
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, FeatureMajorLinear)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.nn.capabilities import Capabilities, plain_torch
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
@@ -46,12 +47,31 @@ class Rule:
         return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in found.items() if f is not None})
 
 
-class Asymmetrical:
+class Asymmetrical(Capabilities):
     """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
 
     Attributes:
         config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.track_usage` writes.
     """
+
+    forms: ClassVar[dict[type[nn.Module], type[Any]]] = {}
+    """What a layer becomes by `fg.Asymmetric`: filled by `class AsymmetricX(Asymmetrical, X, replaces=(X,))`."""
+
+    has_integer_form = False
+
+    def __init_subclass__(cls, replaces: tuple[type[nn.Module], ...] = (), **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Asymmetrical.forms.update(dict.fromkeys(replaces, cls))
+
+    def tracked(self: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None] | None:
+        """The parameter that `fg.track_usage` watches, with rows and columns of its numbers where it is a sparse
+        matrix's; None: the layer cannot be watched."""
+        weight = self._parameters.get("weight")
+        return None if weight is None else (weight, None)
+
+    def label(self) -> str:
+        relu = " + ReLU" if getattr(self, "relu", False) else ""
+        return f"{type(self).__name__}({self.config.label()}){relu}"
 
     def set_rule(self, config: Any, name: str, shared: dict[str, Any] | None = None) -> Self:
         self.config, self._name = config, name
@@ -89,7 +109,7 @@ class Asymmetrical:
             )
 
 
-class AsymmetricLinear(Capabilities, Asymmetrical, nn.Linear):
+class AsymmetricLinear(Asymmetrical, nn.Linear, replaces=(nn.Linear, FeatureMajorLinear)):
     """`nn.Linear` with an exact forward and a sparsified backward pass (Srivastava 2022, chapters 7 and 8).
 
     With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:

@@ -36,7 +36,7 @@ class _AsymmetricRNN(Asymmetrical, LoopedRNN):
         return plain_torch(self, nn.LSTM if is_lstm(self) else nn.GRU)
 
 
-class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):
+class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM, replaces=(nn.LSTM,)):
     """`nn.LSTM` with sparsified gradients of its products with weights: delta is that of the four gates together.
 
     Parameters, arguments and results are those of `nn.LSTM`, which is its dense equivalent and computes its eval mode.
@@ -50,7 +50,7 @@ class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):
         return self.looped(input, hx)
 
 
-class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
+class AsymmetricGRU(_AsymmetricRNN, nn.GRU, replaces=(nn.GRU,)):
     """`nn.GRU` with sparsified gradients of its products with weights: delta is that of the three gates together.
 
     Parameters, arguments and results are those of `nn.GRU`, which is its dense equivalent and computes its eval mode.

@@ -17,7 +17,7 @@ from filigree.ops.rows import rows_backward
 from filigree.ops.sparse import Pattern
 
 
-class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
+class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,)):
     """`SparseLinear` with a sparsified backward pass: `AsymmetricLinear` on the connections alone.
 
     Chosen for the whole batch (`unified`), the backward pass is that of a sparse layer with the chosen neurons only.
@@ -41,6 +41,9 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
         x = self._checked(x)
         y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def tracked(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self.values, (reference.rows(self.indptr, self.nnz), self.indices.long())
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", {self.config.label()}"

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
-from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear
-from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
-from filigree.ops import reference
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical
 
 
 @dataclass
@@ -108,17 +104,12 @@ def track_usage(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
     usage["layers.0"].backward(sample=3)      # (out, in): what sample 3 used
     usage["layers.0"].moved()                 # what the optimizer moved
     """
-    kinds = AsymmetricLinear | AsymmetricSparseLinear | AsymmetricConv2d
-    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Asymmetrical) and m.tracked() is not None}
     if not layers:
         raise ValueError("track_usage: the model has no asymmetric layer. Convert it with fg.Asymmetric first.")
     watched: dict[str, LayerUsage] = {}
     for name, layer in layers.items():
-        if isinstance(layer, AsymmetricSparseLinear):
-            rows = reference.rows(layer.indptr, layer.nnz)
-            layer.watched = watched[name] = LayerUsage(layer.values, (rows, layer.indices.long()))
-        else:
-            layer.watched = watched[name] = LayerUsage(layer.weight)
+        layer.watched = watched[name] = LayerUsage(*layer.tracked())
     try:
         yield watched
     finally:

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.capabilities import Capabilities
 from filigree.ops.dropout import dropout
 
 
-class FastDropout(nn.Dropout):
+class FastDropout(Capabilities, nn.Dropout):
     """`nn.Dropout` with a counter-based generator in place of torch's serial one: the same distribution, far faster.
 
     On a CPU a dropout of torch costs more than a sparse layer. Each call draws one seed from torch's global generator,
@@ -31,8 +32,10 @@ class Dropout(Conversion):
         return type(module) is nn.Dropout
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        changes = []
         for name in names:
             old = model.get_submodule(name)
             assert isinstance(old, nn.Dropout)
-            replace_module(model, name, FastDropout(old.p))
-        return [Change(name, "Dropout", "FastDropout", (0, 0), (0, 0)) for name in names]
+            replace_module(model, name, fast := FastDropout(old.p))
+            changes.append(Change.of(name, old, fast))
+        return changes

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from filigree.config import check_choice, config
 from filigree.convert import Change, Conversion, replace_module, width_before
+from filigree.nn.capabilities import Capabilities
 
 
-class GaussianNoise(nn.Dropout):
+class GaussianNoise(Capabilities, nn.Dropout):
     """Gaussian dropout (Srivastava et al. 2014, section 10): x (1 + e), e from N(0, p / (1 - p)), one e an element.
 
     The mean and the variance are those of dropout with probability `p`. The identity in eval mode.
@@ -23,7 +24,7 @@ class GaussianNoise(nn.Dropout):
         return x * torch.randn_like(x).mul_((self.p / (1 - self.p)) ** 0.5).add_(1)
 
 
-class StrengthDropout(nn.Module):
+class StrengthDropout(Capabilities, nn.Module):
     """Guided dropout (Keshari et al. 2019): units have a learned strength, and strong ones are dropped.
 
     `y = x t m / (1 - p)` with t the strengths `(units,)`, 1 at first, and m zero at the dropped units: the share p of
@@ -50,6 +51,13 @@ class StrengthDropout(nn.Module):
         mask = torch.ones_like(self.strength).index_fill_(0, order[:count], 0)
         return x * (self.strength * mask / (1 - self.p))
 
+    @property
+    def macs(self) -> int:
+        return self.strength.numel()
+
+    def label(self) -> str:
+        return f"StrengthDropout({self.region})"
+
     def extra_repr(self) -> str:
         return f"{self.strength.numel()}, p={self.p}, region={self.region!r}"
 
@@ -62,9 +70,13 @@ class GaussianDropout(Conversion):
         return type(module) is nn.Dropout and module.p < 1
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        changes = []
         for name in names:
-            replace_module(model, name, GaussianNoise(_p(model.get_submodule(name))))
-        return [Change(name, "Dropout", "GaussianNoise", (0, 0), (0, 0)) for name in names]
+            dropout = model.get_submodule(name)
+            noise = GaussianNoise(_p(dropout))
+            replace_module(model, name, noise)
+            changes.append(Change.of(name, dropout, noise))
+        return changes
 
 
 @config
@@ -82,8 +94,10 @@ class GuidedDropout(Conversion):
             units, side = width_before(model, name, "GuidedDropout")
             if side != -1:
                 raise ValueError(f"GuidedDropout: {name!r} must stand behind a linear layer, not a convolution.")
-            replace_module(model, name, StrengthDropout(units, _p(model.get_submodule(name)), self.region))
-            changes.append(Change(name, "Dropout", f"StrengthDropout({self.region})", (0, units), (0, units)))
+            dropout = model.get_submodule(name)
+            guided = StrengthDropout(units, _p(dropout), self.region)
+            replace_module(model, name, guided)
+            changes.append(Change.of(name, dropout, guided))
         return changes
 
 

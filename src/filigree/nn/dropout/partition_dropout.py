@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -53,6 +53,12 @@ class Partitions(Capabilities, nn.Module):
             self.step.zero_()
             now = 0
         return self.partition != now
+
+    def label(self) -> str:
+        return f"{type(self).__name__}({self.parts})"
+
+    def why_not_prunable(self) -> str | None:
+        return None  # partitions are drawn anew where the units have become fewer
 
     @property
     def scale(self) -> float:
@@ -117,13 +123,21 @@ class PartitionedDropout(Partitions):
         return f"parts={self.parts}, per={self.per!r}"
 
 
-class PartitionedLinear(nn.Linear):
+class PartitionedLinear(Capabilities, nn.Linear):
     """A linear layer before a `PartitionedDropout`: the rows that it will drop are not computed, their outputs are 0.
 
     In training, on the units that the dropout keeps in this step, `nn.Linear`; in eval mode `nn.Linear`.
     """
 
     dropout: list[PartitionedDropout]  # in a list: it is registered where it stands
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one sample in training."""
+        return self.weight.numel() - self.weight.numel() // self.dropout[0].parts
+
+    def label(self) -> str:
+        return type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -137,7 +151,16 @@ class PartitionedLinear(nn.Linear):
 class PartitionedSparseLinear(SparseLinear):
     """`PartitionedLinear` of a sparse layer: the connections of dropped units are not read."""
 
+    has_integer_form = False
     dropout: list[PartitionedDropout]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one sample in training."""
+        return self.nnz - self.nnz // self.dropout[0].parts
+
+    def label(self) -> str:
+        return type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -195,6 +218,10 @@ class PartitionDropout(Conversion):
     per: Literal["unit", "element"] = "unit"
     connect: bool = False
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"PartitionDropout": cls(2)}
+
     def accepts(self, module: nn.Module) -> bool:
         if self.connect:
             return type(module) is nn.Linear
@@ -206,12 +233,11 @@ class PartitionDropout(Conversion):
             old: Any = model.get_submodule(name)
             made: nn.Module
             if self.connect:
-                made, size = PartitionedConnect(old, self.parts), old.weight.numel()
+                made = PartitionedConnect(old, self.parts)
             else:
-                made, size = PartitionedDropout(self.parts, self.per, _BEHIND[type(old)]), 0
+                made = PartitionedDropout(self.parts, self.per, _BEHIND[type(old)])
             replace_module(model, name, made)
-            changes.append(Change(name, type(old).__name__, f"{type(made).__name__}({self.parts})", (size, size),
-                                  (size, size)))  # fmt: skip
+            changes.append(Change.of(name, old, made))
             if isinstance(made, PartitionedDropout) and self.per == "unit" and not made.behind:
                 changes += _skip_dropped_rows(model, made)
         return changes
@@ -241,9 +267,6 @@ def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Ch
         made.__dict__.update(layer.__dict__)
         made.dropout, dropout.behind = [dropout], 0  # the features of a linear layer are the last dimension
         replace_module(model, f"{parent_name}.{before[-1]}".lstrip("."), made)
-        size = sum(p.numel() for p in layer.parameters())
-        macs = layer.nnz if isinstance(layer, SparseLinear) else layer.weight.numel()
         note = "in training; dropped rows are not computed"
-        changes.append(Change(f"{parent_name}.{before[-1]}".lstrip("."), type(layer).__name__, kind.__name__,
-                              (size, size), (macs, macs - macs // dropout.parts), note))  # fmt: skip
+        changes.append(Change.of(f"{parent_name}.{before[-1]}".lstrip("."), layer, made, note))
     return changes

@@ -60,6 +60,21 @@ class IntegerLayer(Capabilities, DenseWeight, nn.Module):
         """Bits a weight of the dense layer in a file, scales and bias aside."""
         return 8 * self.code.numel() * self.code.element_size() / max(1, self.in_features * self.out_features)
 
+    # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
+
+    @property
+    def macs(self) -> int:
+        return self.nnz
+
+    def stored_numbers(self) -> int:
+        return super().stored_numbers() + self.nnz
+
+    def stored_nonzeros(self) -> int:
+        return super().stored_nonzeros() + self.nnz
+
+    def why_not_prunable(self) -> str | None:
+        return None
+
     def integers(self) -> Tensor:
         """C, `(out_features, in_features)` int32, dense."""
         indptr, columns, counts = decode(self.code, self.out_features, self.in_features)

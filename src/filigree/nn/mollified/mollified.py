@@ -10,6 +10,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.measure.summary import Summary
 from filigree.nn.mollified.mollified_activation import FUNCTIONS, MollifiedActivation
 from filigree.nn.mollified.mollified_block import MollifiedBlock
 from filigree.nn.mollified.mollified_rnn import MollifiedGRU, MollifiedGRUGates, MollifiedLSTM, MollifiedLSTMGates
@@ -107,21 +108,20 @@ class Mollified(Conversion):
 
     def _mollified(self, model: nn.Module, name: str, found: Any) -> Change:
         module: Any = model.get_submodule(name)
-        before = type(module).__name__
+        before = Summary.of(module)
         if isinstance(module, nn.RNNBase | LoopedRNN):
             rnn: Any = module
             make = MollifiedLSTMGates if is_lstm(rnn) else MollifiedGRUGates
             options = self.c, self.a, self.deterministic, self.recurrent, self.time, self.expected
             gates = nn.ModuleDict({suffix: make(rnn.hidden_size, *options) for suffix in suffixes(rnn)})
-            put_gates(model, name, gates, (MollifiedLSTM, MollifiedGRU))
-            return Change(name, before, "mollified gates", (0, 0), (0, 0))
+            return Change.of(name, before, put_gates(model, name, gates, (MollifiedLSTM, MollifiedGRU)))
         if found is True:  # a residual block, its activations by themselves
             for inner in ("relu1", "relu2"):
                 own = MollifiedActivation(getattr(module, inner), self.c, self.a, module.conv2.out_channels, -3)
                 setattr(module, inner, own)
             block = MollifiedBlock(module, None, "pad", None, False, self.expected)
             replace_module(model, name, block)
-            return Change(name, before, f"MollifiedBlock({before})", (0, 0), (0, 0))
+            return Change.of(name, before, block)
         parent, keys = found
         parts = [parent._modules[key] for key in keys]
         if fused := getattr(module, "relu", False):
@@ -142,8 +142,7 @@ class Mollified(Conversion):
         parent._modules[keys[0]] = block.train(module.training)
         for key in keys[1:]:
             parent._modules[key] = nn.Identity()
-        count = sum(p.numel() for p in projection.parameters()) if projection is not None else 0
-        return Change(name, before, f"MollifiedBlock({type(activation).__name__})", (0, count), (0, count))
+        return Change.of(name, before, block)
 
 
 def _units(module: Any) -> tuple[int, int, int] | None:

@@ -97,6 +97,10 @@ class MollifiedBlock(Mollified):
             return torch.where(torch.rand_like(h, dtype=torch.promote_types(h.dtype, torch.float32)) < p, skip, h)
         return p * skip + (1 - p) * h
 
+    def label(self) -> str:
+        own = type(self.body).__name__ if isinstance(self.activation, nn.Identity) else self.activation.name
+        return f"MollifiedBlock({own})"
+
     def _shape_after(self, x: Tensor) -> torch.Size:
         """What shape the body makes of this one; it is run once for each number of sides to find out."""
         alone = x.dim() == self._sides  # one sample

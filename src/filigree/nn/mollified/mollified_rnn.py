@@ -52,6 +52,9 @@ class MollifiedGates(Mollified):
         start = torch.empty(shape).uniform_(*a) if isinstance(a, tuple) else torch.full(shape, float(a))
         self.register_buffer("a", start)
 
+    def why_not_prunable(self) -> str | None:
+        return None
+
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.p, self.step], dtype=torch.float64)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion
+from filigree.measure.summary import Summary
 from filigree.protocols import ResidualBlock
 
 
@@ -36,5 +37,5 @@ class StochasticDepth(Conversion):
             block = model.get_submodule(name)
             assert isinstance(block, ResidualBlock)
             block.survival = 1 - number / len(names) * (1 - self.last)
-            changes.append(Change(name, type(block).__name__, f"survives {block.survival:.2f}", (0, 0), (0, 0)))
+            changes.append(Change.of(name, block, Summary.of(block)._replace(label=f"survives {block.survival:.2f}")))
         return changes

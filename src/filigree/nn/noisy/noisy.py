@@ -10,6 +10,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module, width_before
+from filigree.measure.summary import Summary
 from filigree.nn.noisy.noisy_activations import Kind, NoiseName, NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
 from filigree.nn.noisy.noisy_rnn import (
     NoisyGRU,
@@ -66,20 +67,20 @@ class Noisy(Conversion):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for name in names:  # all are made before one is put in its place
-                module, count = self._made(model, name)
-                made[name] = module.to(like.dtype) if like.is_meta else module.to(like), count
+                module = self._made(model, name)
+                made[name] = module.to(like.dtype) if like.is_meta else module.to(like)
         changes = []
-        for name, (module, count) in made.items():
-            before = type(model.get_submodule(name)).__name__
+        for name, module in made.items():
+            before = Summary.of(model.get_submodule(name))
             if isinstance(module, nn.ModuleDict):  # gates of a recurrent network
                 module = put_gates(model, name, module, (NoisyLSTM, NoisyGRU))
             else:
                 replace_module(model, name, module)
-            changes.append(Change(name, before, f"{type(module).__name__}({self.form})", (0, count), (0, 0)))
+            changes.append(Change.of(name, before, module))
         return changes
 
-    def _made(self, model: nn.Module, name: str) -> tuple[nn.Module, int]:
-        """What takes a module's place, and how many parameters it adds."""
+    def _made(self, model: nn.Module, name: str) -> nn.Module:
+        """What takes a module's place."""
         module: Any = model.get_submodule(name)
         options: dict[str, Any] = {
             "kind": self.form, "alpha": self.alpha, "c": self.c, "sigma": self.sigma, "learn_p": self.learn_p,
@@ -91,20 +92,16 @@ class Noisy(Conversion):
         if type(module) in _ACTIVATIONS:
             each_own = per_unit and self.form in ("NAN", "NAH", "NANIL")  # the others have no p
             units, dim = width_before(model, name, "Noisy(p='unit')") if each_own else (1, -1)
-            new = _ACTIVATIONS[type(module)](units=units, dim=dim, exact=self.exact, **options)
-            return new.train(module.training), _learned(new)
+            new: nn.Module = _ACTIVATIONS[type(module)](units=units, dim=dim, exact=self.exact, **options)
+            return new.train(module.training)
         if type(module) in _CELLS:
             kind, gates = _CELLS[type(module)]
             own = gates(module.hidden_size, per_unit, **options)
-            return kind.like(module, own), _learned(own)
+            replacement: nn.Module = kind.like(module, own)
+            return replacement
         refuse_projections(module, "Noisy")
         make = NoisyLSTMGates if is_lstm(module) else NoisyGRUGates
-        each = nn.ModuleDict({suffix: make(module.hidden_size, per_unit, **options) for suffix in suffixes(module)})
-        return each, _learned(each)
-
-
-def _learned(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+        return nn.ModuleDict({suffix: make(module.hidden_size, per_unit, **options) for suffix in suffixes(module)})
 
 
 @config
@@ -117,6 +114,9 @@ class NoisyRectifier(Conversion):
         return type(module) is nn.ReLU
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
+        changes = []
         for name in names:
-            replace_module(model, name, NoisyReLU(self.sigma).train(model.get_submodule(name).training))
-        return [Change(name, "ReLU", f"NoisyReLU({self.sigma})", (0, 0), (0, 0)) for name in names]
+            rectifier, noisy = model.get_submodule(name), NoisyReLU(self.sigma)
+            replace_module(model, name, noisy)
+            changes.append(Change.of(name, rectifier, noisy))
+        return changes

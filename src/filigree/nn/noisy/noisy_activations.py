@@ -125,6 +125,11 @@ class WithNoise(Capabilities, nn.Module):
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.c, self.sigma], dtype=torch.float64)
 
+    macs = 0  # of what it does to each number nothing is counted
+
+    def label(self) -> str:
+        return f"{type(self).__name__}({self.kind})"
+
     def set_extra_state(self, state: Tensor) -> None:
         self.c, self.sigma = (float(number) for number in state)
 
@@ -252,6 +257,9 @@ class NoisyReLU(Capabilities, nn.Module):
             return x.relu()
         scale: Any = x.detach().sigmoid().sqrt() if self.sigma == "input" else self.sigma
         return (x + scale * torch.randn_like(x)).relu()
+
+    def label(self) -> str:
+        return f"NoisyReLU({self.sigma})"
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(-1.0 if self.sigma == "input" else self.sigma, dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from filigree.nn.capabilities import Capabilities
 from filigree.nn.noisy.noisy_activations import Kind, WithNoise
 from filigree.nn.noisy.noisy_onnx import PlainGRUGates, PlainLSTMGates
 from filigree.nn.rnn import GatedRNN, States
@@ -127,8 +128,13 @@ class NoisyGRU(GatedRNN, nn.GRU):
         return out, last
 
 
-class _NoisyCell:
+class _NoisyCell(Capabilities):
     """An `nn.LSTMCell` or `nn.GRUCell` with noisy gates."""
+
+    gates: Any
+
+    def label(self) -> str:
+        return f"{type(self).__name__}({self.gates.kind})"
 
     @classmethod
     def like(cls, cell: Any, gates: NoisyGates) -> Any:

@@ -34,6 +34,9 @@ class ChannelMajorBatchNorm2d(Capabilities, nn.BatchNorm2d):
     def dense(self) -> nn.BatchNorm2d:
         """The equivalent `nn.BatchNorm2d`, with a copy of parameters and statistics."""
         made = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
+        for like in (self.weight, self.running_mean):  # either may be absent
+            if like is not None:
+                made.to(like)
         made.load_state_dict(self.state_dict())
         return made
 

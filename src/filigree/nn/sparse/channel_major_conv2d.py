@@ -23,6 +23,8 @@ class ChannelMajorConv2d(Capabilities, nn.Conv2d):
     path and order.
     """
 
+    has_integer_form = True
+
     @classmethod
     def like(cls, conv: nn.Conv2d) -> Self:
         """The same layer with the same parameter objects."""

@@ -26,6 +26,8 @@ class FeatureMajorLinear(Capabilities, nn.Linear):
     equivalent; other inputs take torch's path.
     """
 
+    has_integer_form = True
+
     @classmethod
     def like(cls, linear: nn.Linear) -> FeatureMajorLinear:
         """The same layer with the same parameter objects."""

@@ -50,6 +50,18 @@ class MaskedLayer(Capabilities, nn.Module):
         """The equivalent torch module."""
         return self.sparse().dense()
 
+    # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
+
+    def label(self) -> str:
+        relu = " + ReLU" if getattr(self, "relu", False) else ""
+        return f"{type(self).__name__}({self.density:.2%}){relu}"
+
+    def stored_nonzeros(self) -> int:
+        return super().stored_nonzeros() - int((self.weight[~self.mask] != 0).sum())
+
+    def why_not_prunable(self) -> str | None:
+        return None
+
     # -- what evolution needs; see SparseLayer ---------------------------------------------------------------------
 
     @property
@@ -134,5 +146,5 @@ class MaskedConv2d(MaskedLayer):
 
     @torch.no_grad()
     def sparse(self) -> SparseConv2d:
-        made = SparseConv2d(self._like[0], self.flat_indices(), device=self.weight.device)
-        return made._fill(self)
+        like = self._like[0].to(self.weight.dtype)
+        return SparseConv2d(like, self.flat_indices(), device=self.weight.device)._fill(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.capabilities import Capabilities
 from filigree.ops.sparse import Pattern, linear
 from filigree.topology.flat_indices import pattern_from_flat_indices
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
@@ -43,7 +44,7 @@ class PathSampler:
         ]
 
 
-class PathLinear(nn.Linear):
+class PathLinear(Capabilities, nn.Linear):
     """A linear layer that in training uses, in each step, only the weights on sampled paths.
 
     `y = x (m * W)^T + b`, m zero off the paths; on them 1, or with `rescale` the factor of each unit that keeps the sum
@@ -67,6 +68,14 @@ class PathLinear(nn.Linear):
             values = values * factor[row]
         y = linear(pattern, values, self.bias, x.reshape(-1, self.in_features))
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one sample in training."""
+        return min(self.sampler.paths, self.weight.numel())
+
+    def label(self) -> str:
+        return f"PathLinear({self.sampler.paths} paths)"
 
     @property
     def step_places(self) -> Tensor:
@@ -112,6 +121,10 @@ class OnlinePaths(Conversion):
     sampling: Steps = "jittered"
     rescale: bool = True
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"OnlinePaths": cls(64)}
+
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Linear
 
@@ -127,7 +140,5 @@ class OnlinePaths(Conversion):
             made.position = len(sampler.layers)
             sampler.layers.append(made)
             replace_module(model, name, made)
-            size = sum(p.numel() for p in layer.parameters())
-            changes.append(Change(name, "Linear", f"PathLinear({self.paths} paths)", (size, size),
-                                  (layer.weight.numel(), min(self.paths, layer.weight.numel()))))  # fmt: skip
+            changes.append(Change.of(name, layer, made))
         return changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -18,11 +18,12 @@ from filigree.nn.fuse import fuse_relu
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
+from filigree.nn.sparse.masked import MaskedConv2d, MaskedLayer, MaskedLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
+from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
-from filigree.topology import ErdosRenyi, Size, Topology
+from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
 
 
 @config
@@ -53,6 +54,14 @@ class Sparse(Conversion):
     fuse: bool = True
     seed: int = 0
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {
+            "Sparse": cls(ErdosRenyi(density=0.3)),
+            "Sparse, masked": cls(ErdosRenyi(density=0.3), masked=True),
+            "Paths": cls(Paths(64)),
+        }
+
     def accepts(self, module: nn.Module) -> bool:
         # a subclass may be read by its owner (as in nn.MultiheadAttention)
         return type(module) in (nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU)
@@ -64,14 +73,14 @@ class Sparse(Conversion):
         self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         changes = self._apply(model, names, inputs)
-        kinds = (  # drawn for fewer layers a topology may leave others dense; connections come from the file
-            (1e-12, (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d)),
-            (1.0, (FeatureMajorLinear, ChannelMajorConv2d)),
+        kinds: tuple[tuple[Topology, Any], ...] = (  # drawn for fewer layers the topology may leave others dense
+            (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
+            (ErdosRenyi(density=1.0), FeatureMajorLinear | ChannelMajorConv2d),
         )
         steps: list[tuple[Conversion, list[str]]] = []
-        for density, kind in kinds:
-            if its := [name for name in names if isinstance(model.get_submodule(name), kind)]:
-                steps.append((replace(self, topology=ErdosRenyi(density=density)), its))
+        for topology, kind in kinds:
+            if converted := [name for name in names if isinstance(model.get_submodule(name), kind)]:
+                steps.append((replace(self, topology=topology), converted))
         return changes, steps
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
@@ -90,33 +99,26 @@ class Sparse(Conversion):
         shared = _shared_parameters(model)
         changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
-            weights = layer.weight.numel()
-            parameters = sum(p.numel() for p in layer.parameters())
-            before = _label(layer)
             if flat_indices is None or id(layer.weight) in shared:
                 _materialise(layer)
                 if not self.masked:
                     like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
                     replace_module(model, name, like.like(layer))
                 note = "stays dense (p = 1)" if flat_indices is None else "stays dense: its weight is shared"
-                changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
+                changes.append(Change.of(name, layer, layer, note))
                 continue
             sparse = self._sparse(layer, flat_indices, number, values)
             if inputs is not None:
                 faster, note = _is_faster(_masked(sparse) if self.masked else sparse, layer, inputs[name])
                 if not faster:
-                    changes.append(Change(name, before, before, (parameters, parameters), (weights, weights), note))
+                    changes.append(Change.of(name, layer, layer, note))
                     continue
             if isinstance(sparse, SparseLinear):
                 sparse.relu = self.fuse and fuse_relu(model, layer)
             made = _masked(sparse) if self.masked else sparse
             made.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, made)
-            stored = sum(p.numel() for p in made.parameters())
-            relu = " + ReLU" if getattr(sparse, "relu", False) else ""
-            after = f"{type(made).__name__}({sparse.density:.2%}){relu}"
-            macs = (weights, weights if self.masked else sparse.nnz)
-            changes.append(Change(name, before, after, (parameters, stored), macs, note))
+            changes.append(Change.of(name, layer, made, note))
         if any(isinstance(module, SparseConv2d) for module in model.modules()):
             changes += _channel_major(model, names)
         return changes
@@ -159,12 +161,6 @@ def _size(layer: nn.Linear | nn.Conv2d) -> Size:
     return conv_size(layer) if isinstance(layer, nn.Conv2d) else Size(layer.out_features, layer.in_features)
 
 
-def _label(layer: nn.Linear | nn.Conv2d) -> str:
-    if isinstance(layer, nn.Conv2d):
-        return f"Conv2d({layer.in_channels}, {layer.out_channels}, {'x'.join(map(str, layer.kernel_size))})"
-    return f"Linear({layer.in_features}, {layer.out_features})"
-
-
 def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
@@ -175,10 +171,8 @@ def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
     changes = []
     for name, module in list(model.named_modules()):
         if name not in done and (duplicate := duplicates.get(type(module))):
-            replace_module(model, name, duplicate.like(module))
-            count = sum(p.numel() for p in module.parameters())
-            macs = module.weight.numel() if isinstance(module, nn.Conv2d) else 0
-            changes.append(Change(name, type(module).__name__, duplicate.__name__, (count, count), (macs, macs)))
+            replace_module(model, name, replacement := duplicate.like(module))
+            changes.append(Change.of(name, module, replacement))
     return changes
 
 

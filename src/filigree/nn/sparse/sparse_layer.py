@@ -75,6 +75,21 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
             self.bias.copy_(module.bias)
         return self
 
+    # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
+
+    has_integer_form = True
+
+    @property
+    def macs(self) -> int:
+        return self.nnz
+
+    def label(self) -> str:
+        relu = " + ReLU" if getattr(self, "relu", False) else ""
+        return f"{type(self).__name__}({self.density:.2%}){relu}"
+
+    def why_not_prunable(self) -> str | None:
+        return None
+
     # -- what evolution needs ------------------------------------------------------------------------------------
 
     @property

@@ -11,7 +11,9 @@ from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
 from filigree.ops import reference, sparse
 from filigree.ops.c_steps import TrainedLinear, floats, linear, relu
+from filigree.ops.sparse import Pattern
 from filigree.topology import ErdosRenyi, Size, Topology
+from filigree.topology.flat_indices import pattern_from_flat_indices
 
 
 class SparseLinear(SparseLayer):
@@ -91,6 +93,49 @@ class SparseLinear(SparseLayer):
         if self.bias is not None:
             linear.bias.copy_(self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
+
+    # -- pruning of units; see `Capabilities` ---------------------------------------------------------------------------
+
+    def sizes(self) -> list[int]:
+        return [self.out_features, self.in_features, int(self.bias is not None)]
+
+    def resize_(self, sizes: list[int]) -> None:
+        self.out_features, self.in_features, bias = sizes
+        self.bias = nn.Parameter(self.values.new_empty(self.out_features)) if bias else None
+        self._take(torch.empty(0, dtype=torch.int64), self.values.new_empty(0))
+
+    @torch.no_grad()
+    def keep_outputs_(self, kept: Tensor) -> None:
+        row, column, values = self._connections_of(0, kept)
+        self.out_features = len(kept)
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias[kept])
+        self._take(row * self.in_features + column, values)
+
+    @torch.no_grad()
+    def keep_inputs_(self, kept: Tensor) -> None:
+        row, column, values = self._connections_of(1, kept)
+        self.in_features = len(kept)
+        self._take(row * self.in_features + column, values)
+
+    def _connections_of(self, side: int, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and values of the connections with these outputs (side 0) or inputs, which are numbered anew."""
+        position = torch.full(((self.out_features, self.in_features)[side],), -1)
+        position[kept] = torch.arange(len(kept))
+        flat_indices = self.flat_indices()
+        ends = [flat_indices // self.in_features, flat_indices % self.in_features]
+        ends[side] = position[ends[side]]
+        stays = ends[side] >= 0
+        return ends[0][stays], ends[1][stays], self.values[stays.to(self.values.device)]
+
+    def _take(self, flat_indices: Tensor, values: Tensor) -> None:
+        pattern = pattern_from_flat_indices(flat_indices, self.out_features, self.in_features)
+        self.values = nn.Parameter(values)
+        self._set_pattern(Pattern(*(part.to(values.device) for part in pattern)))
+
+    @torch.no_grad()
+    def ignore_inputs_(self, columns: Tensor) -> None:
+        self.values[torch.isin(self.indices.long(), columns.to(self.indices.device))] = 0
 
     @classmethod
     @torch.no_grad()

@@ -105,6 +105,11 @@ class FastfoodLinear(Capabilities, DenseWeight, nn.Module):
                 block.program = whole
         return dropout(x, self.dropout)
 
+    uncounted = True
+
+    def why_not_prunable(self) -> str | None:
+        return "is a structured layer, whose inputs cannot go"
+
     @property
     def macs(self) -> int:
         """Multiply-adds a sample, the additions of the Hadamard transforms counted as such."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -45,9 +45,8 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
 
-    @property
-    def macs(self) -> int:
-        return self.rank * (self.in_features + self.out_features)
+    def label(self) -> str:
+        return f"LowRankLinear(rank={self.rank})"
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
@@ -83,6 +82,10 @@ class LowRank(Conversion):
         if (self.rank is None) == (self.energy is None):
             raise ValueError(f"LowRank: give rank or energy. Got rank={self.rank} and energy={self.energy}.")
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {"LowRank": cls(4)}
+
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Linear
 
@@ -99,11 +102,9 @@ class LowRank(Conversion):
             layer: Any = model.get_submodule(name)
             made = LowRankLinear.like(layer, self._rank(layer))
             replace_module(model, name, made)
-            sizes = tuple(sum(p.numel() for p in module.parameters()) for module in (layer, made))
-            label = f"LowRankLinear(rank={made.rank})"
-            macs = layer.weight.numel(), made.macs
-            note = "larger than dense" if macs[1] >= macs[0] else ""
-            changes.append(Change(name, f"Linear({layer.in_features}, {layer.out_features})", label, sizes, macs, note))  # type: ignore[arg-type]
+            changes.append(
+                Change.of(name, layer, made, "larger than dense" if made.macs >= layer.weight.numel() else "")
+            )
         return changes
 
     def _rank(self, layer: Any) -> int:

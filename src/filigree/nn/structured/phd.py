@@ -41,6 +41,9 @@ class PHDLinear(Capabilities, DenseWeightAndBias, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.sparse(self.mix(x))
 
+    def why_not_prunable(self) -> str | None:
+        return "is a structured layer, whose inputs cannot go"
+
     @property
     def macs(self) -> int:
         return self.mix.macs + self.sparse.nnz

@@ -70,6 +70,11 @@ class Sell(Capabilities, DenseWeight, nn.Module):
                 f"Got {tuple(x.shape)}."
             )
 
+    uncounted = True
+
+    def why_not_prunable(self) -> str | None:
+        return "is a structured layer, whose inputs cannot go"
+
     @property
     def macs(self) -> int:
         """Multiply-adds a sample: n a diagonal, w n a band or blocks of width w, n log2 n an n-point transform (a

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.measure.summary import macs_of, numbers_of
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.structured.acdc import ACDCLinear
 from filigree.nn.structured.fastfood import FastfoodLinear
@@ -37,27 +39,23 @@ class Structured(Conversion):
         if not isinstance(module, nn.Linear):
             return True
         made = self.build(module.in_features, module.out_features, 0)
-        return _parameters(made) < module.weight.numel() and _macs(made) < module.weight.numel()
+        return numbers_of(made) < module.weight.numel() and macs_of(made) < module.weight.numel()
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return [self._replace(model, name, number) for number, name in enumerate(names)]
 
     def _replace(self, model: nn.Module, name: str, number: int) -> Change:
         layer: Any = model.get_submodule(name)
-        before = _parameters(layer), sum(p.numel() for n, p in layer.named_parameters() if "weight" in n)
         seed = self.seed + 7919 * number
         if isinstance(layer, nn.RNNBase):
-            looped = StructuredRNN(layer, lambda i, o, n: self.build(i, o, seed + n))
-            made: nn.Module = looped
-            macs = sum(_macs(product) for product in looped.products.values())
+            made: nn.Module = StructuredRNN(layer, lambda i, o, n: self.build(i, o, seed + n))
         else:
             made = self.build(layer.in_features, layer.out_features, seed)
-            macs = _macs(made)
         replace_module(model, name, _like(made, layer))
-        notes = [what for what, mine, its in (("larger", _parameters(made), before[0]), ("more work", macs, before[1]))
-                 if mine >= its]  # fmt: skip
-        note = " and ".join(notes) + " than dense" if notes else ""
-        return Change(name, _label(layer), _label(made), (before[0], _parameters(made)), (before[1], macs), note)
+        change = Change.of(name, layer, made)
+        pairs = {"larger": change.parameters, "more work": change.macs}
+        notes = [what for what, (before, after) in pairs.items() if after >= before]
+        return replace(change, note=" and ".join(notes) + " than dense" if notes else "")
 
 
 @config
@@ -158,6 +156,10 @@ class FuseLinears(Conversion):
     by: Any
     features: Annotated[int, pydantic.Field(ge=1)]
 
+    @classmethod
+    def examples(cls) -> dict[str, Self]:
+        return {}  # of structured layers, for a span of a network
+
     def __post_init__(self) -> None:
         if not isinstance(self.by, Structured):
             raise ValueError(f"FuseLinears: by must be a structured layer such as fg.Fastfood(). Got {self.by!r}.")
@@ -180,15 +182,15 @@ class FuseLinears(Conversion):
             head = nn.Linear(self.features, layers[-1].out_features, layers[-1].bias is not None)
         _like(head, layers[-1])
         replace_module(model, names[0], made)
-        changes = [_change(names[0], layers[0], made)]
+        changes = [Change.of(names[0], layers[0], made)]
         between = _between(model, names)
         for name, layer in zip(names[1:-1], layers[1:-1], strict=True):
             replace_module(model, name, nn.Identity())
-            changes.append(_change(name, layer, nn.Identity()))
+            changes.append(Change.of(name, layer, nn.Identity()))
         for name in between:
             replace_module(model, name, nn.Identity())
         replace_module(model, names[-1], head)
-        return [*changes, _change(names[-1], layers[-1], head)]
+        return [*changes, Change.of(names[-1], layers[-1], head)]
 
 
 def sell_groups(
@@ -234,21 +236,3 @@ def _like(made: nn.Module, layer: nn.Module) -> nn.Module:
     if example.dtype.is_floating_point and example.dtype != torch.float32:
         made.to(example.dtype)
     return made
-
-
-def _change(name: str, before: nn.Module, after: nn.Module) -> Change:
-    sizes = _parameters(before), _parameters(after)
-    return Change(name, _label(before), _label(after), sizes, (_macs(before), _macs(after)))
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _macs(module: nn.Module) -> int:
-    return int(module.macs) if hasattr(module, "macs") else sum(p.numel() for p in module.parameters() if p.dim() > 1)  # type: ignore[arg-type]
-
-
-def _label(module: nn.Module) -> str:
-    sides = [getattr(module, name, None) for name in ("in_features", "out_features")]
-    return f"{type(module).__name__}" + (f"({sides[0]}, {sides[1]})" if sides[0] else "")
