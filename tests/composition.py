@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import runpy
 import tempfile
 from pathlib import Path
 
@@ -149,27 +150,10 @@ def reason(message: str) -> str:
 
 
 def page(cells: dict[tuple[str, str], str]) -> str:
-    """docs/composition.md: a row a method that comes first, a column a method that comes second."""
-    marks = {name: chr(ord("a") + i) for i, name in enumerate(REASONS)}
-    numbers = {name: i + 1 for i, name in enumerate(METHODS)}
-    lines = [
-        "# What composes",
-        "",
-        "Each row's method was applied, two steps trained, then the column's method applied and two more steps "
-        "trained; the network was saved, loaded and measured, and of one pair in forty exported to ONNX, with "
-        "outputs compared. `tests/test_composition.py` does it again (`FILIGREE_EVERY_EXPORT=1` exports all, in 20 "
-        "minutes on a core), `python tests/composition.py` writes this page. A plus: it works. A letter: it is "
-        "refused, with one line, and the network is left as it was:",
-        "",
-        *(f"- {marks[name]}: {text}." for name, (_, text) in REASONS.items()),
-        "",
-        "|   | " + " | ".join(str(n) for n in numbers.values()) + " |",
-        "|---|" + "---|" * len(METHODS),
-    ]
-    for first, number in numbers.items():
-        row = ["" if (first, b) not in cells else marks.get(reason(cells[first, b]), "+") for b in METHODS]
-        lines.append(f"| {number} {first} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    """docs/composition.md: the rules that explain these outcomes, a table, and the exceptions."""
+    write = runpy.run_path(str(PAGE.with_name("composition_page.py")))["page"]
+    outcomes = {pair: message and reason(message) for pair, message in cells.items()}
+    return write(outcomes, {name: text for name, (_, text) in REASONS.items()})
 
 
 if __name__ == "__main__":
