@@ -76,7 +76,8 @@ RULES = [
     Rule("", {"Mollified"}, {"Noisy"}, "nothing left"),
     Rule(
         "**Pruning of units** works on plain, sparse, asymmetric and low-rank layers, and after itself. Fast "
-        "transforms, masked layers, and the layers of `MonteCarlo`, `RoundToNearest` and `FitStructured` have no units to remove.",
+        "transforms, masked layers, and the layers of `MonteCarlo`, `RoundToNearest` and `FitStructured` have no units "
+        "to remove.",
         TRANSFORMS | INTEGERS | {"Sparse, masked", "FitStructured"}, PRUNING, "nothing left",
     ),
     Rule(
@@ -120,8 +121,8 @@ def page(outcomes: Mapping[Pair, str], reasons: Mapping[str, str]) -> str:
         "# What composes",
         "",
         "Of each pair of methods the first was applied to a small network and two steps were trained, then the second "
-        "was applied and two more steps were trained; the network was saved, loaded, measured, and one pair in forty was "
-        "exported to ONNX, with outputs compared. No method converts a network after it was compressed. "
+        "was applied and two more steps were trained; the network was saved, loaded, measured, and one pair in forty "
+        "was exported to ONNX, with outputs compared. No method converts a network after it was compressed. "
         f"**{works} of {len(outcomes)} pairs work.** The others are refused with one line that says why, and the "
         "network is left as it was.",
         "",
