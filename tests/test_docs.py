@@ -135,13 +135,7 @@ def test_every_name_of_the_papers_is_on_their_page():
 def test_files_named_in_the_documentation_exist():
     roots = [ROOT, ROOT / "src" / "filigree", ROOT / "docs"]
     path = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|cpp|h|in|yaml|json|svg)|(?:src|papers)/[\w/-]+/)`")
-    named = {
-        (page.name, name)
-        for page in WRITTEN
-        for name in re.findall(
-            r"`([\w./-]+/[\w.-]+\.(?:py|cpp|h|in|yaml|json|svg)|(?:src|papers)/[\w/-]+/)`", page.read_text()
-        )
-    }
+    named = {(page.name, name) for page in WRITTEN for name in path.findall(page.read_text())}
     rows = (ROOT / "docs" / "ideas.md").read_text()
     named |= {("ideas.md", name) for name in re.findall(r"`([\w/]+/)`", rows)}
     assert len(named) > 150
