@@ -1,5 +1,4 @@
-"""The licences of all that an installation of filigree brings along: `python docs/licences.py` writes the table of
-docs/supply.md."""
+"""The licences of all packages that filigree requires: `python docs/licences.py` writes the table of docs/supply.md."""
 
 from __future__ import annotations
 
@@ -12,31 +11,33 @@ from packaging.requirements import Requirement
 PAGE = Path(__file__).parent / "supply.md"
 
 
-def needed(name: str = "filigree", found: dict[str, Distribution] | None = None) -> dict[str, Distribution]:
-    """The distributions that this one requires without extras, and theirs, by normalised name; itself left out."""
-    found = {} if found is None else found
+def required(name: str = "filigree", known: dict[str, Distribution] | None = None) -> dict[str, Distribution]:
+    """What the distribution `name` requires without extras, and what that requires, by normalised name."""
+    known = {} if known is None else known
     for text in distribution(name).requires or []:
-        one = Requirement(text)
-        key = re.sub(r"[-_.]+", "-", one.name).lower()
-        if key in found or (one.marker is not None and not one.marker.evaluate({"extra": ""})):
+        requirement = Requirement(text)
+        key = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if key in known or (requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})):
             continue
         try:
-            found[key] = distribution(key)
-        except PackageNotFoundError:  # of CUDA, beside a CPU build of torch
+            known[key] = distribution(key)
+        except PackageNotFoundError:  # CUDA's packages, beside a CPU build of torch
             continue
-        needed(key, found)
-    return found
+        required(key, known)
+    return known
 
 
-def licence(of: Distribution) -> str:
-    """As it says itself: the SPDX expression, the classifier, or the name in its old field."""
-    classifiers = [text.split(" :: ")[-1] for text in of.metadata.get_all("Classifier", []) if text[:7] == "License"]
-    stated = of.metadata.get("License-Expression") or ", ".join(classifiers) or of.metadata.get("License", "")
+def licence(package: Distribution) -> str:
+    """As the package states it: the SPDX expression, the classifier, or the name in the old field."""
+    classifiers = [
+        text.split(" :: ")[-1] for text in package.metadata.get_all("Classifier", []) if text.startswith("License")
+    ]
+    stated = package.metadata.get("License-Expression") or ", ".join(classifiers) or package.metadata.get("License", "")
     return stated.splitlines()[0] if stated else "?"
 
 
 def table() -> str:
-    rows = [f"| {name} | {licence(of)} |" for name, of in sorted(needed().items())]
+    rows = [f"| {name} | {licence(package)} |" for name, package in sorted(required().items())]
     return "\n".join(["| package | licence |", "|---|---|", *rows])
 
 
