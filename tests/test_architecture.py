@@ -1,12 +1,18 @@
-"""CONTRIBUTING's tree is true: it names every folder, and a module of the library imports only what stands above it."""
+"""What the documents say of the sources is true: CONTRIBUTING's tree names every folder, imports point up in it, and
+the files that pages name exist."""
 
 import ast
 import re
 import subprocess
 from pathlib import Path
 
+import filigree_papers
+import filigree_papers.data.tasks
+import filigree_papers.models
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = "src/filigree/"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def tree():
@@ -71,3 +77,26 @@ def test_imports_point_one_way():
     ]
     assert not upwards, "\n".join(upwards)
     assert len(rank) > 20
+
+
+def test_files_named_in_the_documentation_exist():
+    roots = [ROOT, ROOT / "src" / "filigree", ROOT / "docs"]
+    path = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|cpp|h|in|yaml|json|svg)|(?:src|papers)/[\w/-]+/)`")
+    named = {(page.name, name) for page in PAGES for name in path.findall(page.read_text())}
+    rows = (ROOT / "docs" / "ideas.md").read_text()
+    named |= {("ideas.md", name) for name in re.findall(r"`([\w/]+/)`", rows)}
+    assert len(named) > 150
+    generated = re.compile(r"[A-Z]{3}|^runs/")  # NAME, CASE: what a run writes
+    missing = [
+        f"{page}: {name}" for page, name in sorted(named)
+        if not generated.search(name) and not any((root / name).exists() for root in roots)
+    ]  # fmt: skip
+    assert not missing, "\n".join(missing)
+
+
+def test_every_name_of_the_papers_is_on_their_page():
+    text = (ROOT / "docs" / "api-papers.md").read_text()
+    listed = set(re.findall(r"^::: filigree_papers\.(\w+(?:\.\w+)*)$", text, flags=re.M))
+    for module in (filigree_papers.data, filigree_papers.data.tasks, filigree_papers.models):
+        prefix = module.__name__.removeprefix("filigree_papers.") + "."
+        assert {prefix + name for name in module.__all__} - {"data.tasks"} <= listed

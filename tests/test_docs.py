@@ -14,7 +14,6 @@ import pytest
 import typer
 
 import filigree as fg
-import filigree_papers as papers
 from filigree import config, convert, recipes
 from filigree.cli import app
 from filigree_papers import reproduce
@@ -108,12 +107,8 @@ def known_names(command, word):
         assert word in (*reproduce.ALL, "all"), f"filigree {command} {word}"
 
 
-def names_on(page, package):
-    return set(re.findall(rf"^::: {package}\.(\w+(?:\.\w+)*)$", (ROOT / "docs" / page).read_text(), flags=re.M))
-
-
 def test_every_public_name_is_on_the_api_page():
-    listed = names_on("api.md", "filigree")
+    listed = set(re.findall(r"^::: filigree\.(\w+(?:\.\w+)*)$", (ROOT / "docs" / "api.md").read_text(), flags=re.M))
     fronts = {name.partition(".")[0] for name in listed}
     assert set(fg.__all__) <= fronts
     for module in (fg.nn, fg.models, fg.data, fg.topology, fg.ops):
@@ -125,26 +120,12 @@ def test_every_public_name_is_on_the_api_page():
         assert missing <= {"SUFFIXES", "kernels", "builder", "made_by"}, f"{module.__name__}: {missing}"
 
 
-def test_every_name_of_the_papers_is_on_their_page():
-    listed = names_on("api-papers.md", "filigree_papers")
-    for module in (papers.data, papers.data.tasks, papers.models):
-        prefix = module.__name__.removeprefix("filigree_papers.") + "."
-        assert {prefix + name for name in module.__all__} - {"data.tasks"} <= listed
-
-
 def test_files_named_in_the_documentation_exist():
-    roots = [ROOT, ROOT / "src" / "filigree", ROOT / "docs"]
-    path = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|cpp|h|in|yaml|json|svg)|(?:src|papers)/[\w/-]+/)`")
-    named = {(page.name, name) for page in WRITTEN for name in path.findall(page.read_text())}
-    rows = (ROOT / "docs" / "ideas.md").read_text()
-    named |= {("ideas.md", name) for name in re.findall(r"`([\w/]+/)`", rows)}
-    assert len(named) > 150
-    generated = re.compile(r"[A-Z]{3}|^runs/")  # NAME, CASE: what a run writes
-    missing = [
-        f"{page}: {name}" for page, name in sorted(named)
-        if not generated.search(name) and not any((root / name).exists() for root in roots)
-    ]  # fmt: skip
-    assert not missing, "\n".join(missing)
+    rows = [line for line in (ROOT / "docs" / "ideas.md").read_text().splitlines() if line.startswith("|")]
+    named = re.findall(r"`([\w/]+(?:\.(?:py|cpp|yaml)|/))`", "".join(rows))
+    assert len(named) > 80
+    for name in named:
+        assert (ROOT / "src" / "filigree" / name).exists(), name
 
 
 def test_tables_are_those_of_the_records():
