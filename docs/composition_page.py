@@ -58,16 +58,10 @@ RULES = [
         SPARSE | {"PHD"}, ASYMMETRIC, WORKS,
     ),
     Rule(
-        "`LowRank` leaves two plain linear layers, so every form may follow it. Where `where=` gives the old names of "
-        "the layers, as it did here for structured forms, the refusal lists the new ones.",
+        "`LowRank` leaves two plain linear layers, so every form may follow it.",
         {"LowRank"}, FORMS, WORKS,
     ),
-    Rule("", {"LowRank"}, TRANSFORMS | {"PHD"}, "names"),
     Rule("**One dropout** for a network.", DROPOUT, DROPOUT, "nothing left"),
-    Rule(
-        "`PartitionDropout` renames the layers whose rows it drops, with the same effect on old names.",
-        {"PartitionDropout"}, TRANSFORMS | {"PHD"}, "names",
-    ),
     Rule(
         "**An activation that is gone cannot be made noisy.** Sparse, masked and asymmetric layers take up the ReLU "
         "behind them, and `Mollified` takes up every activation.",
@@ -107,12 +101,13 @@ def exceptions(outcomes: Mapping[Pair, str]) -> list[Pair]:
     return [pair for pair, outcome in outcomes.items() if predicted(pair) != outcome]
 
 
-def page(outcomes: Mapping[Pair, str], reasons: Mapping[str, str]) -> str:
+def page(outcomes: Mapping[Pair, str], reasons: Mapping[str, str], methods: Mapping[str, str] | None = None) -> str:
     """The text of docs/composition.md.
 
     Args:
         outcomes: of each pair that was tried: WORKS, or a key of `reasons`.
         reasons: what each key means, in words.
+        methods: a sentence about each method, for a list at the end of the page.
     """
     works = sum(outcome == WORKS for outcome in outcomes.values())
     numbered = (rule.text for rule in RULES if rule.text)
@@ -144,15 +139,21 @@ def page(outcomes: Mapping[Pair, str], reasons: Mapping[str, str]) -> str:
         "## Exceptions",
         *(_exceptions(outcomes) or ["Every pair that was tried follows from the rules."]),
     ]  # fmt: skip
+    if methods:
+        lines += ["", "## The methods", "| method | |", "|---|---|"]
+        lines += [f"| {name} | {text} |" for name, text in methods.items()]
     return "\n".join(lines) + "\n"
 
 
 def _rows(outcomes: Mapping[Pair, str]) -> Iterable[str]:
     """A row for each kind that comes second: after which kinds it works, and after which it is refused."""
-    for name, second in KINDS.items():
+    named = set().union(*KINDS.values())
+    others = {name: {name} for name in dict.fromkeys(b for _, b in outcomes) if name not in named}  # of your own
+    kinds = KINDS | others
+    for name, second in kinds.items():
         works: list[str] = []
         refused: dict[str, list[str]] = {}
-        for kind, first in KINDS.items():
+        for kind, first in kinds.items():
             tried = {(a, b): outcomes[a, b] for a in sorted(first) for b in sorted(second) if (a, b) in outcomes}
             for outcome in dict.fromkeys(tried.values()):
                 pairs = [pair for pair in tried if tried[pair] == outcome]
