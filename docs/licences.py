@@ -1,43 +1,70 @@
-"""The licences of all that an installation of filigree brings along: `python docs/licences.py` writes the table of
+"""The licences of all packages that filigree and its extras require: `python docs/licences.py` writes the table of
 docs/supply.md."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 PAGE = Path(__file__).parent / "supply.md"
+PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
-def needed(name: str = "filigree", found: dict[str, Distribution] | None = None) -> dict[str, Distribution]:
-    """The distributions that this one requires without extras, and theirs, by normalised name; itself left out."""
-    found = {} if found is None else found
-    for text in distribution(name).requires or []:
-        one = Requirement(text)
-        key = re.sub(r"[-_.]+", "-", one.name).lower()
-        if key in found or (one.marker is not None and not one.marker.evaluate({"extra": ""})):
-            continue
-        try:
-            found[key] = distribution(key)
-        except PackageNotFoundError:  # of CUDA, beside a CPU build of torch
-            continue
-        needed(key, found)
-    return found
+def declared(extra: str = "") -> list[str]:
+    """The requirements of filigree itself, or of one of its extras, as pyproject.toml has them."""
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    return project["optional-dependencies"][extra] if extra else project["dependencies"]
 
 
-def licence(of: Distribution) -> str:
-    """As it says itself: the SPDX expression, the classifier, or the name in its old field."""
-    classifiers = [text.split(" :: ")[-1] for text in of.metadata.get_all("Classifier", []) if text[:7] == "License"]
-    stated = of.metadata.get("License-Expression") or ", ".join(classifiers) or of.metadata.get("License", "")
+def needed(requirements: list[str]) -> dict[str, Distribution]:
+    """The distributions that these requirements install, by normalised name."""
+    packages: dict[str, Distribution] = {}
+    seen: set[str] = set()
+    queue = list(requirements)
+    while queue:
+        requirement = Requirement(queue.pop())
+        key = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        for extra in ("", *requirement.extras):
+            if f"{key}[{extra}]" in seen:
+                continue
+            seen.add(f"{key}[{extra}]")
+            if key == "filigree":  # an extra that is made of others; what filigree needs itself is `declared()`
+                queue += declared(extra) if extra else []
+                continue
+            try:
+                packages[key] = distribution(key)
+            except PackageNotFoundError:  # CUDA's packages, beside a CPU build of torch
+                continue
+            queue += [text for text in packages[key].requires or [] if _holds(Requirement(text), extra)]
+    return packages
+
+
+def _holds(requirement: Requirement, extra: str) -> bool:
+    """Whether a distribution requires this on this platform, with the extra."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def licence(package: Distribution) -> str:
+    """As the package states it: the SPDX expression, the classifier, or the name in the old field."""
+    classifiers = [
+        text.split(" :: ")[-1] for text in package.metadata.get_all("Classifier", []) if text[:7] == "License"
+    ]
+    old = package.metadata.get("License", "")
+    stated = package.metadata.get("License-Expression") or ", ".join(classifiers) or old
     return stated.splitlines()[0] if stated else "?"
 
 
 def table() -> str:
-    rows = [f"| {name} | {licence(of)} |" for name, of in sorted(needed().items())]
-    return "\n".join(["| package | licence |", "|---|---|", *rows])
+    base, rows = needed(declared()), []
+    groups = {extra: needed(declared(extra)) for extra in sorted(Requirement(declared("all")[0]).extras)}
+    for name, package in sorted(needed([*declared(), *declared("all")]).items()):
+        extras = [extra for extra, group in groups.items() if name in group]
+        rows.append(f"| {name} | {licence(package)} | {'filigree' if name in base else ', '.join(extras)} |")
+    return "\n".join(["| package | licence | brought by |", "|---|---|---|", *rows])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables that are made from records: `python docs/tables.py` writes them into README.md and docs/.
+"""The tables that come from records: `python docs/tables.py` writes them into README.md and docs/.
 
 A block begins with `<!-- table: NAME -->` and ends with `<!-- end -->`; a test checks that they are current.
 """
@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md")
+PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md", "docs/performance.md")
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
 }  # fmt: skip
 
 
-def compared() -> dict[str, Any]:
-    """The comparisons that there are, by data set."""
+def comparisons() -> dict[str, Any]:
+    """The recorded comparisons by data set."""
     files = {name: ROOT / "papers" / "results" / f"compare-{name}.json" for name in SETS}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def accuracies() -> str:
-    """Test accuracy of each method on each data set; in bold what is surely above or below dense."""
-    found = compared()
-    methods = list(dict.fromkeys(row["method"] for made in found.values() for row in made["rows"]))
-    lines = [_line("", *(SETS[name] for name in found)), "|---|" + "---|" * len(found)]
+    """Test accuracy of each method on each data set, in bold where the interval of the difference to dense omits 0."""
+    records = comparisons()
+    methods = list(dict.fromkeys(row["method"] for record in records.values() for row in record["rows"]))
+    lines = [_line("", *(SETS[name] for name in records)), "|---|" + "---|" * len(records)]
     for method in methods:
-        rows = [next((r for r in made["rows"] if r["method"] == method), None) for made in found.values()]
+        rows = [next((r for r in record["rows"] if r["method"] == method), None) for record in records.values()]
         lines.append(_line(method, *("" if row is None else _accuracy(row) for row in rows)))
     return "\n".join(lines)
 
@@ -44,19 +44,19 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 def costs(name: str) -> str:
     """What each method costs on one data set, as ratios to dense."""
-    made = compared().get(name)
-    if made is None:
+    record = comparisons().get(name)
+    if record is None:
         return ""
     shown = {"parameters": "parameters", "bytes_disk": "bytes on disk", "train_seconds": "training time",
              "single_ms": "one sample", "batch_ms": "a batch"}  # fmt: skip
     lines = [_line("", "accuracy %", *shown.values()), "|---|" + "---|" * (len(shown) + 1)]
-    for row in made["rows"]:
+    for row in record["rows"]:
         ratios = [row["ratios"][key] for key in shown]
         lines.append(_line(row["method"], _accuracy(row), *("-" if r is None else f"{r:.2g}" for r in ratios)))
     return "\n".join(lines)
 
 
-SPEEDS = [  # what, the suite's record, the row
+SPEEDS = [  # what is measured, the suite whose record holds it, how to find the row
     ("784-1000-1000-1000-10", "training_step", {"network": "3 x 1000", "contestant": "filigree"}),
     ("784-4000-1000-4000-10", "training_step", {"network": "4000-1000-4000", "contestant": "filigree"}),
     ("784-4000-4000-4000-4000-10", "training_step", {"network": "4 x 4000", "contestant": "filigree"}),
@@ -64,10 +64,11 @@ SPEEDS = [  # what, the suite's record, the row
      {"channels": 64, "batch": 64, "contestant": "filigree"}),
     ("residual network, 3x3 convolutions 95% sparse, batch 64", "conv",
      {"network": "resnet 64-128-256", "batch": 64, "contestant": "filigree"}),
-    ("ACDC layer, 4096", "structured", {"n": 4096, "layer": "ACDC"}),
-    ("adaptive Fastfood layer, 4096", "structured", {"n": 4096, "layer": "Fastfood"}),
+    ("ACDC layer of 4096 units", "structured", {"n": 4096, "layer": "ACDC"}),
+    ("adaptive Fastfood layer of 4096 units", "structured", {"n": 4096, "layer": "Fastfood"}),
     ("backward pass of 1024 -> 1024, top-k 40", "asymmetric", {"layer": "1024 -> 1024", "what": "top-k"}),
-    ("the same, unified", "asymmetric", {"layer": "1024 -> 1024", "what": "unified top-k"}),
+    ("the same, one choice for the whole batch (unified)", "asymmetric",
+     {"layer": "1024 -> 1024", "what": "unified top-k"}),
     ("noisy LSTM, 50 steps of 64 x 256, against torch's plain one", "noise",
      {"network": "LSTM", "hidden": 256, "gates": "NAH"}),
     ("noisy GRU, the same", "noise", {"network": "GRU", "hidden": 256, "gates": "NAH"}),
@@ -76,15 +77,15 @@ SPEEDS = [  # what, the suite's record, the row
 ]  # fmt: skip
 
 
-def speeds() -> str:
-    """Milliseconds of dense torch and of filigree in one run, and their ratio; that to the best peer where one is."""
+def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
+    """Milliseconds of dense torch and of filigree in one run, their ratio, and the ratio to the best peer if any."""
     lines = [_line("", "dense torch", "filigree", "times dense", "times the best peer"), "|---|---|---|---|---|"]
-    for what, suite, where in SPEEDS:
-        rows = json.loads((ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc.json").read_text())["rows"]
-        row = next(r for r in rows if where.items() <= r.items())
+    for what, suite, key in rows:
+        records = json.loads((ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc.json").read_text())["rows"]
+        row = next(r for r in records if key.items() <= r.items())
         times = row["times_dense"] if "times_dense" in row else 1 / row["times_torch"]
-        same = [r for r in rows if r.get("contestant") == "SparseProp" and _but(r) == _but(row)]
-        peer = row.get("times_best_peer") or (same[0]["ms"] / row["ms"] if same else None)
+        peers = [r for r in records if r.get("contestant") == "SparseProp" and _setting(r) == _setting(row)]
+        peer = row.get("times_best_peer") or (peers[0]["ms"] / row["ms"] if peers else None)
         lines.append(_line(what, f"{_ms(row['ms'] * times)} ms", f"{_ms(row['ms'])} ms", _ms(times), _ms(peer)))
     return "\n".join(lines)
 
@@ -105,7 +106,8 @@ def genes() -> str:
     return "\n".join(lines)
 
 
-def _but(row: dict[str, Any]) -> dict[str, Any]:
+def _setting(row: dict[str, Any]) -> dict[str, Any]:
+    """What two contestants of one comparison share."""
     return {key: row.get(key) for key in ("network", "channels", "side", "batch")}
 
 
@@ -120,13 +122,14 @@ def _line(*cells: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
+    "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},
 }
 
 
 def filled(text: str) -> str:
-    """A page with its tables made anew."""
+    """The page with its tables written again from the records."""
     block = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
     return block.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
 

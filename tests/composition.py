@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import runpy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,20 @@ def reason(message: str) -> str:
     return next((name for name, (part, _) in REASONS.items() if part in message), message)
 
 
+WRITER = runpy.run_path(str(PAGE.with_name("composition_page.py")))  # what writes the page, and its rules
+
+
+def outcomes_of(cells: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    """For each pair "" where it works, or why it is refused: a key of `REASONS`."""
+    return {pair: message and reason(message) for pair, message in cells.items()}
+
+
+def page(outcomes: dict[tuple[str, str], str]) -> str:
+    """docs/composition.md: the rules that explain these outcomes, a table, the exceptions, and the methods."""
+    methods = {name: f"`{_short(config)}`" for name, config in METHODS.items()}
+    return WRITER["page"](outcomes, {name: text for name, (_, text) in REASONS.items()}, methods)
+
+
 def _short(config: Config) -> str:
     """The config with those of its arguments that are not the defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
@@ -130,45 +145,5 @@ def _short(config: Config) -> str:
     return f"{type(config).__name__}({', '.join(parts)})"
 
 
-def row(first: str, cells: dict[tuple[str, str], str]) -> str:
-    """The line of the matrix of a method that comes first."""
-    marks = dict(zip(REASONS, "abcdefgh", strict=False))
-    line = ["" if (first, b) not in cells else marks.get(reason(cells[first, b]), "+") for b in METHODS]
-    return f"| {list(METHODS).index(first) + 1} {first} | " + " | ".join(line) + " |"
-
-
-def head() -> str:
-    """docs/composition.md above the matrix, and its first two lines."""
-    numbers = range(1, len(METHODS) + 1)
-    methods = (
-        f"| {number} | {name} | `{_short(config)}` |"
-        for number, (name, config) in zip(numbers, METHODS.items(), strict=True)
-    )
-    return "\n".join([
-        "# What composes",
-        "",
-        "Each row's method was applied, two steps trained, then the column's method applied and two more steps "
-        "trained; the network was saved, loaded and measured, and of one pair in forty exported to ONNX, with "
-        "outputs compared. `tests/test_composition.py` does it again (`FILIGREE_EVERY_EXPORT=1` exports all, in 20 "
-        "minutes on a core), `python tests/composition.py` writes this page. A plus: it works. A letter: it is "
-        "refused, with one line, and the network is left as it was:",
-        "",
-        *(f"- {letter}: {text}." for letter, (_, text) in zip("abcdefgh", REASONS.values(), strict=False)),
-        "",
-        "| | method | as |",
-        "|---|---|---|",
-        *methods,
-        "",
-        "|   | " + " | ".join(map(str, numbers)) + " |",
-        "|---|" + "---|" * len(METHODS),
-        "",
-    ])  # fmt: skip
-
-
-def page(cells: dict[tuple[str, str], str]) -> str:
-    """docs/composition.md: a row a method that comes first, a column a method that comes second."""
-    return head() + "".join(f"{row(first, cells)}\n" for first in METHODS)
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page({pair: compose(*pair, exported(*pair)) for pair in track(pairs(), "pairs")}))
+    PAGE.write_text(page(outcomes_of({pair: compose(*pair, exported(*pair)) for pair in track(pairs(), "pairs")})))

@@ -9,7 +9,7 @@ import typer
 
 from filigree import data, recipes
 from filigree.cli.options import Method, Out, Set, in_a_folder
-from filigree.cli.output import records, run_recipe, show
+from filigree.cli.output import known, records, run_recipe, show
 from filigree.recipes import RecipeError
 from filigree.report import refuse_incomparable
 

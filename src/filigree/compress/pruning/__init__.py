@@ -10,7 +10,7 @@ from filigree.compress.pruning.methods import (
     SubsetPruning,
 )
 from filigree.compress.pruning.resized import Resized
-from filigree.compress.pruning.retraining_bound import Gamma, RetrainingBaseline, fit_gamma, retraining_bound
+from filigree.compress.pruning.retraining import Gamma, RetrainingBaseline, fit_gamma, retraining_bound
 
 __all__ = [
     "Budget",
