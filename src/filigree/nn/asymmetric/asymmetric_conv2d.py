@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, autocast
 from filigree.nn.asymmetric.sparsification import Sparsification
-from filigree.nn.capabilities import Capabilities, plain_torch
+from filigree.nn.capabilities import plain_torch
 from filigree.ops.once_differentiable import once_differentiable
 
 
-class AsymmetricConv2d(Capabilities, Asymmetrical, nn.Conv2d):
+class AsymmetricConv2d(Asymmetrical, nn.Conv2d):
     """`nn.Conv2d` with an exact forward and a sparsified backward pass: `AsymmetricLinear` for maps.
 
     A neuron is an output channel of a sample, its attribute the Euclidean norm of its map of sensitivities (an input

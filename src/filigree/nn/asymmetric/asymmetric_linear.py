@@ -46,7 +46,7 @@ class Rule:
         return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in found.items() if f is not None})
 
 
-class Asymmetrical:
+class Asymmetrical(Capabilities):
     """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
 
     Attributes:
@@ -89,7 +89,7 @@ class Asymmetrical:
             )
 
 
-class AsymmetricLinear(Capabilities, Asymmetrical, nn.Linear):
+class AsymmetricLinear(Asymmetrical, nn.Linear):
     """`nn.Linear` with an exact forward and a sparsified backward pass (Srivastava 2022, chapters 7 and 8).
 
     With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:
