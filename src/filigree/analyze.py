@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
+import scipy
 from torch import nn
 
 from filigree.dynamics.evolution import Evolution, Evolvable
 from filigree.topology import science
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
-def patterns(model: nn.Module) -> dict[str, science.Pattern]:
+
+def patterns(model: nn.Module) -> dict[str, csr_array]:
     """The sparse layers of a model in order: `(outputs, inputs)`, weights as data."""
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Evolvable):
             flat_indices, weights = layer.flat_indices().numpy(), layer.weights().numpy()
             where = (flat_indices // layer.in_features, flat_indices % layer.in_features)
-            found[name] = sp.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
+            found[name] = scipy.sparse.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
     return found
 
 

@@ -15,6 +15,7 @@ from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, Standardize, assemble
 from filigree.data.files import FILES, IMAGENET, is_present, locate, path
 from filigree.data.readers import read_cifar, read_file, read_idx, read_mapped, read_mat
+from filigree.optional import needed
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def cross_validation(
         raise ValueError(
             f"data {label}: folds must be at most {fewest}, the samples of its smallest class. Got {folds}."
         )
-    splitter = _sklearn().model_selection.RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+    splitter = _sklearn("model_selection", label).RepeatedStratifiedKFold(
+        n_splits=folds, n_repeats=repeats, random_state=seed
+    )
     for number, (train, test) in enumerate(splitter.split(x, y)):
         held = _amount(validation, len(train), label)
         kept, valid = _split(train, y, held, seed, True, label) if held else (train, train[:0])
@@ -168,7 +171,7 @@ def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.nda
     facts, files = _FACTS[label], FILES.get(label, {})
     paths = {key: locate(source, root) for key, source in files.items()}
     if label == "digits":
-        x, y = _sklearn().datasets.load_digits(return_X_y=True)
+        x, y = _sklearn("datasets", label).load_digits(return_X_y=True)
         return np.asarray(x, np.float32), y, 0, facts, label
     if "" in paths:
         x, labels = read_mat(paths[""])
@@ -234,7 +237,7 @@ def _split(
             "be split, two are needed. Labels are classes, not quantities."
         )
     try:
-        kept, held = _sklearn().model_selection.train_test_split(
+        kept, held = _sklearn("model_selection", label).train_test_split(
             numbers, test_size=size, random_state=seed, stratify=labels if stratify else None
         )
     except ValueError as error:
@@ -253,9 +256,6 @@ def _with_augment(made: DataSet, facts: Facts) -> DataSet:
     )
 
 
-def _sklearn() -> Any:
-    """scikit-learn, only when it is asked for: it brings an OpenMP pool of its own, whose threads would fight ours."""
-    import sklearn.datasets
-    import sklearn.model_selection
-
-    return sklearn
+def _sklearn(part: str, name: str) -> Any:
+    """A part of scikit-learn, which brings an OpenMP pool of its own, whose threads would compete with ours."""
+    return needed(f"sklearn.{part}", f"data {name}", "data")

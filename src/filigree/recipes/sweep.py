@@ -23,6 +23,7 @@ import yaml
 
 from filigree.config import one_line
 from filigree.io.storage import write_json
+from filigree.optional import needed
 from filigree.recipes.recipe import RecipeError, load, tree_of
 from filigree.recipes.run import run
 from filigree.train import Record
@@ -321,10 +322,7 @@ def _storage(out: Path) -> Any:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("sweep needs Optuna: pip install 'filigree[sweep]'.") from None
+    optuna = needed("optuna", "sweep", "sweep")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
 

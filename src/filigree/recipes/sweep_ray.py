@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from filigree.optional import needed
 from filigree.recipes.sweep import Domain, Sweep, summary_of
 
 RETRIES = 3  # of a trial whose worker died
@@ -22,12 +23,8 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
         ModuleNotFoundError: Ray Tune or Optuna is not installed.
         RuntimeError: trials that failed nevertheless; what was found is kept.
     """
-    try:
-        import ray
-        from ray import tune
-        from ray.tune.search.optuna import OptunaSearch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("--engine ray needs Ray Tune: pip install 'filigree[ray]'.") from None
+    ray, tune = needed("ray", "--engine ray", "ray"), needed("ray.tune", "--engine ray", "ray")
+    search_alg = needed("ray.tune.search.optuna", "--engine ray", "ray").OptunaSearch
     wanted.check()
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -39,7 +36,7 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
     if tune.Tuner.can_restore(str(where / "sweep")):
         tuner = tune.Tuner.restore(str(where / "sweep"), train, resume_unfinished=True, resume_errored=True)
     else:
-        search = OptunaSearch(
+        search = search_alg(
             functools.partial(_space, wanted), metric=["accuracy", "cost"], mode=["max", "min"], seed=wanted.seed
         )
         tuner = tune.Tuner(

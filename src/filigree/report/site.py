@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
-import plotly.offline
+from typing import TYPE_CHECKING, Any
 
 from filigree.io.storage import replacing
 from filigree.report import figures
 from filigree.report.computed import Chart, rows_table
-from filigree.report.page import Figures, write_page
+from filigree.report.page import Figures, plotly_script, write_page
 from filigree.report.table import COSTS, Row, accuracy_text, ratio_text, short
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Data = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ def write_site(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SCRIPT) as file:
-        file.write(plotly.offline.get_plotlyjs().encode())
+        file.write(plotly_script().encode())
     experiments: dict[str, list[Data]] = {}
     for entry in listing:
         for maker in entry["by"]:
@@ -284,7 +284,7 @@ def _write_experiment(path: Path, name: str, entries: Sequence[Data], charts: Se
 def beside(findings: Sequence[Data]) -> go.Figure:
     """Printed figures and ours with their 95% intervals, each as a ratio to the printed one."""
     known = [its for its in findings if its["printed"]]
-    figure = go.Figure()
+    figure = figures.empty_figure()
     if not known:
         return figure
     texts = [escape(str(its["text"]), quote=False) for its in known]  # plotly reads a few tags

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
-import scipy.sparse
+import scipy
 import torch
 from torch import Tensor
 

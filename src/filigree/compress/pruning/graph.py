@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import inference_context
 from filigree.modes import evaluating
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.optional import needed
 from filigree.topology.flat_indices import pattern_from_flat_indices
 
 PRUNABLE = (nn.Linear, nn.Conv2d, SparseLinear)
@@ -58,11 +58,13 @@ class Graph:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
+        torch_pruning = needed("torch_pruning", "pruning", "pruning")
         logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-        custom: dict[Any, Any] = {kind: _SparseLinearPruner() for kind in (SparseLinear,)}
+        pruner = type("SparseLinearPruner", (_SparseLinearPruner, torch_pruning.BasePruningFunc), {})
+        custom: dict[Any, Any] = {SparseLinear: pruner()}
         try:
             with evaluating(model), torch.enable_grad():  # it is traced by its graph of gradients
-                self._graph = tp.DependencyGraph().build_dependency(
+                self._graph = torch_pruning.DependencyGraph().build_dependency(
                     model, example_inputs=example, verbose=False, customized_pruners=custom
                 )
             found = list(self._graph.get_all_groups(root_module_types=list(PRUNABLE)))
@@ -185,8 +187,8 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     return found
 
 
-class _SparseLinearPruner(tp.BasePruningFunc):
-    """How torch-pruning takes rows and columns out of a sparse layer."""
+class _SparseLinearPruner:
+    """How torch-pruning takes rows and columns out of a sparse layer: the methods of its `BasePruningFunc`."""
 
     def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
         return self._prune(layer, idxs, rows=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import sparse
+import scipy
 from torch import Tensor, nn
 
 from filigree import nn as layers
@@ -87,7 +87,7 @@ def _(module: nn.Conv2d, name: str) -> list[Op]:
 @lower.register
 def _(module: SparseLayer, name: str) -> list[Op]:
     stored = _numbers(module.values), module.indices.cpu().numpy(), module.indptr.cpu().numpy()
-    matrix = csr(sparse.csr_array(stored, shape=(module.out_features, module.in_features)))
+    matrix = csr(scipy.sparse.csr_array(stored, shape=(module.out_features, module.in_features)))
     if isinstance(module, layers.SparseConv2d):
         return _convolution(name, matrix, None, module)
     return _with_relu(name, Affine(name, matrix, None, _numbers(module.bias)), module)

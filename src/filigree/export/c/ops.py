@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 from torch import nn
 
 from filigree.config import one_line
@@ -81,7 +81,7 @@ class Affine:
             return replace(self, scale=(self.scale * factor).astype(np.float32), bias=bias)
         rows = np.repeat(factor, np.diff(self.matrix.indptr))
         values = (self.matrix.data * rows).astype(np.float32)
-        matrix = csr(sparse.csr_array((values, self.matrix.indices, self.matrix.indptr), self.matrix.shape))
+        matrix = csr(scipy.sparse.csr_array((values, self.matrix.indices, self.matrix.indptr), self.matrix.shape))
         return replace(self, matrix=matrix, bias=bias)
 
     def stage(self, shape: Shape, label: str) -> Stage:
@@ -131,7 +131,7 @@ def _check_finite(name: str, *arrays: np.ndarray | None) -> None:
 
 def csr(matrix: Any) -> Any:
     """A matrix, or its nonzeros, as float32 or int32 in sorted rows without stored zeros."""
-    made = sparse.csr_array(matrix)
+    made = scipy.sparse.csr_array(matrix)
     made = made.astype(np.float32 if made.dtype.kind == "f" else np.int32)
     made.eliminate_zeros()
     made.sort_indices()

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.modes import outside_graphs
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
@@ -127,7 +128,7 @@ class AsymmetricLinear(Asymmetrical, nn.Linear):
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
 
-@torch.compiler.disable
+@outside_graphs
 def asymmetric_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool = False
 ) -> Tensor:
