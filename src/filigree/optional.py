@@ -24,6 +24,7 @@ def needed(module: str, by: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        error.name = error.name or module
         raise absent(error, by, extra) from None
 
 
@@ -32,7 +33,7 @@ def absent(error: ImportError, by: str, extra: str) -> ImportError:
     root = (error.name or "").partition(".")[0]
     if root == "filigree":  # a fault of our own is not explained away
         return error
-    package, install = _PACKAGES.get(root, root) or "a package", f"pip install 'filigree[{extra}]'"
+    package, install = _PACKAGES.get(root, root), f"pip install 'filigree[{extra}]'"
     if isinstance(error, ModuleNotFoundError):
         return ModuleNotFoundError(f"{by}: {package} is needed. {install}", name=error.name)
     return ImportError(f"{by}: {package} could not be loaded ({one_line(error)}). {install}", name=error.name)

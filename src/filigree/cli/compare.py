@@ -9,7 +9,7 @@ import typer
 
 from filigree import data, recipes
 from filigree.cli.options import Method, Out, Set, in_a_folder
-from filigree.cli.output import records, run_recipe, show
+from filigree.cli.output import known, records, run_recipe, show
 from filigree.recipes import RecipeError
 from filigree.report import refuse_incomparable
 
@@ -48,8 +48,8 @@ def compare(
         refuse_incomparable(found)
         show(found, json)
         return
-    known = f"compare-{source}" if f"compare-{source}" in recipes.names() else "compare"
-    recipe = recipes.load(known, settings or [])
+    own = f"compare-{source}"
+    recipe = recipes.load(own if own in recipes.names() else "compare", settings or [])
     recipe = recipe.model_copy(update={"name": f"compare-{Path(source).stem}"})
     target = folder or Path("runs") / recipe.name
     run_recipe(

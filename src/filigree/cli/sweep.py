@@ -12,6 +12,7 @@ from filigree import recipes
 from filigree.cli.exits import State
 from filigree.cli.options import Out, Set
 from filigree.cli.output import out, tell
+from filigree.optional import needed
 from filigree.recipes import RecipeError
 from filigree.report import write_report
 
@@ -41,6 +42,7 @@ def sweep(
     folder: Out = None,
 ) -> None:
     """Search settings for the best accuracy at the least cost: a Pareto front. It goes on where it was stopped."""
+    needed("plotly", "write_report", "report")  # for the report of the trials: said before, not after them
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
     wanted = recipes.Sweep(recipe, domains, method, minimize, tuple(settings or []), source, seed)
     target = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from filigree.optional import absent
+
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from filigree.report import figures
+from filigree.report.chart import Chart
 from filigree.report.page import Figures, write_page
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A column against another: a line for each distinct value of the columns `by`; `printed` are a paper's points."""
-
-    x: str
-    y: str
-    by: Sequence[str] = ()
-    title: str = ""
-    log: bool = False
-    printed: Sequence[tuple[float, float]] = ()
 
 
 def cell_text(value: Any) -> str:

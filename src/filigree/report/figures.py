@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from filigree.optional import needed
+from filigree.report.chart import Chart
 from filigree.report.table import RecordLike, Row, figure_of, summary_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from filigree.report.computed import Chart
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; dense is grey
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A3D9A"]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from filigree.io.storage import replacing
 from filigree.report import figures
-from filigree.report.computed import Chart, rows_table
+from filigree.report.chart import Chart
+from filigree.report.computed import rows_table
 from filigree.report.page import Figures, plotly_script, write_page
 from filigree.report.table import COSTS, Row, accuracy_text, ratio_text, short
 
