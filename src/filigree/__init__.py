@@ -70,7 +70,8 @@ from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
 
 if TYPE_CHECKING:
-    from filigree import report, sklearn
+    from filigree import report as report
+    from filigree import sklearn as sklearn
     from filigree.report import write_report
 
 

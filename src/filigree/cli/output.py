@@ -26,7 +26,7 @@ out = Console()
 
 
 def tell(text: str) -> None:
-    """A line as it is: the names of files may look like markup, and are not to be broken."""
+    """Print a line as it is: file names may look like markup, and must not be wrapped."""
     out.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -51,7 +51,7 @@ def run_recipe(
     resume: bool, report: bool, json: Path | None = None,
 ) -> None:  # fmt: skip
     if report:
-        needed("plotly", "write_report", "report")  # said before hours of work, not after them
+        needed("plotly", "write_report", "report")  # fails before hours of training, not after them
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
     again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
     if again[0] == "demo":

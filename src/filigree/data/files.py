@@ -113,7 +113,7 @@ def locate(source: Source, root: str | Path | None) -> Path:
 
 
 def is_present(name: str, root: str | Path | None = None) -> bool:
-    """Whether all files of a data set are at hand."""
+    """Whether all files of a data set are present."""
     folder = _folder(root)
     if name == "imagenet":
         return all((folder / "imagenet" / f"{part}.npy").is_file() for part in IMAGENET)

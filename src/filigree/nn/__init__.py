@@ -47,7 +47,6 @@ from filigree.nn.structured.sell import Sell
 from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz, sell_groups
 from filigree.nn.structured.structured_rnn import StructuredRNN
 
-
 __all__ = [
     "ACDC",
     "AFDF",

@@ -68,9 +68,9 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
         if row.get(chart.x) is not None and row.get(chart.y) is not None:
             groups.setdefault(", ".join(str(row.get(key)) for key in chart.by), []).append(row)
     figure, colours = empty_figure(), palette(list(groups))
-    for number, (name, its) in enumerate(groups.items()):
+    for number, (name, group) in enumerate(groups.items()):
         dash = _EPOCHS[number // len(COLOURS) % len(_EPOCHS)]  # where colours come again
-        x, y = ([_point(row[key]) for row in its] for key in (chart.x, chart.y))
+        x, y = ([_point(row[key]) for row in group] for key in (chart.x, chart.y))
         figure.add_scatter(
             x=[mean for mean, _ in x], y=[mean for mean, _ in y], error_y={"array": [spread for _, spread in y]},
             name=_escape(name), mode="lines+markers",
@@ -122,8 +122,8 @@ def pareto(runs: Sequence[RecordLike]) -> go.Figure:
     key = ""
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        if found := run.get("config", {}).get("sweep"):
-            key = found["minimize"]
+        if search := run.get("config", {}).get("sweep"):
+            key = search["minimize"]
             cost = figure_of(run, key)
             if cost is not None and run["metrics"].get("val_accuracy") is not None:
                 points.setdefault(str(run["method"]), []).append((cost, 100 * run["metrics"]["val_accuracy"]))

@@ -109,7 +109,7 @@ def plotly_script() -> str:
 
 
 def write_page(path: str | Path, title: str, body: str, numbered: Figures, script: str | None = None) -> Path:
-    """A whole page around `body`, in which `numbered` has its places, with plotly inside or in the file `script`."""
+    """Write a page around `body`, which shows the figures of `numbered`, with plotly inside or in the file `script`."""
     library = f' src="{script}">' if script else f">{plotly_script()}"
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - filigree</title>'
@@ -125,7 +125,7 @@ def write_page(path: str | Path, title: str, body: str, numbered: Figures, scrip
 
 
 class Figures:
-    """Collects the page's figures: a place in the text now, the data in one script at its end."""
+    """Collects a page's figures: `place` gives the element for the text, `script` the data for the page's end."""
 
     def __init__(self) -> None:
         self.data: list[Any] = []

@@ -1,7 +1,8 @@
 """Network science of sparse layers: is a trained topology still random?
 
 A layer is a bipartite graph, a `scipy.sparse.csr_array` `(outputs, inputs)`; a network is a list of them in order.
-Every figure is compared with its Erdos-Renyi null: graphs of the same size and number of connections (Chouliaras 2021, 3.3.3, 3.5).
+Every figure is compared with its Erdos-Renyi null: graphs of the same size and number of connections (Chouliaras 2021,
+3.3.3, 3.5).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class PowerLaw:
     """A discrete power law p(k) ~ k^-alpha, k >= xmin, fitted to degrees.
 
     `ks` is the Kolmogorov-Smirnov distance. `against_null` is the log-likelihood ratio to a Poisson distribution cut at
-    xmin, which is what an Erdos-Renyi graph has (positive: the power law fits better), `p` its two-sided p-value
-    (Vuong 1989).
+    xmin, the distribution of degrees in an Erdos-Renyi graph (positive: the power law fits better), `p` its two-sided
+    p-value (Vuong 1989).
     """
 
     alpha: float
@@ -71,23 +72,23 @@ def _fit(tail: np.ndarray, start: int) -> tuple[float, int, float] | None:
     if len(tail) < 2 or tail[0] == tail[-1]:
         return None
     logs = float(np.log(tail).mean())
-    found = scipy.optimize.minimize_scalar(
+    fit = scipy.optimize.minimize_scalar(
         lambda a: a * logs + math.log(scipy.special.zeta(a, start)), bounds=(1.01, 30), method="bounded"
     )
     values, counts = np.unique(tail, return_counts=True)
     empirical = np.cumsum(counts) / len(tail)
-    fitted = 1 - scipy.special.zeta(found.x, values + 1) / scipy.special.zeta(found.x, start)
-    return float(found.x), start, float(np.abs(empirical - fitted).max())
+    fitted = 1 - scipy.special.zeta(fit.x, values + 1) / scipy.special.zeta(fit.x, start)
+    return float(fit.x), start, float(np.abs(empirical - fitted).max())
 
 
-def _cut_poisson_mean(wanted: float, start: int) -> float:
-    """The parameter of a Poisson distribution whose mean above `start` - 1 is `wanted`."""
+def _cut_poisson_mean(target: float, start: int) -> float:
+    """The parameter of a Poisson distribution whose mean above `start` - 1 is `target`."""
 
     def mean(rate: float) -> float:
         above = scipy.stats.poisson.sf(start - 1, rate)
-        return rate * scipy.stats.poisson.sf(start - 2, rate) / above - wanted if above > 0 else start - wanted
+        return rate * scipy.stats.poisson.sf(start - 2, rate) / above - target if above > 0 else start - target
 
-    return float(scipy.optimize.brentq(mean, 1e-9, 2 * wanted + 10)) if mean(1e-9) < 0 else 1e-9
+    return float(scipy.optimize.brentq(mean, 1e-9, 2 * target + 10)) if mean(1e-9) < 0 else 1e-9
 
 
 def clustering(pattern: csr_array, block: int = 512) -> float:
@@ -197,7 +198,7 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What `analyze` found; prints as a table."""
+    """The figures of `analyze`; prints as a table."""
 
     layers: list[GraphReport]
     network: GraphReport
@@ -259,8 +260,8 @@ def _compare(
     def figure(graph_: Sequence[csr_array]) -> tuple[float, float]:
         return cluster(graph_[0] if len(graph_) == 1 else list(graph_)), mean_path_length(graph_, seed=seed)[0]
 
-    (mine, length), others = figure(patterns), [figure(null) for null in nulls]
-    c, path = _against(mine, [o[0] for o in others]), _against(length, [o[1] for o in others])
+    (cluster_value, length), others = figure(patterns), [figure(null) for null in nulls]
+    c, path = _against(cluster_value, [o[0] for o in others]), _against(length, [o[1] for o in others])
     return {
         "name": name,
         "nodes": patterns[0].shape[1] + sum(p.shape[0] for p in patterns),
