@@ -322,7 +322,7 @@ def _rebuilding(
     recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
     record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
 ) -> tuple[nn.Module, History]:  # fmt: skip
-    """Build the model again from its weights after every epoch, as SET's first Keras code did (Chouliaras 2021, 4.7)."""
+    """Build the model again from its weights after every epoch, as SET's first Keras code (Chouliaras 2021, 4.7)."""
     model, rows, elapsed, rng = build(recipe, method, split, number), [], 0.0, None
     evolution = evolution_of(arm, training, model, None, number)
     for epoch in range(training.epochs):
