@@ -1,11 +1,16 @@
-"""How a model runs: in evaluation mode for a while; with blocks left out; by fused optimizers."""
+"""How a model runs: in evaluation mode for a while; outside compiled graphs; by fused optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -19,6 +24,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(modes[0][1])  # a module may do more than note it
         for module, mode in modes:
             module.training = mode
+
+
+def outside_graphs(function: F) -> F:
+    """Decorator: torch.compile breaks its graph at `function`, as with `torch.compiler.disable`.
+
+    That one loads torch's compiler where it decorates, which takes longer than `import torch`. This one loads nothing
+    before there is a graph, and an eager call pays for no wrapper of the compiler's.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        run = torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+        return run(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def takes_fused(model: nn.Module) -> bool:

@@ -36,19 +36,6 @@ def test_the_seven_settings_of_the_thesis():
         assert any("rescaled" in note for note in short.notes)
 
 
-def test_counts_of_appendix_b():
-    rows = recipes.counts()
-    assert len(rows) == 7
-    ours = {"LUNG": (174_245, 171_463), "ORL": (144_320, 137_371), "Prostate-GE": (224_322, 221_129),
-            "GLIOMA": (195_684, 192_758), "Fashion 3 x 1000": (128_690, 124_985),
-            "Fashion 4000-1000-4000": (344_690, 335_380), "Fashion 4 x 4000": (631_690, 622_467)}  # fmt: skip
-    for row in rows:
-        assert row.dense == row.printed_dense
-        assert row.distinct == ours[row.setting][0]
-        assert row.merged == pytest.approx(ours[row.setting][1], rel=0.002)  # drawn: within chance of the notes' figure
-        assert abs(row.difference) < 0.05
-
-
 def test_search_takes_the_best_candidate(tmp_path):
     recipe = recipes.load(
         "demo", ["training.epochs=3", "model.hidden=[30]", "seeds=[0, 1]", "data.validation=0.2",

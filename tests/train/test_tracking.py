@@ -113,6 +113,6 @@ def test_a_tracker_is_finished_where_a_later_hook_raises(monkeypatch: pytest.Mon
 def test_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"tracker must be one of .*tensorboard.* Got 'paper'"):
         Tracking("paper")
-    monkeypatch.setattr("filigree.train.tracking.get_available_trackers", list)
-    with pytest.raises(ImportError, match="mlflow is not installed"):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ImportError, match="Tracking: mlflow is needed. pip install mlflow"):
         Tracking("mlflow")

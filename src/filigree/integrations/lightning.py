@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from filigree.optional import absent
+
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:
-    raise ImportError("filigree.integrations.lightning needs Lightning: pip install lightning.") from None
+except ImportError as error:
+    raise absent(error, __name__, "lightning") from None
 
 from filigree.integrations.steppers import Steppers
 

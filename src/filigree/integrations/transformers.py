@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from filigree.optional import absent
+
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.pytorch_utils import Conv1D
-except ImportError:
-    raise ImportError("filigree.integrations.transformers needs transformers: pip install transformers.") from None
+except ImportError as error:
+    raise absent(error, __name__, "transformers") from None
 
 import torch
 from torch import Tensor, nn

@@ -28,7 +28,7 @@ class RecipeError(ValueError):
 
 
 def _folder(name: str) -> str:
-    """A name that stands for a folder below the output folder, and for no other place."""
+    """Check that a name stands for a folder below the output folder, and for nothing outside it."""
     if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", name) or name.startswith("."):
         raise ValueError(
             f"a name must be up to 100 characters without slashes, not begin with a dot: it names a folder. "
@@ -51,10 +51,10 @@ def _as(kind: type[Config]) -> Any:
 
 
 def _compression(given: Any) -> Any:
-    made = given if isinstance(given, Config) else Config.from_dict(given)
-    if not isinstance(made, Compression | LowRank):
-        raise ValueError(f"{type(made).__name__} does not compress. Those that do: {', '.join(compressions())}.")
-    return made
+    config = given if isinstance(given, Config) else Config.from_dict(given)
+    if not isinstance(config, Compression | LowRank):
+        raise ValueError(f"{type(config).__name__} does not compress. Those that do: {', '.join(compressions())}.")
+    return config
 
 
 class _Settings(
@@ -225,7 +225,7 @@ class Recipe(_Settings):
     @pydantic.model_validator(mode="after")
     def _after_exists(self) -> Recipe:
         for name, arm in self.methods.items():
-            trained = [its for its, other in self.methods.items() if other.after is None]
+            trained = [other_name for other_name, other in self.methods.items() if other.after is None]
             if arm.after is not None and arm.after not in trained:
                 raise ValueError(f"methods.{name}.after: expected a method that trains. Got {arm.after!r}.")
             if arm.after is not None and (
@@ -236,8 +236,8 @@ class Recipe(_Settings):
             if training["rebuild_every_epoch"]:
                 without = {"anneal": arm.anneal, "mollify": arm.mollify, "watch": self.watch,
                            "early_stopping": training["early_stopping"], "tracker": training["tracker"]}  # fmt: skip
-                if asked := [key for key, value in without.items() if value]:
-                    raise ValueError(f"methods.{name}: rebuild_every_epoch goes without {', '.join(asked)}.")
+                if unsupported := [key for key, value in without.items() if value]:
+                    raise ValueError(f"methods.{name}: rebuild_every_epoch goes without {', '.join(unsupported)}.")
             if arm.after is not None and self.search:
                 raise ValueError(f"methods.{name}.after: a recipe with `search` trains every method.")
         return self
@@ -384,13 +384,13 @@ def _override(tree: Any, setting: str) -> None:
     if not equals or not path:
         raise RecipeError(f"--set {setting}: expected key=value, for instance training.epochs=5.")
     *parents, last = path.split(".")
-    place = tree
+    node = tree
     for i, key in enumerate(parents):
-        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-            place = place[int(key)]
-        elif isinstance(place, dict):
-            place = place.setdefault(key, {})
-            if place is None:
+        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+            if node is None:
                 raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} has no keys.")
         else:
             raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} is not in the recipe.")
@@ -398,10 +398,10 @@ def _override(tree: Any, setting: str) -> None:
         value = plain_yaml(text)
     except ValueError as error:
         raise RecipeError(f"--set {setting}: {error}.") from None
-    if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
     else:
         raise RecipeError(f"--set {setting}: {path} is not in the recipe.")
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from rich.progress import Progress
 from torch import nn
 from torch.nn import functional
 
@@ -18,6 +16,10 @@ from filigree.train.records import Record
 from filigree.train.run import Run
 from filigree.train.signals import asked_to_end
 from filigree.train.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from rich.progress import Progress
 
 
 def fit(

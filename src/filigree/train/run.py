@@ -6,18 +6,17 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from rich.progress import Progress
 from torch import nn
 
 from filigree.io.storage import remove_leftovers
 from filigree.train import records
+from filigree.train.accelerator_engine import make_engine
 from filigree.train.batches import Augment, augmenting, make_batches
 from filigree.train.checkpoints import Checkpoint
-from filigree.train.engine import Prepared, make_engine
+from filigree.train.engine import Prepared
 from filigree.train.evaluation import Loss, measure
 from filigree.train.history import History, Row
 from filigree.train.hooks import FitState, Stepper, collect, listed
@@ -26,6 +25,10 @@ from filigree.train.progress import Bar
 from filigree.train.records import Record
 from filigree.train.signals import Asked
 from filigree.train.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from rich.progress import Progress
 
 
 class Run:

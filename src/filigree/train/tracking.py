@@ -6,16 +6,14 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from accelerate.tracking import (  # type: ignore[import-untyped]
-    LOGGER_TYPE_TO_CLASS,
-    GeneralTracker,
-    get_available_trackers,
-)
+from typing import TYPE_CHECKING, Any
 
 from filigree.measure.cost import stored
+from filigree.optional import needed
 from filigree.train.hooks import FitState
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped]
 
 
 class Tracking:
@@ -73,12 +71,14 @@ class Tracking:
 
 def _make(tracker: str, name: str, folder: str, options: dict[str, Any]) -> GeneralTracker:
     """Accelerate's tracker of this name, not started yet."""
-    if tracker not in LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+    tracking = needed("accelerate.tracking", "Tracking", "track")
+    if tracker not in tracking.LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(tracking.LOGGER_TYPE_TO_CLASS)
         raise ValueError(f"Tracking: tracker must be one of {known}, or a GeneralTracker. Got {tracker!r}.")
-    if tracker not in [str(available) for available in get_available_trackers()]:
-        raise ImportError(f"Tracking: {tracker} is not installed: pip install {tracker}.")
-    kind = LOGGER_TYPE_TO_CLASS[tracker]
+    if tracker not in [str(available) for available in tracking.get_available_trackers()]:
+        package = "'filigree[track]'" if tracker == "tensorboard" else tracker
+        raise ModuleNotFoundError(f"Tracking: {tracker} is needed. pip install {package}")
+    kind = tracking.LOGGER_TYPE_TO_CLASS[tracker]
     where = (name, folder) if kind.requires_logging_directory else (name,)
     return kind(*where, **options)
 
