@@ -14,14 +14,14 @@ from filigree import data, recipes
 from filigree.train import Record
 from filigree_papers import reproduce
 from filigree_papers.reproduce import (
-    Asked,
+    Request,
+    chouliaras_evolution,
     documents,
     everything,
-    evolving,
+    john_pruning,
+    john_retraining,
+    john_subclustering,
     provenance,
-    pruning,
-    retraining,
-    subclustering,
 )
 from filigree_papers.reproduce.claims import before, beside, ends, folds_of
 from filigree_papers.reproduce.documents import Document, all_documents, scaled
@@ -37,7 +37,7 @@ from filigree_papers.reproduce.findings import (
     share,
     together,
 )
-from filigree_papers.reproduce.listing import Kept, Listed, newest, tables
+from filigree_papers.reproduce.listing import ListedEntry, NewestRecord, newest_record, tables
 from filigree_papers.reproduce.summary import Summary
 from test_cli import call
 
@@ -91,16 +91,16 @@ def test_what_was_cut_off_refutes_nothing():
 def test_censored_tables_stay_open():
     rows = [{"pruned": "random", "level": "0.9", "optimizer": "adam", "lr": "0.001", "batch_size": "128",
              "epochs to regain": 6.0, "regained": 0.0, "printed, gamma 1": 0.01}] * 2  # fmt: skip
-    assert [found.verdict for found in retraining.epochs_claim(rows)] == ["open", "reproduced"]
+    assert [found.verdict for found in john_retraining.epochs_claim(rows)] == ["open", "reproduced"]
     row = {"network": "lenet5", "test %": 99.0, "times fewer parameters": 4.0, "fine-tuned %": 99.0}
     kept = [
         row | {"method": "k-means", "compensation": "least_squares", "epochs to regain": n} for n in (4.0, 6.0, 6.0)
     ]
-    found = pruning.tables_claim([*([row | {"method": "dense", "compensation": "-"}] * 3), *kept])
+    found = john_pruning.tables_claim([*([row | {"method": "dense", "compensation": "-"}] * 3), *kept])
     assert [its.verdict for its in found if its.printed == 25.0] == ["open"]
     rows = [{"rule": "hoh", "p": p, "splits": 1.0, "sparsity % as printed": 1.0, "test %": 1.0,
              "epochs to regain": 4.0} for p in ("0.1", "0.8") for _ in range(2)]  # fmt: skip
-    assert [its.verdict for its in subclustering.energy_large_claims(rows) if its.printed == 25] == ["open"]
+    assert [its.verdict for its in john_subclustering.energy_large_claims(rows) if its.printed == 25] == ["open"]
 
 
 def test_figures_of_scaled_entries_stay_open():
@@ -149,7 +149,7 @@ def test_claims_of_001_know_of_their_folds():
     assert [folds_of(records(folds)) for folds in (3, None)] == [0.5, 0.0]
     assert data.overlap({"name": "digits"}) == data.overlap({"name": "orl", "test_size": 1 / 3}) == pytest.approx(0.5)
     assert folds_of({}) == folds_of({"all": {"dense": []}}) == 0.0
-    for claims in (evolving.glioma, *evolving.DATA["orl"].all()):
+    for claims in (chouliaras_evolution.glioma, *chouliaras_evolution.DATA["orl"].all()):
         for wide, plain in zip(claims(records(3)), claims(records(None)), strict=True):
             assert wide.text != plain.text  # other intervals
 
@@ -230,15 +230,15 @@ def test_every_entry_is_well_formed():
     entries = [(document, entry) for document in all_documents() for entry in document.entries]
     keys = [document.key(entry) for document, entry in entries]
     assert len(set(keys)) == len(keys) > 90
-    assert [document.id for document in all_documents()] == ["000", "001", "002", "003", "004"]
+    assert [document.author for document in all_documents()] == ["srivastava", "chouliaras", "keller", "john", "moczulski"]
     for _, entry in entries:
         for maker in entry.by:
             made = reproduce.ALL[maker.name]
             assert maker.case is None or maker.case in made.cases
     with pytest.raises(ValueError, match="a `reason` is missing"):
-        Document(id="005", title="", entries=[{"where": "Table 1", "about": "", "state": "not made"}])
+        Document(cite="Nobody 2000", title="", entries=[{"where": "Table 1", "about": "", "state": "not made"}])
     with pytest.raises(ValueError, match="expected `by` where it is made"):
-        Document(id="005", title="", entries=[{"where": "Table 1", "about": "", "state": "full"}])
+        Document(cite="Nobody 2000", title="", entries=[{"where": "Table 1", "about": "", "state": "full"}])
 
 
 def test_all_that_can_be_made_is_reached():
@@ -299,7 +299,7 @@ def few(monkeypatch, tmp_path):
         {"where": "Table 9.1", "about": "Numbers.", "by": ["first", "second"], "state": "full"},
         {"where": "Fig. 9.9", "about": "A curve.", "state": "not made", "reason": "No time.", "slip": "Inverted."},
     ]
-    monkeypatch.setattr(reproduce, "all_documents", lambda: [Document(id="000", title="T.", entries=entries)])
+    monkeypatch.setattr(reproduce, "all_documents", lambda: [Document(cite="Srivastava 2022", title="T.", entries=entries)])
     monkeypatch.chdir(tmp_path)
     return reproduce.ALL
 
@@ -332,7 +332,7 @@ def test_readable_at_100_columns(few, monkeypatch, capsys):
     monkeypatch.setattr("filigree.cli.output.out.width", 100, raising=False)
     for document in reproduce.all_documents():
         assert document.entries
-    _, out, _ = call(monkeypatch, capsys, "reproduce", "--document", "000")
+    _, out, _ = call(monkeypatch, capsys, "reproduce", "--document", "Srivastava")
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -341,7 +341,7 @@ def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
     folders = [tmp_path / "runs"]
 
     def state(**options):
-        return newest(made_of("first", **options), folders)[0]
+        return newest_record(made_of("first", **options), folders)[0]
 
     assert (state().state, state().current) == ("current", True)
     assert state(scale=2.0).state == "config changed"
@@ -357,10 +357,10 @@ def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
 
 def test_parts_of_a_record(few, tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, "reproduce", "first", "--seed", "1")
-    kept = newest(few["first"], [tmp_path / "runs"])[0]
-    assert (kept.state, kept.done, kept.asked, kept.current) == ("current", 1, 2, False)
+    kept = newest_record(few["first"], [tmp_path / "runs"])[0]
+    assert (kept.state, kept.done, kept.total, kept.current) == ("current", 1, 2, False)
     call(monkeypatch, capsys, "reproduce", "first")
-    assert newest(few["first"], [tmp_path / "runs"])[0].current
+    assert newest_record(few["first"], [tmp_path / "runs"])[0].current
     assert calls == [("a", 1, False), ("a", 0, False)]
 
 
@@ -374,7 +374,7 @@ def test_files_without_provenance_are_kept(few, tmp_path, monkeypatch, capsys):
     assert calls == []
     summary = Summary.load(folder / "summary.json")
     assert (summary.code, summary.config, summary.seconds, summary.complete) == (None, None, None, {"a": [0, 1]})
-    assert newest(few["first"], [tmp_path / "runs"])[0].state == "code changed (unknown)"
+    assert newest_record(few["first"], [tmp_path / "runs"])[0].state == "code changed (unknown)"
 
 
 def test_older_formats_are_named_in_a_line(few, tmp_path, monkeypatch, capsys):
@@ -395,7 +395,7 @@ def test_the_newest_record_counts(few, tmp_path, monkeypatch, capsys):
     summary = Summary.load(tmp_path / "runs" / "first" / "summary.json")
     for finished, place in (("2000-01-01T00:00:00+00:00", "runs"), ("2999-01-01T00:00:00+00:00", "results")):
         summary.model_copy(update={"finished": finished}).save(tmp_path / "results" / "first.json")
-        kept, _ = newest(few["first"], [tmp_path / "runs", tmp_path / "results"])
+        kept, _ = newest_record(few["first"], [tmp_path / "runs", tmp_path / "results"])
         assert kept.path.parts[-2 if place == "results" else -3] == place
 
 
@@ -408,7 +408,7 @@ class Resuming(reproduce.Computation):
 def test_what_was_stopped(tmp_path, resumes, same):
     """A recipe goes on, by another code perhaps; a computation is made anew, so it is the new code's alone."""
     made = made_of() if not resumes else Resuming("counted", "Numbers.", count_up, ("a",))
-    run = provenance.Run.begin(made.config_of("a", 0, Asked()))
+    run = provenance.RunProvenance.begin(made.config_of("a", 0, Request()))
     run.seconds, run.commit, run.machine = 100.0, "old", {"cpu": "old"}
     if not same:
         run.code = "other"
@@ -416,7 +416,7 @@ def test_what_was_stopped(tmp_path, resumes, same):
     ledger.runs["a", 0] = run
     ledger.save(("a", 0))
     with reproduce.Bars(Console(quiet=True)) as bars:
-        made.again(tmp_path, Asked(seeds=[0]), bars)
+        made.again(tmp_path, Request(seeds=[0]), bars)
     after = provenance.Ledger(tmp_path).runs["a", 0]
     assert (after.code is None) == (after.config is None) == (resumes and not same)
     assert after.seconds // 1 == (100 if resumes else 0)
@@ -426,9 +426,9 @@ def test_what_was_stopped(tmp_path, resumes, same):
 
 def test_processes_keep_each_other_s_runs(tmp_path):
     first, second = provenance.Ledger(tmp_path), provenance.Ledger(tmp_path)
-    first.runs["a", 0] = provenance.Run(config="first")
+    first.runs["a", 0] = provenance.RunProvenance(config="first")
     first.save(("a", 0))
-    second.runs["b, c.d", 1] = provenance.Run(config="second")
+    second.runs["b, c.d", 1] = provenance.RunProvenance(config="second")
     second.save(("b, c.d", 1))
     first.runs["a", 0].end()
     first.save(("a", 0))
@@ -439,7 +439,7 @@ def test_processes_keep_each_other_s_runs(tmp_path):
 def test_the_hash_of_the_sources():
     assert provenance.code() == provenance.code()
     names = provenance.sources()
-    for part in ("filigree/train/loop.py", "filigree_papers/recipes/glioma.yaml", "filigree_papers/reproduce/pruning.py",
+    for part in ("filigree/train/loop.py", "filigree_papers/recipes/glioma.yaml", "filigree_papers/reproduce/john_pruning.py",
                  "filigree_papers/reproduce/steps.py"):  # fmt: skip
         assert names[part].is_file()
     for apart in ("filigree/cli/application.py", "filigree/cli/exits.py", "filigree/report/page.py",
@@ -464,16 +464,16 @@ def test_the_configuration_of_a_function_is_its_own_text():
 
 def listed(*kept):
     document = all_documents()[0]
-    return Listed(document, document.entries[0], dict(zip("abc", kept, strict=False)))
+    return ListedEntry(document, document.entries[0], dict(zip("abc", kept, strict=False)))
 
 
 def test_minutes_are_of_all_runs():
     summary = Summary(name="a", seconds=600.0)
-    whole, part = Kept("current", summary, done=3, asked=3), Kept("current", summary, done=3, asked=12)
-    guess, none = Kept("none", expect=7.0), Kept("none")
-    long = Kept("none", expect=30_000.0, long=True)
-    no_time = Kept("current", Summary(name="a"), done=3, asked=3, expect=9.0)
-    rough = Kept("current", summary.model_copy(update={"estimated": True}), done=3, asked=3)
+    whole, part = NewestRecord("current", summary, done=3, total=3), NewestRecord("current", summary, done=3, total=12)
+    guess, none = NewestRecord("none", expect=7.0), NewestRecord("none")
+    long = NewestRecord("none", expect=30_000.0, long=True)
+    no_time = NewestRecord("current", Summary(name="a"), done=3, total=3, expect=9.0)
+    rough = NewestRecord("current", summary.model_copy(update={"estimated": True}), done=3, total=3)
     for kept, minutes, estimated in (
         ([whole], 10, False), ([part], 40, True), ([guess], 7, True), ([whole, guess], 17, True), ([no_time], 9, True),
         ([rough], 10, True), ([whole, long], 10, False), ([long], 30_000, True), ([none], None, True),
@@ -556,12 +556,12 @@ def test_a_renewed_recipe_is_trained_again(tmp_path, monkeypatch):
     made = reproduce.Reproduction(
         "small", "", "demo", {"a": ["training.epochs=1", "model.hidden=[10]", "seeds=[0]"]},
     )  # fmt: skip
-    config = made.config_of("a", 0, Asked())
-    assert config == made.config_of("a", 0, Asked())
-    for other in (Asked(quick=True), Asked(settings=["training.lr=0.5"])):
+    config = made.config_of("a", 0, Request())
+    assert config == made.config_of("a", 0, Request())
+    for other in (Request(quick=True), Request(settings=["training.lr=0.5"])):
         assert made.config_of("a", 0, other) != config
     folder = tmp_path / "a" / "dense-0"
     folder.mkdir(parents=True)
-    made.discard(tmp_path, "a", 0, Asked())
+    made.discard(tmp_path, "a", 0, Request())
     assert not folder.exists()
     shutil.rmtree(tmp_path / "a")

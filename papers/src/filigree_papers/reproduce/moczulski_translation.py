@@ -25,7 +25,7 @@ from filigree_papers.data.parallel import Pair
 from filigree_papers.data.sentences import END, PADDING, UNKNOWN
 from filigree_papers.reproduce.claims import OfRows, before, beside
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.noise import arm
+from filigree_papers.reproduce.moczulski_noise import arm
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import Batch, train_steps
 

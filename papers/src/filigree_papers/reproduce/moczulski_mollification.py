@@ -25,8 +25,8 @@ from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside, by_run, compared, test_accuracy
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, claim
-from filigree_papers.reproduce.language import language, perplexities
-from filigree_papers.reproduce.noise import arm
+from filigree_papers.reproduce.language_training import language, perplexities
+from filigree_papers.reproduce.moczulski_noise import arm
 from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction
 from filigree_papers.reproduce.steps import draw, train_steps
 

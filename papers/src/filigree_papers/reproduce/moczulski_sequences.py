@@ -19,7 +19,7 @@ from filigree_papers import models as own_models
 from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.noise import ARMS, arm
+from filigree_papers.reproduce.moczulski_noise import ARMS, arm
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import draw, masked_loss, train_steps
 

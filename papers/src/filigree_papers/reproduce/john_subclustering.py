@@ -20,7 +20,7 @@ from filigree.report import Chart
 from filigree.train import seed_everything
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, Verdict, claim, figure, positive, share, unprinted
-from filigree_papers.reproduce.pruning import NETWORKS, PRUNING, counted_as_printed, load_mnist, train
+from filigree_papers.reproduce.john_pruning import NETWORKS, PRUNING, counted_as_printed, load_mnist, train
 from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction, metric
 from filigree_papers.reproduce.steps import percent
 

@@ -1,4 +1,4 @@
-"""002: quantisation by sampling, and a constant number of inputs to each unit."""
+"""Keller et al.: quantisation by sampling, and a constant number of inputs to each unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""002: paths through networks, and dropout by partitions."""
+"""Keller et al.: paths through networks, and dropout by partitions."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def dropout_claims(rows: Rows) -> list[Finding]:
             less = [a - b for a, b in zip(*spreads, strict=True)]
             text = f"deviation, dropout's minus partitions' over t {difference(less)} (printed 1.06 and 0.90)"
             parts[text] = positive(less)
-        made.append(claim("002, summary 1", f"{steps}, dropout partitions need less", parts))
+        made.append(claim("Keller et al., summary 1", f"{steps}, dropout partitions need less", parts))
     return made
 
 

@@ -21,7 +21,7 @@ from filigree_papers import data as own_data
 from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.language import language, perplexities, rescaled
+from filigree_papers.reproduce.language_training import language, perplexities, rescaled
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import fewer, percent
 

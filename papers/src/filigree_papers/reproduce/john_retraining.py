@@ -22,7 +22,7 @@ from filigree.train import fit, seed_everything
 from filigree_papers.reproduce.claims import compared
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive, share
-from filigree_papers.reproduce.pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
+from filigree_papers.reproduce.john_pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import percent
 

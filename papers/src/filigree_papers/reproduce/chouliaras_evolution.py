@@ -1,4 +1,4 @@
-"""001: dense networks against sparse ones that evolve; on seven data sets, and what their networks count."""
+"""Chouliaras 2021: dense networks against sparse ones that evolve; on seven data sets, and what their networks count."""
 
 from __future__ import annotations
 
