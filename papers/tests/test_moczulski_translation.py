@@ -129,7 +129,7 @@ def test_every_case_runs(made, root):
 
 
 def test_how_the_captions_are_trained(root):
-    first = {once: moczulski_translation.flickr("soft", 0, True, once=once)[0] for once in (0.0, 1.0)}
+    first = {weight: moczulski_translation.flickr("soft", 0, True, evenness=weight)[0] for weight in (0.0, 1.0)}
     assert first[1.0]["training loss"] > first[0.0]["training loss"] + 0.3
     assert abs(first[1.0]["validation NLL"] - first[0.0]["validation NLL"]) < 0.1  # what is judged is the NLL alone
 

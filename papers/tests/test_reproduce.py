@@ -126,13 +126,20 @@ def test_sizes_counted_as_the_document_does():
 
 
 NOISE = [
-    (moczulski_noise.gaussians, "NAH", None), (moczulski_sequences.unique, "curriculum", None), (moczulski_sequences.unique, "NANIL, annealed", None),
-    (moczulski_sequences.programs, "NAH, alpha 1.15", None), (moczulski_sequences.recall, "NAN, annealed", None),
+    (moczulski_noise.gaussians, "NAH", None),
+    (moczulski_sequences.unique, "curriculum", None),
+    (moczulski_sequences.unique, "NANIL, annealed", None),
+    (moczulski_sequences.programs, "NAH, alpha 1.15", None),
+    (moczulski_sequences.recall, "NAN, annealed", None),
     (moczulski_sequences.translation, "hard", None),
-    (moczulski_noise.mnist, "soft + gradient noise", "mnist"), (moczulski_noise.words, "NAN, alpha 1.15", "ptb"),
-    (moczulski_mollification.parity, "mollified, residual", None), (moczulski_mollification.parity, "residual + batch norm", None),
-    (moczulski_mollification.pentomino, "mollified", None), (moczulski_mollification.words, "mollified", "ptb"),
-    (moczulski_mollification.embedding, "mollified", "ptb"), (moczulski_mollification.residual, "mollified + stochastic depth", "cifar-10"),
+    (moczulski_noise.mnist, "soft + gradient noise", "mnist"),
+    (moczulski_noise.words, "NAN, alpha 1.15", "ptb"),
+    (moczulski_mollification.parity, "mollified, residual", None),
+    (moczulski_mollification.parity, "residual + batch norm", None),
+    (moczulski_mollification.pentomino, "mollified", None),
+    (moczulski_mollification.words, "mollified", "ptb"),
+    (moczulski_mollification.embedding, "mollified", "ptb"),
+    (moczulski_mollification.residual, "mollified + stochastic depth", "cifar-10"),
 ]  # fmt: skip
 
 

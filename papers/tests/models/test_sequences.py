@@ -1,4 +1,4 @@
-"""Recurrent networks of Moczulski 2019, chapter 4: against torch's own packed sequences, and Graves' equations one by one."""
+"""Recurrent networks of Moczulski 2019, chapter 4, against torch's packed sequences and Graves' equations."""
 
 import math
 

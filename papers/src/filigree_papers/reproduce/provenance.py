@@ -32,7 +32,7 @@ class RunProvenance(pydantic.BaseModel, extra="forbid"):
     """Where the run of one case with one seed comes from.
 
     Attributes:
-        config, code: hashes of what was to run, and of the two packages. None: not known, or another code began the run.
+        config, code: hashes of what was to run, and of the two packages. None: not known, or begun by another code.
         commit, dirty, machine, versions: as in a `Record`.
         seconds: the time that all parts of the run took together. estimated: it was not measured.
         finished: when it ended; None while it runs.
