@@ -130,4 +130,4 @@ def counts() -> None:
     for row in all_counts():
         numbers = (row.printed_dense, row.dense, row.printed_sparse, row.distinct, row.merged)
         table.add_row(row.setting, *(f"{n:,}" for n in numbers), row.nearer, f"{row.difference:+.1%}")
-    out.print(table)
+    print_whole(table)
