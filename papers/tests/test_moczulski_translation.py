@@ -64,8 +64,8 @@ def test_nll_is_that_of_sentences():
         return sentence_nll(net(*batch), batch[1])
 
     for size in (1, 2, 3):
-        found = mean_nll(nll, model, own_data.parallel_batches(pairs, size, 0))
-        assert found == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+        mean = mean_nll(nll, model, own_data.parallel_batches(pairs, size, 0))
+        assert mean == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
 
 
 def test_each_region_is_to_be_looked_at_once():
@@ -116,16 +116,16 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("made", moczulski_translation.REPRODUCTIONS, ids=lambda made: made.name)
-def test_every_case_runs(made, root):
-    for case in made.cases:
-        rows = made.compute(case, 0, True)
+@pytest.mark.parametrize("experiment", moczulski_translation.REPRODUCTIONS, ids=lambda experiment: experiment.name)
+def test_every_case_runs(experiment, root):
+    for case in experiment.cases:
+        rows = experiment.compute(case, 0, True)
         assert {row["activation"] for row in rows} == {case}
         assert [row.get("step") for row in rows] == ["2", "4", None]
         assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
         assert {"best validation NLL", "best step", "test NLL", "BLEU-4"} <= set(rows[-1])
-        assert rows == made.compute(case, 0, True)  # of the seed alone
-    assert rows != made.compute(case, 1, True)
+        assert rows == experiment.compute(case, 0, True)  # of the seed alone
+    assert rows != experiment.compute(case, 1, True)
 
 
 def test_how_the_captions_are_trained(root):
@@ -158,16 +158,16 @@ def test_cases_change_what_they_say(root, monkeypatch):
     assert all(torch.equal(model.decoder.weight_hh, first) for _, model in seen)  # all arms start alike
 
 
-@pytest.mark.parametrize("made", moczulski_translation.REPRODUCTIONS, ids=lambda made: made.name)
-def test_tables_and_claims(made, root, tmp_path):
-    cases = made.cases[:3]
+@pytest.mark.parametrize("experiment", moczulski_translation.REPRODUCTIONS, ids=lambda experiment: experiment.name)
+def test_tables_and_claims(experiment, root, tmp_path):
+    cases = experiment.cases[:3]
     with Bars(Console(file=io.StringIO())) as bars:
-        _, findings = made.again(tmp_path / "out", Request(cases=cases, seeds=(0, 1), quick=True), bars)
+        _, findings = experiment.again(tmp_path / "out", Request(cases=cases, seeds=(0, 1), quick=True), bars)
     assert {finding.where for finding in findings} == {
-        "Moczulski 2019, Table 4.4" if "europarl" in made.name else "Moczulski 2019, Table 4.3"
+        "Moczulski 2019, Table 4.4" if "europarl" in experiment.name else "Moczulski 2019, Table 4.3"
     }
     texts = [finding.text for finding in findings]
-    for figure in ("best validation NLL" if "europarl" in made.name else "test NLL", "BLEU-4"):
+    for figure in ("best validation NLL" if "europarl" in experiment.name else "test NLL", "BLEU-4"):
         (soft,) = [text for text in texts if text.startswith(f"soft, {figure}: printed ")]
         assert "(2 runs, 95% [" in soft
     assert any("NAH - soft" in text and "2 pairs" in text for text in texts)
@@ -188,8 +188,8 @@ def test_a_small_language_is_learned(root, monkeypatch):
 
     def score(net):
         batches = list(own_data.parallel_batches(text.train, 20, 0))
-        made = [line for x, _ in batches for line in guessed(net.translate(x))]
-        return {"BLEU-4": bleu(made, [[words(line)] for _, y in batches for line in y])}
+        translated = [line for x, _ in batches for line in guessed(net.translate(x))]
+        return {"BLEU-4": bleu(translated, [[words(line)] for _, y in batches for line in y])}
 
     rows = stopped_early(
         "soft", model, lambda epoch: own_data.parallel_batches(text.train, 20, epoch), nll, nll,

@@ -49,8 +49,8 @@ def test_documents_are_cited_in_one_way():
         assert {f"Chouliaras 2021, {claims.accuracy}", f"Chouliaras 2021, {claims.times}"} <= keys
     cites = "|".join(re.escape(document.cite) for document in all_documents())
     for file in Path(reproduce.__file__).parent.glob("*_*.py"):
-        for place in re.findall(rf'(?<!")"((?:{cites}), [^"{]+)"(?!")', file.read_text()):
-            assert place in keys, f"{file.name}: {place}"
+        for place in re.findall(rf'(?<!")"((?:{cites}), [^"]+)"(?!")', file.read_text()):
+            assert place in keys or "{self." in place, f"{file.name}: {place}"
 
 
 def test_the_seven_settings_of_the_thesis():

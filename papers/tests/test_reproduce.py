@@ -66,7 +66,7 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_every_case_is_a_recipe():
-    for table in filter(lambda made: isinstance(made, reproduce.Reproduction), reproduce.ALL.values()):
+    for table in filter(lambda experiment: isinstance(experiment, reproduce.Reproduction), reproduce.ALL.values()):
         for case in table.cases:
             for quick in (False, True):
                 recipe = table.recipe_of(case, quick)
@@ -92,11 +92,11 @@ calls: list[tuple[str, int]] = []
 
 
 def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
-    made = reproduce.Computation(
+    experiment = reproduce.Computation(
         "counted", "Numbers.", count, ["a", "b"], seeds=(0, 2), charts=[Chart("n", "value", ["kind"])],
         claims=[lambda rows: [unprinted("Srivastava 2022, abstract", f"{len(rows)} rows")]],
     )  # fmt: skip
-    monkeypatch.setitem(reproduce.ALL, "counted", made)
+    monkeypatch.setitem(reproduce.ALL, "counted", experiment)
     code, out, err = call(monkeypatch, capsys, "reproduce", "counted", "--case", "a", "--out", tmp_path)
     assert (code, err) == (0, "")
     assert "2 ± 1.4" in out  # the mean of 1 and 3
@@ -163,7 +163,7 @@ def test_steps_are_looked_at_and_annealed():
             seen.append(float(loss))
 
     rows = train_steps(
-        model, lambda step: (x, x[:, :1] - 2 * x[:, 1:]), lambda net, its: (net(its[0]) - its[1]).square().mean(),
+        model, lambda step: (x, x[:, :1] - 2 * x[:, 1:]), lambda net, xy: (net(xy[0]) - xy[1]).square().mean(),
         torch.optim.SGD(model.parameters(), 0.2), 20, lambda net: {"training": float(net.training)}, 4, [Annealing()],
     )  # fmt: skip
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
@@ -183,8 +183,8 @@ def test_masked_loss_counts_where_the_mask_is_one():
 def test_a_translation_is_right_if_its_words_are():
     """A network whose translations are the wanted ones: what `translate` gives has no first <begin>."""
     _, target = own_data.tasks.translation(50, seed=0)
-    made = target[:, 1:].clone()
-    assert bool(moczulski_sequences.exactly(made, target[:, 1:]).all())
-    made[3, 2] = made[3, 2] % 20 + 3
-    shorter = made[:, : int((made != 0).sum(1).max())]
+    translated = target[:, 1:].clone()
+    assert bool(moczulski_sequences.exactly(translated, target[:, 1:]).all())
+    translated[3, 2] = translated[3, 2] % 20 + 3
+    shorter = translated[:, : int((translated != 0).sum(1).max())]
     assert moczulski_sequences.exactly(shorter, target[:, 1:]).logical_not().nonzero().flatten().tolist() == [3]
