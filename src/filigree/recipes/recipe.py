@@ -301,15 +301,27 @@ def compression(name: str, settings: Sequence[str] = ()) -> Any:
 
 def names() -> list[str]:
     """The recipes that come with the library and with installed extensions."""
-    return sorted(name for name in _files() if not name.startswith("_"))
+    return sorted(name for name in {**_own(), **_of_extensions()} if not name.startswith("_"))
 
 
 @functools.cache
-def _files() -> dict[str, Traversable]:
-    """The recipes of the library and of installed extensions, by name; those with an underscore are only extended."""
-    folders = [resources.files(__package__), *(e.RECIPES for e in extensions() if hasattr(e, "RECIPES"))]
-    files = [file for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
-    return {file.name.removesuffix(".yaml"): file for file in files}
+def _own() -> dict[str, Traversable]:
+    """The library's recipes by name; those with an underscore are only extended."""
+    return _by_name(resources.files(__package__))
+
+
+def _of_extensions() -> dict[str, Traversable]:
+    folders = [extension.RECIPES for extension in extensions() if hasattr(extension, "RECIPES")]
+    return {name: file for folder in folders for name, file in _by_name(folder).items()}
+
+
+def _by_name(folder: Traversable) -> dict[str, Traversable]:
+    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def _find(name: str) -> Traversable | None:
+    """The recipe of this name; only a name that the library does not know loads the extensions."""
+    return _own().get(name) or _of_extensions().get(name)
 
 
 def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -342,8 +354,9 @@ def tree_of(name: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = Path(name)
-    inside = str(name) in names() or (bool(seen) and str(name) in _files())
-    if not inside and path.suffix not in (".yaml", ".yml"):
+    is_file = path.suffix in (".yaml", ".yml")
+    inside = None if is_file or (str(name).startswith("_") and not seen) else _find(str(name))
+    if not inside and not is_file:
         close = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise RecipeError(
@@ -352,7 +365,7 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not inside and path.exists() and not path.is_file():
         raise RecipeError(f"recipe {name}: not a file.")
     try:
-        with (_files()[str(name)] if inside else path).open(encoding="utf-8") as file:
+        with (inside or path).open(encoding="utf-8") as file:
             tree = plain_yaml(file.read(LARGEST + 1))
     except OSError as error:
         raise RecipeError(f"recipe {name}: {error.strerror or error}.") from None

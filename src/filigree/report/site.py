@@ -78,15 +78,17 @@ def write_site(
         _write_experiment(folder / f"{name}.html", name, entries, charts.get(name, ()))
     numbered, counted = Figures(), Counter(_verdict(entry) for entry in listing)
     body = [
-        "<p>Each method on real data, beside dense training on the same machine, and every table, figure and claim of "
-        "the five source documents beside ours. Weak results stay in.</p>",
+        "<p>Each method on real data, beside dense training on the same machine"
+        + (", and every table, figure and claim of the five source documents beside ours" if listing else "")
+        + ". Weak results stay in.</p>",
         _machines(listing, comparisons),
-        "<p>Of the documents: " + ", ".join(f"{n} {_badge(v)}" for v, n in counted.most_common()) + ".</p>",
-        _contents(comparisons),
+        _contents(comparisons, bool(listing)),
         *(_comparison(comparison, number, numbered) for number, comparison in enumerate(comparisons)),
-        _documents(listing, experiments),
-        f"<script>{FILTER}</script>",
     ]
+    if listing:
+        verdicts = ", ".join(f"{n} {_badge(v)}" for v, n in counted.most_common())
+        body.insert(2, f"<p>Of the documents: {verdicts}.</p>")
+        body += [_documents(listing, experiments), f"<script>{FILTER}</script>"]
     return write_page(folder / "index.html", "What filigree does, measured", "".join(body), numbered, SCRIPT)
 
 
@@ -113,9 +115,10 @@ def _cores(*numbers: object) -> str:
     return f"{' or '.join(map(str, numbers))} core{'' if numbers == (1,) else 's'}"
 
 
-def _contents(comparisons: Sequence[Data]) -> str:
+def _contents(comparisons: Sequence[Data], documents: bool) -> str:
     links = [(f"c{number}", comparison["name"]) for number, comparison in enumerate(comparisons)]
-    links.append(("documents", "the documents' tables, figures and claims"))
+    if documents:
+        links.append(("documents", "the documents' tables, figures and claims"))
     return (
         "<nav aria-label=Contents><ul>"
         + "".join(f'<li><a href="#{at}">{escape(name)}</a></li>' for at, name in links)
