@@ -114,5 +114,5 @@ def test_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"tracker must be one of .*tensorboard.* Got 'paper'"):
         Tracking("paper")
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
-    with pytest.raises(ImportError, match="Tracking: mlflow is needed. pip install mlflow"):
+    with pytest.raises(ImportError, match=r"Tracking: mlflow is needed. pip install mlflow"):
         Tracking("mlflow")
