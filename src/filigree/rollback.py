@@ -42,7 +42,7 @@ class AllOrNothing:
         self._bytes: dict[int, tuple[Tensor, Tensor]] = {}  # of each storage, by its address: as they are, and a copy
         with torch._C.DisableTorchFunctionSubclass():
             self._keep([module.__dict__ for module, _ in self._modules])
-        self._generators = _generators()
+        self._generators, self._grad_mode = _generators(), torch.is_grad_enabled()
 
     # A class, not a generator: one that an interruption left unfinished would be closed, and undo, at any later time.
     def __exit__(
@@ -91,6 +91,7 @@ class AllOrNothing:
         for here, copy in self._bytes.values():
             if not torch.equal(here, copy):  # what nobody wrote into may be memory that nobody may write into
                 here.copy_(copy)
+        torch.set_grad_enabled(self._grad_mode)  # an interruption may keep torch from doing so
         _set_generators(*self._generators)
 
 
@@ -136,7 +137,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _generators() -> tuple[Any, ...]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002 - others draw from it
+    legacy = np.random.get_state()  # noqa: NPY002 - what other code may draw from
+    return random.getstate(), legacy, torch.get_rng_state(), cuda
 
 
 def _set_generators(python: Any, numpy: Any, cpu: Tensor, cuda: list[Tensor] | None) -> None:
