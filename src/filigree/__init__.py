@@ -25,8 +25,13 @@ from filigree.compress import (
 from filigree.compress.compression import compress_
 from filigree.convert import convert_
 from filigree.dynamics import (
+    EXD,
+    LDV,
+    OSV,
+    SET,
     Adaptive,
     Constant,
+    CosineDecay,
     DropoutAnnealing,
     ErrorFeedback,
     Evolution,
@@ -36,6 +41,7 @@ from filigree.dynamics import (
     MollificationAnnealing,
     NoiseAnnealing,
     Oscillation,
+    RigL,
     SelectionSchedule,
     Sequence,
     Static,
@@ -68,7 +74,7 @@ from filigree.nn import (
 )
 from filigree.report import write_report
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
-from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
+from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
 
 
 def __getattr__(name: str) -> Any:
@@ -80,7 +86,11 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "ACDC",
     "AFDF",
+    "EXD",
+    "LDV",
+    "OSV",
     "PHD",
+    "SET",
     "Adaptive",
     "Asymmetric",
     "Budget",
@@ -88,6 +98,7 @@ __all__ = [
     "ClusterPruning",
     "Constant",
     "ConstantFanIn",
+    "CosineDecay",
     "DropoutAnnealing",
     "EarlyStopping",
     "ErdosRenyi",
@@ -118,6 +129,7 @@ __all__ = [
     "RandomPruning",
     "Record",
     "RetrainingBaseline",
+    "RigL",
     "RoundToNearest",
     "SelectionSchedule",
     "Sequence",
@@ -135,6 +147,7 @@ __all__ = [
     "connection_survival",
     "convert_",
     "data",
+    "each_step",
     "evaluate",
     "export",
     "feature_ranking",

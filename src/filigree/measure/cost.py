@@ -20,6 +20,7 @@ from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.sparse.masked import MaskedLayer
 from filigree.nn.structured.fastfood import FastfoodLinear
 from filigree.nn.structured.sell import Sell
+from filigree.nn.untrained import warn_if_untrained
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def measure(
     Returns:
         A printable `Cost`.
     """
+    warn_if_untrained(model, "measure")
     cost = stored(model)
     if example is None:
         return cost
