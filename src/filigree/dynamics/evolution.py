@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from filigree.dynamics.consistency import check_rewired, gathered
+from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
-from filigree.dynamics.horizon import horizon_of
 from filigree.nn import MaskedConv2d, SparseConv2d
 from filigree.nn.untrained import mark_untrained
 

@@ -60,14 +60,15 @@ def RigL(
     """Rigging the lottery (Evci et al. 2020): growth by gradient, by step, at a rate that falls along a cosine.
 
     After every `delta_t`-th step of the optimizer each layer loses the fraction alpha / 2 (1 + cos(pi t / T_end)) of
-    its weakest connections and grows as many, at zero, where the dense gradient of the step is largest. After T_end, the
-    share `t_end` of the run, nothing moves. The defaults are the publication's: alpha = 0.3, delta_t = 100, T_end at
-    three quarters of the steps. Two things differ: the weakest are chosen among the positive and among the negative
-    weights, as in SET, and the step of the optimizer is taken as well, not replaced by the rewiring.
+    its weakest connections and grows as many, at zero, where the dense gradient of the step is largest. After T_end,
+    the share `t_end` of the run, nothing moves. alpha = 0.3 and delta_t = 100 are the publication's; it gives T_end in
+    steps for each task, about three quarters of the run, as the default here. Two things differ: the weakest are chosen
+    among the positive and among the negative weights, as in SET, and the step of the optimizer is taken as well, not
+    replaced by the rewiring.
 
     Args:
         steps: of the run, in steps of the optimizer; `fg.fit` and the callbacks for trainers fill it in. In a loop of
             your own call `step()` after each step of the optimizer.
     """
-    options = {"grow": "gradient", "interval": "step", "every": delta_t} | options
-    return Evolution(model, optimizer, CosineDecay(alpha, t_end), steps, **options)
+    options = {"grow": "gradient"} | options
+    return Evolution(model, optimizer, CosineDecay(alpha, t_end), steps, every=delta_t, interval="step", **options)

@@ -206,7 +206,7 @@ class Function(Schedule):
 
 @config
 class Adaptive(Schedule):
-    """zeta from a training metric (Chouliaras 2021, 6.2 names it as future work): rewire as long as there is much to learn.
+    """zeta from a training metric (future work in Chouliaras 2021, 6.2): rewire as long as there is much to learn.
 
     zeta_i = zeta_min + (zeta_max - zeta_min) min(1, m_i / m_0), with m_i the exponential moving average of the metric
     (weight `smoothing` on the past) and m_0 its first value. With `mode="max"` (accuracies) m is 1 - metric.

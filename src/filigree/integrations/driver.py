@@ -28,7 +28,8 @@ class Driver:
 
     def __init__(self, given: Any) -> None:
         check_callbacks(given, "Dynamics")
-        self._given, self._loaded = given, None
+        self._given = given
+        self._loaded: dict[str, Any] | None = None
 
     def begin(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, steps: int | None, step: int
@@ -36,7 +37,7 @@ class Driver:
         """A run of so many epochs and steps begins (`sys.maxsize`, None: unknown), or goes on at `step`."""
         self.state = FitState(model, optimizer, epochs, History(), step=step)
         self.callbacks = Callbacks(self._given, self.state, "Dynamics")
-        saved: Any = self._loaded
+        saved = self._loaded
         if saved is not None:
             self.state.history.rows[:] = saved["rows"]
             self.callbacks.load_steppers(saved)
@@ -70,7 +71,7 @@ class Driver:
     def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """The epoch is over, and this is what was measured."""
         self.state.epoch = epoch
-        self.state.history.rows.append({"epoch": epoch} | metrics)
+        self.state.history.rows.append({**metrics, "epoch": epoch})  # trainers have epochs of their own
         self.callbacks.end_epoch()
 
     def end(self) -> None:

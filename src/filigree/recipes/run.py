@@ -320,7 +320,7 @@ def _rebuilding(
     recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
     record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
 ) -> tuple[nn.Module, History]:  # fmt: skip
-    """As the first Keras code of SET did (Chouliaras 2021, 4.7): after every epoch the model is made anew from the old weights."""
+    """Train as the first Keras code of SET did (Chouliaras 2021, 4.7): the model is made anew after every epoch."""
     model, rows, elapsed, rng = build(recipe, method, split, number), [], 0.0, None
     evolution = evolution_of(arm, training, model, None, number)
     for epoch in range(training.epochs):

@@ -192,7 +192,7 @@ class Callbacks:
         return {"states": states, "due": [self.steppers.index(stepper) for stepper in self.due], "ended": self.ended}
 
     def load_steppers(self, saved: dict[str, Any], load: Callable[[Any, Any], Any] | None = None) -> None:
-        """Before `on_fit_start`: the states of what steps, and which steps are due. `load` may wrap `load_state_dict`."""
+        """Before `on_fit_start`: the states of what steps, and what is due. `load` may wrap `load_state_dict`."""
         self._load(saved, load, of_steppers=True)
         due, ended = saved["due"], saved["ended"]
         if type(ended) is not int or not all(type(i) is int and 0 <= i < len(self.steppers) for i in due):

@@ -21,11 +21,11 @@ from filigree.train.stepping import FitState
 class Tracking:
     """A hook of `fit` that tells a tracker the run's settings, each epoch's figures, and what came of it.
 
-    `fg.fit(..., callbacks=Tracking("tensorboard", "digits", folder="runs/tensorboard"))`. Settings are those of the run's
-    record, where it has one, and `config`; nested ones get names like `data.name`. Each epoch sends its history row.
-    The end sends `final/<name>` of `History.metrics` and `cost/parameters`, `cost/nonzeros`, `cost/bytes_memory`,
-    `cost/bytes_disk`. A tracker started here is closed also where the run ends in an error: once this hook is gone, or
-    Python ends.
+    `fg.fit(..., callbacks=Tracking("tensorboard", "digits", folder="runs/tensorboard"))`. Settings are those of the
+    run's record, where it has one, and `config`; nested ones get names like `data.name`. Each epoch sends its history
+    row, when the next one begins and the row is complete. The end sends `final/<name>` of `History.metrics` and
+    `cost/parameters`, `cost/nonzeros`, `cost/bytes_memory`, `cost/bytes_disk`. A tracker started here is closed also
+    where the run ends in an error: once this hook is gone, or Python ends.
 
     Args:
         tracker: a name that Accelerate knows ("tensorboard", "mlflow", ...), or a `GeneralTracker` that is started
