@@ -326,7 +326,7 @@ def test_annealing():
     fg.convert_(at_input, fg.Noisy("NANI"))
     fg.NoiseAnnealing(at_input, 4, 1)
     assert at_input[1].sigma == 4
-    for arguments in ({"start": 1, "end": 2}, {"every": 0}, {"steps": 0}, {"schedule": fg.LinearDecrease(1, 0)}):
+    for arguments in ({"start": 1, "end": 2}, {"every": 0}, {"steps": 0}):
         with pytest.raises(ValueError, match="NoiseAnnealing"):
             fg.NoiseAnnealing(model, **arguments)
 
