@@ -181,7 +181,7 @@ def test_plain_training_needs_none_of_them(monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     history = fg.fit(
         model, (torch.randn(8, 2), torch.zeros(8).long()), optimizer=optimizer, epochs=2, progress=False,
-        each_epoch=fg.Evolution(model, optimizer, fg.Constant(0.3), epochs=2),
+        callbacks=fg.Evolution(model, optimizer, fg.Constant(0.3), epochs=2),
     )  # fmt: skip
     assert len(history) == 2
     assert np.isfinite(history[-1]["train_loss"])

@@ -25,8 +25,13 @@ from filigree.compress import (
 from filigree.compress.compression import compress_
 from filigree.convert import convert_
 from filigree.dynamics import (
+    EXD,
+    LDV,
+    OSV,
+    SET,
     Adaptive,
     Constant,
+    CosineDecay,
     DropoutAnnealing,
     ErrorFeedback,
     Evolution,
@@ -36,6 +41,7 @@ from filigree.dynamics import (
     MollificationAnnealing,
     NoiseAnnealing,
     Oscillation,
+    RigL,
     SelectionSchedule,
     Sequence,
     Static,
@@ -67,7 +73,7 @@ from filigree.nn import (
     track_usage,
 )
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
-from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
+from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
 
 if TYPE_CHECKING:
     from filigree import report as report
@@ -93,7 +99,11 @@ def __dir__() -> list[str]:
 __all__ = [
     "ACDC",
     "AFDF",
+    "EXD",
+    "LDV",
+    "OSV",
     "PHD",
+    "SET",
     "Adaptive",
     "Asymmetric",
     "Budget",
@@ -101,6 +111,7 @@ __all__ = [
     "ClusterPruning",
     "Constant",
     "ConstantFanIn",
+    "CosineDecay",
     "DropoutAnnealing",
     "EarlyStopping",
     "ErdosRenyi",
@@ -131,6 +142,7 @@ __all__ = [
     "RandomPruning",
     "Record",
     "RetrainingBaseline",
+    "RigL",
     "RoundToNearest",
     "SelectionSchedule",
     "Sequence",
@@ -148,6 +160,7 @@ __all__ = [
     "connection_survival",
     "convert_",
     "data",
+    "each_step",
     "evaluate",
     "export",
     "feature_ranking",

@@ -277,25 +277,23 @@ def _plain(
     evolution = evolution_of(arm, training, model, optimizer, number)
     if arm.evolution is not None and evolution is None:
         record.notes.append(f"{method}: all layers stay dense at these widths and this density; nothing evolves.")
-    steppers: list[Any] = [] if evolution is None else [evolution]
+    callbacks: list[Any] = [Snapshots(evolution)] if evolution is None else [evolution, Snapshots(evolution)]
     if SelectionSchedule.is_needed(model):
-        steppers.append(SelectionSchedule(model, training.epochs))
-    hooks: list[Any] = [Snapshots(evolution)]
-    each_step = []
+        callbacks.append(SelectionSchedule(model))
     if (noise := arm.anneal) is not None:
         steps = training.epochs * math.ceil(len(split.train.x) / training.batch_size)
         every = {"steps": steps} if noise.every is None else {"every": noise.every}
-        each_step.append(NoiseAnnealing(model, noise.start, noise.end, **every))
+        callbacks.append(NoiseAnnealing(model, noise.start, noise.end, **every))
     if arm.mollify is not None:
-        hooks.append(MollificationAnnealing(model, **arm.mollify.model_dump()))
+        callbacks.append(MollificationAnnealing(model, **arm.mollify.model_dump()))
     if training.tracker is not None:
-        hooks.append(Tracking(training.tracker, f"{recipe.name}/{method}-{number}", folder.parent / "track"))
+        callbacks.append(Tracking(training.tracker, f"{recipe.name}/{method}-{number}", folder.parent / "track"))
     if recipe.watch:
-        hooks.append(Watch(split.classes, evolution))
+        callbacks.append(Watch(split.classes, evolution))
     history = fit(
         model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
-        validation=split.validation, test=split.test, each_epoch=steppers, each_step=each_step,
-        hooks=hooks, augment=split.augment, checkpoint=folder, resume=resume, seed=number,
+        validation=split.validation, test=split.test, callbacks=callbacks, augment=split.augment,
+        checkpoint=folder, resume=resume, seed=number,
         early_stopping=EarlyStopping(patience=training.early_stopping) if training.early_stopping else None,
         progress=progress, record=record,
     )  # fmt: skip
@@ -340,12 +338,16 @@ def _rebuilding(
         rebuilding = time.perf_counter() - began
         part = fit(
             model, split.train, optimizer=optimizer, epochs=1, batch_size=training.batch_size, test=split.test,
-            validation=split.validation, each_epoch=[evolution] if evolution else [], augment=split.augment,
-            seed=number * 100_003 + epoch, progress=False,
+            validation=split.validation, augment=split.augment, seed=number * 100_003 + epoch, progress=False,
         )  # fmt: skip
         rng = torch.get_rng_state()
         row = part.rows[0] | {"epoch": epoch}
         row["seconds"] += rebuilding
+        if evolution is not None:  # each epoch is a run of its own to `fit`, which rewires after no run's last
+            began = time.perf_counter()
+            evolution.step(row)
+            row |= {"zeta": evolution.rate, "rewire_seconds": time.perf_counter() - began}
+            row["seconds"] += row["rewire_seconds"]
         elapsed += row["seconds"]
         rows.append(row | {"elapsed": elapsed})
         record.history = rows

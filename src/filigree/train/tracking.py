@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from filigree.measure.cost import stored
 from filigree.optional import needed
-from filigree.train.hooks import FitState
+from filigree.train.stepping import FitState
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped]
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class Tracking:
     """A hook of `fit` that tells a tracker the run's settings, each epoch's figures, and what came of it.
 
-    `fg.fit(..., hooks=Tracking("tensorboard", "digits", folder="runs/tensorboard"))`. Settings are those of the run's
-    record, where it has one, and `config`; nested ones get names like `data.name`. Each epoch sends its history row.
-    The end sends `final/<name>` of `History.metrics` and `cost/parameters`, `cost/nonzeros`, `cost/bytes_memory`,
-    `cost/bytes_disk`. A tracker started here is closed also where the run ends in an error: once this hook is gone, or
-    Python ends.
+    `fg.fit(..., callbacks=Tracking("tensorboard", "digits", folder="runs/tensorboard"))`. Settings are those of the
+    run's record, where it has one, and `config`; nested ones get names like `data.name`. Each epoch sends its history
+    row, when the next one begins and the row is complete. The end sends `final/<name>` of `History.metrics` and
+    `cost/parameters`, `cost/nonzeros`, `cost/bytes_memory`, `cost/bytes_disk`. A tracker started here is closed also
+    where the run ends in an error: once this hook is gone, or Python ends.
 
     Args:
         tracker: a name that Accelerate knows ("tensorboard", "mlflow", ...), or a `GeneralTracker` that is started
@@ -44,6 +44,7 @@ class Tracking:
         self.config, self._own = dict(config or {}), isinstance(tracker, str)
         self.tracker = _make(tracker, name, str(folder), options) if isinstance(tracker, str) else tracker
         self._finish: weakref.finalize[..., Tracking] | None = None
+        self._logged = 0  # how many rows of the history
 
     def on_fit_start(self, state: FitState) -> None:
         if self._own:
@@ -57,11 +58,18 @@ class Tracking:
             known |= state.record.config
         self.tracker.store_init_configuration(flat(known | self.config))
 
-    def on_epoch_end(self, state: FitState) -> None:
-        row = state.history[-1]
-        self.tracker.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+        self._logged = max(0, len(state.history) - 1)  # a resumed run may have been ended before it sent its last row
+
+    def on_epoch_start(self, state: FitState) -> None:
+        self._log_rows(state)  # of the epochs before: now their rows are complete, with what the rewiring took
+
+    def _log_rows(self, state: FitState) -> None:
+        for row in state.history.rows[self._logged :]:
+            self.tracker.log({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+        self._logged = len(state.history)
 
     def on_fit_end(self, state: FitState) -> None:
+        self._log_rows(state)
         final = {f"final/{name}": value for name, value in state.history.metrics.items()}
         cost = {f"cost/{name}": value for name, value in asdict(stored(state.model)).items() if value is not None}
         self.tracker.log(final | cost, step=len(state.history))

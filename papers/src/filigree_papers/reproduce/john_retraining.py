@@ -79,7 +79,7 @@ def retraining(case: str, seed: int, quick: bool) -> Rows:
         model = models.mlp([784, 300, 100, 10])
         baseline = RetrainingBaseline(split.train.x[:5000], split.train.y[:5000])
         fit(model, split.train, optimizer=OPTIMIZERS[name](model.parameters(), lr), epochs=1 if quick else 5,
-            batch_size=batch, seed=seed, hooks=baseline, progress=False)  # fmt: skip
+            batch_size=batch, seed=seed, callbacks=baseline, progress=False)  # fmt: skip
         target = percent(model, split.validation)
         if target < 50:  # SGD at 0.1 with batches of 32 diverges: there is nothing to regain
             continue

@@ -82,7 +82,7 @@ def paths(case: str, seed: int, quick: bool) -> Rows:
                 convert_(model, Sparse(ErdosRenyi(density=density), seed=seed), where=layer[0])
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         evolution = Evolution(model, optimizer, Constant(0.3), epochs, seed=seed)
-        fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, each_epoch=evolution,
+        fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, callbacks=evolution,
             progress=False)  # fmt: skip
         rows.append(_row("SET, as many weights", 2**power, model, split))
     return rows

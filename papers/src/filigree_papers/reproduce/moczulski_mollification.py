@@ -130,7 +130,7 @@ def residual(case: str, seed: int, quick: bool) -> Rows:
     watched = split.validation.x[:held], split.validation.y[:held]
     history = fit(
         model, train, optimizer=torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4),
-        epochs=1 if quick else 8, batch_size=128, validation=watched, seed=seed, hooks=steppers,
+        epochs=1 if quick else 8, batch_size=128, validation=watched, seed=seed, callbacks=steppers,
         augment=split.augment, progress=False,
     )  # fmt: skip
     rows = [

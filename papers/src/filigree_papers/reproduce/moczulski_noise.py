@@ -63,7 +63,7 @@ def mnist(case: str, seed: int, quick: bool) -> Rows:
     else:
         optimizer = optimizer_of(arm(model, case, seed).parameters())
     history = fit(model, split.train, optimizer=optimizer, epochs=1 if quick else 15, validation=split.validation,
-                  test=split.test, each_step=steppers, seed=seed, progress=False)  # fmt: skip
+                  test=split.test, callbacks=steppers, seed=seed, progress=False)  # fmt: skip
     return [
         {
             "activation": case, "epoch": str(row["epoch"] + 1), "training NLL": row["train_loss"],
