@@ -28,8 +28,8 @@ class AllOrNothing:
         values: whether the numbers in the tensors are copied, and restored too. Without it the block must not write
             into tensors that the model holds, only give it others.
 
-    The cost without `values` is some 30 microseconds a module and no memory beyond the references; with it, one copy
-    of the model besides.
+    The cost is some 40 microseconds a module, and the old tensors stay in memory until the end; with `values`, a copy of
+    the model besides (on one core: 2 ms for 3 million parameters, 180 ms for 85 million).
     """
 
     def __init__(self, model: nn.Module, values: bool) -> None:
