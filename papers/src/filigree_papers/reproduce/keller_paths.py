@@ -40,9 +40,8 @@ def paths(case: str, seed: int, quick: bool) -> Rows:
         for count in (10_000,) if quick else (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
             for how in ("jittered", "independent"):
                 for rescale in (True, False):
-                    config = PathSampling(count, sampling=how, rescale=rescale, seed=seed)
-                    arm = f"{how} paths{', rescaled' if rescale else ''}"
-                    rows.append(_row(arm, count, compressed(model, config), split))
+                    small = compressed(model, PathSampling(count, sampling=how, rescale=rescale, seed=seed))
+                    rows.append(_row(f"{how} paths{', rescaled' if rescale else ''}", count, small, split))
         return rows
     if case == "of each step":
         rows = []
