@@ -56,10 +56,7 @@ class Config:
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
 def config(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, validated dataclass, known by its name to `Config.from_dict`."""
-    options = pydantic.ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False,
-        defer_build=True,  # the first use makes the validator, not the import
-    )  # fmt: skip
+    options = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     decorated = pydantic_dataclass(cls, frozen=True, config=options)
     validated = decorated.__init__
 
