@@ -20,17 +20,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
+from filigree.ops.pattern import csr_pattern
 from filigree.ops.sparse import (
     FLOATS,
     check_layer,
     check_native,
     contiguous,
-    csr_pattern,
     define,
+    in_float32,
     library,
     new_matrix,
     resolved,
-)
+)  # fmt: skip
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -155,9 +156,8 @@ def conv2d(values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indic
     Equivalent to `torch.nn.functional.conv2d` with the dense weight, in O(nnz x outputs).
     """
     check_layer("conv2d", values, bias, x, indices.numel(), indptr.numel() - 1)
-    if x.dtype not in FLOATS:  # half precision is computed in float32
-        wide = conv2d(values.float(), None if bias is None else bias.float(), x.float(), indptr, indices, g)
-        return wide.to(x.dtype)
+    if x.dtype not in FLOATS:
+        return in_float32(lambda v, b, x: conv2d(v, b, x, indptr, indices, g), values, bias, x)
     return torch.ops.filigree.conv2d_forward(values, bias, x, indptr, indices, g.flat())
 
 

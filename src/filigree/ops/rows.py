@@ -9,9 +9,9 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.once_differentiable import once_differentiable
+from filigree.ops.pattern import Pattern
 from filigree.ops.sparse import (
     FLOATS,
-    Pattern,
     check_layer,
     contiguous,
     feature_major,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, in_memory, new_matrix, resolved
+from filigree.ops.sparse import FLOATS, csr_times, in_memory, new_matrix, resolved
 
 # Measured on 784 -> 512 and 1024 -> 1024: above this share of kept entries a dense product of the masked matrix wins,
 DENSE = 0.3
@@ -135,7 +135,7 @@ def times(s: Kept, w: Tensor) -> Tensor:
         return s @ w
     if _is_full(s):
         return s.dense() @ w
-    return _spmm(s.values, s.indptr, s.indices, None, w, s.rows)
+    return csr_times(s.indptr, s.indices, None, s.values, w)
 
 
 def t_times(s: Kept, x: Kept) -> Tensor:
@@ -153,7 +153,7 @@ def t_times(s: Kept, x: Kept) -> Tensor:
     if _is_full(s):
         return s.dense().t() @ x
     index: Any = s
-    return _spmm(s.values, index.t_indptr, index.t_indices, index.t_perm, x, s.width)
+    return csr_times(index.t_indptr, index.t_indices, index.t_perm, s.values, x)
 
 
 def top_backward(
@@ -204,18 +204,6 @@ def _placed(part: Tensor, side: int, index: Tensor, width: int) -> Tensor:
     shape = list(part.shape)
     shape[side] = width
     return part.new_zeros(shape).index_copy_(side, index, part)
-
-
-def _spmm(values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, rows: int) -> Tensor:
-    x = row_major(x)
-    columns = x.shape[1]
-    y = new_matrix(x, rows, columns)
-    kernels.spmm(
-        x.dtype is torch.float64, False, rows, indptr.data_ptr(), indices.data_ptr(),
-        0 if perm is None else perm.data_ptr(), values.data_ptr(), x.data_ptr(), x.stride(0), y.data_ptr(), columns,
-        columns, 0, False,
-    )  # fmt: skip
-    return y
 
 
 def _outer(s: Rows, x: Rows) -> Tensor:

@@ -13,8 +13,8 @@ from filigree.nn.asymmetric.sparsification import Sparsification
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops import reference, selection, sparse
 from filigree.ops.once_differentiable import once_differentiable
+from filigree.ops.pattern import Pattern
 from filigree.ops.rows import rows_backward
-from filigree.ops.sparse import Pattern
 
 
 class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
@@ -48,9 +48,8 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
 
 @torch.compiler.disable
 def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
-    if x.is_cpu and x.dtype not in sparse.FLOATS:  # half precision is computed in float32
-        wide: Tensor = _SparseLinear.apply(x.float(), values.float(), None if bias is None else bias.float(), owner)
-        return wide.to(x.dtype)
+    if x.dtype not in sparse.FLOATS:
+        return sparse.in_float32(lambda v, b, x: _SparseLinear.apply(x, v, b, owner), values, bias, x)
     return _SparseLinear.apply(x, values, bias, owner)
 
 
@@ -59,7 +58,7 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
         rule, pattern = owner.rule, owner.pattern
         rows = sparse.feature_major(x.t())
-        y = torch.ops.filigree.linear_forward(values, bias, rows.t(), False, *pattern)
+        y = sparse.linear(pattern, values, bias, rows.t())
         kept = None if rule.forward is None else rule.forward.mask(y)
         if kept is not None:
             y.mul_(kept)

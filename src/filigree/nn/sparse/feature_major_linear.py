@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.ops import sparse
-from filigree.ops.sparse import Pattern
+from filigree.ops.pattern import Pattern
 from filigree.topology.flat_indices import pattern_from_flat_indices
 
 _NARROW = 32  # outputs up to which the sparse kernels, with every place connected, are faster than a dense product

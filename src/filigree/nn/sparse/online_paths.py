@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.ops.sparse import Pattern, linear
+from filigree.ops.pattern import Pattern
+from filigree.ops.sparse import linear
 from filigree.topology.flat_indices import pattern_from_flat_indices
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.resizing import resize_
-from filigree.ops.sparse import Pattern, csr_pattern
+from filigree.ops.pattern import Pattern, csr_pattern
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
