@@ -53,7 +53,7 @@ def watch(board: Board) -> None:
     But the timings of trained networks, which no one reads here, are cut short.
     """
     board.enter("else")
-    setattr(recipe, "race", lambda works, seconds: time_interleaved(works, 0.01, 2))  # noqa: B010 - of a module that mypy cannot see
+    setattr(recipe, "time_interleaved", lambda works, seconds: time_interleaved(works, 0.01, 2))  # noqa: B010 - of a module that mypy cannot see
     for phase, owners in _OWNERS.items():
         for owner, name in owners:
             setattr(owner, name, _telling(getattr(owner, name), phase, board))

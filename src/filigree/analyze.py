@@ -12,7 +12,7 @@ from filigree.dynamics.evolution import Evolution, Evolvable
 from filigree.topology import science
 
 
-def patterns(model: nn.Module) -> dict[str, science.Pattern]:
+def patterns(model: nn.Module) -> dict[str, science.SparseMatrix]:
     """The sparse layers of a model in order: `(outputs, inputs)`, weights as data."""
     found = {}
     for name, layer in model.named_modules():

@@ -200,7 +200,7 @@ def test_recurrent_networks_end_as_plain_ones(kind):
 def test_gates_are_drawn_towards_their_means():
     """At p = 1: means near g where clipping does not bias them, exactly g where deterministic; t of the annealing."""
     torch.manual_seed(0)
-    gates = fg.nn.mollified_rnn.MollifiedLSTMGates(3)
+    gates = fg.nn.mollified.mollified_rnn.MollifiedLSTMGates(3)
     x = torch.linspace(-0.2, 0.2, 5).expand(40_000, -1)
     assert bool(((gates._gate(x, 0.5).mean(0) - 0.5).abs() < 0.01).all())
     gates.deterministic = True

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.io.saving import description
-from filigree.measure.timing import Timing, time_interleaved
+from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.sparse.masked import MaskedLayer
@@ -150,16 +150,6 @@ def _count_itself(module: Any, total: list[int]) -> None:
         return (y, *rest) if type(found) is tuple else y
 
     module.forward = forward
-
-
-def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """A call that runs the model on `x` without gradients."""
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return model(x)
-
-    return run
 
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""LSTM and GRU with noisy gates: a time step by one kernel each way, and whole sequences by a loop over them."""
+"""LSTM and GRU with noisy gates: a time step by one kernel each way, and whole sequences by a loop over such steps."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def gru_step(px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: S
 
 
 def _check(like: Tensor, hidden: int, rows: int, **states: Tensor) -> None:
-    """Kernels read and write by address: every state must be what its shape and type say."""
+    """Raise `ValueError` unless every state has the shape and type that kernels, which read by address, rely on."""
     for name, state in states.items():
         if state.shape != (rows, hidden) or state.dtype != like.dtype or state.device != like.device:
             raise ValueError(
@@ -99,15 +99,15 @@ class _LSTM(torch.autograd.Function):
         states = torch.empty_like(out)  # the hidden state before each step
         transposed = None if weight is None else weight.t()
         for number, first, size in _walk(sizes, reverse):
-            here = slice(first, first + size)
-            states[here] = h[:size]
+            step = slice(first, first + size)
+            states[step] = h[:size]
             if transposed is not None:
-                pre[here].addmm_(states[here], transposed)
+                pre[step].addmm_(states[step], transposed)
             kernels.noisy_lstm(
-                f64, noise.native(seed, number), size, hidden, pre[here].data_ptr(), p.data_ptr(), c.data_ptr(),
-                out[here].data_ptr(), before[here].data_ptr(),
+                f64, noise.native(seed, number), size, hidden, pre[step].data_ptr(), p.data_ptr(), c.data_ptr(),
+                out[step].data_ptr(), before[step].data_ptr(),
             )  # fmt: skip
-            h[:size] = out[here]
+            h[:size] = out[step]
         ctx.save_for_backward(pre, weight, p, before, states)
         ctx.rest = noise, seed, sizes, reverse
         return out, h, c
@@ -122,16 +122,16 @@ class _LSTM(torch.autograd.Function):
         dh, dc = (resolved(of_state).clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))
         dpre, dp = torch.empty_like(pre), torch.zeros_like(p) if ctx.needs_input_grad[4] else None
         for number, first, size in reversed(_walk(sizes, reverse)):
-            here = slice(first, first + size)
-            of_h = dh[:size] + dout[here]
+            step = slice(first, first + size)
+            of_h = dh[:size] + dout[step]
             kernels.noisy_lstm_backward(
-                f64, noise.native(seed, number), size, hidden, pre[here].data_ptr(), p.data_ptr(),
-                before[here].data_ptr(), of_h.data_ptr(), dc.data_ptr(), dpre[here].data_ptr(), address(dp),
+                f64, noise.native(seed, number), size, hidden, pre[step].data_ptr(), p.data_ptr(),
+                before[step].data_ptr(), of_h.data_ptr(), dc.data_ptr(), dpre[step].data_ptr(), address(dp),
             )  # fmt: skip
             if weight is None:
                 dh[:size] = 0
             else:
-                torch.mm(dpre[here], weight, out=dh[:size])
+                torch.mm(dpre[step], weight, out=dh[:size])
         dweight = dpre.t() @ states if weight is not None and ctx.needs_input_grad[1] else None
         return dpre, dweight, dh, dc, dp, None, None, None, None
 
@@ -147,16 +147,16 @@ class _GRU(torch.autograd.Function):
         ph, out = torch.empty_like(px), px.new_empty(len(px), hidden)
         before = torch.empty_like(out)
         for number, first, size in _walk(sizes, reverse):
-            here = slice(first, first + size)
+            step = slice(first, first + size)
             if bias is None:
-                torch.mm(h[:size], weight.t(), out=ph[here])
+                torch.mm(h[:size], weight.t(), out=ph[step])
             else:
-                torch.addmm(bias, h[:size], weight.t(), out=ph[here])
+                torch.addmm(bias, h[:size], weight.t(), out=ph[step])
             kernels.noisy_gru(
-                f64, noise.native(seed, number), size, hidden, px[here].data_ptr(), ph[here].data_ptr(), p.data_ptr(),
-                h.data_ptr(), before[here].data_ptr(),
+                f64, noise.native(seed, number), size, hidden, px[step].data_ptr(), ph[step].data_ptr(), p.data_ptr(),
+                h.data_ptr(), before[step].data_ptr(),
             )  # fmt: skip
-            out[here] = h[:size]
+            out[step] = h[:size]
         ctx.save_for_backward(px, ph, weight, p, before)
         ctx.rest = noise, seed, sizes, reverse, bias is not None
         return out, h
@@ -172,13 +172,13 @@ class _GRU(torch.autograd.Function):
         dpx, dph = torch.empty_like(px), torch.empty_like(px)
         dp = torch.zeros_like(p) if ctx.needs_input_grad[4] else None
         for number, first, size in reversed(_walk(sizes, reverse)):
-            here = slice(first, first + size)
-            of_h = dh[:size].add_(dout[here])
+            step = slice(first, first + size)
+            of_h = dh[:size].add_(dout[step])
             kernels.noisy_gru_backward(
-                f64, noise.native(seed, number), size, hidden, px[here].data_ptr(), ph[here].data_ptr(), p.data_ptr(),
-                before[here].data_ptr(), of_h.data_ptr(), dpx[here].data_ptr(), dph[here].data_ptr(), address(dp),
+                f64, noise.native(seed, number), size, hidden, px[step].data_ptr(), ph[step].data_ptr(), p.data_ptr(),
+                before[step].data_ptr(), of_h.data_ptr(), dpx[step].data_ptr(), dph[step].data_ptr(), address(dp),
             )  # fmt: skip
-            of_h.addmm_(dph[here], weight)
+            of_h.addmm_(dph[step], weight)
         dweight = dph.t() @ before if ctx.needs_input_grad[1] else None
         return dpx, dweight, dph.sum(0) if has_bias else None, dh, dp, None, None, None, None
 
@@ -186,12 +186,8 @@ class _GRU(torch.autograd.Function):
 class _GRUStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: Seed) -> Tensor:
-        px, ph, p, out = (
-            contiguous(px),
-            contiguous(ph),
-            contiguous(p),
-            h.clone(memory_format=torch.contiguous_format),
-        )
+        px, ph, p = contiguous(px), contiguous(ph), contiguous(p)
+        out = h.clone(memory_format=torch.contiguous_format)
         before = torch.empty_like(out)
         kernels.noisy_gru(
             px.dtype is torch.float64, noise.native(seed), *out.shape, px.data_ptr(), ph.data_ptr(), p.data_ptr(),

@@ -1,4 +1,4 @@
-"""The sparse products again in plain dense torch: the truth for tests, and the path of devices without kernels.
+"""The sparse products in plain dense torch: the reference of the tests, and what devices without kernels run.
 
 All matrices are feature-major: `x` is `(in_features, batch)`. These functions form the dense weight, so they cost
 what a dense layer costs.
@@ -15,7 +15,7 @@ from filigree.ops.pattern import Pattern
 
 
 def dense(indptr: Tensor, indices: Tensor, values: Tensor, in_features: int) -> Tensor:
-    """The dense matrix `(out_features, in_features)` of a pattern in compressed rows and its values; repeats add up."""
+    """The dense matrix `(out_features, in_features)` of compressed rows and values; repeated positions add up."""
     out = values.new_zeros(indptr.numel() - 1, in_features)
     return out.index_put((rows(indptr, indices.numel()), indices.long()), values, accumulate=True)
 

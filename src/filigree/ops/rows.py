@@ -1,4 +1,4 @@
-"""Sparse layers of which only some rows are used: outputs that are wanted, or that have a gradient."""
+"""Sparse layers of which only some rows are computed: outputs that are wanted, or that have a gradient."""
 
 from __future__ import annotations
 

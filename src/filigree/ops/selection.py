@@ -26,8 +26,8 @@ _SCATTER = 24
 class Rows:
     """A matrix `(rows, columns)` with a few entries in each row: `values`, `indices` and `indptr` by rows.
 
-    With the index of its transpose (`t_indptr`, `t_indices`, and `t_perm`, where each entry is in `values`) and the
-    `sums` of its columns, unless it was made without. Indices are int32.
+    `t_indptr` and `t_indices` are the index of its transpose, `t_perm` the position of each of the transpose's entries
+    in `values`, and `sums` the sums of its columns; all four are None where they were not asked for. Indices are int32.
     """
 
     width: int
@@ -44,7 +44,7 @@ class Rows:
         return self.indptr.numel() - 1
 
     def dense(self) -> Tensor:
-        """The same matrix with its zeros, `(rows, width)`."""
+        """The dense matrix, `(rows, width)`."""
         out = self.values.new_empty(self.rows, self.width)
         kernels.spread(
             out.dtype is torch.float64, self.rows, self.width, self.indptr.data_ptr(), self.indices.data_ptr(),
@@ -70,14 +70,14 @@ Kept = Tensor | Rows | Columns
 
 
 def top(x: Tensor, k: int, transposed: bool = True) -> Kept:
-    """Of each row of `x` the k entries of largest magnitude, ties by lower index; zeros are never kept.
+    """Of each row of `x` the k entries of largest magnitude, of equal ones those of lower index; zeros are never kept.
 
     Args:
         x: `(rows, width)`.
         k: at least 1. At k >= width all is kept: `x` itself.
         transposed: with the index of the transpose and the sums of the columns, for `t_times`.
 
-    Equivalent to a stable descending sort of `x.abs()` and zeros behind the k-th place.
+    Equivalent to a stable descending sort of `x.abs()` and zeros after the k-th.
     """
     if k >= x.shape[1]:
         return x
@@ -187,7 +187,7 @@ def sums(s: Kept) -> Tensor:
 
 
 def dense(s: Kept) -> Tensor:
-    """The matrix with its zeros."""
+    """The dense matrix."""
     return s if isinstance(s, Tensor) else s.dense()
 
 

@@ -106,20 +106,20 @@ def in_memory(x: Tensor) -> bool:
 
 
 def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
-    """`ValueError` unless values and bias are of x's type, one a connection and one a row: kernels read by address."""
+    """Raise `ValueError` unless values `(nnz,)` and bias `(rows,)` are of x's type: kernels read memory by address."""
     dtype = x.dtype
     if values.device != x.device:
         raise ValueError(f"{name}: values and x must be on one device. Got {values.device} and {x.device}.")
     if values.dtype is not dtype or values.shape != (nnz,):
-        got = f"{tuple(values.shape)} of {values.dtype}"
-        raise ValueError(f"{name}: values must be ({nnz},) of x's type {dtype}. Got {got}.")
+        given = f"{tuple(values.shape)} of {values.dtype}"
+        raise ValueError(f"{name}: values must be ({nnz},) of x's type {dtype}. Got {given}.")
     if bias is not None and (bias.dtype is not dtype or bias.shape != (rows,)):
-        got = f"{tuple(bias.shape)} of {bias.dtype}"
-        raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {got}.")
+        given = f"{tuple(bias.shape)} of {bias.dtype}"
+        raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {given}.")
 
 
 def check_native(*tensors: Tensor) -> None:
-    """`TypeError` unless kernels read these: numbers of one type, float32 or float64, on the CPU."""
+    """Raise `TypeError` unless kernels can read these tensors: all float32 or all float64, on the CPU."""
     first = tensors[0].dtype
     for tensor in tensors:
         if tensor.dtype is not first or first not in FLOATS or not tensor.is_cpu:
@@ -145,7 +145,7 @@ def _check_values(name: str, pattern: Pattern, values: Tensor) -> None:
 
 
 def resolved(x: Tensor) -> Tensor:
-    """`x` with its numbers in memory: complex arithmetic makes views that are negated when they are read."""
+    """`x` as its numbers are in memory: complex arithmetic makes views that are negated only when they are read."""
     return x.resolve_neg() if x.is_neg() else x
 
 
@@ -163,12 +163,12 @@ def feature_major(x: Tensor) -> Tensor:
 
 
 def new_matrix(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(*shape)`, if large on huge pages: with small ones each row read at random costs a page walk."""
-    made = like.new_empty(shape)
-    bytes_ = made.numel() * made.element_size()
+    """`like.new_empty(*shape)`, on huge pages if it is large: with small ones each random read costs a page walk."""
+    matrix = like.new_empty(shape)
+    bytes_ = matrix.numel() * matrix.element_size()
     if bytes_ >= _LARGE:
-        kernels.advise_huge_pages(made.data_ptr(), bytes_)
-    return made
+        kernels.advise_huge_pages(matrix.data_ptr(), bytes_)
+    return matrix
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -254,61 +254,78 @@ def _linear_backward(
 # -- operators ------------------------------------------------------------------------------------------------------
 
 library = torch.library.Library("filigree", "DEF")
-_PATTERN = "Tensor indptr, Tensor indices, Tensor t_indptr, Tensor t_indices, Tensor t_perm, Tensor t_place"
 
 
-def define(schema: str, cpu: Any, default: Any, fake: Any) -> None:
-    """An operator `torch.ops.filigree.*`: its CPU implementation, that of other devices, and that of fake tensors."""
-    name = schema[: schema.index("(")]
-    library.define(schema)
-    library.impl(name, cpu, "CPU")
-    library.impl(name, default, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"filigree::{name}", fake, lib=library)
+def define(schema: str, cpu: Any, default: Any, fake: Any, cuda: Any = None, matrix: Any = None) -> None:
+    """Define an operator `torch.ops.filigree.*`.
+
+    Args:
+        cpu, default, fake, cuda: implementations for CPU tensors, for other devices, for fake tensors, and (if there is
+            one) for CUDA tensors.
+        matrix: a named tuple of tensors, such as `Pattern`, that stand in the schema as `{matrix}`; implementations take
+            it whole, as their first argument.
+    """
+    name, first = schema[: schema.index("(")], schema[: max(0, schema.find("{matrix}"))].count(",")
+
+    def implementation(function: Any) -> Any:
+        if matrix is None:
+            return function
+        end = first + len(matrix._fields)
+        return lambda *args: function(matrix(*args[first:end]), *args[:first], *args[end:])
+
+    library.define(schema.format(matrix=", ".join(f"Tensor {field}" for field in matrix._fields)) if matrix else schema)
+    library.impl(name, implementation(cpu), "CPU")
+    library.impl(name, implementation(default), "CompositeExplicitAutograd")
+    if cuda is not None and gpu.available:
+        library.impl(name, implementation(cuda), "CUDA")
+    torch.library.register_fake(f"filigree::{name}", implementation(fake), lib=library)
 
 
-def _define(schema: str, cpu: Any, default: Any, cuda: Any, fake: Any) -> None:
-    """`define` for operators that take the six tensors of a `Pattern`: as one, first, in the implementations."""
-    first = schema[: schema.index(_PATTERN)].count(",")
-
-    def with_pattern(function: Any) -> Any:
-        end = first + len(Pattern._fields)
-        return lambda *args: function(Pattern(*args[first:end]), *args[:first], *args[end:])
-
-    define(schema, with_pattern(cpu), with_pattern(default), with_pattern(fake))
-    if gpu.available:
-        library.impl(schema[: schema.index("(")], with_pattern(cuda), "CUDA")
-
-
-_define(
-    f"spmm(Tensor values, Tensor x, {_PATTERN}) -> Tensor",
-    _spmm, reference.spmm, gpu.spmm,
+define(
+    "spmm(Tensor values, Tensor x, {matrix}) -> Tensor",
+    _spmm,
+    reference.spmm,
     lambda pattern, values, x: x.new_empty(pattern.indptr.shape[0] - 1, x.shape[1]),
-)  # fmt: skip
-_define(
-    f"spmm_t(Tensor values, Tensor dy, {_PATTERN}) -> Tensor",
-    _spmm_t, reference.spmm_t, gpu.spmm_t,
+    gpu.spmm,
+    Pattern,
+)
+define(
+    "spmm_t(Tensor values, Tensor dy, {matrix}) -> Tensor",
+    _spmm_t,
+    reference.spmm_t,
     lambda pattern, values, dy: dy.new_empty(pattern.t_indptr.shape[0] - 1, dy.shape[1]),
-)  # fmt: skip
-_define(
-    f"sddmm(Tensor dy, Tensor x, {_PATTERN}) -> Tensor",
-    _sddmm, reference.sddmm, gpu.sddmm,
+    gpu.spmm_t,
+    Pattern,
+)
+define(
+    "sddmm(Tensor dy, Tensor x, {matrix}) -> Tensor",
+    _sddmm,
+    reference.sddmm,
     lambda pattern, dy, x: dy.new_empty(pattern.indices.shape[0]),
-)  # fmt: skip
-_define(
-    f"linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {_PATTERN}) -> Tensor",
-    _linear_forward, reference.linear, gpu.linear,
+    gpu.sddmm,
+    Pattern,
+)
+define(
+    "linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {matrix}) -> Tensor",
+    _linear_forward,
+    reference.linear,
     lambda pattern, values, bias, x, relu: x.new_empty(pattern.indptr.shape[0] - 1, x.shape[0]).t(),
-)  # fmt: skip
-_define(
-    f"linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {_PATTERN}, bool need_input, bool need_bias)"
+    gpu.linear,
+    Pattern,
+)
+define(
+    "linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {matrix}, bool need_input, bool need_bias)"
     " -> (Tensor, Tensor, Tensor)",
-    _linear_backward, reference.linear_backward, gpu.linear_backward,
+    _linear_backward,
+    reference.linear_backward,
     lambda pattern, values, x, y, dy, need_input, need_bias: (
         torch.empty_like(values),
         dy.new_empty(dy.shape[1] if need_bias else 0),
         dy.new_empty(x.shape).t() if need_input else dy.new_empty(0),
     ),
-)  # fmt: skip
+    gpu.linear_backward,
+    Pattern,
+)
 
 
 def _keep_values_and_matrix(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -356,7 +373,7 @@ torch.library.register_autograd("filigree::linear_forward", _linear_formula, set
 
 
 class _LinearOnCPU(torch.autograd.Function):
-    """`linear` for plain CPU tensors: straight to the kernels, at half the price a call of a dispatched operator."""
+    """`linear` for plain CPU tensors: it calls the kernels directly, which halves the cost of a call."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, relu: bool) -> Tensor:

@@ -18,10 +18,10 @@ import scipy.sparse as sp
 import scipy.special
 import scipy.stats
 from scipy.sparse import csgraph
-from scipy.sparse import csr_array as Pattern
+from scipy.sparse import csr_array as SparseMatrix
 
 
-def degrees(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
+def degrees(pattern: SparseMatrix) -> tuple[np.ndarray, np.ndarray]:
     """Fan-in of each output and fan-out of each input."""
     return np.diff(pattern.indptr), np.bincount(pattern.indices, minlength=pattern.shape[1])
 
@@ -92,7 +92,7 @@ def _cut_poisson_mean(wanted: float, start: int) -> float:
     return float(scipy.optimize.brentq(mean, 1e-9, 2 * wanted + 10)) if mean(1e-9) < 0 else 1e-9
 
 
-def clustering(pattern: Pattern, block: int = 512) -> float:
+def clustering(pattern: SparseMatrix, block: int = 512) -> float:
     """Bipartite clustering: 4 (cycles of four) / (paths of three edges) (Robins and Alexander 2004).
 
     Triangles do not exist in layered graphs; squares do. Computed from A A^T by blocks of rows, in O(block x rows).
@@ -111,7 +111,7 @@ def clustering(pattern: Pattern, block: int = 512) -> float:
     return 4 * squares / paths if paths else math.nan
 
 
-def graph(patterns: Sequence[Pattern]) -> sp.csr_array:
+def graph(patterns: Sequence[SparseMatrix]) -> sp.csr_array:
     """The undirected layered graph of a network: inputs first, then each layer's outputs."""
     sizes = [patterns[0].shape[1], *(p.shape[0] for p in patterns)]
     starts = np.cumsum([0, *sizes])
@@ -121,7 +121,7 @@ def graph(patterns: Sequence[Pattern]) -> sp.csr_array:
     return (upper + upper.T).tocsr()
 
 
-def mean_path_length(patterns: Sequence[Pattern], sources: int = 64, seed: int = 0) -> tuple[float, float]:
+def mean_path_length(patterns: Sequence[SparseMatrix], sources: int = 64, seed: int = 0) -> tuple[float, float]:
     """The mean distance between connected nodes of the (layered, undirected) graph, and the share of pairs apart.
 
     Breadth-first from `sources` nodes drawn at random; exact where there are no more nodes than that.
@@ -158,12 +158,12 @@ def survival_curve(births: np.ndarray, deaths: np.ndarray, now: int) -> tuple[np
     return died, np.cumprod(1 - gone / at_risk) if len(died) else np.empty(0)
 
 
-def input_strength(pattern: Pattern) -> np.ndarray:
+def input_strength(pattern: SparseMatrix) -> np.ndarray:
     """The sum of |w| over each input's connections: a ranking of features (Atashgahi et al. 2022, QuickSelection)."""
     return np.bincount(pattern.indices, np.abs(pattern.data), minlength=pattern.shape[1])
 
 
-def rank_features(pattern: Pattern) -> np.ndarray:
+def rank_features(pattern: SparseMatrix) -> np.ndarray:
     """The inputs, strongest first."""
     return np.argsort(-input_strength(pattern), kind="stable")
 
@@ -216,7 +216,7 @@ class NetworkReport:
 
 
 def analyze(
-    patterns: Sequence[Pattern], names: Sequence[str] | None = None, seed: int = 0, nulls: int = 10
+    patterns: Sequence[SparseMatrix], names: Sequence[str] | None = None, seed: int = 0, nulls: int = 10
 ) -> NetworkReport:
     """Every figure of every layer and of the whole network against `nulls` Erdos-Renyi draws.
 
@@ -245,16 +245,20 @@ def analyze(
     return NetworkReport(layers, GraphReport(**_compare("network", patterns, draws, _mean_clustering, seed)))
 
 
-def _mean_clustering(patterns: Sequence[Pattern] | Pattern) -> float:
+def _mean_clustering(patterns: Sequence[SparseMatrix] | SparseMatrix) -> float:
     values = [clustering(p) for p in patterns] if isinstance(patterns, list | tuple) else [clustering(patterns)]
     known = [v for v in values if not math.isnan(v)]
     return float(np.mean(known)) if known else math.nan
 
 
 def _compare(
-    name: str, patterns: Sequence[Pattern], nulls: Sequence[Sequence[Pattern]], cluster: Callable[..., float], seed: int
+    name: str,
+    patterns: Sequence[SparseMatrix],
+    nulls: Sequence[Sequence[SparseMatrix]],
+    cluster: Callable[..., float],
+    seed: int,
 ) -> dict[str, Any]:
-    def figure(graph_: Sequence[Pattern]) -> tuple[float, float]:
+    def figure(graph_: Sequence[SparseMatrix]) -> tuple[float, float]:
         return cluster(graph_[0] if len(graph_) == 1 else list(graph_)), mean_path_length(graph_, seed=seed)[0]
 
     (mine, length), others = figure(patterns), [figure(null) for null in nulls]
@@ -269,7 +273,7 @@ def _compare(
     }
 
 
-def _null(pattern: Pattern, generator: np.random.Generator) -> Pattern:
+def _null(pattern: SparseMatrix, generator: np.random.Generator) -> SparseMatrix:
     rows, cols = pattern.shape
     flat_indices = generator.choice(rows * cols, pattern.nnz, replace=False, shuffle=False)
     return sp.csr_array((np.ones(pattern.nnz), (flat_indices // cols, flat_indices % cols)), shape=pattern.shape)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -23,7 +21,9 @@ from filigree.compress.pruning.resized import NORMS, Resized, sizes_of
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
-from filigree.convert import Change, Conversion, inference_context
+from filigree.convert import Change, Conversion
+from filigree.measure.timing import inference, time_interleaved
+from filigree.modes import evaluating
 from filigree.nn.dropout.dropout_variants import StrengthDropout
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
 from filigree.nn.noisy.noisy_activations import WithNoise
@@ -296,14 +296,9 @@ def _latencies(model: nn.Module, made: nn.Module, x: Tensor) -> str:
     parts = []
     for batch in (1, 128):
         inputs = x[torch.arange(batch) % len(x)]
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(6):
-            for network, its in zip((model, made), times, strict=True):
-                with inference_context(network), torch.inference_mode():
-                    began = time.perf_counter()
-                    network(inputs)
-                    its.append(time.perf_counter() - began)
-        before, after = (1e3 * statistics.median(its[1:]) for its in times)
+        with evaluating(model), evaluating(made):
+            works = [inference(network, inputs) for network in (model, made)]
+            before, after = (timing.median for timing in time_interleaved(works, seconds=0.05))
         verdict = f"{before / after:.1f}x" if after < 0.98 * before else "not faster"
         parts.append(f"batch {batch}: {before:.3g} -> {after:.3g} ms ({verdict})")
     return "; ".join(parts)

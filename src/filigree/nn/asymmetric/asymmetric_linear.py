@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
+from filigree.nn.drop_in import DropIn
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
@@ -18,7 +19,7 @@ NOTHING: Any = None
 
 @dataclass(frozen=True)
 class Rule:
-    """What is kept in a layer's passes; see `fg.Asymmetric`, whose fields these are, resolved for a layer and epoch."""
+    """What is kept in a layer's passes: the fields of `fg.Asymmetric`, resolved for a layer and an epoch."""
 
     forward: Sparsification | None = None
     sensitivity: Sparsification | None = None
@@ -33,7 +34,7 @@ class Rule:
         return not any((self.forward, self.sensitivity, self.inputs, self.weights)) and self.feedback is None
 
     def is_plain_topk(self, width: int) -> bool:
-        """Whether the kernel that does all in one go is for it: few neurons by top-k, nothing else."""
+        """Whether the fused kernel computes it: few neurons, chosen by top-k, and no other function."""
         function = self.sensitivity
         if not isinstance(function, TopK) or function.ties != "index" or self.feedback is not None:
             return False
@@ -41,15 +42,16 @@ class Rule:
 
     def at(self, layer: str, epoch: int, epochs: int | None) -> Rule:
         fields = ("forward", "sensitivity", "inputs", "weights")
-        found = {name: getattr(self, name) for name in fields}
-        return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in found.items() if f is not None})
+        functions = {name: getattr(self, name) for name in fields}
+        return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in functions.items() if f is not None})
 
 
 class Asymmetrical:
-    """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
+    """Base of layers with a sparsified backward pass: it holds the rule of each epoch.
 
     Attributes:
-        config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.track_usage` writes.
+        config: the `fg.Asymmetric` that the layer was made by. rule: its fields resolved for this epoch.
+        watched: the `LayerUsage` that the layer's passes are recorded in by `fg.track_usage`, or None.
     """
 
     def set_rule(self, config: Any, name: str, shared: dict[str, Any] | None = None) -> Self:
@@ -64,7 +66,7 @@ class Asymmetrical:
         try:
             self.rule: Rule = self.config.rule.at(self._name, epoch, epochs)
         except HorizonError:
-            self.rule = NOTHING  # until fg.SelectionSchedule says it
+            self.rule = NOTHING  # until fg.SelectionSchedule tells the number of epochs
         return self
 
     def adjoint(self, weight: Tensor) -> Tensor | None:
@@ -88,7 +90,7 @@ class Asymmetrical:
             )
 
 
-class AsymmetricLinear(Asymmetrical, nn.Linear):
+class AsymmetricLinear(Asymmetrical, DropIn, nn.Linear):
     """`nn.Linear` with an exact forward and a sparsified backward pass (Srivastava 2022, chapters 7 and 8).
 
     With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:
@@ -102,14 +104,6 @@ class AsymmetricLinear(Asymmetrical, nn.Linear):
 
     relu = False
 
-    @classmethod
-    def like(cls, linear: nn.Linear) -> Self:
-        """The same layer with the same parameter objects."""
-        with torch.device("meta"):
-            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        made.weight, made.bias = linear.weight, linear.bias
-        return made
-
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
             y = super().forward(x)
@@ -122,8 +116,7 @@ class AsymmetricLinear(Asymmetrical, nn.Linear):
 
     def dense(self) -> nn.Module:
         """The equivalent `nn.Linear` (and `nn.ReLU`), with a copy of the parameters and exact gradients."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        linear.load_state_dict(self.state_dict())
+        linear = super().dense()
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
 
@@ -134,7 +127,7 @@ def asymmetric_linear(
     """`x W^T + bias`, differentiated by the owner's rule; x `(..., in)`."""
     x, weight, bias = autocast(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
-    y: Tensor = _Linear.apply(flat, weight, bias, owner, relu)
+    y: Tensor = _AsymmetricProduct.apply(flat, weight, bias, owner, relu)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -146,21 +139,13 @@ def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     return x.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
 
 
-class _Linear(torch.autograd.Function):
+class _AsymmetricProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool) -> Tensor:
         rule = ctx.rule = owner.rule
         ctx.owner = owner
         y = nn.functional.linear(x, weight, bias)
-        kept = None if rule.forward is None else rule.forward.mask(y)
-        if kept is not None:
-            y.mul_(kept)
-        ctx.watched = owner.watched
-        if ctx.watched is not None:
-            ctx.watched.saw_forward(kept, *y.shape)
-        if relu:
-            y.relu_()
-            kept = y > 0
+        kept = sparsify_output_(ctx, y, relu)
         inputs = _saved_inputs(rule, x) if ctx.needs_input_grad[1] else x.new_empty(0)
         ctx.saved = _pack(inputs)
         mask = y if relu and inputs is x else kept  # the next layer holds y as its input; the mask is smaller
@@ -180,6 +165,21 @@ class _Linear(torch.autograd.Function):
         x = _unpack(ctx.saved, tensors) if need_weight else NOTHING
         dx, dw, db = linear_gradients(ctx.owner, ctx.rule, delta, x, weight, need_input, need_weight, ctx.watched)
         return dx, dw, db if need_bias else None, None, None
+
+
+def sparsify_output_(ctx: Any, y: Tensor, relu: bool) -> Tensor | None:
+    """Apply the rule's `forward` function, and ReLU, to a layer's output in place; the usage is recorded.
+
+    Returns:
+        A mask of the outputs `(batch, out)` that have a gradient; None if all have.
+    """
+    kept = None if ctx.rule.forward is None else ctx.rule.forward.mask(y)
+    if kept is not None:
+        y.mul_(kept)
+    ctx.watched = ctx.owner.watched
+    if ctx.watched is not None:
+        ctx.watched.saw_forward(kept, *y.shape)
+    return y.relu_() > 0 if relu else kept
 
 
 def linear_gradients(
@@ -234,9 +234,10 @@ def choose(function: Sparsification | None, x: Tensor, unified: bool, transposed
 def _union(
     kept: Kept, delta: Tensor, x: Kept | None, weight: Tensor, adjoint: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A weight takes part if its neuron was chosen by sensitivity, or by its input's column of W (Srivastava 2022, eq. 8.3).
+    """Gradients where a weight takes part if its neuron was chosen by sensitivity or by its input's column of W.
 
-    This is a dense product and a sparse one: there is nothing to save in a union with a choice that is nearly full.
+    This is Srivastava 2022, eq. 8.3. It takes a dense product and a sparse one: a union with a choice that is nearly
+    full saves nothing.
     """
     chosen = adjoint != 0
     rest = torch.where(chosen, 0, weight)
@@ -265,7 +266,7 @@ def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tens
 
 
 def _saved_inputs(rule: Rule, x: Tensor) -> Kept:
-    """The input as it is, or only what is kept of it: then the activation itself may go."""
+    """The input as it is, or only what is kept of it: then the activation itself need not be stored."""
     return choose(rule.inputs, x, rule.unified, transposed=False)
 
 

@@ -12,15 +12,25 @@ from filigree.nn.rnn import LoopedRNN, gru_cell, like_rnn, lstm_cell
 
 
 class _AsymmetricRNN(Asymmetrical, LoopedRNN):
+    """Base of both. Parameters, arguments and results are those of the torch class, the dense equivalent.
+
+    The torch class computes eval mode and exact gradients, unless gates of another kind have been put in.
+    """
+
     @classmethod
     def like(cls, rnn: Any) -> Self:
         """The same network with the same parameter objects."""
         return like_rnn(cls, rnn)
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if not self.has_gates and self._is_exact():
+            return super(LoopedRNN, self).forward(input, hx)
+        return super().forward(input, hx)
+
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        me: Any = self
-        bias = getattr(me, f"bias_{part}{suffix}") if me.bias else None
-        return asymmetric_linear(x, getattr(me, f"weight_{part}{suffix}"), bias, self)
+        if self._is_exact():
+            return super()._product(x, part, suffix)
+        return asymmetric_linear(x, *self._weight_and_bias(part, suffix), self)
 
     def _is_exact(self) -> bool:
         if not (self.training and torch.is_grad_enabled()) or self.config.rule.is_exact:
@@ -30,28 +40,12 @@ class _AsymmetricRNN(Asymmetrical, LoopedRNN):
 
 
 class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):
-    """`nn.LSTM` with sparsified gradients of its products with weights: delta is that of the four gates together.
-
-    Parameters, arguments and results are those of `nn.LSTM`, which is its dense equivalent and computes its eval mode.
-    """
+    """`nn.LSTM` with sparsified gradients of its products with weights: delta is that of the four gates together."""
 
     _cell = staticmethod(lstm_cell)
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if not self.has_gates and self._is_exact():
-            return nn.LSTM.forward(self, input, hx)
-        return self.looped(input, hx)
-
 
 class AsymmetricGRU(_AsymmetricRNN, nn.GRU):
-    """`nn.GRU` with sparsified gradients of its products with weights: delta is that of the three gates together.
-
-    Parameters, arguments and results are those of `nn.GRU`, which is its dense equivalent and computes its eval mode.
-    """
+    """`nn.GRU` with sparsified gradients of its products with weights: delta is that of the three gates together."""
 
     _cell = staticmethod(gru_cell)
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if not self.has_gates and self._is_exact():
-            return nn.GRU.forward(self, input, hx)
-        return self.looped(input, hx)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.ops.integers import Integers, integer_linear
 
@@ -54,9 +53,5 @@ class IntegerLinear(IntegerLayer):
     @torch.no_grad()
     def dense(self) -> nn.Module:
         """The equivalent torch module: an `nn.Linear`, followed by `nn.ReLU` where that is fused in."""
-        options: dict[str, Any] = {"device": self.scale.device, "dtype": self.scale.dtype}
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, **options)
-        linear.weight.copy_(self._dense_weight())
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
+        linear = dense_linear(self._dense_weight(), self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear

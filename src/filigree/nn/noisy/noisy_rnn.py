@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from filigree.nn.drop_in import share_parameters
 from filigree.nn.noisy.noisy_activations import Kind, WithNoise
 from filigree.nn.rnn import GatedRNN, States
 from filigree.ops.noise import Seed, draw_seed, runs_kernels
@@ -16,11 +16,11 @@ from filigree.ops.noisy_rnn import gru_reference, gru_step, gru_steps, lstm_refe
 
 
 class NoisyGates(WithNoise):
-    """The noisy activations of a recurrent cell: a module from both products and the old states to the new states.
+    """Base of the noisy activations of a recurrent cell: they map both products and the old states to the new states.
 
     Args:
-        hidden: units of the state. per_unit: p has a number for each unit and activation, or one for each activation.
-        Others: as of `filigree.nn.NoisyHardTanh`.
+        hidden: units of the state. per_unit: p has a number for each unit and activation, else one for each activation.
+        Others: as in `filigree.nn.NoisyHardTanh`.
     """
 
     activations: int
@@ -44,7 +44,7 @@ class NoisyGates(WithNoise):
         )
 
     def seed(self) -> Seed:
-        """Of the noise of one call; in eval mode the mean that stands for it."""
+        """The seed of the noise of one call; in eval mode the mean that stands for the noise."""
         if self.draws:
             return draw_seed()
         return self.mean if self.kind in ("NAN", "NAH") else 0.0
@@ -57,7 +57,7 @@ class NoisyGates(WithNoise):
 
 
 class NoisyLSTMGates(NoisyGates):
-    """i, f, o by noisy hard sigmoids, the candidate and the state's own activation by noisy hard tanhs."""
+    """The gates of an LSTM: i, f, o are noisy hard sigmoids, the candidate and the cell's output noisy hard tanhs."""
 
     activations = 5
 
@@ -70,7 +70,7 @@ class NoisyLSTMGates(NoisyGates):
 
 
 class NoisyGRUGates(NoisyGates):
-    """r and z by noisy hard sigmoids, the candidate by a noisy hard tanh."""
+    """The gates of a GRU: r and z are noisy hard sigmoids, the candidate is a noisy hard tanh."""
 
     activations = 3
 
@@ -93,7 +93,7 @@ class NoisyLSTM(GatedRNN, nn.LSTM):
         me: Any = self
         noise = me.gates[suffix]
         pre = self._product(x, "ih", suffix)
-        if not noise.is_native(pre):  # autocast made it half as wide, or it lies on another device
+        if not noise.is_native(pre):  # it is in half precision under autocast, or on another device
             return super()._steps(x, sizes, states, suffix, reverse)
         if me.bias:
             pre = pre + getattr(me, f"bias_hh{suffix}")
@@ -121,16 +121,13 @@ class NoisyGRU(GatedRNN, nn.GRU):
 
 
 class _NoisyCell:
-    """An `nn.LSTMCell` or `nn.GRUCell` with noisy gates."""
+    """Base of an `nn.LSTMCell` or `nn.GRUCell` with noisy gates."""
 
     @classmethod
     def like(cls, cell: Any, gates: NoisyGates) -> Any:
-        with torch.device("meta"):
-            made: Any = cls(cell.input_size, cell.hidden_size, cell.bias)  # type: ignore[call-arg]
-        for name in dict(made.named_parameters()):
-            setattr(made, name, getattr(cell, name))
-        made.gates = gates
-        return made.train(cell.training)
+        noisy: Any = share_parameters(cls, cell)  # type: ignore[type-var]
+        noisy.gates = gates
+        return noisy
 
     def _step(self, x: Tensor, states: States | None, count: int) -> States:
         me: Any = self

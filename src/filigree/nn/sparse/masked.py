@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
@@ -96,11 +97,7 @@ class MaskedLinear(MaskedLayer):
 
     @torch.no_grad()
     def sparse(self) -> SparseLinear:
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        linear.weight.copy_(self.weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return SparseLinear.from_dense(linear, self.mask, self.relu)
+        return SparseLinear.from_dense(dense_linear(self.weight, self.bias), self.mask, self.relu)
 
 
 class MaskedConv2d(MaskedLayer):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.nn.drop_in import dense_linear, share_parameters
 from filigree.ops.pattern import Pattern
 from filigree.ops.sparse import linear
 from filigree.topology.flat_indices import pattern_from_flat_indices
@@ -77,9 +78,7 @@ class PathLinear(nn.Linear):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent of eval mode, with a copy of the parameters."""
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        made.load_state_dict(self.state_dict())
-        return made
+        return dense_linear(self.weight, self.bias)
 
 
 class _Gather(torch.autograd.Function):
@@ -121,13 +120,10 @@ class OnlinePaths(Conversion):
         check_chain(layers, names, "OnlinePaths")
         sampler, changes = PathSampler(self.paths, self.sampling, self.rescale), []
         for name, layer in zip(names, layers, strict=True):
-            made: Any = PathLinear.__new__(PathLinear)
-            nn.Module.__init__(made)
-            made.in_features, made.out_features = layer.in_features, layer.out_features
-            made.weight, made.bias, made.sampler = layer.weight, layer.bias, sampler
-            made.position = len(sampler.layers)
-            sampler.layers.append(made)
-            replace_module(model, name, made)
+            path_linear = share_parameters(PathLinear, layer)
+            path_linear.sampler, path_linear.position = sampler, len(sampler.layers)
+            sampler.layers.append(path_linear)
+            replace_module(model, name, path_linear)
             size = sum(p.numel() for p in layer.parameters())
             changes.append(Change(name, "Linear", f"PathLinear({self.paths} paths)", (size, size),
                                   (layer.weight.numel(), min(self.paths, layer.weight.numel()))))  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.ops import reference, sparse
 from filigree.topology import ErdosRenyi, Size, Topology
@@ -83,11 +84,8 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Module:
         """The equivalent torch module: an `nn.Linear`, followed by `nn.ReLU` where that is fused in."""
-        options: dict[str, Any] = {"device": self.values.device, "dtype": self.values.dtype}
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, **options)
-        linear.weight.copy_(reference.dense(self.indptr, self.indices, self.values, self.in_features))
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
+        weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
+        linear = dense_linear(weight, self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
     @classmethod

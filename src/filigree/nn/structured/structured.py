@@ -22,7 +22,7 @@ Deviation = Annotated[float, pydantic.Field(gt=0)]
 
 
 class Structured(Conversion):
-    """Base of the configs of structured layers. A new one implements `build`."""
+    """Base of the configs of structured layers. A new config implements `build`."""
 
     seed: int
 
@@ -36,8 +36,8 @@ class Structured(Conversion):
     def gains(self, module: nn.Module) -> bool:
         if not isinstance(module, nn.Linear):
             return True
-        made = self.build(module.in_features, module.out_features, 0)
-        return _parameters(made) < module.weight.numel() and _macs(made) < module.weight.numel()
+        layer = self.build(module.in_features, module.out_features, 0)
+        return max(_parameters(layer), _macs(layer)) < module.weight.numel()
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return [self._replace(model, name, number) for number, name in enumerate(names)]
@@ -48,16 +48,16 @@ class Structured(Conversion):
         seed = self.seed + 7919 * number
         if isinstance(layer, nn.RNNBase):
             looped = StructuredRNN(layer, lambda i, o, n: self.build(i, o, seed + n))
-            made: nn.Module = looped
+            new: nn.Module = looped
             macs = sum(_macs(product) for product in looped.products.values())
         else:
-            made = self.build(layer.in_features, layer.out_features, seed)
-            macs = _macs(made)
-        replace_module(model, name, _like(made, layer))
-        notes = [what for what, mine, its in (("larger", _parameters(made), before[0]), ("more work", macs, before[1]))
-                 if mine >= its]  # fmt: skip
+            new = self.build(layer.in_features, layer.out_features, seed)
+            macs = _macs(new)
+        replace_module(model, name, _to_device_of(new, layer))
+        after = _parameters(new), macs
+        notes = [what for what, old, now in zip(("larger", "more work"), before, after, strict=True) if now >= old]
         note = " and ".join(notes) + " than dense" if notes else ""
-        return Change(name, _label(layer), _label(made), (before[0], _parameters(made)), (before[1], macs), note)
+        return Change(name, _label(layer), _label(new), (before[0], after[0]), (before[1], macs), note)
 
 
 @config
@@ -99,7 +99,7 @@ class ACDC(Structured):
 
 @config
 class AFDF(Structured):
-    """Linear layers become AFDF cascades, complex inside, real outside: `filigree.nn.AFDFLinear` (Moczulski 2019, 3.10.5)."""
+    """Linear layers become AFDF cascades, real outside: `filigree.nn.AFDFLinear` (Moczulski 2019, 3.10.5)."""
 
     order: Order = 1
     unitary: bool = False
@@ -112,7 +112,7 @@ class AFDF(Structured):
 
 @config
 class Circulant(Structured):
-    """Linear layers become circulant ones behind random signs: `filigree.nn.CirculantLinear` (Moczulski 2019, eq. 3.23)."""
+    """Linear layers become circulant matrices: `filigree.nn.CirculantLinear` (Moczulski 2019, eq. 3.23)."""
 
     random_signs: bool = True
     bias: bool = True
@@ -135,7 +135,7 @@ class Toeplitz(Structured):
 
 @config
 class PHD(Structured):
-    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (Moczulski 2019, eq. 3.15)."""
+    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (Moczulski 2019, 3.15)."""
 
     density: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     adaptive: bool = True
@@ -147,12 +147,13 @@ class PHD(Structured):
 
 @config
 class FuseLinears(Conversion):
-    """Consecutive linear layers become one structured layer, and the classifier behind them is made anew.
+    """Consecutive linear layers become one structured layer and a new classifier after it.
 
-    The layers selected by `where`, in the model's order: all but the last become `by`, of `features` outputs, with what
-    stood between them (ReLU, dropout) once behind it; the last becomes an `nn.Linear` from those features. LeNet's
-    800 -> 500 -> 10 with `FuseLinears(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7 with
-    `FuseLinears(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (Moczulski 2019, 3.9.5-7, 3.10.7.2).
+    Of the layers selected by `where`, in the model's order, all but the last become `by`, of `features` outputs, with
+    what stood between them (ReLU, dropout) once after it; the last becomes an `nn.Linear` from those features. LeNet's
+    800 -> 500 -> 10 with `FuseLinears(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7
+    with `FuseLinears(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (Moczulski 2019, 3.9.5
+    to 3.9.7 and 3.10.7.2).
     """
 
     by: Any
@@ -174,13 +175,13 @@ class FuseLinears(Conversion):
                 raise ValueError(
                     f"FuseLinears: {name!r} does not read the {one.out_features} outputs of the layer before it."
                 )
-        made = _like(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
+        fused = _to_device_of(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.by.seed)
             head = nn.Linear(self.features, layers[-1].out_features, layers[-1].bias is not None)
-        _like(head, layers[-1])
-        replace_module(model, names[0], made)
-        changes = [_change(names[0], layers[0], made)]
+        _to_device_of(head, layers[-1])
+        replace_module(model, names[0], fused)
+        changes = [_change(names[0], layers[0], fused)]
         between = _between(model, names)
         for name, layer in zip(names[1:-1], layers[1:-1], strict=True):
             replace_module(model, name, nn.Identity())
@@ -194,13 +195,15 @@ class FuseLinears(Conversion):
 def sell_groups(
     model: nn.Module, lr: float, a: float = 24.0, d: float = 12.0, weight_decay: float = 0.0005
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer as 3.10.7.2 of Moczulski 2019 trains: A at `a` times and D at `d` times the learning rate,
-    without weight decay on either (nor on the biases of D)."""
+    """Parameter groups for an optimizer (Moczulski 2019, 3.10.7.2).
+
+    A has `a` times and D has `d` times the learning rate; neither they nor the biases of D have weight decay.
+    """
     groups: dict[str, list[nn.Parameter]] = {"A": [], "D": [], "biases": [], "rest": []}
     seen = set()
     for module in model.modules():
         if isinstance(module, ACDCLinear | AFDFLinear):
-            in_signal = True  # A comes first, then D behind the transform
+            in_signal = True  # A comes first, D after the transform
             for kind, name in module.program:
                 if kind in ("dct", "fft"):
                     in_signal = False
@@ -220,20 +223,20 @@ def sell_groups(
 
 
 def _between(model: nn.Module, names: list[str]) -> list[str]:
-    """Activations and dropout that stood behind the inner layers of the span: one set of them is enough."""
+    """Names of activations and dropout after the inner layers of the span, of which one set is enough."""
     order = [name for name, module in model.named_modules() if not list(module.children())]
     inner = order[order.index(names[1]) : order.index(names[-1])] if len(names) > 2 else []
     return [name for name in inner if isinstance(model.get_submodule(name), nn.ReLU | nn.Dropout)]
 
 
-def _like(made: nn.Module, layer: nn.Module) -> nn.Module:
-    """On the layer's device and of its type; what has no device yet is made on the CPU."""
+def _to_device_of(new: nn.Module, layer: nn.Module) -> nn.Module:
+    """Move a module to the layer's device and type; in place of a layer on the meta device it stays on the CPU."""
     example = next(layer.parameters())
     if not example.is_meta:
-        made.to(example.device)
+        new.to(example.device)
     if example.dtype.is_floating_point and example.dtype != torch.float32:
-        made.to(example.dtype)
-    return made
+        new.to(example.dtype)
+    return new
 
 
 def _change(name: str, before: nn.Module, after: nn.Module) -> Change:
@@ -246,7 +249,8 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _macs(module: nn.Module) -> int:
-    return int(module.macs) if hasattr(module, "macs") else sum(p.numel() for p in module.parameters() if p.dim() > 1)  # type: ignore[arg-type]
+    macs: Any = getattr(module, "macs", None)
+    return macs if macs is not None else sum(p.numel() for p in module.parameters() if p.dim() > 1)
 
 
 def _label(module: nn.Module) -> str:
