@@ -235,7 +235,7 @@ def same_kind(mine: Tensor, exact: Tensor) -> None:
 
 
 def test_a_nan_that_no_connection_reads_does_not_show() -> None:
-    """Where the dense twin multiplies it by zero, and spreads it."""
+    """Where the dense reference multiplies it by zero, and spreads it."""
     pattern = pattern_from_flat_indices(
         torch.tensor([0, 5]), 3, 4
     )  # input 2 and 3 feed nothing, output 2 reads nothing

@@ -24,7 +24,7 @@ from filigree.nn.structured.sell import Sell
 
 @dataclass(frozen=True)
 class Cost:
-    """What `measure` found.
+    """The costs that `measure` returns.
 
     Attributes:
         parameters: numbers that are trained and stored. nonzeros: those that are not zero.
@@ -140,14 +140,14 @@ def _count_itself(module: Any, total: list[int]) -> None:
         data = x.data if isinstance(x, PackedSequence) else x
         total[0] += data.numel() // data.shape[-1] * each
         with torch.no_grad(), _disable_current_modes():
-            found = run(x, *others, **named)
-        y, *rest = found if type(found) is tuple else (found,)
+            outputs = run(x, *others, **named)
+        y, *rest = outputs if type(outputs) is tuple else (outputs,)
         nothing = 0 * data.sum() + 0 * sum(p.abs().sum() for p in module.parameters())
         if isinstance(y, PackedSequence):
             y = PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
         else:
             y = y + nothing
-        return (y, *rest) if type(found) is tuple else y
+        return (y, *rest) if type(outputs) is tuple else y
 
     module.forward = forward
 

@@ -1,4 +1,4 @@
-"""The modules, one idea a file, each beside its config, each with `.dense()`."""
+"""The layers and other modules, and the configs that put them into a model; layers have `.dense()`."""
 
 import importlib
 from typing import Any
@@ -52,7 +52,7 @@ from filigree.nn.structured.structured_rnn import StructuredRNN
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FastfoodFeatures":  # a scikit-learn estimator, imported when it is asked for
+    if name == "FastfoodFeatures":  # a scikit-learn estimator, imported when it is used
         return importlib.import_module("filigree.sklearn").FastfoodFeatures
     raise AttributeError(f"module 'filigree.nn' has no attribute {name!r}")
 

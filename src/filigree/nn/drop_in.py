@@ -1,4 +1,4 @@
-"""Layers that stand in for one of torch's, and torch's layers in place of ours: the same settings, other arithmetic."""
+"""Layers that replace one of torch's, with its settings and parameters, and torch's layers made of ours."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def share_parameters(kind: type[M], module: nn.Module) -> M:
     Args:
         kind: the torch class of the module, or a class that extends it and takes the same arguments.
     """
-    made = kind(**_settings(next(base for base in _SETTINGS if isinstance(module, base)), module), device="meta")
-    for name in (*made._parameters, *made._buffers):
-        setattr(made, name, getattr(module, name))
-    return made.train(module.training)
+    layer = kind(**_settings(next(base for base in _SETTINGS if isinstance(module, base)), module), device="meta")
+    for name in (*layer._parameters, *layer._buffers):
+        setattr(layer, name, getattr(module, name))
+    return layer.train(module.training)
 
 
 def recast(kind: type[M], module: nn.Module) -> M:
@@ -55,10 +55,10 @@ def recast(kind: type[M], module: nn.Module) -> M:
 
     The objects are the same; what is added to the new module or taken out of it does not change the old one.
     """
-    made = object.__new__(kind)
+    new = object.__new__(kind)
     own = {key: copy.copy(value) for key, value in module.__dict__.items() if isinstance(value, dict)}
-    made.__dict__ = {**module.__dict__, **own}
-    return made
+    new.__dict__ = {**module.__dict__, **own}
+    return new
 
 
 def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

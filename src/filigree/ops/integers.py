@@ -77,7 +77,7 @@ def _forward(matrix: Integers, x: Tensor, scale: Tensor, bias: Tensor | None, re
         counts.data_ptr(), columns.data_ptr(), columns.stride(0), y.data_ptr(), batch, scale.data_ptr(),
         0 if bias is None else bias.data_ptr(), relu,
     )  # fmt: skip
-    return y.t().data  # no view: may be changed in place
+    return y.t().data  # no view, so that it may be changed in place
 
 
 def _dense(matrix: Integers, scale: Tensor, cols: int) -> Tensor:

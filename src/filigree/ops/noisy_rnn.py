@@ -116,7 +116,7 @@ class _LSTM(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor | None, ...]:
         pre, weight, p, before, states = ctx.saved_tensors
-        pre, p, before = contiguous(pre), contiguous(p), contiguous(before)  # hooks may have laid them out anew
+        pre, p, before = contiguous(pre), contiguous(p), contiguous(before)  # hooks may have changed their strides
         noise, seed, sizes, reverse = ctx.rest
         f64, hidden = pre.dtype is torch.float64, dc.shape[1]
         dh, dc = (resolved(of_state).clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))

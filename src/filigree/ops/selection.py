@@ -27,7 +27,7 @@ class Rows:
     """A matrix `(rows, columns)` with a few entries in each row: `values`, `indices` and `indptr` by rows.
 
     `t_indptr` and `t_indices` are the index of its transpose, `t_perm` the position of each of the transpose's entries
-    in `values`, and `sums` the sums of its columns; all four are None where they were not asked for. Indices are int32.
+    in `values`, and `sums` the sums of its columns; all four may be None. Indices are int32.
     """
 
     width: int

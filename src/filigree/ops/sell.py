@@ -179,7 +179,7 @@ class _Sell(torch.autograd.Function):
         held, program = _program(steps, size, tensors)
         kernels.sell(x.dtype is torch.float64, *program, *_matrix(x), *_matrix(y)[1:])
         del held
-        return y.data  # no view: may be changed in place
+        return y.data  # no view, so that it may be changed in place
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -233,7 +233,7 @@ def _linear_backward(
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
     check_native(values, x, dy)
     batch, out_features = dy.shape
-    y = None if y is None else feature_major(y.t()).t()  # hooks may have laid it out anew
+    y = None if y is None else feature_major(y.t()).t()  # hooks may have changed its strides
     values, x, dy = contiguous(values), feature_major(x), resolved(dy)
     dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)
@@ -262,8 +262,8 @@ def define(schema: str, cpu: Any, default: Any, fake: Any, cuda: Any = None, mat
     Args:
         cpu, default, fake, cuda: implementations for CPU tensors, for other devices, for fake tensors, and (if there is
             one) for CUDA tensors.
-        matrix: a named tuple of tensors, such as `Pattern`, that stand in the schema as `{matrix}`; implementations take
-            it whole, as their first argument.
+        matrix: a named tuple of tensors, such as `Pattern`, that stand in the schema as `{matrix}`; implementations
+            take it whole, as their first argument.
     """
     name, first = schema[: schema.index("(")], schema[: max(0, schema.find("{matrix}"))].count(",")
 

@@ -24,9 +24,8 @@ class AsymmetricConv2d(Asymmetrical, DropIn, nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+        if self.is_exact():
             return super().forward(x)
-        self.check_rule()
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=mode), [0, 0]

@@ -70,7 +70,7 @@ class Asymmetrical:
         return self
 
     def adjoint(self, weight: Tensor) -> Tensor | None:
-        """W with each input's column sparsified (the perceptron adjoint); chosen anew when W has changed."""
+        """W with each input's column sparsified (the perceptron adjoint); it is chosen again when W has changed."""
         if self.rule.weights is None:
             return None
         where = weight.data_ptr(), weight.dtype, weight.device  # `.to` and `.data =` leave the version as it is
@@ -83,11 +83,19 @@ class Asymmetrical:
                 self._cache[id(weight)] = held
         return held[1]
 
-    def check_rule(self) -> None:
+    def is_exact(self: Any) -> bool:
+        """Whether gradients are exact now: in eval mode, without gradients, or by the rule.
+
+        Raises:
+            ValueError: the rule depends on the number of epochs, which is not known.
+        """
+        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+            return True
         if self.rule is None:
             raise ValueError(
                 f"{self._name}: its schedule needs to know the number of epochs: fg.SelectionSchedule(model, epochs)."
             )
+        return False
 
 
 class AsymmetricLinear(Asymmetrical, DropIn, nn.Linear):
@@ -105,11 +113,10 @@ class AsymmetricLinear(Asymmetrical, DropIn, nn.Linear):
     relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
-            y = super().forward(x)
-            return y.relu() if self.relu else y
-        self.check_rule()
-        return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
+        if not self.is_exact():
+            return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
+        y = super().forward(x)
+        return y.relu() if self.relu else y
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "") + f", {self.config.label()}"
@@ -132,7 +139,7 @@ def asymmetric_linear(
 
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A layer's tensors as torch's own layers see them: under autocast of the lower type."""
+    """A layer's tensors in the type in which torch's own layers compute: under autocast the lower one."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, weight, bias
     lower = torch.get_autocast_dtype(x.device.type)
@@ -248,7 +255,7 @@ def _union(
 
 
 def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tensor) -> Tensor:
-    """Direct feedback alignment: the output's error by a fixed random matrix, made again from its seed at each use.
+    """Direct feedback alignment: the output's error by a fixed random matrix, drawn again from its seed at each use.
 
     The first layer of a backward pass is the output layer: its delta is the error that all layers receive.
     """
@@ -266,7 +273,7 @@ def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tens
 
 
 def _saved_inputs(rule: Rule, x: Tensor) -> Kept:
-    """The input as it is, or only what is kept of it: then the activation itself need not be stored."""
+    """The input, or only what the rule keeps of it: then the activation itself need not be stored."""
     return choose(rule.inputs, x, rule.unified, transposed=False)
 
 

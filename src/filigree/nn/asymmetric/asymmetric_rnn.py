@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, asymmetric_linear
@@ -19,24 +18,18 @@ class _AsymmetricRNN(Asymmetrical, LoopedRNN):
 
     @classmethod
     def like(cls, rnn: Any) -> Self:
-        """The same network with the same parameter objects."""
+        """This network with the settings and the parameter objects of an `nn.LSTM` or `nn.GRU`."""
         return like_rnn(cls, rnn)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        if not self.has_gates and self._is_exact():
+        if not self.has_gates and self.is_exact():
             return super(LoopedRNN, self).forward(input, hx)
         return super().forward(input, hx)
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        if self._is_exact():
+        if self.is_exact():
             return super()._product(x, part, suffix)
         return asymmetric_linear(x, *self._weight_and_bias(part, suffix), self)
-
-    def _is_exact(self) -> bool:
-        if not (self.training and torch.is_grad_enabled()) or self.config.rule.is_exact:
-            return True
-        self.check_rule()
-        return False
 
 
 class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM):

@@ -33,9 +33,8 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear):
         return recast(cls, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+        if self.is_exact():
             return super().forward(x)
-        self.check_rule()
         x = self._checked(x)
         y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)

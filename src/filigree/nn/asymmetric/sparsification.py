@@ -55,7 +55,7 @@ class Sparsification(Config):
         return torch.where(self.mask(x), x, 0)
 
     def kept(self, x: Tensor, transposed: bool = True) -> Kept:
-        """`self(x)` for a matrix `(rows, width)`, in the form that products with it are fastest in."""
+        """`self(x)` for a matrix `(rows, width)`, in the form with which products are fastest."""
         return selection.nonzeros(self(x), transposed)
 
     def at(self, layer: str, epoch: int, epochs: int | None) -> Self:
@@ -176,7 +176,7 @@ class Custom(Sparsification):
 
 
 def as_sparsification(given: Any) -> Sparsification | None:
-    """A sparsification function from one, its plain form, or a callable; None stays."""
+    """A `Sparsification` from one, from its plain form, or from a callable; None stays None."""
     if given is None or isinstance(given, Sparsification):
         return given
     if isinstance(given, Mapping):

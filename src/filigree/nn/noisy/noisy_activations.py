@@ -34,7 +34,7 @@ DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {
 
 
 def of_units(values: Tensor, x: Tensor, dim: int) -> Tensor:
-    """A number for each unit, or one for all, so that they broadcast against x with its units along `dim`."""
+    """Values for each unit, or one for all, reshaped to broadcast against x with its units along `dim`."""
     if values.numel() == 1:
         return values.to(x).reshape(())
     return values.to(x).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
@@ -80,7 +80,7 @@ class WithNoise(nn.Module):
         self.kind, self.alpha, self.c, self.sigma = kind, float(alpha), float(c), float(sigma)
         self.noise, self.exact, self.learn_p = noise, exact, learn_p
         start = torch.empty(shape).uniform_(-1, 1) if p is None else torch.full(shape, float(p))
-        if learn_p and kind not in ("NANI", "NANIS"):  # these have no p
+        if learn_p and kind not in ("NANI", "NANIS"):  # these kinds have no p
             self.p = nn.Parameter(start)
         else:
             self.register_buffer("p", start)
@@ -108,12 +108,12 @@ class WithNoise(nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether there is anything random: in training, unless its scale is 0."""
+        """Whether random numbers are drawn: in training, unless their scale is 0."""
         scale = self.sigma if self.kind in ("NANI", "NANIS") else self.c
         return self.training and scale > 0
 
     def sample(self, like: Tensor) -> Tensor:
-        """xi (or epsilon) as torch draws it."""
+        """xi (or epsilon), drawn by torch, in the shape of `like`."""
         distribution = self._distribution
         if distribution is None:
             return torch.randn_like(like)

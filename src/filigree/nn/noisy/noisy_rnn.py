@@ -50,7 +50,7 @@ class NoisyGates(WithNoise):
         return self.mean if self.kind in ("NAN", "NAH") else 0.0
 
     def xi(self, like: Tensor) -> list[Tensor | float]:
-        """Noise for each activation, as torch draws it."""
+        """Noise for each activation, drawn by torch in the shape of `like`."""
         if not self.draws:
             return [self.mean if self.kind in ("NAN", "NAH") else 0.0] * self.activations
         return [self.sample(like) for _ in range(self.activations)]
@@ -86,7 +86,7 @@ class NoisyLSTM(GatedRNN, nn.LSTM):
     """`nn.LSTM` with noisy gates: parameters, arguments and results are the same, and p besides.
 
     A time step is a product with the state and one kernel, forward and back. Without noise (alpha = 1, c = 0) it is an
-    LSTM with h of 4.3 and 4.4 in place of tanh and sigmoid.
+    LSTM with the hard tanh and sigmoid of Moczulski 2019, eqs. 4.3 and 4.4.
     """
 
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:

@@ -57,7 +57,7 @@ class Sell(DenseWeight, nn.Module):
         return self.run(rows).reshape(*x.shape[:-1], self.out_features)
 
     def run(self, x: Tensor) -> Tensor:
-        """The program on `(batch, in_features)`."""
+        """Run the program on `(batch, in_features)`."""
         named = [name for _, name in self.program if name is not None]
         numbers = {name: i for i, name in enumerate(named)}
         steps = [(kind, None if name is None else numbers[name]) for kind, name in self.program]
@@ -110,5 +110,5 @@ def diagonal(n: int, sigma: float, generator: torch.Generator, mean: float = 1.0
 
 
 def signs(n: int, generator: torch.Generator) -> Tensor:
-    """n times +1 or -1."""
+    """n numbers drawn from +1 and -1."""
     return torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1

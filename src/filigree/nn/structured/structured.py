@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -22,13 +23,15 @@ Deviation = Annotated[float, pydantic.Field(gt=0)]
 
 
 class Structured(Conversion):
-    """Base of the configs of structured layers. A new config implements `build`."""
+    """Base of the configs of structured layers. Their fields are arguments of `layer`, or `build` is overridden."""
 
+    layer: ClassVar[Any]
     seed: int
 
     def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
         """The layer in place of an `nn.Linear` of these sizes."""
-        raise NotImplementedError
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return self.layer(in_features, out_features, **options | {"seed": seed})
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, FeatureMajorLinear, nn.LSTM, nn.GRU)
@@ -64,22 +67,19 @@ class Structured(Conversion):
 class Fastfood(Structured):
     """Linear layers become (Adaptive) Fastfood: `filigree.nn.FastfoodLinear` (Moczulski 2019, 3.9)."""
 
+    layer = FastfoodLinear
     adaptive: bool = True
     sigma: Deviation | None = None
     bias: bool = False
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     seed: int = 0
 
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return FastfoodLinear(
-            in_features, out_features, self.adaptive, self.sigma, self.bias, dropout=self.dropout, seed=seed
-        )
-
 
 @config
 class ACDC(Structured):
     """Linear layers become ACDC cascades of order K: `filigree.nn.ACDCLinear` (Moczulski 2019, 3.10)."""
 
+    layer = ACDCLinear
     order: Order = 1
     bias: bool = True
     relu: bool = False
@@ -90,59 +90,45 @@ class ACDC(Structured):
     pad: bool = True
     seed: int = 0
 
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return ACDCLinear(
-            in_features, out_features, self.order, self.bias, self.relu, self.permute, self.sigma, self.structure,
-            self.width, self.pad, seed,
-        )  # fmt: skip
-
 
 @config
 class AFDF(Structured):
     """Linear layers become AFDF cascades, real outside: `filigree.nn.AFDFLinear` (Moczulski 2019, 3.10.5)."""
 
+    layer = AFDFLinear
     order: Order = 1
     unitary: bool = False
     sigma: Deviation = 0.061
     seed: int = 0
-
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return AFDFLinear(in_features, out_features, self.order, self.unitary, self.sigma, seed)
 
 
 @config
 class Circulant(Structured):
     """Linear layers become circulant matrices: `filigree.nn.CirculantLinear` (Moczulski 2019, eq. 3.23)."""
 
+    layer = CirculantLinear
     random_signs: bool = True
     bias: bool = True
     seed: int = 0
-
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return CirculantLinear(in_features, out_features, self.random_signs, self.bias, seed)
 
 
 @config
 class Toeplitz(Structured):
     """Linear layers become Toeplitz matrices: `filigree.nn.ToeplitzLinear`."""
 
+    layer = ToeplitzLinear
     bias: bool = True
     seed: int = 0
-
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return ToeplitzLinear(in_features, out_features, self.bias, seed)
 
 
 @config
 class PHD(Structured):
     """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (Moczulski 2019, 3.15)."""
 
+    layer = PHDLinear
     density: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     adaptive: bool = True
     seed: int = 0
-
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return PHDLinear(in_features, out_features, self.density, self.adaptive, seed)
 
 
 @config

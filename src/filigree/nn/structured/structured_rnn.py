@@ -36,7 +36,7 @@ class StructuredRNN(LoopedRNN):
 
     @classmethod
     def unfolded(cls, rnn: Any) -> StructuredRNN:
-        """The same network with the same parameters, its products `nn.Linear` layers."""
+        """This network with the parameters of `rnn`, its products being `nn.Linear` layers."""
         looped = cls(rnn, lambda i, o, n: nn.Linear(i, o, bias=False, device="meta"))
         for name, parameter in rnn.named_parameters():
             kind, key = name.split("_", 1)
