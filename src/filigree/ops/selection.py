@@ -8,7 +8,7 @@ features. CPU tensors of float32 and float64 run the kernels; all else takes pla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,22 +22,27 @@ DENSE = 0.3
 _SCATTER = 24
 
 
+class Transpose(NamedTuple):
+    """The index of the transpose of `Rows`; `perm` is the position in `values` of each of its entries.
+
+    `sums` `(width,)` are the sums of the columns.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    perm: Tensor
+    sums: Tensor
+
+
 @dataclass(frozen=True)
 class Rows:
-    """A matrix `(rows, columns)` with a few entries in each row: `values`, `indices` and `indptr` by rows.
-
-    `t_indptr` and `t_indices` are the index of its transpose, `t_perm` the position of each of the transpose's entries
-    in `values`, and `sums` the sums of its columns; all four may be None. Indices are int32.
-    """
+    """A matrix `(rows, width)` with a few entries in each row: `values`, `indices` and `indptr` by rows, int32."""
 
     width: int
     values: Tensor
     indptr: Tensor
     indices: Tensor
-    t_indptr: Tensor | None = None
-    t_indices: Tensor | None = None
-    t_perm: Tensor | None = None
-    sums: Tensor | None = None
+    transpose: Any = None  # a Transpose, where `t_times` and `sums` are needed
 
     @property
     def rows(self) -> int:
@@ -118,13 +123,14 @@ def _rows(x: Tensor, k: int, transposed: bool) -> Rows:
     parts = block.split([rows + 1, room, *([back, room, room] if transposed else [])])
     values, sums = x.new_empty(room), x.new_empty(width if transposed else 0)
     addresses = [part.data_ptr() for part in parts[2:]] or [0, 0, 0]
-    kernels_at = (x.dtype is torch.float64, rows, width, k, x.data_ptr(), x.stride(0))
     nnz = kernels.top(
-        *kernels_at, parts[0].data_ptr(), parts[1].data_ptr(), values.data_ptr(), *addresses, sums.data_ptr()
-    )
+        x.dtype is torch.float64, rows, width, k, x.data_ptr(), x.stride(0), parts[0].data_ptr(), parts[1].data_ptr(),
+        values.data_ptr(), *addresses, sums.data_ptr(),
+    )  # fmt: skip
     if not transposed:
         return Rows(width, values[:nnz].clone() if nnz < room else values, parts[0], parts[1][:nnz])
-    return Rows(width, values[:nnz], parts[0], parts[1][:nnz], parts[2], parts[3][:nnz], parts[4][:nnz], sums)
+    transpose = Transpose(parts[2], parts[3][:nnz], parts[4][:nnz], sums)
+    return Rows(width, values[:nnz], parts[0], parts[1][:nnz], transpose)
 
 
 def times(s: Kept, w: Tensor) -> Tensor:
@@ -152,8 +158,7 @@ def t_times(s: Kept, x: Kept) -> Tensor:
         return s.t() @ x
     if _is_full(s):
         return s.dense().t() @ x
-    index: Any = s
-    return csr_times(index.t_indptr, index.t_indices, index.t_perm, s.values, x)
+    return csr_times(s.transpose.indptr, s.transpose.indices, s.transpose.perm, s.values, x)
 
 
 def top_backward(
@@ -183,7 +188,7 @@ def sums(s: Kept) -> Tensor:
     """The sums of the columns, `(width,)`."""
     if isinstance(s, Columns):
         return s.values.new_zeros(s.width).index_copy_(0, s.index, s.values.sum(0))
-    return s.sum(0) if isinstance(s, Tensor) or s.sums is None else s.sums  # type: ignore[union-attr]
+    return s.sum(0) if isinstance(s, Tensor) else s.transpose.sums
 
 
 def dense(s: Kept) -> Tensor:
@@ -207,11 +212,10 @@ def _placed(part: Tensor, side: int, index: Tensor, width: int) -> Tensor:
 
 
 def _outer(s: Rows, x: Rows) -> Tensor:
-    y = new_matrix(s.values, s.width, x.width)
-    index: Any = s
+    y, index = new_matrix(s.values, s.width, x.width), s.transpose
     kernels.outer(
-        y.dtype is torch.float64, s.width, index.t_indptr.data_ptr(), index.t_indices.data_ptr(),
-        index.t_perm.data_ptr(), s.values.data_ptr(), x.width, x.indptr.data_ptr(), x.indices.data_ptr(),
+        y.dtype is torch.float64, s.width, index.indptr.data_ptr(), index.indices.data_ptr(),
+        index.perm.data_ptr(), s.values.data_ptr(), x.width, x.indptr.data_ptr(), x.indices.data_ptr(),
         x.values.data_ptr(), y.data_ptr(), x.width,
     )  # fmt: skip
     return y
