@@ -15,14 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.io.saving import description
 from filigree.measure.summary import macs_of, nonzeros_of, numbers_of, says
-from filigree.measure.timing import Timing, time_interleaved
+from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
 from filigree.nn.untrained import warn_if_untrained
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs, as `measure` returns it.
+    """The costs that `measure` returns.
 
     Attributes:
         parameters: numbers that are trained and stored. nonzeros: those that are not zero.
@@ -110,8 +110,8 @@ def stored(model: nn.Module) -> Cost:
 def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
 
-    A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its own
-    `macs` for each position of its input, and twice that backward.
+    A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its
+    own `macs` for each position of its input, and twice that backward.
     """
     duplicate = copy.deepcopy(model).eval()
     own = [0]
@@ -136,26 +136,16 @@ def _count_itself(module: Any, total: list[int]) -> None:
         data = x.data if isinstance(x, PackedSequence) else x
         total[0] += data.numel() // data.shape[-1] * each
         with torch.no_grad(), _disable_current_modes():
-            output = run(x, *others, **named)
-        y, *rest = output if type(output) is tuple else (output,)
+            outputs = run(x, *others, **named)
+        y, *rest = outputs if type(outputs) is tuple else (outputs,)
         nothing = 0 * data.sum() + 0 * sum(p.abs().sum() for p in module.parameters())
         if isinstance(y, PackedSequence):
             y = PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
         else:
             y = y + nothing
-        return (y, *rest) if type(output) is tuple else y
+        return (y, *rest) if type(outputs) is tuple else y
 
     module.forward = forward
-
-
-def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """A call that runs the model on `x` without gradients."""
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return model(x)
-
-    return run
 
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:

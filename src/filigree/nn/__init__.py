@@ -1,4 +1,4 @@
-"""The modules, one idea a file, each beside its config, each with `.dense()`."""
+"""The layers and other modules, and the configs that put them into a model; layers have `.dense()`."""
 
 from filigree.nn.asymmetric.asymmetric import Asymmetric, AsymmetricAuto, backward_times
 from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d

@@ -2,7 +2,8 @@
 
 A layer of filigree is a torch module with this mixin: `class MyLayer(Capabilities, nn.Module)`. It has to say its dense
 reference; everything else has a default that is right, if not the cheapest, for a layer whose arithmetic is made of
-torch's operations. What is known of torch's own modules stands in `filigree.measure.summary` and `filigree.nn.resizing`.
+torch's operations. What is known of torch's own modules stands in `filigree.measure.summary` and
+`filigree.nn.resizing`.
 """
 
 from __future__ import annotations
@@ -118,10 +119,3 @@ class Capabilities:
         layer: Any = dense[0] if isinstance(dense, nn.Sequential) else dense
         weight: Tensor = layer.weight
         return weight.detach().flatten(1)
-
-
-def plain_torch(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """The torch module that a subclass of it is in eval mode, with the same parameters, shared ones too."""
-    module = object.__new__(kind)
-    module.__dict__.update(layer.__dict__)
-    return module

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from filigree.nn.drop_in import dense_conv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseConv2d, GatherConv2d
 from filigree.ops import reference
@@ -43,8 +44,8 @@ class SparseConv2d(SparseLayer):
     ) -> None:
         size = conv_size(conv)
         super().__init__(
-            size.out_features, size.in_features, flat_indices, conv.bias is not None, torch.Generator().manual_seed(seed),
-            device or conv.weight.device, conv.weight.dtype,
+            size.out_features, size.in_features, flat_indices, conv.bias is not None,
+            torch.Generator().manual_seed(seed), device or conv.weight.device, conv.weight.dtype,
         )  # fmt: skip
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
@@ -76,16 +77,8 @@ class SparseConv2d(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
-        made = nn.Conv2d(
-            self.in_channels, self.out_channels, _pair(self.kernel_size), _pair(self.stride), self.padding,  # type: ignore[arg-type]
-            _pair(self.dilation), self.groups, self.bias is not None, self.padding_mode,
-            device=self.values.device, dtype=self.values.dtype,
-        )  # fmt: skip
         weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
-        made.weight.copy_(weight.view_as(made.weight))
-        if self.bias is not None and made.bias is not None:
-            made.bias.copy_(self.bias)
-        return made
+        return dense_conv2d(self, weight, self.bias)
 
     @classmethod
     @torch.no_grad()
