@@ -192,7 +192,7 @@ def test_the_fastest_form_is_kept(tmp_path, monkeypatch):
             work()
         return [Timing(1.0 if i == best else 2.0 + i, 0, 0) for i in range(len(works))]
 
-    monkeypatch.setattr(onnx_sparse, "race", time_interleaved)
+    monkeypatch.setattr(onnx_sparse, "time_interleaved", time_interleaved)
     report = check(model, torch.randn(4, 20), tmp_path / "m.onnx", torch.randn(9, 20))
     assert forms(report) == {"fc1": "gather", "fc2": "gather by feature", "fc3": "dense"}
     assert report.layers[0].note == "dense 2 ms, gather 1 ms, gather by feature 4 ms"
