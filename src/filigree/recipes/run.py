@@ -106,13 +106,13 @@ def on(recipe: Recipe, source: str | Path | None) -> Recipe:
 
 def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> list[Path]:
     """The folders in `out` of all runs of this recipe, as it is now, that are finished."""
-    recipe, found = on(recipe, source), []
+    recipe, folders = on(recipe, source), []
     for method in recipe.methods:
         for folder in sorted(out.glob(f"{glob.escape(method)}-*")):
             record = _whole(folder) if folder.name.removeprefix(f"{method}-").isdigit() else None
             if record is not None and _difference_to(record, recipe, method) is None:
-                found.append(folder)
-    return found
+                folders.append(folder)
+    return folders
 
 
 def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
@@ -191,16 +191,16 @@ def data_of(record: Record) -> DataSet:
     return _data(settings, record.seed, record.recipe)
 
 
-def _data(its: DataSettings, number: int, name: str) -> DataSet:
-    settings = its.model_dump(exclude={"folds", "repeats", "name"})
+def _data(chosen: DataSettings, number: int, name: str) -> DataSet:
+    settings = chosen.model_dump(exclude={"folds", "repeats", "name"})
     if settings["standardize"] == "default":
         del settings["standardize"]
-    if its.folds is None:
-        return data.load(its.name, seed=number, **settings)
-    if not 0 <= number < its.folds * its.repeats:
-        raise RecipeError(f"{name}: its runs are the folds 0 to {its.folds * its.repeats - 1}. Got {number}.")
+    if chosen.folds is None:
+        return data.load(chosen.name, seed=number, **settings)
+    if not 0 <= number < chosen.folds * chosen.repeats:
+        raise RecipeError(f"{name}: its runs are the folds 0 to {chosen.folds * chosen.repeats - 1}. Got {number}.")
     settings.pop("test_size"), settings.pop("stratify")
-    folds = data.cross_validation(its.name, folds=its.folds, repeats=its.repeats, seed=0, **settings)
+    folds = data.cross_validation(chosen.name, folds=chosen.folds, repeats=chosen.repeats, seed=0, **settings)
     return next(split for i, split in enumerate(folds) if i == number)
 
 
@@ -417,23 +417,23 @@ def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
 
 
 def _refuse_other(record: Record, folder: Path, which: str, recipe: Recipe, method: str) -> None:
-    if found := _difference_to(record, recipe, method):
-        key, there, asked = found
+    if difference := _difference_to(record, recipe, method):
+        key, there, wanted = difference
         raise RecipeError(
-            f"{folder} holds {which} run of other settings: {key} is {clipped(there)} there, {clipped(asked)} is asked "
-            "for. Give another --out, or remove it."
+            f"{folder} holds {which} run of other settings: {key} is {clipped(there)} there, {clipped(wanted)} is "
+            "asked for. Give another --out, or remove it."
         )
 
 
-def _difference(there: Any, asked: Any, but: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
+def _difference(there: Any, wanted: Any, but: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
     """The first place where two settings differ, and what stands there."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        parts = [(f"{key}.{k}" if key else k, there[k], asked[k]) for k in there if k in asked and k not in but]
-    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
-        parts = [(key, a, b) for a, b in zip(there, asked, strict=True)]
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        parts = [(f"{key}.{k}" if key else k, there[k], wanted[k]) for k in there if k in wanted and k not in but]
+    elif isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
+        parts = [(key, a, b) for a, b in zip(there, wanted, strict=True)]
     else:
-        return (key, there, asked) if there != asked else None
-    return next((found for name, a, b in parts if (found := _difference(a, b, but, name))), None)
+        return (key, there, wanted) if there != wanted else None
+    return next((first for name, a, b in parts if (first := _difference(a, b, but, name))), None)
 
 
 def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
