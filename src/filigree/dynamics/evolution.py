@@ -60,8 +60,8 @@ class Evolution:
         seed: of removal, growth and new weights.
 
     Of several data-parallel processes each calls `step` after the same update; all remove and grow the same
-    connections, by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every rewiring is
-    checked: see `check_rewired`.
+    connections, by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every
+    rewiring is checked: see `check_rewired`.
 
     Attributes:
         epoch: rewirings due so far. rate: the zeta applied last. seconds: time spent in `step`, in seconds.
