@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-STAMP := .venv/.installed
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml constraints.txt
+DEV := .venv/.dev# what tests, lint and docs need
+DEMO := $(if $(WHEEL)$(wildcard $(DEV)),$(DEV),.venv/.demo)# what the demo needs; the development environment will do
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-all lint bench docs crash soak fuzz audit clean
@@ -22,62 +23,69 @@ help:
 	@echo "make audit   ask pip-audit for known vulnerabilities of the locked versions"
 	@echo "make clean   remove .venv, build output and runs"
 
-$(STAMP): $(SOURCES)
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; give it as PYTHON=..."; exit 1; }
 	@command -v c++ >/dev/null || { echo "make: a C++ compiler is needed (Debian: apt install g++)"; exit 1; }
-	test -d .venv || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: $(SOURCES) | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(DEV): $(SOURCES) papers/pyproject.toml | $(BIN)/python
 ifdef WHEEL
 	$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
 	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
+	$(PIP) install --no-deps --no-build-isolation ./papers
 	$(PIP) check
 else
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev]' -e papers
 endif
 	@touch $@
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/filigree demo
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -n 2 -m 'not long'
 
-test-long: $(STAMP)
+test-long: $(DEV)
 	$(BIN)/python -m pytest -m long
 
 test-all: test test-long
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(DEV)
 	$(PIP) install -c constraints.txt 'setuptools' wheel pybind11 '.[bench]' || true
 	$(PIP) install --no-build-isolation --no-deps 'sparseprop==0.1.14' || echo "sparseprop could not be built: its row will be missing"
 	$(BIN)/python benchmarks/run.py
 
-docs: $(STAMP)
+docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-crash: $(STAMP)
+crash: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python reliability/crash.py --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python reliability/faults.py
 	OMP_NUM_THREADS=1 $(BIN)/python reliability/distributed.py
 
-soak: $(STAMP)
+soak: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python reliability/soak.py --epochs 500
 
 RUNS ?= 100000
-fuzz: $(STAMP)
+fuzz: $(DEV)
 	$(PIP) install -c constraints.txt atheris
 	$(BIN)/python fuzz/run.py --runs $(RUNS)
 	fuzz/sanitize.sh address
 	fuzz/sanitize.sh thread
 
-audit: $(STAMP)
+audit: $(DEV)
 	$(PIP) install pip-audit
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements-dev.lock
 
 clean:
-	rm -rf .venv build dist runs report site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist papers/build runs report site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -34,8 +34,7 @@ class Digits(lightning.LightningModule):
 
 def dynamics() -> Dynamics:
     """Connections move after each epoch, fewer and fewer; a function, since Lightning makes the optimizer."""
-    schedule = fg.LinearDecrease(0.3, 0.05)
-    return Dynamics(each_epoch=lambda model, optimizer: fg.Evolution(model, optimizer, schedule, epochs=EPOCHS))
+    return Dynamics(lambda model, optimizer: fg.LDV(model, optimizer, zeta_max=0.3, zeta_min=0.05))
 
 
 def train(folder: str, epochs: int = EPOCHS, resume: str | None = None) -> lightning.Trainer:
@@ -58,6 +57,6 @@ def train(folder: str, epochs: int = EPOCHS, resume: str | None = None) -> light
 if __name__ == "__main__":
     train("runs/lightning", epochs=3)
     trainer = train("runs/lightning", resume="runs/lightning/epoch=2.ckpt")
-    evolution = trainer.callbacks[0].steppers.made["each_epoch"][0]
+    evolution = trainer.callbacks[0].driver.callbacks.objects[0]
     print(f"validation accuracy {trainer.callback_metrics['val_accuracy']:.3f}")
     print(f"{evolution.epoch} rewirings, the last at zeta = {evolution.rate:.2f}")

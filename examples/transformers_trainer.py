@@ -3,6 +3,8 @@
 The task is made up, and nothing is downloaded: which of two tokens comes more often in a sequence?
 """
 
+from functools import partial
+
 import torch
 import transformers
 from torch.utils.data import Dataset
@@ -50,11 +52,10 @@ def make_trainer(folder: str, epochs: int = 4) -> transformers.Trainer:
         lr_scheduler_type="constant", save_strategy="epoch", logging_strategy="epoch", eval_strategy="epoch",
         report_to="none", disable_tqdm=True, use_cpu=True, seed=0, dataloader_pin_memory=False,
     )  # fmt: skip
-    rewire = lambda model, optimizer: fg.Evolution(model, optimizer, fg.Constant(0.2))  # noqa: E731 - an argument
     return transformers.Trainer(
         build(), arguments, train_dataset=MoreOnes(1024, 0), eval_dataset=MoreOnes(256, 1),
-        callbacks=[Dynamics(each_epoch=rewire)],
-        compute_metrics=lambda made: {"accuracy": float((made.predictions.argmax(1) == made.label_ids).mean())},
+        callbacks=[Dynamics(partial(fg.SET, zeta=0.2))],
+        compute_metrics=lambda given: {"accuracy": float((given.predictions.argmax(1) == given.label_ids).mean())},
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from filigree.io.storage import read_state, write_state
 from filigree.train import EarlyStopping, FitState, History, Record
 from filigree.train.checkpoints import Checkpoint
 from filigree.train.engine import Engine
+from filigree.train.stepping import Callbacks
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -215,10 +216,9 @@ class Run(Checkpoint):
         optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, fused=True)
         network(torch.ones(3, 6)).sum().backward()
         optimizer.step()
-        parts = {"each_epoch": [Evolution(network, optimizer, 0.3)], "each_step": [], "hooks": []}
         state = FitState(network, optimizer, 3, History([{"epoch": 0, "train_loss": 1.0, "elapsed": 0.1}]))
-        generators = [torch.Generator()]
-        super().__init__(folder, Engine(network, optimizer), state, parts, EarlyStopping(), generators, seed=0)
+        callbacks = Callbacks(Evolution(network, optimizer, 0.3), state)
+        super().__init__(folder, Engine(network, optimizer), callbacks, EarlyStopping(), [torch.Generator()], seed=0)
 
     def _take(self, saved: dict[str, Any]) -> None:
         self.touched = True

@@ -69,8 +69,8 @@ def train(folder: Path, grow: Any, resume: bool, die: int | None) -> None:
         on_step_end = staticmethod(killed)
 
     fg.fit(
-        model, (data.x.double(), data.y), optimizer=optimizer, epochs=5, batch_size=BATCH, each_epoch=evolution,
-        hooks=[hashes, Die()], checkpoint=folder, record=folder, resume=resume, progress=False,
+        model, (data.x.double(), data.y), optimizer=optimizer, epochs=5, batch_size=BATCH,
+        callbacks=[evolution, hashes, Die()], checkpoint=folder, record=folder, resume=resume, progress=False,
     )  # fmt: skip
     write_state(folder / f"rank{rank}.safetensors", dict(model.state_dict()))
     write_json(folder / f"hashes{rank}.json", hashes.seen)

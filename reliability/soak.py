@@ -81,8 +81,8 @@ def soak(epochs: int, grow: Any, folder: Path, say: Line) -> dict[str, Any]:
     x = torch.randn(10, 784)[y] + torch.randn(1024, 784)
     watch = Watch(say, grow)
     fg.fit(
-        model, (x, y), optimizer=optimizer, epochs=epochs, validation=(x[:256], y[:256]), each_epoch=evolution,
-        hooks=watch, checkpoint=folder, record=folder, progress=False,
+        model, (x, y), optimizer=optimizer, epochs=epochs, validation=(x[:256], y[:256]),
+        callbacks=[evolution, watch], checkpoint=folder, record=folder, progress=False,
     )  # fmt: skip
     return watch.figures() | {"seconds": round(time.monotonic() - began, 1)}
 

@@ -49,7 +49,8 @@ def test_a_recipe_is_refused_where_a_launcher_started_several(tmp_path: Path, mo
 def test_a_killed_ray_workers_trial_is_run_again(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray Tune is not installed (the extra `ray`)")
     settings = ("data.name=digits", "data.validation=0.2", "training.epochs=150", "seeds=[0]", "model.hidden=[24]")
-    wanted = Sweep("asymmetric-mnist", {"k": "2:20:log"}, "topk", settings=settings)
+    recipe = str(Path(__file__).with_name("recipes") / "asymmetric.yaml")
+    wanted = Sweep(recipe, {"k": "2:20:log"}, "topk", settings=settings)
     killed: list[int] = []
     threading.Thread(target=kill_a_worker, args=(tmp_path, killed), daemon=True).start()
     found = recipes.sweep_ray(wanted, tmp_path, trials=2)

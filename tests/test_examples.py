@@ -27,12 +27,12 @@ def test_lightning(tmp_path):
     pytest.importorskip("lightning", reason="Lightning is not installed")
     example = load("lightning_evolution")
     whole = example.train(tmp_path)
-    evolution = whole.callbacks[0].steppers.made["each_epoch"][0]
+    evolution = whole.callbacks[0].driver.callbacks.objects[0]
     assert whole.callback_metrics["val_accuracy"] > 0.85
     assert evolution.epoch == 5  # none after the last epoch
     assert evolution.rate > 0
     resumed = example.train(tmp_path, resume=tmp_path / "epoch=2.ckpt")
-    again = resumed.callbacks[0].steppers.made["each_epoch"][0]
+    again = resumed.callbacks[0].driver.callbacks.objects[0]
     assert same(whole.lightning_module.state_dict(), resumed.lightning_module.state_dict())
     assert same(evolution.births, again.births)
 
@@ -43,12 +43,12 @@ def test_transformers(tmp_path):
     example = load("transformers_trainer")
     whole = example.make_trainer(str(tmp_path))
     whole.train()
-    evolution = dynamics_of(whole).made["each_epoch"][0]
+    evolution = dynamics_of(whole).objects[0]
     assert whole.evaluate()["eval_accuracy"] > 0.9
     assert evolution.epoch == 3
     resumed = example.make_trainer(str(tmp_path))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-64"))  # after the second epoch
-    again = dynamics_of(resumed).made["each_epoch"][0]
+    again = dynamics_of(resumed).objects[0]
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     assert same(evolution.births, again.births)
     (tmp_path / "checkpoint-64" / "filigree.safetensors").unlink()
@@ -57,4 +57,6 @@ def test_transformers(tmp_path):
 
 
 def dynamics_of(trainer):
-    return next(call for call in trainer.callback_handler.callbacks if type(call).__name__ == "Dynamics").steppers
+    return next(
+        call for call in trainer.callback_handler.callbacks if type(call).__name__ == "Dynamics"
+    ).driver.callbacks

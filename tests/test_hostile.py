@@ -205,7 +205,7 @@ def train(folder: Path, epochs: int, resume: bool) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
     data = torch.randn(20, 6), torch.arange(20) % 3
     return fit(
-        model, data, optimizer=optimizer, epochs=epochs, batch_size=10, each_epoch=fg.Evolution(model, optimizer, 0.3),
+        model, data, optimizer=optimizer, epochs=epochs, batch_size=10, callbacks=fg.Evolution(model, optimizer, 0.3),
         early_stopping=EarlyStopping("train_loss"), checkpoint=folder, resume=resume, progress=False,
     )  # fmt: skip
 
@@ -229,7 +229,8 @@ def shorter(momentum: dict[Any, Any]) -> None:
         (lambda c: c["optimizer"].update(param_groups=[]), "refuses this checkpoint"),
         (lambda c: c["optimizer"]["param_groups"][0].pop("dampening"), "dampening must be like 0. Got None"),
         (lambda c: c["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr must be like"),
-        (lambda c: c["parts"].update(each_epoch=[]), "shorter"),
+        (lambda c: c["callbacks"].update(states=[]), "shorter"),
+        (lambda c: c["callbacks"].update(due=[7]), "which callbacks are to step"),
         (lambda c: c.update(random=[]), "out of range"),
         (lambda c: c["random"][0].update(generators=[torch.zeros(3)] * 9), "refuses this checkpoint"),
         (lambda c: c["random"][0]["global"].update(torch=torch.zeros(7)), "refuses this checkpoint"),

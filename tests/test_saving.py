@@ -27,6 +27,7 @@ def rewired(model, density=0.4, masked=False):
     return model
 
 
+@pytest.mark.filterwarnings("ignore:.* were never trained")  # it is rewired and saved at once
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_rewired_model_comes_back_bit_for_bit(tmp_path, masked):
     model = rewired(fg.models.mlp([12, 20, 15, 3], dropout=0.1), masked=masked).eval()

@@ -10,7 +10,12 @@ import filigree as fg
 from filigree.report import Chart
 from filigree_papers import data as own_data
 from filigree_papers import reproduce
-from filigree_papers.reproduce import mollify, noise, pruning, sequences
+from filigree_papers.reproduce import (
+    john_pruning,
+    moczulski_mollification,
+    moczulski_noise,
+    moczulski_sequences,
+)
 from filigree_papers.reproduce.findings import unprinted
 from filigree_papers.reproduce.steps import masked_loss, train_steps
 from test_cli import call
@@ -33,7 +38,7 @@ def test_a_table_beside_the_printed_one(tmp_path, monkeypatch, capsys):
     assert {finding["where"] for finding in summary["findings"]} > {
         "Srivastava 2022, Table 9.1",
         "Srivastava 2022, Table 9.2",
-        "000, abstract",
+        "Srivastava 2022, abstract",
     }
     model, record = (tmp_path / "784-512-10" / "dense-0" / name for name in ("model.safetensors", "record.json"))
     before = model.stat().st_mtime_ns, record.stat().st_mtime_ns
@@ -47,7 +52,10 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
     assert (code, len(err.strip().splitlines())) == (2, 1)
     for arguments, says in (
         (["asymmetric-mnist", "--case", "l9-9", "--out", tmp_path], "--case l9-9: the cases of asymmetric-mnist are"),
-        (["--document", "005"], "--document 005: the documents are 000, 001, 002, 003, 004"),
+        (
+            ["--document", "005"],
+            "--document 005: expected an author's name, one of srivastava, chouliaras, keller, john, moczulski.",
+        ),
         (["--quick"], "need a NAME"),
         (["all", "--seed", "1"], "are of single reproductions"),
         (["asymmetric-mnist", "--json", "x.json"], "are of the listing"),
@@ -58,7 +66,7 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_every_case_is_a_recipe():
-    for table in filter(lambda made: isinstance(made, reproduce.Reproduction), reproduce.ALL.values()):
+    for table in filter(lambda experiment: isinstance(experiment, reproduce.Reproduction), reproduce.ALL.values()):
         for case in table.cases:
             for quick in (False, True):
                 recipe = table.recipe_of(case, quick)
@@ -84,11 +92,11 @@ calls: list[tuple[str, int]] = []
 
 
 def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
-    made = reproduce.Computation(
+    experiment = reproduce.Computation(
         "counted", "Numbers.", count, ["a", "b"], seeds=(0, 2), charts=[Chart("n", "value", ["kind"])],
-        claims=[lambda rows: [unprinted("000, abstract", f"{len(rows)} rows")]],
+        claims=[lambda rows: [unprinted("Srivastava 2022, abstract", f"{len(rows)} rows")]],
     )  # fmt: skip
-    monkeypatch.setitem(reproduce.ALL, "counted", made)
+    monkeypatch.setitem(reproduce.ALL, "counted", experiment)
     code, out, err = call(monkeypatch, capsys, "reproduce", "counted", "--case", "a", "--out", tmp_path)
     assert (code, err) == (0, "")
     assert "2 ± 1.4" in out  # the mean of 1 and 3
@@ -111,20 +119,27 @@ def test_a_computation_by_cases_and_seeds(tmp_path, monkeypatch, capsys):
 
 
 def test_sizes_counted_as_the_document_does():
-    """003: "printed 76.803%, 70.37% (23.03% stay), 90.103%"."""
+    """John 2019: "printed 76.803%, 70.37% (23.03% stay), 90.103%"."""
     for name, printed in (("lenet-300-100", 23.197), ("lenet5", 23.03), ("lenet5-like", 9.897)):
-        build, _, _, keep = pruning.NETWORKS[name]
-        assert abs(100 * pruning.counted_as_printed(build(), keep) - printed) < 0.005
+        build, _, _, keep = john_pruning.NETWORKS[name]
+        assert abs(100 * john_pruning.counted_as_printed(build(), keep) - printed) < 0.005
 
 
 NOISE = [
-    (noise.gaussians, "NAH", None), (sequences.unique, "curriculum", None), (sequences.unique, "NANIL, annealed", None),
-    (sequences.programs, "NAH, alpha 1.15", None), (sequences.recall, "NAN, annealed", None),
-    (sequences.translation, "hard", None),
-    (noise.mnist, "soft + gradient noise", "mnist"), (noise.words, "NAN, alpha 1.15", "ptb"),
-    (mollify.parity, "mollified, residual", None), (mollify.parity, "residual + batch norm", None),
-    (mollify.pentomino, "mollified", None), (mollify.words, "mollified", "ptb"),
-    (mollify.embedding, "mollified", "ptb"), (mollify.residual, "mollified + stochastic depth", "cifar-10"),
+    (moczulski_noise.gaussians, "NAH", None),
+    (moczulski_sequences.unique, "curriculum", None),
+    (moczulski_sequences.unique, "NANIL, annealed", None),
+    (moczulski_sequences.programs, "NAH, alpha 1.15", None),
+    (moczulski_sequences.recall, "NAN, annealed", None),
+    (moczulski_sequences.translation, "hard", None),
+    (moczulski_noise.mnist, "soft + gradient noise", "mnist"),
+    (moczulski_noise.words, "NAN, alpha 1.15", "ptb"),
+    (moczulski_mollification.parity, "mollified, residual", None),
+    (moczulski_mollification.parity, "residual + batch norm", None),
+    (moczulski_mollification.pentomino, "mollified", None),
+    (moczulski_mollification.words, "mollified", "ptb"),
+    (moczulski_mollification.embedding, "mollified", "ptb"),
+    (moczulski_mollification.residual, "mollified + stochastic depth", "cifar-10"),
 ]  # fmt: skip
 
 
@@ -149,7 +164,7 @@ def test_steps_are_looked_at_and_annealed():
             seen.append(float(loss))
 
     rows = train_steps(
-        model, lambda step: (x, x[:, :1] - 2 * x[:, 1:]), lambda net, its: (net(its[0]) - its[1]).square().mean(),
+        model, lambda step: (x, x[:, :1] - 2 * x[:, 1:]), lambda net, xy: (net(xy[0]) - xy[1]).square().mean(),
         torch.optim.SGD(model.parameters(), 0.2), 20, lambda net: {"training": float(net.training)}, 4, [Annealing()],
     )  # fmt: skip
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
@@ -169,8 +184,8 @@ def test_masked_loss_counts_where_the_mask_is_one():
 def test_a_translation_is_right_if_its_words_are():
     """A network whose translations are the wanted ones: what `translate` gives has no first <begin>."""
     _, target = own_data.tasks.translation(50, seed=0)
-    made = target[:, 1:].clone()
-    assert bool(sequences.exactly(made, target[:, 1:]).all())
-    made[3, 2] = made[3, 2] % 20 + 3
-    shorter = made[:, : int((made != 0).sum(1).max())]
-    assert sequences.exactly(shorter, target[:, 1:]).logical_not().nonzero().flatten().tolist() == [3]
+    translated = target[:, 1:].clone()
+    assert bool(moczulski_sequences.exactly(translated, target[:, 1:]).all())
+    translated[3, 2] = translated[3, 2] % 20 + 3
+    shorter = translated[:, : int((translated != 0).sum(1).max())]
+    assert moczulski_sequences.exactly(shorter, target[:, 1:]).logical_not().nonzero().flatten().tolist() == [3]

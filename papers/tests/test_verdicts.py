@@ -14,14 +14,14 @@ from filigree import data, recipes
 from filigree.train import Record
 from filigree_papers import reproduce
 from filigree_papers.reproduce import (
-    Asked,
+    Request,
+    chouliaras_evolution,
     documents,
     everything,
-    evolving,
+    john_pruning,
+    john_retraining,
+    john_subclustering,
     provenance,
-    pruning,
-    retraining,
-    subclustering,
 )
 from filigree_papers.reproduce.claims import before, beside, ends, folds_of
 from filigree_papers.reproduce.documents import Document, all_documents, scaled
@@ -37,7 +37,7 @@ from filigree_papers.reproduce.findings import (
     share,
     together,
 )
-from filigree_papers.reproduce.listing import Kept, Listed, newest, tables
+from filigree_papers.reproduce.listing import ListedEntry, NewestRecord, newest_record, tables
 from filigree_papers.reproduce.summary import Summary
 from test_cli import call
 
@@ -52,15 +52,15 @@ def test_the_interval_is_student_s():
 
 def test_a_figure_lies_within_the_interval_or_not():
     ours = [97.0, 98.0, 99.0]  # [95.5, 100.5]
-    found = figure("Srivastava 2022, Table 9.1", "top-k", 96.0, ours)
-    assert (found.verdict, found.ours, found.difference) == ("reproduced", 98.0, 2.0)
-    assert found.interval == interval(ours)
+    finding = figure("Srivastava 2022, Table 9.1", "top-k", 96.0, ours)
+    assert (finding.verdict, finding.ours, finding.difference) == ("reproduced", 98.0, 2.0)
+    assert finding.interval == interval(ours)
     assert figure("", "", 95.0, ours).verdict == "not"
     assert figure("", "", 96.0, ours).scaled().verdict == "open"
     assert figure("", "", 95.0, [95.0]).verdict == "open"
     assert figure("", "", 50.0, [10.0, 90.0]).verdict == "open"  # of an interval that holds anything
     assert figure("", "", 5000.0, [10.0, 90.0]).verdict == "not"
-    assert "printed 96, ours 98 (3 runs, 95% [95.52, 100.5]), +2." in found.text
+    assert "printed 96, ours 98 (3 runs, 95% [95.52, 100.5]), +2." in finding.text
 
 
 @pytest.mark.parametrize(
@@ -91,35 +91,40 @@ def test_what_was_cut_off_refutes_nothing():
 def test_censored_tables_stay_open():
     rows = [{"pruned": "random", "level": "0.9", "optimizer": "adam", "lr": "0.001", "batch_size": "128",
              "epochs to regain": 6.0, "regained": 0.0, "printed, gamma 1": 0.01}] * 2  # fmt: skip
-    assert [found.verdict for found in retraining.epochs_claim(rows)] == ["open", "reproduced"]
+    assert [finding.verdict for finding in john_retraining.epochs_claim(rows)] == ["open", "reproduced"]
     row = {"network": "lenet5", "test %": 99.0, "times fewer parameters": 4.0, "fine-tuned %": 99.0}
     kept = [
         row | {"method": "k-means", "compensation": "least_squares", "epochs to regain": n} for n in (4.0, 6.0, 6.0)
     ]
-    found = pruning.tables_claim([*([row | {"method": "dense", "compensation": "-"}] * 3), *kept])
-    assert [its.verdict for its in found if its.printed == 25.0] == ["open"]
+    findings = john_pruning.tables_claim([*([row | {"method": "dense", "compensation": "-"}] * 3), *kept])
+    assert [finding.verdict for finding in findings if finding.printed == 25.0] == ["open"]
     rows = [{"rule": "hoh", "p": p, "splits": 1.0, "sparsity % as printed": 1.0, "test %": 1.0,
              "epochs to regain": 4.0} for p in ("0.1", "0.8") for _ in range(2)]  # fmt: skip
-    assert [its.verdict for its in subclustering.energy_large_claims(rows) if its.printed == 25] == ["open"]
+    findings = john_subclustering.energy_large_claims(rows)
+    assert [finding.verdict for finding in findings if finding.printed == 25] == ["open"]
 
 
 def test_figures_of_scaled_entries_stay_open():
     """By the entry's state alone; counts and orders stand, and so does what has the document's size."""
-    where = {"Chouliaras 2021, Fig. 5.7", "Chouliaras 2021, Fig. 5.12", "Chouliaras 2021, Fig. 5.13", "Chouliaras 2021, Fig. 5.15", "John 2019, section 5.5.2",
-             "John 2019, Table 3.1", "John 2019, Table 3.2", "John 2019, Table 5.3", "John 2019, Table 5.9", "John 2019, section 5.5.5"}  # fmt: skip
+    where = {f"Chouliaras 2021, Fig. 5.{number}" for number in (7, 12, 13, 15)}
+    where |= {f"John 2019, Table {number}" for number in ("3.1", "3.2", "5.3", "5.9")}
+    where |= {f"John 2019, section 5.5.{number}" for number in (2, 5)}
     assert where <= scaled() <= {document.key(entry) for document in all_documents() for entry in document.entries}
 
     def both(where):
         return lambda rows: [figure(where, "a", 11.0, [10.9, 11.0, 11.1]), count(where, "b", 3, 3)]
 
-    def made(where, long=False):
-        its = reproduce.Computation("", "", count_up, ["a"], claims=[both(where)], long=long)
-        return its._at_our_size(its.findings([]))
+    def findings_at(where, long=False):
+        experiment = reproduce.Computation("", "", count_up, ["a"], claims=[both(where)], long=long)
+        return experiment._at_our_size(experiment.findings([]))
 
-    assert [its.verdict for its in made("John 2019, Table 3.2")] == ["open", "reproduced"]
-    assert made("John 2019, Table 3.2")[0].text.endswith("+0, scaled.")
-    assert [its.verdict for its in made("John 2019, Table 5.1")] == ["reproduced", "reproduced"]
-    assert [its.verdict for its in made("John 2019, Table 3.2", long=True)] == ["reproduced", "reproduced"]
+    def verdicts_at(where, long=False):
+        return [finding.verdict for finding in findings_at(where, long)]
+
+    assert verdicts_at("John 2019, Table 3.2") == ["open", "reproduced"]
+    assert findings_at("John 2019, Table 3.2")[0].text.endswith("+0, scaled.")
+    assert verdicts_at("John 2019, Table 5.1") == ["reproduced", "reproduced"]
+    assert verdicts_at("John 2019, Table 3.2", long=True) == ["reproduced", "reproduced"]
 
 
 def test_intervals_over_folds_are_wider():
@@ -137,7 +142,7 @@ def test_intervals_over_folds_are_wider():
     assert f"p = {p:.2g}" not in difference(ours, folds=0.5)
 
 
-def test_claims_of_001_know_of_their_folds():
+def test_claims_of_chouliaras_know_of_their_folds():
     def records(folds):
         return {"all": {method: [
             Record(method=method, seed=seed, config={"data": {"name": "mnist", "folds": folds}},
@@ -149,7 +154,7 @@ def test_claims_of_001_know_of_their_folds():
     assert [folds_of(records(folds)) for folds in (3, None)] == [0.5, 0.0]
     assert data.overlap({"name": "digits"}) == data.overlap({"name": "orl", "test_size": 1 / 3}) == pytest.approx(0.5)
     assert folds_of({}) == folds_of({"all": {"dense": []}}) == 0.0
-    for claims in (evolving.glioma, *evolving.DATA["orl"].all()):
+    for claims in (chouliaras_evolution.glioma, *chouliaras_evolution.DATA["orl"].all()):
         for wide, plain in zip(claims(records(3)), claims(records(None)), strict=True):
             assert wide.text != plain.text  # other intervals
 
@@ -164,7 +169,7 @@ def test_rules_of_claims():
     assert at_least([97.0, 98.0], 97) == "reproduced"
     assert at_least([90.0, 91.0, 90.5], 97) == "not"
     assert at_least([95.0, 98.0], 97) == at_least([98.0], 97) == "open"
-    assert [share(its) for its in ([True, True], [True, False], [False, False])] == ["reproduced", "partly", "not"]
+    assert [share(holds) for holds in ([True, True], [True, False], [False, False])] == ["reproduced", "partly", "not"]
     assert [count("", "", 100, ours).verdict for ours in (100, 104, 106)] == ["reproduced", "partly", "not"]
     assert count("", "", 90.103, 90.10312, digits=3).verdict == "reproduced"
 
@@ -190,8 +195,8 @@ def noisy(values):
     """Rows as of a computation: arm -> figure of each run at the end, after a worse one."""
     return [
         {"activation": arm, "step": step, "loss": value + (step == "5"), "test": None}
-        for arm, its in values.items()
-        for value in its
+        for arm, figures in values.items()
+        for value in figures
         for step in ("5", "10")
     ]
 
@@ -201,26 +206,26 @@ def test_ends_of_runs_and_claims_on_them():
     assert ends(rows, "loss")["NAN"] == [0.5, 0.6, 0.8]
     assert ends(rows, "test")["NAN"] == [None, None, None]
     assert ends(rows, "accuracy") == {"soft": [], "NAN": [], "NAH": []}
-    (found,) = before("Moczulski 2019, Fig. 4.5", "Noise helps", "loss", [("NAN", "soft")], lower=True)(rows)
-    assert (found.where, found.verdict) == ("Moczulski 2019, Fig. 4.5", "reproduced")
-    assert "NAN - soft -0.467" in found.text
-    (found,) = before("", "", "loss", [("NAN", "soft"), ("soft", "NAN")], lower=True)(rows)
-    assert found.verdict == "partly"
-    (found,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
-    assert found.verdict == "reproduced"
+    (finding,) = before("Moczulski 2019, Fig. 4.5", "Noise helps", "loss", [("NAN", "soft")], lower=True)(rows)
+    assert (finding.where, finding.verdict) == ("Moczulski 2019, Fig. 4.5", "reproduced")
+    assert "NAN - soft -0.467" in finding.text
+    (finding,) = before("", "", "loss", [("NAN", "soft"), ("soft", "NAN")], lower=True)(rows)
+    assert finding.verdict == "partly"
+    (finding,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
+    assert finding.verdict == "reproduced"
     assert before("", "", "loss", [("NANI", "soft")])(rows) == []
     rows[-1]["loss"] = None  # the last seed of NAH
     assert ends(rows, "loss")["NAH"] == [1.05, 1.08, None]
-    (found,) = before("", "", "loss", [("soft", "NAH")])(rows)
-    assert "2 pairs" in found.text
-    assert "NAH diverged in 1 of 3 runs" in found.text
-    (found,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
-    assert found.verdict != "reproduced"
+    (finding,) = before("", "", "loss", [("soft", "NAH")])(rows)
+    assert "2 pairs" in finding.text
+    assert "NAH diverged in 1 of 3 runs" in finding.text
+    (finding,) = before("", "", "loss", [], alike=[("NAH", "soft")], within=0.2)(rows)
+    assert finding.verdict != "reproduced"
     rows[-1] |= {"loss": 0.0, "training loss": None}  # a number that a network without numbers gives
     assert ends(rows, "loss")["NAH"] == [1.05, 1.08, None]
     rows = noisy({"soft": [1.0, 1.1, 1.2], "NAN": [0.5, 0.6, 0.8], "NAH": [1.05, 1.08, 1.19]})
-    (found,) = beside("", "loss", {"NAH": 1.1, "NANI": 2.0})(rows)
-    assert found.verdict == "reproduced"
+    (finding,) = beside("", "loss", {"NAH": 1.1, "NANI": 2.0})(rows)
+    assert finding.verdict == "reproduced"
 
 
 # -- the documents -------------------------------------------------------------------------------------------------
@@ -230,21 +235,29 @@ def test_every_entry_is_well_formed():
     entries = [(document, entry) for document in all_documents() for entry in document.entries]
     keys = [document.key(entry) for document, entry in entries]
     assert len(set(keys)) == len(keys) > 90
-    assert [document.id for document in all_documents()] == ["000", "001", "002", "003", "004"]
+    assert [document.author for document in all_documents()] == [
+        "srivastava",
+        "chouliaras",
+        "keller",
+        "john",
+        "moczulski",
+    ]
     for _, entry in entries:
-        for maker in entry.by:
-            made = reproduce.ALL[maker.name]
-            assert maker.case is None or maker.case in made.cases
+        for rerun in entry.by:
+            experiment = reproduce.ALL[rerun.name]
+            assert rerun.case is None or rerun.case in experiment.cases
     with pytest.raises(ValueError, match="a `reason` is missing"):
-        Document(id="005", title="", entries=[{"where": "Table 1", "about": "", "state": "not made"}])
+        Document(cite="Nobody 2000", title="", entries=[{"where": "Table 1", "about": "", "state": "not made"}])
     with pytest.raises(ValueError, match="expected `by` where it is made"):
-        Document(id="005", title="", entries=[{"where": "Table 1", "about": "", "state": "full"}])
+        Document(cite="Nobody 2000", title="", entries=[{"where": "Table 1", "about": "", "state": "full"}])
 
 
 def test_all_that_can_be_made_is_reached():
-    reached = {maker.name for document in all_documents() for entry in document.entries for maker in entry.by}
+    reached = {rerun.name for document in all_documents() for entry in document.entries for rerun in entry.by}
     assert reached == set(reproduce.ALL) == set(documents.expected())
-    used = {made.recipe for made in reproduce.ALL.values() if isinstance(made, reproduce.Reproduction)}
+    used = {
+        experiment.recipe for experiment in reproduce.ALL.values() if isinstance(experiment, reproduce.Reproduction)
+    }
     for name in recipes.names():
         recipe = recipes.load(name)
         text = recipe.about + " ".join(recipe.notes)
@@ -255,7 +268,7 @@ def test_all_that_can_be_made_is_reached():
 
 def test_committed_findings_have_their_entries():
     keys = {document.key(entry) for document in all_documents() for entry in document.entries}
-    by = {d.key(e): {maker.name for maker in e.by} for d in all_documents() for e in d.entries}
+    by = {d.key(e): {rerun.name for rerun in e.by} for d in all_documents() for e in d.entries}
     for file in set((HERE / "results").glob("*.json")) - set((HERE / "results").glob("compare-*.json")):
         summary = Summary.load(file)
         for finding in summary.findings:
@@ -299,7 +312,9 @@ def few(monkeypatch, tmp_path):
         {"where": "Table 9.1", "about": "Numbers.", "by": ["first", "second"], "state": "full"},
         {"where": "Fig. 9.9", "about": "A curve.", "state": "not made", "reason": "No time.", "slip": "Inverted."},
     ]
-    monkeypatch.setattr(reproduce, "all_documents", lambda: [Document(id="000", title="T.", entries=entries)])
+    monkeypatch.setattr(
+        reproduce, "all_documents", lambda: [Document(cite="Srivastava 2022", title="T.", entries=entries)]
+    )
     monkeypatch.chdir(tmp_path)
     return reproduce.ALL
 
@@ -310,7 +325,7 @@ def test_the_listing_and_its_json(few, monkeypatch, capsys):
     assert "filigree reproduce first" in out
     assert "2 entries: 1 full, 1 not made. Of those that are made: 1 without a record." in out
     first, second = json.loads(Path("listing.json").read_text())
-    assert (first["verdict"], first["minutes"], [its["record"] for its in first["by"]]) == (
+    assert (first["verdict"], first["minutes"], [rerun["record"] for rerun in first["by"]]) == (
         None,
         None,
         ["none", "none"],
@@ -321,8 +336,8 @@ def test_the_listing_and_its_json(few, monkeypatch, capsys):
     call(monkeypatch, capsys, "reproduce", "--json", "listing.json")
     first = json.loads(Path("listing.json").read_text())[0]
     assert first["verdict"] == "open"  # [4.1, 16.9] decides nothing
-    assert [its["record"] for its in first["by"]] == ["current", "none"]
-    assert [(its["done"], its["asked"]) for its in first["by"]] == [(2, 2), (0, 0)]
+    assert [rerun["record"] for rerun in first["by"]] == ["current", "none"]
+    assert [(rerun["done"], rerun["asked"]) for rerun in first["by"]] == [(2, 2), (0, 0)]
     assert first["minutes"] > 0
     assert [finding["where"] for finding in first["findings"]] == ["Srivastava 2022, Table 9.1"]
     assert first["findings"][0] == first["findings"][0] | {"by": "first", "printed": 10.5, "difference": 0.0}
@@ -332,7 +347,7 @@ def test_readable_at_100_columns(few, monkeypatch, capsys):
     monkeypatch.setattr("filigree.cli.output.out.width", 100, raising=False)
     for document in reproduce.all_documents():
         assert document.entries
-    _, out, _ = call(monkeypatch, capsys, "reproduce", "--document", "000")
+    _, out, _ = call(monkeypatch, capsys, "reproduce", "--document", "Srivastava")
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -341,7 +356,7 @@ def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
     folders = [tmp_path / "runs"]
 
     def state(**options):
-        return newest(made_of("first", **options), folders)[0]
+        return newest_record(made_of("first", **options), folders)[0]
 
     assert (state().state, state().current) == ("current", True)
     assert state(scale=2.0).state == "config changed"
@@ -357,10 +372,10 @@ def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
 
 def test_parts_of_a_record(few, tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, "reproduce", "first", "--seed", "1")
-    kept = newest(few["first"], [tmp_path / "runs"])[0]
-    assert (kept.state, kept.done, kept.asked, kept.current) == ("current", 1, 2, False)
+    kept = newest_record(few["first"], [tmp_path / "runs"])[0]
+    assert (kept.state, kept.done, kept.total, kept.current) == ("current", 1, 2, False)
     call(monkeypatch, capsys, "reproduce", "first")
-    assert newest(few["first"], [tmp_path / "runs"])[0].current
+    assert newest_record(few["first"], [tmp_path / "runs"])[0].current
     assert calls == [("a", 1, False), ("a", 0, False)]
 
 
@@ -374,7 +389,7 @@ def test_files_without_provenance_are_kept(few, tmp_path, monkeypatch, capsys):
     assert calls == []
     summary = Summary.load(folder / "summary.json")
     assert (summary.code, summary.config, summary.seconds, summary.complete) == (None, None, None, {"a": [0, 1]})
-    assert newest(few["first"], [tmp_path / "runs"])[0].state == "code changed (unknown)"
+    assert newest_record(few["first"], [tmp_path / "runs"])[0].state == "code changed (unknown)"
 
 
 def test_older_formats_are_named_in_a_line(few, tmp_path, monkeypatch, capsys):
@@ -382,11 +397,11 @@ def test_older_formats_are_named_in_a_line(few, tmp_path, monkeypatch, capsys):
     (tmp_path / "results" / "first.json").write_text(json.dumps({"name": "first", "lines": ["A claim."], "rows": []}))
     (tmp_path / "results" / "second.json").write_text("[1, 2]")
     code, out, err = call(monkeypatch, capsys, "reproduce", "--records", "results")
-    said = " ".join(out.split())
+    text = " ".join(out.split())
     assert (code, err) == (0, "")
     for name in ("first", "second"):
-        assert f"results/{name}.json: not a summary of the present format" in said
-        assert f"`filigree reproduce {name}` writes it anew" in said
+        assert f"results/{name}.json: not a summary of the present format" in text
+        assert f"`filigree reproduce {name}` writes it anew" in text
 
 
 def test_the_newest_record_counts(few, tmp_path, monkeypatch, capsys):
@@ -395,7 +410,7 @@ def test_the_newest_record_counts(few, tmp_path, monkeypatch, capsys):
     summary = Summary.load(tmp_path / "runs" / "first" / "summary.json")
     for finished, place in (("2000-01-01T00:00:00+00:00", "runs"), ("2999-01-01T00:00:00+00:00", "results")):
         summary.model_copy(update={"finished": finished}).save(tmp_path / "results" / "first.json")
-        kept, _ = newest(few["first"], [tmp_path / "runs", tmp_path / "results"])
+        kept, _ = newest_record(few["first"], [tmp_path / "runs", tmp_path / "results"])
         assert kept.path.parts[-2 if place == "results" else -3] == place
 
 
@@ -407,8 +422,8 @@ class Resuming(reproduce.Computation):
 @pytest.mark.parametrize("same", [True, False])
 def test_what_was_stopped(tmp_path, resumes, same):
     """A recipe goes on, by another code perhaps; a computation is made anew, so it is the new code's alone."""
-    made = made_of() if not resumes else Resuming("counted", "Numbers.", count_up, ("a",))
-    run = provenance.Run.begin(made.config_of("a", 0, Asked()))
+    experiment = made_of() if not resumes else Resuming("counted", "Numbers.", count_up, ("a",))
+    run = provenance.RunProvenance.begin(experiment.config_of("a", 0, Request()))
     run.seconds, run.commit, run.machine = 100.0, "old", {"cpu": "old"}
     if not same:
         run.code = "other"
@@ -416,7 +431,7 @@ def test_what_was_stopped(tmp_path, resumes, same):
     ledger.runs["a", 0] = run
     ledger.save(("a", 0))
     with reproduce.Bars(Console(quiet=True)) as bars:
-        made.again(tmp_path, Asked(seeds=[0]), bars)
+        experiment.again(tmp_path, Request(seeds=[0]), bars)
     after = provenance.Ledger(tmp_path).runs["a", 0]
     assert (after.code is None) == (after.config is None) == (resumes and not same)
     assert after.seconds // 1 == (100 if resumes else 0)
@@ -426,9 +441,9 @@ def test_what_was_stopped(tmp_path, resumes, same):
 
 def test_processes_keep_each_other_s_runs(tmp_path):
     first, second = provenance.Ledger(tmp_path), provenance.Ledger(tmp_path)
-    first.runs["a", 0] = provenance.Run(config="first")
+    first.runs["a", 0] = provenance.RunProvenance(config="first")
     first.save(("a", 0))
-    second.runs["b, c.d", 1] = provenance.Run(config="second")
+    second.runs["b, c.d", 1] = provenance.RunProvenance(config="second")
     second.save(("b, c.d", 1))
     first.runs["a", 0].end()
     first.save(("a", 0))
@@ -439,8 +454,8 @@ def test_processes_keep_each_other_s_runs(tmp_path):
 def test_the_hash_of_the_sources():
     assert provenance.code() == provenance.code()
     names = provenance.sources()
-    for part in ("filigree/train/loop.py", "filigree_papers/recipes/glioma.yaml", "filigree_papers/reproduce/pruning.py",
-                 "filigree_papers/reproduce/steps.py"):  # fmt: skip
+    for part in ("filigree/train/loop.py", "filigree_papers/recipes/glioma.yaml",
+                 "filigree_papers/reproduce/john_pruning.py", "filigree_papers/reproduce/steps.py"):  # fmt: skip
         assert names[part].is_file()
     for apart in ("filigree/cli/application.py", "filigree/cli/exits.py", "filigree/report/page.py",
                   "filigree/sklearn/sparse_mlp.py", "filigree_papers/reproduce/findings.py",
@@ -452,11 +467,11 @@ def test_the_hash_of_the_sources():
 
 def test_the_configuration_of_a_function_is_its_own_text():
     """Not its neighbours' in the same file: these are in the hash of the code."""
-    made = functools.partial(functools.partial(count_up, scale=1.0), scale=3.0)
-    said = provenance.source(made)
-    assert said["arguments"] == {"scale": 3.0}
-    assert "def count_up" in said["text"]
-    assert "def finds" not in said["text"]
+    function = functools.partial(functools.partial(count_up, scale=1.0), scale=3.0)
+    source = provenance.source(function)
+    assert source["arguments"] == {"scale": 3.0}
+    assert "def count_up" in source["text"]
+    assert "def finds" not in source["text"]
 
 
 # -- minutes -------------------------------------------------------------------------------------------------------
@@ -464,29 +479,29 @@ def test_the_configuration_of_a_function_is_its_own_text():
 
 def listed(*kept):
     document = all_documents()[0]
-    return Listed(document, document.entries[0], dict(zip("abc", kept, strict=False)))
+    return ListedEntry(document, document.entries[0], dict(zip("abc", kept, strict=False)))
 
 
 def test_minutes_are_of_all_runs():
     summary = Summary(name="a", seconds=600.0)
-    whole, part = Kept("current", summary, done=3, asked=3), Kept("current", summary, done=3, asked=12)
-    guess, none = Kept("none", expect=7.0), Kept("none")
-    long = Kept("none", expect=30_000.0, long=True)
-    no_time = Kept("current", Summary(name="a"), done=3, asked=3, expect=9.0)
-    rough = Kept("current", summary.model_copy(update={"estimated": True}), done=3, asked=3)
+    whole, part = NewestRecord("current", summary, done=3, total=3), NewestRecord("current", summary, done=3, total=12)
+    guess, none = NewestRecord("none", expect=7.0), NewestRecord("none")
+    long = NewestRecord("none", expect=30_000.0, long=True)
+    no_time = NewestRecord("current", Summary(name="a"), done=3, total=3, expect=9.0)
+    rough = NewestRecord("current", summary.model_copy(update={"estimated": True}), done=3, total=3)
     for kept, minutes, estimated in (
         ([whole], 10, False), ([part], 40, True), ([guess], 7, True), ([whole, guess], 17, True), ([no_time], 9, True),
         ([rough], 10, True), ([whole, long], 10, False), ([long], 30_000, True), ([none], None, True),
     ):  # fmt: skip
-        its = listed(*kept)
-        assert (its.minutes, its.estimated) == (minutes, estimated)
+        listed_entry = listed(*kept)
+        assert (listed_entry.minutes, listed_entry.estimated) == (minutes, estimated)
     shown = [[*tables([listed(kept)])[0].columns[-1].cells] for kept in (whole, part, long)]
     assert shown == [["10"], ["~40"], ["~21 d"]]
 
 
 def test_every_entry_that_is_made_shows_its_cost(tmp_path):
     entries, _ = reproduce.list_entries(all_documents(), reproduce.ALL, [tmp_path])
-    assert all(its.minutes for its in entries if its.entry.by)
+    assert all(listed_entry.minutes for listed_entry in entries if listed_entry.entry.by)
 
 
 # -- all -----------------------------------------------------------------------------------------------------------
@@ -548,20 +563,22 @@ def test_missing_data_are_named(few, monkeypatch, capsys, tmp_path):
 
 
 def test_data_are_known():
-    names = {name for made in reproduce.ALL.values() for quick in (False, True) for name in made.needs(quick)}
+    names = {
+        name for experiment in reproduce.ALL.values() for quick in (False, True) for name in experiment.needs(quick)
+    }
     assert names <= {*data.names(), "ptb", *everything.OWN}
 
 
 def test_a_renewed_recipe_is_trained_again(tmp_path, monkeypatch):
-    made = reproduce.Reproduction(
+    experiment = reproduce.Reproduction(
         "small", "", "demo", {"a": ["training.epochs=1", "model.hidden=[10]", "seeds=[0]"]},
     )  # fmt: skip
-    config = made.config_of("a", 0, Asked())
-    assert config == made.config_of("a", 0, Asked())
-    for other in (Asked(quick=True), Asked(settings=["training.lr=0.5"])):
-        assert made.config_of("a", 0, other) != config
+    config = experiment.config_of("a", 0, Request())
+    assert config == experiment.config_of("a", 0, Request())
+    for other in (Request(quick=True), Request(settings=["training.lr=0.5"])):
+        assert experiment.config_of("a", 0, other) != config
     folder = tmp_path / "a" / "dense-0"
     folder.mkdir(parents=True)
-    made.discard(tmp_path, "a", 0, Asked())
+    experiment.discard(tmp_path, "a", 0, Request())
     assert not folder.exists()
     shutil.rmtree(tmp_path / "a")

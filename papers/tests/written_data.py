@@ -16,8 +16,8 @@ def write_europarl(root, sentences=40, **changes):
     for part, count in (("train", sentences), ("valid", 10), ("test", 10)):
         english = [draw.choice([*NUMBERS], draw.integers(1, 7)) for _ in range(count)]
         for language, lines in (("en", english), ("fr", [[NUMBERS[word] for word in line] for line in english])):
-            made = changes.get(f"{part}_{language}", [" ".join(line) for line in lines])
-            write_lines(root / "europarl" / f"{part}.{language}", made)
+            text = changes.get(f"{part}_{language}", [" ".join(line) for line in lines])
+            write_lines(root / "europarl" / f"{part}.{language}", text)
 
 
 def write_flickr8k(root, regions=4, dims=3, **changes):

@@ -1,7 +1,7 @@
 """filigree: neural networks that cost what they use."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filigree import data, models, nn, ops, topology
 from filigree.analyze import analyze, connection_survival, feature_ranking
@@ -25,8 +25,13 @@ from filigree.compress import (
 from filigree.compress.compression import compress_
 from filigree.convert import convert_
 from filigree.dynamics import (
+    EXD,
+    LDV,
+    OSV,
+    SET,
     Adaptive,
     Constant,
+    CosineDecay,
     DropoutAnnealing,
     ErrorFeedback,
     Evolution,
@@ -36,6 +41,7 @@ from filigree.dynamics import (
     MollificationAnnealing,
     NoiseAnnealing,
     Oscillation,
+    RigL,
     SelectionSchedule,
     Sequence,
     Static,
@@ -66,21 +72,38 @@ from filigree.nn import (
     UnscaledDropout,
     track_usage,
 )
-from filigree.report import write_report
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
-from filigree.train import EarlyStopping, Record, evaluate, fit, seed_everything
+from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
+
+if TYPE_CHECKING:
+    from filigree import report as report
+    from filigree import sklearn as sklearn
+    from filigree.report import write_report
+
+
+_WHEN_USED = ("report", "sklearn")  # they bring rich, and scikit-learn with threads of its own
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sklearn":  # imported when it is asked for: scikit-learn brings threads of its own
-        return importlib.import_module("filigree.sklearn")
+    if name in _WHEN_USED:
+        return importlib.import_module(f"filigree.{name}")
+    if name == "write_report":
+        return importlib.import_module("filigree.report").write_report
     raise AttributeError(f"module 'filigree' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_WHEN_USED})
 
 
 __all__ = [
     "ACDC",
     "AFDF",
+    "EXD",
+    "LDV",
+    "OSV",
     "PHD",
+    "SET",
     "Adaptive",
     "Asymmetric",
     "Budget",
@@ -88,6 +111,7 @@ __all__ = [
     "ClusterPruning",
     "Constant",
     "ConstantFanIn",
+    "CosineDecay",
     "DropoutAnnealing",
     "EarlyStopping",
     "ErdosRenyi",
@@ -118,6 +142,7 @@ __all__ = [
     "RandomPruning",
     "Record",
     "RetrainingBaseline",
+    "RigL",
     "RoundToNearest",
     "SelectionSchedule",
     "Sequence",
@@ -135,6 +160,7 @@ __all__ = [
     "connection_survival",
     "convert_",
     "data",
+    "each_step",
     "evaluate",
     "export",
     "feature_ranking",

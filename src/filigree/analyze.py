@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
+import scipy
 from torch import nn
 
 from filigree.dynamics.evolution import Evolution, Evolvable
 from filigree.topology import science
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
-def patterns(model: nn.Module) -> dict[str, science.Pattern]:
+
+def patterns(model: nn.Module) -> dict[str, csr_array]:
     """The sparse layers of a model in order: `(outputs, inputs)`, weights as data."""
-    found = {}
+    by_layer = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Evolvable):
             flat_indices, weights = layer.flat_indices().numpy(), layer.weights().numpy()
             where = (flat_indices // layer.in_features, flat_indices % layer.in_features)
-            found[name] = sp.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
-    return found
+            by_layer[name] = scipy.sparse.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
+    return by_layer
 
 
 def analyze(model: nn.Module, seed: int = 0, nulls: int = 10) -> science.NetworkReport:
@@ -31,13 +35,13 @@ def analyze(model: nn.Module, seed: int = 0, nulls: int = 10) -> science.Network
     Raises:
         ValueError: the model has no sparse layers, or they do not follow one another.
     """
-    found = patterns(model)
-    if not found:
+    by_layer = patterns(model)
+    if not by_layer:
         raise ValueError("analyze: the model has no sparse layers. Call fg.convert_(model, fg.Sparse(...)) first.")
-    for (a, first), (b, second) in itertools.pairwise(found.items()):
+    for (a, first), (b, second) in itertools.pairwise(by_layer.items()):
         if first.shape[0] != second.shape[1]:
             raise ValueError(f"analyze: {b!r} reads {second.shape[1]} inputs, {a!r} has {first.shape[0]} outputs.")
-    return science.analyze(list(found.values()), list(found), seed, nulls)
+    return science.analyze(list(by_layer.values()), list(by_layer), seed, nulls)
 
 
 def connection_survival(evolution: Evolution, layer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +55,7 @@ def connection_survival(evolution: Evolution, layer: str) -> tuple[np.ndarray, n
 
 def feature_ranking(model: nn.Module) -> np.ndarray:
     """The inputs of the first sparse layer, strongest first (sum of |w|): which features matter."""
-    found = patterns(model)
-    if not found:
+    by_layer = patterns(model)
+    if not by_layer:
         raise ValueError("feature_ranking: the model has no sparse layers.")
-    return science.rank_features(next(iter(found.values())))
+    return science.rank_features(next(iter(by_layer.values())))

@@ -62,7 +62,7 @@ class Config:
                 raise ValueError(f"{kind}: unknown field {clipped(key)}; the fields are {listed}.")
         try:
             return _KINDS[kind](**{key: _revive(value) for key, value in plain.items() if key != "kind"})  # type: ignore[return-value]
-        except (TypeError, OverflowError, RecursionError) as error:  # a check of its own met what it never expected
+        except (TypeError, OverflowError, RecursionError) as error:  # its own check did not expect such a value
             raise ValueError(f"{kind}: {one_line(error)}.") from None
 
 
@@ -81,9 +81,12 @@ def config(cls: type[T]) -> type[T]:
             f"config: a config needs a name of its own, by which files find it. There is a {cls.__name__} already, "
             f"{known.__module__}.{known.__qualname__}. Got {cls.__module__}.{cls.__qualname__}."
         )
-    options = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-    made = pydantic_dataclass(cls, frozen=True, config=options)
-    validated = made.__init__
+    options = pydantic.ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False,
+        defer_build=True,  # the first use makes the validator, not the import
+    )  # fmt: skip
+    decorated = pydantic_dataclass(cls, frozen=True, config=options)
+    validated = decorated.__init__
 
     @functools.wraps(validated)
     def init(self: Config, *args: Any, **kwargs: Any) -> None:
@@ -92,9 +95,9 @@ def config(cls: type[T]) -> type[T]:
         except pydantic.ValidationError as error:
             raise ValueError(_explained(type(self), error)) from None
 
-    made.__init__ = init  # type: ignore[method-assign, assignment]
-    _KINDS[made.__name__] = made  # type: ignore[assignment]
-    return made  # type: ignore[return-value]
+    decorated.__init__ = init  # type: ignore[method-assign, assignment]
+    _KINDS[decorated.__name__] = decorated  # type: ignore[assignment]
+    return decorated  # type: ignore[return-value]
 
 
 def clipped(value: Any) -> str:
@@ -115,7 +118,7 @@ def visible(text: str) -> str:
 
 
 def one_line(error: Any, most: int = 200) -> str:
-    """What an error or another text says, in one line of at most so many characters."""
+    """The text of an error in one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
@@ -139,8 +142,8 @@ def _revive(value: Any) -> Any:
     return value
 
 
-def _choices(got: Any, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(got)[:50], names, n=1)
+def _choices(value: Any, names: list[str]) -> str:
+    close = difflib.get_close_matches(str(value)[:50], names, n=1)
     return f"one of {', '.join(sorted(names))}" + (f" (did you mean {close[0]}?)" if close else "")
 
 

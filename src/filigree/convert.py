@@ -1,9 +1,9 @@
-"""The verb `convert_`: change a model's layers in place, and report what changed."""
+"""The verb `convert_`, which changes a model's layers in place and reports what changed."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from filigree.config import Config
 from filigree.measure.summary import Summary
 from filigree.modes import evaluating
+from filigree.rollback import AllOrNothing
 from filigree.text_table import aligned
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
@@ -21,7 +22,11 @@ Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to one module. Parameters count weights and biases; MACs are per sample (or per position)."""
+    """What happened to one module.
+
+    `parameters` and `macs` are numbers before and after: of weights and biases, and of multiply-adds for one sample (or
+    one position).
+    """
 
     name: str
     before: str
@@ -44,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Report:
-    """What `convert_` or `compress_` did, layer by layer; prints as a table."""
+    """What `convert_` or `compress_` did, layer by layer. It prints as a table."""
 
     title: str
     changes: list[Change] = field(default_factory=list)
@@ -68,9 +73,12 @@ class Report:
 
 
 class Conversion(Config):
-    """Base of the configs that `convert_` takes. A new method declares what it converts and how; nothing else changes.
+    """Base of the configs that `convert_` takes. A new method declares what it converts and how.
 
     Subclasses implement `accepts` (may this module be converted?) and `apply` (convert all selected ones together).
+
+    `convert_` puts the model back as it was where a method fails. Tensors are not copied for that: a method gives the
+    model new modules and new parameters, and does not write into the tensors that the model holds.
     """
 
     def accepts(self, module: nn.Module) -> bool:
@@ -84,46 +92,57 @@ class Conversion(Config):
         return True
 
     def choose(self, model: nn.Module, names: list[str]) -> list[tuple[Conversion, list[str], str]]:
-        """What is applied to which modules, and a note on each: itself, unless it stands for a choice by measurement.
+        """Return which config is applied to which modules, with a note for the report.
 
-        It is what was chosen that is recorded on the model, and applied again when that is loaded.
+        That is the config itself, unless it stands for a choice by measurement. The configs that were chosen are
+        recorded on the model, and applied again when it is loaded.
         """
         return [(self, names, "")]
 
     def apply_if_faster(
         self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
-        """As `apply`, but a layer that would not be faster on its input (by name) stays as it is; and the conversions
-        that rebuild what was made on loading."""
+        """Do as `apply` does, but leave a layer as it is if it would not be faster on its input (by name).
+
+        The conversions that rebuild the new layers on loading are returned as well.
+        """
         raise NotImplementedError
 
 
 @contextmanager
-def inference_context(model: nn.Module, hooks: Sequence[Any] = ()) -> Iterator[None]:
-    """Run a model as it is used, in eval mode without gradients; then all modes are back and the hooks are gone."""
+def inference_context(model: nn.Module, hooks: Iterable[Any] = ()) -> Iterator[None]:
+    """Run a model in eval mode without gradients; afterwards restore all modes and remove the hooks.
+
+    Args:
+        hooks: the handles of hooks. A generator that registers them is best: those registered before one fails are
+            removed as well.
+    """
+    handles: list[Any] = []
     try:
+        for handle in hooks:
+            handles.append(handle)  # noqa: PERF402 - one by one, so that none is forgotten when the next one fails
         with evaluating(model), torch.no_grad():
             yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """What each of these modules reads when the model runs on `x`, in eval mode."""
-    found: dict[str, Tensor] = {}
+    """Return what each of these modules reads when the model runs on `x` in eval mode."""
+    inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[name] = args[0].detach()
+            inputs[name] = args[0].detach()
 
         return hook
 
-    with inference_context(model, [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]):
+    with inference_context(model, (model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names)):
         model(x)
-    if missed := set(names) - set(found):
+    if missed := set(names) - set(inputs):
         raise ValueError(f"the data do not reach {sorted(missed)[0]!r}.")
-    return found
+    return inputs
 
 
 def convert_(model: nn.Module, config: Conversion, where: Where = None, measure: bool | int | Tensor = False) -> Report:
@@ -142,8 +161,11 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
         A printable report: per layer, what changed, parameters and MACs before and after.
 
     Raises:
-        ValueError: no module was selected, or a pattern matched nothing that can be converted; the model is
-            unchanged then.
+        ValueError: no module was selected, or a pattern matched nothing that can be converted.
+
+    After any exception, and after Ctrl-C, the model is as it was before: modules, parameters, buffers, attributes and
+    hooks, and the global random generators as well (`filigree.rollback`). An example given as `measure` costs a copy of
+    the model's tensors meanwhile, since the model is run on it.
 
     An optimizer made before holds parameters that the model no longer has: make it afterwards. Hooks on modules that
     are replaced go with them: register them afterwards.
@@ -151,56 +173,46 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
     names = select(model, config.accepts, where, f"convert_({type(config).__name__})")
-    if where is None:
-        names = [name for name in names if config.gains(model.get_submodule(name))]
-        if not names:
-            raise ValueError(f"convert_: no layer would gain by {type(config).__name__}. Name them with where=.")
-    with _all_or_nothing(model):
+    with AllOrNothing(model, values=isinstance(measure, Tensor)):
+        if where is None:
+            names = [name for name in names if config.gains(model.get_submodule(name))]
+            if not names:
+                raise ValueError(f"convert_: no layer would gain by {type(config).__name__}. Name them with where=.")
         if measure is False:
             changes = []
-            for chosen, its, note in config.choose(model, names):
-                changes += [replace(change, note=note or change.note) for change in chosen.apply(model, its)]
-                record(model, chosen, its)
+            for chosen, chosen_names, note in config.choose(model, names):
+                changes += [replace(change, note=note or change.note) for change in chosen.apply(model, chosen_names)]
+                record(model, chosen, chosen_names)
         else:
             if type(config).apply_if_faster is Conversion.apply_if_faster:
                 raise ValueError(f"convert_: {type(config).__name__} cannot choose by measurement. Leave out measure=.")
-            before = {name: model.get_submodule(name) for name in names}
-            changes, steps = config.apply_if_faster(model, names, _inputs(model, before, measure))
-            for conversion, its in steps:
-                record(model, conversion, its)
-    return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
-
-
-@contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Put every module back where it was if what is done in here fails midway."""
-    children, done = [(module, dict(module._modules)) for module in model.modules()], conversions(model)
-    try:
-        yield
-    except BaseException:
-        for module, its in children:
-            module._modules.clear()
-            module._modules.update(its)
-        if done or "_filigree_conversions" in model.__dict__:
-            model.__dict__["_filigree_conversions"] = done
-        raise
+            layers = {name: model.get_submodule(name) for name in names}
+            changes, steps = config.apply_if_faster(model, names, _inputs(model, layers, measure))
+            for conversion, converted_names in steps:
+                record(model, conversion, converted_names)
+        return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
 
 
 def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tensor) -> dict[str, Tensor]:
-    """What each layer reads: random numbers of a batch size, or what an example batch brings it."""
+    """Return what each layer is timed on: random numbers of a batch size, or what it reads of an example batch."""
     if not isinstance(measure, Tensor):
         batch = 128 if measure is True else measure
         if batch < 1:
             raise ValueError(f"convert_: measure must be a batch size of at least 1, or an example. Got {batch}.")
-        sides = {name: getattr(layer, "in_features", None) for name, layer in layers.items()}
-        if unknown := [name for name, side in sides.items() if side is None]:
+        widths = {name: getattr(layer, "in_features", None) for name, layer in layers.items()}
+        if unknown := [name for name, width in widths.items() if width is None]:
             raise ValueError(f"convert_: {unknown[0]!r} has no width: give an example batch as measure=.")
-        return {name: torch.randn(batch, side) for name, side in sides.items() if side}
+        return {name: torch.randn(batch, width) for name, width in widths.items() if width}
     return layer_inputs(model, list(layers), measure)
 
 
 def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where, caller: str) -> list[str]:
-    """The names of the modules that `accepts` and `where` both want, in the model's order; never none."""
+    """Return the names of the modules that `accepts` and `where` both want, in the model's order; at least one.
+
+    Raises:
+        ValueError: by the name of `caller`: no module fits, a pattern matches none, or the model itself would have to
+            be replaced.
+    """
     able = {name: module for name, module in model.named_modules() if accepts(module)}
     if not able:
         kinds = dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children()))
@@ -229,12 +241,12 @@ def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where,
 
 
 def record(model: nn.Module, config: Config, names: list[str]) -> None:
-    """Remember on the model what was done to it, so that `fg.load(path, into=fresh)` can do it again."""
+    """Note on the model what was done to it, so that `fg.load(path, into=fresh)` can do it again."""
     model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(names)))
 
 
 def conversions(model: nn.Module) -> list[tuple[Config, tuple[str, ...]]]:
-    """The configs applied to the model so far, with the names of the modules, in order."""
+    """Return the configs applied to the model so far, with the names of the modules, in order."""
     return list(model.__dict__.get("_filigree_conversions", []))
 
 
@@ -249,30 +261,30 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
-    """How many units a module without weights reads, and along which dimension: those of the layer before it.
+    """Return how many units a module without weights reads, those of the layer before it, and along which dimension.
 
     Raises:
         ValueError: no layer with a width stands before it, in the order in which modules are registered; by `who`.
     """
-    width, whole = None, None  # a layer that said its width speaks for the modules that it is made of
+    width, whole = None, None  # a layer with a width stands for the modules that it consists of, too
     for other, module in model.named_modules():
         if other == name and width is not None:
             return width
         if whole is not None and other.startswith(whole) and not name.startswith(whole):
             continue
-        found = None
-        if isinstance(side := getattr(module, "out_features", None), int):
-            found = side, -1
-        elif isinstance(side := getattr(module, "out_channels", None), int):
-            found = side, -1 - len(module.kernel_size)
-        elif isinstance(side := getattr(module, "hidden_size", None), int) and hasattr(module, "bidirectional"):
-            found = (getattr(module, "proj_size", 0) or side) * (2 if module.bidirectional else 1), -1
-        elif isinstance(side := getattr(module, "embedding_dim", None), int):
-            found = side, -1
-        elif isinstance(module, nn.Flatten):
-            width = None  # how many numbers it makes of an image is not known here
-        if found is not None:
-            width, whole = found, f"{other}." if other else None
+        if isinstance(units := getattr(module, "out_features", None), int):
+            width = units, -1
+        elif isinstance(units := getattr(module, "out_channels", None), int):
+            width = units, -1 - len(module.kernel_size)
+        elif isinstance(units := getattr(module, "hidden_size", None), int) and hasattr(module, "bidirectional"):
+            width = (getattr(module, "proj_size", 0) or units) * (2 if module.bidirectional else 1), -1
+        elif isinstance(units := getattr(module, "embedding_dim", None), int):
+            width = units, -1
+        else:
+            if isinstance(module, nn.Flatten):
+                width = None  # how many numbers it makes of an image is not known here
+            continue
+        whole = f"{other}." if other else None
     raise ValueError(f"{who}: no layer stands before {name!r}, so how many units it has is not known.")
 
 

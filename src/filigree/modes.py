@@ -1,32 +1,54 @@
-"""How a model runs: in evaluation mode for a while; with blocks left out; by fused optimizers."""
+"""How a model runs: in evaluation mode for a while; outside compiled graphs; by fused optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; then each module has its own mode again: a frozen batch norm stays in evaluation mode."""
+    """Put the model into evaluation mode, and afterwards each module back into its own (a frozen norm stays frozen)."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
-        model.train(modes[0][1])  # a module may do more than note it
+        model.train(modes[0][1])  # a module may do more than note its mode
         for module, mode in modes:
             module.training = mode
 
 
+def outside_graphs(function: F) -> F:
+    """Decorator: torch.compile breaks its graph at `function`, as with `torch.compiler.disable`.
+
+    That one loads torch's compiler where it decorates, which takes longer than `import torch`. This one loads nothing
+    before there is a graph, and an eager call pays for no wrapper of the compiler's.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        run = torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+        return run(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
 def takes_fused(model: nn.Module) -> bool:
-    """Whether torch's fused optimizers take all of its parameters: they know no complex numbers."""
+    """Return whether torch's fused optimizers take all of the model's parameters: they know no complex numbers."""
     return all(parameter.is_floating_point() for parameter in model.parameters())
 
 
 def takes_fused_sgd(model: nn.Module) -> bool:
-    """The same of fused SGD, which also fails where a step may leave out blocks: their parameters then get a gradient,
-    and momentum, later than others."""
+    """Return the same for fused SGD.
+
+    It also fails where a step may leave out blocks, whose parameters get a gradient, and momentum, later than others.
+    """
     return takes_fused(model) and not any(getattr(module, "skips", False) for module in model.modules())

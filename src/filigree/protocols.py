@@ -1,4 +1,4 @@
-"""What a model of your own can offer, beyond being a torch module, so that filigree treats it as it should."""
+"""What a model of your own can offer, beyond being a torch module, so that filigree knows how to treat it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 @runtime_checkable
 class ResidualBlock(Protocol):
-    """A block that adds its input, or what `shortcut` makes of it, to what it computes, and that can be left out.
+    """A block that adds its input, after `shortcut`, to what it computes, and that can be left out.
 
     Attributes:
-        survival: the chance that the block computes more than its shortcut in a batch of training; 1 when made.
-        shortcut: from the block's input to something of its output's shape.
+        survival: the probability that the block computes more than its shortcut in a batch of training; 1 at first.
+        shortcut: a module from the block's input to the shape of its output.
     """
 
     survival: float
@@ -24,10 +24,10 @@ class ResidualBlock(Protocol):
 
 @runtime_checkable
 class CarriesState(Protocol):
-    """A model that goes on from call to call where the last one ended, such as `filigree.models.language_model`.
+    """A model that continues at each call where the last one ended, such as `filigree.models.language_model`.
 
     Attributes:
-        carry: whether it does.
+        carry: whether its state is carried from call to call.
     """
 
     carry: bool

@@ -522,7 +522,7 @@ def test_retraining_bound(form):
     with pytest.raises(ValueError, match="saw no training"):
         fg.retraining_bound(origin, model, model)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    fg.fit(model, (x, y), optimizer=optimizer, epochs=5, batch_size=10, hooks=origin, progress=False)
+    fg.fit(model, (x, y), optimizer=optimizer, epochs=5, batch_size=10, callbacks=origin, progress=False)
     small = copy.deepcopy(model)
     fg.compress_(small, fg.RandomPruning(keep=0.5, compensate=None), x)
     bound = fg.retraining_bound(origin, model, small, form=form)

@@ -2,13 +2,13 @@ import gzip
 import hashlib
 
 import numpy as np
+import pooch
 import pytest
 import scipy.io
 import torch
 
 import filigree as fg
 from filigree.data import Augment, check, cross_validation, paired_interval
-from filigree.data import files as sources
 from filigree.data.files import Source, locate
 from filigree.data.readers import read_csv, read_idx
 
@@ -158,8 +158,8 @@ def test_lung_has_to_be_brought(tmp_path):
 
 def test_without_network(tmp_path, monkeypatch):
     monkeypatch.delenv("FILIGREE_DATA", raising=False)
-    monkeypatch.setattr(sources.pooch, "os_cache", lambda name: tmp_path)
-    monkeypatch.setattr(sources.pooch, "retrieve", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(no route\). Put it at .*ORL.mat"):
         fg.data.load("orl")
 

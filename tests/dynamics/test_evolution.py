@@ -240,8 +240,8 @@ def test_lifetimes_are_remembered():
     [
         (lambda m, o: fg.Evolution(fg.models.mlp([3, 4]), o, 0.3), "has no sparse layers"),
         (lambda m, o: fg.Evolution(m, torch.optim.SGD(nn.Linear(3, 4).parameters(), 1), 0.3), "made before convert_"),
-        (lambda m, o: fg.Evolution(m, o, fg.LinearDecrease()), "LinearDecrease needs the horizon. Give epochs="),
-        (lambda m, o: fg.Evolution(m, o, fg.Oscillation() * 0.5), "Product needs the horizon"),
+        (lambda m, o: fg.Evolution(m, o, fg.LinearDecrease()).step(), "LinearDecrease needs the horizon. Give epochs="),
+        (lambda m, o: fg.Evolution(m, o, fg.Oscillation() * 0.5).step(), "Product needs the horizon"),
         (lambda m, o: fg.Evolution(m, o, 1.5), "zeta must be less than or equal to 1"),
         (lambda m, o: fg.Evolution(m, o, lambda epoch: 2.0).step(), r"zeta must be in \[0, 1\]. Function gave 2.0"),
         (lambda m, o: fg.Evolution(m, o, 0.3, grow="best"), "grow must be 'random' or 'gradient'. Got 'best'"),

@@ -42,6 +42,14 @@ def test_exd_of_a_given_horizon_decays_equally_over_any_run():
     assert not fg.ExponentialDecay().needs_horizon
 
 
+def test_cosine_decay():
+    # T_end at 75 of 100: alpha at 0, half of it at 37.5, nothing from 75 on
+    schedule = fg.CosineDecay()
+    assert rates(schedule, 100, [0, 37.5, 75, 99]) == [0.3, 0.15, 0.0, 0.0]
+    assert schedule.rate(25, 100) == pytest.approx(0.15 * (1 + 0.5))
+    assert schedule.needs_horizon
+
+
 def test_the_plateau_figures_of_the_notes():
     at10 = [round(s.rate(10, 500), 3) for s in (fg.Oscillation(), fg.LinearDecrease(), fg.ExponentialDecay())]
     assert at10 == [0.293, 0.294, 0.271]

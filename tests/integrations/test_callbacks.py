@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import filigree as fg
-from filigree.integrations.steppers import Steppers
+from filigree.integrations.driver import Driver
 
 STEPS = 8  # 4 an epoch, 2 epochs
 
@@ -38,16 +38,16 @@ class Points(Dataset):
 
 
 def annealings():
-    """As functions of the model and its optimizer, which the trainers make."""
+    """They are functions of the model and its optimizer, which the trainers make."""
     return [
         lambda model, optimizer: fg.NoiseAnnealing(model, start=30.0, end=1.0, steps=STEPS + 1),
         lambda model, optimizer: fg.MollificationAnnealing(model, k=5.0, average=0.5),
     ]
 
 
-def check(steppers, losses):
+def check(dynamics, losses):
     """Every step was counted, and the moving average is that of all losses."""
-    noise, mollification = steppers.made["each_step"]
+    noise, mollification = dynamics.driver.callbacks.objects
     assert noise.epoch == mollification.epoch == STEPS
     assert noise.scale == pytest.approx(1.0)
     value = losses[0]
@@ -81,7 +81,7 @@ def test_lightning(tmp_path, batches):
             return torch.optim.SGD(self.parameters(), 0.1)
 
     def train(epochs, resume=None):
-        dynamics, module = Dynamics(each_step=annealings()), Module()
+        dynamics, module = Dynamics(annealings()), Module()
         trainer = lightning.Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             accumulate_grad_batches=batches, callbacks=[dynamics, ModelCheckpoint(tmp_path)],
@@ -90,10 +90,10 @@ def test_lightning(tmp_path, batches):
         return module.losses[batches - 1 :: batches], dynamics, trainer
 
     losses, dynamics, _ = train(2)
-    check(dynamics.steppers, losses)
+    check(dynamics, losses)
     first, _, trainer = train(1)
     second, dynamics, _ = train(2, resume=trainer.checkpoint_callback.best_model_path)
-    check(dynamics.steppers, first + second)
+    check(dynamics, first + second)
 
 
 @pytest.mark.parametrize("batches", [1, 2])
@@ -117,15 +117,15 @@ def test_transformers(tmp_path, batches):
             gradient_accumulation_steps=batches, save_steps=3, report_to="none", disable_tqdm=True, use_cpu=True,
             dataloader_pin_memory=False,
         )  # fmt: skip
-        dynamics = Dynamics(each_step=annealings())
+        dynamics = Dynamics(annealings())
         trainer = transformers.Trainer(Model(), arguments, train_dataset=Points(), callbacks=[dynamics])
         trainer.train(resume_from_checkpoint=resume)
         return trainer.model.losses[batches - 1 :: batches], dynamics
 
     losses, dynamics = train(STEPS)
-    check(dynamics.steppers, losses)
+    check(dynamics, losses)
     again, dynamics = train(STEPS, str(tmp_path / "checkpoint-3"))  # in the middle of an epoch
-    check(dynamics.steppers, losses[:3] + again)
+    check(dynamics, losses[:3] + again)
 
 
 class Stream(IterableDataset):
@@ -152,9 +152,9 @@ def test_transformers_counts_the_epochs_of_data_without_a_length(tmp_path):
         use_cpu=True, dataloader_pin_memory=False, save_strategy="no",
     )  # fmt: skip
     counter = Counter()
-    callbacks = [Dynamics(each_epoch=counter)]
+    callbacks = [Dynamics(counter)]
     transformers.Trainer(Model(), arguments, train_dataset=Stream(), callbacks=callbacks).train()
-    assert len(counter.seen) == 2  # three epochs, of four steps each
+    assert len(counter.seen) == 3  # epochs, of four steps each
 
 
 def test_gpt2s_layers_become_linear_ones():
@@ -185,41 +185,40 @@ class Counter:
         self.seen = []
 
     def step(self, metrics=None):
-        self.seen.append(dict(metrics or {}))
+        self.seen.append({name: value for name, value in (metrics or {}).items() if name != "epoch"})
+
+
+def begun(callbacks, epochs=9):
+    model = nn.Linear(2, 2)
+    driver = Driver(callbacks)
+    driver.begin(model, torch.optim.SGD(model.parameters(), 0.1), epochs, None, 0)
+    return driver
 
 
 def test_epochs_are_followed_once_by_a_step_that_reads_the_metrics():
-    counter, model = Counter(), nn.Linear(2, 2)
-    steppers = Steppers(each_epoch=[counter, lambda given, optimizer: Counter()])
-    steppers.begin(model, torch.optim.SGD(model.parameters(), 0.1))
+    counter = Counter()
+    driver = begun([counter, lambda model, optimizer: Counter()])
     for epoch in (0, 1, 1, 2):  # a trainer may begin an epoch again
-        steppers.begin_epoch(epoch)
-        steppers.metrics = {"loss": epoch}
-    assert counter.seen == steppers.made["each_epoch"][1].seen == [{"loss": 0}, {"loss": 1}]
+        driver.begin_epoch(epoch, {"loss": epoch - 1})
+    assert counter.seen == driver.callbacks.objects[1].seen == [{"loss": 0}, {"loss": 1}]
 
 
 def test_a_plateau_reads_one_of_the_metrics():
-    model = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    steppers = Steppers(each_epoch=ReduceLROnPlateau(optimizer, patience=0))
-    steppers.begin(model, optimizer)
-    steppers.metrics = {"accuracy": 1.0}
-    with pytest.raises(ValueError, match=r"needs one of val_loss, .*Got \['accuracy'\]"):
-        steppers.begin_epoch(1)
-    steppers.metrics = {"train_loss": 3.0, "val_loss": 1.0}
-    steppers.begin_epoch(3)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    driver = begun(lambda model, optimizer: ReduceLROnPlateau(optimizer, patience=0))
+    with pytest.raises(ValueError, match=r"needs one of val_loss, .*Got epoch, accuracy"):
+        driver.end_epoch(0, {"accuracy": 1.0})
+    for epoch in (1, 2):
+        driver.end_epoch(epoch, {"train_loss": 3.0 - epoch, "val_loss": 1.0})
+    assert driver.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_what_cannot_be_stepped_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"each_epoch expects objects with \.step.*Got float"):
-        Steppers(each_epoch=0.3)
-    with pytest.raises(TypeError, match=r"each_step expects .*Got Evolution"):
-        Steppers(each_step=[fg.Evolution])
-    model = network()
-    steppers = Steppers(each_step=fg.MollificationAnnealing(model, loss="validation"))
-    with pytest.raises(ValueError, match="MollificationAnnealing must follow the training loss"):
-        steppers.begin(model, torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(TypeError, match=r"Dynamics: callbacks: expected an object with \.step.*Got float"):
+        Driver(0.3)
+    with pytest.raises(TypeError, match=r"callbacks: expected .*Got Evolution"):
+        Driver([fg.Evolution])
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau: it follows the loss of an epoch"):
+        begun(fg.each_step(lambda model, optimizer: ReduceLROnPlateau(optimizer)))
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])
@@ -229,5 +228,6 @@ def test_a_missing_library_is_named_in_one_line(name, monkeypatch):
             monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, f"filigree.integrations.{name}", raising=False)
-    with pytest.raises(ImportError, match=rf"filigree\.integrations\.{name} needs .*pip install {name}"):
+    line = rf"filigree\.integrations\.{name}: {name} is needed\. pip install 'filigree\[{name}\]'"
+    with pytest.raises(ImportError, match=line):
         importlib.import_module(f"filigree.integrations.{name}")

@@ -545,6 +545,7 @@ def test_reload(tmp_path):
     assert torch.equal(again(x), model(x))
 
 
+@pytest.mark.filterwarnings("ignore:.* were never trained")  # it is rewired and saved at once
 def test_reload_a_sparse_evolved_asymmetric_model(tmp_path):
     model = fg.models.mlp([20, 64, 64, 5])
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))

@@ -244,7 +244,7 @@ def test_mollified_sparse_networks_evolve():
     annealing = fg.MollificationAnnealing(model, k=5, stop=0.3)
     x = torch.randn(60, 12)
     y = (x[:, 0] > 0).long()
-    fg.fit(model, (x, y), optimizer=optimizer, epochs=30, batch_size=20, each_epoch=evolution, hooks=annealing,
+    fg.fit(model, (x, y), optimizer=optimizer, epochs=30, batch_size=20, callbacks=[evolution, annealing],
            progress=False)  # fmt: skip
     assert annealing.done
     assert fg.evaluate(model, (x, y))["accuracy"] > 0.9
@@ -287,12 +287,12 @@ def test_fit_anneals_by_validation_loss():
     x, y = torch.randn(40, 5), torch.arange(40) % 3
     annealing = fg.MollificationAnnealing(model, k=3, loss="validation", average=0.0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    history = fg.fit(model, (x, y), optimizer=optimizer, epochs=2, batch_size=10, validation=(x, y), hooks=annealing,
+    history = fg.fit(model, (x, y), optimizer=optimizer, epochs=2, batch_size=10, validation=(x, y), callbacks=annealing,
                      progress=False)  # fmt: skip
     assert annealing.value == history[1]["val_loss"]
     assert annealing.epoch == 8
     with pytest.raises(ValueError, match="needs validation data"):
-        fg.fit(model, (x, y), optimizer=optimizer, epochs=1, hooks=fg.MollificationAnnealing(model, loss="validation"),
+        fg.fit(model, (x, y), optimizer=optimizer, epochs=1, callbacks=fg.MollificationAnnealing(model, loss="validation"),
                progress=False)  # fmt: skip
 
 

@@ -326,7 +326,7 @@ def test_annealing():
     fg.convert_(at_input, fg.Noisy("NANI"))
     fg.NoiseAnnealing(at_input, 4, 1)
     assert at_input[1].sigma == 4
-    for arguments in ({"start": 1, "end": 2}, {"every": 0}, {"steps": 0}, {"schedule": fg.LinearDecrease(1, 0)}):
+    for arguments in ({"start": 1, "end": 2}, {"every": 0}, {"steps": 0}):
         with pytest.raises(ValueError, match="NoiseAnnealing"):
             fg.NoiseAnnealing(model, **arguments)
 
@@ -344,7 +344,7 @@ def test_fit_anneals_and_resumes(tmp_path):
         each = [fg.NoiseAnnealing(model, steps=40), fg.GradientNoise(optimizer, 0.1)]
         x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
         y = torch.arange(40) % 3
-        fg.fit(model, (x, y), optimizer=optimizer, epochs=epochs, batch_size=10, each_step=each, progress=False,
+        fg.fit(model, (x, y), optimizer=optimizer, epochs=epochs, batch_size=10, callbacks=each, progress=False,
                checkpoint=tmp_path / str(epochs > 5), resume=resume)  # fmt: skip
         return model, each
 

@@ -160,7 +160,7 @@ def test_a_converted_network_trains_and_loads(tmp_path):
     fg.convert_(model, fg.PartitionDropout(4))
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.2))
-    fg.fit(model, data.train, optimizer=optimizer, epochs=8, batch_size=32, each_epoch=evolution, progress=False)
+    fg.fit(model, data.train, optimizer=optimizer, epochs=8, batch_size=32, callbacks=evolution, progress=False)
     assert fg.evaluate(model, data.test)["accuracy"] > 0.9
     fg.save(model, tmp_path / "m.safetensors")
     x = data.test.x[:5]

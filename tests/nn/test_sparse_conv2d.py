@@ -122,6 +122,7 @@ def network():
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.* were never trained")  # it is rewired and saved at once
 @pytest.mark.parametrize("masked", [False, True])
 def test_trains_evolves_saves_and_loads(tmp_path, masked):
     model = network()

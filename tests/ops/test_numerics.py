@@ -363,7 +363,7 @@ def trained(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], count: int, de
         evolution = [fg.Evolution(model, optimizer, 0.3, regrow="initial")] if has_connections else []
         torch.use_deterministic_algorithms(deterministic)
         try:
-            fit(model, (x, y), optimizer=optimizer, epochs=3, each_epoch=evolution, progress=False, seed=3)
+            fit(model, (x, y), optimizer=optimizer, epochs=3, callbacks=evolution, progress=False, seed=3)
         finally:
             torch.use_deterministic_algorithms(False)
     return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,39 +18,6 @@ def test_every_recipe_is_valid_and_says_what_it_shows():
         assert all(recipe.plain(method) for method in recipe.methods)
 
 
-def test_the_seven_settings_of_the_thesis():
-    settings = {
-        "lung": ("lung", [1000] * 3, 2), "orl": ("orl", [1000] * 3, 2), "prostate-ge": ("prostate-ge", [1000] * 3, 2),
-        "glioma": ("glioma", [1000] * 3, 2), "fashion-3x1000": ("fashion-mnist", [1000] * 3, 100),
-        "fashion-4000-1000-4000": ("fashion-mnist", [4000, 1000, 4000], 100),
-        "fashion-4x4000": ("fashion-mnist", [4000] * 4, 100),
-    }  # fmt: skip
-    for name, (source, hidden, batch) in settings.items():
-        recipe = recipes.load(name)
-        assert (recipe.data.name, recipe.model.hidden, recipe.training.batch_size) == (source, hidden, batch)
-        assert (recipe.training.epochs, recipe.training.lr, recipe.training.momentum) == (500, 0.01, 0.9)
-        assert recipe.model.dropout == 0.3
-        assert set(recipe.methods) == {"dense", "Static", "SET", "LDV", "OSV", "EXD"}
-        assert recipe.methods["EXD"].evolution.regrow == "initial"
-        short = recipes.load(f"{name}-short")
-        assert short.training.epochs == 30
-        assert short.methods["EXD"].evolution.schedule.horizon == 500
-        assert any("rescaled" in note for note in short.notes)
-
-
-def test_counts_of_appendix_b():
-    rows = recipes.counts()
-    assert len(rows) == 7
-    ours = {"LUNG": (174_245, 171_463), "ORL": (144_320, 137_371), "Prostate-GE": (224_322, 221_129),
-            "GLIOMA": (195_684, 192_758), "Fashion 3 x 1000": (128_690, 124_985),
-            "Fashion 4000-1000-4000": (344_690, 335_380), "Fashion 4 x 4000": (631_690, 622_467)}  # fmt: skip
-    for row in rows:
-        assert row.dense == row.printed_dense
-        assert row.distinct == ours[row.setting][0]
-        assert row.merged == pytest.approx(ours[row.setting][1], rel=0.002)  # drawn: within chance of the notes' figure
-        assert abs(row.difference) < 0.05
-
-
 def test_search_takes_the_best_candidate(tmp_path):
     recipe = recipes.load(
         "demo", ["training.epochs=3", "model.hidden=[30]", "seeds=[0, 1]", "data.validation=0.2",
@@ -59,10 +28,7 @@ def test_search_takes_the_best_candidate(tmp_path):
 
 
 def test_rebuilding_every_epoch_trains_as_in_the_loop_without_momentum(tmp_path):
-    settings = ["training.epochs=2", "model.hidden=[30]", "training.momentum=0", "model.dropout=0",
-                "data.name=digits", "training.batch_size=50"]  # fmt: skip
-    recipe = recipes.load("implementations", settings)
-    folders = recipes.run(recipe, tmp_path, methods=["masked, rebuilt", "masked, in the loop"], progress=False)
+    folders = recipes.run(recipes.load(Path(__file__).with_name("masked.yaml")), tmp_path, progress=False)
     rebuilt, in_loop = (Record.load(folder) for folder in folders)
     assert rebuilt.history[0]["train_loss"] == pytest.approx(in_loop.history[0]["train_loss"])
     assert len(rebuilt.history) == 2
@@ -70,7 +36,8 @@ def test_rebuilding_every_epoch_trains_as_in_the_loop_without_momentum(tmp_path)
 
 
 def test_watching_a_run(tmp_path):
-    recipe = recipes.load("plateau", ["training.epochs=3", "model.hidden=[40, 40]", "seeds=[0]", "training.lr=0.05"])
+    settings = ["watch=true", "training.epochs=3", "model.hidden=[40, 40]", "seeds=[0]", "training.lr=0.05"]
+    recipe = recipes.load("demo", settings)
     (folder,) = recipes.run(recipe, tmp_path, methods=["SET"], progress=False)
     record = Record.load(folder)
     assert 0 <= record.metrics["escape_epoch"] <= 3

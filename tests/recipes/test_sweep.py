@@ -1,6 +1,7 @@
 """Searching a recipe's settings: `filigree sweep`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +10,12 @@ from filigree.recipes import RecipeError, Sweep, sweep
 from filigree.recipes.sweep import Domain, pareto
 from filigree.report import write_report
 
+RECIPE = str(Path(__file__).with_name("asymmetric.yaml"))
 SETTINGS = ("data.name=digits", "data.validation=0.2", "training.epochs=1", "seeds=[0]", "model.hidden=[24]")
 
 
 def wanted(**options):
-    return Sweep(**({"recipe": "asymmetric-mnist", "over": {"k": "2:20:log"}, "method": "topk", "settings": SETTINGS} |
+    return Sweep(**({"recipe": RECIPE, "over": {"k": "2:20:log"}, "method": "topk", "settings": SETTINGS} |
                     options))  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def test_a_search_goes_on_to_its_budget_and_shows_the_front(tmp_path):
 
 def test_all_settings_with_the_same_end_are_set_together():
     asked = wanted(method="complete", over={"k": "5,6"})
-    made = recipes.load("asymmetric-mnist", asked._overrides({"k": 6}))
+    made = recipes.load(RECIPE, asked._overrides({"k": 6}))
     config = made.methods["complete"].convert[0].config
     assert (config.sensitivity.k, config.inputs.k, config.weights.k) == (6, 6, 6)
     asked = wanted(recipe="demo", method="EXD", over={"epsilon": "5,6"}, settings=("data.validation=0.1",))

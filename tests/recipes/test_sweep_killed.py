@@ -21,6 +21,7 @@ from filigree.recipes import RecipeError, Sweep, sweep
 from filigree.train import Record
 
 module: Any = importlib.import_module("filigree.recipes.sweep")  # as an attribute that name is the function
+RECIPE = str(Path(__file__).with_name("asymmetric.yaml"))
 SETTINGS = ("data.name=digits", "data.validation=0.2", "training.epochs=30", "seeds=[0]", "model.hidden=[24]")
 
 
@@ -32,7 +33,7 @@ def test_a_killed_process_is_reported_and_its_trial_run_again(tmp_path: Path, mo
             time.sleep(0.01)
         multiprocessing.active_children()[0].kill()
 
-    wanted = Sweep("asymmetric-mnist", {"k": "2:20:log"}, "topk", settings=SETTINGS)
+    wanted = Sweep(RECIPE, {"k": "2:20:log"}, "topk", settings=SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_work", kill_the_other)  # in this process only
         with pytest.raises(RuntimeError, match=r"1 of 2 processes ended with exit code -9: it was killed .* kept in"):
@@ -66,7 +67,7 @@ def test_what_goes_wrong_in_a_helper_is_told_in_one_line(tmp_path: Path, monkeyp
 def test_helpers_end_with_a_killed_search_before_the_next_begins(tmp_path: Path) -> None:
     settings = [f"--set={setting}" for setting in SETTINGS]
     command = [
-        sys.executable, "-m", "filigree.cli", "sweep", "asymmetric-mnist", *settings, "--set=training.epochs=2000",
+        sys.executable, "-m", "filigree.cli", "sweep", RECIPE, *settings, "--set=training.epochs=2000",
         "--over=k=2:20", "--method=topk", "--trials=6", "--jobs=2", f"--out={tmp_path}",
     ]  # fmt: skip
     search = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -102,7 +102,7 @@ def test_evolution_goes_on_from_paths():
     evolution = fg.Evolution(model, optimizer, fg.Constant(0.3))
     before = model.fc1.flat_indices()
     data = fg.data.load("digits").train
-    fg.fit(model, data, optimizer=optimizer, epochs=2, each_epoch=evolution, progress=False)
+    fg.fit(model, data, optimizer=optimizer, epochs=2, callbacks=evolution, progress=False)
     assert len(model.fc1.flat_indices()) == len(before)
     assert not torch.equal(model.fc1.flat_indices(), before)
 

@@ -106,7 +106,7 @@ def test_a_loaders_own_batches_are_kept_and_samplers_hear_of_epochs() -> None:
 
     data = Objects(*blobs(50))
     steps: list[int] = []
-    run(train=DataLoader(data, 20, sampler=Sampler(data)), hooks=lambda state: steps.append(state.step))
+    run(train=DataLoader(data, 20, sampler=Sampler(data)), callbacks=lambda state: steps.append(state.step))
     assert (heard, steps) == ([0, 1, 2], [3, 6, 9])
 
 
@@ -114,7 +114,7 @@ def test_the_last_batch_is_dropped_on_request_only() -> None:
     for drop_last, steps in ((False, 7), (True, 6)):
         for train in (blobs(), Objects(*blobs())):
             seen: list[int] = []
-            run(train=train, epochs=1, drop_last=drop_last, hooks=lambda state, seen=seen: seen.append(state.step))
+            run(train=train, epochs=1, drop_last=drop_last, callbacks=lambda state, seen=seen: seen.append(state.step))
             assert seen == [steps]
 
 
@@ -144,7 +144,7 @@ class Listener:
 def test_hooks_are_called_in_order() -> None:
     heard: list[Any] = []
     hooks = [Listener("a", heard), Listener("b", heard), lambda state: heard.append(("c", "end", state.epoch))]
-    run(train=blobs(40), epochs=2, hooks=hooks)
+    run(train=blobs(40), epochs=2, callbacks=hooks)
     both = lambda event, number: [("a", event, number), ("b", event, number)]  # noqa: E731
     expected = both("start", 0)
     for epoch in range(2):
@@ -157,7 +157,7 @@ def test_a_hook_can_end_the_run_at_once_or_after_the_epoch() -> None:
     def stop(state: FitState) -> None:
         state.stop = state.epoch == 1
 
-    history = run(epochs=9, hooks=stop)
+    history = run(epochs=9, callbacks=stop)
     assert (len(history), history.stopped) == (2, "a hook asked for it in epoch 1")
     seen: list[int] = []
 
@@ -166,7 +166,7 @@ def test_a_hook_can_end_the_run_at_once_or_after_the_epoch() -> None:
             seen.append(state.step)
             state.stop = state.step == 3
 
-    assert len(run(epochs=9, hooks=[AtStep()])) == 1
+    assert len(run(epochs=9, callbacks=[AtStep()])) == 1
     assert seen == [1, 2, 3]
 
 
@@ -185,15 +185,15 @@ def test_steppers_get_metrics_and_rates_are_recorded() -> None:
     rewirer, every = Rewirer(), Rewirer()
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=100)
-    history = run(model, optimizer=optimizer, validation=blobs(seed=1), each_epoch=[rewirer, scheduler, plateau])
-    assert history["zeta"] == [0.25, 0.125, 0.0625]
+    history = run(model, optimizer=optimizer, validation=blobs(seed=1), callbacks=[rewirer, scheduler, plateau])
+    assert history["zeta"] == [0.25, 0.125, 0.0]  # none after the last epoch
     assert history["lr"] == [0.1, 0.05, 0.025]
-    assert [metrics["val_loss"] for metrics in rewirer.seen] == history["val_loss"]
+    assert [metrics["val_loss"] for metrics in rewirer.seen] == history["val_loss"][:-1]
     assert plateau.best == min(history["val_loss"])
-    assert all(0 < row["rewire_seconds"] < row["seconds"] for row in history)
+    assert all(0 < row["rewire_seconds"] < row["seconds"] for row in history.rows[:-1])
     assert 0 < history.metrics["rewire_share"] < 1
-    history = run(each_step=every, epochs=1)
-    assert (every.seen, history["zeta"]) == ([None] * 7, [0.5**8])
+    history = run(callbacks=fg.each_step(every), epochs=1)
+    assert (every.seen, history["zeta"]) == ([None] * 6, [0.5**7])  # none after the last step
     assert "zeta" not in run(epochs=1).rows[0]
 
 
@@ -222,7 +222,7 @@ def test_early_stopping_ends_the_run_and_restores_the_best() -> None:
         optimizer=sgd(model, 0.5),
         validation=blobs(50, 3),
         early_stopping=stopping,
-        each_epoch=rewirer,
+        callbacks=rewirer,
     )
     losses = history["val_loss"]
     best = losses.index(min(losses))
@@ -292,9 +292,9 @@ def test_bad_arguments_are_refused() -> None:
         ({"epochs": 0}, "epochs must be at least 1. Got 0"),
         ({"resume": True}, "resume needs the folder"),
         ({"on_nan": "go"}, "on_nan must be"),
-        ({"hooks": [3]}, "hooks: expected a callable"),
-        ({"each_epoch": [print]}, "each_epoch: expected an object with .step"),
-        ({"each_step": 3}, "each_step: expected"),
+        ({"callbacks": [3]}, "callbacks: expected an object with .step.*, or a callable. Got int"),
+        ({"callbacks": fg.Evolution}, "callbacks: expected .* Got Evolution"),
+        ({"callbacks": fg.each_step(print)}, r"an object with .step\(\) in each_step.* Got print"),
         ({"model": model, "optimizer": stale}, "lacks '0.weight'.* after convert_"),
         ({"train": blobs(5), "drop_last": True}, "train: 5 samples make no batch for batch_size=32 with drop_last"),
         ({"train": DataLoader(TensorDataset(blobs()[0]), 10)}, "train: batches must be pairs"),
@@ -308,9 +308,9 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error_or_an_end() -> None:
     with pytest.raises(FloatingPointError, match=r"training loss became (nan|inf) in epoch \d"):
-        run(optimizer=None, model=(model := network()), each_step=Exploding(model), epochs=3)
+        run(optimizer=None, model=(model := network()), callbacks=fg.each_step(Exploding(model)), epochs=3)
     assert model.training
-    history = run(model=(model := network()), each_step=Exploding(model), epochs=3, on_nan="stop")
+    history = run(model=(model := network()), callbacks=fg.each_step(Exploding(model)), epochs=3, on_nan="stop")
     assert len(history) == 1
     assert history.stopped is not None
     assert "in epoch 1" in history.stopped

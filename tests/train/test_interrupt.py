@@ -46,8 +46,8 @@ def train(
     data = (torch.randn(120, 8), torch.randint(3, (120,)))
     options = {"record": folder, "progress": False} | options
     history = fit(
-        model, data, optimizer=optimizer, epochs=6, batch_size=16, checkpoint=folder, resume=resume, hooks=hook,
-        each_epoch=fg.Evolution(model, optimizer, 0.3, epochs=6), **options,
+        model, data, optimizer=optimizer, epochs=6, batch_size=16, checkpoint=folder, resume=resume,
+        callbacks=[fg.Evolution(model, optimizer, 0.3, epochs=6), hook], **options,
     )  # fmt: skip
     return model, history
 
@@ -133,7 +133,7 @@ def test_a_handler_of_the_users_own_is_kept() -> None:
     try:
         fit(
             model := nn.Linear(2, 2), (torch.zeros(4, 2), torch.zeros(4).long()), epochs=1,
-            optimizer=torch.optim.SGD(model.parameters()), hooks=lambda state: signal.raise_signal(signal.SIGTERM),
+            optimizer=torch.optim.SGD(model.parameters()), callbacks=lambda state: signal.raise_signal(signal.SIGTERM),
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGTERM, before)

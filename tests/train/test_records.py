@@ -123,7 +123,7 @@ def test_fit_writes_the_record_as_it_goes(tmp_path: Path) -> None:
         state.record.topology.append({"epoch": state.epoch, "layer": "0", "in_features": 4, "out_features": 2, "nnz": 8,
                                       "fan_in": [[4, 2]], "fan_out": [[2, 4]]})  # fmt: skip
 
-    history = train(record=tmp_path, hooks=look, seed=5)
+    history = train(record=tmp_path, callbacks=look, seed=5)
     assert seen == [(0, None), (1, None), (2, None)]
     record = Record.load(tmp_path)
     assert record.finished is not None
@@ -151,5 +151,5 @@ def test_an_early_end_is_noted(tmp_path: Path) -> None:
     def stop(state: Any) -> None:
         state.stop = True
 
-    train(record=tmp_path, hooks=stop)
+    train(record=tmp_path, callbacks=stop)
     assert Record.load(tmp_path).notes == ["Stopped early: a hook asked for it in epoch 0."]

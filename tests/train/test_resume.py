@@ -107,18 +107,18 @@ def adam_and_schedulers() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
     model = dense()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
     schedulers = [lr_scheduler.MultiStepLR(optimizer, [1, 4]), lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)]
-    return model, optimizer, {"each_epoch": schedulers, "validation": blobs(50, 1)}
+    return model, optimizer, {"callbacks": schedulers, "validation": blobs(50, 1)}
 
 
 def one_cycle() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
     model = dense()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return model, optimizer, {"each_step": lr_scheduler.OneCycleLR(optimizer, 0.05, 200), "hooks": [Counting()]}
+    return model, optimizer, {"callbacks": [fg.each_step(lr_scheduler.OneCycleLR(optimizer, 0.05, 200)), Counting()]}
 
 
 def annealed() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
     model = dense()
-    return model, sgd(model), {"each_epoch": Annealing(model), "each_step": [Annealing(model, 1)], "drop_last": True}
+    return model, sgd(model), {"callbacks": [Annealing(model), fg.each_step(Annealing(model, 1))], "drop_last": True}
 
 
 def evolved() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
@@ -126,7 +126,7 @@ def evolved() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)), where=["fc1", "fc2"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     evolution = fg.Evolution(model, optimizer, fg.ExponentialDecay(0.3, interest=0.1), epochs=6, regrow="initial")
-    return model, optimizer, {"each_epoch": evolution}
+    return model, optimizer, {"callbacks": [evolution]}
 
 
 def stopped() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
@@ -135,7 +135,7 @@ def stopped() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
     optimizer = sgd(model)
     evolution = fg.Evolution(model, optimizer, 0.3)
     stopping = EarlyStopping("val_accuracy", mode="max", patience=3)
-    return model, optimizer, {"each_epoch": evolution, "early_stopping": stopping, "validation": blobs(30, 1)}
+    return model, optimizer, {"callbacks": [evolution], "early_stopping": stopping, "validation": blobs(30, 1)}
 
 
 def augmented() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
@@ -157,14 +157,14 @@ def loader() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
 def go(make: Maker, folder: Path, *, resume: bool = False, at: int = 0, epochs: int = 6, **more: Any) -> Any:
     seed_everything(0)
     model, optimizer, options = make()
+    callbacks = [*options.pop("callbacks", ()), *more.pop("callbacks", ()), Interrupt(at)]
     options = options | more
-    hooks = [*options.pop("hooks", ()), Interrupt(at)]
     goes_on = resume and (folder / "checkpoint.safetensors").exists()
     seed_everything(17 if goes_on else 1)  # a resumed process finds its global generators anywhere
     train = options.pop("train", None) or blobs()
     history = fit(
-        model, train, optimizer=optimizer, epochs=epochs, batch_size=16, checkpoint=folder, resume=resume, hooks=hooks,
-        progress=False, **options,
+        model, train, optimizer=optimizer, epochs=epochs, batch_size=16, checkpoint=folder, resume=resume,
+        callbacks=callbacks, progress=False, **options,
     )  # fmt: skip
     return model, optimizer, history
 
@@ -273,7 +273,7 @@ def instance_norm() -> tuple[nn.Module, torch.optim.Optimizer, Options]:
         (adam, {}, "its optimizer is SGD, this run's is Adam"),
         (plain, {"seed": 3}, "its seed is 0, this run's is 3"),
         (plain, {"train": blobs(100)}, "its samples is 120, this run's is 100"),
-        (annealed, {}, r"its each epoch is \[\], this run's is \['Annealing'\]"),
+        (annealed, {}, r"its callbacks is \[\], this run's is \['Annealing', 'Annealing'\]"),
         (instance_norm, {}, "Sequential refuses this checkpoint .*Unexpected key"),
     ],
 )

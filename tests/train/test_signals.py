@@ -13,7 +13,7 @@ from test_resume import MAKERS, Maker, blobs, equal, evolved, go, plain, timeles
 import filigree as fg
 from filigree.io.storage import read_state
 from filigree.train import FitState, Record, fit
-from filigree.train.signals import Asked, asked_to_end, terminate
+from filigree.train.signals import StopRequest, stop_on_signals, terminate
 
 
 class Signal:
@@ -29,7 +29,7 @@ class Signal:
 
 def gradient() -> Any:
     model, optimizer, options = evolved()
-    return model, optimizer, options | {"each_epoch": fg.Evolution(model, optimizer, 0.3, epochs=6, grow="gradient")}
+    return model, optimizer, options | {"callbacks": [fg.Evolution(model, optimizer, 0.3, epochs=6, grow="gradient")]}
 
 
 class Epochs:
@@ -53,17 +53,15 @@ class Epochs:
 
 def hooked() -> Any:
     model, optimizer, options = plain()
-    return model, optimizer, options | {"hooks": [Epochs()]}
+    return model, optimizer, options | {"callbacks": [Epochs()]}
 
 
 @pytest.mark.parametrize("make", [*MAKERS, gradient, hooked])
 def test_a_run_saved_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, make: Maker) -> None:
     model, optimizer, history = go(make, tmp_path / "whole")
-    options = make()[2]
     for at in (3, 18, 20, 30):  # in the first epoch; twice in the third; in a later one
-        hooks = [*options.get("hooks", ()), Signal(at)]
         with pytest.raises(SystemExit) as raised:
-            go(make, tmp_path / "parts", resume=True, hooks=hooks)
+            go(make, tmp_path / "parts", resume=True, callbacks=[Signal(at)])
         assert raised.value.code == 143
         saved = read_state(tmp_path / "parts" / "checkpoint.safetensors")["content"]
         assert saved["step"] == at  # the step was ended, and none begun
@@ -77,7 +75,7 @@ def test_a_run_saved_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, make: M
 def test_in_the_last_step_of_an_epoch_the_epoch_ends_first(tmp_path: Path) -> None:
     whole, _, _ = go(gradient, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        go(gradient, tmp_path / "parts", hooks=[Signal(16, signal.SIGINT)])
+        go(gradient, tmp_path / "parts", callbacks=[Signal(16, signal.SIGINT)])
     saved = read_state(tmp_path / "parts" / "checkpoint.safetensors")["content"]
     assert (len(saved["history"]), saved["midway"]) == (2, None)
     again, _, _ = go(gradient, tmp_path / "parts", resume=True)
@@ -86,7 +84,7 @@ def test_in_the_last_step_of_an_epoch_the_epoch_ends_first(tmp_path: Path) -> No
 
 def test_a_signal_in_the_last_step_of_all_comes_after_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        go(plain, tmp_path, hooks=[Signal(48, signal.SIGINT)])
+        go(plain, tmp_path, callbacks=[Signal(48, signal.SIGINT)])
     assert len(read_state(tmp_path / "checkpoint.safetensors")["content"]["history"]) == 6
 
 
@@ -95,9 +93,9 @@ def test_an_epoch_whose_loss_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         return x * float("nan") if len(steps) > 20 else x
 
     steps: list[int] = []
-    hooks = [lambda state: None, Counter(steps), Signal(25)]
+    callbacks = [lambda state: None, Counter(steps), Signal(25)]
     with pytest.raises(FloatingPointError, match="in epoch 2"):
-        go(plain, tmp_path, hooks=hooks, augment=poison)
+        go(plain, tmp_path, callbacks=callbacks, augment=poison)
     saved = read_state(tmp_path / "checkpoint.safetensors")["content"]
     assert (len(saved["history"]), saved["midway"]) == (2, None)
 
@@ -114,35 +112,35 @@ def test_without_a_checkpoint_a_signal_unwinds_at_once() -> None:
     model, optimizer, _ = plain()
     seen: list[int] = []
     with pytest.raises(SystemExit):
-        fit(model, blobs(), optimizer=optimizer, epochs=2, batch_size=16, hooks=[Signal(3), Counter(seen)])
+        fit(model, blobs(), optimizer=optimizer, epochs=2, batch_size=16, callbacks=[Signal(3), Counter(seen)])
     assert seen == [1, 2]  # the hook after it no longer saw the third step
 
 
 def test_the_second_signal_ends_a_run_at_once_and_the_first_one_a_forked_helper() -> None:
-    asked = Asked()
-    asked.later(signal.SIGINT, None)
-    assert asked.number == signal.SIGINT
+    request = StopRequest()
+    request.note(signal.SIGINT, None)
+    assert request.number == signal.SIGINT
     with pytest.raises(SystemExit):
-        asked.later(signal.SIGTERM, None)
-    helper = Asked()
+        request.note(signal.SIGTERM, None)
+    helper = StopRequest()
     helper._process = 0  # as after a fork
     with pytest.raises(KeyboardInterrupt):
-        helper.later(signal.SIGINT, None)
+        helper.note(signal.SIGINT, None)
 
 
 def test_a_signal_after_the_last_step_is_not_lost() -> None:
-    with pytest.raises(KeyboardInterrupt), asked_to_end(saves=True):
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(saves=True):
         signal.raise_signal(signal.SIGINT)
-    Asked().leave()  # none came: goes on
+    StopRequest().leave()  # none came: goes on
 
 
 def test_the_command_lines_handler_is_replaced_and_put_back() -> None:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        with asked_to_end(saves=True) as asked:
+        with stop_on_signals(saves=True) as request:
             signal.raise_signal(signal.SIGTERM)
-            assert asked.number == signal.SIGTERM
-            asked.number = 0
+            assert request.number == signal.SIGTERM
+            request.number = 0
         assert signal.getsignal(signal.SIGTERM) is terminate
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -171,6 +169,6 @@ def test_a_killed_runs_record_keeps_the_snapshots_of_every_epoch_it_kept(tmp_pat
 
         patch.setattr(Record, "save", die)
         with pytest.raises(Killed):
-            go(evolved, tmp_path, hooks=[snapshot], record=tmp_path)
-    go(evolved, tmp_path, hooks=[snapshot], record=tmp_path, resume=True)
+            go(evolved, tmp_path, callbacks=[snapshot], record=tmp_path)
+    go(evolved, tmp_path, callbacks=[snapshot], record=tmp_path, resume=True)
     assert [row["epoch"] for row in Record.load(tmp_path).topology] == [*range(6)]

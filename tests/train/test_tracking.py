@@ -14,6 +14,7 @@ from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped]
 
 import filigree as fg
 from filigree.train import History, Record, Tracking
+from filigree.train.stepping import listed
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +29,8 @@ def train(hook: Any, **options: Any) -> tuple[torch.nn.Module, History]:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     data = torch.randn(40, 6), torch.randint(3, (40,))
     history = fg.fit(
-        model, data, optimizer=optimizer, epochs=3, validation=data, hooks=hook, progress=False,
-        each_epoch=fg.Evolution(model, optimizer, 0.3, 3), **options,
+        model, data, optimizer=optimizer, epochs=3, validation=data, progress=False,
+        callbacks=[fg.Evolution(model, optimizer, 0.3, 3), *listed(hook)], **options,
     )  # fmt: skip
     return model, history
 
@@ -113,6 +114,6 @@ def test_a_tracker_is_finished_where_a_later_hook_raises(monkeypatch: pytest.Mon
 def test_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"tracker must be one of .*tensorboard.* Got 'paper'"):
         Tracking("paper")
-    monkeypatch.setattr("filigree.train.tracking.get_available_trackers", list)
-    with pytest.raises(ImportError, match="mlflow is not installed"):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ImportError, match=r"Tracking: mlflow is needed. pip install mlflow"):
         Tracking("mlflow")

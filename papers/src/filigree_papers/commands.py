@@ -27,8 +27,8 @@ def add(app: typer.Typer) -> None:
 
 def reproductions_table() -> Table:
     table = Table("table", "what it is", title="filigree reproduce TABLE", title_justify="left")
-    for name, each in reproductions.ALL.items():
-        table.add_row(name, each.about)
+    for name, experiment in reproductions.ALL.items():
+        table.add_row(name, experiment.about)
     return table
 
 
@@ -45,7 +45,9 @@ def reproduce(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/NAME`, of `all` `runs`."),
     ] = None,
-    document: Annotated[str | None, typer.Option(help="List only this document: 000 to 004.")] = None,
+    document: Annotated[
+        str | None, typer.Option(metavar="AUTHOR", help="List only this author's document: `chouliaras`.")
+    ] = None,
     records: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,7 +67,7 @@ def reproduce(
     if name is None:
         if quick or cases or seed is not None or settings or folder:
             raise RecipeError("reproduce: --quick, --case, --seed, --set and --out need a NAME, or `all`.")
-        if missing := [str(it) for it in records or () if not it.is_dir()]:
+        if missing := [str(each) for each in records or () if not each.is_dir()]:
             raise RecipeError(f"--records {missing[0]}: there is no such folder.")
         _list_documents(document, records or list(reproductions.FOLDERS), json)
     elif document or records or json:
@@ -81,9 +83,9 @@ def reproduce(
         target = folder or Path("runs") / (f"{name}-quick" if quick else name)
         out.print(f"[bold]{name}[/bold]: {chosen.about}")
         State.hint = f"Go on with the same command (--out {target})."
-        asked = reproductions.Asked(cases or (), None if seed is None else [seed], settings or (), quick)
+        request = reproductions.Request(cases or (), None if seed is None else [seed], settings or (), quick)
         with reproductions.Bars(out) as bars:
-            table, findings = chosen.again(target, asked, bars)
+            table, findings = chosen.again(target, request, bars)
         print_whole(table)
         for finding in findings:
             out.print(f"{finding.verdict:>10}  {escape(finding.text)} [dim]{escape(finding.where)}[/dim]")
@@ -128,4 +130,4 @@ def counts() -> None:
     for row in all_counts():
         numbers = (row.printed_dense, row.dense, row.printed_sparse, row.distinct, row.merged)
         table.add_row(row.setting, *(f"{n:,}" for n in numbers), row.nearer, f"{row.difference:+.1%}")
-    out.print(table)
+    print_whole(table)

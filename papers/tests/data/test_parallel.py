@@ -84,9 +84,9 @@ def message(error, call):
 
 
 def test_mistakes_with_two_languages_get_one_line(root):
-    found = message(FileNotFoundError, own_data.parallel)
-    assert found.startswith(f"parallel: {root / 'europarl' / 'train.en'} is absent. Put the file there; it cannot be")
-    assert found.endswith("must hold train.en, train.fr, valid.en, valid.fr, test.en, test.fr.")
+    text = message(FileNotFoundError, own_data.parallel)
+    assert text.startswith(f"parallel: {root / 'europarl' / 'train.en'} is absent. Put the file there; it cannot be")
+    assert text.endswith("must hold train.en, train.fr, valid.en, valid.fr, test.en, test.fr.")
     write_europarl(root, valid_en=["one", "two"], valid_fr=["un"])
     assert "valid.en and valid.fr must have as many lines. Got 2 and 1" in message(ValueError, own_data.parallel)
     write_europarl(root)
@@ -147,14 +147,14 @@ def test_mistakes_with_captions_get_one_line(root, changes, text):
 
 
 def test_features_that_do_not_fit(root):
-    found = message(FileNotFoundError, own_data.captions)
-    assert found.startswith(f"captions: {root / 'flickr8k' / 'Flickr8k.token.txt'} is absent.")
-    assert found.endswith("Flickr_8k.devImages.txt, Flickr_8k.testImages.txt, features.npz.")
+    text = message(FileNotFoundError, own_data.captions)
+    assert text.startswith(f"captions: {root / 'flickr8k' / 'Flickr8k.token.txt'} is absent.")
+    assert text.endswith("Flickr_8k.devImages.txt, Flickr_8k.testImages.txt, features.npz.")
     write_flickr8k(root, arrays={"1.jpg": np.zeros((5, 3)), "2.jpg": np.zeros(3), "4.jpg": np.zeros((4, 4))})
     shown = own_data.captions()
     for images in (["0.jpg", "1.jpg"], ["0.jpg", "4.jpg"], ["2.jpg"], ["0.jpg", "2.jpg"]):
         assert "must be (regions, dims), all alike. Got (" in message(
-            ValueError, lambda its=images: shown.features(its)
+            ValueError, lambda names=images: shown.features(names)
         )
     np.save(root / "flickr8k" / "features.npy", np.zeros(3))
     for content in (b"no archive", b"", (root / "flickr8k" / "features.npy").read_bytes()):

@@ -72,7 +72,7 @@ def test_associative_recall(items, length, bits):
     x, y, mask = tasks.associative_recall(200, items, length, bits, seed=1)
     time = items * (length + 1) + 2 * length + 2
     assert (x.shape, y.shape, mask.shape) == ((200, time, bits + 2), (200, time, bits), (200, time))
-    asked = set()
+    queried = set()
     for steps, target, counts in zip(x.tolist(), y.tolist(), mask.tolist(), strict=True):
         shown, query, marks = [], [], 0
         for step in steps[: time - length]:
@@ -88,11 +88,11 @@ def test_associative_recall(items, length, bits):
         assert marks == 2
         assert [len(item) for item in shown] == [length] * items
         assert shown.count(query) == 1
-        asked.add(shown.index(query))
+        queried.add(shown.index(query))
         assert target == [[0] * bits] * (time - length) + shown[shown.index(query) + 1]
         assert not any(map(any, steps[time - length :]))
         assert counts == [0] * (time - length) + [1] * length
-    assert asked == set(range(items - 1))
+    assert queried == set(range(items - 1))
 
 
 def shapes_in(image):
@@ -119,13 +119,13 @@ def test_pentomino():
     assert (x.shape, x.dtype, y.dtype) == ((301, 1, 64, 64), torch.float32, torch.int64)
     assert set(x.flatten().tolist()) == {0, 1}
     assert y.bincount().tolist() == [151, 150]
-    found = [list(shapes_in(image[0])) for image in x.tolist()]
-    assert all(len(three) == 3 for three in found)  # in three patches
-    assert y.tolist() == [int(len({shape for _, shape, _ in three}) == 1) for three in found]
-    assert max(len({shape for _, shape, _ in three}) for three in found) == 2  # one differs
-    assert len({shape for three in found for _, shape, _ in three}) == 10
-    assert len({place for three in found for place, _, _ in three}) == 64
-    assert {scale for three in found for _, _, scale in three} == {1, 2}
+    images = [list(shapes_in(image[0])) for image in x.tolist()]
+    assert all(len(three) == 3 for three in images)  # in three patches
+    assert y.tolist() == [int(len({shape for _, shape, _ in three}) == 1) for three in images]
+    assert max(len({shape for _, shape, _ in three}) for three in images) == 2  # one differs
+    assert len({shape for three in images for _, shape, _ in three}) == 10
+    assert len({place for three in images for place, _, _ in three}) == 64
+    assert {scale for three in images for _, _, scale in three} == {1, 2}
     patches = x.view(301, 8, 8, 8, 8).transpose(2, 3).reshape(-1, 64)
     assert len(patches[patches.any(1)].unique(dim=0)) == 80  # shapes, turns and scales
 

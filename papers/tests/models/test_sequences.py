@@ -1,4 +1,4 @@
-"""Recurrent networks of Moczulski 2019, chapter 4: against torch's own packed sequences, and Graves' equations one by one."""
+"""Recurrent networks of Moczulski 2019, chapter 4, against torch's packed sequences and Graves' equations."""
 
 import math
 
@@ -37,12 +37,12 @@ MAKERS = {
 
 
 @pytest.fixture(params=MAKERS)
-def made(request):
+def network(request):
     return MAKERS[request.param]()
 
 
-def test_shapes_and_gradients_of_every_parameter(made):
-    model, inputs, shape = made
+def test_shapes_and_gradients_of_every_parameter(network):
+    model, inputs, shape = network
     y = model(*inputs)
     assert y.shape == shape
     y.square().sum().backward()
@@ -51,8 +51,8 @@ def test_shapes_and_gradients_of_every_parameter(made):
         assert parameter.grad.any(), name
 
 
-def test_save_and_load(made, tmp_path):
-    model, inputs, _ = made
+def test_save_and_load(network, tmp_path):
+    model, inputs, _ = network
     fg.save(model.eval(), tmp_path / "m.safetensors")
     again = fg.load(tmp_path / "m.safetensors").eval()
     assert torch.equal(again(*inputs), model(*inputs))
@@ -66,9 +66,9 @@ class Forbidden(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_every_activation_is_a_module(made):
+def test_every_activation_is_a_module(network):
     """With the modules replaced nothing is left that `fg.convert_` would not find."""
-    model, inputs, _ = made
+    model, inputs, _ = network
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Tanh | nn.Sigmoid | nn.ReLU):
             replace_module(model, name, nn.Identity())
@@ -163,7 +163,7 @@ def test_addressing_equals_equations_5_to_9():
     before, shift = torch.randn(batch, heads, slots).softmax(-1), torch.randn(batch, heads, 3).softmax(-1)
     strength, gate, sharpness = torch.rand(3, batch, heads, 1) * torch.tensor([9, 1, 4]).view(3, 1, 1, 1)
     sharpness += 1
-    got = address(memory, before, key, strength, gate, shift, sharpness)
+    weights_of_heads = address(memory, before, key, strength, gate, shift, sharpness)
     for b in range(batch):
         for h in range(heads):
             k, g, s, gamma = key[b, h], gate[b, h, 0].item(), shift[b, h], sharpness[b, h, 0].item()
@@ -180,7 +180,7 @@ def test_addressing_equals_equations_5_to_9():
                 for i in range(slots)
             ]  # (8)
             sharp = [w**gamma / sum(v**gamma for v in moved) for w in moved]  # (9)
-            torch.testing.assert_close(got[b, h], torch.tensor(sharp), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(weights_of_heads[b, h], torch.tensor(sharp), rtol=1e-4, atol=1e-6)
 
 
 def test_write_and_read_equal_equations_2_to_4():

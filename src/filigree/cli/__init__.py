@@ -1,5 +1,5 @@
 """The command line, a file a command."""
 
-from filigree.cli.application import app, main
+from filigree.cli.application import build, main
 
-__all__ = ["app", "main"]
+__all__ = ["build", "main"]

@@ -10,27 +10,20 @@ import typer
 from filigree.cli import analyze, compare, compress, demo, export, list_command, report, sweep, train
 from filigree.cli.exits import State, run
 from filigree.cli.missing import add_missing
-from filigree.extensions import extensions
+from filigree.extensions import add_commands
 
-app = typer.Typer(
-    help="""filigree: neural networks that cost what they use.
+HELP = """filigree: neural networks that cost what they use.
 
-    Begin with `filigree demo`; `filigree list` shows the experiments; `filigree train RECIPE` runs one. Errors are one
-    line; exit code 2 means that the command was misspelt, 1 that something else went wrong.""",
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+Begin with `filigree demo`; `filigree list` shows the experiments; `filigree train RECIPE` runs one. Errors are one
+line; exit code 2 means that the command was misspelt, 1 that something else went wrong."""
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(importlib.metadata.version("filigree"))
         raise typer.Exit
 
 
-@app.callback()
 def main_options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False,
@@ -44,21 +37,30 @@ def main_options(
         raise typer.Exit(2)
 
 
-app.command("demo")(demo.demo)
-app.command("list")(list_command.list_)
-app.command("train")(train.train)
-app.command("sweep")(sweep.sweep)
-app.command("compress")(compress.compress)
-app.command("export")(export.export_)
-app.command("compare")(compare.compare)
-app.command("report")(report.report)
-app.command("analyze")(analyze.analyze_)
-for extension in extensions():
-    if hasattr(extension, "add_commands"):
-        extension.add_commands(app)
-add_missing(app, {command.name for command in app.registered_commands})
+def build() -> typer.Typer:
+    """The command line with the commands of the library and of all installed extensions."""
+    app = typer.Typer(
+        help=HELP,
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.callback()(main_options)
+    app.command("demo")(demo.demo)
+    app.command("list")(list_command.list_)
+    app.command("train")(train.train)
+    app.command("sweep")(sweep.sweep)
+    app.command("compress")(compress.compress)
+    app.command("export")(export.export_)
+    app.command("compare")(compare.compare)
+    app.command("report")(report.report)
+    app.command("analyze")(analyze.analyze_)
+    add_commands(app)
+    add_missing(app)
+    return app
 
 
 def main() -> None:
     """Run the command line and exit."""
-    run(app)
+    run(build())

@@ -36,17 +36,17 @@ def compare(
 ) -> None:
     """Every method on the same data with the same budget, beside dense; or recorded runs in one table.
 
-    Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine tells, each
-    with its ratio to dense; a report with a Pareto chart. It goes on where it was stopped.
+    Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine measures
+    it, each with its ratio to dense; a report with a Pareto chart. An interrupted comparison resumes.
     """
     is_data = what[0] in data.names() or Path(what[0]).suffix.lower() in data.SUFFIXES
     source = what[0] if len(what) == 1 and is_data else None
     if source is None:
         if settings or methods or seed is not None or folder:
             raise RecipeError(f"compare {what[0]}: --set, --method, --seed and --out are for data sets, not for runs.")
-        found = records([Path(run) for run in what])
-        refuse_incomparable(found)
-        show(found, json)
+        shown = records([Path(run) for run in what])
+        refuse_incomparable(shown)
+        show(shown, json)
         return
     own = f"compare-{source}"
     recipe = recipes.load(own if own in recipes.names() else "compare", settings or [])

@@ -1,4 +1,4 @@
-"""How a command ends: its errors as one line, its exit code, and what it says of going on."""
+"""How a command ends: its errors as one line, its exit code, and how to resume it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OUT_OF = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, e
 
 
 class State:
-    """Of the command that runs. debug: show where errors come from. hint: how to go on after it was stopped."""
+    """The state of the command that runs. debug: show tracebacks. hint: how to resume it after it was stopped."""
 
     debug = False
     hint = ""
@@ -43,14 +43,14 @@ def run(app: typer.Typer) -> NoReturn:
             _fail(f"terminated; the last checkpoint is intact. {State.hint}", 128 + signal.SIGTERM)
         raise
     except OSError as error:
-        said = f"{error.filename}: {error.strerror}." if error.filename else str(error)
-        _raise_or_fail(error, f"{said} {_kept()}" if error.errno in _OUT_OF else said)
+        text = f"{error.filename}: {error.strerror}." if error.filename else str(error)
+        _raise_or_fail(error, f"{text} {_kept()}" if error.errno in _OUT_OF else text)
     except Exception as error:
         if message := getattr(error, "format_message", None):  # of click, or of the copy of it that typer brings
             _fail(f"{message()} `filigree --help` shows what there is.", 2)
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
-            asked = re.search(r"you tried to allocate \d+ bytes|Unable to allocate [^,]*?iB", str(error))
-            _raise_or_fail(error, f"out of memory{f' ({asked[0]})' if asked else ''}. {_kept()}")
+            amount = re.search(r"you tried to allocate \d+ bytes|Unable to allocate [^,]*?iB", str(error))
+            _raise_or_fail(error, f"out of memory{f' ({amount[0]})' if amount else ''}. {_kept()}")
         _raise_or_fail(error, str(error) or type(error).__name__)
 
 
@@ -60,7 +60,7 @@ def _is_text(argument: str) -> bool:
 
 
 def _kept() -> str:
-    """What a run that something outside it has stopped leaves, and how it goes on."""
+    """What is left of a run that was stopped from outside, and how to resume it."""
     return f"What was saved before is intact. {State.hint}" if State.hint else ""
 
 

@@ -21,13 +21,12 @@ def list_() -> None:
     table = Table("data set", "samples", "features", "classes", "here", "source", title="data", title_justify="left")
     for name in data.names():
         facts = data.describe(name)
-        table.add_row(
-            name, f"{facts.samples:,}", f"{facts.features:,}", str(facts.classes), "yes" if facts.present else "no",
-            facts.source,
-        )  # fmt: skip
+        sizes = f"{facts.samples:,}", f"{facts.features:,}", str(facts.classes)
+        table.add_row(name, *sizes, "yes" if facts.present else "no", facts.source)
     out.print(table)
     for extension in extensions():
-        for added in getattr(extension, "add_tables", list)():
-            out.print(added)
+        if hasattr(extension, "add_tables"):
+            for added in extension.add_tables():
+                out.print(added)
     if "FILIGREE_DATA" not in os.environ:
         out.print("FILIGREE_DATA is not set: data sets other than digits are downloaded when they are needed.")

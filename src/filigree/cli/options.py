@@ -11,7 +11,7 @@ from filigree.recipes import RecipeError
 
 
 def in_a_folder(file: Path | None) -> Path | None:
-    """Said before hours of work, not after them."""
+    """Check the folder of an output before hours of work, not after them."""
     if file is not None and not file.absolute().parent.is_dir():
         raise RecipeError(f"{file}: there is no folder {file.parent} to write to.")
     if file is not None and file.is_dir():

@@ -17,6 +17,7 @@ from filigree import recipes
 from filigree.cli.exits import State
 from filigree.config import visible
 from filigree.io.storage import write_json
+from filigree.optional import needed
 from filigree.recipes import Recipe, RecipeError
 from filigree.report import console_table, summary, write_report
 from filigree.train import Record, find_records, progress_columns
@@ -25,7 +26,7 @@ out = Console()
 
 
 def tell(text: str) -> None:
-    """A line as it is: the names of files may look like markup, and are not to be broken."""
+    """Print a line as it is: file names may look like markup, and must not be wrapped."""
     out.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -49,6 +50,8 @@ def run_recipe(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
     resume: bool, report: bool, json: Path | None = None,
 ) -> None:  # fmt: skip
+    if report:
+        needed("plotly", "write_report", "report")  # fails before hours of training, not after them
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
     again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
     if again[0] == "demo":

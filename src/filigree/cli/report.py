@@ -17,7 +17,7 @@ from filigree.report import load_comparisons, write_report, write_site
 def report(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of runs, or of many; nothing: all that there is.", metavar="RUN..."),
+        typer.Argument(help="Folders of runs, or of many; none: all that there are.", metavar="RUN..."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -32,13 +32,14 @@ def report(
     if runs:
         tell(f"wrote {write_report(records(runs), output or Path('report.html'))}")
         return
-    folders = [Path("runs"), *(folder for each in extensions() for folder in getattr(each, "RECORDS", ()))]
+    folders = [Path("runs"), *(folder for extension in extensions() for folder in getattr(extension, "RECORDS", ()))]
     entries: list[Any] = []
     charts: dict[str, Any] = {}
-    for each in extensions():
-        if hasattr(each, "site"):
-            added, lines, drawn = each.site(folders)
-            entries, charts = entries + added, charts | drawn
+    for extension in extensions():
+        if hasattr(extension, "site"):
+            added_entries, lines, added_charts = extension.site(folders)
+            entries += added_entries
+            charts |= added_charts
             for line in lines:
                 warn(line)
     compared = load_comparisons(folders, warn)

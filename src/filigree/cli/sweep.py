@@ -12,6 +12,7 @@ from filigree import recipes
 from filigree.cli.exits import State
 from filigree.cli.options import Out, Set
 from filigree.cli.output import out, tell
+from filigree.optional import needed
 from filigree.recipes import RecipeError
 from filigree.report import write_report
 
@@ -40,21 +41,22 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     folder: Out = None,
 ) -> None:
-    """Search settings for the best accuracy at the least cost: a Pareto front. It goes on where it was stopped."""
+    """Search settings for the best accuracy at the least cost: a Pareto front. An interrupted search resumes."""
+    needed("plotly", "write_report", "report")  # for the report: fails before the trials, not after
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
-    wanted = recipes.Sweep(recipe, domains, method, minimize, tuple(settings or []), source, seed)
+    search = recipes.Sweep(recipe, domains, method, minimize, tuple(settings or []), source, seed)
     target = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
     State.hint = f"Go on with the same command (--out {target})."
     if engine == "ray":
-        found = recipes.sweep_ray(wanted, target, trials, minutes)
+        summary = recipes.sweep_ray(search, target, trials, minutes)
     elif engine == "optuna":
-        found = recipes.sweep(wanted, target, trials, minutes, jobs, out.print)
+        summary = recipes.sweep(search, target, trials, minutes, jobs, out.print)
     else:
         raise RecipeError(f"--engine {engine}: expected optuna or ray.")
     table = Table(*domains, "validation accuracy %", minimize, title="Pareto front", title_justify="left")
-    for row in found["front"]:
+    for row in summary["front"]:
         values = [str(row["values"][key]) for key in domains]
         table.add_row(*values, f"{100 * row['accuracy']:.2f}", f"{row['cost']:.4g}")
     out.print(table)
-    if found["trials"]:
+    if summary["trials"]:
         tell(f"report: {write_report([target], target / 'report.html')}")

@@ -26,6 +26,6 @@ def train(
     report: Annotated[bool, typer.Option(help="Write DIR/report.html.")] = True,
 ) -> None:
     """Run an experiment: every method and seed, a record of each, a table and a report."""
-    made = recipes.load(recipe, settings or [])
-    target, runs = folder or Path("runs") / made.name, None if seed is None else [seed]
-    run_recipe(made, target, known(made, methods), runs, source, resume, report)
+    experiment = recipes.load(recipe, settings or [])
+    target, runs = folder or Path("runs") / experiment.name, None if seed is None else [seed]
+    run_recipe(experiment, target, known(experiment, methods), runs, source, resume, report)

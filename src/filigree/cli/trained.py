@@ -41,8 +41,8 @@ def load_samples(
     """
     first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
     images = hasattr(first, "kernel_size")
-    found = data.load(source, seed=seed, images=images) if trained_by is None else data_of(trained_by)
-    x = found.test.x
+    samples = data.load(source, seed=seed, images=images) if trained_by is None else data_of(trained_by)
+    x = samples.test.x
     try:
         with torch.no_grad():
             network(as_weights(network, x[:2]))
@@ -50,7 +50,7 @@ def load_samples(
         raise RecipeError(
             f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}: {error}"
         ) from None
-    return found
+    return samples
 
 
 def example_for(network: nn.Module, source: str | None, command: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""The verb `compress_`: change the layers of a trained model in place, and report what changed."""
+"""The verb `compress_`, which changes the layers of a trained model in place and reports what changed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from torch import Tensor, nn
 
 from filigree.config import Config
 from filigree.convert import Change, Conversion, Report, Where, convert_, record, select
+from filigree.rollback import AllOrNothing
 
 
 class Compression(Config):
     """Base of the configs that `compress_` takes where a trained model and data are needed.
 
     Subclasses implement `accepts` and `compress`.
+
+    `compress_` puts the model back as it was where a method fails. A method without data does not write into the
+    tensors that the model holds, but gives it new ones: only where there are data are tensors copied before.
     """
 
     def accepts(self, module: nn.Module) -> bool:
@@ -22,7 +26,7 @@ class Compression(Config):
     def compress(
         self, model: nn.Module, names: list[str], data: Tensor | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
-        """Change the modules; the report's lines, and the conversions that rebuild their shapes on loading."""
+        """Change the modules; return the report's lines, and the conversions that rebuild their shapes on loading."""
         raise NotImplementedError
 
 
@@ -30,28 +34,41 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
     """Change the layers of a trained model in place, for instance `fg.compress_(model, fg.LowRank(0.5))`.
 
     Args:
-        model: any torch module. config: what to do.
+        model: any torch module.
+        config: what to do.
         data: an input batch `(samples, ...)`, a pair of it and labels, or an object with tensors `.x` and `.y`, for the
-            configs that need one. where: which modules, as in `convert_`.
+            configs that need one.
+        where: which modules, as in `convert_`.
 
     Returns:
         A printable report: per layer, what changed, parameters and MACs before and after.
 
     Raises:
-        ValueError: no module was selected, no or unusable data; the model is unchanged then.
+        ValueError: no module was selected, the model is on the meta device, or the config cannot do without data, or
+            cannot use these.
+        TypeError: the config is no compression, or the data hold no tensor.
+
+    After any exception, and after Ctrl-C, the model is as it was before: modules, parameters, buffers, attributes and
+    hooks, and the global random generators as well (`filigree.rollback`). With data that costs a copy of the model's
+    tensors meanwhile, since the model is run on them.
     """
     if isinstance(config, Conversion):
         return convert_(model, config, where)
     if not isinstance(config, Compression):
         raise TypeError(f"compress_: config must be a compression such as fg.LowRank(0.5). Got {config!r}.")
     names = select(model, config.accepts, where, f"compress_({type(config).__name__})")
-    changes, steps = config.compress(model, names, _samples(data))
-    for conversion, its in steps:
-        record(model, conversion, its)
-    return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
+    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ValueError(f"compress_: the model must have weights. {empty[0]!r} is on the meta device.")
+    samples = _samples(data)
+    with AllOrNothing(model, values=samples is not None):
+        changes, steps = config.compress(model, names, samples)
+        for conversion, compressed_names in steps:
+            record(model, conversion, compressed_names)
+        return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
 
 
 def _samples(data: Any) -> Tensor | None:
+    """Return the inputs in the data, checked."""
     x = getattr(data, "x", data[0] if isinstance(data, tuple | list) and data else data)
     if x is not None and not isinstance(x, Tensor):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Data sets in tensors, with checksums; nothing is read before it is asked for."""
+"""Data sets in tensors, with checksums; a set is read when it is loaded."""
 
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, check

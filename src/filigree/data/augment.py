@@ -14,8 +14,8 @@ class Augment:
 
     Args:
         shape: of an image, `(channels, height, width)`; batches may be flat.
-        background: the value that comes in at the borders (of standardised data: what black became).
-        rotation: degrees, up to which. shift: share of the side, up to which. flip: flip every other one.
+        background: the value that fills the borders (of standardised data: the value of black).
+        rotation: largest angle in degrees. shift: largest share of the side. flip: flip half of the images at random.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """Parts of a data set, and how they were made.
+    """The parts of a data set, and how they were split and standardised.
 
     Attributes:
         input_shape: of one sample, as an image where it is one. augment: `augment(x, generator)` on a training batch.

@@ -9,9 +9,8 @@ import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
-
 from filigree.config import one_line
+from filigree.optional import needed
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -21,7 +20,7 @@ _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 @dataclass(frozen=True)
 class Source:
-    """A file: its path below the data folder, its checksums (any will do), and where it is to be had."""
+    """A file: its path below the data folder, its checksums (any of them is accepted), and where to download it."""
 
     path: str
     checksums: tuple[str, ...]
@@ -78,11 +77,16 @@ IMAGENET = ("train_x", "train_y", "test_x", "test_y")
 
 def path(root: str | Path | None, name: str) -> Path:
     """A file below `root` or `FILIGREE_DATA` (else the user's cache) that is not checked: it is the user's own."""
-    folder = root or os.environ.get("FILIGREE_DATA") or pooch.os_cache("filigree")
-    found = Path(folder) / name
-    if not found.is_file():
-        raise FileNotFoundError(f"data: {found} is absent. Put the file there; it cannot be downloaded.")
-    return found
+    file = _folder(root) / name
+    if not file.is_file():
+        raise FileNotFoundError(f"data: {file} is absent. Put the file there; it cannot be downloaded.")
+    return file
+
+
+def _folder(root: str | Path | None) -> Path:
+    """`root`, or the folder that `FILIGREE_DATA` names, or the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root or os.environ.get("FILIGREE_DATA") or Path(cache) / "filigree")
 
 
 def locate(source: Source, root: str | Path | None) -> Path:
@@ -92,54 +96,54 @@ def locate(source: Source, root: str | Path | None) -> Path:
         FileNotFoundError: it is not there and cannot be downloaded; says where to put it.
         ValueError: it is there, but is not what it should be.
     """
-    folder = root or os.environ.get("FILIGREE_DATA")
-    path = Path(folder) / source.path if folder else Path(pooch.os_cache("filigree")) / source.path
+    path = _folder(root) / source.path
     if not path.is_file():
-        if folder:
+        if root or os.environ.get("FILIGREE_DATA"):
             other = ", or unset FILIGREE_DATA to download it" if source.url else "; it cannot be downloaded"
             raise FileNotFoundError(f"data: {path} is absent. Put the file there{other}.")
         _download(source, path)
     status = path.stat()
-    found = [_checksum(path, sort.partition(":")[0], status.st_size, status.st_mtime_ns) for sort in source.checksums]
-    if not any(mine == expected for mine, expected in zip(found, source.checksums, strict=True)):
+    actual = [_checksum(path, kind.partition(":")[0], status.st_size, status.st_mtime_ns) for kind in source.checksums]
+    if not any(mine == expected for mine, expected in zip(actual, source.checksums, strict=True)):
         raise ValueError(
-            f"data: {path} is damaged or another file: expected {source.checksums[0]}, got {found[0]} "
+            f"data: {path} is damaged or another file: expected {source.checksums[0]}, got {actual[0]} "
             f"({status.st_size:,} bytes)."
         )
     return path
 
 
 def is_present(name: str, root: str | Path | None = None) -> bool:
-    """Whether all files of a data set are at hand."""
-    folder = root or os.environ.get("FILIGREE_DATA") or pooch.os_cache("filigree")
+    """Whether all files of a data set are present."""
+    folder = _folder(root)
     if name == "imagenet":
-        return all((Path(folder) / "imagenet" / f"{part}.npy").is_file() for part in IMAGENET)
-    return all((Path(folder) / source.path).is_file() for source in FILES.get(name, {}).values())
+        return all((folder / "imagenet" / f"{part}.npy").is_file() for part in IMAGENET)
+    return all((folder / source.path).is_file() for source in FILES.get(name, {}).values())
 
 
 def _download(source: Source, path: Path) -> None:
     where = f"Put it at {path}, or into a folder that FILIGREE_DATA names, as {source.path}."
     if source.url is None:
         raise FileNotFoundError(f"data: {source.path} cannot be downloaded. {where}")
+    pooch = needed("pooch", f"data: downloading {source.path}", "data")
     processor = None if source.member is None else pooch.Untar(members=[source.member], extract_dir=".")
     try:
         pooch.get_logger().setLevel("WARNING")
-        got = pooch.retrieve(source.url, None, source.url.rsplit("/", 1)[1], path.parent, processor=processor)
+        files = pooch.retrieve(source.url, None, source.url.rsplit("/", 1)[1], path.parent, processor=processor)
     except (OSError, ValueError, urllib.error.URLError) as error:
         reason = one_line(error, 120)
         raise FileNotFoundError(f"data: {source.url} could not be downloaded ({reason}). {where}") from None
     if source.member is not None:
-        inside = next(Path(file) for file in got if file.endswith(source.member))
+        inside = next(Path(file) for file in files if file.endswith(source.member))
         inside.replace(path)
 
 
 @functools.lru_cache(maxsize=64)
-def _checksum(path: Path, sort: str, size: int, changed: int) -> str:
+def _checksum(path: Path, kind: str, size: int, changed: int) -> str:
     """`sha256:...`, `sha1:...`, or `git:...` (the id of the file as a git blob); hashed once a process."""
-    digest = hashlib.new("sha1" if sort == "git" else sort)
-    if sort == "git":
+    digest = hashlib.new("sha1" if kind == "git" else kind)
+    if kind == "git":
         digest.update(f"blob {size}\0".encode())
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return f"{sort}:{digest.hexdigest()}"
+    return f"{kind}:{digest.hexdigest()}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts load at their first use: `scipy.stats` takes longer than `import torch`
 
 _OWN_TEST_SETS = ("mnist", "fashion-mnist", "cifar-10", "imagenet")
 

@@ -23,7 +23,7 @@ _HEAD = 4096  # bytes that hold what comes before a matrix's numbers
 
 
 class _Head(NamedTuple):
-    """What a matrix says of itself, and where its numbers begin."""
+    """The header of a matrix, and where its numbers begin."""
 
     name: str
     kind: int
@@ -44,7 +44,7 @@ def read_matrices(
         KeyError: one of the names is not in the file.
         ValueError: not such a file, damaged, or something else than real numbers under one of the names.
     """
-    size, found = path.stat().st_size, dict[str, np.ndarray]()
+    size, matrices = path.stat().st_size, dict[str, np.ndarray]()
     with open(path, "rb") as file:
         head = file.read(128)
         if head[126:] not in (b"IM", b"MI"):
@@ -66,17 +66,17 @@ def read_matrices(
                 raise ValueError(f"expected a matrix. Got an element of type {inside}")
             matrix = _head(begin, order)
             if matrix.name in names:
-                if matrix.name in found:
+                if matrix.name in matrices:
                     raise ValueError(f"{matrix.name} is there twice")
                 check_unpacked(path, claimed)
                 left = max(claimed - len(begin), 0)
                 # one byte at least: a limit of none is no limit
                 begin += file.read(left) if unpacker is None else unpacker.decompress(rest, left + 1)
-                found[matrix.name] = _numbers(begin[:claimed], matrix, order)
+                matrices[matrix.name] = _numbers(begin[:claimed], matrix, order)
             file.seek(following)
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in matrices]:
         raise KeyError(missing[0])
-    return found
+    return matrices
 
 
 def _two(content: bytes, at: int, order: str) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def _two(content: bytes, at: int, order: str) -> tuple[int, int]:
 
 
 def _part(content: bytes, at: int, order: str) -> tuple[int, bytes, int]:
-    """The element at a place: its type, its data, and where the next one begins."""
+    """The element at an offset: its type, its data, and where the next one begins."""
     first, length = _two(content, at, order)
     begin = at + 8
     if first >> 16:  # up to four bytes of data, in the tag

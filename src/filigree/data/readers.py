@@ -1,6 +1,6 @@
 """Readers of the files' formats. What a header claims is checked against the file before memory is taken for it.
 
-Nothing pickled is read. Anything odd is one line of error.
+Nothing pickled is read. Anything unexpected raises an error of one line.
 """
 
 from __future__ import annotations

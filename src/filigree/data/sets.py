@@ -15,6 +15,7 @@ from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, Standardize, assemble
 from filigree.data.files import FILES, IMAGENET, is_present, locate, path
 from filigree.data.readers import read_cifar, read_file, read_idx, read_mapped, read_mat
+from filigree.optional import needed
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ _FACTS = {
     "mnist": Facts(70_000, 784, 10, (1, 28, 28), "global", "LeCun, Cortes, Burges; licence not stated"),
     "fashion-mnist": Facts(70_000, 784, 10, (1, 28, 28), "global", "Zalando Research; MIT"),
     "cifar-10": Facts(60_000, 3072, 10, (3, 32, 32), "global", "Krizhevsky; licence not stated"),
-    "imagenet": Facts(1_331_167, 154_587, 1000, (3, 227, 227), None, "to be brought: imagenet/*.npy, see fg.data.load"),
+    "imagenet": Facts(1_331_167, 154_587, 1000, (3, 227, 227), None, "your own copy: imagenet/*.npy, see fg.data.load"),
     "orl": Facts(400, 1024, 40, (1, 32, 32), "feature", _ASU),
     "prostate-ge": Facts(102, 5966, 2, (5966,), "feature", _ASU),
     "glioma": Facts(50, 4434, 4, (4434,), "feature", _ASU),
     "tox-171": Facts(171, 5748, 4, (5748,), "feature", _ASU),
-    "lung": Facts(203, 3312, 5, (3312,), "feature", "to be brought: asu/lung.mat of the " + _ASU, (139, 21, 20, 6, 17)),
+    "lung": Facts(203, 3312, 5, (3312,), "feature", "your own copy: asu/lung.mat of the " + _ASU, (139, 21, 20, 6, 17)),
 }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def names() -> list[str]:
 
 
 def describe(name: str, root: str | Path | None = None) -> Facts:
-    """Sizes, source and licence of a data set, and whether its files are at hand."""
+    """Sizes, source and licence of a data set, and whether its files are present."""
     return dataclasses.replace(_FACTS[_known(name)], present=is_present(name, root))
 
 
@@ -106,11 +107,11 @@ def load(
         held = _amount(validation, len(train), label)
         train, valid = _split(train, y, held, seed, stratify, label) if held else (train, train[:0])
         notes.append(f"split by seed {seed}: {len(train)} train, {held} validate, {len(test)} test")
-    made = assemble(
+    dataset = assemble(
         label, x, y, train, valid, test, classes=facts.classes, input_shape=facts.shape, images=images, notes=notes,
         standardize=facts.standardize if standardize == "default" else standardize,
     )  # fmt: skip
-    return _with_augment(made, facts) if augment else made
+    return _with_augment(dataset, facts) if augment else dataset
 
 
 def cross_validation(
@@ -137,16 +138,18 @@ def cross_validation(
         raise ValueError(
             f"data {label}: folds must be at most {fewest}, the samples of its smallest class. Got {folds}."
         )
-    splitter = _sklearn().model_selection.RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+    splitter = _sklearn("model_selection", label).RepeatedStratifiedKFold(
+        n_splits=folds, n_repeats=repeats, random_state=seed
+    )
     for number, (train, test) in enumerate(splitter.split(x, y)):
         held = _amount(validation, len(train), label)
         kept, valid = _split(train, y, held, seed, True, label) if held else (train, train[:0])
-        made = assemble(
+        dataset = assemble(
             label, x, y, kept, valid, test, classes=facts.classes, input_shape=facts.shape, images=images,
             standardize=facts.standardize if standardize == "default" else standardize,
             notes=[f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified"],
         )  # fmt: skip
-        yield _with_augment(made, facts) if augment else made
+        yield _with_augment(dataset, facts) if augment else dataset
 
 
 def _known(name: str) -> str:
@@ -168,7 +171,7 @@ def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.nda
     facts, files = _FACTS[label], FILES.get(label, {})
     paths = {key: locate(source, root) for key, source in files.items()}
     if label == "digits":
-        x, y = _sklearn().datasets.load_digits(return_X_y=True)
+        x, y = _sklearn("datasets", label).load_digits(return_X_y=True)
         return np.asarray(x, np.float32), y, 0, facts, label
     if "" in paths:
         x, labels = read_mat(paths[""])
@@ -234,7 +237,7 @@ def _split(
             "be split, two are needed. Labels are classes, not quantities."
         )
     try:
-        kept, held = _sklearn().model_selection.train_test_split(
+        kept, held = _sklearn("model_selection", label).train_test_split(
             numbers, test_size=size, random_state=seed, stratify=labels if stratify else None
         )
     except ValueError as error:
@@ -242,20 +245,17 @@ def _split(
     return np.sort(kept), np.sort(held)
 
 
-def _with_augment(made: DataSet, facts: Facts) -> DataSet:
+def _with_augment(dataset: DataSet, facts: Facts) -> DataSet:
     if len(facts.shape) != 3:
-        raise ValueError(f"data {made.name}: augment is for images; its samples are of shape {facts.shape}.")
-    background = float(made.train.x.min())  # black, whatever it became
+        raise ValueError(f"data {dataset.name}: augment is for images; its samples are of shape {facts.shape}.")
+    background = float(dataset.train.x.min())  # the standardised value of black
     return dataclasses.replace(
-        made,
+        dataset,
         augment=Augment(facts.shape, background),
-        notes=[*made.notes, "augmented: rotation 10 degrees, shift 0.1, flip"],
+        notes=[*dataset.notes, "augmented: rotation 10 degrees, shift 0.1, flip"],
     )
 
 
-def _sklearn() -> Any:
-    """scikit-learn, only when it is asked for: it brings an OpenMP pool of its own, whose threads would fight ours."""
-    import sklearn.datasets
-    import sklearn.model_selection
-
-    return sklearn
+def _sklearn(part: str, name: str) -> Any:
+    """A part of scikit-learn, which brings an OpenMP pool of its own, whose threads would compete with ours."""
+    return needed(f"sklearn.{part}", f"data {name}", "data")

@@ -6,9 +6,11 @@ from filigree.dynamics.evolution import Evolution
 from filigree.dynamics.gradient_noise import GradientNoise
 from filigree.dynamics.mollification_annealing import MollificationAnnealing
 from filigree.dynamics.noise_annealing import NoiseAnnealing
+from filigree.dynamics.presets import EXD, LDV, OSV, SET, RigL
 from filigree.dynamics.schedules import (
     Adaptive,
     Constant,
+    CosineDecay,
     ExponentialDecay,
     LinearDecrease,
     Oscillation,
@@ -21,8 +23,13 @@ from filigree.dynamics.schedules import (
 from filigree.dynamics.selection_schedule import SelectionSchedule
 
 __all__ = [
+    "EXD",
+    "LDV",
+    "OSV",
+    "SET",
     "Adaptive",
     "Constant",
+    "CosineDecay",
     "DropoutAnnealing",
     "ErrorFeedback",
     "Evolution",
@@ -33,6 +40,7 @@ __all__ = [
     "NoiseAnnealing",
     "Oscillation",
     "Product",
+    "RigL",
     "Schedule",
     "SelectionSchedule",
     "Sequence",

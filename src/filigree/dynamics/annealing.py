@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 
 class Annealing:
     """Base of the objects whose `step()` is called after each epoch (or step) and whose state is where they are.
 
     Subclasses implement `apply`, which sets the model's values for `self.epoch`, and call it once when made.
+
+    Attributes:
+        epoch: the calls of `step` so far. interval: when a trainer calls it, after each "epoch" or each "step".
     """
 
     epoch: int = 0
+    interval: Literal["epoch", "step"] = "epoch"
 
     def apply(self) -> None:
         raise NotImplementedError

@@ -28,7 +28,7 @@ def check_rewired(name: str, layer: Any, nnz: int) -> None:
         check_csr(layer.indptr, layer.indices, layer.out_features, layer.in_features, f"layer {name!r}")
         _expect(is_transpose(layer.pattern), f"layer {name!r}: the index of its transpose is of another topology")
     hashes = over_processes(hashlib.sha256(flat_indices.numpy().tobytes()).hexdigest())
-    other = next((rank for rank, its in enumerate(hashes) if its != hashes[0]), None)
+    other = next((rank for rank, digest in enumerate(hashes) if digest != hashes[0]), None)
     _expect(other is None, f"layer {name!r} has other connections in process {other} than in process 0")
 
 

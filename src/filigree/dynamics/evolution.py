@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from filigree.dynamics.consistency import check_rewired, gathered
+from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
+from filigree.nn.untrained import mark_untrained
 
 
 @runtime_checkable
@@ -42,14 +45,17 @@ class Evolution:
         model: holds sparse layers (after `fg.convert_`).
         optimizer: holds their parameters; any whose state tensors have the parameter's shape. May be None.
         schedule: zeta: a `Schedule`, a number, or a callable `f(epoch) -> zeta`.
-        epochs: the horizon, in rewirings; with it, none follows the last epoch. Needed by `LinearDecrease` and
-            `Oscillation`, which are refused by name without it.
+        epochs: the horizon: how often `step` will be called, the last call included, which rewires no more. `fg.fit`
+            and the callbacks for trainers fill it in. In a loop of your own give it: without it the last call rewires
+            too, and leaves connections that were never trained; schedules that need it are refused by name then.
         stop_before_end: how many epochs at the end are not followed by a rewiring (Chouliaras 2021, 3.5.1); at least 1.
         grow: "random" (SET) or "gradient" (RigL: where the gradient of the last batch is largest; the dense gradient
             is formed block by block, at a rewiring only).
         regrow: the weight of a new connection: "zero", "initial" (drawn as at the start, N(0, 2 / fan-in)), or a
             number, the standard deviation of N(0, s^2).
-        every: rewire at every n-th call of `step` only; calls, not epochs, are then counted by that many.
+        every: rewire at every n-th call of `step` only; the schedule counts rewirings.
+        interval: when a trainer calls `step`: after each "epoch", or after each "step" of the optimizer, which `epochs`
+            then counts.
         seed: of removal, growth and new weights.
 
     Of several data-parallel processes each calls `step` at the same moment; all remove and grow the same connections,
@@ -62,8 +68,8 @@ class Evolution:
         deaths: for each layer, rows (born, died, count) of the connections removed so far.
 
     Raises:
-        ValueError: no sparse layers; an optimizer that does not hold their parameters (made before `convert_`); a
-            schedule without its horizon; zeta outside [0, 1].
+        ValueError: no sparse layers; an optimizer that does not hold their parameters (made before `convert_`); at
+            `step`, a schedule without its horizon or zeta outside [0, 1].
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Evolution:
         grow: Literal["random", "gradient"] = "random",
         regrow: Literal["zero", "initial"] | float = "zero",
         every: int = 1,
+        interval: Literal["epoch", "step"] = "epoch",
         seed: int = 0,
     ) -> None:
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Evolvable)}
@@ -86,8 +93,6 @@ class Evolution:
             )
         self.optimizer, self.schedule = optimizer, as_schedule(schedule)
         _check_optimizer(optimizer, self.layers)
-        if epochs is None and self.schedule.needs_horizon:
-            raise ValueError(f"Evolution: {type(self.schedule).__name__} needs the horizon. Give epochs=.")
         for label, number, least in (
             ("epochs", epochs, 1), ("every", every, 1), ("stop_before_end", stop_before_end, 1)
         ):  # fmt: skip
@@ -97,9 +102,11 @@ class Evolution:
             raise ValueError(f"Evolution: grow must be 'random' or 'gradient'. Got {grow!r}.")
         if not (regrow in ("zero", "initial") or (isinstance(regrow, int | float) and regrow >= 0)):
             raise ValueError(f"Evolution: regrow must be 'zero', 'initial' or a number >= 0. Got {regrow!r}.")
-        self.epochs, self.stop_before_end, self.grow, self.regrow, self.every = (
-            epochs, stop_before_end, grow, regrow, every
-        )  # fmt: skip
+        if interval not in ("epoch", "step"):
+            raise ValueError(f"Evolution: interval must be 'epoch' or 'step'. Got {interval!r}.")
+        self.epochs = self._given = epochs
+        self.stop_before_end, self.grow, self.regrow = stop_before_end, grow, regrow
+        self.every, self.interval = every, interval
         self.calls, self.epoch, self.rate, self.seconds = 0, 0, 0.0, 0.0
         self.generator = torch.Generator().manual_seed(seed)
         self.births = {
@@ -110,10 +117,16 @@ class Evolution:
         self._checks = os.environ.get("FILIGREE_DEBUG") == "1"
         self._watch = {name: _Watch(layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
 
+    def set_horizon(self, calls: int) -> None:
+        """A run begins, or goes on, in which `step` is called so many times. `ValueError`: `epochs` contradicts it."""
+        self.epochs = horizon_of("Evolution", self._given, self.calls, calls)
+
     def step(self, metrics: dict[str, Any] | None = None) -> None:
         """The end of an epoch: rewire at the schedule's rate. `metrics` is what `Adaptive` reads."""
         began = time.perf_counter()
         self.calls += 1
+        for watch in self._watch.values():
+            watch.fresh = False
         if self.calls % self.every:
             return
         self.rate = self._next_rate(metrics)
@@ -127,12 +140,15 @@ class Evolution:
         self.seconds += time.perf_counter() - began
 
     def _next_rate(self, metrics: dict[str, Any] | None) -> float:
-        if self.epochs is not None and self.epoch >= self.epochs - self.stop_before_end:
+        rewirings = None if self.epochs is None else math.ceil(self.epochs / self.every)
+        if rewirings is None and self.schedule.needs_horizon:
+            raise ValueError(f"Evolution: {type(self.schedule).__name__} needs the horizon. Give epochs=.")
+        if rewirings is not None and self.epoch >= rewirings - self.stop_before_end:
             return 0.0
         if isinstance(self.schedule, Adaptive):
             rate = self.schedule.follow(metrics, self._memory)
         else:
-            rate = self.schedule.rate(self.epoch, self.epochs)
+            rate = self.schedule.rate(self.epoch, rewirings)
         if not 0 <= rate <= 1:
             name = type(self.schedule).__name__
             raise ValueError(f"Evolution: zeta must be in [0, 1]. {name} gave {rate} at epoch {self.epoch}.")
@@ -156,6 +172,7 @@ class Evolution:
         for tensor in (layer.connections.grad, *state.values()):
             if isinstance(tensor, Tensor) and tensor.shape == layer.connections.shape:
                 layer.permute_optimizer_state_(tensor, source)
+        mark_untrained(layer)
         self._remember(name, keep, source, is_new)
 
     def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
@@ -188,8 +205,12 @@ class Evolution:
         self.births[name] = torch.where(is_new, self.epoch, births[source.clamp(min=0)])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, besides model and optimizer."""
+        """All that a resumed run needs, besides model and optimizer.
+
+        For growth by gradient that is also what the last backward pass said, as long as no `step` has followed it.
+        """
         return {
+            "seen": {name: watch.seen for name, watch in self._watch.items() if watch.fresh},
             "calls": self.calls,
             "epoch": self.epoch,
             "rate": self.rate,
@@ -212,6 +233,9 @@ class Evolution:
         self.generator.set_state(state["generator"])
         self.births, self.deaths = dict(state["births"]), dict(state["deaths"])
         self._memory = dict(state["memory"])
+        for name, watch in self._watch.items():
+            watch.seen = [(x, dy) for x, dy in state["seen"].get(name, [])]
+            watch.fresh = bool(watch.seen)
 
 
 class _Watch:
@@ -221,6 +245,7 @@ class _Watch:
     def __init__(self, layer: Evolvable) -> None:
         assert isinstance(layer, nn.Module)
         self.seen: list[tuple[Tensor, Tensor]] = []
+        self.fresh = False  # no step has followed yet
         self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
         layer.register_forward_hook(self._forward)
 
@@ -232,7 +257,7 @@ class _Watch:
 
         def backward(dy: Tensor) -> None:
             if self._over:
-                self.seen, self._over = [], False
+                self.seen, self.fresh, self._over = [], True, False
             self.seen.append((x, dy.detach() if active is None else torch.where(active, dy.detach(), 0)))
 
         y.register_hook(backward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,13 +11,15 @@ from filigree.dynamics.annealing import Annealing
 
 class GradientNoise(Annealing):
     """Annealed gradient noise (Neelakantan et al. 2015): N(0, eta / (1 + t)^gamma) is added to every gradient before
-    the optimizer's step t; eta is a variance. Call `step()` after each batch (`fg.fit(..., each_step=noise)`).
+    the optimizer's step t; eta is a variance. Call `step()` after each batch (`fg.fit(..., callbacks=noise)`).
 
     Args:
         optimizer: whose parameters' gradients get it, from when this object is made until `remove()`.
         eta: in the publication 0.01, 0.3 or 1. gamma: 0.55.
         seed: of the noise.
     """
+
+    interval: Literal["epoch", "step"] = "step"
 
     def __init__(self, optimizer: torch.optim.Optimizer, eta: float = 0.01, gamma: float = 0.55, seed: int = 0) -> None:
         if eta < 0 or gamma < 0:

@@ -17,8 +17,8 @@ class MollificationAnnealing(Annealing):
     printed v^l must be v times l: "lower layers anneal faster"), v a moving average of the loss.
 
     All blocks start at p = 1; once the expected number of skipped blocks, the sum of p, is at most `stop`, all are set
-    to 0 for good. Give it to `fit` as a hook, `fg.fit(..., hooks=annealing)`; in a loop of your own call
-    `annealing.step(loss)` after each update.
+    to 0 for good. In `fg.fit(..., callbacks=annealing)` it steps with every update; in a loop of your own call
+    `annealing.step(loss)` after each.
 
     Args:
         model: after `fg.convert_(model, fg.Mollified(...))`; the blocks count in the order of its modules.
@@ -31,6 +31,8 @@ class MollificationAnnealing(Annealing):
     Raises:
         ValueError: nothing mollified in the model; numbers out of range.
     """
+
+    interval: Literal["epoch", "step"] = "step"
 
     def __init__(
         self, model: nn.Module, k: float = 1000.0, stop: float = 0.01,
@@ -76,10 +78,10 @@ class MollificationAnnealing(Annealing):
                 layer.step = max(1, self.epoch)
 
     def step(self, loss: Any = None) -> None:
-        """An update is over, and this was its loss (None: the average stays)."""
+        """An update is over, and this was its loss (None: the average stays), read if it is the one to follow."""
         if loss is None and self.value is None and self.loss == "training":
-            raise ValueError("MollificationAnnealing: step needs the loss. In fit, give it as hooks=, not each_step=.")
-        if loss is not None:
+            raise ValueError("MollificationAnnealing: step needs the loss of the update.")
+        if loss is not None and self.loss == "training":
             self._look_at(float(loss))
         self.epoch += 1
         self.apply()
@@ -90,9 +92,6 @@ class MollificationAnnealing(Annealing):
         if not math.isfinite(loss):
             return
         self.value = loss if self.value is None else self.average * self.value + (1 - self.average) * loss
-
-    def on_step_end(self, state: Any) -> None:
-        self.step(state.loss if self.loss == "training" else None)
 
     def on_epoch_end(self, state: Any) -> None:
         if self.loss == "validation":

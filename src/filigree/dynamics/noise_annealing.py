@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,21 +13,23 @@ from filigree.nn.noisy.noisy_activations import NoisyReLU, WithNoise
 
 
 class NoiseAnnealing(Annealing):
-    """Anneal the noise of a model: call `step()` after each batch (`fg.fit(..., each_step=annealing)`).
+    """Anneal the noise of a model: call `step()` after each batch (`fg.fit(..., callbacks=annealing)`).
 
     `c = max(end, start / sqrt(t + 1))`, t rising by 1 every `every` steps: from 30 to 0.5 in 720,000 steps of 200. What
     is set is c of NAN, NAH and NANIL, and sigma of NANI, NANIS and `filigree.nn.NoisyReLU`.
 
     Args:
         model: with noisy activations, after `fg.convert_(model, fg.Noisy(...))`.
-        steps: of the whole run, in place of `every`: t rises evenly, to `(start / end)^2 - 1` at the last, where c is
-            `end`; short runs reach it too.
+        steps: the annealing's length, in place of `every`: t rises evenly, to `(start / end)^2 - 1` at the last of
+            them, where c is `end`; short runs reach it too.
         schedule: in place of the formula, what gives the share of `start`: a callable step -> share, or a schedule such
-            as `fg.LinearDecrease(1, 0)`, which needs `steps`.
+            as `fg.LinearDecrease(1, 0)`, which needs `steps`; `fg.fit` fills in those of the run.
 
     Raises:
         ValueError: nothing noisy in the model; numbers out of range.
     """
+
+    interval: Literal["epoch", "step"] = "step"
 
     def __init__(
         self, model: nn.Module, start: float = 30.0, end: float = 0.5, every: float = 200, steps: int | None = None,
@@ -47,9 +49,14 @@ class NoiseAnnealing(Annealing):
         self.start, self.end, self.steps = start, end, steps
         self.every = every if steps is None else None
         self.schedule = None if schedule is None else as_schedule(schedule)
-        if self.schedule is not None and self.schedule.needs_horizon and steps is None:
-            raise ValueError(f"NoiseAnnealing: {type(self.schedule).__name__} needs to know the steps: give steps=.")
+        self._fills_in = self.schedule is not None and self.schedule.needs_horizon and steps is None
         self.apply()
+
+    def set_horizon(self, calls: int) -> None:
+        """A run begins, or goes on, in which `step` is called so many times; `steps` that were given stay."""
+        if self._fills_in:
+            self.steps = self.epoch + calls
+            self.apply()
 
     @property
     def scale(self) -> float:
@@ -63,6 +70,10 @@ class NoiseAnnealing(Annealing):
         return max(self.end, self.start / (t + 1) ** 0.5)
 
     def apply(self) -> None:
+        if self._fills_in and self.steps is None:
+            if self.epoch == 0:
+                return  # until the run begins
+            raise ValueError(f"NoiseAnnealing: {type(self.schedule).__name__} needs to know the steps: give steps=.")
         scale = self.scale
         for layer in self.layers:
             if isinstance(layer, WithNoise) and layer.kind not in ("NANI", "NANIS"):

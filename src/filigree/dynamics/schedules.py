@@ -113,6 +113,27 @@ class ExponentialDecay(Schedule):
 
 
 @config
+class CosineDecay(Schedule):
+    """RigL: zeta_i = zeta / 2 (1 + cos(pi i / (end E))) while i < end E, then 0 (Evci et al. 2020, section 3).
+
+    Args:
+        zeta: alpha, the first rate. end: T_end as a share of the run, after which nothing is rewired.
+    """
+
+    zeta: Rate = 0.3
+    end: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.75
+
+    def rate(self, epoch: int, epochs: int | None) -> float:
+        assert epochs is not None
+        done = epoch / (self.end * epochs)
+        return self.zeta / 2 * (1 + math.cos(math.pi * done)) if done < 1 else 0.0
+
+    @property
+    def needs_horizon(self) -> bool:
+        return True
+
+
+@config
 class Sum(Schedule):
     """zeta_i = a_i + b_i; b may be a number."""
 
@@ -185,7 +206,7 @@ class Function(Schedule):
 
 @config
 class Adaptive(Schedule):
-    """zeta from a training metric (Chouliaras 2021, 6.2 names it as future work): rewire as long as there is much to learn.
+    """zeta from a training metric (future work in Chouliaras 2021, 6.2): rewire as long as there is much to learn.
 
     zeta_i = zeta_min + (zeta_max - zeta_min) min(1, m_i / m_0), with m_i the exponential moving average of the metric
     (weight `smoothing` on the past) and m_0 its first value. With `mode="max"` (accuracies) m is 1 - metric.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from filigree.dynamics.annealing import Annealing
+from filigree.dynamics.horizon import horizon_of
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical
 
 
@@ -15,14 +16,19 @@ class SelectionSchedule(Annealing):
         selection = fg.SelectionSchedule(model, epochs=20)      # epoch 0 applies at once
 
     Args:
-        epochs: of the run; needed where a schedule needs its horizon.
+        epochs: of the run; `fg.fit` fills it in. Needed in a loop of your own where a schedule needs its horizon.
     """
 
     def __init__(self, model: nn.Module, epochs: int | None = None) -> None:
         self.layers = [module for module in model.modules() if isinstance(module, Asymmetrical)]
         if not self.layers:
             raise ValueError("SelectionSchedule: the model has no layer converted by fg.Asymmetric.")
-        self.epochs = epochs
+        self.epochs = self._given = epochs
+        self.apply()
+
+    def set_horizon(self, calls: int) -> None:
+        """A run begins, or goes on, in which `step` is called so many times."""
+        self.epochs = horizon_of("SelectionSchedule", self._given, self.epoch, calls)
         self.apply()
 
     @staticmethod

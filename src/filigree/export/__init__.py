@@ -13,6 +13,7 @@ from torch import nn
 from filigree.export.c.export_c import export_c
 from filigree.export.c.training import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
+from filigree.nn.untrained import warn_if_untrained
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
 _OPTIONS = {
@@ -41,6 +42,7 @@ def export(model: nn.Module, path: str | Path, example: Any = None, *, training:
     for name in options:
         if name not in _OPTIONS[suffix]:
             raise TypeError(f"export: {suffix} files have the options {', '.join(_OPTIONS[suffix])}. Got {name!r}.")
+    warn_if_untrained(model, "export")
     return _WRITERS[suffix](model, path, example, training=training, **options)
 
 

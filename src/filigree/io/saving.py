@@ -14,6 +14,7 @@ from filigree.convert import Conversion, conversions, record
 from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.models.networks import modules_of
+from filigree.nn.untrained import warn_if_untrained
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -25,6 +26,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         TypeError: a conversion that cannot be written as plain data.
         OSError: the file cannot be written; what was there before is intact.
     """
+    warn_if_untrained(model, "save")
     write_state(path, description(model))
 
 

@@ -17,6 +17,7 @@ from filigree.io.saving import description
 from filigree.measure.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
+from filigree.nn.untrained import warn_if_untrained
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def measure(
     Returns:
         A printable `Cost`.
     """
+    warn_if_untrained(model, "measure")
     cost = stored(model)
     if example is None:
         return cost

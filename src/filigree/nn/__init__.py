@@ -1,8 +1,5 @@
 """The modules, one idea a file, each beside its config, each with `.dense()`."""
 
-import importlib
-from typing import Any
-
 from filigree.nn.asymmetric.asymmetric import Asymmetric, AsymmetricAuto, backward_times
 from filigree.nn.asymmetric.asymmetric_conv2d import AsymmetricConv2d
 from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear
@@ -49,13 +46,6 @@ from filigree.nn.structured.phd import PHDLinear
 from filigree.nn.structured.sell import Sell
 from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz, sell_groups
 from filigree.nn.structured.structured_rnn import StructuredRNN
-
-
-def __getattr__(name: str) -> Any:
-    if name == "FastfoodFeatures":  # a scikit-learn estimator, imported when it is asked for
-        return importlib.import_module("filigree.sklearn").FastfoodFeatures
-    raise AttributeError(f"module 'filigree.nn' has no attribute {name!r}")
-
 
 __all__ = [
     "ACDC",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import sparse
+import scipy
 from torch import Tensor, nn
 
 from filigree.ops.conv import Geometry
@@ -42,7 +42,7 @@ class Affine:
             return replace(self, scale=(self.scale * factor).astype(np.float32), bias=bias)
         rows = np.repeat(factor, np.diff(self.matrix.indptr))
         values = (self.matrix.data * rows).astype(np.float32)
-        matrix = csr(sparse.csr_array((values, self.matrix.indices, self.matrix.indptr), self.matrix.shape))
+        matrix = csr(scipy.sparse.csr_array((values, self.matrix.indices, self.matrix.indptr), self.matrix.shape))
         return replace(self, matrix=matrix, bias=bias)
 
 
@@ -129,7 +129,7 @@ def floats(tensor: Tensor | None) -> Any:
 
 def csr(matrix: Any) -> Any:
     """Store a matrix as float32 or int32 in sorted rows without zeros."""
-    rows = sparse.csr_array(matrix)
+    rows = scipy.sparse.csr_array(matrix)
     rows = rows.astype(np.float32 if rows.dtype.kind == "f" else np.int32)
     rows.eliminate_zeros()
     rows.sort_indices()

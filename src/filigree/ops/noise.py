@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous
@@ -111,12 +111,6 @@ def _saturated(x: Tensor, tanh: bool) -> Tensor:
 
 
 # -- kernels: activations --------------------------------------------------------------------------------------------
-
-
-def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, at which torch.compile breaks its graph; eager calls pay nothing for it."""
-    disabled = torch.compiler.disable(function)
-    return lambda *args: disabled(*args) if torch.compiler.is_compiling() else function(*args)
 
 
 def noisy(x: Tensor, p: Tensor, noise: Noise, tanh: bool, seed: Seed, dim: int = -1) -> Tensor:

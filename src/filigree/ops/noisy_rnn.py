@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
-from filigree.ops.noise import Noise, Seed, address, noisy_reference, outside_graphs
+from filigree.ops.noise import Noise, Seed, address, noisy_reference
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous, resolved
 

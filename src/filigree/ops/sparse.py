@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
+import scipy  # its parts load at their first use
 import torch
 from torch import Tensor
 

@@ -28,7 +28,7 @@ class RecipeError(ValueError):
 
 
 def _folder(name: str) -> str:
-    """A name that stands for a folder below the output folder, and for no other place."""
+    """Check that a name stands for a folder below the output folder, and for nothing outside it."""
     if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", name) or name.startswith("."):
         raise ValueError(
             f"a name must be up to 100 characters without slashes, not begin with a dot: it names a folder. "
@@ -51,10 +51,10 @@ def _as(kind: type[Config]) -> Any:
 
 
 def _compression(given: Any) -> Any:
-    made = given if isinstance(given, Config) else Config.from_dict(given)
-    if not isinstance(made, Compression | LowRank):
-        raise ValueError(f"{type(made).__name__} does not compress. Those that do: {', '.join(compressions())}.")
-    return made
+    config = given if isinstance(given, Config) else Config.from_dict(given)
+    if not isinstance(config, Compression | LowRank):
+        raise ValueError(f"{type(config).__name__} does not compress. Those that do: {', '.join(compressions())}.")
+    return config
 
 
 class _Settings(
@@ -225,7 +225,7 @@ class Recipe(_Settings):
     @pydantic.model_validator(mode="after")
     def _after_exists(self) -> Recipe:
         for name, arm in self.methods.items():
-            trained = [its for its, other in self.methods.items() if other.after is None]
+            trained = [other_name for other_name, other in self.methods.items() if other.after is None]
             if arm.after is not None and arm.after not in trained:
                 raise ValueError(f"methods.{name}.after: expected a method that trains. Got {arm.after!r}.")
             if arm.after is not None and (
@@ -236,8 +236,8 @@ class Recipe(_Settings):
             if training["rebuild_every_epoch"]:
                 without = {"anneal": arm.anneal, "mollify": arm.mollify, "watch": self.watch,
                            "early_stopping": training["early_stopping"], "tracker": training["tracker"]}  # fmt: skip
-                if asked := [key for key, value in without.items() if value]:
-                    raise ValueError(f"methods.{name}: rebuild_every_epoch goes without {', '.join(asked)}.")
+                if unsupported := [key for key, value in without.items() if value]:
+                    raise ValueError(f"methods.{name}: rebuild_every_epoch goes without {', '.join(unsupported)}.")
             if arm.after is not None and self.search:
                 raise ValueError(f"methods.{name}.after: a recipe with `search` trains every method.")
         return self
@@ -301,15 +301,27 @@ def compression(name: str, settings: Sequence[str] = ()) -> Any:
 
 def names() -> list[str]:
     """The recipes that come with the library and with installed extensions."""
-    return sorted(name for name in _files() if not name.startswith("_"))
+    return sorted(name for name in {**_own(), **_of_extensions()} if not name.startswith("_"))
 
 
 @functools.cache
-def _files() -> dict[str, Traversable]:
-    """The recipes of the library and of installed extensions, by name; those with an underscore are only extended."""
-    folders = [resources.files(__package__), *(e.RECIPES for e in extensions() if hasattr(e, "RECIPES"))]
-    files = [file for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml")]
-    return {file.name.removesuffix(".yaml"): file for file in files}
+def _own() -> dict[str, Traversable]:
+    """The library's recipes by name; those with an underscore are only extended."""
+    return _by_name(resources.files(__package__))
+
+
+def _of_extensions() -> dict[str, Traversable]:
+    folders = [extension.RECIPES for extension in extensions() if hasattr(extension, "RECIPES")]
+    return {name: file for folder in folders for name, file in _by_name(folder).items()}
+
+
+def _by_name(folder: Traversable) -> dict[str, Traversable]:
+    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def _find(name: str) -> Traversable | None:
+    """The recipe of this name; only a name that the library does not know loads the extensions."""
+    return _own().get(name) or _of_extensions().get(name)
 
 
 def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -342,8 +354,9 @@ def tree_of(name: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = Path(name)
-    inside = str(name) in names() or (bool(seen) and str(name) in _files())
-    if not inside and path.suffix not in (".yaml", ".yml"):
+    is_file = path.suffix in (".yaml", ".yml")
+    inside = None if is_file or (str(name).startswith("_") and not seen) else _find(str(name))
+    if not inside and not is_file:
         close = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise RecipeError(
@@ -352,7 +365,7 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not inside and path.exists() and not path.is_file():
         raise RecipeError(f"recipe {name}: not a file.")
     try:
-        with (_files()[str(name)] if inside else path).open(encoding="utf-8") as file:
+        with (inside or path).open(encoding="utf-8") as file:
             tree = plain_yaml(file.read(LARGEST + 1))
     except OSError as error:
         raise RecipeError(f"recipe {name}: {error.strerror or error}.") from None
@@ -384,13 +397,13 @@ def _override(tree: Any, setting: str) -> None:
     if not equals or not path:
         raise RecipeError(f"--set {setting}: expected key=value, for instance training.epochs=5.")
     *parents, last = path.split(".")
-    place = tree
+    node = tree
     for i, key in enumerate(parents):
-        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-            place = place[int(key)]
-        elif isinstance(place, dict):
-            place = place.setdefault(key, {})
-            if place is None:
+        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+            if node is None:
                 raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} has no keys.")
         else:
             raise RecipeError(f"--set {setting}: {'.'.join(parents[: i + 1])} is not in the recipe.")
@@ -398,10 +411,10 @@ def _override(tree: Any, setting: str) -> None:
         value = plain_yaml(text)
     except ValueError as error:
         raise RecipeError(f"--set {setting}: {error}.") from None
-    if isinstance(place, list) and last.isdecimal() and int(last) < len(place):
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
     else:
         raise RecipeError(f"--set {setting}: {path} is not in the recipe.")
 

@@ -106,13 +106,13 @@ def on(recipe: Recipe, source: str | Path | None) -> Recipe:
 
 def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> list[Path]:
     """The folders in `out` of all runs of this recipe, as it is now, that are finished."""
-    recipe, found = on(recipe, source), []
+    recipe, folders = on(recipe, source), []
     for method in recipe.methods:
         for folder in sorted(out.glob(f"{glob.escape(method)}-*")):
             record = _whole(folder) if folder.name.removeprefix(f"{method}-").isdigit() else None
             if record is not None and _difference_to(record, recipe, method) is None:
-                found.append(folder)
-    return found
+                folders.append(folder)
+    return folders
 
 
 def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
@@ -191,16 +191,16 @@ def data_of(record: Record) -> DataSet:
     return _data(settings, record.seed, record.recipe)
 
 
-def _data(its: DataSettings, number: int, name: str) -> DataSet:
-    settings = its.model_dump(exclude={"folds", "repeats", "name"})
+def _data(chosen: DataSettings, number: int, name: str) -> DataSet:
+    settings = chosen.model_dump(exclude={"folds", "repeats", "name"})
     if settings["standardize"] == "default":
         del settings["standardize"]
-    if its.folds is None:
-        return data.load(its.name, seed=number, **settings)
-    if not 0 <= number < its.folds * its.repeats:
-        raise RecipeError(f"{name}: its runs are the folds 0 to {its.folds * its.repeats - 1}. Got {number}.")
+    if chosen.folds is None:
+        return data.load(chosen.name, seed=number, **settings)
+    if not 0 <= number < chosen.folds * chosen.repeats:
+        raise RecipeError(f"{name}: its runs are the folds 0 to {chosen.folds * chosen.repeats - 1}. Got {number}.")
     settings.pop("test_size"), settings.pop("stratify")
-    folds = data.cross_validation(its.name, folds=its.folds, repeats=its.repeats, seed=0, **settings)
+    folds = data.cross_validation(chosen.name, folds=chosen.folds, repeats=chosen.repeats, seed=0, **settings)
     return next(split for i, split in enumerate(folds) if i == number)
 
 
@@ -221,7 +221,7 @@ def _train(
     config = _config(recipe, method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
-    interrupted = (folder / CHECKPOINT).exists()  # then nobody knows what the first part took
+    interrupted = (folder / CHECKPOINT).exists()  # then the energy of the first part is not known
     kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _taken_up if arm.after else _rebuilding if training.rebuild_every_epoch else _plain
     try:
@@ -237,13 +237,13 @@ def _train(
     record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
     record.save()
-    (folder / CHECKPOINT).unlink(missing_ok=True)  # the last: done, the model and the record say it all
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # last of all: the run is finished without it
 
 
 def _compress(
     model: nn.Module, arm: MethodSettings, training: TrainingSettings, split: DataSet, seed: int, history: History
 ) -> None:
-    """What comes after training; the accuracies and the training time are then those of the compressed network."""
+    """Compress after training; the accuracies and the training time are then those of the compressed network."""
     began = time.perf_counter()
     history.metrics["trained_test_accuracy"] = history.metrics.get("test_accuracy")
     judge = split.train if split.validation is None else split.validation
@@ -277,25 +277,23 @@ def _plain(
     evolution = evolution_of(arm, training, model, optimizer, number)
     if arm.evolution is not None and evolution is None:
         record.notes.append(f"{method}: all layers stay dense at these widths and this density; nothing evolves.")
-    steppers: list[Any] = [] if evolution is None else [evolution]
+    callbacks: list[Any] = [Snapshots(evolution)] if evolution is None else [evolution, Snapshots(evolution)]
     if SelectionSchedule.is_needed(model):
-        steppers.append(SelectionSchedule(model, training.epochs))
-    hooks: list[Any] = [Snapshots(evolution)]
-    each_step = []
+        callbacks.append(SelectionSchedule(model))
     if (noise := arm.anneal) is not None:
         steps = training.epochs * math.ceil(len(split.train.x) / training.batch_size)
         every = {"steps": steps} if noise.every is None else {"every": noise.every}
-        each_step.append(NoiseAnnealing(model, noise.start, noise.end, **every))
+        callbacks.append(NoiseAnnealing(model, noise.start, noise.end, **every))
     if arm.mollify is not None:
-        hooks.append(MollificationAnnealing(model, **arm.mollify.model_dump()))
+        callbacks.append(MollificationAnnealing(model, **arm.mollify.model_dump()))
     if training.tracker is not None:
-        hooks.append(Tracking(training.tracker, f"{recipe.name}/{method}-{number}", folder.parent / "track"))
+        callbacks.append(Tracking(training.tracker, f"{recipe.name}/{method}-{number}", folder.parent / "track"))
     if recipe.watch:
-        hooks.append(Watch(split.classes, evolution))
+        callbacks.append(Watch(split.classes, evolution))
     history = fit(
         model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
-        validation=split.validation, test=split.test, each_epoch=steppers, each_step=each_step,
-        hooks=hooks, augment=split.augment, checkpoint=folder, resume=resume, seed=number,
+        validation=split.validation, test=split.test, callbacks=callbacks, augment=split.augment,
+        checkpoint=folder, resume=resume, seed=number,
         early_stopping=EarlyStopping(patience=training.early_stopping) if training.early_stopping else None,
         progress=progress, record=record,
     )  # fmt: skip
@@ -306,7 +304,7 @@ def _taken_up(
     recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
     record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
 ) -> tuple[nn.Module, History]:  # fmt: skip
-    """The network that another method left, and its history."""
+    """Take the network that another method has trained, and its history."""
     earlier = folder.parent / f"{arm.after}-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     history = History(Record.load(earlier).history)
@@ -322,7 +320,7 @@ def _rebuilding(
     recipe: Recipe, method: str, arm: MethodSettings, training: TrainingSettings, number: int, split: DataSet,
     record: Record, folder: Path, resume: bool, progress: Progress | bool | None,
 ) -> tuple[nn.Module, History]:  # fmt: skip
-    """As the first Keras code of SET did (Chouliaras 2021, 4.7): after every epoch the model is made anew from the old weights."""
+    """Build the model again from its weights after every epoch, as SET's first Keras code (Chouliaras 2021, 4.7)."""
     model, rows, elapsed, rng = build(recipe, method, split, number), [], 0.0, None
     evolution = evolution_of(arm, training, model, None, number)
     for epoch in range(training.epochs):
@@ -331,21 +329,25 @@ def _rebuilding(
         model = build(recipe, method, split, number)
         model.load_state_dict(state)
         optimizer = optimizer_of(model, training)
-        again = evolution_of(arm, training, model, optimizer, number)
-        if again and evolution:
-            again.load_state_dict(evolution.state_dict())
-        evolution = again
+        rebuilt = evolution_of(arm, training, model, optimizer, number)
+        if rebuilt and evolution:
+            rebuilt.load_state_dict(evolution.state_dict())
+        evolution = rebuilt
         if rng is not None:
             torch.set_rng_state(rng)
         rebuilding = time.perf_counter() - began
         part = fit(
             model, split.train, optimizer=optimizer, epochs=1, batch_size=training.batch_size, test=split.test,
-            validation=split.validation, each_epoch=[evolution] if evolution else [], augment=split.augment,
-            seed=number * 100_003 + epoch, progress=False,
+            validation=split.validation, augment=split.augment, seed=number * 100_003 + epoch, progress=False,
         )  # fmt: skip
         rng = torch.get_rng_state()
         row = part.rows[0] | {"epoch": epoch}
         row["seconds"] += rebuilding
+        if evolution is not None:  # each epoch is a run of its own to `fit`, which rewires after no run's last
+            began = time.perf_counter()
+            evolution.step(row)
+            row |= {"zeta": evolution.rate, "rewire_seconds": time.perf_counter() - began}
+            row["seconds"] += row["rewire_seconds"]
         elapsed += row["seconds"]
         rows.append(row | {"elapsed": elapsed})
         record.history = rows
@@ -369,13 +371,13 @@ def evolution_of(
 
 
 def _tidy(folder: Path) -> None:
-    """Clear what a run that was killed while it wrote left half-written."""
+    """Remove the half-written files of a run that was killed while it wrote."""
     for name in (MODEL, RECORD, CHECKPOINT):
         remove_leftovers(folder / name)
 
 
 def _config(recipe: Recipe, method: str, **chosen: Any) -> dict[str, Any]:
-    """What says what a run is; a file of data with its checksum."""
+    """The settings that identify a run; a file of data by its checksum."""
     config = recipe.plain(method, **chosen)
     file = Path(recipe.data.name)
     if recipe.data.name not in data.names() and file.is_file():
@@ -401,8 +403,8 @@ def _whole(folder: Path) -> Record | None:
 
 
 def _difference_to(record: Record, recipe: Recipe, method: str) -> tuple[str, Any, Any] | None:
-    """Of a run to what is asked for. What only one of the two knows, as of an older version, does not count, nor what
-    was searched."""
+    """Where a run differs from the recipe. Keys that only one of the two has, as of an older version, do not count, nor
+    those that were searched."""
     return _difference(record.config, _config(recipe, method), {"about", "tracker", *recipe.search})
 
 
@@ -415,23 +417,24 @@ def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
 
 
 def _refuse_other(record: Record, folder: Path, which: str, recipe: Recipe, method: str) -> None:
-    if found := _difference_to(record, recipe, method):
-        key, there, asked = found
+    if difference := _difference_to(record, recipe, method):
+        key, recorded, wanted = difference
         raise RecipeError(
-            f"{folder} holds {which} run of other settings: {key} is {clipped(there)} there, {clipped(asked)} is asked "
-            "for. Give another --out, or remove it."
+            f"{folder} holds {which} run of other settings: {key} is {clipped(recorded)} there, {clipped(wanted)} is "
+            "asked for. Give another --out, or remove it."
         )
 
 
-def _difference(there: Any, asked: Any, but: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two settings differ, and what stands there."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        parts = [(f"{key}.{k}" if key else k, there[k], asked[k]) for k in there if k in asked and k not in but]
-    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
-        parts = [(key, a, b) for a, b in zip(there, asked, strict=True)]
+def _difference(recorded: Any, wanted: Any, ignored: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key at which two settings differ, and both values."""
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        shared = [k for k in recorded if k in wanted and k not in ignored]
+        parts = [(f"{key}.{k}" if key else k, recorded[k], wanted[k]) for k in shared]
+    elif isinstance(recorded, list) and isinstance(wanted, list) and len(recorded) == len(wanted):
+        parts = [(key, a, b) for a, b in zip(recorded, wanted, strict=True)]
     else:
-        return (key, there, asked) if there != asked else None
-    return next((found for name, a, b in parts if (found := _difference(a, b, but, name))), None)
+        return (key, recorded, wanted) if recorded != wanted else None
+    return next((inner for name, a, b in parts if (inner := _difference(a, b, ignored, name))), None)
 
 
 def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:

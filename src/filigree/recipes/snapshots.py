@@ -1,4 +1,4 @@
-"""Hooks that keep what a run looked like inside: topologies, gradient norms, ages of connections."""
+"""Hooks that record the inside of a run: topologies, gradient norms, ages of connections."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _histogram(numbers: Tensor) -> list[list[int]]:
 class Watch:
     """Adds to each row the layers' gradient norms (of the last batch) and the mean age of their connections, in epochs.
 
-    After the run, `escape_epoch` is the first one whose test accuracy passes three times chance (Chouliaras 2021, 5.3.4), or
-    the number of epochs if none did.
+    After the run, `escape_epoch` is the first epoch whose test accuracy passes three times chance, or the number of
+    epochs if none did (Chouliaras 2021, 5.3.4).
     """
 
     def __init__(self, classes: int, evolution: Evolution | None = None) -> None:

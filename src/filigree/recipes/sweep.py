@@ -23,6 +23,7 @@ import yaml
 
 from filigree.config import one_line
 from filigree.io.storage import write_json
+from filigree.optional import needed
 from filigree.recipes.recipe import RecipeError, load, tree_of
 from filigree.recipes.run import run
 from filigree.train import Record
@@ -83,13 +84,13 @@ class Sweep:
 
     def check(self) -> None:
         """Refuse what cannot be searched, by name, before anything runs."""
-        made = load(self.recipe, self.settings)
-        if self.method not in made.methods:
-            raise RecipeError(f"--method {self.method}: the methods of {made.name} are {', '.join(made.methods)}.")
+        recipe = load(self.recipe, self.settings)
+        if self.method not in recipe.methods:
+            raise RecipeError(f"--method {self.method}: the methods of {recipe.name} are {', '.join(recipe.methods)}.")
         if self.minimize not in COSTS:
             raise RecipeError(f"--minimize {self.minimize}: expected one of {', '.join(COSTS)}.")
-        if not made.data.validation:
-            raise RecipeError(f"sweep: {made.name} has no validation part. Add --set data.validation=0.1.")
+        if not recipe.data.validation:
+            raise RecipeError(f"sweep: {recipe.name} has no validation part. Add --set data.validation=0.1.")
         for key, text in self.over.items():
             domain = Domain.parse(text)
             for value in domain.choices or (domain.low, domain.high):
@@ -109,22 +110,22 @@ class Sweep:
         inside = [f"methods.{self.method}.{path}" for path in _leaves(arm)]
         if "convert" not in arm:
             inside += [f"convert.{path}" for path in _leaves(tree.get("convert") or [])]
-        found = [path for path in inside if f".{path}".endswith(f".{key}")]
-        if not found:
+        matching = [path for path in inside if f".{path}".endswith(f".{key}")]
+        if not matching:
             raise RecipeError(f"--over {key}: no setting of {self.recipe} or its method {self.method} ends so.")
-        return found
+        return matching
 
     def trial(self, values: dict[str, Any], folder: Path) -> dict[str, float]:
         """Train with these values: `{"accuracy": ..., "cost": ...}`, means over the recipe's runs."""
-        made = load(self.recipe, self._overrides(values))
+        recipe = load(self.recipe, self._overrides(values))
         label = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
-        made = made.model_copy(update={"name": f"{made.name}: sweep of {self.method}"})
+        recipe = recipe.model_copy(update={"name": f"{recipe.name}: sweep of {self.method}"})
         records = []
-        for place in run(made, folder, methods=[self.method], source=self.source, resume=True, progress=False):
-            record = Record.load(place)
+        for trained in run(recipe, folder, methods=[self.method], source=self.source, resume=True, progress=False):
+            record = Record.load(trained)
             record.method = label
             record.config["sweep"] = {"values": values, "minimize": self.minimize}
-            record.save(place)
+            record.save(trained)
             records.append(record)
         costs = [_cost(record, self.minimize) for record in records]
         accuracies = [float(record.metrics["val_accuracy"] or 0) for record in records]
@@ -132,33 +133,33 @@ class Sweep:
 
 
 def sweep(
-    wanted: Sweep, out: Path, trials: int = 20, minutes: float | None = None, jobs: int = 1,
+    search: Sweep, out: Path, trials: int = 20, minutes: float | None = None, jobs: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search with Optuna; the study is `out/study.db` (SQLite), so it goes on where it stopped. Returns the summary.
 
     Args:
         trials: in the study in all, those of earlier calls included. minutes: the search ends after these.
-        jobs: processes that search at once, with the cores shared out. report: is told of each trial's end.
+        jobs: processes that search at once, with the cores shared out. report: called with a line after each trial.
 
     A trial whose process was killed is run again by the next call, from its last checkpoint, and counts once.
 
     Raises:
         RecipeError: settings that cannot be searched, a study of another search in `out`, or one at work there.
         ModuleNotFoundError: Optuna is not installed.
-        RuntimeError: a process of the search failed or was killed; what was found is kept.
+        RuntimeError: a process of the search failed or was killed; finished trials are kept.
     """
     _optuna()
-    wanted.check()
+    search.check()
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        return _search(wanted, out, trials, minutes, jobs, report)
+        return _search(search, out, trials, minutes, jobs, report)
 
 
 def _search(
-    wanted: Sweep, out: Path, trials: int, minutes: float | None, jobs: int, report: Callable[[str], None]
+    search: Sweep, out: Path, trials: int, minutes: float | None, jobs: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    optuna, study = _optuna(), _open(wanted, out)
+    optuna, study = _optuna(), _open(search, out)
     for left in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(left.number, state=optuna.trial.TrialState.PRUNED)  # its process was killed: it does not count
         study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs.get("folder", left.number)})
@@ -167,27 +168,27 @@ def _search(
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     helpers = [
-        context.Process(target=_help, args=(errors, wanted, out, trials, minutes, threads, before + i), daemon=True)
+        context.Process(target=_help, args=(errors, search, out, trials, minutes, threads, before + i), daemon=True)
         for i in range(1, jobs)
     ]
     for helper in helpers:
         helper.start()
-    _work(wanted, out, trials, minutes, threads, before, report)
+    _work(search, out, trials, minutes, threads, before, report)
     for helper in helpers:
         helper.join()
-    found = summarise(wanted, out)
+    summary = summarise(search, out)
     if failed := [helper.exitcode for helper in helpers if helper.exitcode]:
         reason = "it was killed (out of memory?)" if errors.empty() else errors.get()
         raise RuntimeError(
             f"sweep: {len(failed)} of {jobs} processes ended with exit code {failed[0]}: {reason}. "
-            f"{len(found['trials'])} finished trials are kept in {out}."
+            f"{len(summary['trials'])} finished trials are kept in {out}."
         )
-    return found
+    return summary
 
 
 def _help(errors: Any, *arguments: Any) -> None:
-    """`_work` in a process of its own; what goes wrong there is told to the first one, in one line. It ends, as at a
-    SIGTERM, when the first one has."""
+    """`_work` in a process of its own; an error there is passed to the first process, in one line. It ends, as at a
+    SIGTERM, when the first one does."""
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
@@ -236,19 +237,19 @@ def _lock(file: Any, how: int) -> bool:
     return True
 
 
-def summarise(wanted: Sweep, out: Path) -> dict[str, Any]:
+def summarise(search: Sweep, out: Path) -> dict[str, Any]:
     """The finished trials, the Pareto front among them, and the best; also written to `out/sweep.json`."""
-    study = _open(wanted, out)
+    study = _open(search, out)
     done = [t for t in study.get_trials(deepcopy=False) if t.values is not None]
     rows = [{"trial": t.number, "values": t.params, "accuracy": t.values[0], "cost": t.values[1]} for t in done]
-    return summary_of(wanted, out, rows)
+    return summary_of(search, out, rows)
 
 
-def summary_of(wanted: Sweep, out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary_of(search: Sweep, out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows of trials (`values`, `accuracy`, `cost`) as the summary that `sweep` returns and writes."""
     front = pareto(rows)
     summary = {
-        "sweep": asdict(wanted), "trials": rows, "front": front,
+        "sweep": asdict(search), "trials": rows, "front": front,
         "best": max(rows, key=lambda row: row["accuracy"], default=None),
     }  # fmt: skip
     write_json(out / SUMMARY, summary)
@@ -265,7 +266,7 @@ def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _work(
-    wanted: Sweep, out: Path, trials: int, minutes: float | None, threads: int, number: int,
+    search: Sweep, out: Path, trials: int, minutes: float | None, threads: int, number: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:  # fmt: skip
     """One process's part of the search."""
@@ -273,17 +274,17 @@ def _work(
     torch.set_num_threads(threads)
     states = optuna.trial.TrialState
     counted = (states.COMPLETE, states.FAIL, states.RUNNING)
-    study = _open(wanted, out, optuna.samplers.TPESampler(seed=wanted.seed * 100_003 + number, multivariate=True))
+    study = _open(search, out, optuna.samplers.TPESampler(seed=search.seed * 100_003 + number, multivariate=True))
 
     def objective(trial: Any) -> tuple[float, float]:
-        values = {key: Domain.parse(text).suggest(trial, key) for key, text in wanted.over.items()}
-        found = wanted.trial(values, out / f"trial-{trial.user_attrs.get('folder', trial.number):04d}")
-        return found["accuracy"], found["cost"]
+        values = {key: Domain.parse(text).suggest(trial, key) for key, text in search.over.items()}
+        result = search.trial(values, out / f"trial-{trial.user_attrs.get('folder', trial.number):04d}")
+        return result["accuracy"], result["cost"]
 
     def tell(study: Any, trial: Any) -> None:
         if trial.values is not None:
             values = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
-            report(f"{trial.number}: {values}: {100 * trial.values[0]:.2f}%, {trial.values[1]:.4g} {wanted.minimize}")
+            report(f"{trial.number}: {values}: {100 * trial.values[0]:.2f}%, {trial.values[1]:.4g} {search.minimize}")
 
     if len(study.get_trials(deepcopy=False, states=counted)) >= trials:
         return
@@ -293,14 +294,14 @@ def _work(
     )  # fmt: skip
 
 
-def _open(wanted: Sweep, out: Path, sampler: Any = None) -> Any:
+def _open(search: Sweep, out: Path, sampler: Any = None) -> Any:
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         storage=_storage(out), study_name="sweep", load_if_exists=True, sampler=sampler,
         directions=["maximize", "minimize"],
     )  # fmt: skip
-    mine = json.loads(json.dumps(asdict(wanted)))
+    mine = json.loads(json.dumps(asdict(search)))
     theirs = study.user_attrs.get("sweep")
     if theirs is None:
         study.set_user_attr("sweep", mine)
@@ -321,10 +322,7 @@ def _storage(out: Path) -> Any:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("sweep needs Optuna: pip install 'filigree[sweep]'.") from None
+    optuna = needed("optuna", "sweep", "sweep")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
 

@@ -7,12 +7,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from filigree.optional import needed
 from filigree.recipes.sweep import Domain, Sweep, summary_of
 
 RETRIES = 3  # of a trial whose worker died
 
 
-def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None = None) -> dict[str, Any]:
+def sweep_ray(search: Sweep, out: Path, trials: int = 20, minutes: float | None = None) -> dict[str, Any]:
     """Search on the Ray cluster that `RAY_ADDRESS` names, or on this machine; each trial takes one CPU.
 
     `out` must be a folder that all machines share. Goes on where it stopped; a trial whose worker dies is run again,
@@ -20,32 +21,28 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
 
     Raises:
         ModuleNotFoundError: Ray Tune or Optuna is not installed.
-        RuntimeError: trials that failed nevertheless; what was found is kept.
+        RuntimeError: trials that failed nevertheless; finished ones are kept.
     """
-    try:
-        import ray
-        from ray import tune
-        from ray.tune.search.optuna import OptunaSearch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("--engine ray needs Ray Tune: pip install 'filigree[ray]'.") from None
-    wanted.check()
+    ray, tune = needed("ray", "--engine ray", "ray"), needed("ray.tune", "--engine ray", "ray")
+    optuna_search = needed("ray.tune.search.optuna", "--engine ray", "ray").OptunaSearch
+    search.check()
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
 
-    train: Any = functools.partial(_train, wanted=wanted, out=out)
+    train: Any = functools.partial(_train, search=search, out=out)
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     where = out / "ray"
     if tune.Tuner.can_restore(str(where / "sweep")):
         tuner = tune.Tuner.restore(str(where / "sweep"), train, resume_unfinished=True, resume_errored=True)
     else:
-        search = OptunaSearch(
-            functools.partial(_space, wanted), metric=["accuracy", "cost"], mode=["max", "min"], seed=wanted.seed
+        algorithm = optuna_search(
+            functools.partial(_space, search), metric=["accuracy", "cost"], mode=["max", "min"], seed=search.seed
         )
         tuner = tune.Tuner(
             tune.with_resources(train, {"cpu": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=search, num_samples=trials, time_budget_s=None if minutes is None else 60 * minutes
+                search_alg=algorithm, num_samples=trials, time_budget_s=None if minutes is None else 60 * minutes
             ),
             run_config=tune.RunConfig(
                 name="sweep", storage_path=str(where), verbose=0,
@@ -58,7 +55,7 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
         for i, r in enumerate(results)
         if r.metrics and "accuracy" in r.metrics
     ]
-    summary = summary_of(wanted, out, rows)
+    summary = summary_of(search, out, rows)
     if results.errors:
         last = str(results.errors[0]).strip().splitlines()[-1]
         raise RuntimeError(
@@ -68,14 +65,14 @@ def sweep_ray(wanted: Sweep, out: Path, trials: int = 20, minutes: float | None 
     return summary
 
 
-def _train(values: dict[str, Any], wanted: Sweep, out: Path) -> None:
+def _train(values: dict[str, Any], search: Sweep, out: Path) -> None:
     from ray import tune
 
     name = tune.get_context().get_trial_id()
     with contextlib.suppress(FloatingPointError):  # these values diverge, and would again
-        tune.report(wanted.trial(values, out / f"trial-{name}") | {"values": values})
+        tune.report(search.trial(values, out / f"trial-{name}") | {"values": values})
 
 
-def _space(wanted: Sweep, trial: Any) -> None:
-    for key, text in wanted.over.items():
+def _space(search: Sweep, trial: Any) -> None:
+    for key, text in search.over.items():
         Domain.parse(text).suggest(trial, key)

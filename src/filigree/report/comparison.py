@@ -13,7 +13,7 @@ from filigree.report.table import Row
 
 
 class Comparison(pydantic.BaseModel):
-    """What `filigree.report.summary` makes."""
+    """The format that `filigree.report.summary` writes."""
 
     format: Literal["filigree-comparison/1"]
     name: str
@@ -31,25 +31,25 @@ def load_comparisons(folders: Sequence[Path], tell: Callable[[str], object] = pr
 
     The latter may be of other kinds, as summaries are. `tell` gets a line on each comparison that cannot be read.
     """
-    found: dict[str, Comparison] = {}
+    newest: dict[str, Comparison] = {}
     for folder in folders:
         for path in [*sorted(folder.glob("*/comparison.json")), *sorted(folder.glob("*.json"))]:
             try:
-                made = json.loads(path.read_text())
-                kind = str(made.get("format")) if isinstance(made, dict) else ""
+                content = json.loads(path.read_text())
+                kind = str(content.get("format")) if isinstance(content, dict) else ""
                 if path.name != "comparison.json" and not kind.startswith("filigree-comparison/"):
                     continue
-                its = Comparison.model_validate(made)
+                comparison = Comparison.model_validate(content)
             except (OSError, ValueError) as error:
                 tell(f"{path}: not a comparison of the present format ({_first(error)}).")
                 continue
-            if its.name not in found or its.finished > found[its.name].finished:
-                found[its.name] = its
-    return [found[name].model_dump() for name in sorted(found)]
+            if comparison.name not in newest or comparison.finished > newest[comparison.name].finished:
+                newest[comparison.name] = comparison
+    return [newest[name].model_dump() for name in sorted(newest)]
 
 
 def _first(error: Exception) -> str:
-    """A line: of all that pydantic finds wrong, the first."""
+    """The first of the errors that pydantic lists, in a line."""
     if not isinstance(error, pydantic.ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]

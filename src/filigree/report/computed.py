@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from filigree.report import figures
+from filigree.report.chart import Chart
 from filigree.report.page import Figures, write_page
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A column against another: a line for each distinct value of the columns `by`; `printed` are a paper's points."""
-
-    x: str
-    y: str
-    by: Sequence[str] = ()
-    title: str = ""
-    log: bool = False
-    printed: Sequence[tuple[float, float]] = ()
 
 
 def cell_text(value: Any) -> str:
@@ -32,7 +20,7 @@ def cell_text(value: Any) -> str:
         case [int() | float() as mean, int() | float() as deviation]:
             return f"{mean:.4g} ± {deviation:.2g}"
         case Mapping():
-            return ", ".join(f"{key} {cell_text(its)}" for key, its in value.items())
+            return ", ".join(f"{key} {cell_text(item)}" for key, item in value.items())
         case float():
             return f"{value:.4g}"
     return "-" if value is None else str(value)
@@ -58,9 +46,9 @@ def write_computed(
 ) -> None:
     """Write `path`: the rows, their charts, and a line on each claim."""
     numbered = Figures()
-    places = "".join(numbered.place(figures.lines(rows, chart), chart.title) for chart in charts)
+    drawn = "".join(numbered.place(figures.lines(rows, chart), chart.title) for chart in charts)
     write_page(
         path, name,
         f"<p>{escape(about)}</p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
-        f"{places}{rows_table(rows)}", numbered,
+        f"{drawn}{rows_table(rows)}", numbered,
     )  # fmt: skip

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
-
+from filigree.optional import needed
+from filigree.report.chart import Chart
 from filigree.report.table import RecordLike, Row, figure_of, summary_table
 
 if TYPE_CHECKING:
-    from filigree.report.computed import Chart
+    import plotly.graph_objects as go
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; dense is grey
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A3D9A"]
@@ -22,6 +22,10 @@ _EPOCHS = ["solid", "dash", "dot"]
 TRADES = {"train_seconds": "training time, s", "bytes_disk": "bytes on disk", "single_ms": "ms a sample"}
 
 
+def empty_figure() -> go.Figure:
+    return needed("plotly.graph_objects", "write_report", "report").Figure()
+
+
 def palette(methods: Sequence[str]) -> dict[str, str]:
     """A colour for each method, dense in grey."""
     others = [method for method in methods if method != "dense"]
@@ -30,7 +34,7 @@ def palette(methods: Sequence[str]) -> dict[str, str]:
 
 def curves(methods: Mapping[str, Sequence[RecordLike]], key: str, x: str, title: str, scale: float = 1.0) -> go.Figure:
     """The mean of a column of the histories over the runs, with a band from the least to the largest."""
-    figure, colours = go.Figure(), palette(list(methods))
+    figure, colours = empty_figure(), palette(list(methods))
     for method, runs in methods.items():
         histories = [run["history"] for run in runs if run["history"]]
         length = min((len(rows) for rows in histories), default=0)
@@ -63,10 +67,10 @@ def lines(rows: Sequence[Mapping[str, Any]], chart: Chart) -> go.Figure:
     for row in rows:
         if row.get(chart.x) is not None and row.get(chart.y) is not None:
             groups.setdefault(", ".join(str(row.get(key)) for key in chart.by), []).append(row)
-    figure, colours = go.Figure(), palette(list(groups))
-    for number, (name, its) in enumerate(groups.items()):
+    figure, colours = empty_figure(), palette(list(groups))
+    for number, (name, group) in enumerate(groups.items()):
         dash = _EPOCHS[number // len(COLOURS) % len(_EPOCHS)]  # where colours come again
-        x, y = ([_point(row[key]) for row in its] for key in (chart.x, chart.y))
+        x, y = ([_point(row[key]) for row in group] for key in (chart.x, chart.y))
         figure.add_scatter(
             x=[mean for mean, _ in x], y=[mean for mean, _ in y], error_y={"array": [spread for _, spread in y]},
             name=_escape(name), mode="lines+markers",
@@ -98,7 +102,7 @@ def bars(
 ) -> go.Figure:
     """One group of bars for each cost, a bar a method; as ratios to dense with a line at 1."""
     rows = summary_table(records)
-    colours, figure = palette([row.method for row in rows]), go.Figure()
+    colours, figure = palette([row.method for row in rows]), empty_figure()
     for row in rows:
         source = row.ratios if ratio else row.costs
         figure.add_bar(
@@ -118,13 +122,13 @@ def pareto(runs: Sequence[RecordLike]) -> go.Figure:
     key = ""
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        if found := run.get("config", {}).get("sweep"):
-            key = found["minimize"]
+        if search := run.get("config", {}).get("sweep"):
+            key = search["minimize"]
             cost = figure_of(run, key)
             if cost is not None and run["metrics"].get("val_accuracy") is not None:
                 points.setdefault(str(run["method"]), []).append((cost, 100 * run["metrics"]["val_accuracy"]))
     means = {name: [statistics.fmean(column) for column in zip(*pairs, strict=True)] for name, pairs in points.items()}
-    figure = go.Figure()
+    figure = empty_figure()
     if means:
         figure.add_scatter(
             x=[at[0] for at in means.values()], y=[at[1] for at in means.values()], mode="markers", name="trials",
@@ -139,7 +143,7 @@ def pareto(runs: Sequence[RecordLike]) -> go.Figure:
 def trade(rows: Sequence[Row], key: str, heading: str) -> go.Figure:
     """Test error (with the 95% interval of the accuracy) of the methods against a cost, and the Pareto front."""
     rows = [row for row in rows if row.accuracy is not None and row.costs.get(key) is not None]
-    colours, figure = palette([row.method for row in rows]), go.Figure()
+    colours, figure = palette([row.method for row in rows]), empty_figure()
     points = [(float(row.costs[key] or 0), max(100 - 100 * (row.accuracy or 0), 0.01)) for row in rows]
     for number, (row, (cost, error)) in enumerate(zip(rows, points, strict=True)):
         spread = None if row.interval is None else [100 * row.interval]
@@ -168,7 +172,7 @@ def _front(figure: go.Figure, points: Sequence[Sequence[float]], sign: int = 1) 
 
 def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
     """How many units have how many connections, after the first, the middle and the last epoch."""
-    figure = go.Figure()
+    figure = empty_figure()
     for i, snapshot in enumerate(s for s in record["topology"] if s["layer"] == layer):
         units = dict(map(tuple, snapshot[side]))
         known = sorted(units)
@@ -192,7 +196,8 @@ def connectivity(snapshot: Mapping[str, Any], shape: Sequence[int], most: int) -
     if height * width != len(counts):
         height, width = 1, len(counts)
     image = [counts[row * width : (row + 1) * width] for row in range(height)]
-    figure = go.Figure(go.Heatmap(z=image, colorscale="Viridis", zmin=0, zmax=most, colorbar={"thickness": 10}))
+    figure = empty_figure()
+    figure.add_heatmap(z=image, colorscale="Viridis", zmin=0, zmax=most, colorbar={"thickness": 10})
     figure.update_yaxes(autorange="reversed", visible=False, scaleanchor="x" if height > 1 else None)
     figure.update_xaxes(visible=False)
     return finish(figure, f"after epoch {snapshot['epoch'] + 1}", height=300 if height > 1 else 150)

@@ -6,16 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
-import plotly.offline
 import yaml
 
 from filigree.io.storage import replacing
+from filigree.optional import needed
 from filigree.report import figures
 from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, ratio_text, summary_table
 from filigree.train import Record, find_records
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2024; --faint: #5b6470; --line: #d9dee4; --paper: #fff; --tint: #f5f7f9; }
@@ -101,9 +103,14 @@ def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, t
     return write_page(path, title, _provenance(loaded) + body, numbered)
 
 
+def plotly_script() -> str:
+    """The JavaScript of plotly, which a page carries along."""
+    return needed("plotly.offline", "write_report", "report").get_plotlyjs()
+
+
 def write_page(path: str | Path, title: str, body: str, numbered: Figures, script: str | None = None) -> Path:
-    """A whole page around `body`, in which `numbered` has its places, with plotly inside or in the file `script`."""
-    library = f' src="{script}">' if script else f">{plotly.offline.get_plotlyjs()}"
+    """Write a page around `body`, which shows the figures of `numbered`, with plotly inside or in the file `script`."""
+    library = f' src="{script}">' if script else f">{plotly_script()}"
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - filigree</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
@@ -118,7 +125,7 @@ def write_page(path: str | Path, title: str, body: str, numbered: Figures, scrip
 
 
 class Figures:
-    """Collects the page's figures: a place in the text now, the data in one script at its end."""
+    """Collects a page's figures: `place` gives the element for the text, `script` the data for the page's end."""
 
     def __init__(self) -> None:
         self.data: list[Any] = []

@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
-import plotly.offline
+from typing import TYPE_CHECKING, Any
 
 from filigree.io.storage import replacing
 from filigree.report import figures
-from filigree.report.computed import Chart, rows_table
-from filigree.report.page import Figures, write_page
+from filigree.report.chart import Chart
+from filigree.report.computed import rows_table
+from filigree.report.page import Figures, plotly_script, write_page
 from filigree.report.table import COSTS, Row, accuracy_text, ratio_text, short
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Data = Mapping[str, Any]
 
@@ -29,8 +30,8 @@ VERDICTS = {
     "partly": "some parts of the claim hold",
     "not": "the interval of ours excludes it",
     "open": "a single run, a scaled experiment, or an interval too wide to decide",
-    "no record": "there is none in the folders that were read",
-    "not made": "the library does not make it again; the entry says why",
+    "no record": "there is no record in the folders that were read",
+    "not made": "the library does not reproduce it; the entry says why",
 }
 SHOWN = ("parameters", "bytes_disk", "train_seconds", "train_joules", "single_ms", "batch_ms")  # of a comparison
 FILTER = """
@@ -61,39 +62,41 @@ def write_site(
 
     Args:
         listing: what `filigree reproduce --json` writes: the entries of all documents with findings and provenance.
-        comparisons: what `filigree compare` writes as `comparison.json`.
+        comparisons: what `filigree compare` writes into `comparison.json`.
         charts: of the experiments' pages, by the experiment's name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SCRIPT) as file:
-        file.write(plotly.offline.get_plotlyjs().encode())
+        file.write(plotly_script().encode())
     experiments: dict[str, list[Data]] = {}
     for entry in listing:
         for maker in entry["by"]:
             if maker["path"] is not None:
                 experiments.setdefault(maker["name"], []).append(entry)
-    for name, its in experiments.items():
-        _write_experiment(folder / f"{name}.html", name, its, charts.get(name, ()))
+    for name, entries in experiments.items():
+        _write_experiment(folder / f"{name}.html", name, entries, charts.get(name, ()))
     numbered, counted = Figures(), Counter(_verdict(entry) for entry in listing)
     body = [
-        "<p>Each method on real data, beside dense training on the same machine, and every table, figure and claim of "
-        "the five source documents beside ours. Weak results stay in.</p>",
+        "<p>Each method on real data, beside dense training on the same machine"
+        + (", and every table, figure and claim of the five source documents beside ours" if listing else "")
+        + ". Weak results stay in.</p>",
         _machines(listing, comparisons),
-        "<p>Of the documents: " + ", ".join(f"{n} {_badge(v)}" for v, n in counted.most_common()) + ".</p>",
-        _contents(comparisons),
-        *(_comparison(made, number, numbered) for number, made in enumerate(comparisons)),
-        _documents(listing, experiments),
-        f"<script>{FILTER}</script>",
+        _contents(comparisons, bool(listing)),
+        *(_comparison(comparison, number, numbered) for number, comparison in enumerate(comparisons)),
     ]
+    if listing:
+        verdicts = ", ".join(f"{n} {_badge(v)}" for v, n in counted.most_common())
+        body.insert(2, f"<p>Of the documents: {verdicts}.</p>")
+        body += [_documents(listing, experiments), f"<script>{FILTER}</script>"]
     return write_page(folder / "index.html", "What filigree does, measured", "".join(body), numbered, SCRIPT)
 
 
 def _machines(listing: Sequence[Data], comparisons: Sequence[Data]) -> str:
     summaries = {maker["path"]: maker for entry in listing for maker in entry["by"] if maker["path"]}
-    made = [*summaries.values(), *comparisons]
-    machines = Counter(_machine(its) for its in made)
-    commits = sorted({str(its["commit"])[:10] for its in made if its.get("commit")})
+    records = [*summaries.values(), *comparisons]
+    machines = Counter(_machine(record) for record in records)
+    commits = sorted({str(record["commit"])[:10] for record in records if record.get("commit")})
     lines = [f"{machine} ({number} records)" for machine, number in machines.most_common()]
     where = "; ".join(lines) or "no record yet"
     return (
@@ -102,8 +105,8 @@ def _machines(listing: Sequence[Data], comparisons: Sequence[Data]) -> str:
     )
 
 
-def _machine(its: Data) -> str:
-    machine, versions = its.get("machine") or {}, its.get("versions") or {}
+def _machine(record: Data) -> str:
+    machine, versions = record.get("machine") or {}, record.get("versions") or {}
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
     return f"{machine.get('cpu', 'unknown')}, {_cores(machine.get('cores', '?'))}{torch}"
 
@@ -112,9 +115,10 @@ def _cores(*numbers: object) -> str:
     return f"{' or '.join(map(str, numbers))} core{'' if numbers == (1,) else 's'}"
 
 
-def _contents(comparisons: Sequence[Data]) -> str:
-    links = [(f"c{number}", made["name"]) for number, made in enumerate(comparisons)]
-    links.append(("documents", "the documents' tables, figures and claims"))
+def _contents(comparisons: Sequence[Data], documents: bool) -> str:
+    links = [(f"c{number}", comparison["name"]) for number, comparison in enumerate(comparisons)]
+    if documents:
+        links.append(("documents", "the documents' tables, figures and claims"))
     return (
         "<nav aria-label=Contents><ul>"
         + "".join(f'<li><a href="#{at}">{escape(name)}</a></li>' for at, name in links)
@@ -125,12 +129,8 @@ def _contents(comparisons: Sequence[Data]) -> str:
 # -- comparisons -------------------------------------------------------------------------------------------------------
 
 
-def _rows(made: Data) -> list[Row]:
-    return [Row(**row) for row in made["rows"]]
-
-
-def _comparison(made: Data, number: int, numbered: Figures) -> str:
-    rows = _rows(made)
+def _comparison(comparison: Data, number: int, numbered: Figures) -> str:
+    rows = [Row(**row) for row in comparison["rows"]]
     known = [
         (key, heading, form) for key, heading, form in COSTS if key in SHOWN and any(row.costs.get(key) for row in rows)
     ]
@@ -147,16 +147,16 @@ def _comparison(made: Data, number: int, numbered: Figures) -> str:
             cells.append(f"<td>{'-' if value is None else short(value)}{below}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     charts = "".join(
-        numbered.place(figures.trade(rows, key, heading), f"{made['name']}: test error against {heading}")
+        numbered.place(figures.trade(rows, key, heading), f"{comparison['name']}: test error against {heading}")
         for key, heading in figures.TRADES.items()
     )
-    name, commit = escape(made["name"]), escape(str(made.get("commit"))[:10])
+    name, commit = escape(comparison["name"]), escape(str(comparison.get("commit"))[:10])
     return (
-        f'<section><h2 id="c{number}">{name}</h2><p>{escape(made["about"])}</p>'
+        f'<section><h2 id="c{number}">{name}</h2><p>{escape(comparison["about"])}</p>'
         f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{escape(str(rows[0].runs))} runs of each method; "
-        f"below each cost its ratio to dense; {escape(_machine(made))}, commit {commit}.</p>"
-        f"<div class=grid>{charts}</div>{_notes(made.get('notes', []))}</section>"
+        f"below each cost its ratio to dense; {escape(_machine(comparison))}, commit {commit}.</p>"
+        f"<div class=grid>{charts}</div>{_notes(comparison.get('notes', []))}</section>"
     )
 
 
@@ -230,7 +230,7 @@ def _minutes(entry: Data) -> str:
 
 
 def _entry(entry: Data, heading: str, experiments: Mapping[str, Any] | None = None) -> str:
-    made = []
+    commands = []
     for maker in entry["by"]:
         command = f"<code>{escape(maker['command'])}</code>"
         page = (
@@ -239,8 +239,10 @@ def _entry(entry: Data, heading: str, experiments: Mapping[str, Any] | None = No
             else ""
         )
         part = f", {maker['done']} of {maker['asked']} runs" if maker["path"] and maker["done"] < maker["asked"] else ""
-        made.append(f"<li>{command} (record: {escape(maker['record'])}{part}){page}</li>")
-    found = "".join(f"<li>{_badge(its['verdict'])} {escape(its['text'])}</li>" for its in entry["findings"])
+        commands.append(f"<li>{command} (record: {escape(maker['record'])}{part}){page}</li>")
+    findings = "".join(
+        f"<li>{_badge(finding['verdict'])} {escape(finding['text'])}</li>" for finding in entry["findings"]
+    )
     return (
         f'<article data-document="{escape(entry["document"])}" data-state="{escape(entry["state"])}" '
         f'data-verdict="{escape(_verdict(entry))}"><{heading}>{escape(entry["where"])} {_badge(_verdict(entry))} '
@@ -248,11 +250,11 @@ def _entry(entry: Data, heading: str, experiments: Mapping[str, Any] | None = No
         + (f"<p class=slip><b>The document's slip:</b> {escape(entry['slip'])}</p>" if entry["slip"] else "")
         + (f"<p class=faint>{escape(entry['reason'])}</p>" if entry["reason"] else "")
         + (
-            f"<details><summary>Findings: {len(entry['findings'])}</summary><ul class=found>{found}</ul></details>"
-            if found
+            f"<details><summary>Findings: {len(entry['findings'])}</summary><ul class=found>{findings}</ul></details>"
+            if findings
             else ""
         )
-        + (f"<ul class=made>{''.join(made)}</ul>" if made else "")
+        + (f"<ul class=made>{''.join(commands)}</ul>" if commands else "")
         + "</article>"
     )
 
@@ -265,7 +267,10 @@ def _write_experiment(path: Path, name: str, entries: Sequence[Data], charts: Se
     summary = json.loads(Path(maker["path"]).read_text())
     numbered, rows = Figures(), summary["rows"]
     figures_beside = [
-        its for entry in entries for its in entry["findings"] if its["by"] == name and its["printed"] is not None
+        finding
+        for entry in entries
+        for finding in entry["findings"]
+        if finding["by"] == name and finding["printed"] is not None
     ]
     facts = [_machine(maker), f"commit {str(maker['commit'])[:10]}{' (with changes)' if maker['dirty'] else ''}",
              f"finished {maker['finished']}", f"record: {maker['record']}"]  # fmt: skip
@@ -283,16 +288,16 @@ def _write_experiment(path: Path, name: str, entries: Sequence[Data], charts: Se
 
 def beside(findings: Sequence[Data]) -> go.Figure:
     """Printed figures and ours with their 95% intervals, each as a ratio to the printed one."""
-    known = [its for its in findings if its["printed"]]
-    figure = go.Figure()
+    known = [finding for finding in findings if finding["printed"]]
+    figure = figures.empty_figure()
     if not known:
         return figure
-    texts = [escape(str(its["text"]), quote=False) for its in known]  # plotly reads a few tags
+    texts = [escape(str(finding["text"]), quote=False) for finding in known]  # plotly reads a few tags
     names = [text.partition(": printed")[0] for text in texts]
-    low = [its["ours"] - (its["interval"] or [its["ours"]])[0] for its in known]
-    spread = [gap / abs(its["printed"]) for gap, its in zip(low, known, strict=True)]
+    low = [finding["ours"] - (finding["interval"] or [finding["ours"]])[0] for finding in known]
+    spread = [gap / abs(finding["printed"]) for gap, finding in zip(low, known, strict=True)]
     figure.add_scatter(
-        x=[its["ours"] / its["printed"] for its in known], y=names, mode="markers", name="ours",
+        x=[finding["ours"] / finding["printed"] for finding in known], y=names, mode="markers", name="ours",
         error_x={"array": spread}, text=texts, hoverinfo="text", marker={"size": 9},
     )  # fmt: skip
     figure.add_vline(x=1, line={"color": figures.DENSE, "dash": "dot"})

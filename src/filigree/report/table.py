@@ -53,17 +53,17 @@ class Row:
 
 
 def refuse_incomparable(records: Sequence[RecordLike]) -> None:
-    """`ValueError` where runs of one recipe are of different data: their means say nothing; and where a run is there
-    twice, as of two folders: it would count as two independent ones."""
+    """Raise `ValueError` where runs of one recipe are of different data, as their means say nothing, and where a run
+    comes twice, as it would count as two independent ones."""
     seen: dict[str, tuple[Any, ...]] = {}
     runs = set()
     for record in records:
-        its = record["config"].get("data", {})
-        found = its.get("name"), its.get("sha256")
-        if seen.setdefault(record["recipe"], found) != found:
+        data = record["config"].get("data", {})
+        identity = data.get("name"), data.get("sha256")
+        if seen.setdefault(record["recipe"], identity) != identity:
             raise ValueError(
                 f"compare: runs of {record['recipe']!r} are of different data, {seen[record['recipe']][0]} and "
-                f"{found[0]}. Compare them apart."
+                f"{identity[0]}. Compare them apart."
             )
         run = record["recipe"], record["method"], record["seed"]
         if run in runs:
@@ -101,7 +101,7 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
 
 
 def summary(records: Sequence[RecordLike]) -> dict[str, Any]:
-    """What `summary_table` says, with where and when it was measured, as plain data for a JSON file."""
+    """The rows of `summary_table`, with where and when they were measured, as plain data for a JSON file."""
     first = records[0]
     return {
         "format": COMPARISON,

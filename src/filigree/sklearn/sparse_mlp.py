@@ -7,6 +7,7 @@ import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from filigree import models
 from filigree.analyze import patterns
 from filigree.convert import convert_, replace_module
-from filigree.dynamics import Constant, Evolution, ExponentialDecay, LinearDecrease, Oscillation, Schedule, Static
+from filigree.dynamics import EXD, LDV, OSV, SET, Evolution, Static
 from filigree.nn import Sparse, SparseLinear
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.ops import kernels
@@ -34,12 +35,12 @@ from filigree.train import fit as train_network
 
 FLOATS = [np.float64, np.float32]  # dtypes of X; others become the first
 ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid"}  # scikit-learn's names: those of fg.models.mlp
-SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # the names of Chouliaras 2021, chapter 4
-    "Static": lambda zeta: Static(),
-    "SET": Constant,
-    "LDV": lambda zeta: LinearDecrease(zeta, min(zeta, 0.01)),
-    "OSV": lambda zeta: Oscillation(zeta, min(zeta, 0.01)),
-    "EXD": lambda zeta: ExponentialDecay(zeta, horizon=500),
+PRESETS: dict[str, Callable[..., Evolution]] = {  # of model, optimizer, zeta and options of `Evolution`
+    "Static": lambda model, optimizer, zeta, **options: Evolution(model, optimizer, Static(), **options),
+    "SET": SET,
+    "LDV": lambda model, optimizer, zeta, **options: LDV(model, optimizer, zeta, min(zeta, 0.01), **options),
+    "OSV": lambda model, optimizer, zeta, **options: OSV(model, optimizer, zeta, min(zeta, 0.01), **options),
+    "EXD": partial(EXD, horizon=500),
 }
 _STRUCTURE = ("hidden_layer_sizes", "activation", "dropout", "epsilon", "density", "standardize")  # of a network
 EPSILON, ZETA = 5.0, 0.3  # where they are None
@@ -231,7 +232,7 @@ class SparseMLP(BaseEstimator):
         for name, right, expected in (
             ("hidden_layer_sizes", all(map(_is_count, widths)), "whole numbers of at least 1"),
             ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-            ("schedule", not named or self.schedule in SCHEDULES, f"a schedule or one of {', '.join(SCHEDULES)}"),
+            ("schedule", not named or self.schedule in PRESETS, f"a schedule or one of {', '.join(PRESETS)}"),
             ("zeta", named or self.zeta is None, "None where the schedule is not given by its name"),
             ("density", self.density is None or self.epsilon is None, "None where epsilon is given"),
             ("batch_size", _is_count(self.batch_size), "a whole number of at least 1"),
@@ -282,21 +283,22 @@ class SparseMLP(BaseEstimator):
         """Optimizer and evolution of the network."""
         rate = self._learning_rate if self.learning_rate_init is None else self.learning_rate_init
         self._optimizer = torch.optim.SGD(self.network_.parameters(), rate, self.momentum, fused=True)
-        schedule = self.schedule
-        if isinstance(schedule, str):
-            schedule = SCHEDULES[schedule](ZETA if self.zeta is None else self.zeta)
         self._evolution = None
         if patterns(self.network_):  # small layers may all be dense
-            self._evolution = Evolution(self.network_, self._optimizer, schedule, self.max_iter, seed=self._seed)
+            make: Callable[..., Evolution] = Evolution
+            rate = self.schedule
+            if isinstance(self.schedule, str):
+                make, rate = PRESETS[self.schedule], ZETA if self.zeta is None else self.zeta
+            self._evolution = make(self.network_, self._optimizer, rate, epochs=self.max_iter, seed=self._seed)
 
     def _train(
         self, x: Tensor, target: Tensor, epochs: int, seed: int, validation: Any = None,
-        stopping: EarlyStopping | None = None, each_epoch: Any = (),
+        stopping: EarlyStopping | None = None, callbacks: Any = (),
     ) -> History:  # fmt: skip
         with _without_denormals():
             return train_network(
                 self.network_, (x, target), optimizer=self._optimizer, epochs=epochs, batch_size=int(self.batch_size),
-                loss=self._loss, validation=validation, each_epoch=each_epoch, early_stopping=stopping, seed=seed,
+                loss=self._loss, validation=validation, callbacks=callbacks, early_stopping=stopping, seed=seed,
                 progress=bool(self.verbose),
             )  # fmt: skip
 

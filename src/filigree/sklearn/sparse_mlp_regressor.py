@@ -34,10 +34,10 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
 
     def predict(self, X: Any) -> np.ndarray:
         """`(samples, features)` to `(samples,)`, or `(samples, targets)` where there are several."""
-        made = self._outputs(X).numpy()
+        outputs = self._outputs(X).numpy()
         if self.target_scaler_ is not None:
-            made = self.target_scaler_.inverse_transform(made.astype(np.float64))  # targets may be far from 0
-        return made[:, 0] if made.shape[1] == 1 else made
+            outputs = self.target_scaler_.inverse_transform(outputs.astype(np.float64))  # targets may be far from 0
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
     def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         return validate_data(self, X, y, dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True)

@@ -15,9 +15,9 @@ from filigree.topology.topology import Size, Topology
 
 @config
 class ConstantFanIn(Topology):
-    """`connections` distinct inputs for every unit (or output channel), drawn uniformly (Keller et al., "number of weights").
+    """Every unit (or output channel) reads `connections` distinct inputs, drawn uniformly (Keller et al.).
 
-    A network of n units then has `connections * n` weights: cost grows linearly with the units. Drawn in
+    A network of n units then has `connections * n` weights: cost grows linearly with the units. They are drawn in
     O(connections * n). A layer with no more inputs than that stays dense.
 
     Args:

@@ -18,14 +18,15 @@ from filigree.topology.topology import Size, Topology
 class ErdosRenyi(Topology):
     """A random bipartite graph with a given number of connections (SET; Chouliaras 2021, 3.5.1 and Algorithm 1).
 
-    A place is connected with probability `p = min(1, epsilon (n_in + n_out) / (n_in n_out))`, or `p = density`; exactly
-    `round(p n_in n_out)` distinct places are drawn, uniformly, in O(connections). A layer at p = 1 stays dense. Of a
-    convolution n_in and n_out are channels, the kernel's sides are added to their sum, and p is a share of all weights.
+    Two units are connected with probability `p = min(1, epsilon (n_in + n_out) / (n_in n_out))`, or `p = density`;
+    exactly `round(p n_in n_out)` distinct connections are drawn, uniformly, in O(connections). A layer at p = 1 stays
+    dense. Of a convolution n_in and n_out are channels, the kernel's sides are added to their sum, and p is a share of
+    all weights.
 
     Args:
         epsilon: connections per unit, counting both sides; > 0. Give this or `density`.
-        density: share of the places that are connected, in (0, 1].
-        replace: draw `int(epsilon (n_in + n_out))` places *with* replacement and merge the duplicates, as the public
+        density: share of all possible connections, in (0, 1].
+        replace: draw `int(epsilon (n_in + n_out))` connections *with* replacement and merge duplicates, as the public
             code of SET's authors does: a few connections fewer, and no layer stays dense.
     """
 
@@ -41,10 +42,10 @@ class ErdosRenyi(Topology):
             )
 
     def connections(self, size: Size) -> int:
-        """How many places are drawn for a layer: p n_in n_out, before merging duplicates."""
+        """How many connections are drawn for a layer: p n_in n_out, before duplicates are merged."""
         if self.epsilon is not None:
-            wanted = self.epsilon * (size.out_features + size.in_units + sum(size.kernel))
-            return int(wanted) if self.replace else min(round(wanted), size.numel)
+            connections = self.epsilon * (size.out_features + size.in_units + sum(size.kernel))
+            return int(connections) if self.replace else min(round(connections), size.numel)
         assert self.density is not None
         return round(self.density * size.numel)
 
@@ -64,10 +65,10 @@ class ErdosRenyiKernel(Topology):
 
     A layer's density is proportional to `(n_in + n_out + sum(kernel)) / (n_in n_out prod(kernel))`, with n_in and n_out
     channels of a convolution or units of a linear layer (there it is Erdos-Renyi). The constant is chosen so that all
-    layers together have `density` of their places; layers for which it would exceed 1 stay dense.
+    layers together have `density` of their connections; layers for which it would exceed 1 stay dense.
 
     Args:
-        density: share of the places of all layers that are connected, in (0, 1].
+        density: share of all possible connections of all layers, in (0, 1].
     """
 
     density: Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -77,9 +78,9 @@ class ErdosRenyiKernel(Topology):
         raw = [(s.out_features + s.in_units + sum(s.kernel)) / s.numel for s in sizes]
         dense: set[int] = set()
         while True:
-            wanted = self.density * sum(s.numel for s in sizes) - sum(sizes[i].numel for i in dense)
+            connections = self.density * sum(s.numel for s in sizes) - sum(sizes[i].numel for i in dense)
             rest = [i for i in range(len(sizes)) if i not in dense]
-            scale = max(wanted, 0) / sum(raw[i] * sizes[i].numel for i in rest) if rest else 0.0
+            scale = max(connections, 0) / sum(raw[i] * sizes[i].numel for i in rest) if rest else 0.0
             full = [i for i in rest if raw[i] * scale >= 1]
             if not full:
                 return [1.0 if i in dense else raw[i] * scale for i in range(len(sizes))]

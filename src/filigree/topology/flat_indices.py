@@ -1,6 +1,6 @@
-"""Drawing places of a matrix: distinct, uniform, in O(number drawn), never a dense scratch.
+"""Drawing entries of a matrix: distinct, uniform, in O(number drawn), without a dense array.
 
-A place of a `(rows, cols)` matrix is its linear index `row * cols + col`, int64; sorted places are CSR order.
+The flat index of an entry of a `(rows, cols)` matrix is `row * cols + col`, int64; sorted, they are in CSR order.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from filigree.ops.sparse import Pattern, csr_pattern
 def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` distinct integers of `[0, population)`, uniform over all such sets, sorted, int64.
 
-    Few of many are drawn with repeats dropped until enough are there; many of few by choosing those left out. Either
-    way the work is O(count).
+    A small share is drawn with repeats dropped until there are enough; of a large share those left out are drawn.
+    Either way the work is O(count).
     """
     if not 0 <= count <= population:
         raise ValueError(f"distinct: count must be in [0, {population}]. Got {count}.")
@@ -36,8 +36,8 @@ def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
 def empty_flat_indices(taken: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` distinct integers of `[0, population)` that are not in `taken` (sorted), uniform, sorted.
 
-    The r-th empty place lies behind as many taken places as have at most r empty ones before them, so ranks among
-    the empty places are drawn and shifted: no rejection, at any density.
+    Before the r-th free integer lie as many taken ones as have at most r free ones before them, so ranks among the
+    free integers are drawn and shifted: no rejection, at any density.
     """
     ranks = distinct(population - taken.numel(), count, generator)
     empty_before = taken - torch.arange(taken.numel())
@@ -45,14 +45,14 @@ def empty_flat_indices(taken: Tensor, population: int, count: int, generator: to
 
 
 def pattern_from_flat_indices(flat_indices: Tensor, rows: int, cols: int) -> Pattern:
-    """The pattern of sorted places, with its transpose; int32 while the matrix's sides and nonzeros fit."""
+    """The pattern of sorted flat indices, with its transpose; int32 while the matrix's sides and nonzeros fit."""
     dtype = np.int32 if max(rows, cols, flat_indices.numel()) < 2**31 else np.int64
     row, col = np.divmod(flat_indices.numpy(), cols) if cols else (flat_indices.numpy(), flat_indices.numpy())
     return csr_pattern(_indptr(row, rows, dtype), col.astype(dtype), cols)
 
 
 def flat_indices_of(pattern: Pattern) -> Tensor:
-    """The sorted places of a pattern, `(nnz,)` int64."""
+    """The sorted flat indices of a pattern, `(nnz,)` int64."""
     row = torch.repeat_interleave(pattern.indptr.diff().long(), output_size=pattern.nnz)
     return row * pattern.cols + pattern.indices
 
@@ -64,7 +64,7 @@ def _indptr(row: np.ndarray, rows: int, dtype: type | np.dtype) -> np.ndarray:
 
 
 def check_csr(indptr: Tensor, indices: Tensor, rows: int, cols: int, caller: str) -> None:
-    """Refuse what the kernels must never see: `ValueError` names what is wrong with an index from outside."""
+    """Check an index from outside before the kernels see it: `ValueError` names what is wrong."""
 
     def refuse(expected: str) -> None:
         raise ValueError(f"{caller}: not the compressed rows of a ({rows}, {cols}) matrix: {expected}.")

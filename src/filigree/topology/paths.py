@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
-import scipy.sparse
+import scipy
 import torch
 from torch import Tensor
 
@@ -19,7 +19,9 @@ CHUNK = 1 << 20  # paths drawn at once
 
 @config
 class Paths(Topology):
-    """A network made of paths (Keller et al.; Keller and Van Keirsbilck 2021): weights grow with the paths, not the network.
+    """A network made of paths (Keller et al.; Keller and Van Keirsbilck 2021).
+
+    The number of weights grows with the paths, not with the network.
 
     Path i visits unit `floor(width x_l(i))` of layer l, x a point of a sequence with a dimension for each layer of
     units: consecutive dimensions link consecutive layers. With Sobol points, a power of two of paths and widths that
@@ -28,7 +30,8 @@ class Paths(Topology):
     several paths share is one connection. Of a convolution the units are channels, and an edge has all of the kernel's
     weights.
 
-    Layers are taken in order: made for chains (an MLP, a plain CNN); O(paths) work and memory a layer.
+    Layers are taken in order, so the network must be a chain (an MLP, a plain CNN). Work and memory are O(paths) for
+    each layer.
 
     Args:
         paths: how many, >= 1.
@@ -75,7 +78,7 @@ class Paths(Topology):
                 yield engine.draw(count, dtype=torch.float64)
 
     def _merged(self, size: Size, rows: np.ndarray, cols: np.ndarray, sign: np.ndarray) -> Drawn:
-        """The distinct edges of a layer in order, their values, and what is to be said of them."""
+        """The distinct edges of a layer in order, their values and a note on them."""
         shape = (size.out_features, size.in_units)
         edges = scipy.sparse.coo_array((np.ones(len(rows), np.int32), (rows, cols)), shape).tocsr()
         edges.sort_indices()

@@ -1,7 +1,8 @@
 """Network science of sparse layers: is a trained topology still random?
 
 A layer is a bipartite graph, a `scipy.sparse.csr_array` `(outputs, inputs)`; a network is a list of them in order.
-Every figure is compared with its Erdos-Renyi null: graphs of the same size and number of connections (Chouliaras 2021, 3.3.3, 3.5).
+Every figure is compared with its Erdos-Renyi null: graphs of the same size and number of connections (Chouliaras 2021,
+3.3.3, 3.5).
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse as sp
-import scipy.special
-import scipy.stats
-from scipy.sparse import csgraph
-from scipy.sparse import csr_array as Pattern
+import scipy  # its parts load at their first use
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
-def degrees(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
+def degrees(pattern: csr_array) -> tuple[np.ndarray, np.ndarray]:
     """Fan-in of each output and fan-out of each input."""
     return np.diff(pattern.indptr), np.bincount(pattern.indices, minlength=pattern.shape[1])
 
@@ -31,8 +30,8 @@ class PowerLaw:
     """A discrete power law p(k) ~ k^-alpha, k >= xmin, fitted to degrees.
 
     `ks` is the Kolmogorov-Smirnov distance. `against_null` is the log-likelihood ratio to a Poisson distribution cut at
-    xmin, which is what an Erdos-Renyi graph has (positive: the power law fits better), `p` its two-sided p-value
-    (Vuong 1989).
+    xmin, the distribution of degrees in an Erdos-Renyi graph (positive: the power law fits better), `p` its two-sided
+    p-value (Vuong 1989).
     """
 
     alpha: float
@@ -73,32 +72,32 @@ def _fit(tail: np.ndarray, start: int) -> tuple[float, int, float] | None:
     if len(tail) < 2 or tail[0] == tail[-1]:
         return None
     logs = float(np.log(tail).mean())
-    found = scipy.optimize.minimize_scalar(
+    fit = scipy.optimize.minimize_scalar(
         lambda a: a * logs + math.log(scipy.special.zeta(a, start)), bounds=(1.01, 30), method="bounded"
     )
     values, counts = np.unique(tail, return_counts=True)
     empirical = np.cumsum(counts) / len(tail)
-    fitted = 1 - scipy.special.zeta(found.x, values + 1) / scipy.special.zeta(found.x, start)
-    return float(found.x), start, float(np.abs(empirical - fitted).max())
+    fitted = 1 - scipy.special.zeta(fit.x, values + 1) / scipy.special.zeta(fit.x, start)
+    return float(fit.x), start, float(np.abs(empirical - fitted).max())
 
 
-def _cut_poisson_mean(wanted: float, start: int) -> float:
-    """The parameter of a Poisson distribution whose mean above `start` - 1 is `wanted`."""
+def _cut_poisson_mean(target: float, start: int) -> float:
+    """The parameter of a Poisson distribution whose mean above `start` - 1 is `target`."""
 
     def mean(rate: float) -> float:
         above = scipy.stats.poisson.sf(start - 1, rate)
-        return rate * scipy.stats.poisson.sf(start - 2, rate) / above - wanted if above > 0 else start - wanted
+        return rate * scipy.stats.poisson.sf(start - 2, rate) / above - target if above > 0 else start - target
 
-    return float(scipy.optimize.brentq(mean, 1e-9, 2 * wanted + 10)) if mean(1e-9) < 0 else 1e-9
+    return float(scipy.optimize.brentq(mean, 1e-9, 2 * target + 10)) if mean(1e-9) < 0 else 1e-9
 
 
-def clustering(pattern: Pattern, block: int = 512) -> float:
+def clustering(pattern: csr_array, block: int = 512) -> float:
     """Bipartite clustering: 4 (cycles of four) / (paths of three edges) (Robins and Alexander 2004).
 
     Triangles do not exist in layered graphs; squares do. Computed from A A^T by blocks of rows, in O(block x rows).
     nan where there is no path of three edges.
     """
-    a = sp.csr_array((np.ones(pattern.nnz), pattern.indices, pattern.indptr), shape=pattern.shape)
+    a = scipy.sparse.csr_array((np.ones(pattern.nnz), pattern.indices, pattern.indptr), shape=pattern.shape)
     fan_in, fan_out = (d.astype(float) for d in degrees(a))
     transposed, squares = a.T.tocsr(), 0.0
     for start in range(0, a.shape[0], block):
@@ -111,17 +110,17 @@ def clustering(pattern: Pattern, block: int = 512) -> float:
     return 4 * squares / paths if paths else math.nan
 
 
-def graph(patterns: Sequence[Pattern]) -> sp.csr_array:
+def graph(patterns: Sequence[csr_array]) -> csr_array:
     """The undirected layered graph of a network: inputs first, then each layer's outputs."""
     sizes = [patterns[0].shape[1], *(p.shape[0] for p in patterns)]
     starts = np.cumsum([0, *sizes])
     rows = np.concatenate([p.tocoo().row + starts[i + 1] for i, p in enumerate(patterns)])
     cols = np.concatenate([p.tocoo().col + starts[i] for i, p in enumerate(patterns)])
-    upper = sp.csr_array((np.ones(len(rows), np.int8), (rows, cols)), shape=(starts[-1], starts[-1]))
+    upper = scipy.sparse.csr_array((np.ones(len(rows), np.int8), (rows, cols)), shape=(starts[-1], starts[-1]))
     return (upper + upper.T).tocsr()
 
 
-def mean_path_length(patterns: Sequence[Pattern], sources: int = 64, seed: int = 0) -> tuple[float, float]:
+def mean_path_length(patterns: Sequence[csr_array], sources: int = 64, seed: int = 0) -> tuple[float, float]:
     """The mean distance between connected nodes of the (layered, undirected) graph, and the share of pairs apart.
 
     Breadth-first from `sources` nodes drawn at random; exact where there are no more nodes than that.
@@ -129,7 +128,7 @@ def mean_path_length(patterns: Sequence[Pattern], sources: int = 64, seed: int =
     whole = graph(patterns)
     n = whole.shape[0]
     chosen = np.arange(n) if n <= sources else np.random.default_rng(seed).choice(n, sources, replace=False)
-    distances = csgraph.dijkstra(whole, directed=False, indices=chosen, unweighted=True)
+    distances = scipy.sparse.csgraph.dijkstra(whole, directed=False, indices=chosen, unweighted=True)
     pairs = distances[(distances > 0)]
     reached = pairs[np.isfinite(pairs)]
     return (float(reached.mean()) if len(reached) else math.nan), float(1 - len(reached) / max(len(pairs), 1))
@@ -158,12 +157,12 @@ def survival_curve(births: np.ndarray, deaths: np.ndarray, now: int) -> tuple[np
     return died, np.cumprod(1 - gone / at_risk) if len(died) else np.empty(0)
 
 
-def input_strength(pattern: Pattern) -> np.ndarray:
+def input_strength(pattern: csr_array) -> np.ndarray:
     """The sum of |w| over each input's connections: a ranking of features (Atashgahi et al. 2022, QuickSelection)."""
     return np.bincount(pattern.indices, np.abs(pattern.data), minlength=pattern.shape[1])
 
 
-def rank_features(pattern: Pattern) -> np.ndarray:
+def rank_features(pattern: csr_array) -> np.ndarray:
     """The inputs, strongest first."""
     return np.argsort(-input_strength(pattern), kind="stable")
 
@@ -199,7 +198,7 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What `analyze` found; prints as a table."""
+    """The figures of `analyze`; prints as a table."""
 
     layers: list[GraphReport]
     network: GraphReport
@@ -216,7 +215,7 @@ class NetworkReport:
 
 
 def analyze(
-    patterns: Sequence[Pattern], names: Sequence[str] | None = None, seed: int = 0, nulls: int = 10
+    patterns: Sequence[csr_array], names: Sequence[str] | None = None, seed: int = 0, nulls: int = 10
 ) -> NetworkReport:
     """Every figure of every layer and of the whole network against `nulls` Erdos-Renyi draws.
 
@@ -245,20 +244,24 @@ def analyze(
     return NetworkReport(layers, GraphReport(**_compare("network", patterns, draws, _mean_clustering, seed)))
 
 
-def _mean_clustering(patterns: Sequence[Pattern] | Pattern) -> float:
+def _mean_clustering(patterns: Sequence[csr_array] | csr_array) -> float:
     values = [clustering(p) for p in patterns] if isinstance(patterns, list | tuple) else [clustering(patterns)]
     known = [v for v in values if not math.isnan(v)]
     return float(np.mean(known)) if known else math.nan
 
 
 def _compare(
-    name: str, patterns: Sequence[Pattern], nulls: Sequence[Sequence[Pattern]], cluster: Callable[..., float], seed: int
+    name: str,
+    patterns: Sequence[csr_array],
+    nulls: Sequence[Sequence[csr_array]],
+    cluster: Callable[..., float],
+    seed: int,
 ) -> dict[str, Any]:
-    def figure(graph_: Sequence[Pattern]) -> tuple[float, float]:
+    def figure(graph_: Sequence[csr_array]) -> tuple[float, float]:
         return cluster(graph_[0] if len(graph_) == 1 else list(graph_)), mean_path_length(graph_, seed=seed)[0]
 
-    (mine, length), others = figure(patterns), [figure(null) for null in nulls]
-    c, path = _against(mine, [o[0] for o in others]), _against(length, [o[1] for o in others])
+    (cluster_value, length), others = figure(patterns), [figure(null) for null in nulls]
+    c, path = _against(cluster_value, [o[0] for o in others]), _against(length, [o[1] for o in others])
     return {
         "name": name,
         "nodes": patterns[0].shape[1] + sum(p.shape[0] for p in patterns),
@@ -269,10 +272,12 @@ def _compare(
     }
 
 
-def _null(pattern: Pattern, generator: np.random.Generator) -> Pattern:
+def _null(pattern: csr_array, generator: np.random.Generator) -> csr_array:
     rows, cols = pattern.shape
     flat_indices = generator.choice(rows * cols, pattern.nnz, replace=False, shuffle=False)
-    return sp.csr_array((np.ones(pattern.nnz), (flat_indices // cols, flat_indices % cols)), shape=pattern.shape)
+    return scipy.sparse.csr_array(
+        (np.ones(pattern.nnz), (flat_indices // cols, flat_indices % cols)), shape=pattern.shape
+    )
 
 
 def _against(value: float, nulls: Sequence[float]) -> Against:

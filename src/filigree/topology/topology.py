@@ -1,4 +1,4 @@
-"""What a topology is: from the sizes of the layers to the places of their connections."""
+"""What a topology is: from the sizes of the layers to the flat indices of their connections."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Size(NamedTuple):
 
     @property
     def in_units(self) -> int:
-        """Input channels (or units): the places of a row without the kernel's."""
+        """The input channels (or units): the length of a row without the kernel's sides."""
         return self.in_features // math.prod(self.kernel)
 
 
 class Drawn(NamedTuple):
-    """A layer's connections: sorted places (None: stays dense), initial values if the topology has them, a note."""
+    """A layer's connections: sorted flat indices (None: it stays dense), initial values if there are any, a note."""
 
     flat_indices: Tensor | None
     values: Tensor | None = None
@@ -41,14 +41,14 @@ class Topology(Config):
     """Base of topologies: `draw` decides for all layers together, since paths run through a whole network."""
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
-        """For each layer the sorted places `out * in_features + in` of its connections, or None: stays dense."""
+        """Draw each layer's sorted flat indices `out * in_features + in`, or None: it stays dense."""
         raise NotImplementedError
 
     def draw_weighted(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Drawn]:
-        """As `draw`, with initial values and notes for topologies that have them."""
+        """Draw as `draw` does, with initial values and notes for topologies that have them."""
         return [Drawn(flat_indices) for flat_indices in self.draw(sizes, generator)]
 
     def draw_one(self, size: Size, generator: torch.Generator) -> Tensor:
-        """The sorted places of a single layer; all of them where it would stay dense."""
+        """Draw the sorted flat indices of a single layer; all of them where it would stay dense."""
         flat_indices = self.draw([size], generator)[0]
         return torch.arange(size.numel) if flat_indices is None else flat_indices

@@ -13,17 +13,18 @@ Steps = Literal["jittered", "independent"]
 
 def check_chain(layers: Sequence[Any], names: Sequence[str], caller: str) -> None:
     """Refuse layers that are not a chain: each must read the units that the one before makes (flattened or not)."""
-    for before, after, name, its in zip(layers, layers[1:], names, names[1:], strict=False):
-        made, read = _outputs(before), _inputs(after)
-        if read % made:
+    for before, after, name, next_name in zip(layers, layers[1:], names, names[1:], strict=False):
+        outputs, inputs = _outputs(before), _inputs(after)
+        if inputs % outputs:
             raise ValueError(
-                f"{caller}: paths need a chain of layers: {its!r} reads {read} units, {name!r} makes {made}. "
+                f"{caller}: paths need a chain of layers: {next_name!r} reads {inputs} units, "
+                f"{name!r} makes {outputs}. "
                 "Name a chain with where=."
             )
 
 
 def weighted_paths(layers: Sequence[Any], paths: int, how: Steps, generator: torch.Generator | None) -> list[Tensor]:
-    """The distinct edges of `paths` paths, for each layer sorted places `out * in_features + in`, int64.
+    """The distinct edges of `paths` paths, for each layer sorted flat indices `out * in_features + in`, int64.
 
     A path begins at an output unit, all equally often, and goes back along row i of a layer to input j with probability
     |w_ij| / sum_j |w_ij|; of a convolution i and j are channels, |w| the sum over the kernel, and an edge has all of
@@ -57,8 +58,8 @@ def weighted_paths(layers: Sequence[Any], paths: int, how: Steps, generator: tor
         most = (strengths > 0).long().mul_(torch.arange(1, cols + 1)).amax(1) - 1  # rounding cannot leave the row
         column = torch.minimum(column.clamp_(min=0), most[unit])
         taps = layer.weight[0].numel() // cols
-        place = (unit * cols + column).unique()
-        edges.append((place[:, None] * taps + torch.arange(taps)).flatten())
+        flat = (unit * cols + column).unique()
+        edges.append((flat[:, None] * taps + torch.arange(taps)).flatten())
         groups = getattr(layer, "groups", 1)
         unit = column + (unit // (rows // groups)) * cols if groups > 1 else column
         if number:

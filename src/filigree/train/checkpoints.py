@@ -16,35 +16,35 @@ from filigree.io.storage import read_state, remove_leftovers, write_state
 from filigree.nn.resizing import LIKE_PARAMETERS
 from filigree.train import rng
 from filigree.train.engine import Engine
-from filigree.train.hooks import FitState
+from filigree.train.stepping import Callbacks
 from filigree.train.stopping import EarlyStopping
 
 FILE = "checkpoint.safetensors"
-_FORMAT = "filigree-checkpoint/1"
+_FORMAT = "filigree-checkpoint/2"
 
 
 class Checkpoint:
     """The checkpoint of one run in a folder: `checkpoint.safetensors`, replaced atomically at every `save`.
 
     Args:
-        folder: made if missing. engine: whose main process writes. state: model, optimizer, history and step.
-        parts: by a name, the objects that step or listen; those with a `state_dict` are kept.
+        folder: made if missing. engine: whose main process writes.
+        callbacks: those of the run, with its state: model, optimizer, history and step.
         stopping: the early stopping, with its best weights.
         generators: this process's own random generators; torch's, numpy's and Python's global ones are kept too.
         settings: what else must be equal for a checkpoint to be this run's (seed, batch size, ...).
     """
 
     def __init__(
-        self, folder: str | Path, engine: Engine, state: FitState, parts: dict[str, list[Any]],
-        stopping: EarlyStopping | None, generators: list[torch.Generator], **settings: Any,
+        self, folder: str | Path, engine: Engine, callbacks: Callbacks, stopping: EarlyStopping | None,
+        generators: list[torch.Generator], **settings: Any,
     ) -> None:  # fmt: skip
         self.path = Path(folder) / FILE
-        self.engine, self.state, self.parts, self.stopping = engine, state, parts, stopping
+        self.engine, self.callbacks, self.state, self.stopping = engine, callbacks, callbacks.state, stopping
         self.generators = generators
         self._loaded: dict[str, Any] | None = None
         self._first: dict[str, Any] = {}  # the random generators when the epoch in hand began
         self.midway: dict[str, Any] | None = None  # of a loaded file that was saved within an epoch
-        self.fingerprint = fingerprint(state.model, state.optimizer, parts, **settings)
+        self.fingerprint = fingerprint(self.state.model, self.state.optimizer, callbacks.kept, **settings)
 
     def open(self) -> None:
         """Make the folder, and clear what a killed process left half-written there."""
@@ -64,7 +64,7 @@ class Checkpoint:
             content = {
                 "model": state.model.state_dict(),
                 "optimizer": state.optimizer.state_dict(),
-                "parts": {name: [_state(part) for part in parts] for name, parts in self.parts.items()},
+                "callbacks": self.callbacks.state_dict(),
                 "early_stopping": _state(self.stopping),
                 "scaler": _state(scaler),
                 "random": random,
@@ -101,9 +101,7 @@ class Checkpoint:
         settings = [dict(group) for group in state.optimizer.param_groups]
         self._attempt(state.optimizer, saved["optimizer"])
         _check_optimizer(state.optimizer, settings)
-        for name in ("each_epoch", "each_step"):
-            for part, part_state in zip(self.parts[name], saved["parts"][name], strict=True):
-                self._attempt(part, part_state)
+        self.callbacks.load_steppers(saved["callbacks"], self._attempt)
         self._attempt(self.stopping, saved["early_stopping"])
         self._attempt(self.engine.scaler, saved["scaler"])
         rows, stopped, step = saved["history"], saved["stopped"], saved["step"]
@@ -135,8 +133,7 @@ class Checkpoint:
             return
         saved, self._loaded, self.midway = self._loaded, None, None
         with self._refusing("this run"):
-            for hook, hook_state in zip(self.parts["hooks"], saved["parts"]["hooks"], strict=True):
-                self._attempt(hook, hook_state)
+            self.callbacks.load_hooks(saved["callbacks"], self._attempt)
             self._restore(saved["random"][self.engine.rank])
 
     def _capture(self) -> dict[str, Any]:
@@ -197,7 +194,7 @@ def _state(part: Any) -> Any:
 
 
 def fingerprint(
-    model: nn.Module, optimizer: torch.optim.Optimizer, parts: dict[str, list[Any]], **settings: Any
+    model: nn.Module, optimizer: torch.optim.Optimizer, callbacks: list[Any], **settings: Any
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be this run's: parameters by name and shape, and the settings.
 
@@ -208,8 +205,8 @@ def fingerprint(
         layer, _, leaf = name.rpartition(".")
         indptr = getattr(model.get_submodule(layer), "indptr", None) if leaf == "values" else None
         parameters[name] = list(parameter.shape) if indptr is None else ["connections", len(indptr) - 1]
-    kinds = {name: [type(part).__name__ for part in objects] for name, objects in parts.items()}
-    return {"parameters": parameters, "optimizer": type(optimizer).__name__, **kinds, **settings}
+    names = [type(callback).__name__ for callback in callbacks]
+    return {"parameters": parameters, "optimizer": type(optimizer).__name__, "callbacks": names, **settings}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:

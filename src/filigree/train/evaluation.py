@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filigree.modes import evaluating
+from filigree.nn.untrained import warn_if_untrained
 from filigree.train.batches import Batches, make_batches
 from filigree.train.meter import Meter
 
@@ -31,11 +32,12 @@ def evaluate(model: nn.Module, data: Any, *, loss: Loss | None = None, batch_siz
     Raises:
         ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind.
     """
+    warn_if_untrained(model, "evaluate")
     batches = make_batches(data, "evaluate: data", batch_size, device_of(model))
-    return measure(model, batches, loss or functional.cross_entropy)
+    return evaluate_batches(model, batches, loss or functional.cross_entropy)
 
 
-def measure(
+def evaluate_batches(
     model: nn.Module, batches: Batches, loss: Loss, total: Callable[[Tensor], Tensor] = lambda sums: sums
 ) -> dict[str, float]:
     """`evaluate` on batches that are made already; `total` adds the sums of several processes."""

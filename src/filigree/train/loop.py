@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from rich.progress import Progress
 from torch import nn
 from torch.nn import functional
 
@@ -15,9 +13,13 @@ from filigree.train.batches import Augment
 from filigree.train.evaluation import Loss
 from filigree.train.history import History
 from filigree.train.records import Record
-from filigree.train.run import Run
-from filigree.train.signals import asked_to_end
+from filigree.train.run import FitRun
+from filigree.train.signals import stop_on_signals
 from filigree.train.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from rich.progress import Progress
 
 
 def fit(
@@ -30,9 +32,7 @@ def fit(
     loss: Loss | None = None,
     validation: Any = None,
     test: Any = None,
-    each_epoch: Any = (),
-    each_step: Any = (),
-    hooks: Any = (),
+    callbacks: Any = (),
     augment: Augment | None = None,
     early_stopping: EarlyStopping | None = None,
     checkpoint: str | Path | None = None,
@@ -46,10 +46,20 @@ def fit(
 ) -> History:
     """Train `model`, and return what was measured, a row an epoch.
 
-    A step is what a hand-written loop does: `zero_grad`, forward, loss, backward, `optimizer.step()`. After the steps
-    of an epoch come, in this order: evaluation on `validation` and `test`; early stopping; `each_epoch`; hooks;
-    checkpoint and record. An epoch that early stopping ends is not followed by `each_epoch`: the network stays as it
-    was measured.
+        fg.fit(model, train, optimizer=optimizer, epochs=10, callbacks=[evolution, scheduler, hook])
+
+    A step is what a hand-written loop does: `zero_grad`, forward, loss, backward, `optimizer.step()`; then come the
+    callbacks that step with every step, then hooks on `on_step_end`. After the steps of an epoch come, in this order:
+    evaluation on `validation` and `test`; early stopping; callbacks that step with every epoch; hooks on
+    `on_epoch_end`; rewiring, if another epoch follows; checkpoint and record. So nothing is rewired after the last
+    epoch, whether the number of epochs, early stopping or a hook makes it the last: the network stays as it was
+    measured. An epoch that early stopping ends is followed by no step of a callback at all.
+
+    Callbacks are told the horizon: `fg.Evolution` and annealings need no `epochs=`, and refuse one that contradicts. A
+    second call of `fit` with the same objects goes on where the first ended: their horizon is what they have done plus
+    the epochs of this call, so decreasing schedules decrease over both. A run that is resumed with more `epochs` first
+    makes up the rewiring that the end of the shorter one left out. Where `fit` is called anew for each epoch, the
+    caller rewires between the calls: `evolution.step()`.
 
     Args:
         model: any torch module; trained where it is, or where the `accelerator` puts it.
@@ -59,15 +69,17 @@ def fit(
         epochs: how many in all; those done before a resume count.
         batch_size: samples a step; with several processes, over all of them.
         loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
-        each_epoch, each_step: objects with `.step()`: lr_schedulers, `fg.Evolution`, annealings. A `step` that takes
-            `metrics` is given the epoch's row (in `each_epoch`; torch's ReduceLROnPlateau its validation loss, else its
-            training loss). One with a `rate` is timed as rewiring.
-        hooks: objects with any of `on_fit_start`, `on_epoch_start`, `on_step_end`, `on_epoch_end`, `on_fit_end`, each
-            called with the `FitState`; a plain callable is an `on_epoch_end`.
+        callbacks: one or a list, in any mix (see `filigree.train.stepping`): objects with `.step()`, which step each
+            epoch (lr_schedulers, `fg.Evolution`, `fg.SET`) or each step (`fg.RigL`, `fg.NoiseAnnealing`,
+            `fg.each_step(scheduler)`); a `step` that takes `metrics` is given the epoch's row (torch's
+            ReduceLROnPlateau its validation loss, else its training loss), one that takes `loss` the step's; one with
+            a `rate` is timed as rewiring. Objects with any of `on_fit_start`, `on_epoch_start`, `on_step_end`,
+            `on_epoch_end`, `on_fit_end`, each called with the `FitState`; a plain callable is an `on_epoch_end`.
+            Functions `(model, optimizer)` that make one of these when training begins.
         augment: `augment(x)` or `augment(x, generator=...)`, applied to every training batch.
         early_stopping: an `EarlyStopping`.
         checkpoint: a folder; after every epoch its `checkpoint.safetensors` is replaced, atomically, by one with model,
-            optimizer, the states of all that steps (and of hooks that have a `state_dict`), random generators, early
+            optimizer, the states of callbacks that have a `state_dict`, random generators, early
             stopping and history. A killed run leaves the last whole one. With a checkpoint, SIGINT and SIGTERM let the
             step in hand end and save the run there before they end it (of several processes: the epoch in hand); a
             second signal ends it at once. Without one they unwind at once; SIGTERM is `SystemExit(143)`.
@@ -96,12 +108,12 @@ def fit(
         raise ValueError("fit: resume needs the folder of the checkpoint. Give checkpoint=.")
     if on_nan not in ("raise", "stop"):
         raise ValueError(f"fit: on_nan must be 'raise' or 'stop'. Got {on_nan!r}.")
-    run = Run(
-        model, train, optimizer, epochs, batch_size, loss or functional.cross_entropy, validation, test, each_epoch,
-        each_step, hooks, augment, early_stopping, checkpoint, seed, accelerator, drop_last, record, on_nan,
+    run = FitRun(
+        model, train, optimizer, epochs, batch_size, loss or functional.cross_entropy, validation, test, callbacks,
+        augment, early_stopping, checkpoint, seed, accelerator, drop_last, record, on_nan,
     )  # fmt: skip
-    with asked_to_end(saves=checkpoint is not None) as asked:
+    with stop_on_signals(saves=checkpoint is not None) as request:
         run.start(resume)
         with run.bar(progress) as bar:
-            run.to_the_end(bar, asked)
+            run.to_the_end(bar, request)
     return run.history

@@ -6,18 +6,21 @@ import math
 import sys
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Self
 
 from filigree.train.history import Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 PERIOD = 0.2  # seconds between updates: a few microseconds of every millisecond's step would already show
 
 
 def progress_columns() -> tuple[ProgressColumn, ...]:
     """Columns for a rich `Progress` that shows runs of `fit`: name, bar, epoch, loss, accuracy, steps a second."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
     return (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -44,11 +47,15 @@ class Bar:
         self.label, self.epochs, self.steps, self.done = label, epochs, steps, done
         self.due = math.inf  # when `tick` wants to be called next
         self.lines: Console | None = None
-        self._progress: Progress | None = progress if isinstance(progress, Progress) else None
+        self._progress: Progress | None = None if isinstance(progress, bool) else progress
         self._owned = self._progress is None
         if progress is True or progress is None:
+            from rich.console import Console
+
             console = Console(file=sys.stderr)
             if console.is_terminal or console.is_jupyter:
+                from rich.progress import Progress
+
                 self._progress = Progress(*progress_columns(), console=console, transient=True, refresh_per_second=4)
             elif progress:
                 self.lines = console

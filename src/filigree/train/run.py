@@ -6,36 +6,39 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from rich.progress import Progress
 from torch import nn
 
 from filigree.io.storage import remove_leftovers
 from filigree.train import records
+from filigree.train.accelerator_engine import make_engine
 from filigree.train.batches import Augment, augmenting, make_batches
 from filigree.train.checkpoints import Checkpoint
-from filigree.train.engine import Prepared, make_engine
-from filigree.train.evaluation import Loss, measure
+from filigree.train.engine import Prepared
+from filigree.train.evaluation import Loss, evaluate_batches
 from filigree.train.history import History, Row
-from filigree.train.hooks import FitState, Stepper, collect, listed
 from filigree.train.meter import Meter
 from filigree.train.progress import Bar
 from filigree.train.records import Record
-from filigree.train.signals import Asked
+from filigree.train.signals import StopRequest
+from filigree.train.stepping import Callbacks, FitState
 from filigree.train.stopping import EarlyStopping
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from rich.progress import Progress
 
-class Run:
+
+class FitRun:
     """A call of `fit`; the arguments are explained there."""
 
     def __init__(
         self, model: nn.Module, train: Any, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int, loss: Loss,
-        validation: Any, test: Any, each_epoch: Any, each_step: Any, hooks: Any, augment: Augment | None,
-        early_stopping: EarlyStopping | None, checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None,
-        drop_last: bool, record: Record | str | Path | None, on_nan: str,
+        validation: Any, test: Any, callbacks: Any, augment: Augment | None, early_stopping: EarlyStopping | None,
+        checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None, drop_last: bool,
+        record: Record | str | Path | None, on_nan: str,
     ) -> None:  # fmt: skip
         self.engine = engine = make_engine(model, optimizer, accelerator)
         self.model, self.optimizer = engine.model, engine.optimizer
@@ -62,27 +65,25 @@ class Run:
         if early_stopping is not None:
             early_stopping.check("val" in self.held_out, "test" in self.held_out)
             early_stopping.reset()
-        self.each_epoch = [Stepper(thing, "each_epoch") for thing in listed(each_epoch)]
-        self.each_step = [Stepper(thing, "each_step") for thing in listed(each_step)]
-        self.events = collect(hooks)
-
         if engine.is_main and record is not None and not isinstance(record, Record):
             record = Record.start(
                 seed=seed, folder=record, config=_config(self.model, self.optimizer, epochs, batch_size)
             )
         self.record = record if isinstance(record, Record) else None
         self.state = FitState(self.model, self.optimizer, epochs, self.history, self.record)
+        self.callbacks = Callbacks(callbacks, self.state)
+        self.rewiring = [stepper for stepper in self.callbacks.steppers if stepper.rewires]
+        if self.steps is None and (by_step := [each.inner for each in self.rewiring if each.by_step]):
+            raise ValueError(
+                f"fit: {type(by_step[0]).__name__} rewires by step, which needs training data of a known length, as no "
+                "rewiring may follow the last step. Got data without one."
+            )
         self.checkpoint: Checkpoint | None = None
         if checkpoint is not None:
-            parts = {
-                "each_epoch": [stepper.inner for stepper in self.each_epoch],
-                "each_step": [stepper.inner for stepper in self.each_step],
-                "hooks": [hook for hook in listed(hooks) if hasattr(hook, "state_dict")],
-            }
             batches = (self.train, *self.held_out.values())
             generators = {id(g): g for g in (order, own, *(g for each in batches for g in each.generators))}
             self.checkpoint = Checkpoint(
-                checkpoint, engine, self.state, parts, early_stopping, list(generators.values()), seed=seed,
+                checkpoint, engine, self.callbacks, early_stopping, list(generators.values()), seed=seed,
                 batch_size=self.train.batch_size, samples=self.train.samples, processes=engine.processes,
                 early_stopping=early_stopping is not None,
             )  # fmt: skip
@@ -101,11 +102,13 @@ class Run:
         label = (self.record.method if self.record is not None else "") or type(self.model).__name__
         return Bar(progress if self.engine.is_main else False, label, self.state.epochs, self.steps, len(self.history))
 
-    def to_the_end(self, bar: Bar, asked: Asked) -> None:
-        """The epochs that are left, and what follows the last; `asked` may end the run before."""
+    def to_the_end(self, bar: Bar, request: StopRequest) -> None:
+        """The epochs that are left, and what follows the last; a `request` may end the run before."""
         state, history, stopping = self.state, self.history, self.stopping
         was_training = self.model.training
-        self._emit("on_fit_start")
+        steps = None if self.steps is None else state.epochs * self.steps - state.step
+        self.callbacks.set_horizon(state.epochs - len(history), steps)
+        self.callbacks.emit("on_fit_start")
         try:
             with self.engine.prepared() as prepared:
                 if self.checkpoint is not None and self.checkpoint.midway is None:
@@ -114,62 +117,66 @@ class Run:
                     if history.stopped:
                         break
                     state.epoch = epoch
-                    self._epoch(prepared, bar, asked)
+                    self._epoch(prepared, bar, request)
         finally:
             self.model.train(was_training)
         restores = stopping is not None and stopping.restore_best
         if stopping is not None and restores:
             stopping.restore(self.model)
         history.summarise(stopping.best_epoch if stopping is not None and restores else None)
-        self._emit("on_fit_end")
+        self.callbacks.emit("on_fit_end")
         if self.record is not None:
             self._close_record(self.record)
 
     # -- an epoch ----------------------------------------------------------------------------------------------------
 
-    def _epoch(self, prepared: Prepared, bar: Bar, asked: Asked) -> None:
-        state, history = self.state, self.history
-        steppers = (*self.each_epoch, *self.each_step)
-        for stepper in steppers:
+    def _epoch(self, prepared: Prepared, bar: Bar, request: StopRequest) -> None:
+        state, history, callbacks = self.state, self.history, self.callbacks
+        callbacks.rewire()  # what the end of a shorter run left out
+        for stepper in callbacks.steppers:
             stepper.seconds = 0.0
-        self._emit("on_epoch_start")
+        callbacks.emit("on_epoch_start")
         self.train.set_epoch(state.epoch)
-        means, steps, seconds = self._steps(prepared, bar, asked)
+        means, steps, seconds = self._steps(prepared, bar, request)
         if not abs(means["loss"]) < float("inf"):
             self._not_finite(means["loss"], steps)
             return  # nothing of this epoch is kept
         row: Row = {"epoch": state.epoch} | {f"train_{name}": value for name, value in means.items()}
         for prefix, batches in self.held_out.items():
-            means = measure(self.model, batches, self.loss, self.engine.total)
+            means = evaluate_batches(self.model, batches, self.loss, self.engine.total)
             row |= {f"{prefix}_{name}": value for name, value in means.items()}
         row["lr"] = float(self.optimizer.param_groups[0]["lr"])
-
+        history.rows.append(row)
+        within = callbacks.seconds
+        self._times(seconds)
         if self.stopping is not None and self.stopping.update(row, self.model):
             history.stopped = f"{self.stopping.metric} did not improve for {self.stopping.patience} epochs"
-        else:
-            for stepper in self.each_epoch:
-                stepper.step(dict(row))
-        seconds += sum(stepper.seconds for stepper in self.each_epoch)
-        row["seconds"] = seconds
-        row["elapsed"] = seconds + (history.rows[-1]["elapsed"] if history.rows else 0.0)
-        rewiring = [stepper for stepper in steppers if stepper.rewires]
-        if rewiring:
-            applied = rewiring[0] in self.each_step or not history.stopped
-            row["zeta"] = float(rewiring[0].inner.rate or 0.0) if applied else 0.0
-            row["rewire_seconds"] = sum(stepper.seconds for stepper in rewiring)
-        history.rows.append(row)
-        self._emit("on_epoch_end")
-        stop, number = self.engine.total(torch.tensor([float(state.stop), asked.number])).tolist()  # in any process
+        callbacks.end_epoch(stopped=bool(history.stopped))
+        stop, number = self.engine.total(torch.tensor([float(state.stop), request.number])).tolist()  # in any process
         if stop and not history.stopped:
             history.stopped = f"a hook asked for it in epoch {state.epoch}"
+        goes_on = not history.stopped and state.epoch + 1 < state.epochs
+        if goes_on:
+            callbacks.rewire()
+        self._times(seconds + callbacks.seconds - within)
+        if self.rewiring:
+            first = self.rewiring[0]
+            row["zeta"] = float(first.inner.rate or 0.0) if goes_on or first.by_step else 0.0
+            row["rewire_seconds"] = sum(stepper.seconds for stepper in self.rewiring)
         if self.checkpoint is not None:
             self.checkpoint.save()
         if self.record is not None:
             self._save_record(self.record)
         bar.epoch(row, steps)
         if number and self.checkpoint is not None:
-            asked.number = asked.number or signal.SIGTERM  # another process was asked: all end here, with one state
-            asked.leave()
+            request.number = request.number or signal.SIGTERM  # it came to another process: all end here, in one state
+            request.leave()
+
+    def _times(self, seconds: float) -> None:
+        """Note in the last row how long its epoch took."""
+        *earlier, row = self.history.rows
+        row["seconds"] = seconds
+        row["elapsed"] = seconds + (earlier[-1]["elapsed"] if earlier else 0.0)
 
     def _begin(self, meter: Meter) -> tuple[Iterator[Any], int, float]:
         """The epoch's batches, how many steps were taken before a resume within it, and in how many seconds."""
@@ -187,22 +194,22 @@ class Run:
         meter.resume(midway["sums"])
         return batches, midway["steps"], midway["seconds"]
 
-    def _steps(self, prepared: Prepared, bar: Bar, asked: Asked) -> tuple[dict[str, float], int, float]:
+    def _steps(self, prepared: Prepared, bar: Bar, request: StopRequest) -> tuple[dict[str, float], int, float]:
         """The steps of an epoch: the hot path, where a microsecond counts.
 
         Returns the mean loss and accuracy, the number of steps, and their seconds.
         """
         model, optimizer, backward = prepared
-        loss_of, train, meter, state = self.loss, self.train, Meter(), self.state
-        each_step = [stepper.fast() for stepper in self.each_step]
-        hooks = self.events["on_step_end"]
+        loss_of, train, meter, state, callbacks = self.loss, self.train, Meter(), self.state, self.callbacks
+        calls = callbacks.of_a_step()
         alone, clock = self.engine.processes == 1, time.perf_counter
         model.train()
         began = clock()
         batches, done, earlier = self._begin(meter)
         first = state.step - done
+        last = -1 if self.steps is None else first + self.steps  # the number of the epoch's last step
         # Left midway is an epoch of a known length, with a step still to come: growth by gradient reads the last one's.
-        last = first + self.steps - 1 if alone and self.steps is not None and self.checkpoint is not None else -1
+        may_leave = alone and self.checkpoint is not None
         for x, y in batches:
             optimizer.zero_grad()
             output = model(x)
@@ -211,39 +218,35 @@ class Run:
             optimizer.step()
             meter.add(loss, output, y)
             state.step += 1
-            for step in each_step:
-                step()
-            if hooks:
+            if calls:
                 state.loss = loss.detach()
-                for hook in hooks:
-                    hook(state)
+                for call in calls:
+                    call(state)
                 if state.stop and alone:
                     break
+                if callbacks.due and state.step != last:
+                    callbacks.rewire()
             if not meter.finite and alone:  # several processes must leave the epoch together, at its end
                 break
             if clock() >= bar.due:
                 meter.flush()
                 bar.tick(state.epoch, state.step - first, meter.loss / meter.samples)
-            if asked.number and state.step <= last:
-                self._leave(asked, meter, state.step - first, earlier + clock() - began)
+            if request.number and may_leave and state.step < last:
+                self._leave(request, meter, state.step - first, earlier + clock() - began)
         return meter.means(self.engine.total), state.step - first, earlier + clock() - began
 
-    def _leave(self, asked: Asked, meter: Meter, steps: int, seconds: float) -> None:
+    def _leave(self, request: StopRequest, meter: Meter, steps: int, seconds: float) -> None:
         """Save the run within the epoch, and end it."""
         sums = meter.sums()
         if self.checkpoint is not None and meter.finite:
             self.checkpoint.save({"steps": steps, "sums": sums, "seconds": seconds})
-            asked.leave()
+            request.leave()
 
     def _not_finite(self, value: float, steps: int) -> None:
         what = f"the training loss became {value} in epoch {self.state.epoch}, within its first {steps} steps"
         if self.on_nan == "raise":
             raise FloatingPointError(f"fit: {what}. A smaller learning rate may help.")
         self.history.stopped = what
-
-    def _emit(self, event: str) -> None:
-        for hook in self.events[event]:
-            hook(self.state)
 
     # -- the record --------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ def terminate(number: int, frame: FrameType | None = None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-class Asked:
-    """Whether a signal has asked the run to end: `number` is the signal's, 0 while none has come."""
+class StopRequest:
+    """A signal that has asked the run to end: `number` is the signal's, 0 while none has come."""
 
     number = 0
 
@@ -27,12 +27,12 @@ class Asked:
         self._process = os.getpid()
 
     def leave(self) -> None:
-        """End here, if that was asked for."""
+        """End here, if a signal asked for it."""
         number, self.number = self.number, 0
         if number:
             terminate(number)
 
-    def later(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         """A handler that takes note; the second signal ends the run at once, and the first one a forked helper."""
         if self.number or os.getpid() != self._process:
             terminate(number)
@@ -40,20 +40,20 @@ class Asked:
 
 
 @contextmanager
-def asked_to_end(saves: bool) -> Iterator[Asked]:
+def stop_on_signals(saves: bool) -> Iterator[StopRequest]:
     """Handle both signals for a while: by taking note where the run `saves` itself when asked, else by unwinding.
 
     Only in the main thread, where Python runs handlers, and only in place of what would end the process anyway: a
     handler of the user's own stays.
     """
-    asked, before = Asked(), {}
+    request, before = StopRequest(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, terminate):
-                before[number] = signal.signal(number, asked.later if saves else terminate)
+                before[number] = signal.signal(number, request.note if saves else terminate)
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    asked.leave()  # the signal came after the last step
+    request.leave()  # the signal came after the last step

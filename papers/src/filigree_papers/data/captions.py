@@ -23,7 +23,7 @@ SPLITS = tuple(f"Flickr_8k.{part}Images.txt" for part in ("train", "dev", "test"
 
 
 class Features:
-    """Arrays `(regions, dims)` of a .npz file, by the names of images: each is read when it is asked for.
+    """Arrays `(regions, dims)` of a .npz file, by the names of images: each is read when it is needed.
 
     Raises:
         ValueError: no such file, an image that it does not hold, arrays that do not fit each other; in one line.
@@ -59,9 +59,9 @@ class Features:
 
 @dataclass(frozen=True)
 class Captions:
-    """Images, each with its captions: BEGIN, int64 places in `vocabulary`, END.
+    """Images, each with its captions: BEGIN, int64 indices into `vocabulary`, END.
 
-    The vocabulary starts with `<pad>`, `<s>` (BEGIN), `</s>` (END) and `<unk>`, places 0 to 3. `features` of names
+    The vocabulary starts with `<pad>`, `<s>` (BEGIN), `</s>` (END) and `<unk>`, indices 0 to 3. `features` of names
     are floats `(images, regions, dims)`, read from the file.
     """
 
@@ -73,7 +73,7 @@ class Captions:
 
 
 def captions(root: str | Path | None = None, folder: str = "flickr8k", least: int = 5) -> Captions:
-    """A user's own Flickr8k (Moczulski 2019, 4.3.6.5): captions in lower case, words with blanks between them as in the file.
+    """A user's own Flickr8k (Moczulski 2019, 4.3.6.5), in lower case, with blanks between words as in the file.
 
     Args:
         root: where the folder is; by default `FILIGREE_DATA`.
@@ -87,25 +87,25 @@ def captions(root: str | Path | None = None, folder: str = "flickr8k", least: in
         FileNotFoundError, ValueError: files absent or not as above, in one line.
     """
     tokens, *splits, arrays = own_files(root, folder, (TOKENS, *SPLITS, FEATURES), "captions")
-    said: dict[str, list[str]] = {}
+    captions_of: dict[str, list[str]] = {}
     for number, line in enumerate(_lines(tokens), 1):
         name, tab, caption = line.partition("\t")
         image, mark, _ = name.rpartition("#")
         if not tab or not mark:
             raise ValueError(f"captions: lines of {tokens} must be image.jpg#0<tab>caption. Got {line[:60]!r}, line "
                              f"{number}.")  # fmt: skip
-        said.setdefault(image, []).append(caption.lower())
+        captions_of.setdefault(image, []).append(caption.lower())
     features = Features(arrays)
     parts = [_lines(split) for split in splits]
     for split, part in zip(splits, parts, strict=True):
-        for known, what in ((said.keys(), TOKENS), (features.images, FEATURES)):
+        for known, what in ((captions_of.keys(), TOKENS), (features.images, FEATURES)):
             if unknown := [image for image in part if image not in known]:
                 raise ValueError(f"captions: images of {split} must be in {what}. Got {unknown[0]}, which is not.")
         if not part:
             raise ValueError(f"captions: {split} must name an image. Got none.")
-    vocabulary = frequent_words((caption for image in parts[0] for caption in said[image]), least=least)
+    vocabulary = frequent_words((caption for image in parts[0] for caption in captions_of[image]), least=least)
     train, validation, test = (
-        tuple((image, tuple(encode(said[image], vocabulary, begin=True))) for image in part) for part in parts
+        tuple((image, tuple(encode(captions_of[image], vocabulary, begin=True))) for image in part) for part in parts
     )
     return Captions(train, validation, test, vocabulary, features)
 

@@ -13,19 +13,19 @@ from torch.nn.utils.rnn import pad_sequence
 from filigree.data.readers import read_text
 from filigree_papers.data.sentences import PADDING, encode, frequent_words, own_files
 
-Pair = tuple[Tensor, Tensor]
+SentencePair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Pairs of sentences, int64 places in `source` and `target`. Both end with END; a target begins with BEGIN.
+    """Pairs of sentences, int64 indices into `source` and `target`. Both end with END; a target begins with BEGIN.
 
-    Both vocabularies start with `<pad>`, `<s>` (BEGIN), `</s>` (END) and `<unk>`, places 0 to 3.
+    Both vocabularies start with `<pad>`, `<s>` (BEGIN), `</s>` (END) and `<unk>`, indices 0 to 3.
     """
 
-    train: tuple[Pair, ...]
-    validation: tuple[Pair, ...]
-    test: tuple[Pair, ...]
+    train: tuple[SentencePair, ...]
+    validation: tuple[SentencePair, ...]
+    test: tuple[SentencePair, ...]
     source: tuple[str, ...]
     target: tuple[str, ...]
 
@@ -37,7 +37,7 @@ def parallel(
     vocabulary: int = 30_000,
     longest: int = 50,
 ) -> Parallel:
-    """A user's own sentences and their translations (Moczulski 2019, 4.3.6.4), tokenised: words with blanks between them.
+    """A user's own sentences and translations (Moczulski 2019, 4.3.6.4), tokenised: blanks between words.
 
     Args:
         root: where the folder is; by default `FILIGREE_DATA`.
@@ -61,7 +61,7 @@ def parallel(
             )
     source, target = (frequent_words(text, vocabulary) for text in texts[:2])
 
-    def pairs(first: list[str], second: list[str]) -> tuple[Pair, ...]:
+    def pairs(first: list[str], second: list[str]) -> tuple[SentencePair, ...]:
         return tuple(zip(encode(first, source, begin=False), encode(second, target, begin=True), strict=True))
 
     kept = [pair for pair in zip(*texts[:2], strict=True) if all(1 <= len(text.split()) <= longest for text in pair)]
@@ -74,7 +74,7 @@ def parallel(
     return Parallel(train, pairs(*texts[2:4]), pairs(*texts[4:]), source, target)
 
 
-def parallel_batches(pairs: Sequence[Pair], size: int, seed: int) -> Iterator[Pair]:
+def parallel_batches(pairs: Sequence[SentencePair], size: int, seed: int) -> Iterator[SentencePair]:
     """All pairs once, in batches of similar lengths: the targets', then the sources'; batches come in random order.
 
     Returns:

@@ -35,9 +35,9 @@ def frequent_words(sentences: Iterable[str], most: int | None = None, least: int
 
 
 def encode(sentences: Iterable[str], vocabulary: Sequence[str], begin: bool) -> list[Tensor]:
-    """Each sentence as int64 places in the vocabulary, with END behind it, and BEGIN before it if asked for."""
-    place = {word: number for number, word in enumerate(vocabulary) if number > UNKNOWN}
+    """Each sentence as int64 indices into the vocabulary, with END behind it, and BEGIN before it if `begin`."""
+    index = {word: number for number, word in enumerate(vocabulary) if number > UNKNOWN}
     start = [BEGIN] if begin else []
     return [
-        torch.tensor([*start, *(place.get(word, UNKNOWN) for word in sentence.split()), END]) for sentence in sentences
+        torch.tensor([*start, *(index.get(word, UNKNOWN) for word in sentence.split()), END]) for sentence in sentences
     ]

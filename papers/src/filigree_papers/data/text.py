@@ -30,7 +30,7 @@ FILES |= {
 
 @dataclass(frozen=True)
 class Text:
-    """Parts of a text, int64 places in `vocabulary`, the sorted tokens."""
+    """Parts of a text, int64 indices into `vocabulary`, the sorted tokens."""
 
     train: Tensor
     validation: Tensor
@@ -113,6 +113,6 @@ def _encode(*parts: Iterable[str]) -> Text:
     """Three parts, encoded by the tokens of them all."""
     listed = [list(part) for part in parts]
     vocabulary = tuple(sorted(set().union(*listed)))
-    place = {token: number for number, token in enumerate(vocabulary)}
-    train, validation, test = (torch.tensor([place[token] for token in part]) for part in listed)
+    index = {token: number for number, token in enumerate(vocabulary)}
+    train, validation, test = (torch.tensor([index[token] for token in part]) for part in listed)
     return Text(train, validation, test, vocabulary)

@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
 
 class Translator(nn.Module):
-    """What `translator` makes."""
+    """The module that `translator` builds."""
 
     def __init__(self, source_tokens: int, target_tokens: int, embedding: int, hidden: int) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ class Readout(nn.Module):
 
 
 class Captioner(nn.Module):
-    """What `captioner` makes."""
+    """The module that `captioner` builds."""
 
     def __init__(self, tokens: int, features: int, embedding: int, hidden: int, dropout: float) -> None:
         super().__init__()

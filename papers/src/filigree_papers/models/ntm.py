@@ -41,7 +41,7 @@ def _layer(inputs: int, outputs: int, activation: nn.Module) -> nn.Module:
 
 
 class NTM(nn.Module):
-    """What `ntm` makes."""
+    """The module that `ntm` builds."""
 
     def __init__(self, inputs: int, outputs: int, controller: int, slots: int, width: int, heads: int) -> None:
         super().__init__()

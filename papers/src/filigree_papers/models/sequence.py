@@ -12,7 +12,7 @@ from filigree_papers.models.packing import PADDING, pack
 
 
 class SequenceClassifier(nn.Module):
-    """What `sequence_classifier` makes."""
+    """The module that `sequence_classifier` builds."""
 
     def __init__(self, tokens: int, embedding: int, hidden: int, classes: int, mlp: int) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class SequenceClassifier(nn.Module):
 
 @builder
 def sequence_classifier(tokens: int, embedding: int, hidden: int, classes: int, mlp: int) -> nn.Module:
-    """An LSTM, the mean of its hidden states over time, and an MLP of one hidden layer of ReLU (Moczulski 2019, 4.3.6.6).
+    """An LSTM, the mean of its hidden states over time, and an MLP of one hidden layer of ReLU.
 
-    For the number of unique elements among 26 integers of 0 to 10: `tokens=11`.
+    Moczulski 2019, 4.3.6.6, counts with it the unique elements among 26 integers of 0 to 10: `tokens=11`.
 
     Args:
         tokens: how many values an element has. embedding, hidden: widths. classes: of the answer.
@@ -47,7 +47,7 @@ def sequence_classifier(tokens: int, embedding: int, hidden: int, classes: int, 
 
 
 class CharacterEncoder(nn.Module):
-    """What `character_encoder` makes."""
+    """The module that `character_encoder` builds."""
 
     def __init__(self, tokens: int, embedding: int, hidden: int, outputs: int, layers: int, width: int) -> None:
         super().__init__()

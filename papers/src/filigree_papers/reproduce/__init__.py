@@ -4,7 +4,7 @@ from filigree_papers.reproduce.bars import Bars
 from filigree_papers.reproduce.catalogue import ALL
 from filigree_papers.reproduce.documents import all_documents
 from filigree_papers.reproduce.everything import chosen, estimate, run_all, verdicts
-from filigree_papers.reproduce.experiment import Asked
+from filigree_papers.reproduce.experiment import Request
 from filigree_papers.reproduce.findings import Finding
 from filigree_papers.reproduce.listing import FOLDERS, list_entries, plain, tables, totals
 from filigree_papers.reproduce.reproduction import Computation, Reproduction
@@ -12,11 +12,11 @@ from filigree_papers.reproduce.reproduction import Computation, Reproduction
 __all__ = [
     "ALL",
     "FOLDERS",
-    "Asked",
     "Bars",
     "Computation",
     "Finding",
     "Reproduction",
+    "Request",
     "all_documents",
     "chosen",
     "estimate",

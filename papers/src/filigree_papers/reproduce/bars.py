@@ -1,4 +1,4 @@
-"""Bars of runs of `fit`, and of plain counts of things done, in one display."""
+"""Progress bars for runs of `fit` and for plain counts, in one display."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from filigree.train import progress_columns
 
 
 class Bars(Progress):
-    """A rich `Progress` for `filigree.recipes.run`, with tasks that only count besides."""
+    """A rich `Progress` for `filigree.recipes.run`, which also takes tasks that only count."""
 
     def __init__(self, console: Console) -> None:
         self.of_fit = progress_columns()
@@ -33,7 +33,7 @@ class Bars(Progress):
         return self.add_task(name, total=total, **fields)
 
     def drop_fits(self) -> None:
-        """Take away the bars of runs: a display of hundreds is none."""
+        """Take away the bars of runs: nobody can read hundreds."""
         for task in self.tasks:
             if "epoch" in task.fields:
                 self.remove_task(task.id)

@@ -1,24 +1,27 @@
-"""All reproductions by their names."""
+"""All reproductions by their names, in the order of the documents."""
 
 from filigree_papers.reproduce import (
-    asymmetric,
-    evolving,
-    mollify,
-    noise,
-    paths,
-    pruning,
-    retraining,
-    sampling,
-    sequences,
-    structured,
-    subclustering,
-    translating,
+    chouliaras_evolution,
+    john_pruning,
+    john_retraining,
+    john_subclustering,
+    keller_monte_carlo,
+    keller_paths,
+    moczulski_mollification,
+    moczulski_noise,
+    moczulski_sequences,
+    moczulski_structured,
+    moczulski_translation,
+    srivastava_asymmetric,
 )
 from filigree_papers.reproduce.reproduction import Computation, Reproduction
 
 PARTS = (
-    asymmetric, evolving, sampling, paths, pruning, subclustering, retraining, structured, noise, sequences, mollify,
-    translating,
+    srivastava_asymmetric, chouliaras_evolution, keller_monte_carlo, keller_paths, john_pruning, john_subclustering,
+    john_retraining, moczulski_structured, moczulski_noise, moczulski_sequences, moczulski_mollification,
+    moczulski_translation,
 )  # fmt: skip
 
-ALL: dict[str, Reproduction | Computation] = {made.name: made for part in PARTS for made in part.REPRODUCTIONS}
+ALL: dict[str, Reproduction | Computation] = {
+    reproduction.name: reproduction for part in PARTS for reproduction in part.REPRODUCTIONS
+}

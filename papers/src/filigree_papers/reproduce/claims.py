@@ -13,32 +13,33 @@ from filigree_papers.reproduce.reproduction import Records
 
 OfRows = Callable[[Rows], list[Finding]]
 Pairs = Sequence[tuple[str, str]]  # methods: the first comes before the second
-Figure = Callable[[Record], float | None]
+RunFigure = Callable[[Record], float | None]
 
 
 def ends(rows: Rows, name: str, key: str = "activation") -> dict[str, list[float | None]]:
-    """Of each arm the figure `name` at the last step or epoch of each run, in the order of the seeds.
+    """For each arm the figure `name` at the last step or epoch of each run, in the order of the seeds.
 
-    None: the run diverged. It ends with no number, or with what a network without numbers says.
+    None: the run diverged. It ends without a number, or its training loss is none.
     """
 
     def diverged(row: Mapping[str, Any]) -> bool:
         return any(value is None for key, value in row.items() if key.startswith("training"))
 
-    found: dict[str, list[float | None]] = {}
+    figures: dict[str, list[float | None]] = {}
     for arm in dict.fromkeys(row[key] for row in rows):
-        its = [row for row in rows if row[key] == arm and name in row]
-        steps = [str(row.get("step", row.get("epoch", "0"))) for row in its]
+        own = [row for row in rows if row[key] == arm and name in row]
+        steps = [str(row.get("step", row.get("epoch", "0"))) for row in own]
         end = max(steps, key=float, default="0")
-        found[arm] = [None if diverged(row) else row[name] for row, step in zip(its, steps, strict=True) if step == end]
-    return found
+        last = [row for row, step in zip(own, steps, strict=True) if step == end]
+        figures[arm] = [None if diverged(row) else row[name] for row in last]
+    return figures
 
 
 def beside(where: str, name: str, printed: Mapping[str, float], key: str = "activation") -> OfRows:
     """Findings on the arms whose figure at the end of training is printed."""
 
     def findings(rows: Rows) -> list[Finding]:
-        ours = {arm: [value for value in its if value is not None] for arm, its in ends(rows, name, key).items()}
+        ours = {arm: [value for value in runs if value is not None] for arm, runs in ends(rows, name, key).items()}
         return [
             figure(where, f"{arm}, {name}", number, ours[arm], percent="%" in name)
             for arm, number in printed.items()
@@ -58,19 +59,19 @@ def before(
     alike: Pairs = (),
     within: float = 1.0,
 ) -> OfRows:
-    """A claim that of each pair the first is better at the end of training, of each `alike` that they are about equal.
+    """A claim that the first of each pair is better at the end of training, and that those of `alike` are about equal.
 
     Args:
-        name: the figure; `lower`: the smaller one is better. within: the margin of about equal.
+        name: the figure. lower: the smaller one is better. within: the margin of about equal.
     """
 
     def findings(rows: Rows) -> list[Finding]:
-        its_ends = ends(rows, name, key)
-        ours = {arm: {run: v for run, v in enumerate(its) if v is not None} for arm, its in its_ends.items()}
+        by_arm = ends(rows, name, key)
+        ours = {arm: {run: v for run, v in enumerate(runs) if v is not None} for arm, runs in by_arm.items()}
         parts = compared(ours, pairs, -1 if lower else 1) | compared(ours, alike, 1, equal(within))
         shown = {f"{part} {name}": verdict for part, verdict in parts.items()}
         for arm in dict.fromkeys(arm for pair in (*pairs, *alike) for arm in pair):
-            runs = its_ends.get(arm, [])
+            runs = by_arm.get(arm, [])
             if None in runs:
                 shown[f"{arm} diverged in {runs.count(None)} of {len(runs)} runs"] = "not"
         return [claim(where, says, shown)] if shown else []
@@ -82,11 +83,12 @@ def compared(
     ours: Mapping[str, Mapping[Any, float]], pairs: Pairs, sign: int = 1,
     rule: Callable[..., Verdict] = positive, scale: float = 1, unit: str = "", folds: float = 0.0,
 ) -> dict[str, Verdict]:  # fmt: skip
-    """Of each pair of arms the paired differences, first minus second, in words; and the verdict by `rule`.
+    """For each pair of arms the paired differences, first minus second, in words, with the verdict by `rule`.
 
     Args:
-        ours: arm -> run -> figure. Pairs without a run in common are left out. sign: -1 where smaller is better.
-        folds: of a cross-validation, see `findings`.
+        ours: arm -> run -> figure. Pairs without a run in common are left out.
+        sign: -1 where smaller is better.
+        folds: the overlap of a cross-validation, see `findings`.
     """
     parts = {}
     for first, second in pairs:
@@ -98,15 +100,15 @@ def compared(
     return parts
 
 
-def by_run(records: Records, of: Figure) -> dict[str, dict[tuple[str, int], float]]:
+def by_run(records: Records, of: RunFigure) -> dict[str, dict[tuple[str, int], float]]:
     """Method -> case and seed -> figure."""
-    found: dict[str, dict[tuple[str, int], float]] = {}
+    figures: dict[str, dict[tuple[str, int], float]] = {}
     for case, methods in records.items():
         for method, runs in methods.items():
             for run in runs:
                 if (value := of(run)) is not None:
-                    found.setdefault(method, {})[case, run.seed] = value
-    return found
+                    figures.setdefault(method, {})[case, run.seed] = value
+    return figures
 
 
 def folds_of(records: Records) -> float:
@@ -116,7 +118,7 @@ def folds_of(records: Records) -> float:
 
 
 def test_accuracy(run: Record) -> float | None:
-    """In percent."""
+    """The test accuracy in percent."""
     value = run.metrics.get("test_accuracy")
     return None if value is None else 100 * float(value)
 
@@ -125,6 +127,6 @@ def train_seconds(run: Record) -> float | None:
     return run.metrics.get("train_seconds")
 
 
-def cost(key: str) -> Figure:
+def cost(key: str) -> RunFigure:
     """The median of a measured time, in ms."""
     return lambda run: run.cost[key]["median"] if key in run.cost else None

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-State = Literal["full", "scaled", "needs data", "not made"]
+EntryState = Literal["full", "scaled", "needs data", "not made"]
 
 
 class _Strict(pydantic.BaseModel, extra="forbid", frozen=True):
     pass
 
 
-class Maker(_Strict):
-    """A reproduction, and perhaps one of its cases."""
+class Rerun(_Strict):
+    """A reproduction that makes an entry again, or one of the reproduction's cases."""
 
     name: str
     case: str | None = None
@@ -27,7 +27,7 @@ class Maker(_Strict):
         return f"filigree reproduce {self.name}" + ("" if self.case is None else f" --case {self.case}")
 
 
-def _maker(given: Any) -> Any:
+def _rerun(given: Any) -> Any:
     return {"name": given} if isinstance(given, str) else given
 
 
@@ -35,15 +35,18 @@ class Entry(_Strict):
     """A table, a figure or a claim.
 
     Attributes:
-        where: its place. about: what it shows or claims, with the printed figures. by: what makes it again.
+        where: its place in the document.
+        about: what it shows or claims, with the printed figures.
+        by: what makes it again.
         state: full (at the document's setting), scaled (smaller), needs data (of the user's own), not made.
-        reason: why it is not made, or in part. slip: the document's own slip about it.
+        reason: why it is not made, or only in part.
+        slip: the document's own mistake about it.
     """
 
     where: str
     about: str
-    by: tuple[Annotated[Maker, pydantic.BeforeValidator(_maker)], ...] = ()
-    state: State
+    by: tuple[Annotated[Rerun, pydantic.BeforeValidator(_rerun)], ...] = ()
+    state: EntryState
     reason: str = ""
     slip: str = ""
 
@@ -57,13 +60,24 @@ class Entry(_Strict):
 
 
 class Document(_Strict):
-    id: str
+    """One of the source documents.
+
+    Attributes:
+        cite: how it is cited everywhere, by author and year: "Srivastava 2022".
+    """
+
+    cite: str
     title: str
     entries: tuple[Entry, ...]
 
+    @property
+    def author(self) -> str:
+        """The first author's name in lower case, by which the command line knows the document."""
+        return self.cite.split()[0].lower()
+
     def key(self, entry: Entry) -> str:
-        """As findings name it."""
-        return f"{self.id}, {entry.where}"
+        """The name of the entry in findings: "Srivastava 2022, Table 9.1"."""
+        return f"{self.cite}, {entry.where}"
 
 
 class _File(_Strict):
@@ -83,7 +97,7 @@ def all_documents() -> list[Document]:
 
 
 def expected() -> dict[str, float]:
-    """Minutes of a reproduction that has no record with times, estimated."""
+    """The estimated minutes of each reproduction, for those that have no record with times."""
     return _file().expect
 
 

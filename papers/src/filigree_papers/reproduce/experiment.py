@@ -15,18 +15,19 @@ from filigree.recipes import RecipeError
 from filigree_papers.reproduce import documents
 from filigree_papers.reproduce.bars import Bars
 from filigree_papers.reproduce.findings import Finding
-from filigree_papers.reproduce.provenance import Ledger, Run, digest
+from filigree_papers.reproduce.provenance import Ledger, RunProvenance, digest
 from filigree_papers.reproduce.summary import FILE, MIXED, Summary, common
 
 Rows = list[dict[str, Any]]
-Pair = tuple[str, int]  # case and seed
+CaseSeed = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What of a reproduction is asked for: by default all of it.
+class Request:
+    """Which part of an experiment to run: by default all of it.
 
-    `renew` runs again what another code or configuration made; otherwise it is kept, and named.
+    Attributes:
+        renew: run again what another code or configuration made; otherwise that is kept, and named.
     """
 
     cases: Sequence[str] = ()
@@ -35,19 +36,26 @@ class Asked:
     quick: bool = False
     renew: bool = False
 
-    def choose(self, made: Experiment) -> list[str]:
-        if unknown := set(self.cases) - set(made.cases):
-            raise RecipeError(f"--case {min(unknown)}: the cases of {made.name} are {', '.join(made.cases)}.")
-        return list(self.cases or made.cases)
+    def choose(self, experiment: Experiment) -> list[str]:
+        if unknown := set(self.cases) - set(experiment.cases):
+            raise RecipeError(
+                f"--case {min(unknown)}: the cases of {experiment.name} are {', '.join(experiment.cases)}."
+            )
+        return list(self.cases or experiment.cases)
 
 
 class Experiment(ABC):
-    """Each pair of a case and a seed is kept on its own, and goes on where it stopped.
+    """Runs by case and seed. Each is kept on its own, and a stopped experiment goes on with the next one.
+
+    `read` gives the results of the runs that are done; `findings`, `rows`, `table` and `write_page` take them.
 
     Attributes:
-        name, about: for `filigree list`. cases: their names. notes: what a reader should know. long: it takes days, so
-            that `filigree reproduce all` leaves it out; it alone is of the document's size where an entry is scaled.
-        resumes: what was interrupted goes on within a case and seed, in place of being made from its beginning.
+        name, about: what `filigree list` shows.
+        cases: their names.
+        notes: what a reader should know.
+        long: it takes days, so that `filigree reproduce all` leaves it out; where an entry is scaled, only such an
+            experiment is of the document's size.
+        resumes: an interrupted run goes on where it stopped, in place of beginning anew.
     """
 
     name: str
@@ -58,121 +66,126 @@ class Experiment(ABC):
     resumes: ClassVar[bool]
 
     @abstractmethod
-    def seeds_of(self, case: str, asked: Asked) -> Sequence[int]: ...
+    def seeds_of(self, case: str, request: Request) -> Sequence[int]: ...
     @abstractmethod
-    def config_of(self, case: str, seed: int, asked: Asked) -> str:
-        """A hash of all that says what this run is."""
+    def config_of(self, case: str, seed: int, request: Request) -> str:
+        """A hash of everything that defines this run."""
 
     @abstractmethod
     def needs(self, quick: bool) -> list[str]:
         """The names of the data."""
 
     @abstractmethod
-    def is_there(self, out: Path, case: str, seed: int, asked: Asked) -> bool: ...
+    def is_there(self, out: Path, case: str, seed: int, request: Request) -> bool: ...
     @abstractmethod
-    def perform(self, out: Path, case: str, seed: int, asked: Asked, bars: Bars) -> None:
+    def perform(self, out: Path, case: str, seed: int, request: Request, bars: Bars) -> None:
         """Run it, or go on where it stopped."""
 
     @abstractmethod
-    def discard(self, out: Path, case: str, seed: int, asked: Asked) -> None: ...
+    def discard(self, out: Path, case: str, seed: int, request: Request) -> None: ...
     @abstractmethod
-    def read(self, out: Path, pairs: Sequence[Pair], asked: Asked) -> Any: ...
+    def read(self, out: Path, pairs: Sequence[CaseSeed], request: Request) -> Any: ...
     @abstractmethod
-    def findings(self, found: Any) -> list[Finding]: ...
+    def findings(self, results: Any) -> list[Finding]: ...
     @abstractmethod
-    def rows(self, found: Any) -> Rows: ...
+    def rows(self, results: Any) -> Rows: ...
     @abstractmethod
-    def table(self, found: Any) -> Table: ...
+    def table(self, results: Any) -> Table: ...
     @abstractmethod
-    def write_page(self, out: Path, found: Any, lines: Sequence[str]) -> None: ...
+    def write_page(self, out: Path, results: Any, lines: Sequence[str]) -> None: ...
 
-    def pairs(self, asked: Asked) -> list[Pair]:
-        return [(case, seed) for case in asked.choose(self) for seed in self.seeds_of(case, asked)]
+    def pairs(self, request: Request) -> list[CaseSeed]:
+        return [(case, seed) for case in request.choose(self) for seed in self.seeds_of(case, request)]
 
-    def config(self, asked: Asked) -> str:
+    def config(self, request: Request) -> str:
         """A hash of all cases and seeds, for `Summary.config`."""
-        whole = Asked(settings=asked.settings, quick=asked.quick)
+        whole = Request(settings=request.settings, quick=request.quick)
         return digest([(*pair, self.config_of(*pair, whole)) for pair in self.pairs(whole)])
 
-    def again(self, out: Path, asked: Asked, bars: Bars) -> tuple[Table, list[Finding]]:
-        """Run what is missing in `out`; the table, and findings on all that is done there."""
-        wanted = self.pairs(asked)
+    def again(self, out: Path, request: Request, bars: Bars) -> tuple[Table, list[Finding]]:
+        """Run what is missing in `out`; returns the table, and findings on all that is done there."""
+        pairs = self.pairs(request)
         out.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(out)
-        task = bars.count(self.name, len(wanted))
-        for case, seed in wanted:
-            if not self._is_done(out, case, seed, asked, ledger):
-                self._run(out, case, seed, asked, ledger, bars)
-                self._summarise(out, asked, ledger)
+        task = bars.count(self.name, len(pairs))
+        for case, seed in pairs:
+            if not self._is_done(out, case, seed, request, ledger):
+                self._run(out, case, seed, request, ledger, bars)
+                self._summarise(out, request, ledger)
             bars.advance(task)
-        found, findings = self._summarise(out, asked, ledger)
-        self._name_kept(out, asked, ledger, bars)
-        self.write_page(out, found, [*(f"{its.verdict}: {its.text}" for its in findings), *self.notes])
+        results, findings = self._summarise(out, request, ledger)
+        self._name_kept(out, request, ledger, bars)
+        lines = [f"{finding.verdict}: {finding.text}" for finding in findings]
+        self.write_page(out, results, [*lines, *self.notes])
         bars.remove_task(task)
-        return self.table(found), findings
+        return self.table(results), findings
 
-    def _is_done(self, out: Path, case: str, seed: int, asked: Asked, ledger: Ledger) -> bool:
-        its = ledger.runs.get((case, seed))
-        if asked.renew and (its is None or not its.is_of(self.config_of(case, seed, asked))):
+    def _is_done(self, out: Path, case: str, seed: int, request: Request, ledger: Ledger) -> bool:
+        run = ledger.runs.get((case, seed))
+        if request.renew and (run is None or not run.is_of(self.config_of(case, seed, request))):
             return False
-        return (its is None or its.finished is not None) and self.is_there(out, case, seed, asked)
+        return (run is None or run.finished is not None) and self.is_there(out, case, seed, request)
 
-    def _run(self, out: Path, case: str, seed: int, asked: Asked, ledger: Ledger, bars: Bars) -> None:
-        config, before = self.config_of(case, seed, asked), ledger.runs.get((case, seed))
-        if asked.renew and (before is None or not before.is_of(config)):
-            self.discard(out, case, seed, asked)
+    def _run(self, out: Path, case: str, seed: int, request: Request, ledger: Ledger, bars: Bars) -> None:
+        config, before = self.config_of(case, seed, request), ledger.runs.get((case, seed))
+        if request.renew and (before is None or not before.is_of(config)):
+            self.discard(out, case, seed, request)
             before = None
-        its = Run.begin(config)
+        run = RunProvenance.begin(config)
         if before is not None and before.finished is None and self.resumes:
-            its.seconds, its.estimated = before.seconds, before.estimated
-            if not before.is_of(config):  # taken up by another code
-                its.config = its.code = None
-        ledger.runs[case, seed] = its
+            run.seconds, run.estimated = before.seconds, before.estimated
+            if not before.is_of(config):  # begun by another code
+                run.config = run.code = None
+        ledger.runs[case, seed] = run
         ledger.save((case, seed))
         started = time.perf_counter()
         try:
-            self.perform(out, case, seed, asked, bars)
-            its.end()
+            self.perform(out, case, seed, request, bars)
+            run.end()
         finally:
-            its.seconds = (its.seconds or 0.0) + time.perf_counter() - started
+            run.seconds = (run.seconds or 0.0) + time.perf_counter() - started
             ledger.save((case, seed))
             bars.drop_fits()
 
-    def _summarise(self, out: Path, asked: Asked, ledger: Ledger) -> tuple[Any, list[Finding]]:
-        whole = Asked(settings=asked.settings, quick=asked.quick)
-        pairs = list(dict.fromkeys([*self.pairs(whole), *self.pairs(asked)]))
+    def _summarise(self, out: Path, request: Request, ledger: Ledger) -> tuple[Any, list[Finding]]:
+        whole = Request(settings=request.settings, quick=request.quick)
+        pairs = list(dict.fromkeys([*self.pairs(whole), *self.pairs(request)]))
         done = [pair for pair in pairs if self._is_done(out, *pair, whole, ledger)]
-        found = self.read(out, done, asked)
-        findings = self._at_our_size(self.findings(found))
-        runs = [ledger.runs.get(pair, Run()) for pair in done]
-        newest = max(runs, key=lambda its: its.finished or "", default=Run())
-        asked_for = all(its.config == self.config_of(*pair, asked) for its, pair in zip(runs, done, strict=True))
+        results = self.read(out, done, request)
+        findings = self._at_our_size(self.findings(results))
+        runs = [ledger.runs.get(pair, RunProvenance()) for pair in done]
+        newest = max(runs, key=lambda run: run.finished or "", default=RunProvenance())
+        same_config = all(run.config == self.config_of(*pair, request) for run, pair in zip(runs, done, strict=True))
         complete: dict[str, list[int]] = {}
         for case, seed in done:
             complete.setdefault(case, []).append(seed)
-        seconds = [its.seconds for its in runs if its.seconds is not None]
+        seconds = [run.seconds for run in runs if run.seconds is not None]
         Summary(
-            name=self.name, quick=asked.quick, settings=list(asked.settings), complete=complete,
+            name=self.name, quick=request.quick, settings=list(request.settings), complete=complete,
             commit=newest.commit, dirty=newest.dirty, machine=newest.machine, versions=newest.versions,
-            code=common([its.code for its in runs]),
-            config=self.config(asked) if asked_for else common([its.config and MIXED for its in runs]),
+            code=common([run.code for run in runs]),
+            config=self.config(request) if same_config else common([run.config and MIXED for run in runs]),
             finished=newest.finished, seconds=sum(seconds) if len(seconds) == len(runs) else None,
-            estimated=any(its.estimated for its in runs), findings=[asdict(its) for its in findings],
-            notes=list(self.notes), rows=self.rows(found),
+            estimated=any(run.estimated for run in runs), findings=[asdict(finding) for finding in findings],
+            notes=list(self.notes), rows=self.rows(results),
         ).save(out / FILE)  # fmt: skip
-        return found, findings
+        return results, findings
 
     def _at_our_size(self, findings: Sequence[Finding]) -> list[Finding]:
         """Figures of an entry that is made smaller than the document's stay open."""
-        return [its.scaled() if its.where in documents.scaled() and not self.long else its for its in findings]
+        return [
+            finding.scaled() if finding.where in documents.scaled() and not self.long else finding
+            for finding in findings
+        ]
 
-    def _name_kept(self, out: Path, asked: Asked, ledger: Ledger, bars: Bars) -> None:
+    def _name_kept(self, out: Path, request: Request, ledger: Ledger, bars: Bars) -> None:
+        pairs = self.pairs(request)
         others = [
-            its for pair in self.pairs(asked)
-            if (its := ledger.runs.get(pair)) is None or not its.is_of(self.config_of(*pair, asked))
+            pair for pair in pairs
+            if (run := ledger.runs.get(pair)) is None or not run.is_of(self.config_of(*pair, request))
         ]  # fmt: skip
         if others:
             bars.console.print(
-                f"{self.name}: {len(others)} of {len(self.pairs(asked))} runs are kept that another code or "
+                f"{self.name}: {len(others)} of {len(pairs)} runs are kept that another code or "
                 f"configuration made; delete {out} to run them again.", highlight=False,
             )  # fmt: skip

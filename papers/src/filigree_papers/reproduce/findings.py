@@ -41,13 +41,14 @@ WIDE_AT_0 = 1.0  # where that is 0
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a printed figure or claim.
+    """The verdict on a printed figure or claim.
 
     Attributes:
-        where: its document and place, as in documents.yaml: "Moczulski 2019, Table 4.2".
+        where: the citation of its document and the place in it, as in documents.yaml: "Moczulski 2019, Table 4.2".
         text: one sentence, with the numbers.
-        printed, ours, difference, interval: of a figure; ours is a mean over runs, difference is ours minus printed,
-            interval the 95% one of ours (None: a single run). counted: it is a count.
+        printed, ours, difference, interval: the numbers of a figure; ours is a mean over runs, difference is ours minus
+            printed, interval the 95% one of ours (None: a single run).
+        counted: the figure is a count.
     """
 
     where: str
@@ -60,14 +61,14 @@ class Finding:
     counted: bool = False
 
     def scaled(self) -> Finding:
-        """As of an experiment that is smaller than the document's: a figure is open, all else stands."""
+        """The finding of an experiment that is smaller than the document's: a figure is open, all else stands."""
         if self.printed is None or self.counted:
             return self
         return replace(self, verdict="open", text=f"{self.text.removesuffix('.')}, scaled.")
 
 
 def interval(numbers: Sequence[float], folds: float = 0.0) -> Interval | None:
-    """The 95% t interval of the mean; None of a single number."""
+    """The 95% t interval of the mean; None for a single number."""
     if len(numbers) < 2:
         return None
     return mean_interval(numbers, folds)[1:]
@@ -75,42 +76,44 @@ def interval(numbers: Sequence[float], folds: float = 0.0) -> Interval | None:
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict on a claim from those on its parts."""
-    found = set(verdicts)
-    if found == {"reproduced"}:
+    different = set(verdicts)
+    if different == {"reproduced"}:
         return "reproduced"
-    if found & {"reproduced", "partly"}:
+    if different & {"reproduced", "partly"}:
         return "partly"
-    return "not" if "not" in found else "open"
+    return "not" if "not" in different else "open"
 
 
 def positive(differences: Sequence[float], folds: float = 0.0) -> Verdict:
-    if (its := interval(differences, folds)) is None:
+    """The verdict on the claim that differences are positive."""
+    if (bounds := interval(differences, folds)) is None:
         return "open"
-    return "reproduced" if its[0] > 0 else "not" if its[1] < 0 else "open"
+    return "reproduced" if bounds[0] > 0 else "not" if bounds[1] < 0 else "open"
 
 
 def equal(within: float) -> Callable[..., Verdict]:
     """The rule for differences that should be 0, with its margin."""
 
     def rule(differences: Sequence[float], folds: float = 0.0) -> Verdict:
-        if (its := interval(differences, folds)) is None:
+        if (bounds := interval(differences, folds)) is None:
             return "open"
-        if not its[0] <= 0 <= its[1]:
+        if not bounds[0] <= 0 <= bounds[1]:
             return "not"
-        return "reproduced" if max(-its[0], its[1]) <= within else "open"
+        return "reproduced" if max(-bounds[0], bounds[1]) <= within else "open"
 
     return rule
 
 
 def at_least(numbers: Sequence[float], limit: float, folds: float = 0.0) -> Verdict:
-    if (its := interval(numbers, folds)) is None:
+    """The verdict on the claim that the mean is at least `limit`."""
+    if (bounds := interval(numbers, folds)) is None:
         return "open"
-    return "reproduced" if statistics.fmean(numbers) >= limit else "not" if its[1] < limit else "open"
+    return "reproduced" if statistics.fmean(numbers) >= limit else "not" if bounds[1] < limit else "open"
 
 
 def share(holds: Sequence[bool]) -> Verdict:
-    """Of a property that every run has or has not."""
-    return together("reproduced" if it else "not" for it in holds)
+    """The verdict on a property that each run has or has not."""
+    return together("reproduced" if each else "not" for each in holds)
 
 
 def figure(
@@ -120,17 +123,18 @@ def figure(
     """A printed figure beside ours, in the same unit.
 
     Args:
-        percent: of a whole, so that 100 - printed is a figure too. cap: ours end there, reached or not.
+        percent: the figure is a percentage of a whole, so that 100 - printed is a figure too.
+        cap: where ours were cut off.
     """
-    its, mean = interval(ours, folds), statistics.fmean(ours)
+    bounds, mean = interval(ours, folds), statistics.fmean(ours)
     verdict: Verdict = "open"
-    if its is not None and not (printed >= cap and max(ours) >= cap):
+    if bounds is not None and not (printed >= cap and max(ours) >= cap):
         margin = WIDE * (min(printed, 100 - printed) if percent else abs(printed)) or WIDE_AT_0
-        wide = (its[1] - its[0]) / 2 > margin
-        verdict = "not" if not its[0] <= printed <= its[1] else "open" if wide else "reproduced"
+        wide = (bounds[1] - bounds[0]) / 2 > margin
+        verdict = "not" if not bounds[0] <= printed <= bounds[1] else "open" if wide else "reproduced"
     apart = f"{'+' if mean >= printed else ''}{_number(mean - printed)}"
     text = f"{what}: printed {_number(printed)}, ours {spread(ours, folds)}, {apart}."
-    return Finding(where, verdict, text, printed, mean, mean - printed, its)
+    return Finding(where, verdict, text, printed, mean, mean - printed, bounds)
 
 
 def count(where: str, what: str, printed: float, ours: float, digits: int = 0) -> Finding:
@@ -142,12 +146,12 @@ def count(where: str, what: str, printed: float, ours: float, digits: int = 0) -
 
 
 def claim(where: str, says: str, parts: Mapping[str, Verdict]) -> Finding:
-    """A claim, by what each of its parts says and its verdict."""
+    """A claim, from what each of its parts says and the verdict on each."""
     return Finding(where, together(parts.values()), f"{says}: {'; '.join(parts)}.")
 
 
 def unprinted(where: str, text: str) -> Finding:
-    """What was measured where the document's own figures are lost: open."""
+    """What was measured where the document's own figures are lost: the verdict is open."""
     return Finding(where, "open", text)
 
 
@@ -157,22 +161,22 @@ def _number(value: float) -> str:
 
 def spread(numbers: Sequence[float], folds: float = 0.0) -> str:
     """The mean, with its 95% interval if there is one."""
-    its = interval(numbers, folds)
-    runs = f" ({len(numbers)} runs, 95% [{its[0]:.4g}, {its[1]:.4g}])" if its else " (1 run)"
+    bounds = interval(numbers, folds)
+    runs = f" ({len(numbers)} runs, 95% [{bounds[0]:.4g}, {bounds[1]:.4g}])" if bounds else " (1 run)"
     return f"{_number(statistics.fmean(numbers))}{runs}"
 
 
 def difference(numbers: Sequence[float], unit: str = "", folds: float = 0.0) -> str:
     """The mean of differences with its 95% interval and p value, in words."""
-    mean, its = f"{statistics.fmean(numbers):+.3g}{unit}", interval(numbers, folds)
-    if its is None:
+    mean, bounds = f"{statistics.fmean(numbers):+.3g}{unit}", interval(numbers, folds)
+    if bounds is None:
         return f"{mean}, 1 pair"
-    p = "" if its[0] == its[1] else f", p = {_p_value(numbers, folds):.2g}"
-    return f"{mean}, 95% [{its[0]:+.3g}, {its[1]:+.3g}]{p}, {len(numbers)} pairs"
+    p = "" if bounds[0] == bounds[1] else f", p = {_p_value(numbers, folds):.2g}"
+    return f"{mean}, 95% [{bounds[0]:+.3g}, {bounds[1]:+.3g}]{p}, {len(numbers)} pairs"
 
 
 def _p_value(numbers: Sequence[float], folds: float) -> float:
-    """Of the t test that goes with `interval`."""
+    """The p value of the t test that goes with `interval`."""
     n = len(numbers)
     t = statistics.fmean(numbers) / (statistics.stdev(numbers) * math.sqrt(1 / n + folds))
     return float(2 * scipy.stats.t.sf(abs(t), n - 1))

@@ -18,7 +18,7 @@ from filigree.train import Record
 from filigree.train.records import now
 
 SOURCES = {".py", ".cpp", ".h", ".yaml"}
-# These show figures, give verdicts on them or hand networks on: none changes a row.
+# These show figures, give verdicts on them or export networks: none changes a row.
 _APART = (
     "filigree/report/", "filigree/export/", "filigree/integrations/", "filigree/sklearn/", "filigree/cli/",
     "filigree_papers/commands.py", "filigree_papers/reproduce/documents.py", "filigree_papers/reproduce/documents.yaml",
@@ -28,13 +28,14 @@ _APART = (
 PACKAGES = {"filigree": Path(filigree.__file__).parent, "filigree_papers": Path(__file__).parent.parent}
 
 
-class Run(pydantic.BaseModel, extra="forbid"):
-    """One case with one seed.
+class RunProvenance(pydantic.BaseModel, extra="forbid"):
+    """Where the run of one case with one seed comes from.
 
     Attributes:
-        config: hash of what was asked. code: hash of the two packages. None: not known, or taken up by another code.
-        commit, dirty, machine, versions: as of a `Record`. seconds: it took, all its parts together.
-        estimated: the seconds were not measured. finished: when; None while it runs.
+        config, code: hashes of what was to run, and of the two packages. None: not known, or begun by another code.
+        commit, dirty, machine, versions: as in a `Record`.
+        seconds: the time that all parts of the run took together. estimated: it was not measured.
+        finished: when it ended; None while it runs.
     """
 
     config: str | None = None
@@ -48,7 +49,7 @@ class Run(pydantic.BaseModel, extra="forbid"):
     finished: str | None = None
 
     @classmethod
-    def begin(cls, config: str) -> Run:
+    def begin(cls, config: str) -> RunProvenance:
         record = Record.start()
         return cls(config=config, code=code(), commit=record.commit, dirty=record.dirty, machine=record.machine,
                    versions=record.versions, seconds=0.0)  # fmt: skip
@@ -70,16 +71,16 @@ class Ledger:
         self.path = folder / self.FILE
         self.runs = self._read()
 
-    def _read(self) -> dict[tuple[str, int], Run]:
-        runs: dict[tuple[str, int], Run] = {}
+    def _read(self) -> dict[tuple[str, int], RunProvenance]:
+        runs: dict[tuple[str, int], RunProvenance] = {}
         if self.path.is_file():
             for key, value in json.loads(self.path.read_text()).items():
                 case, _, seed = key.rpartition(".")
-                runs[case, int(seed)] = Run.model_validate(value)
+                runs[case, int(seed)] = RunProvenance.model_validate(value)
         return runs
 
     def save(self, *pairs: tuple[str, int]) -> None:
-        """Write the runs of these pairs; those of others are as the file has them: another process may be at them."""
+        """Write the runs of these pairs; the others stay as the file has them: another process may be writing them."""
         self.runs = self._read() | {pair: self.runs[pair] for pair in pairs}
         write_json(self.path, {f"{case}.{seed}": run.model_dump() for (case, seed), run in self.runs.items()})
 
@@ -92,11 +93,11 @@ def code() -> str:
 
 def sources() -> dict[str, Path]:
     """The files of both packages that `code` hashes, by their names with the package in front."""
-    found = {
+    files = {
         f"{package}/{file.relative_to(folder).as_posix()}": file
         for package, folder in PACKAGES.items() for file in folder.rglob("*") if file.suffix in SOURCES
     }  # fmt: skip
-    return {name: found[name] for name in sorted(found) if not name.startswith(_APART)}
+    return {name: files[name] for name in sorted(files) if not name.startswith(_APART)}
 
 
 def digest(value: Any) -> str:
@@ -105,7 +106,7 @@ def digest(value: Any) -> str:
 
 
 def source(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """What a function says: its text, and the arguments that a `partial` gives it. What it calls is in `code`."""
+    """The text of a function, and the arguments that a `partial` gives it. What it calls is in `code`."""
     arguments: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):  # a partial of one is one
         arguments, function = function.keywords, function.func

@@ -1,4 +1,4 @@
-"""Training: step by step on batches that are made as they are needed, looked at now and then; and by epochs."""
+"""Training: step by step on batches that are made when they are needed, with evaluations in between; and by epochs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ def train_steps(
     optimizer: torch.optim.Optimizer, steps: int, look: Callable[[nn.Module], dict[str, float]], looks: int = 10,
     each_step: Sequence[Any] = (), clip: float | None = None,
 ) -> Rows:  # fmt: skip
-    """A row at each of `looks` places: the step, the mean training loss since the last, and what `look` sees.
+    """Train for `steps` steps, with `looks` evaluations at equal distances.
 
     Args:
-        batch: number of the step -> a batch. loss: model and batch -> the loss. look: in eval mode, without gradients.
-        each_step: what steps after each update; an annealing that wants the loss is given it.
+        batch: a function from the number of the step to a batch.
+        loss: a function from the model and a batch to the loss.
+        look: evaluates the model, in eval mode and without gradients.
+        each_step: objects whose `step(loss)` is called after each update.
+
+    Returns:
+        A row for each evaluation: the step, the mean training loss since the last one, and what `look` returned.
     """
     rows: Rows = []
     total, count = 0.0, 0
@@ -51,7 +56,7 @@ def train_steps(
 
 
 def fewer(split: data.DataSet, quick: bool, samples: int = 6000) -> data.DataSet:
-    """Of a quick run: the first training samples, and 1,000 of each other part."""
+    """The data of a quick run: the first training samples, and 1,000 of each other part; else all of them."""
     if not quick:
         return split
     train, held, test = split.train, split.validation, split.test
@@ -69,7 +74,7 @@ def adam(model: nn.Module, split: data.DataSet, epochs: int, seed: int) -> nn.Mo
 
 
 def percent(model: nn.Module, part: Any) -> float:
-    """Accuracy."""
+    """The accuracy in percent."""
     return 100 * float(evaluate(model, part)["accuracy"])
 
 

@@ -19,11 +19,11 @@ class Summary(pydantic.BaseModel, extra="forbid"):
     """What `filigree reproduce` writes.
 
     Attributes:
-        name, quick, settings: what was asked. complete: the seeds of each case that are done.
-        commit, dirty, machine, versions: of the newest run. code, config: hashes of the package's sources and of all
-            that was asked for; None: not known; "mixed": not the same in all runs.
-        finished: the newest run. seconds: of all runs, None: not known; estimated: not measured.
-        findings: as of `Finding`. notes: what a reader should know. rows: the figures.
+        name, quick, settings: what was run. complete: the seeds of each case that are done.
+        commit, dirty, machine, versions: of the newest run. code, config: hashes of the sources and of all that was
+            to run; None: not known; "mixed": not the same in all runs.
+        finished: when the newest run ended. seconds: of all runs, None: not known; estimated: not measured.
+        findings: the fields of each `Finding`. notes: what a reader should know. rows: the figures.
     """
 
     format: Literal["filigree-summary/1"] = "filigree-summary/1"
@@ -71,5 +71,5 @@ class Summary(pydantic.BaseModel, extra="forbid"):
 
 def common(hashes: Sequence[str | None]) -> str | None:
     """The hash that all have; None where none has one; else `MIXED`."""
-    found = set(hashes)
-    return found.pop() if len(found) == 1 else MIXED if found else None
+    different = set(hashes)
+    return different.pop() if len(different) == 1 else MIXED if different else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
+
+from filigree.optional import needed
 
 Method = Literal["kmeans", "ward", "single", "complete", "average", "centroid", "spectral", "gmm", "dbscan"]
 Select = Literal["weight_norm", "bias", "bias_magnitude", "centroid", "random"]
@@ -33,21 +35,20 @@ def cluster(features: Tensor, count: int | None, method: Method, seed: int, eps:
     if count == 1:
         return np.zeros(units, dtype=int)
     if method in LINKAGES:
-        return np.asarray(_scipy().fcluster(linkage(f, method), count, "maxclust")) - 1
-    sklearn = _sklearn()
+        return np.asarray(scipy.cluster.hierarchy.fcluster(linkage(f, method), count, "maxclust")) - 1
     if method == "kmeans":
         starts = 4 if units * count <= 20_000 else 1
-        return sklearn.cluster.KMeans(count, n_init=starts, random_state=seed).fit_predict(f)
+        return _sklearn("cluster").KMeans(count, n_init=starts, random_state=seed).fit_predict(f)
     if method == "spectral":
         near = min(10, units - 1)
-        made = sklearn.cluster.SpectralClustering(
+        made = _sklearn("cluster").SpectralClustering(
             count, affinity="nearest_neighbors", n_neighbors=near, random_state=seed, assign_labels="cluster_qr"
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a graph in parts is no mistake here
             return made.fit_predict(f)
-    reduced = sklearn.decomposition.PCA(min(20, units, f.shape[1]), random_state=seed).fit_transform(f)
-    mixture = sklearn.mixture.GaussianMixture(count, covariance_type="diag", random_state=seed, reg_covar=1e-4)
+    reduced = _sklearn("decomposition").PCA(min(20, units, f.shape[1]), random_state=seed).fit_transform(f)
+    mixture = _sklearn("mixture").GaussianMixture(count, covariance_type="diag", random_state=seed, reg_covar=1e-4)
     return mixture.fit_predict(reduced)
 
 
@@ -62,18 +63,18 @@ def _turned(f: Tensor) -> Tensor:
 
 def linkage(f: np.ndarray, method: str = "ward") -> np.ndarray:
     """The tree of merges (scipy's linkage matrix)."""
-    return _scipy().linkage(f, method)
+    return scipy.cluster.hierarchy.linkage(f, method)
 
 
 def _dbscan(f: np.ndarray, eps: float | None) -> np.ndarray:
     distances = np.sqrt(np.maximum(((f[:, None] - f[None]) ** 2).sum(2), 0)) if len(f) <= 300 else None
     if eps is None:
         if distances is None:
-            nearest = _sklearn().neighbors.NearestNeighbors(n_neighbors=2).fit(f).kneighbors(f)[0][:, 1]
+            nearest = _sklearn("neighbors").NearestNeighbors(n_neighbors=2).fit(f).kneighbors(f)[0][:, 1]
         else:
             nearest = np.where(np.eye(len(f), dtype=bool), np.inf, distances).min(1)
         eps = float(np.median(nearest))
-    labels = _sklearn().cluster.DBSCAN(eps=max(eps, 1e-12), min_samples=2).fit_predict(f)
+    labels = _sklearn("cluster").DBSCAN(eps=max(eps, 1e-12), min_samples=2).fit_predict(f)
     noise = labels < 0
     labels[noise] = labels.max(initial=-1) + 1 + np.arange(int(noise.sum()))
     return labels
@@ -124,11 +125,5 @@ def dead(features: Tensor) -> Tensor:
     return spread <= 1e-6 * features.abs().amax().clamp(min=1e-30)
 
 
-def _sklearn() -> Any:
-    for part in ("cluster", "decomposition", "mixture", "neighbors"):
-        importlib.import_module(f"sklearn.{part}")
-    return importlib.import_module("sklearn")
-
-
-def _scipy() -> Any:
-    return importlib.import_module("scipy.cluster.hierarchy")
+def _sklearn(part: str) -> Any:
+    return needed(f"sklearn.{part}", "pruning", "pruning")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from filigree.config import one_line
@@ -18,6 +17,7 @@ from filigree.convert import inference_context
 from filigree.measure.summary import macs_of
 from filigree.modes import evaluating
 from filigree.nn.resizing import has_units, sizes_of
+from filigree.optional import needed
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Graph:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
+        torch_pruning = needed("torch_pruning", "pruning", "pruning")
         logging.getLogger("torch_pruning").setLevel(logging.ERROR)
         kinds = {type(module) for module in model.modules() if has_units(module)}
-        custom = {kind: _LayerPruner() for kind in kinds if not issubclass(kind, nn.Linear | nn.Conv2d)}
+        pruner = type("LayerPruner", (_LayerPruner, torch_pruning.BasePruningFunc), {})
+        custom = {kind: pruner() for kind in kinds if not issubclass(kind, nn.Linear | nn.Conv2d)}
         try:
             with evaluating(model), torch.enable_grad():  # it is traced by its graph of gradients
-                self._graph = tp.DependencyGraph().build_dependency(
+                self._graph = torch_pruning.DependencyGraph().build_dependency(
                     model, example_inputs=example, verbose=False, customized_pruners=custom
                 )
             found = list(self._graph.get_all_groups(root_module_types=list(kinds)))
@@ -183,8 +185,8 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     return found
 
 
-class _LayerPruner(tp.BasePruningFunc):
-    """How torch-pruning takes outputs and inputs out of a layer of ours: the layer does it."""
+class _LayerPruner:
+    """How torch-pruning takes outputs and inputs out of a layer of ours, which does it: methods of `BasePruningFunc`."""
 
     def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
         module: Any = layer

@@ -42,7 +42,7 @@ class RetrainingBaseline:
     how many epochs it took.
 
         origin = fg.RetrainingBaseline(x, y)
-        fg.fit(model, train, optimizer=optimizer, epochs=10, hooks=origin)
+        fg.fit(model, train, optimizer=optimizer, epochs=10, callbacks=origin)
         fg.retraining_bound(origin, model, pruned)
 
     Args:
@@ -101,7 +101,7 @@ def retraining_bound(
     if form not in ("printed", "derived"):
         raise ValueError(f"retraining_bound: form must be 'printed' or 'derived'. Got {form!r}.")
     if origin.start is None or not origin.epochs:
-        raise ValueError("retraining_bound: the origin saw no training. Give it to fit: hooks=[origin].")
+        raise ValueError("retraining_bound: the origin saw no training. Give it to fit: callbacks=[origin].")
     at_first = origin.start
     best, now = (Landscape.of(_dense(model), origin.x, origin.y) for model in (trained, pruned))
     squares = [float(place.gradient.square().sum()) for place in (at_first, now)]

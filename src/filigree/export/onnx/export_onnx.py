@@ -14,7 +14,7 @@ from filigree.config import one_line
 from filigree.convert import replace_module
 from filigree.export.answers import answers
 from filigree.export.onnx.candidates import Choice, chosen_forms, offered_forms
-from filigree.export.onnx.program import OPSET, Session, needed, translate
+from filigree.export.onnx.program import OPSET, Session, onnx_module, translate
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.protocols import CarriesState
@@ -112,7 +112,7 @@ def export_onnx(
             raise ValueError(f"export: the model must have weights in float32 or float64. Got {what}.")
     if diverged := [name for name, parameter in model.named_parameters() if bool(parameter.isnan().any())]:
         raise ValueError(f"export: {diverged[0]} holds NaN: has training diverged?")
-    needed("onnx"), needed("onnxscript"), needed("onnxruntime")
+    onnx_module("onnx"), onnx_module("onnxscript"), onnx_module("onnxruntime")
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
     if size >= _LARGEST:
         raise ValueError(f"export: an ONNX file holds less than {_LARGEST:,} bytes. Got a model of {size:,}.")

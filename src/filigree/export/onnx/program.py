@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import re
@@ -14,23 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.optional import needed
+
 OPSET = 21  # the first with integers of 4 bits
 _FOLDED = 64  # numbers: what is computed from larger constants stays computed, so that a file keeps its small integers
 
 
-def needed(name: str) -> Any:
-    """Import one of the packages of the extra `onnx`.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"export: ONNX files need the package {name!r}, which could not be loaded ({error}). "
-            "Install them with `pip install filigree[onnx]`."
-        ) from None
+def onnx_module(name: str) -> Any:
+    """A module of one of the packages of the extra `onnx`."""
+    return needed(name, "export", "onnx")
 
 
 def translate(
@@ -45,7 +36,7 @@ def translate(
     Raises:
         ValueError: what cannot be exported, in one line that names the module.
     """
-    onnx, ir, optimizer = needed("onnx"), needed("onnx_ir"), needed("onnxscript.optimizer")
+    onnx, ir, optimizer = onnx_module("onnx"), onnx_module("onnx_ir"), onnx_module("onnxscript.optimizer")
     program = _captured(module, inputs, dynamic)
     with _quiet():
         try:
@@ -65,15 +56,15 @@ def translate(
 
 
 def part(model: Any, inputs: list[str], outputs: list[str]) -> Any:
-    """Extract the ONNX model of what leads from these inputs to these outputs."""
-    return needed("onnx").utils.Extractor(model).extract_model(inputs, outputs)
+    """The ONNX model of what leads from these inputs to these outputs."""
+    return onnx_module("onnx").utils.Extractor(model).extract_model(inputs, outputs)
 
 
 class Session:
     """It runs an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
 
     def __init__(self, model: Any) -> None:
-        runtime = needed("onnxruntime")
+        runtime = onnx_module("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3

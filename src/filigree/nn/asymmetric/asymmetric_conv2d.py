@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.modes import outside_graphs
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, autocast
 from filigree.nn.asymmetric.sparsification import Sparsification
 from filigree.nn.capabilities import plain_torch
@@ -63,7 +64,7 @@ class AsymmetricConv2d(Asymmetrical, nn.Conv2d, replaces=(nn.Conv2d,)):
         return plain_torch(self, nn.Conv2d)
 
 
-@torch.compiler.disable
+@outside_graphs
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, owner: AsymmetricConv2d, padding: list[int]) -> Tensor:
     return _Conv2d.apply(*autocast(x, weight, bias), owner, padding)
 

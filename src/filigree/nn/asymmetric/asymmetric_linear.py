@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.modes import outside_graphs
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.nn.capabilities import Capabilities, plain_torch
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
@@ -156,7 +157,7 @@ class _LinearReLU(nn.Sequential):
     form = "Linear, ReLU"
 
 
-@torch.compiler.disable
+@outside_graphs
 def asymmetric_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool = False
 ) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from filigree.modes import outside_graphs
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose
 from filigree.nn.asymmetric.sparsification import Sparsification
 from filigree.nn.sparse.sparse_linear import SparseLinear
@@ -49,7 +50,7 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,
         return super().extra_repr() + f", {self.config.label()}"
 
 
-@torch.compiler.disable
+@outside_graphs
 def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
     if x.is_cpu and x.dtype not in sparse.FLOATS:  # half precision is computed in float32
         wide: Tensor = _SparseLinear.apply(x.float(), values.float(), None if bias is None else bias.float(), owner)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.modes import outside_graphs
 from filigree.nn.capabilities import Capabilities
 from filigree.ops.sparse import Pattern, linear
 from filigree.topology.flat_indices import pattern_from_flat_indices
@@ -25,7 +26,7 @@ class PathSampler:
         self.drawn: list[tuple[Tensor, Pattern]] = []
         self._ran: set[int] = set()  # since they were drawn
 
-    @torch.compiler.disable
+    @outside_graphs
     def of_step(self, position: int) -> tuple[Tensor, Pattern]:
         """The places of a layer's paths in this step; a layer that asks again begins the next one."""
         if not self._ran or position in self._ran:

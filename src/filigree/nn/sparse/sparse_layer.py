@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Self
 
+import scipy
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 
 from filigree.nn.capabilities import Capabilities
@@ -125,7 +125,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
 
     def _c_matrix(self) -> Any:
         stored = floats(self.values), self.indices.cpu().numpy(), self.indptr.cpu().numpy()
-        return csr(sparse.csr_array(stored, shape=(self.out_features, self.in_features)))
+        return csr(scipy.sparse.csr_array(stored, shape=(self.out_features, self.in_features)))
 
     # -- keeping the pattern, its cache and files in step ----------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import scipy.linalg
+import scipy
 import torch
 from torch import Tensor, nn
 

@@ -12,10 +12,10 @@ DEVIATIONS = (0.5, 1.0, 1.5)
 
 
 def gaussians(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A mixture in equal parts of N(-4, .5^2), N(0, 1) and N(5, 1.5^2), labelled by component (Moczulski 2019, Figs. 4.6, 4.7).
+    """A mixture in equal parts of N(-4, .5^2), N(0, 1) and N(5, 1.5^2), labelled by component.
 
-    The document says neither dimension, means nor deviations: these are ours, such that the task can be solved "almost
-    perfectly" (the best possible accuracy is 98.3%).
+    Moczulski 2019, Figs. 4.6 and 4.7, says neither dimension, means nor deviations: these are ours, such that the task
+    can be solved "almost perfectly" (the best possible accuracy is 98.3%).
 
     Returns:
         x `(samples, 1)`, float32; y `(samples,)`, int64 in [0, 3).

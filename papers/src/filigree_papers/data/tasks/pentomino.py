@@ -13,12 +13,13 @@ DRAWINGS = ((" xx", "xx ", " x "), ("x ", "x ", "x ", "xx"), (" x", " x", "xx", 
 
 
 def pentomino(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images with three shapes, labelled by whether all three are the same (Gulcehre and Bengio 2013; Moczulski 2019, 4.4.4.1).
+    """Images with three shapes, labelled by whether all three are the same.
 
-    As the authors' public generator has it: ten shapes, F, L, N, P and Y and their mirror images, none of which turns
-    into another; each is turned by a multiple of 90 degrees, drawn in 1 x 1 or 2 x 2 pixels a cell, and lies in the
-    upper left corner of one of the 8 x 8 patches of 8 x 8 pixels, another for each. One shape differs where the label
-    is 0. Half of the samples (rounded up) are labelled 0.
+    The task is that of Gulcehre and Bengio 2013 (Moczulski 2019, 4.4.4.1). As the authors' public generator has it: ten
+    shapes, F, L, N, P and Y and their mirror images, none of which turns into another; each is turned by a multiple of
+    90 degrees, drawn in 1 x 1 or 2 x 2 pixels a cell, and lies in the upper left corner of one of the 8 x 8 patches of
+    8 x 8 pixels, another for each. One shape differs where the label is 0. Half of the samples (rounded up) are
+    labelled 0.
 
     Returns:
         x `(samples, 1, 64, 64)`, float32 of 0 and 1 (16 kB a sample); y `(samples,)`, int64.

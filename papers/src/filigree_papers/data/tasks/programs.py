@@ -50,7 +50,7 @@ def programs(
     chance = Random(seed)
     stage = min(int(progress * length * nesting), length * nesting - 1)
     naive = stage % length + 1, stage // length + 1
-    made = []
+    pairs = []
     for _ in range(samples):
         if curriculum == "baseline":
             hardness = length, nesting
@@ -58,23 +58,23 @@ def programs(
             hardness = naive
         else:
             hardness = chance.randint(1, length), chance.randint(1, nesting)
-        made.append(_program(chance, *hardness))
-    return made
+        pairs.append(_program(chance, *hardness))
+    return pairs
 
 
 def encode(pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
     """Programs as sequences of characters, to be predicted one ahead: the program, its target and a full stop.
 
     Returns:
-        x and y `(samples, time)`, int64, places in `CHARACTERS`: y is x one step later; and a mask `(samples, time)`,
-        float32, 1 where y is of the target or its full stop. Shorter sequences end in 0.
+        x and y `(samples, time)`, int64, indices into `CHARACTERS`: y is x one step later. And a mask
+        `(samples, time)`, float32, 1 where y is of the target or its full stop. Shorter sequences end in 0.
     """
     if not pairs:
         raise ValueError("encode: at least one program is expected. Got none.")
     texts = [f"{program}{target}." for program, target in pairs]
-    place = {character: number for number, character in enumerate(CHARACTERS)}
+    index = {character: number for number, character in enumerate(CHARACTERS)}
     try:
-        codes = np.fromiter((place[character] for text in texts for character in text), np.int64)
+        codes = np.fromiter((index[character] for text in texts for character in text), np.int64)
     except KeyError as error:
         raise ValueError(f"encode: programs must be of CHARACTERS. Got {error}.") from None
     starts, ends = (np.array([len(text) for text in side])[:, None] for side in ([p for p, _ in pairs], texts))

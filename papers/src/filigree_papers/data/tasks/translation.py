@@ -29,7 +29,7 @@ TARGET_WORDS = (
 
 
 class Meaning(NamedTuple):
-    """What sentences say: places in the lists above, of (samples, clauses, subject and object) or as said."""
+    """What sentences mean, as indices into the lists above: `(samples, clauses, subject and object)` or as noted."""
 
     quantity: Tensor
     adjectives: Tensor  # (samples, clauses, subject and object, 2)
@@ -44,12 +44,12 @@ def translation(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Source: one clause, or two with "and" or "because"; a clause is subject, verb, object; subject and object are a
     quantity, none to two adjectives and a noun. Target: quantity, noun, adjectives in reverse; the verb last; of "A
-    because B", B "therefore" A. Its nouns have a gender (their place in `NOUNS` modulo 3), with which quantity and
+    because B", B "therefore" A. Its nouns have a gender (their index in `NOUNS` modulo 3), with which quantity and
     adjectives agree, and a number, that of the quantity (`ONE` or `MANY`), with which adjectives agree, and the verb
     with that of the subject. Adjectives have a word for beings and one for things; so have verbs, by their object.
 
     Returns:
-        Source and target `(samples, 21)`, int64 places in `SOURCE_WORDS` and `TARGET_WORDS`: 1, the words, 2, then 0.
+        Source and target `(samples, 21)`, int64 indices into `SOURCE_WORDS` and `TARGET_WORDS`: 1, the words, 2, zeros.
     """
     at_least(1, "translation", samples=samples)
     generator = torch.Generator().manual_seed(seed)
@@ -70,33 +70,34 @@ def translation(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return _source(meaning), _target(meaning)
 
 
-def _source(said: Meaning) -> Tensor:
-    places = (SOURCE_WORDS.index(words[0]) for words in (QUANTITIES, ADJECTIVES, NOUNS, VERBS))
-    quantity, adjective, noun, verb = places
+def _source(meaning: Meaning) -> Tensor:
+    starts = (SOURCE_WORDS.index(words[0]) for words in (QUANTITIES, ADJECTIVES, NOUNS, VERBS))
+    quantity, adjective, noun, verb = starts
     phrases = torch.cat([
-        quantity + said.quantity[..., None],
-        torch.where(said.described, adjective + said.adjectives, 0),
-        noun + said.noun[..., None],
+        quantity + meaning.quantity[..., None],
+        torch.where(meaning.described, adjective + meaning.adjectives, 0),
+        noun + meaning.noun[..., None],
     ], dim=-1)  # fmt: skip
-    clauses = torch.cat([phrases[:, :, 0], verb + said.verb[..., None], phrases[:, :, 1]], dim=-1)
-    conjunction = torch.where(said.join > 0, SOURCE_WORDS.index("and") - 1 + said.join, 0)
+    clauses = torch.cat([phrases[:, :, 0], verb + meaning.verb[..., None], phrases[:, :, 1]], dim=-1)
+    conjunction = torch.where(meaning.join > 0, SOURCE_WORDS.index("and") - 1 + meaning.join, 0)
     return _sentence(clauses[:, 0], conjunction, clauses[:, 1])
 
 
-def _target(said: Meaning) -> Tensor:
-    places = (TARGET_WORDS.index(word) for word in ("this.m", "old.being.m.one", "dog.one", "see.being.one"))
-    quantity, adjective, noun, verb = places
-    gender, thing, many = said.noun % 3, (said.noun >= len(BEINGS)).long(), (said.quantity >= len(ONE)).long()
+def _target(meaning: Meaning) -> Tensor:
+    starts = (TARGET_WORDS.index(word) for word in ("this.m", "old.being.m.one", "dog.one", "see.being.one"))
+    quantity, adjective, noun, verb = starts
+    gender, thing = meaning.noun % 3, (meaning.noun >= len(BEINGS)).long()
+    many = (meaning.quantity >= len(ONE)).long()
     form = 6 * thing + 2 * gender + many
     phrases = torch.cat([
-        quantity + (3 * said.quantity + gender)[..., None],
-        noun + (2 * said.noun + many)[..., None],
-        torch.where(said.described, adjective + 12 * said.adjectives + form[..., None], 0).flip(-1),
+        quantity + (3 * meaning.quantity + gender)[..., None],
+        noun + (2 * meaning.noun + many)[..., None],
+        torch.where(meaning.described, adjective + 12 * meaning.adjectives + form[..., None], 0).flip(-1),
     ], dim=-1)  # fmt: skip
-    verbs = verb + (4 * said.verb + 2 * thing[..., 1] + many[..., 0])[..., None]
+    verbs = verb + (4 * meaning.verb + 2 * thing[..., 1] + many[..., 0])[..., None]
     clauses = torch.cat([phrases[:, :, 0], phrases[:, :, 1], verbs], dim=-1)
-    clauses = torch.where((said.join == 2)[..., None], clauses.flip(1), clauses)
-    conjunction = torch.where(said.join > 0, TARGET_WORDS.index("and") - 1 + said.join, 0)
+    clauses = torch.where((meaning.join == 2)[..., None], clauses.flip(1), clauses)
+    conjunction = torch.where(meaning.join > 0, TARGET_WORDS.index("and") - 1 + meaning.join, 0)
     return _sentence(clauses[:, 0], conjunction, clauses[:, 1])
 
 

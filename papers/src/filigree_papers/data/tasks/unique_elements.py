@@ -9,9 +9,10 @@ from filigree_papers.data.tasks.sizes import at_least
 
 
 def unique_elements(samples: int, length: int = 26, values: int = 11, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Uniform integers and the number of different ones among them (Moczulski 2019, 4.3.6.6: 26 integers between 0 and 10).
+    """Uniform integers and the number of different ones among them.
 
-    A curriculum calls it with growing `length`. By default the most frequent answer, 10, is right for 44%.
+    Moczulski 2019, 4.3.6.6, takes 26 integers between 0 and 10. A curriculum calls it with growing `length`. By default
+    the most frequent answer, 10, is right for 44%.
 
     Returns:
         x `(samples, length)`, int64 in [0, values); y `(samples,)`, int64 from 1, so `values + 1` classes.

@@ -1,4 +1,4 @@
-"""002: paths through networks, and dropout by partitions."""
+"""Keller et al.: paths through networks, and dropout by partitions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def paths(case: str, seed: int, quick: bool) -> Rows:
                 convert_(model, Sparse(ErdosRenyi(density=density), seed=seed), where=layer[0])
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         evolution = Evolution(model, optimizer, Constant(0.3), epochs, seed=seed)
-        fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, each_epoch=evolution,
+        fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, callbacks=evolution,
             progress=False)  # fmt: skip
         rows.append(_row("SET, as many weights", 2**power, model, split))
     return rows
@@ -123,7 +123,7 @@ def partitions(case: str, seed: int, quick: bool) -> Rows:
 def _lenet(
     split: data.DataSet, seed: int, arm: str, t: int, steps: int, curve: list[float] | None = None
 ) -> tuple[nn.Module, int]:
-    """A LeNet after so many steps, and the random numbers that were drawn; `curve` takes its accuracy at each step.
+    """A LeNet after so many steps, and how many random numbers were drawn; `curve` receives the accuracy at each step.
 
     Initial values and batches are the same in all runs: they differ by what dropout draws, and by nothing else.
     """
@@ -136,9 +136,9 @@ def _lenet(
     order = torch.Generator().manual_seed(0)
     torch.manual_seed(seed)
     for _ in range(steps):
-        places = torch.randint(len(split.train.x), (BATCH,), generator=order)
+        chosen = torch.randint(len(split.train.x), (BATCH,), generator=order)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model.train()(split.train.x[places]), split.train.y[places]).backward()
+        nn.functional.cross_entropy(model.train()(split.train.x[chosen]), split.train.y[chosen]).backward()
         optimizer.step()
         if curve is not None:
             few = data.Split(split.test.x[:2000], split.test.y[:2000])
@@ -166,23 +166,23 @@ PRINTED_DROPOUT = {"dropout": 60.62, "partitions": 60.57}
 
 def dropout_claims(rows: Rows) -> list[Finding]:
     """Accuracies and their deviations over the runs, each a mean over t; the random numbers that were drawn."""
-    made = []
+    findings = []
     for budget in dict.fromkeys(row["budget"] for row in rows):
-        its = [row for row in rows if row["budget"] == budget]
-        by_t = {arm: [[r["accuracy %"] for r in its if (r["arm"], r["t"]) == (arm, t)] for t in range(2, 10)]
+        own = [row for row in rows if row["budget"] == budget]
+        by_t = {arm: [[r["accuracy %"] for r in own if (r["arm"], r["t"]) == (arm, t)] for t in range(2, 10)]
                 for arm in PRINTED_DROPOUT}  # fmt: skip
         apart = [statistics.fmean(column) for column in zip(*map(_differences, *by_t.values()), strict=True)]
         if not apart:
             continue
         slide = "Keller et al., slide 'Guaranteeing coverage'"
-        steps = f"LeNet after {its[0]['steps']} steps"
+        steps = f"LeNet after {own[0]['steps']} steps"
         if budget == "short":
             for arm, printed in PRINTED_DROPOUT.items():
                 runs = [statistics.fmean(column) for column in zip(*by_t[arm], strict=True)]
-                made.append(figure(slide, f"{steps}, {arm}, mean accuracy in %", printed, runs, percent=True))
+                findings.append(figure(slide, f"{steps}, {arm}, mean accuracy in %", printed, runs, percent=True))
             alike = {f"partitions minus dropout {difference(apart, ' points')} (printed -0.05)": equal(1.0)(apart)}
-            made.append(claim(slide, f"{steps}, as accurate", alike))
-        drawn = [[r["random numbers drawn"] for r in its if r["arm"] == arm] for arm in PRINTED_DROPOUT]
+            findings.append(claim(slide, f"{steps}, as accurate", alike))
+        drawn = [[r["random numbers drawn"] for r in own if r["arm"] == arm] for arm in PRINTED_DROPOUT]
         parts = {f"random numbers, {statistics.fmean(drawn[1]):,.0f} against {statistics.fmean(drawn[0]):,.0f}": share(
             [b < a for a, b in zip(*drawn, strict=True)])}  # fmt: skip
         if len(apart) > 1:
@@ -190,8 +190,8 @@ def dropout_claims(rows: Rows) -> list[Finding]:
             less = [a - b for a, b in zip(*spreads, strict=True)]
             text = f"deviation, dropout's minus partitions' over t {difference(less)} (printed 1.06 and 0.90)"
             parts[text] = positive(less)
-        made.append(claim("002, summary 1", f"{steps}, dropout partitions need less", parts))
-    return made
+        findings.append(claim("Keller et al., summary 1", f"{steps}, dropout partitions need less", parts))
+    return findings
 
 
 def _differences(dropout: Sequence[float], partitions: Sequence[float]) -> list[float]:

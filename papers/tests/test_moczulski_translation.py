@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from filigree_papers import data as own_data
 from filigree_papers import models as own_models
-from filigree_papers.reproduce import Asked, Bars, translating
-from filigree_papers.reproduce.translating import (
+from filigree_papers.reproduce import Bars, Request, moczulski_translation
+from filigree_papers.reproduce.moczulski_translation import (
     bleu,
     guessed,
     mean_nll,
@@ -64,8 +64,8 @@ def test_nll_is_that_of_sentences():
         return sentence_nll(net(*batch), batch[1])
 
     for size in (1, 2, 3):
-        found = mean_nll(nll, model, own_data.parallel_batches(pairs, size, 0))
-        assert found == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+        mean = mean_nll(nll, model, own_data.parallel_batches(pairs, size, 0))
+        assert mean == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
 
 
 def test_each_region_is_to_be_looked_at_once():
@@ -116,36 +116,39 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("made", translating.REPRODUCTIONS, ids=lambda made: made.name)
-def test_every_case_runs(made, root):
-    for case in made.cases:
-        rows = made.compute(case, 0, True)
+@pytest.mark.parametrize("experiment", moczulski_translation.REPRODUCTIONS, ids=lambda experiment: experiment.name)
+def test_every_case_runs(experiment, root):
+    for case in experiment.cases:
+        rows = experiment.compute(case, 0, True)
         assert {row["activation"] for row in rows} == {case}
         assert [row.get("step") for row in rows] == ["2", "4", None]
         assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
         assert {"best validation NLL", "best step", "test NLL", "BLEU-4"} <= set(rows[-1])
-        assert rows == made.compute(case, 0, True)  # of the seed alone
-    assert rows != made.compute(case, 1, True)
+        assert rows == experiment.compute(case, 0, True)  # of the seed alone
+    assert rows != experiment.compute(case, 1, True)
 
 
 def test_how_the_captions_are_trained(root):
-    first = {once: translating.flickr("soft", 0, True, once=once)[0] for once in (0.0, 1.0)}
+    first = {weight: moczulski_translation.flickr("soft", 0, True, evenness=weight)[0] for weight in (0.0, 1.0)}
     assert first[1.0]["training loss"] > first[0.0]["training loss"] + 0.3
     assert abs(first[1.0]["validation NLL"] - first[0.0]["validation NLL"]) < 0.1  # what is judged is the NLL alone
 
 
 def test_where_the_recurrent_weights_start(root):
     first = {
-        scale: translating.europarl("soft", 0, True, orthogonal=scale)[0]["validation NLL"] for scale in (None, 1, 0.01)
+        scale: moczulski_translation.europarl("soft", 0, True, orthogonal=scale)[0]["validation NLL"]
+        for scale in (None, 1, 0.01)
     }
     assert len(set(first.values())) == 3
 
 
 def test_cases_change_what_they_say(root, monkeypatch):
     seen = []
-    monkeypatch.setattr(translating, "stopped_early", lambda case, model, *_: seen.append((case, model)) or [])
+    monkeypatch.setattr(
+        moczulski_translation, "stopped_early", lambda case, model, *_: seen.append((case, model)) or []
+    )
     for case in ("soft", "hard", "NAH", "NAH, no dropout", "NANIL"):
-        translating.flickr(case, 0, True)
+        moczulski_translation.flickr(case, 0, True)
     kinds = {case: (type(model.decoder).__name__, model.readout.dropout.p) for case, model in seen}
     assert kinds == {
         "soft": ("LSTMCell", 0.5), "hard": ("NoisyLSTMCell", 0.5), "NAH": ("NoisyLSTMCell", 0.5),
@@ -155,16 +158,16 @@ def test_cases_change_what_they_say(root, monkeypatch):
     assert all(torch.equal(model.decoder.weight_hh, first) for _, model in seen)  # all arms start alike
 
 
-@pytest.mark.parametrize("made", translating.REPRODUCTIONS, ids=lambda made: made.name)
-def test_tables_and_claims(made, root, tmp_path):
-    cases = made.cases[:3]
+@pytest.mark.parametrize("experiment", moczulski_translation.REPRODUCTIONS, ids=lambda experiment: experiment.name)
+def test_tables_and_claims(experiment, root, tmp_path):
+    cases = experiment.cases[:3]
     with Bars(Console(file=io.StringIO())) as bars:
-        _, findings = made.again(tmp_path / "out", Asked(cases=cases, seeds=(0, 1), quick=True), bars)
+        _, findings = experiment.again(tmp_path / "out", Request(cases=cases, seeds=(0, 1), quick=True), bars)
     assert {finding.where for finding in findings} == {
-        "Moczulski 2019, Table 4.4" if "europarl" in made.name else "Moczulski 2019, Table 4.3"
+        "Moczulski 2019, Table 4.4" if "europarl" in experiment.name else "Moczulski 2019, Table 4.3"
     }
     texts = [finding.text for finding in findings]
-    for figure in ("best validation NLL" if "europarl" in made.name else "test NLL", "BLEU-4"):
+    for figure in ("best validation NLL" if "europarl" in experiment.name else "test NLL", "BLEU-4"):
         (soft,) = [text for text in texts if text.startswith(f"soft, {figure}: printed ")]
         assert "(2 runs, 95% [" in soft
     assert any("NAH - soft" in text and "2 pairs" in text for text in texts)
@@ -185,8 +188,8 @@ def test_a_small_language_is_learned(root, monkeypatch):
 
     def score(net):
         batches = list(own_data.parallel_batches(text.train, 20, 0))
-        made = [line for x, _ in batches for line in guessed(net.translate(x))]
-        return {"BLEU-4": bleu(made, [[words(line)] for _, y in batches for line in y])}
+        translated = [line for x, _ in batches for line in guessed(net.translate(x))]
+        return {"BLEU-4": bleu(translated, [[words(line)] for _, y in batches for line in y])}
 
     rows = stopped_early(
         "soft", model, lambda epoch: own_data.parallel_batches(text.train, 20, epoch), nll, nll,
@@ -198,6 +201,6 @@ def test_a_small_language_is_learned(root, monkeypatch):
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FILIGREE_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"train.en is absent.* must hold train.en, train.fr, valid.en"):
-        translating.europarl("soft", 0, True)
+        moczulski_translation.europarl("soft", 0, True)
     with pytest.raises(FileNotFoundError, match=r"Flickr8k.token.txt is absent.* features.npz"):
-        translating.flickr("soft", 0, True)
+        moczulski_translation.flickr("soft", 0, True)

@@ -20,7 +20,7 @@ from filigree.report import Chart
 from filigree.train import seed_everything
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, Verdict, claim, figure, positive, share, unprinted
-from filigree_papers.reproduce.pruning import NETWORKS, PRUNING, counted_as_printed, load_mnist, train
+from filigree_papers.reproduce.john_pruning import NETWORKS, PRUNING, counted_as_printed, load_mnist, train
 from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction, metric
 from filigree_papers.reproduce.steps import percent
 
@@ -64,7 +64,8 @@ def energy_large(case: str, seed: int, quick: bool) -> Rows:
         config = SubClustering(initial=initial, energy=p, criterion="hoh" if case == "hoh" else "quantile", seed=seed)
         report = compress_(small, config, x)
         kept = {name: _outputs(small, name) for name in initial}
-        splits = [int(found[1]) for change in report.changes if (found := re.search(r"(\d+) splits", change.note))]
+        matches = (re.search(r"(\d+) splits", change.note) for change in report.changes)
+        splits = [int(match[1]) for match in matches if match]
         row: dict[str, Any] = {
             "rule": case, "p": str(p), **{name: float(count) for name, count in kept.items()},
             "splits": float(sum(splits)), "sparsity % as printed": 100 * (1 - counted_as_printed(model, kept)),
@@ -95,89 +96,94 @@ def energy_claims(rows: Rows) -> list[Finding]:
     """Table 5.8, and whether fewer units stay as p grows. Rows come run by run, in the order of p."""
     with torch.device("meta"):
         whole = models.mlp([784, 300, 100, 10])
-    made = []
-    its = [row for row in rows if (row["learning rate"], row["rule"], row["compensation"]) == ("0.01", "hoh", "None")]
+
+    def runs_of(lr: str, rule: str) -> Rows:
+        setting = {"learning rate": lr, "rule": rule, "compensation": "None"}
+        return [row for row in rows if setting.items() <= row.items()]
+
+    findings = []
     for p, (sparsity, accuracy, _) in TABLE_58.items():
-        at = [row for row in its if row["p"] == p]
+        at = [row for row in runs_of("0.01", "hoh") if row["p"] == p]
         if at:
             gone = [100 * (1 - counted_as_printed(whole, {"fc1": int(r["fc1"]), "fc2": int(r["fc2"])})) for r in at]
-            made.append(figure("John 2019, Table 5.8", f"p = {p}, sparsity in %", sparsity, gone, percent=True))
+            findings.append(figure("John 2019, Table 5.8", f"p = {p}, sparsity in %", sparsity, gone, percent=True))
             ours = [r["test %"] for r in at]
-            made.append(figure("John 2019, Table 5.8", f"p = {p}, accuracy in %", accuracy, ours, percent=True))
+            findings.append(figure("John 2019, Table 5.8", f"p = {p}, accuracy in %", accuracy, ours, percent=True))
     for rule, says in (("hoh", "as printed"), ("quantile", "by quantiles")):
         parts: dict[str, Verdict] = {}
         for lr in dict.fromkeys(row["learning rate"] for row in rows):
-            its = [r for r in rows if (r["learning rate"], r["rule"], r["compensation"]) == (lr, rule, "None")]
-            runs = [[r["fc1"] + r["fc2"] for r in its[first : first + 5]] for first in range(0, len(its), 5)]
+            units = [row["fc1"] + row["fc2"] for row in runs_of(lr, rule)]
+            runs = [units[first : first + 5] for first in range(0, len(units), 5)]
             falling = [all(a >= b for a, b in pairwise(run)) for run in runs]
             means = " / ".join(f"{mean(column):.0f}" for column in zip(*runs, strict=True))
             parts[f"learning rate {lr}: {means}, falling in {sum(falling)} of {len(runs)} runs"] = share(falling)
+        where = "John 2019, section 5.5.5"
         if rule == "hoh" and parts:
-            made.append(claim("John 2019, section 5.5.5", f"Units kept at p = .1, .3, .5, .7, .8, {says}, fall", parts))
+            findings.append(claim(where, f"Units kept at p = .1, .3, .5, .7, .8, {says}, fall", parts))
         elif parts:
-            made.append(unprinted("John 2019, section 5.5.5", f"Units kept {says}: {'; '.join(parts)}."))
-    return made
+            findings.append(unprinted(where, f"Units kept {says}: {'; '.join(parts)}."))
+    return findings
 
 
 def energy_large_claims(rows: Rows) -> list[Finding]:
     """Table 5.9, large networks at p < .4, and how many sub-clusterings there are."""
-    its = {row["p"]: [r for r in rows if (r["rule"], r["p"]) == ("hoh", row["p"])] for row in rows}
-    its = {p: found for p, found in its.items() if found}
-    if not its:
+    by_p: dict[str, Rows] = {}
+    for row in rows:
+        if row["rule"] == "hoh":
+            by_p.setdefault(row["p"], []).append(row)
+    if not by_p:
         return []
-    made = []
+    findings = []
     for p, (sparsity, accuracy, epochs) in TABLE_59.items():
-        if p in its:
+        if p in by_p:
             gone, right, taken = (
-                [row[key] for row in its[p]] for key in ("sparsity % as printed", "test %", "epochs to regain")
+                [row[key] for row in by_p[p]] for key in ("sparsity % as printed", "test %", "epochs to regain")
             )
             what = f"p = {p}, epochs to regain it ({MOST_LARGE} at most)"
-            made += [
+            findings += [
                 figure("John 2019, Table 5.9", f"p = {p}, sparsity in %", sparsity, gone, percent=True),
                 figure("John 2019, Table 5.9", f"p = {p}, accuracy in %", accuracy, right, percent=True),
                 figure("John 2019, Table 5.9", what, epochs, taken, cap=MOST_LARGE),
             ]
-    splits = [row["splits"] for found in its.values() for row in found]
-    text = f"{min(splits):.0f} to {max(splits):.0f}"
-    made.append(
-        claim(
-            "John 2019, section 5.5.6", "There are at most 4 sub-clusterings", {text: share([s <= 4 for s in splits])}
-        )
-    )
-    low, high = ([row["test %"] for p, found in its.items() if (float(p) < 0.4) == below for row in found]
+    splits = [row["splits"] for own in by_p.values() for row in own]
+    parts = {f"{min(splits):.0f} to {max(splits):.0f}": share([number <= 4 for number in splits])}
+    findings.append(claim("John 2019, section 5.5.6", "There are at most 4 sub-clusterings", parts))
+    low, high = ([row["test %"] for p, own in by_p.items() if (float(p) < 0.4) == below for row in own]
                  for below in (True, False))  # fmt: skip
     text = f"{mean(low):.2f}% against {mean(high):.2f}%"
     says = "Large networks do better at p < .4"
-    made.append(claim("John 2019, section 5.5.5", says, {text: positive([mean(low) - mean(high)])}))
-    return made
+    findings.append(claim("John 2019, section 5.5.5", says, {text: positive([mean(low) - mean(high)])}))
+    return findings
 
 
 def pruned_claim(where: str, parameters: int, epochs: int | None) -> Callable[[Records], list[Finding]]:
-    """Of each method: sizes against the dense network, accuracies before and after fine-tuning; the printed ones."""
+    """The printed figures, and the sizes and accuracies of each method, before and after fine-tuning."""
 
     def findings(records: Records) -> list[Finding]:
-        made = []
+        of_methods = []
         for runs in records.values():
             whole = runs["dense"][0].cost
             hoh = runs.get("hoh", [])
             if hoh:
                 ours: Sequence[float] = [run.cost["parameters"] for run in hoh]
-                made.append(figure(where, "parameters that stay, counted from the printed units", parameters, ours))
+                of_methods.append(
+                    figure(where, "parameters that stay, counted from the printed units", parameters, ours)
+                )
                 if epochs is not None:
                     tuned = metric(hoh, "finetune_epochs")
-                    made.append(figure(where, "epochs of fine-tuning", epochs, tuned))
-            for method, its in runs.items():
-                found, cost = its[0].metrics, its[0].cost
-                if "compressed_test_accuracy" in found:
+                    of_methods.append(figure(where, "epochs of fine-tuning", epochs, tuned))
+            for method, (first, *_) in runs.items():
+                metrics, cost = first.metrics, first.cost
+                if "compressed_test_accuracy" in metrics:
                     before, pruned, after = (
-                        100 * float(found[f"{when}test_accuracy"] or 0) for when in ("trained_", "compressed_", "")
+                        100 * float(metrics[f"{when}test_accuracy"] or 0) for when in ("trained_", "compressed_", "")
                     )
                     smaller, faster = (whole[key] / cost[key] for key in ("parameters", "macs_forward"))
-                    made.append(unprinted(where, (
+                    of_methods.append(unprinted(where, (
                         f"{method}: {before:.2f}% -> {pruned:.2f} at 1/{smaller:.1f} of the parameters and "
-                        f"1/{faster:.1f} of the multiply-adds, {after:.2f} after {found['finetune_epochs']} epochs."
+                        f"1/{faster:.1f} of the multiply-adds, {after:.2f} after {metrics['finetune_epochs']} epochs."
                     )))  # fmt: skip
-        return made
+        return of_methods
 
     return findings
 

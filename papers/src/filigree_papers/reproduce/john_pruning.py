@@ -52,7 +52,7 @@ def lenet5_thesis(width: tuple[int, int, int] = (6, 16, 84)) -> nn.Sequential:
     )  # fmt: skip
 
 
-# network -> how it is made, learning rate, epochs, units of each layer that the document keeps
+# network -> a function that builds it, learning rate, epochs, units of each layer that the document keeps
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], float, int, dict[str, int]]] = {
     "lenet-300-100": (lambda: models.mlp([784, 300, 100, 10]), 0.01, 4, {"fc1": 76, "fc2": 25}),
     "lenet5": (lenet5_thesis, 0.01, 4, {"conv1": 4, "conv2": 5, "fc1": 19}),
@@ -180,8 +180,10 @@ def compensation(case: str, seed: int, quick: bool) -> Rows:
 
 
 def counted_as_printed(model: nn.Module, kept: Mapping[str, int]) -> float:
-    """The share of the parameters that stay, as the document counts: a removed filter takes its own weights along, but
-    not the next layer's, a removed unit of a linear layer both."""
+    """The share of the parameters that stay, as the document counts them.
+
+    A removed filter takes its own weights along, but not the next layer's; a removed unit of a linear layer takes both.
+    """
     stay, inputs = 0, None
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -217,7 +219,8 @@ def clustering(case: str, seed: int, quick: bool) -> Rows:
 
 # network -> place, test accuracy of the trained one, and in % the parameters that go, or all against those that stay
 TABLES: dict[str, tuple[str, float | None, float, bool]] = {
-    "lenet-300-100": ("John 2019, Table 5.1", 97.769, 76.803, True), "lenet5": ("John 2019, Table 5.3", 99.218, 434.22, False),
+    "lenet-300-100": ("John 2019, Table 5.1", 97.769, 76.803, True),
+    "lenet5": ("John 2019, Table 5.3", 99.218, 434.22, False),
     "lenet5-like": ("John 2019, section 5.5.2", None, 90.103, True),
 }  # fmt: skip
 RETRAINED = {"lenet5": 25.0, "lenet5-like": 3.0, "lenet-300-100": 4.0}  # epochs
@@ -225,42 +228,42 @@ RETRAINED = {"lenet5": 25.0, "lenet5-like": 3.0, "lenet-300-100": 4.0}  # epochs
 
 def tables_claim(rows: Rows) -> list[Finding]:
     """Accuracies, and whether clusters of k-means regain them, as the document's sub-clusters do."""
-    made = []
+    findings = []
     for network, (where, accuracy, size, gone) in TABLES.items():
-        its = [row for row in rows if row["network"] == network]
-        kept = [row for row in its if (row["method"], row["compensation"]) == ("k-means", "least_squares")]
+        own = [row for row in rows if row["network"] == network]
+        kept = [row for row in own if (row["method"], row["compensation"]) == ("k-means", "least_squares")]
         if not kept:
             continue
         build, _, _, keep = NETWORKS[network]
         stay = counted_as_printed(build(), keep)
         what = f"{network}, as the document counts, parameters {'that go' if gone else 'against those that stay'}, %"
-        made.append(count(where, what, size, 100 * (1 - stay) if gone else 100 / stay, 3 if gone else 2))
-        dense = [row["test %"] for row in its if row["method"] == "dense"]
+        findings.append(count(where, what, size, 100 * (1 - stay) if gone else 100 / stay, 3 if gone else 2))
+        dense = [row["test %"] for row in own if row["method"] == "dense"]
         if accuracy is not None:
-            made.append(figure(where, f"{network}, trained, test accuracy in %", accuracy, dense, percent=True))
+            findings.append(figure(where, f"{network}, trained, test accuracy in %", accuracy, dense, percent=True))
         what = f"{network}, k-means, epochs to regain the accuracy ({MOST} at most)"
-        made.append(figure(where, what, RETRAINED[network], [row["epochs to regain"] for row in kept], cap=MOST))
+        findings.append(figure(where, what, RETRAINED[network], [row["epochs to regain"] for row in kept], cap=MOST))
         apart = [row["fine-tuned %"] - whole for row, whole in zip(kept, dense, strict=True)]
         times = kept[0]["times fewer parameters"]
         text = f"fine-tuned minus trained, 1/{times:.1f} of the parameters, {difference(apart, ' points')}"
-        made.append(claim(where, f"{network} loses nothing", {text: at_least(apart, 0)}))
-    return made
+        findings.append(claim(where, f"{network} loses nothing", {text: at_least(apart, 0)}))
+    return findings
 
 
 def compensation_claim(rows: Rows) -> list[Finding]:
-    """Does what the removed units did, handed to those that stay, save accuracy?"""
+    """Does the update of the kept units, which takes over what the removed ones did, save accuracy?"""
     parts: dict[str, Verdict] = {}
     for keep in dict.fromkeys(row["keep"] for row in rows if row["method"] != "dense"):
         for method in ("k-means", "ward"):
-            its = [row for row in rows if (row["keep"], row["method"]) == (keep, method)]
-            apart = [row["correlation"] - row["None"] for row in its]
+            own = [row for row in rows if (row["keep"], row["method"]) == (keep, method)]
+            apart = [row["correlation"] - row["None"] for row in own]
             parts[f"{method} at {keep} {difference(apart, ' points')}"] = positive(apart)
     return [claim("John 2019, eqs. 5.8 to 5.12", "The correlation update saves accuracy", parts)] if parts else []
 
 
 def clusters_claims(rows: Rows) -> list[Finding]:
     """The comparisons of 4.4: clustering methods with the selection by bias, selections with the better methods."""
-    made = []
+    findings = []
     for where, network, says, vary, fixed, pairs, alike in CLUSTERS:
         other = "select" if vary == "method" else "method"
         ours: dict[str, dict[int, float]] = {}
@@ -270,8 +273,8 @@ def clusters_claims(rows: Rows) -> list[Finding]:
                 runs[len(runs)] = row["None"]
         parts = compared(ours, pairs, unit=" points") | compared(ours, alike, rule=equal(1.0), unit=" points")
         if parts:
-            made.append(claim(where, f"{network}, {says}", parts))
-    return made
+            findings.append(claim(where, f"{network}, {says}", parts))
+    return findings
 
 
 _OTHERS = [("kmeans", "spectral"), ("ward", "spectral"), ("kmeans", "gmm"), ("ward", "gmm")]

@@ -1,4 +1,4 @@
-"""000: asymmetric training (chapter 9), on MNIST and on 25 networks for Fashion-MNIST."""
+"""Srivastava 2022: asymmetric training (chapter 9), on MNIST and on 25 networks for Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def best_arm(where: str) -> Callable[[Records], list[Finding]]:
     def findings(records: Records) -> list[Finding]:
         wins: list[str] = []
         for runs in records.values():
-            means = {arm: mean(its) for arm in ARMS if (its := metric(runs.get(arm, []), "test_accuracy"))}
-            if len(means) == len(ARMS):
-                wins.append(max(means, key=lambda arm: means[arm]))
+            accuracies = {arm: metric(runs.get(arm, []), "test_accuracy") for arm in ARMS}
+            if all(accuracies.values()):
+                wins.append(max(ARMS, key=lambda arm: mean(accuracies[arm])))
         if not wins:
             return []
         parts: dict[str, Verdict] = {}
@@ -78,14 +78,14 @@ def best_arm(where: str) -> Callable[[Records], list[Finding]]:
 
 
 def against(where: str) -> Callable[[Records], list[Finding]]:
-    """Is each asymmetric arm better than symmetric training? And, which the document has not, than dense training?"""
+    """Is each asymmetric arm better than symmetric training? Also compares with dense training without dropout."""
 
     def findings(records: Records) -> list[Finding]:
         ours = by_run(records, test_accuracy)
         parts = compared(ours, [(arm, "symmetric") for arm in OWN], unit=" points")
         besides = "; ".join(compared(ours, [(arm, "dense") for arm in OWN], unit=" points"))
-        made = claim(where, "Asymmetric training is more accurate than symmetric, by networks and seeds", parts)
-        return [replace(made, text=f"{made.text} Without dropout: {besides}.")] if parts else []
+        finding = claim(where, "Asymmetric training is more accurate than symmetric, by networks and seeds", parts)
+        return [replace(finding, text=f"{finding.text} Without dropout: {besides}.")] if parts else []
 
     return findings
 
@@ -106,11 +106,11 @@ def overfitting(where: str) -> Callable[[Records], list[Finding]]:
 
 
 def time(where: str, printed: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Callable[[Records], list[Finding]]:
-    """The backward pass as a share of symmetric training's: its mean over networks and seeds, beside the printed."""
+    """The time of backward passes as a share of symmetric training's, as a mean over networks and seeds."""
 
     def findings(records: Records) -> list[Finding]:
         ours = by_run(records, cost("backward_ms"))
-        made = []
+        shares_of_time = []
         for arm in OWN:
             theirs = [
                 tables[arm]["backward_seconds"] / tables["symmetric"]["backward_seconds"] for tables in printed.values()
@@ -118,8 +118,9 @@ def time(where: str, printed: Mapping[str, Mapping[str, Mapping[str, float]]]) -
             runs = ours.get(arm, {}).keys() & ours.get("symmetric", {}).keys()
             shares = [ours[arm][run] / ours["symmetric"][run] for run in sorted(runs)]
             if shares:
-                made.append(figure(where, f"{arm}, backward time as a share of symmetric's", mean(theirs), shares))
-        return made
+                what = f"{arm}, backward time as a share of symmetric's"
+                shares_of_time.append(figure(where, what, mean(theirs), shares))
+        return shares_of_time
 
     return findings
 
@@ -141,19 +142,21 @@ REPRODUCTIONS = [
         _MNIST,
         "Srivastava 2022, Table 9.1",
         ["training.epochs=1", "seeds=[0]"],
-        [against("Srivastava 2022, section 9.2"), overfitting("000, abstract"), time("Srivastava 2022, Table 9.2", _MNIST)],
+        [against("Srivastava 2022, section 9.2"), overfitting("Srivastava 2022, abstract"),
+         time("Srivastava 2022, Table 9.2", _MNIST)],
         NOTES,
     ),
     Reproduction(
         "asymmetric-fashion",
-        "Fashion-MNIST, 25 networks of 1 to 5 hidden layers of 64 to 1024 units, 20 epochs (Srivastava 2022, tables 9.3 to 9.52).",
+        "Fashion-MNIST, 25 networks of 1 to 5 hidden layers of 64 to 1024 units, 20 epochs "
+        "(Srivastava 2022, Tables 9.3 to 9.52).",
         "asymmetric-fashion",
         {case: [f"model.hidden={[int(case[3:])] * int(case[1])}"] for case in _FASHION},
         _25,
         "Srivastava 2022, Tables 9.3 to 9.51",
         ["training.epochs=1", "seeds=[0]", "data.name=digits", "data.validation=0.2"],
-        [best_arm("Srivastava 2022, section 9.6"), against("Srivastava 2022, chapter 10"), overfitting("000, abstract"),
-         time("Srivastava 2022, Tables 9.4 to 9.52", _25)],
+        [best_arm("Srivastava 2022, section 9.6"), against("Srivastava 2022, chapter 10"),
+         overfitting("Srivastava 2022, abstract"), time("Srivastava 2022, Tables 9.4 to 9.52", _25)],
         NOTES,
     ),
 ]  # fmt: skip

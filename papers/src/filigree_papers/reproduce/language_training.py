@@ -1,4 +1,4 @@
-"""004: language models on contiguous streams of text, noisy and mollified."""
+"""Moczulski 2019: language models on contiguous streams of text, noisy and mollified."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from filigree_papers.reproduce.steps import Halving, train_steps
 
 def language(
     case: str, convert: Callable[[nn.Module], Any], model: nn.Module, text: own_data.Text, steps: int, length: int,
-    batch: int, optimizer_of: Callable[[Any], torch.optim.Optimizer], clip: float, looks: int, held: int,
+    batch_size: int, optimizer_of: Callable[[Any], torch.optim.Optimizer], clip: float, looks: int, held: int,
     halve: int | None = None,
 ) -> Rows:  # fmt: skip
     """Train a language model on contiguous streams; rows of validation and test losses, in nats."""
@@ -26,21 +26,22 @@ def language(
     optimizer = optimizer_of(model.parameters())
     if halve is not None:
         steppers.append(Halving(optimizer, halve, 1327))
-    pieces = own_data.language_model_batches(text.train, batch, length)
+    pieces = own_data.language_model_batches(text.train, batch_size, length)
     judges = {
-        name: own_data.language_model_batches(part[:held], batch, length)
+        name: own_data.language_model_batches(part[:held], batch_size, length)
         for name, part in (("validation", text.validation), ("test", text.test))
     }
 
-    def loss(net: nn.Module, its: tuple[Tensor, ...]) -> Tensor:
-        return F.cross_entropy(net(its[0]).flatten(0, 1), its[1].flatten())
+    def loss(net: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(net(x).flatten(0, 1), y.flatten())
 
     def look(net: Any) -> dict[str, float]:
-        found = {}
+        losses = {}
         for name, (x, y) in judges.items():
             net.reset()
-            found[name] = statistics.fmean(float(loss(net, (x[i], y[i]))) for i in range(len(x)))
-        return found
+            losses[name] = statistics.fmean(float(loss(net, (x[i], y[i]))) for i in range(len(x)))
+        return losses
 
     total = len(pieces[0])
     rows = train_steps(

@@ -1,4 +1,4 @@
-"""Moczulski 2019, 4.3.6: noisy activations where learning is hard: programs, unique elements, recall, a small translation."""
+"""Moczulski 2019, 4.3.6: noisy activations for hard tasks: programs, unique elements, recall, a small translation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from filigree_papers import models as own_models
 from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.noise import ARMS, arm
+from filigree_papers.reproduce.moczulski_noise import ARMS, arm
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import draw, masked_loss, train_steps
 
@@ -42,7 +42,7 @@ def unique(case: str, seed: int, quick: bool, *, steps: int = 6000) -> Rows:
         return {"test error %": 100 * float((net(test[0]).argmax(1) != test[1]).float().mean())}
 
     rows = train_steps(
-        model, batch, lambda net, its: F.cross_entropy(net(its[0]), its[1]),
+        model, batch, lambda net, xy: F.cross_entropy(net(xy[0]), xy[1]),
         torch.optim.Adam(model.parameters(), 0.002), steps, look, 2 if quick else 12, steppers, 5.0,
     )  # fmt: skip
     return [{"activation": case, **row} for row in rows]
@@ -59,8 +59,7 @@ def programs(
     test = tasks.encode(tasks.programs(1000, digits, nesting, "baseline", seed=99_991 + seed))
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        made = tasks.programs(64, digits, nesting, "combined", step / steps, seed=seed * 1_000_003 + step)
-        return tasks.encode(made)
+        return tasks.encode(tasks.programs(64, digits, nesting, "combined", step / steps, seed=seed * 1_000_003 + step))
 
     def look(net: nn.Module) -> dict[str, float]:
         x, y, mask = test
@@ -68,7 +67,7 @@ def programs(
         return {"characters right %": 100 * float(right.sum() / mask.sum())}
 
     rows = train_steps(
-        model, batch, lambda net, its: masked_loss(net(its[0]), its[1], its[2]),
+        model, batch, lambda net, xy: masked_loss(net(xy[0]), xy[1], xy[2]),
         torch.optim.Adam(model.parameters(), 0.003), steps, look, 2 if quick else 6, (), 5.0,
     )  # fmt: skip
     return [{"activation": case, **row} for row in rows]
@@ -86,8 +85,8 @@ def recall(case: str, seed: int, quick: bool, *, most: int = 6, steps: int = 300
     judges = {items: tasks.associative_recall(100, items, seed=77_777) for items in (2, most)}
     sizes = torch.Generator().manual_seed(seed)
 
-    def loss(net: nn.Module, its: tuple[Tensor, ...]) -> Tensor:
-        x, y, mask = its
+    def loss(net: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y, mask = batch
         each = F.binary_cross_entropy_with_logits(net(x), y, reduction="none").mean(2)
         return (each * mask).sum() / mask.sum()
 
@@ -96,17 +95,17 @@ def recall(case: str, seed: int, quick: bool, *, most: int = 6, steps: int = 300
         return tasks.associative_recall(16, items, seed=seed * 1_000_003 + step)
 
     def look(net: nn.Module) -> dict[str, float]:
-        return {f"loss, {items} items": float(loss(net, its)) for items, its in judges.items()}
+        return {f"loss, {items} items": float(loss(net, batch)) for items, batch in judges.items()}
 
     rows = train_steps(model, batch, loss, torch.optim.Adam(model.parameters(), 1e-3), steps, look, 2 if quick else 6,
                        steppers, 10.0)  # fmt: skip
     return [{"activation": case, **row} for row in rows]
 
 
-def exactly(made: Tensor, wanted: Tensor) -> Tensor:
-    """Which rows say the same, whatever stands behind the end of the wanted ones: `(batch, time)` to `(batch,)`."""
-    made = F.pad(made, (0, wanted.shape[1] - made.shape[1]))
-    return ((made == wanted) | (wanted == 0)).all(1)
+def exactly(translated: Tensor, wanted: Tensor) -> Tensor:
+    """Which rows are equal, whatever follows the end of the wanted ones: `(batch, time)` to `(batch,)`."""
+    translated = F.pad(translated, (0, wanted.shape[1] - translated.shape[1]))
+    return ((translated == wanted) | (wanted == 0)).all(1)
 
 
 def translation(case: str, seed: int, quick: bool) -> Rows:
@@ -114,11 +113,11 @@ def translation(case: str, seed: int, quick: bool) -> Rows:
     seed_everything(seed)
     model = arm(own_models.translator(len(tasks.SOURCE_WORDS), len(tasks.TARGET_WORDS), 32, 48), case, seed)
     train, test = tasks.translation(20_000, seed=seed), tasks.translation(1000, seed=90_000 + seed)
-    chosen = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     steps = 6 if quick else 1200
 
-    def loss(net: nn.Module, its: tuple[Tensor, ...]) -> Tensor:
-        source, target = its
+    def loss(net: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        source, target = batch
         return F.cross_entropy(net(source, target).flatten(0, 1), target[:, 1:].flatten(), ignore_index=0)
 
     def look(net: Any) -> dict[str, float]:
@@ -127,8 +126,8 @@ def translation(case: str, seed: int, quick: bool) -> Rows:
         return {"test NLL": float(loss(net, test)), "sentences right %": 100 * float(right.float().mean())}
 
     rows = train_steps(
-        model, lambda _: draw(chosen, *train, size=64), loss, torch.optim.Adam(model.parameters(), 0.002), steps, look,
-        2 if quick else 6, (), 5.0,
+        model, lambda _: draw(generator, *train, size=64), loss, torch.optim.Adam(model.parameters(), 0.002), steps,
+        look, 2 if quick else 6, (), 5.0,
     )  # fmt: skip
     return [{"activation": case, **row} for row in rows]
 
@@ -148,12 +147,11 @@ def unique_claims() -> list[OfRows]:
 
 def program_claims() -> list[OfRows]:
     """Table 4.1 and Fig. 4.10."""
-    name, noisy = "characters right %", ("NAH", "NAH, alpha 1.15")
+    name, pairs = "characters right %", [("NAH", "soft"), ("NAH, alpha 1.15", "soft")]
     return [
         beside("Moczulski 2019, Table 4.1", name, {"soft": 46.45, "NAH": 48.09}),
-        before("Moczulski 2019, Table 4.1", "The noisy network is more accurate", name, [(arm, "soft") for arm in noisy]),
-        before("Moczulski 2019, Fig. 4.10", "The noisy network learns faster", "training loss", [(arm, "soft") for arm in noisy],
-               lower=True),
+        before("Moczulski 2019, Table 4.1", "The noisy network is more accurate", name, pairs),
+        before("Moczulski 2019, Fig. 4.10", "The noisy network learns faster", "training loss", pairs, lower=True),
         before("Moczulski 2019, Table 4.1", "Noise is better than the hard activation alone", name,
                [("NAH, alpha 1.15", "hard")]),
     ]  # fmt: skip
@@ -166,8 +164,9 @@ def recall_claims(items: int) -> list[OfRows]:
 
 
 TRANSLATED: list[OfRows] = [
-    before("Moczulski 2019, Table 4.4", "Hard activations are better than soft ones, noisy ones than both, in a small language",
-           "test NLL", [("hard", "soft"), ("NAH", "soft"), ("NAH", "hard")], lower=True),
+    before("Moczulski 2019, Table 4.4",
+           "Hard activations are better than soft ones, noisy ones than both, in a small language", "test NLL",
+           [("hard", "soft"), ("NAH", "soft"), ("NAH", "hard")], lower=True),
 ]  # fmt: skip
 
 _SEEDS = list(range(3))

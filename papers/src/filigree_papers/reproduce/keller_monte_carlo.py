@@ -1,4 +1,4 @@
-"""002: quantisation by sampling, and a constant number of inputs to each unit."""
+"""Keller et al.: quantisation by sampling, and a constant number of inputs to each unit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rms": {"calibrate": "rms", "correct_bias": False},
     "rms + bias": {"calibrate": "rms"},
-    "handed on": {"calibrate": "handed_on"},
+    "error diffusion": {},  # the default
 }
 
 
@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def quantised(model: nn.Module, split: data.DataSet, budgets: Sequence[float], seed: int, per: str = "layer") -> Rows:
-    """A row for each calibration and budget: accuracy against what is drawn, kept and stored."""
+    """A row for each calibration and budget: the accuracy, and the weights that are drawn, kept and stored."""
     whole = percent(model, split.test)
     calibration = split.train.x[torch.randperm(len(split.train.x))[:CALIBRATION]]
     rows: Rows = []
@@ -125,8 +125,8 @@ def sampling_error(case: str, seed: int, quick: bool) -> Rows:
 
 def quantisation_claim(rows: Rows) -> list[Finding]:
     """Is 97% of the model's accuracy left at 12% of its weights? As the document samples, and calibrated."""
-    made = []
-    for kind, says in (("plain", "as printed"), ("handed on", "calibrated layer by layer")):
+    findings = []
+    for kind, says in (("plain", "as printed"), ("error diffusion", "calibrated layer by layer")):
         parts = {}
         for network in dict.fromkeys(row["network"] for row in rows):
             shares = [r["share of the model's %"] for r in rows
@@ -135,8 +135,8 @@ def quantisation_claim(rows: Rows) -> list[Finding]:
                 parts[f"{network} {spread(shares)}"] = at_least(shares, 97)
         if parts:
             text = f"At least 97% of the model's accuracy at 12% of the weights, sampled {says}"
-            made.append(claim("Keller et al., slide 'Test accuracy for two layer ReLU'", text, parts))
-    return made
+            findings.append(claim("Keller et al., slide 'Test accuracy for two layer ReLU'", text, parts))
+    return findings
 
 
 def cifar_claim(rows: Rows) -> list[Finding]:
@@ -144,46 +144,46 @@ def cifar_claim(rows: Rows) -> list[Finding]:
     whole = sorted({row["model's %"] for row in rows})  # of each run
     shares = [r["share of the model's %"] for r in rows
               if (r["calibration"], r["budget"], r["per"]) == ("plain", "0.5", "filter")]  # fmt: skip
-    made = [figure(slide, "LeNet on CIFAR-10, accuracy in %", 69.12, whole, percent=True)] if whole else []
+    findings = [figure(slide, "LeNet on CIFAR-10, accuracy in %", 69.12, whole, percent=True)] if whole else []
     if shares:
-        made.append(figure(slide, "share of it at 50% sampled by filter, plain, in %", 88, shares, percent=True))
-    return made
+        findings.append(figure(slide, "share of it at 50% sampled by filter, plain, in %", 88, shares, percent=True))
+    return findings
 
 
 def slope_claim(rows: Rows) -> list[Finding]:
     """How the error falls with the samples: the exponent by least squares over 4 to 64 samples, of each matrix."""
     parts: dict[str, Verdict] = {}
     for points, exponent in (("jittered", -1.0), ("independent", -0.5)):
-        its = [row for row in rows if row["points"] == points and row["samples a weight"] >= 4]
-        runs = len(its) // 5
-        logs = [[(math.log(r["samples a weight"]), math.log(r["mean error"])) for r in its[5 * i : 5 * i + 5]]
-                for i in range(runs)]  # fmt: skip
-        slopes = [statistics.linear_regression(*zip(*run, strict=True)).slope for run in logs]
+        logs = [
+            (math.log(row["samples a weight"]), math.log(row["mean error"]))
+            for row in rows
+            if row["points"] == points and row["samples a weight"] >= 4
+        ]
+        runs = [logs[first : first + 5] for first in range(0, len(logs), 5)]  # 4, 8, 16, 32, 64 samples
+        slopes = [statistics.linear_regression(*zip(*run, strict=True)).slope for run in runs]
         if slopes:
-            within = equal(0.05)([slope - exponent for slope in slopes])
-            parts[
-                f"{points} as N^{statistics.fmean(slopes):.3f} (N^{exponent:g} in theory), {len(slopes)} matrices"
-            ] = within
+            text = f"{points} as N^{statistics.fmean(slopes):.3f} (N^{exponent:g} in theory), {len(slopes)} matrices"
+            parts[text] = equal(0.05)([slope - exponent for slope in slopes])
     says = "The error of jittered samples falls as 1/N, that of independent ones as 1/sqrt(N)"
     return [claim("Keller et al., slide 'Stochastic evaluation of scalar product'", says, parts)] if parts else []
 
 
 def fan_in_claim(records: Records) -> list[Finding]:
-    """The curves are lost."""
+    """Our accuracies alone: the curves of the document are lost."""
     parts = []
-    for runs in records.values():
-        for method, its in runs.items():
-            if found := metric(its, "test_accuracy", 100):
-                parts.append(
-                    f"{method} {statistics.fmean(found):.2f}% with {its[0].cost.get('parameters', 0):,} parameters"
-                )
+    for methods in records.values():
+        for method, runs in methods.items():
+            if accuracies := metric(runs, "test_accuracy", 100):
+                parameters = runs[0].cost.get("parameters", 0)
+                parts.append(f"{method} {statistics.fmean(accuracies):.2f}% with {parameters:,} parameters")
     return [unprinted("Keller et al., slide 'Test accuracy for AlexNet on CIFAR-10'", f"{'; '.join(parts)}.")]
 
 
 REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
         "quantise-mnist",
-        "MLPs on MNIST as sampled integers, no retraining, plain and calibrated (Keller et al.: 97% of the accuracy at 12%).",
+        "MLPs on MNIST as sampled integers, no retraining, plain and calibrated "
+        "(Keller et al.: 97% of the accuracy at 12%).",
         quantise_mnist,
         ["784-300-100-10", "784-1024-10", "784-1024-1024-10"],
         seeds=(0, 1, 2),
@@ -196,7 +196,8 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     ),
     Computation(
         "quantise-cifar",
-        "LeNet on CIFAR-10 as sampled integers, by layer and by filter (Keller et al.: 88% of the accuracy at 50% sampled).",
+        "LeNet on CIFAR-10 as sampled integers, by layer and by filter "
+        "(Keller et al.: 88% of the accuracy at 50% sampled).",
         quantise_cifar,
         ["lenet"],
         data=["cifar-10"],

@@ -22,7 +22,7 @@ from filigree.train import fit, seed_everything
 from filigree_papers.reproduce.claims import compared
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive, share
-from filigree_papers.reproduce.pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
+from filigree_papers.reproduce.john_pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import percent
 
@@ -45,11 +45,11 @@ def deviations(case: str, seed: int, quick: bool) -> Rows:
         for level in (0.1, 0.9) if quick else (0.1, 0.3, 0.5, 0.7, 0.9):
             small = copy.deepcopy(model)
             compress_(small, config(1 - level, seed=seed), x)
-            found = net_deviation(model, small, x[:200])
+            deviation = net_deviation(model, small, x[:200])
             rows.append({
                 "network": case, "method": name, "pruned": str(level), "parameters": float(measure(small).parameters),
                 "MACs": float(measure(small, x[:1]).macs_forward or 0), "test %": percent(small, split.test),
-                "error": found.error, "bound": found.bound, "deviation": found.value,
+                "error": deviation.error, "bound": deviation.bound, "deviation": deviation.value,
             })  # fmt: skip
     values: list[Any] = [row["deviation"] for row in rows]
     for row, value in zip(rows, normalised(values), strict=True):
@@ -77,9 +77,9 @@ def retraining(case: str, seed: int, quick: bool) -> Rows:
     for name, lr, batch in SETTINGS[:1] if quick else SETTINGS:
         seed_everything(seed)
         model = models.mlp([784, 300, 100, 10])
-        origin = RetrainingBaseline(split.train.x[:5000], split.train.y[:5000])
+        baseline = RetrainingBaseline(split.train.x[:5000], split.train.y[:5000])
         fit(model, split.train, optimizer=OPTIMIZERS[name](model.parameters(), lr), epochs=1 if quick else 5,
-            batch_size=batch, seed=seed, hooks=origin, progress=False)  # fmt: skip
+            batch_size=batch, seed=seed, callbacks=baseline, progress=False)  # fmt: skip
         target = percent(model, split.validation)
         if target < 50:  # SGD at 0.1 with batches of 32 diverges: there is nothing to regain
             continue
@@ -87,7 +87,7 @@ def retraining(case: str, seed: int, quick: bool) -> Rows:
             config = {**UNITS, **CONNECTIONS}[case]
             small = copy.deepcopy(model)
             compress_(small, config(1 - level, compensate=None, seed=seed), split.train.x[:1000])
-            bounds = {form: retraining_bound(origin, model, small, form=form) for form in ("printed", "derived")}
+            bounds = {form: retraining_bound(baseline, model, small, form=form) for form in ("printed", "derived")}
             row: dict[str, Any] = {
                 "pruned": case, "optimizer": name, "lr": str(lr), "batch_size": str(batch), "level": str(level),
                 "test %": percent(small, split.test), "printed, gamma 1": bounds["printed"],
@@ -113,8 +113,8 @@ def regain(
     for epoch in range(epochs):
         order = torch.randperm(len(split.train.x), generator=generator)
         for tenth, part in enumerate(order.chunk(10)):
-            its = split.train.x[part], split.train.y[part]
-            fit(model, its, optimizer=optimizer, epochs=1, batch_size=batch, progress=False)
+            samples = split.train.x[part], split.train.y[part]
+            fit(model, samples, optimizer=optimizer, epochs=1, batch_size=batch, progress=False)
             if percent(model, split.validation) >= target:
                 return epoch + (tenth + 1) / 10
     return None
@@ -122,25 +122,23 @@ def regain(
 
 def epochs_claim(rows: Rows) -> list[Finding]:
     """Tables 3.1 and 3.2: epochs, of Adam at 0.001 with batches of 128; are they at least gamma times the bound?"""
-    made = []
+    findings = []
     for where, (case, printed) in PRINTED.items():
         parts: dict[str, Verdict] = {}
         for level, (epochs, gamma) in printed.items():
-            its = [r for r in rows if (r["pruned"], r["level"], r["optimizer"]) == (case, level, "adam")]
-            its = [r for r in its if (r["lr"], r["batch_size"]) == ("0.001", "128")]
-            if its:
-                ours = [r["epochs to regain"] for r in its]
-                cut = "" if all(r["regained"] for r in its) else f", cut at {MOST}"
-                made.append(
-                    figure(where, f"{case} at {level}, epochs to regain the accuracy{cut}", epochs, ours, cap=MOST)
-                )
-                holds = [r["epochs to regain"] >= gamma * r["printed, gamma 1"] for r in its]
+            setting = {"pruned": case, "level": level, "optimizer": "adam", "lr": "0.001", "batch_size": "128"}
+            own = [row for row in rows if setting.items() <= row.items()]
+            if own:
+                ours = [row["epochs to regain"] for row in own]
+                cut = "" if all(row["regained"] for row in own) else f", cut at {MOST}"
+                what = f"{case} at {level}, epochs to regain the accuracy{cut}"
+                findings.append(figure(where, what, epochs, ours, cap=MOST))
+                holds = [row["epochs to regain"] >= gamma * row["printed, gamma 1"] for row in own]
                 parts[f"{case} at {level}, gamma {gamma:g}: in {sum(holds)} of {len(holds)} runs"] = share(holds)
         if parts:
-            made.append(
-                claim("John 2019, Theorem 1", "The epochs are at least the bound, with the printed gamma", parts)
-            )
-    return made
+            says = "The epochs are at least the bound, with the printed gamma"
+            findings.append(claim("John 2019, Theorem 1", says, parts))
+    return findings
 
 
 def gamma_claim(rows: Rows) -> list[Finding]:
@@ -150,8 +148,8 @@ def gamma_claim(rows: Rows) -> list[Finding]:
     """
     parts: dict[str, Verdict] = {}
     for case in dict.fromkeys(row["pruned"] for row in rows):
-        its = [row for row in rows if row["pruned"] == case and row["regained"]]
-        seen, unseen = ([row for row in its if (row["level"] in HELD_OUT) == held] for held in (False, True))
+        own = [row for row in rows if row["pruned"] == case and row["regained"]]
+        seen, unseen = ([row for row in own if (row["level"] in HELD_OUT) == held] for held in (False, True))
         if len(seen) < 8 or not unseen:
             continue
         factors: dict[str, list[float]] = {}
@@ -180,10 +178,11 @@ def _bound(row: Mapping[str, Any], name: str) -> float:
 
 def deviation_claims(rows: Rows) -> list[Finding]:
     """Theorem 2 on every network, and whether random pruning is the better one at low levels only (3.4.2)."""
-    made = []
+    findings = []
     holds = [row["error"] <= row["bound"] for row in rows]
     text = f"in {sum(holds)} of {len(holds)} cases"
-    made.append(claim("John 2019, Theorem 2", "The error of the output stays below the bound", {text: share(holds)}))
+    says = "The error of the output stays below the bound"
+    findings.append(claim("John 2019, Theorem 2", says, {text: share(holds)}))
     for network, where in (("lenet-300-100", "John 2019, Fig. 3.1"), ("lenet5", "John 2019, Fig. 3.2")):
         ours = _by_level(rows, network, "D")
         parts = {
@@ -192,28 +191,27 @@ def deviation_claims(rows: Rows) -> list[Finding]:
             for text, verdict in compared(ours[level], [("random", "k-means")], sign).items()
         }
         if parts:
-            made.append(
-                claim(where, f"{network}: random pruning has the lower D at low levels, not at high ones", parts)
-            )
+            says = f"{network}: random pruning has the lower D at low levels, not at high ones"
+            findings.append(claim(where, says, parts))
     test = _by_level(rows, "lenet-300-100", "test %")
     low = compared(test["0.1"], [("random", "k-means")], rule=equal(1.0))
     high = compared(test["0.9"], [("k-means", "random"), ("k-means", "magnitude connections")])
-    parts = {f"at {level}, % {text}": v for level, found in (("0.1", low), ("0.9", high)) for text, v in found.items()}
+    parts = {f"at 0.1, % {text}": verdict for text, verdict in low.items()}
+    parts |= {f"at 0.9, % {text}": verdict for text, verdict in high.items()}
     if parts:
-        made.append(
-            claim("John 2019, Fig. 3.3", "Accuracies are alike at low levels, clusters best at high ones", parts)
-        )
-    return made
+        says = "Accuracies are alike at low levels, clusters best at high ones"
+        findings.append(claim("John 2019, Fig. 3.3", says, parts))
+    return findings
 
 
 def _by_level(rows: Rows, network: str, name: str) -> dict[str, dict[str, dict[int, float]]]:
-    """Level -> method as it is -> run -> figure."""
-    found: dict[str, dict[str, dict[int, float]]] = {"0.1": {}, "0.9": {}}
+    """Level -> method without compensation -> run -> figure."""
+    figures: dict[str, dict[str, dict[int, float]]] = {"0.1": {}, "0.9": {}}
     for row in rows:
-        if row["network"] == network and row["pruned"] in found:
-            runs = found[row["pruned"]].setdefault(row["method"].removesuffix(", as it is"), {})
+        if row["network"] == network and row["pruned"] in figures:
+            runs = figures[row["pruned"]].setdefault(row["method"].removesuffix(", as it is"), {})
             runs[len(runs)] = row[name]
-    return found
+    return figures
 
 
 REPRODUCTIONS: list[Computation] = [

@@ -1,4 +1,7 @@
-"""Moczulski 2019, 4.3.6.4 and 4.3.6.5: noisy activations in translation and in captions, on a user's own Europarl and Flickr8k."""
+"""Moczulski 2019, 4.3.6.4 and 4.3.6.5: noisy activations in translation and in captions.
+
+The data, Europarl and Flickr8k, are the user's own.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ from filigree.train import EarlyStopping, seed_everything
 from filigree_papers import data as own_data
 from filigree_papers import models as own_models
 from filigree_papers.data.captions import Captioned
-from filigree_papers.data.parallel import Pair
+from filigree_papers.data.parallel import SentencePair
 from filigree_papers.data.sentences import END, PADDING, UNKNOWN
 from filigree_papers.reproduce.claims import OfRows, before, beside
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.noise import arm
+from filigree_papers.reproduce.moczulski_noise import arm
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import Batch, train_steps
 
-Batches = Callable[[], Iterator[Batch]]  # a part of the data, once, batch by batch
+Batches = Callable[[], Iterator[Batch]]  # iterates over a part of the data
 
 
 def _ngrams(sentence: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:
@@ -45,17 +48,17 @@ def bleu(
     has it most. c: the candidates' words; r: those of the references closest in length, the shorter of two. Each
     candidate has one reference or more.
     """
-    shared, made, length, closest = [0] * order, [0] * order, 0, 0
-    for candidate, its in zip(candidates, references, strict=True):
+    shared, total, length, closest = [0] * order, [0] * order, 0, 0
+    for candidate, own_references in zip(candidates, references, strict=True):
         length += len(candidate)
-        closest += min((abs(len(one) - len(candidate)), len(one)) for one in its)[1]
+        closest += min((abs(len(one) - len(candidate)), len(one)) for one in own_references)[1]
         for n in range(order):
-            own, *others = (_ngrams(one, n + 1) for one in (candidate, *its))
+            own, *others = (_ngrams(one, n + 1) for one in (candidate, *own_references))
             shared[n] += (own & functools.reduce(operator.or_, others)).total()
-            made[n] += own.total()
+            total[n] += own.total()
     if not all(shared):
         return 0.0
-    precision = statistics.fmean(math.log(right / total) for right, total in zip(shared, made, strict=True))
+    precision = statistics.fmean(math.log(right / count) for right, count in zip(shared, total, strict=True))
     return 100 * math.exp(min(0.0, 1 - closest / length) + precision)
 
 
@@ -70,7 +73,11 @@ def orthogonal_(model: nn.Module, scale: float) -> None:
 
 
 def sentence_nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p of a sentence, in nats: of `(batch, T - 1, tokens)` and the tokens `(batch, T)`, the mean of the batch."""
+    """The mean over the batch of -log p of a sentence, in nats.
+
+    Args:
+        logits: `(batch, T - 1, tokens)`. tokens: `(batch, T)`.
+    """
     total = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PADDING, reduction="sum")
     return total / len(tokens)
 
@@ -86,7 +93,7 @@ def uneven(weights: Tensor, tokens: Tensor) -> Tensor:
 
 
 def mean_nll(nll: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batches: Iterable[Batch]) -> float:
-    """The mean over all sentences of what `nll` says of batches of them."""
+    """The mean of `nll` over all sentences, from its means over batches."""
     sums = [(float(nll(model, batch)) * len(batch[-1]), len(batch[-1])) for batch in batches]
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
@@ -97,7 +104,7 @@ def words(tokens: Tensor) -> list[int]:
 
 
 def guessed(tokens: Tensor) -> list[list[int]]:
-    """What a model says, sentence by sentence, to be compared by BLEU: an unknown word is equal to no word."""
+    """The sentences of a model, to be compared by BLEU: an unknown word is equal to no word."""
     return [[-1 if token == UNKNOWN else token for token in words(sentence)] for sentence in tokens]
 
 
@@ -106,10 +113,14 @@ def stopped_early(
     nll: Callable[[nn.Module, Batch], Tensor], validation: Batches, test: Callable[[nn.Module], dict[str, float]],
     optimizer: torch.optim.Optimizer, steps: int, looks: int,
 ) -> Rows:  # fmt: skip
-    """Train with gradients clipped at norm 1: a row a look, then one of `test` with the weights of the best look.
+    """Train with gradients clipped at norm 1, and test with the weights of the best evaluation.
 
     Args:
-        train: epoch -> its batches. loss: what is minimised; nll: what is judged. validation: the judge's batches.
+        train: a function from the number of an epoch to its batches.
+        loss: what is minimised. nll: what is evaluated on `validation`, which makes those batches.
+
+    Returns:
+        a row for each evaluation, then one of `test`.
     """
     stopping = EarlyStopping("validation NLL")
     stream = itertools.chain.from_iterable(map(train, itertools.count()))
@@ -131,8 +142,8 @@ def stopped_early(
 def europarl(case: str, seed: int, quick: bool, orthogonal: float | None = 0.01, steps: int = 300_000) -> Rows:
     """Table 4.4: English to French with attention; test NLL and BLEU-4, of greedy translations.
 
-    The data: `filigree_papers.data.parallel`, for the document's figures newstest2011 as the test part. Embeddings of 512 and states
-    of 1024 units, Adadelta, batches of 80 (the document gives none of these).
+    The data come from `filigree_papers.data.parallel`; for the document's figures the test part is newstest2011.
+    Embeddings have 512 and states 1024 units; Adadelta, batches of 80 (the document gives none of these).
 
     Args:
         orthogonal: the scale of recurrent weights at the start, 0.01 in the document; None: as torch draws them.
@@ -145,19 +156,19 @@ def europarl(case: str, seed: int, quick: bool, orthogonal: float | None = 0.01,
         orthogonal_(model, orthogonal)
     arm(model, case, seed).to(device)
 
-    def batches(pairs: Sequence[Pair], number: int = 0) -> Iterator[Batch]:
+    def batches(pairs: Sequence[SentencePair], number: int = 0) -> Iterator[Batch]:
         for source, target in own_data.parallel_batches(pairs[:64] if quick else pairs, 80, number):
             yield source.to(device), target.to(device)
 
-    def nll(net: nn.Module, its: Batch) -> Tensor:
-        return sentence_nll(net(*its), its[1])
+    def nll(net: nn.Module, batch: Batch) -> Tensor:
+        return sentence_nll(net(*batch), batch[1])
 
     def test(net: Any) -> dict[str, float]:
-        made, wanted = [], []
+        translated, wanted = [], []
         for source, target in batches(text.test):
-            made += guessed(net.translate(source, 100))
+            translated += guessed(net.translate(source, 100))
             wanted += [[words(sentence)] for sentence in target]
-        return {"test NLL": mean_nll(nll, net, batches(text.test)), "BLEU-4": bleu(made, wanted)}
+        return {"test NLL": mean_nll(nll, net, batches(text.test)), "BLEU-4": bleu(translated, wanted)}
 
     return stopped_early(
         case, model, lambda epoch: batches(text.train, seed * 1_000_003 + epoch), nll, nll,
@@ -167,17 +178,17 @@ def europarl(case: str, seed: int, quick: bool, orthogonal: float | None = 0.01,
 
 
 def flickr(
-    case: str, seed: int, quick: bool, orthogonal: float | None = 0.01, steps: int = 12_000, once: float = 1.0
+    case: str, seed: int, quick: bool, orthogonal: float | None = 0.01, steps: int = 12_000, evenness: float = 1.0
 ) -> Rows:
     """Table 4.3: captions of Flickr8k with soft attention; test NLL, and BLEU of greedy captions.
 
-    The data: `filigree_papers.data.captions`; BLEU is against all captions of an image. Embeddings of 512 and states of 1000 units,
-    Adam, batches of 64 captions (the document gives none of these), dropout 0.5.
+    The data come from `filigree_papers.data.captions`; BLEU is against all captions of an image. Embeddings have 512
+    and states 1000 units; Adam, batches of 64 captions (the document gives none of these), dropout 0.5.
 
     Args:
         orthogonal: as of `europarl`.
-        once: the weight of `uneven` in what is minimised ("doubly stochastic" attention): each region should be seen
-            once.
+        evenness: the weight of `uneven` in what is minimised ("doubly stochastic" attention): every region should be
+            seen equally much.
     """
     seed_everything(seed)
     name = case.removesuffix(", no dropout")
@@ -192,22 +203,22 @@ def flickr(
     def batches(part: Sequence[Captioned], number: int = 0) -> Iterator[Batch]:
         part = part[:16] if quick else part
         pairs = [(torch.tensor([i]), caption) for i, (_, captions) in enumerate(part) for caption in captions]
-        for places, tokens in own_data.parallel_batches(pairs, 64, number):
-            yield shown.features([part[i][0] for i in places[:, 0]]).to(device), tokens.to(device)
+        for indices, tokens in own_data.parallel_batches(pairs, 64, number):
+            yield shown.features([part[i][0] for i in indices[:, 0]]).to(device), tokens.to(device)
 
-    def nll(net: nn.Module, its: Batch) -> Tensor:
-        return sentence_nll(net(*its), its[1])
+    def nll(net: nn.Module, batch: Batch) -> Tensor:
+        return sentence_nll(net(*batch), batch[1])
 
-    def loss(net: Any, its: Batch) -> Tensor:
-        logits, weights = net.attend(*its)
-        return sentence_nll(logits, its[1]) + once * uneven(weights, its[1])
+    def loss(net: Any, batch: Batch) -> Tensor:
+        logits, weights = net.attend(*batch)
+        return sentence_nll(logits, batch[1]) + evenness * uneven(weights, batch[1])
 
     def test(net: Any) -> dict[str, float]:
-        made, wanted = [], []
+        described, wanted = [], []
         for image, captions in shown.test[: 16 if quick else None]:
-            made += guessed(net.describe(shown.features([image]).to(device), 50))
+            described += guessed(net.describe(shown.features([image]).to(device), 50))
             wanted.append([words(caption) for caption in captions])
-        scores = {f"BLEU-{order}": bleu(made, wanted, order) for order in (1, 2, 3, 4)}
+        scores = {f"BLEU-{order}": bleu(described, wanted, order) for order in (1, 2, 3, 4)}
         return {"test NLL": mean_nll(nll, net, batches(shown.test)), **scores}
 
     return stopped_early(

@@ -1,14 +1,14 @@
-"""001: dense networks against sparse ones that evolve; on seven data sets, and what their networks count."""
+"""Chouliaras 2021: dense networks against sparse ones that evolve, on seven data sets; and their parameter counts."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from filigree import recipes
-from filigree_papers.reproduce.claims import by_run, compared, cost, folds_of, test_accuracy, train_seconds
+from filigree_papers.counts import counts
+from filigree_papers.reproduce.claims import Pairs, by_run, compared, cost, folds_of, test_accuracy, train_seconds
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import (
     Finding,
@@ -26,7 +26,6 @@ from filigree_papers.reproduce.reproduction import Computation, Records, Reprodu
 
 SPARSE = ("SET", "LDV", "OSV", "EXD")
 OfRecords = Callable[[Records], list[Finding]]
-Pairs = Sequence[tuple[str, str]]
 
 
 def order(where: str, says: str, pairs: Pairs, alike: Pairs = ()) -> OfRecords:
@@ -42,7 +41,7 @@ def order(where: str, says: str, pairs: Pairs, alike: Pairs = ()) -> OfRecords:
 
 
 def faster(where: str, training: dict[str, float], inference: dict[str, float] | None = None) -> OfRecords:
-    """Each method takes at least so many percent less time than dense; for inference None says about equal."""
+    """Each method takes at least so many percent less time than dense; `inference=None` says that it is about equal."""
 
     def findings(records: Records) -> list[Finding]:
         parts: dict[str, Verdict] = {}
@@ -68,7 +67,13 @@ def faster(where: str, training: dict[str, float], inference: dict[str, float] |
 
 @dataclass(frozen=True)
 class Claims:
-    """What Chouliaras 2021 says of a data set: places of accuracy and times, savings in %, and the order of the methods."""
+    """What Chouliaras 2021 says about a data set.
+
+    Attributes:
+        accuracy, times: the figures with the accuracies and with the times.
+        training, inference: the time that each sparse method saves, in percent.
+        says: the order of the methods, in words; `pairs` and `alike` as of `order`.
+    """
 
     about: str
     accuracy: str
@@ -80,21 +85,24 @@ class Claims:
     alike: Pairs = ()
 
     def all(self) -> list[OfRecords]:
-        each = (dict.fromkeys(SPARSE, percent) for percent in (self.training, self.inference))
-        return [order(self.accuracy, self.says, self.pairs, self.alike), faster(self.times, *each)]
+        savings = (dict.fromkeys(SPARSE, percent) for percent in (self.training, self.inference))
+        return [
+            order(f"Chouliaras 2021, {self.accuracy}", self.says, self.pairs, self.alike),
+            faster(f"Chouliaras 2021, {self.times}", *savings),
+        ]
 
 
 DATA = {
-    "lung": Claims("LUNG, batch 2", "Chouliaras 2021, Fig. 5.1", "Chouliaras 2021, Fig. 5.2", 60, 70, "dense is best, then LDV",
+    "lung": Claims("LUNG, batch 2", "Fig. 5.1", "Fig. 5.2", 60, 70, "dense is best, then LDV",
                    [("dense", "LDV"), ("LDV", "SET")]),
-    "orl": Claims("ORL faces, batch 2", "Chouliaras 2021, Fig. 5.3", "Chouliaras 2021, Fig. 5.4", 62, 50, "dense fails, EXD is best, LDV worst",
+    "orl": Claims("ORL faces, batch 2", "Fig. 5.3", "Fig. 5.4", 62, 50, "dense fails, EXD is best, LDV worst",
                   [("SET", "dense"), ("EXD", "SET"), ("SET", "LDV")]),
-    "prostate-ge": Claims("Prostate-GE, batch 2", "Chouliaras 2021, Fig. 5.5", "Chouliaras 2021, Fig. 5.6", 20, 80, "dense is best, then EXD",
+    "prostate-ge": Claims("Prostate-GE, batch 2", "Fig. 5.5", "Fig. 5.6", 20, 80, "dense is best, then EXD",
                           [("dense", "EXD"), ("EXD", "SET")]),
-    "fashion-3x1000": Claims("Fashion-MNIST, 3 x 1000", "Chouliaras 2021, Fig. 5.9", "Chouliaras 2021, Fig. 5.10", 54, 0,
+    "fashion-3x1000": Claims("Fashion-MNIST, 3 x 1000", "Fig. 5.9", "Fig. 5.10", 54, 0,
                              "dense is worse, no sparse method is best", [("SET", "dense")],
                              [(method, "SET") for method in SPARSE[1:]]),
-    "fashion-4000-1000-4000": Claims("Fashion-MNIST augmented, 4000-1000-4000", "Chouliaras 2021, Fig. 5.14", "Chouliaras 2021, Fig. 5.15",
+    "fashion-4000-1000-4000": Claims("Fashion-MNIST augmented, 4000-1000-4000", "Fig. 5.14", "Fig. 5.15",
                                      50, 30, "EXD is best", [("EXD", other) for other in ("SET", "dense")]),
 }  # fmt: skip
 
@@ -103,33 +111,32 @@ def glioma(records: Records) -> list[Finding]:
     """SET a fifth and EXD a quarter faster, inference equal; dense at 0.7, EXD the best of the sparse ones."""
     dense = [value for runs in records.values() for value in metric(runs.get("dense", []), "test_accuracy", 100)]
     what = "dense, test accuracy in %"
-    made = (
-        [figure("Chouliaras 2021, Fig. 5.7", what, 70, dense, percent=True, folds=folds_of(records))] if dense else []
-    )
-    made += order("Chouliaras 2021, Fig. 5.7", "EXD is the best sparse method", [("EXD", "SET")])(records)
-    return made + faster("Chouliaras 2021, Fig. 5.8", {"SET": 20, "EXD": 25})(records)
+    where, folds = "Chouliaras 2021, Fig. 5.7", folds_of(records)
+    return [
+        *([figure(where, what, 70, dense, percent=True, folds=folds)] if dense else []),
+        *order(where, "EXD is the best sparse method", [("EXD", "SET")])(records),
+        *faster("Chouliaras 2021, Fig. 5.8", {"SET": 20, "EXD": 25})(records),
+    ]
 
 
 def exd_reaches(records: Records) -> list[Finding]:
-    """Around 90.5% of accuracy (5.3.2)."""
+    """EXD reaches an accuracy of about 90.5% (5.3.2)."""
     ours = [value for runs in records.values() for value in metric(runs.get("EXD", []), "test_accuracy", 100)]
     return [figure("Chouliaras 2021, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, percent=True)] if ours else []
 
 
 def four_layers(records: Records) -> list[Finding]:
     """EXD is the most accurate, and up to 10% faster than SET."""
-    made = order("Chouliaras 2021, Fig. 5.17", "EXD is best", [("EXD", other) for other in SPARSE[:3]])(records)
+    findings = order("Chouliaras 2021, Fig. 5.17", "EXD is best", [("EXD", other) for other in SPARSE[:3]])(records)
     parts = compared(by_run(records, train_seconds), [("SET", "EXD")], unit=" s")
-    return (
-        [*made, claim("Chouliaras 2021, Fig. 5.16", "EXD trains faster than SET (printed: up to 10%)", parts)]
-        if parts
-        else made
-    )
+    if parts:
+        findings.append(claim("Chouliaras 2021, Fig. 5.16", "EXD trains faster than SET (printed: up to 10%)", parts))
+    return findings
 
 
 def implementations(records: Records) -> list[Finding]:
-    """Figs. 5.12, 5.13 and 5.15: time against dense, of masks and of truly sparse networks."""
-    made = []
+    """Figs. 5.12, 5.13 and 5.15: the time of masked and of truly sparse networks against dense ones."""
+    findings = []
     for where, of, what, masked, sparse in (
         ("Chouliaras 2021, Fig. 5.12", train_seconds, "training", 16, -50),
         ("Chouliaras 2021, Fig. 5.13", cost("batch_ms"), "inference", 40, -30),
@@ -140,20 +147,22 @@ def implementations(records: Records) -> list[Finding]:
             more = [100 * (times[method][run] / times["dense"][run] - 1) for run in sorted(runs)]
             if more:
                 place = "Chouliaras 2021, Fig. 5.15" if method == "truly sparse" else where
-                made.append(figure(place, f"{method}, {what} time above dense's in %", printed, more))
-    return made
+                findings.append(figure(place, f"{method}, {what} time above dense's in %", printed, more))
+    return findings
 
 
 def escape(records: Records) -> list[Finding]:
-    """Fig. 5.18: epochs to leave the plateau, about 30 of SET and LDV and 10 of OSV and EXD."""
+    """Fig. 5.18: the epochs to leave the plateau, about 30 with SET and LDV and 10 with OSV and EXD."""
+    where = "Chouliaras 2021, Fig. 5.18"
     ours = by_run(records, lambda run: run.metrics.get("escape_epoch"))
     printed = {"SET": 30, "LDV": 30, "OSV": 10, "EXD": 10}
-    made = [figure("Chouliaras 2021, Fig. 5.18", f"{method}, epochs to escape", number, [*ours[method].values()])
-            for method, number in printed.items() if method in ours]  # fmt: skip
+    findings = [
+        figure(where, f"{method}, epochs to escape", number, [*ours[method].values()])
+        for method, number in printed.items()
+        if method in ours
+    ]
     parts = compared(ours, [(slow, quick) for slow in ("SET", "LDV") for quick in ("OSV", "EXD")], unit=" epochs")
-    return (
-        [*made, claim("Chouliaras 2021, Fig. 5.18", "EXD and OSV escape before SET and LDV", parts)] if parts else made
-    )
+    return [*findings, claim(where, "EXD and OSV escape before SET and LDV", parts)] if parts else findings
 
 
 def best(records: Records) -> list[Finding]:
@@ -165,42 +174,40 @@ def best(records: Records) -> list[Finding]:
         parts[f"within a point of dense: {difference(apart, ' points')}"] = at_least(apart, -1)
         less = [1 - times["EXD"][run] / times["dense"][run] for run in times["EXD"] if run in times["dense"]]
         parts[f"in {1 - statistics.fmean(less):.2f} of dense's training time"] = positive(less)
-    return (
-        [claim("Chouliaras 2021, section 6.1", "EXD is best overall, on Fashion-MNIST 3 x 1000", parts)]
-        if parts
-        else []
-    )
+    says = "EXD is best overall, on Fashion-MNIST 3 x 1000"
+    return [claim("Chouliaras 2021, section 6.1", says, parts)] if parts else []
 
 
 def parameters(case: str, seed: int, quick: bool) -> Rows:
     """Appendix B: parameters of the seven networks; sparse ones drawn distinct, or with duplicates that merge."""
     return [
         {
-            "network": its.setting, "dense": float(its.dense), "dense, printed": float(its.printed_dense),
-            "sparse, distinct": float(its.distinct), "sparse, merged": float(its.merged),
-            "sparse, printed": float(its.printed_sparse),
+            "network": row.setting, "dense": float(row.dense), "dense, printed": float(row.printed_dense),
+            "sparse, distinct": float(row.distinct), "sparse, merged": float(row.merged),
+            "sparse, printed": float(row.printed_sparse),
         }
-        for its in recipes.counts(seed=seed)
+        for row in counts(seed=seed)
     ]  # fmt: skip
 
 
 def parameters_claim(rows: Rows) -> list[Finding]:
-    made = []
+    where, findings = "Chouliaras 2021, appendix B", []
     for network in dict.fromkeys(row["network"] for row in rows):
-        its = [row for row in rows if row["network"] == network]
-        dense, sparse = its[0]["dense, printed"], its[0]["sparse, printed"]
-        made.append(count("Chouliaras 2021, appendix B", f"{network}, dense", dense, its[0]["dense"]))
-        drawn = (statistics.fmean(row[f"sparse, {way}"] for row in its) for way in ("distinct", "merged"))
-        nearer = min(drawn, key=lambda number: abs(number - sparse))
-        made.append(count("Chouliaras 2021, appendix B", f"{network}, sparse, mean over draws", sparse, nearer))
+        draws = [row for row in rows if row["network"] == network]
+        dense, sparse = draws[0]["dense, printed"], draws[0]["sparse, printed"]
+        findings.append(count(where, f"{network}, dense", dense, draws[0]["dense"]))
+        means = (statistics.fmean(row[f"sparse, {way}"] for row in draws) for way in ("distinct", "merged"))
+        nearer = min(means, key=lambda number: abs(number - sparse))
+        findings.append(count(where, f"{network}, sparse, mean over draws", sparse, nearer))
         if network == "Fashion 4000-1000-4000":
-            made.append(count("Chouliaras 2021, Fig. 5.11", f"{network}, times fewer parameters", 32, dense / nearer))
-    return made
+            what = f"{network}, times fewer parameters"
+            findings.append(count("Chouliaras 2021, Fig. 5.11", what, 32, dense / nearer))
+    return findings
 
 
 _SMALL = ["training.epochs=1", "seeds=[0]", "data.name=digits", "data.augment=false"]  # of the large networks
 _FOLDS = ["training.epochs=2", "training.lr=0.001", "data.folds=2", "data.repeats=1"]  # dense diverges at 0.01
-_CLAIMS: dict[str, tuple[str, list[OfRecords]]] = {name: (its.about, its.all()) for name, its in DATA.items()}
+_CLAIMS: dict[str, tuple[str, list[OfRecords]]] = {name: (claims.about, claims.all()) for name, claims in DATA.items()}
 _CLAIMS["fashion-4000-1000-4000"][1].append(exd_reaches)
 _CLAIMS["glioma"] = ("GLIOMA, batch 2", [glioma])
 _CLAIMS["fashion-4x4000"] = ("Fashion-MNIST, 4 x 4000", [four_layers])
@@ -219,7 +226,8 @@ def _compared(name: str, short: bool) -> Reproduction:
 REPRODUCTIONS: list[Computation | Reproduction] = [
     *(_compared(name, short) for name in _CLAIMS for short in (True, False)),
     Reproduction(
-        "implementations", "Masked, rebuilt and in the loop, and truly sparse, against dense (Chouliaras 2021, 5.3.2 and 5.3.3).",
+        "implementations",
+        "Masked, rebuilt and in the loop, and truly sparse, against dense (Chouliaras 2021, 5.3.2 and 5.3.3).",
         "implementations", {"fashion": []}, quick=["training.epochs=1", "data.name=digits"], claims=[implementations],
     ),
     Reproduction(
@@ -231,7 +239,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "fashion-best-lr", {"fashion": []}, quick=[*_SMALL, "data.validation=0.2"], claims=[best],
     ),
     Computation(
-        "parameter-counts", "Parameters of the networks of Chouliaras 2021, counted (appendix B).", parameters, ["appendix B"],
-        seeds=(0, 1, 2), claims=[parameters_claim],
+        "parameter-counts", "Parameters of the networks of Chouliaras 2021, counted (appendix B).", parameters,
+        ["appendix B"], seeds=(0, 1, 2), claims=[parameters_claim],
     ),
 ]  # fmt: skip

@@ -25,8 +25,8 @@ from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside, by_run, compared, test_accuracy
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, claim
-from filigree_papers.reproduce.language import language, perplexities
-from filigree_papers.reproduce.noise import arm
+from filigree_papers.reproduce.language_training import language, perplexities
+from filigree_papers.reproduce.moczulski_noise import arm
 from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction
 from filigree_papers.reproduce.steps import draw, train_steps
 
@@ -50,7 +50,11 @@ class ResidualMLP(nn.Module):
 
 
 def deep_mlp(case: str, sizes: list[int], seed: int, k: float) -> tuple[nn.Module, list[Any]]:
-    """A sigmoid MLP after Glorot: plain, with hard sigmoids, residual with batch norm, or mollified; its annealing."""
+    """A sigmoid MLP with Glorot's initial values: plain, with hard sigmoids, residual with batch norm, or mollified.
+
+    Returns:
+        the model, and the annealing of its mollification in a list, which is empty for the others.
+    """
     seed_everything(seed)
     if case == "residual + batch norm":
         model: nn.Module = ResidualMLP(sizes)
@@ -73,20 +77,20 @@ def classifier(
     steps: int, seed: int, lr: float, momentum: float, batch: int, looks: int,
 ) -> Rows:  # fmt: skip
     """SGD on samples drawn from a training set; accuracies on a part of it and on test data."""
-    chosen = torch.Generator().manual_seed(seed)
-    part = tuple(tensor[:5000] for tensor in train)
+    generator = torch.Generator().manual_seed(seed)
+    shown = tuple(tensor[:5000] for tensor in train)
 
     def look(net: nn.Module) -> dict[str, float]:
         row = {}
-        for name, (x, y) in (("training", part), ("test", test)):
-            out = torch.cat([net(its) for its in x.split(1000)])
+        for name, (x, y) in (("training", shown), ("test", test)):
+            out = torch.cat([net(part) for part in x.split(1000)])
             row[f"{name} %"] = 100 * float((out.argmax(1) == y).float().mean())
             row[f"{name} NLL"] = float(F.cross_entropy(out, y))
         row["sum of p"] = float(sum(block.p for block in steppers[0].layers)) if steppers else 0.0
         return row
 
     rows = train_steps(
-        model, lambda _: draw(chosen, *train, size=batch), lambda net, its: F.cross_entropy(net(its[0]), its[1]),
+        model, lambda _: draw(generator, *train, size=batch), lambda net, xy: F.cross_entropy(net(xy[0]), xy[1]),
         torch.optim.SGD(model.parameters(), lr, momentum), steps, look, looks, steppers,
     )  # fmt: skip
     return [{"network": case, **row} for row in rows]
@@ -126,7 +130,7 @@ def residual(case: str, seed: int, quick: bool) -> Rows:
     watched = split.validation.x[:held], split.validation.y[:held]
     history = fit(
         model, train, optimizer=torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4),
-        epochs=1 if quick else 8, batch_size=128, validation=watched, seed=seed, hooks=steppers,
+        epochs=1 if quick else 8, batch_size=128, validation=watched, seed=seed, callbacks=steppers,
         augment=split.augment, progress=False,
     )  # fmt: skip
     rows = [
@@ -171,8 +175,8 @@ def vectors(size: int, tokens: Tensor, vocabulary: int) -> Tensor:
     pmi = np.log(entries.data * total / (each[entries.row] * each[entries.col]))
     positive = scipy.sparse.coo_matrix((np.maximum(pmi, 0), (entries.row, entries.col)), counts.shape).tocsr()
     u, s, _ = scipy.sparse.linalg.svds(positive, size, random_state=np.random.RandomState(0))
-    found = torch.from_numpy(np.ascontiguousarray(u * np.sqrt(s))).float()
-    return (found - found.mean(0)) / found.std(0)
+    embedded = torch.from_numpy(np.ascontiguousarray(u * np.sqrt(s))).float()
+    return (embedded - embedded.mean(0)) / embedded.std(0)
 
 
 def embedding(case: str, seed: int, quick: bool) -> Rows:
@@ -182,8 +186,8 @@ def embedding(case: str, seed: int, quick: bool) -> Rows:
     letters = sorted({letter for word in text.vocabulary for letter in word})
     spelled = torch.zeros(len(text.vocabulary), 16, dtype=torch.long)
     for number, word in enumerate(text.vocabulary):
-        places = [letters.index(letter) + 1 for letter in word[:16]]
-        spelled[number, : len(places)] = torch.tensor(places)
+        indices = [letters.index(letter) + 1 for letter in word[:16]]
+        spelled[number, : len(indices)] = torch.tensor(indices)
     order = torch.randperm(len(spelled), generator=torch.Generator().manual_seed(seed))
     train, test = order[:-1000], order[-1000:]
     seed_everything(seed)
@@ -194,18 +198,18 @@ def embedding(case: str, seed: int, quick: bool) -> Rows:
     if case == "mollified":
         convert_(model, Mollified(expected=True, seed=seed))
         steppers = [MollificationAnnealing(model, k=100.0, stop=0.05)]
-    chosen = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def look(net: nn.Module) -> dict[str, float]:
-        made = net(spelled[test])
+        embedded = net(spelled[test])
         return {
-            "test loss": float(F.mse_loss(made, targets[test])),
-            "cosine": float(F.cosine_similarity(made, targets[test]).mean()),
+            "test loss": float(F.mse_loss(embedded, targets[test])),
+            "cosine": float(F.cosine_similarity(embedded, targets[test]).mean()),
         }
 
     rows = train_steps(
-        model, lambda _: draw(chosen, spelled[train], targets[train], size=64),
-        lambda net, its: F.mse_loss(net(its[0]), its[1]),
+        model, lambda _: draw(generator, spelled[train], targets[train], size=64),
+        lambda net, xy: F.mse_loss(net(xy[0]), xy[1]),
         torch.optim.RMSprop(model.parameters(), 0.0006, momentum=0.92), 10 if quick else 2000, look, 2 if quick else 8,
         steppers, 5.0,
     )  # fmt: skip
@@ -217,13 +221,10 @@ def _curves(x: str, *figures: str) -> list[Chart]:
 
 
 def annealing_claim(records: Records) -> list[Finding]:
-    """4.3.6.6 is about annealing the noise, for sequences; here of an MLP."""
+    """4.3.6.6 anneals the noise of networks for sequences; here it is an MLP."""
     parts = compared(by_run(records, test_accuracy), [("annealed", "nan")], unit=" points")
-    return (
-        [claim("Moczulski 2019, section 4.3.6.6", "Annealed noise is better than noise that stays", parts)]
-        if parts
-        else []
-    )
+    says = "Annealed noise is better than noise that stays"
+    return [claim("Moczulski 2019, section 4.3.6.6", says, parts)] if parts else []
 
 
 def pentomino_claims() -> list[OfRows]:
@@ -238,11 +239,11 @@ def pentomino_claims() -> list[OfRows]:
 
 def word_claims() -> list[OfRows]:
     """Table 4.7."""
-    key = "network"
+    where, key = "Moczulski 2019, Table 4.7", "network"
     return [
-        beside("Moczulski 2019, Table 4.7", "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key),
-        before("Moczulski 2019, Table 4.7", "The mollified network is better", "test perplexity", [("mollified", "hard gates")],
-               key, lower=True),
+        beside(where, "test perplexity", {"hard gates": 128.4, "mollified": 123.6}, key),
+        before(where, "The mollified network is better", "test perplexity", [("mollified", "hard gates")], key,
+               lower=True),
     ]  # fmt: skip
 
 
@@ -251,20 +252,23 @@ _BLOCKS = ["plain", "hard", "residual + batch norm", "mollified", "mollified, re
 
 REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
-        "mollified-parity", "40-bit parity with six layers of sigmoids (Moczulski 2019, Fig. 4.16).", parity, _BLOCKS, _SEEDS, (),
-        _curves("step", "training NLL", "test %"),
-        [before("Moczulski 2019, Fig. 4.16", "Plain does not learn, mollified converges faster than residual", "training NLL",
-                [("mollified", "plain"), ("mollified", "residual + batch norm")], "network", lower=True)],
+        "mollified-parity", "40-bit parity with six layers of sigmoids (Moczulski 2019, Fig. 4.16).", parity, _BLOCKS,
+        _SEEDS, (), _curves("step", "training NLL", "test %"),
+        [before("Moczulski 2019, Fig. 4.16", "Plain does not learn, mollified converges faster than residual",
+                "training NLL", [("mollified", "plain"), ("mollified", "residual + batch norm")], "network",
+                lower=True)],
     ),
     Computation(
-        "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (Moczulski 2019, 4.4.4.1).", pentomino,
-        _BLOCKS, _SEEDS, (), _curves("step", "training NLL", "test %"), pentomino_claims(),
+        "mollified-pentomino", "Are three Pentominoes the same? Six layers of sigmoids (Moczulski 2019, 4.4.4.1).",
+        pentomino, _BLOCKS, _SEEDS, (), _curves("step", "training NLL", "test %"), pentomino_claims(),
     ),
     Computation(
-        "mollified-resnet", "Residual networks on CIFAR-10: plain, mollified, stochastic depth (Moczulski 2019, Table 4.6).",
+        "mollified-resnet",
+        "Residual networks on CIFAR-10: plain, mollified, stochastic depth (Moczulski 2019, Table 4.6).",
         residual, ["plain", "mollified", "stochastic depth", "mollified + stochastic depth"], _SEEDS, ["cifar-10"],
         _curves("epoch", "training NLL", "validation %"),
-        [beside("Moczulski 2019, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25}, "network"),
+        [beside("Moczulski 2019, Table 4.6", "test %", {"plain": 91.78, "mollified": 92.45, "stochastic depth": 93.25},
+                "network"),
          before("Moczulski 2019, Table 4.6", "Stochastic depth is best, mollified better than plain", "test %",
                 [("stochastic depth", "mollified"), ("mollified", "plain")], "network"),
          before("Moczulski 2019, section 4.4.4.1, future work", "Both together are better than either", "test %",
@@ -279,8 +283,8 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     Computation(
         "mollified-embedding", "Word vectors from characters (Moczulski 2019, Fig. 4.19).", embedding,
         ["soft", "hard", "mollified"], _SEEDS, ["ptb"], _curves("step", "training loss", "test loss"),
-        [before("Moczulski 2019, Fig. 4.19", "The mollified network converges faster", "training loss", [("mollified", "soft")],
-                "network", lower=True)],
+        [before("Moczulski 2019, Fig. 4.19", "The mollified network converges faster", "training loss",
+                [("mollified", "soft")], "network", lower=True)],
     ),
     Computation(
         "mollified-pentomino-full", "Pentomino in full: 80,000 images, 100 epochs (Moczulski 2019, 4.4.4.1).",
@@ -296,8 +300,8 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "cifar-resnet110-mollified", "ResNet-110 on CIFAR-10, mollified, with stochastic depth, both. Days to weeks.",
         "cifar-resnet110-mollified", {"cifar-10": []},
         {"cifar-10": {"plain": {"test": 0.9178}, "mollified": {"test": 0.9245}, "stochastic-depth": {"test": 0.9325}}},
-        "Moczulski 2019, Table 4.6", ["training.epochs=1", "model.blocks=[1,1,1]", "data.name=orl", "data.validation=0.2"],
-        long=True,
+        "Moczulski 2019, Table 4.6",
+        ["training.epochs=1", "model.blocks=[1,1,1]", "data.name=orl", "data.validation=0.2"], long=True,
     ),
     Reproduction(
         "noisy-mlp", "Three layers of tanh on MNIST: soft, hard, noisy, annealed, mollified (Moczulski 2019, 4.3.6.6).",

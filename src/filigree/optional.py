@@ -1,0 +1,39 @@
+"""Packages that only some of the work needs: they are loaded when it begins, and an absent one is one line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from filigree.config import one_line
+
+_PACKAGES = {"sklearn": "scikit-learn", "torch_pruning": "torch-pruning", "onnx_ir": "onnx-ir"}  # not named as modules
+
+
+def needed(module: str, by: str, extra: str) -> Any:
+    """Import and return a module of an optional package.
+
+    Args:
+        module: its full name, such as "plotly.graph_objects".
+        by: the name of what needs it, which begins the message. extra: the extra of filigree that installs it.
+
+    Raises:
+        ModuleNotFoundError: it is absent; one line with the `pip install` that brings it.
+        ImportError: it is installed, but cannot be loaded.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        error.name = error.name or module
+        raise absent(error, by, extra) from None
+
+
+def absent(error: ImportError, by: str, extra: str) -> ImportError:
+    """The error to raise in place of the one that `import` raised; arguments as of `needed`."""
+    root = (error.name or "").partition(".")[0]
+    if root == "filigree":  # a fault of our own is not explained away
+        return error
+    package, install = _PACKAGES.get(root, root), f"pip install 'filigree[{extra}]'"
+    if isinstance(error, ModuleNotFoundError):
+        return ModuleNotFoundError(f"{by}: {package} is needed. {install}", name=error.name)
+    return ImportError(f"{by}: {package} could not be loaded ({one_line(error)}). {install}", name=error.name)
