@@ -15,8 +15,8 @@ def networks():
     torch.manual_seed(0)
     flat = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8))
     images = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, bias=False), nn.ReLU(),
-        nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2 * 9, 4),
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, bias=False),
+        nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2 * 9, 4),
     )  # fmt: skip
     recurrent = nn.Sequential(nn.LSTM(8, 4, batch_first=True))
     return {"flat": (flat, torch.randn(6, 8)), "images": (images, torch.randn(6, 2, 8, 8)),

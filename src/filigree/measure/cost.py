@@ -110,8 +110,8 @@ def stored(model: nn.Module) -> Cost:
 def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
 
-    A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its own
-    `macs` for each position of its input, and twice that backward.
+    A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its
+    own `macs` for each position of its input, and twice that backward.
     """
     duplicate = copy.deepcopy(model).eval()
     own = [0]

@@ -37,12 +37,12 @@ def energy(counters: Path = COUNTERS) -> Iterator[Energy]:
 
 def _read(counters: Path) -> dict[str, tuple[int, int]]:
     """Microjoules of each counter, and where it starts again; nothing if one of them cannot be read."""
-    found = {}
+    zones = {}
     try:
         for zone in counters.glob("intel-rapl:[0-9]*"):  # intel-rapl:0:0, a part of intel-rapl:0, stands beside it
             if (zone / "name").read_text().startswith(("package", "dram")):
                 energy, most = (int((zone / file).read_text()) for file in ("energy_uj", "max_energy_range_uj"))
-                found[zone.name] = energy, most
+                zones[zone.name] = energy, most
     except (OSError, ValueError):
         return {}
-    return found
+    return zones

@@ -2,7 +2,8 @@
 
 A layer of filigree is a torch module with this mixin: `class MyLayer(Capabilities, nn.Module)`. It has to say its dense
 reference; everything else has a default that is right, if not the cheapest, for a layer whose arithmetic is made of
-torch's operations. What is known of torch's own modules stands in `filigree.measure.summary` and `filigree.nn.resizing`.
+torch's operations. What is known of torch's own modules stands in `filigree.measure.summary` and
+`filigree.nn.resizing`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _check(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     optimizer.__dict__[_CHECKED] = _resized
 
 
-# -- the sizes of torch's own layers; those of filigree say theirs (`filigree.nn.capabilities`) ---------------------------
+# -- the sizes of torch's own layers; those of filigree say theirs (`filigree.nn.capabilities`) ------------------------
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

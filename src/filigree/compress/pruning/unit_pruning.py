@@ -17,11 +17,11 @@ from filigree.compress.compression import Compression
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import Graph, Units, layer_macs, pruned, take_over, without
-from filigree.compress.pruning.places import check_places
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
 from filigree.compress.pruning.resized import Resized
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
+from filigree.compress.pruning.unit_positions import check_positions
 from filigree.config import config
 from filigree.convert import Change, Conversion, inference_context
 from filigree.measure.summary import Summary, says
@@ -30,7 +30,7 @@ from filigree.nn.resizing import has_units, sizes_of
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
-Build = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], bool], nn.Module]  # kept, heirs, compensated?
+Build = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], bool], nn.Module]  # kept, replacements, compensated?
 
 
 @config
@@ -62,7 +62,7 @@ class UnitPruning(Compression):
         return has_units(module)
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
-        """The kept units (sorted), the heir of each unit, and what the report says of it.
+        """The kept units (sorted), the replacement of each unit, and what the report says of it.
 
         Args:
             features: of the units that are not dead `(units, numbers)`. count: how many may stay, None: the method's
@@ -97,42 +97,44 @@ class UnitPruning(Compression):
             if compensate and self.compensate == "correlation":
                 source = copy.deepcopy(model)
                 correlation(source, groups, features, replacements)
-            made = pruned(source, removed, example)
+            smaller = pruned(source, removed, example)
             if compensate and self.compensate == "least_squares":
-                least_squares(made, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
-            return made
+                least_squares(smaller, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
+            return smaller
 
         kept, replacements, notes = self._choices(model, groups, features, x, build)
-        check_places(model, groups, kept, x[:8])
-        made = build(kept, replacements, True)
+        check_positions(model, groups, kept, x[:8])
+        smaller = build(kept, replacements, True)
         for group in groups:
             own = output_error(group, features[group.name], kept[group.name], model)
             notes[group.name] += f"; own error {own:.1%}"
-        changes = _changes(model, made, example, groups, kept, notes)
+        changes = _changes(model, smaller, example, groups, kept, notes)
         if self.measure:
-            changes.append(Change.of("latency", None, None, _latencies(model, made, x)))
+            changes.append(Change.of("latency", None, None, _latencies(model, smaller, x)))
         before = {name: sizes_of(module) for name, module in model.named_modules()}
-        _remember(made, groups, kept)
-        take_over(model, made)
+        _remember(smaller, groups, kept)
+        take_over(model, smaller)
         sizes = {name: size for name, module in model.named_modules() if (size := sizes_of(module)) != before[name]}
         return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
 
     def _choices(
         self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-        found: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
+        choices: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
 
         def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
             key = group.name, count
-            if key not in found:
-                found[key] = self._alive(group, features[group.name], count, model)
-            return found[key]
+            if key not in choices:
+                choices[key] = self._alive(group, features[group.name], count, model)
+            return choices[key]
 
         if isinstance(self.keep, Budget | MaxError):
 
             def built(counts: Counts, compensate: bool) -> nn.Module:
-                its = {group.name: chosen(group, counts[group.name]) for group in groups}
-                return build({k: v[0] for k, v in its.items()}, {k: v[1] for k, v in its.items()}, compensate)
+                chosen_units = {group.name: chosen(group, counts[group.name]) for group in groups}
+                return build(
+                    {k: v[0] for k, v in chosen_units.items()}, {k: v[1] for k, v in chosen_units.items()}, compensate
+                )
 
             counts = allocate(self.keep, model, groups, features, chosen, built, x, self.round_to)
         else:
@@ -190,9 +192,9 @@ def by_layer(value: Any, group: Units, who: str) -> Any:
     """A value that may be a mapping of layer names (globs) to values; None where no pattern fits."""
     if not isinstance(value, dict):
         return value
-    for pattern, its in value.items():
+    for pattern, of_layer in value.items():
         if any(fnmatch.fnmatchcase(name, pattern) for name in group.makers):
-            return its
+            return of_layer
     return None
 
 
@@ -210,8 +212,8 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
 
 
 def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
-    found: Any = getattr(model.get_submodule(group.name), "bias", None)
-    return None if found is None else found.detach()[group.makers[group.name].argsort()].double()
+    bias: Any = getattr(model.get_submodule(group.name), "bias", None)
+    return None if bias is None else bias.detach()[group.makers[group.name].argsort()].double()
 
 
 def _by_input(layer: Any) -> Tensor:
@@ -250,15 +252,15 @@ def whole_of(group: Any) -> tuple[Units, Tensor]:
 def _kept_outputs(
     model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], targets: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    found = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
+    outputs = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
     for group in groups:
         for name, units in group.makers.items():
-            if name in found:
-                found[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
-    return found
+            if name in outputs:
+                outputs[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
+    return outputs
 
 
-def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:
+def _remember(smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:
     """Note on each layer which of the original's outputs and inputs it has: `kept_outputs`, `kept_inputs`."""
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
@@ -269,7 +271,7 @@ def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) 
             stays = torch.isin(reader.units, kept[group.name])
             gone = inputs.setdefault(reader.name, torch.zeros(0, dtype=torch.long))
             inputs[reader.name] = torch.cat([gone, reader.columns[~stays]])
-    for name, module in made.named_modules():
+    for name, module in smaller.named_modules():
         sizes = sizes_of(module)
         if sizes is None or not has_units(module):
             continue
@@ -281,35 +283,35 @@ def _remember(made: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) 
         module.__dict__["kept_inputs"] = columns[~torch.isin(columns, gone)]
 
 
-def _latencies(model: nn.Module, made: nn.Module, x: Tensor) -> str:
+def _latencies(model: nn.Module, smaller: nn.Module, x: Tensor) -> str:
     """How long both take here, in turns, for one sample and for 128."""
     parts = []
     for batch in (1, 128):
         inputs = x[torch.arange(batch) % len(x)]
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(6):
-            for network, its in zip((model, made), times, strict=True):
+            for network, seconds in zip((model, smaller), times, strict=True):
                 with inference_context(network), torch.inference_mode():
                     began = time.perf_counter()
                     network(inputs)
-                    its.append(time.perf_counter() - began)
-        before, after = (1e3 * statistics.median(its[1:]) for its in times)
+                    seconds.append(time.perf_counter() - began)
+        before, after = (1e3 * statistics.median(seconds[1:]) for seconds in times)
         verdict = f"{before / after:.1f}x" if after < 0.98 * before else "not faster"
         parts.append(f"batch {batch}: {before:.3g} -> {after:.3g} ms ({verdict})")
     return "; ".join(parts)
 
 
 def _changes(
-    model: nn.Module, made: nn.Module, example: Tensor, groups: list[Units], kept: Mapping[str, Tensor],
+    model: nn.Module, smaller: nn.Module, example: Tensor, groups: list[Units], kept: Mapping[str, Tensor],
     notes: Mapping[str, str],
 ) -> list[Change]:  # fmt: skip
-    before, after = (layer_macs(m, example) for m in (model, made))
+    before, after = (layer_macs(m, example) for m in (model, smaller))
     by_maker = {name: group for group in groups for name in group.makers}
     changes = []
     for name, module in model.named_modules():
-        new = made.get_submodule(name)
-        sizes, its = sizes_of(module), sizes_of(new)
-        if sizes is None or sizes == its:
+        new = smaller.get_submodule(name)
+        sizes, new_sizes = sizes_of(module), sizes_of(new)
+        if sizes is None or sizes == new_sizes:
             continue
         group = by_maker.get(name)
         note = notes[group.name] if group is not None and name == group.name else ""

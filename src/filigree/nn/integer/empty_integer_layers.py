@@ -51,8 +51,8 @@ class EmptyIntegerLayers(Conversion):
         return {}  # a shell for loading
 
     @classmethod
-    def like(cls, made: IntegerLayer) -> EmptyIntegerLayers:
-        return cls(made.bias is not None, made.input_scale is not None, made.activation is not None)
+    def like(cls, layer: IntegerLayer) -> EmptyIntegerLayers:
+        return cls(layer.bias is not None, layer.input_scale is not None, layer.activation is not None)
 
     def accepts(self, module: nn.Module) -> bool:
         return has_integer_form(module)
@@ -65,12 +65,12 @@ class EmptyIntegerLayers(Conversion):
                 (rows, cols), inputs = conv_size(layer)[:2], layer.in_channels
             else:
                 rows, cols, inputs = layer.out_features, layer.in_features, layer.in_features
-            made = integer_layer(
+            integers = integer_layer(
                 layer, torch.zeros(rows, cols, dtype=torch.int32), torch.ones(1),
                 torch.ones(inputs) if self.input_scale else None, torch.zeros(rows) if self.bias else None,
             )  # fmt: skip
             if self.activations:
-                made.activation = SampledActivation(1.0)
-            replace_module(model, name, made)
-            changes.append(Change.of(name, layer, made))
+                integers.activation = SampledActivation(1.0)
+            replace_module(model, name, integers)
+            changes.append(Change.of(name, layer, integers))
         return changes

@@ -65,17 +65,17 @@ class IntegerConv2d(IntegerLayer):
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
-        made = nn.Conv2d(
+        conv = nn.Conv2d(
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
             self.groups, self.bias is not None, self.padding_mode, device=self.scale.device, dtype=self.scale.dtype,
         )  # fmt: skip
         weight = self.integers().to(self.scale) * self.scale[:, None]
         if self.input_scale is not None:
             weight = weight * by_channel(self.input_scale, weight, self.groups)
-        made.weight.copy_(weight.view_as(made.weight))
-        if self.bias is not None and made.bias is not None:
-            made.bias.copy_(self.bias)
-        return made
+        conv.weight.copy_(weight.view_as(conv.weight))
+        if self.bias is not None and conv.bias is not None:
+            conv.bias.copy_(self.bias)
+        return conv
 
     def onnx_form(self) -> nn.Module:
         return PlainIntegerConv2d(self)

@@ -19,9 +19,9 @@ from filigree.ops.integers import Integers
 class IntegerLayer(Capabilities, DenseWeight, nn.Module):
     """Base of `IntegerLinear` and `IntegerConv2d`: `W = scale * C * input_scale`, C a matrix of small integers.
 
-    In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer.integer_code`); `scale`, one for the layer or
-    one a row; `input_scale`, one an input (channel), or absent; `bias`. The integers are constants: nothing but the
-    bias can be trained. The form that the kernels read, with int16 or int32 columns, is made from the code.
+    In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer.integer_code`); `scale`, one for the
+    layer or one a row; `input_scale`, one an input (channel), or absent; `bias`. The integers are constants: nothing
+    but the bias can be trained. The form that the kernels read, with int16 or int32 columns, is made from the code.
     """
 
     code: Tensor
@@ -169,7 +169,7 @@ class SampledActivation(Capabilities, nn.Module):
 
 
 def by_channel(numbers: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """A number for each input, or input channel, at the places of `weight` `(out, in / groups * taps)` that read it."""
+    """A number for each input, or input channel, for each weight `(out, in / groups * taps)` that reads it."""
     inputs = len(numbers) // groups
     each = numbers.view(groups, 1, inputs).expand(-1, len(weight) // groups, -1).reshape(len(weight), inputs)
     return each.repeat_interleave(weight.shape[1] // inputs, 1)

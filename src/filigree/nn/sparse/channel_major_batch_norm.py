@@ -1,4 +1,4 @@
-"""Batch normalisation among sparse convolutions: the same arithmetic, in the memory order that they hand on."""
+"""Batch normalisation among sparse convolutions: the same arithmetic, in the memory order of their outputs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ChannelMajorBatchNorm2d(Capabilities, nn.BatchNorm2d):
     @classmethod
     def like(cls, norm: nn.BatchNorm2d) -> Self:
         """The same layer with the same parameter and buffer objects."""
-        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
-        made._parameters.update(norm._parameters)
-        made._buffers.update(norm._buffers)
-        return made
+        layer = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
+        layer._parameters.update(norm._parameters)
+        layer._buffers.update(norm._buffers)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or len(x) < 2 or not x.transpose(0, 1).is_contiguous():
@@ -33,12 +33,12 @@ class ChannelMajorBatchNorm2d(Capabilities, nn.BatchNorm2d):
 
     def dense(self) -> nn.BatchNorm2d:
         """The equivalent `nn.BatchNorm2d`, with a copy of parameters and statistics."""
-        made = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
+        dense = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats)
         for like in (self.weight, self.running_mean):  # either may be absent
             if like is not None:
-                made.to(like)
-        made.load_state_dict(self.state_dict())
-        return made
+                dense.to(like)
+        dense.load_state_dict(self.state_dict())
+        return dense
 
     def onnx_form(self) -> nn.Module:
         return plain_torch(self, nn.BatchNorm2d)

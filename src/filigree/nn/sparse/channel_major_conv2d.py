@@ -1,4 +1,4 @@
-"""A dense convolution among sparse ones: the same arithmetic, in the memory order that they hand on."""
+"""A dense convolution among sparse ones: the same arithmetic, in the memory order of their outputs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ChannelMajorConv2d(Capabilities, nn.Conv2d):
     @classmethod
     def like(cls, conv: nn.Conv2d) -> Self:
         """The same layer with the same parameter objects."""
-        made = cls(
+        layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
             conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
         )  # fmt: skip
-        made._parameters.update(conv._parameters)
-        return made
+        layer._parameters.update(conv._parameters)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
@@ -56,12 +56,12 @@ class ChannelMajorConv2d(Capabilities, nn.Conv2d):
 
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`, with a copy of the parameters."""
-        made = nn.Conv2d(
+        dense = nn.Conv2d(
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,  # type: ignore[arg-type]
             self.groups, self.bias is not None, self.padding_mode,
         ).to(self.weight)  # fmt: skip
-        made.load_state_dict(self.state_dict())
-        return made
+        dense.load_state_dict(self.state_dict())
+        return dense
 
     def onnx_form(self) -> nn.Module:
         return plain_torch(self, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""A dense layer among sparse ones: the same arithmetic, in the memory order that they hand on."""
+"""A dense layer among sparse ones: the same arithmetic, in the memory order of their outputs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class FeatureMajorLinear(Capabilities, nn.Linear):
     def like(cls, linear: nn.Linear) -> FeatureMajorLinear:
         """The same layer with the same parameter objects."""
         with torch.device("meta"):
-            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        made.weight, made.bias = linear.weight, linear.bias
-        return made
+            layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype:

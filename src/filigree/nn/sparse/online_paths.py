@@ -28,7 +28,7 @@ class PathSampler:
 
     @outside_graphs
     def of_step(self, position: int) -> tuple[Tensor, Pattern]:
-        """The places of a layer's paths in this step; a layer that asks again begins the next one."""
+        """The flat indices of a layer's paths in this step; a layer that asks again begins the next one."""
         if not self._ran or position in self._ran:
             self._draw()
             self._ran.clear()
@@ -86,13 +86,13 @@ class PathLinear(Capabilities, nn.Linear):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent of eval mode, with a copy of the parameters."""
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        made.load_state_dict(self.state_dict())
-        return made
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        dense.load_state_dict(self.state_dict())
+        return dense
 
 
 class _Gather(torch.autograd.Function):
-    """Weights at distinct places, and their gradient put back there: no sorting, as indexing would."""
+    """Weights at distinct flat indices, and their gradient put back there: no sorting, as indexing would."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, flat_indices: Tensor) -> Tensor:
@@ -134,12 +134,12 @@ class OnlinePaths(Conversion):
         check_chain(layers, names, "OnlinePaths")
         sampler, changes = PathSampler(self.paths, self.sampling, self.rescale), []
         for name, layer in zip(names, layers, strict=True):
-            made: Any = PathLinear.__new__(PathLinear)
-            nn.Module.__init__(made)
-            made.in_features, made.out_features = layer.in_features, layer.out_features
-            made.weight, made.bias, made.sampler = layer.weight, layer.bias, sampler
-            made.position = len(sampler.layers)
-            sampler.layers.append(made)
-            replace_module(model, name, made)
-            changes.append(Change.of(name, layer, made))
+            path_layer: Any = PathLinear.__new__(PathLinear)
+            nn.Module.__init__(path_layer)
+            path_layer.in_features, path_layer.out_features = layer.in_features, layer.out_features
+            path_layer.weight, path_layer.bias, path_layer.sampler = layer.weight, layer.bias, sampler
+            path_layer.position = len(sampler.layers)
+            sampler.layers.append(path_layer)
+            replace_module(model, name, path_layer)
+            changes.append(Change.of(name, layer, path_layer))
         return changes

@@ -85,12 +85,12 @@ class Sparse(Conversion):
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
         unfolded = {name: _unfolded(model.get_submodule(name), name, inputs) for name in names}
-        found = {
+        products_by_name = {
             f"{name}.{path}".removesuffix("."): layer
             for name, (_, products) in unfolded.items()
             for path, layer in products.items()
         }
-        names, layers = list(found), list(found.values())
+        names, layers = list(products_by_name), list(products_by_name.values())
         generator = torch.Generator().manual_seed(self.seed)
         drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
@@ -115,10 +115,10 @@ class Sparse(Conversion):
                     continue
             if isinstance(sparse, SparseLinear):
                 sparse.relu = self.fuse and fuse_relu(model, layer)
-            made = _masked(sparse) if self.masked else sparse
-            made.requires_grad_(layer.weight.requires_grad)
-            replace_module(model, name, made)
-            changes.append(Change.of(name, layer, made, note))
+            converted = _masked(sparse) if self.masked else sparse
+            converted.requires_grad_(layer.weight.requires_grad)
+            replace_module(model, name, converted)
+            changes.append(Change.of(name, layer, converted, note))
         if any(isinstance(module, SparseConv2d) for module in model.modules()):
             changes += _channel_major(model, names)
         return changes
@@ -128,23 +128,23 @@ class Sparse(Conversion):
     ) -> SparseLinear | SparseConv2d:
         """The sparse layer with these connections, and the topology's initial values if it has them."""
         seed, device = _mix(self.seed, number), _device(layer)
-        made: SparseLinear | SparseConv2d
+        sparse: SparseLinear | SparseConv2d
         if isinstance(layer, nn.Conv2d):
-            made = SparseConv2d(layer, flat_indices, seed, device=device)
+            sparse = SparseConv2d(layer, flat_indices, seed, device=device)
         else:
-            made = SparseLinear(
-                layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices, seed=seed,
-                device=device, dtype=layer.weight.dtype,
+            sparse = SparseLinear(
+                layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
+                seed=seed, device=device, dtype=layer.weight.dtype,
             )  # fmt: skip
         if self.init == "keep":
             with torch.no_grad():
-                made._fill(layer)
+                sparse._fill(layer)
         elif self.init != "he":
-            fan_in = made.indptr.diff().repeat_interleave(made.indptr.diff().long())
-            made.values.data.mul_(self.init * (fan_in / 2).sqrt().to(made.values.dtype))
+            fan_in = sparse.indptr.diff().repeat_interleave(sparse.indptr.diff().long())
+            sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
         elif values is not None:
-            made.values.data.copy_(values)
-        return made
+            sparse.values.data.copy_(values)
+        return sparse
 
 
 def _unfolded(module: nn.Module, name: str, inputs: dict[str, Tensor] | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -166,7 +166,7 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
 
 
 def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
-    """What stays dense beside sparse convolutions reads and hands on their memory order."""
+    """What stays dense beside sparse convolutions reads and writes in their memory order."""
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
     changes = []
     for name, module in list(model.named_modules()):
@@ -212,7 +212,7 @@ def _mix(seed: int, number: int) -> int:
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
-    """Parameters that several modules hold: a converted layer would silently let go of its tie."""
+    """Parameters that several modules hold: converting one layer would silently break the weight tying."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

@@ -21,11 +21,11 @@ class SparseConv2d(SparseLayer):
     r"""`nn.Conv2d` with a truly sparse weight: memory, forward, backward and optimizer cost O(connections x outputs).
 
     Takes the shape of a convolution from `conv`, an `nn.Conv2d` (any stride, padding, dilation, groups and padding
-    mode), and its connections from `places`; the values are new.
+    mode), and its connections from `flat_indices`; the values are new.
 
     Args:
         conv: the dense layer to be like.
-        places: sorted connections `out * in_features + in`, `in` counting `(in_channels / groups, kh, kw)` in order.
+        flat_indices: sorted connections `out * in_features + in`, `in` counting `(in_channels / groups, kh, kw)`.
         seed: of the initial values.
 
     Shape: `(N, C, H, W)` or `(C, H, W)`, as `nn.Conv2d`. The output is channel-major in memory (`y.transpose(0, 1)` is
@@ -43,8 +43,8 @@ class SparseConv2d(SparseLayer):
     ) -> None:
         size = conv_size(conv)
         super().__init__(
-            size.out_features, size.in_features, flat_indices, conv.bias is not None, torch.Generator().manual_seed(seed),
-            device or conv.weight.device, conv.weight.dtype,
+            size.out_features, size.in_features, flat_indices, conv.bias is not None,
+            torch.Generator().manual_seed(seed), device or conv.weight.device, conv.weight.dtype,
         )  # fmt: skip
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
@@ -76,16 +76,16 @@ class SparseConv2d(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
-        made = nn.Conv2d(
+        dense = nn.Conv2d(
             self.in_channels, self.out_channels, _pair(self.kernel_size), _pair(self.stride), self.padding,  # type: ignore[arg-type]
             _pair(self.dilation), self.groups, self.bias is not None, self.padding_mode,
             device=self.values.device, dtype=self.values.dtype,
         )  # fmt: skip
         weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
-        made.weight.copy_(weight.view_as(made.weight))
-        if self.bias is not None and made.bias is not None:
-            made.bias.copy_(self.bias)
-        return made
+        dense.weight.copy_(weight.view_as(dense.weight))
+        if self.bias is not None and dense.bias is not None:
+            dense.bias.copy_(self.bias)
+        return dense
 
     @classmethod
     @torch.no_grad()

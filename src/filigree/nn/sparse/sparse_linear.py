@@ -26,7 +26,7 @@ class SparseLinear(SparseLayer):
         bias: add a bias, one a unit.
         relu: apply ReLU to the output, fused into the kernel.
         seed: of topology and initial values.
-        places: the sorted connections `out * in_features + in` themselves, in place of a topology.
+        flat_indices: the sorted connections `out * in_features + in` themselves, in place of a topology.
 
     Shape: `(..., in_features)` to `(..., out_features)`. The output is a transposed view of a feature-major matrix:
     element-wise operations keep that order and the next sparse layer reads it as it is.
@@ -94,7 +94,7 @@ class SparseLinear(SparseLayer):
             linear.bias.copy_(self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
-    # -- pruning of units; see `Capabilities` ---------------------------------------------------------------------------
+    # -- pruning of units; see `Capabilities` ------------------------------------------------------------------------
 
     def sizes(self) -> list[int]:
         return [self.out_features, self.in_features, int(self.bias is not None)]
@@ -119,7 +119,7 @@ class SparseLinear(SparseLayer):
         self._take(row * self.in_features + column, values)
 
     def _connections_of(self, side: int, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, columns and values of the connections with these outputs (side 0) or inputs, which are numbered anew."""
+        """Rows, columns and values of the connections with these outputs (side 0) or inputs, numbered anew."""
         position = torch.full(((self.out_features, self.in_features)[side],), -1)
         position[kept] = torch.arange(len(kept))
         flat_indices = self.flat_indices()
@@ -141,11 +141,12 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def from_dense(cls, module: nn.Linear, mask: Tensor | None = None, relu: bool = False) -> Self:
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
-        made = cls(
+        sparse = cls(
             module.in_features, module.out_features, None, module.bias is not None, relu,
-            flat_indices=masked_flat_indices(module.weight, mask), device=module.weight.device, dtype=module.weight.dtype,
+            flat_indices=masked_flat_indices(module.weight, mask),
+            device=module.weight.device, dtype=module.weight.dtype,
         )  # fmt: skip
-        return made._fill(module)
+        return sparse._fill(module)
 
     def onnx_candidates(self) -> dict[str, nn.Module]:
         return {
