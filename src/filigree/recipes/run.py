@@ -418,20 +418,13 @@ def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
 
 def _refuse_other(record: Record, folder: Path, which: str, recipe: Recipe, method: str) -> None:
     if difference := _difference_to(record, recipe, method):
-<<<<<<< HEAD
         key, recorded, wanted = difference
         raise RecipeError(
             f"{folder} holds {which} run of other settings: {key} is {clipped(recorded)} there, {clipped(wanted)} is "
-=======
-        key, there, wanted = difference
-        raise RecipeError(
-            f"{folder} holds {which} run of other settings: {key} is {clipped(there)} there, {clipped(wanted)} is "
->>>>>>> stepping
             "asked for. Give another --out, or remove it."
         )
 
 
-<<<<<<< HEAD
 def _difference(recorded: Any, wanted: Any, ignored: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
     """The first key at which two settings differ, and both values."""
     if isinstance(recorded, dict) and isinstance(wanted, dict):
@@ -442,17 +435,6 @@ def _difference(recorded: Any, wanted: Any, ignored: Collection[str], key: str =
     else:
         return (key, recorded, wanted) if recorded != wanted else None
     return next((inner for name, a, b in parts if (inner := _difference(a, b, ignored, name))), None)
-=======
-def _difference(there: Any, wanted: Any, but: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two settings differ, and what stands there."""
-    if isinstance(there, dict) and isinstance(wanted, dict):
-        parts = [(f"{key}.{k}" if key else k, there[k], wanted[k]) for k in there if k in wanted and k not in but]
-    elif isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
-        parts = [(key, a, b) for a, b in zip(there, wanted, strict=True)]
-    else:
-        return (key, there, wanted) if there != wanted else None
-    return next((first for name, a, b in parts if (first := _difference(a, b, but, name))), None)
->>>>>>> stepping
 
 
 def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
