@@ -7,8 +7,6 @@ import importlib
 import mmap
 from typing import Any
 
-from filigree.cli import compress as cli_compress
-from filigree.cli import output as cli_output
 from filigree.dynamics import Evolution
 from filigree.io import saving
 from filigree.measure.timing import time_interleaved
@@ -16,7 +14,12 @@ from filigree.train import Record
 from filigree.train import run as training
 from filigree.train.checkpoints import Checkpoint
 
-recipe = importlib.import_module("filigree.recipes.run")  # as an attribute that name is a function
+# as attributes these names are functions
+recipe = importlib.import_module("filigree.recipes.run")
+compressing = importlib.import_module("filigree.cli.compress")
+output = importlib.import_module("filigree.cli.output")
+reporting = importlib.import_module("filigree.cli.report")
+
 
 PHASES = {  # a phase -> a kill comes at most so many ms after its begin; "else": starting, loading, building
     "else": 200.0, "train": 60.0, "rewire": 4.0, "evaluate": 6.0, "checkpoint": 12.0, "compress": 40.0, "save": 8.0,
@@ -24,10 +27,11 @@ PHASES = {  # a phase -> a kill comes at most so many ms after its begin; "else"
 }  # fmt: skip
 NAMES = list(PHASES)
 _OWNERS: dict[str, list[tuple[Any, str]]] = {
-    "train": [(training.Run, "_steps")], "rewire": [(Evolution, "step")], "evaluate": [(training, "measure")],
-    "checkpoint": [(Checkpoint, "save")], "compress": [(recipe, "compress_"), (cli_compress, "compress_")],
-    "save": [(saving, "save"), (cli_compress, "save")], "record": [(Record, "save")],
-    "measure": [(recipe, "_time")], "report": [(cli_output, "write_report")],
+    "train": [(training.FitRun, "_steps")], "rewire": [(Evolution, "step")],
+    "evaluate": [(training, "evaluate_batches")],
+    "checkpoint": [(Checkpoint, "save")], "compress": [(recipe, "compress_"), (compressing, "compress_")],
+    "save": [(saving, "save"), (compressing, "save")], "record": [(Record, "save")],
+    "measure": [(recipe, "_time")], "report": [(output, "write_report"), (reporting, "write_report")],
 }  # fmt: skip
 
 

@@ -81,10 +81,7 @@ def config(cls: type[T]) -> type[T]:
             f"config: a config needs a name of its own, by which files find it. There is a {cls.__name__} already, "
             f"{known.__module__}.{known.__qualname__}. Got {cls.__module__}.{cls.__qualname__}."
         )
-    options = pydantic.ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False,
-        defer_build=True,  # the first use makes the validator, not the import
-    )  # fmt: skip
+    options = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     decorated = pydantic_dataclass(cls, frozen=True, config=options)
     validated = decorated.__init__
 

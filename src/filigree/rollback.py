@@ -21,15 +21,15 @@ class AllOrNothing:
 
     Restored are each module's class and `__dict__` (submodules, parameters, buffers, hooks, flags and plain attributes,
     and what built-in dicts, lists and sets among them hold), each tensor's identity, storage, `requires_grad` and
-    `grad`, and the global generators of torch, numpy and Python. What lies inside other objects that attributes refer
-    to is not looked into.
+    `grad`, the global generators of torch, numpy and Python, and torch's grad mode. What lies inside other objects that
+    attributes refer to is not looked into.
 
     Args:
         values: whether the numbers in the tensors are copied, and restored too. Without it the block must not write
             into tensors that the model holds, only give it others.
 
-    The cost without `values` is some 30 microseconds a module and no memory beyond the references; with it, one copy
-    of the model besides.
+    The cost is some 40 microseconds a module, and the old tensors stay in memory until the end. With `values` there is
+    a copy of the model besides (on one core: 2 ms for 3 million parameters, 180 ms for 85 million).
     """
 
     def __init__(self, model: nn.Module, values: bool) -> None:

@@ -11,25 +11,25 @@ RECORDS = (Path("papers/results"), Path("results"))
 
 
 def add_commands(app: Any) -> None:
-    """`filigree reproduce` and `filigree counts`."""
+    """Add `filigree reproduce` and `filigree counts`."""
     from filigree_papers import commands
 
     commands.add(app)
 
 
 def add_tables() -> list[Any]:
-    """What `filigree reproduce` runs, for `filigree list`."""
+    """The table of what `filigree reproduce` runs, for `filigree list`."""
     from filigree_papers import commands
 
     return [commands.reproductions_table()]
 
 
 def site(folders: list[Path]) -> tuple[list[Any], list[str], dict[str, Any]]:
-    """Every table, figure and claim of the documents with its verdict, for the report."""
+    """The entries of all documents with their verdicts, lines about unreadable records, and the charts of each page."""
     from filigree_papers import reproduce
 
     entries, lines = reproduce.list_entries(reproduce.all_documents(), reproduce.ALL, folders)
-    charts = {name: getattr(each, "charts", ()) for name, each in reproduce.ALL.items()}
+    charts = {name: getattr(experiment, "charts", ()) for name, experiment in reproduce.ALL.items()}
     return reproduce.plain(entries), lines, charts
 
 

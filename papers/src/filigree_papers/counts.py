@@ -1,4 +1,4 @@
-"""The parameter counts of Chouliaras 2021, appendix B, beside ours: the networks are built, not trained."""
+"""The parameter counts of Chouliaras 2021, appendix B, beside ours; the networks are built, not trained."""
 
 from __future__ import annotations
 

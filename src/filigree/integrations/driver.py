@@ -71,7 +71,8 @@ class Driver:
     def end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """The epoch is over, and this is what was measured."""
         self.state.epoch = epoch
-        self.state.history.rows.append({**metrics, "epoch": epoch})  # trainers have epochs of their own
+        measured = {name: value for name, value in metrics.items() if name != "epoch"}  # trainers count fractions
+        self.state.history.rows.append({"epoch": epoch} | measured)
         self.callbacks.end_epoch()
 
     def end(self) -> None:

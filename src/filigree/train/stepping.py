@@ -239,7 +239,10 @@ def _is_factory(callback: Any) -> bool:
     """Whether it is a function of two required arguments, `(model, optimizer)`."""
     if isinstance(callback, type) or not callable(callback) or _steps(callback) or _methods(callback):
         return False
-    parameters = inspect.signature(callback).parameters.values()
+    try:
+        parameters = inspect.signature(callback).parameters.values()
+    except ValueError:  # a function of C that does not say
+        return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) == 2
 

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from filigree_papers.counts import counts
-from filigree_papers.reproduce.claims import Pairs, by_run, compared, cost, folds_of, test_accuracy, train_seconds
+from filigree_papers.reproduce.claims import (
+    Pairs,
+    by_run,
+    compared,
+    cost,
+    folds_of,
+    ratios,
+    test_accuracy,
+    train_seconds,
+)
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import (
     Finding,
@@ -22,7 +31,7 @@ from filigree_papers.reproduce.findings import (
     positive,
     spread,
 )
-from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction, metric
+from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction
 
 SPARSE = ("SET", "LDV", "OSV", "EXD")
 OfRecords = Callable[[Records], list[Finding]]
@@ -51,8 +60,7 @@ def faster(where: str, training: dict[str, float], inference: dict[str, float] |
         ):  # fmt: skip
             times = by_run(records, of)
             for method, percent in wanted.items():
-                runs = times.get(method, {}).keys() & times.get("dense", {}).keys()
-                saved = [100 * (1 - times[method][run] / times["dense"][run]) for run in sorted(runs)]
+                saved = [100 * (1 - ratio) for ratio in ratios(times, method, "dense")]
                 if saved:
                     text = f"{method}, {what} {spread(saved, folds)} (printed {percent:g})"
                     parts[text] = at_least(saved, percent, folds)
@@ -109,7 +117,7 @@ DATA = {
 
 def glioma(records: Records) -> list[Finding]:
     """SET a fifth and EXD a quarter faster, inference equal; dense at 0.7, EXD the best of the sparse ones."""
-    dense = [value for runs in records.values() for value in metric(runs.get("dense", []), "test_accuracy", 100)]
+    dense = [*by_run(records, test_accuracy).get("dense", {}).values()]
     what = "dense, test accuracy in %"
     where, folds = "Chouliaras 2021, Fig. 5.7", folds_of(records)
     return [
@@ -121,7 +129,7 @@ def glioma(records: Records) -> list[Finding]:
 
 def exd_reaches(records: Records) -> list[Finding]:
     """EXD reaches an accuracy of about 90.5% (5.3.2)."""
-    ours = [value for runs in records.values() for value in metric(runs.get("EXD", []), "test_accuracy", 100)]
+    ours = [*by_run(records, test_accuracy).get("EXD", {}).values()]
     return [figure("Chouliaras 2021, Fig. 5.14", "EXD, test accuracy in %", 90.5, ours, percent=True)] if ours else []
 
 
@@ -143,8 +151,7 @@ def implementations(records: Records) -> list[Finding]:
     ):  # fmt: skip
         times = by_run(records, of)
         for method, printed in (("masked, rebuilt", masked), ("masked, in the loop", 0), ("truly sparse", sparse)):
-            runs = times.get(method, {}).keys() & times.get("dense", {}).keys()
-            more = [100 * (times[method][run] / times["dense"][run] - 1) for run in sorted(runs)]
+            more = [100 * (ratio - 1) for ratio in ratios(times, method, "dense")]
             if more:
                 place = "Chouliaras 2021, Fig. 5.15" if method == "truly sparse" else where
                 findings.append(figure(place, f"{method}, {what} time above dense's in %", printed, more))
@@ -172,7 +179,7 @@ def best(records: Records) -> list[Finding]:
     parts = compared(ours, [("EXD", "SET"), ("EXD", "Static")], unit=" points")
     if apart:
         parts[f"within a point of dense: {difference(apart, ' points')}"] = at_least(apart, -1)
-        less = [1 - times["EXD"][run] / times["dense"][run] for run in times["EXD"] if run in times["dense"]]
+        less = [1 - ratio for ratio in ratios(times, "EXD", "dense")]
         parts[f"in {1 - statistics.fmean(less):.2f} of dense's training time"] = positive(less)
     says = "EXD is best overall, on Fashion-MNIST 3 x 1000"
     return [claim("Chouliaras 2021, section 6.1", says, parts)] if parts else []

@@ -111,6 +111,12 @@ def by_run(records: Records, of: RunFigure) -> dict[str, dict[tuple[str, int], f
     return figures
 
 
+def ratios(figures: Mapping[str, Mapping[Any, float]], method: str, base: str) -> list[float]:
+    """The figures of a method as shares of those of `base`, over the runs that both have."""
+    ours, theirs = figures.get(method, {}), figures.get(base, {})
+    return [ours[run] / theirs[run] for run in sorted(ours.keys() & theirs.keys())]
+
+
 def folds_of(records: Records) -> float:
     """`filigree.data.overlap` of the runs."""
     runs = next((runs for methods in records.values() for runs in methods.values() if runs), [])

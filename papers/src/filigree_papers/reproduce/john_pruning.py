@@ -33,7 +33,7 @@ from filigree_papers.reproduce.findings import (
     positive,
 )
 from filigree_papers.reproduce.reproduction import Computation
-from filigree_papers.reproduce.steps import fewer, percent
+from filigree_papers.reproduce.steps import compressed, fewer, percent
 
 HELD = 5000  # training samples that validate: recovery is judged on them
 PRUNING = 2000  # samples that pruning sees
@@ -101,17 +101,15 @@ def printed_tables(case: str, seed: int, quick: bool) -> Rows:
     rows: Rows = [{"network": case, "method": "dense", "compensation": "-", "test %": whole, "fine-tuned %": whole}]
     for name, config in UNITS.items():
         for compensate in (None, "correlation", "least_squares"):
-            small = copy.deepcopy(model)
-            compress_(small, config(keep=dict(keep), compensate=compensate, seed=seed), x)
+            small = compressed(model, config(keep=dict(keep), compensate=compensate, seed=seed), x)
             row = {
                 "network": case,
                 "method": name,
                 "compensation": str(compensate),
                 "test %": percent(small, split.test),
             }
-            rows.append(
-                row | _after(small, split, lr, target, seed, size, work, x, compensate == "least_squares", quick)
-            )
+            tune = compensate == "least_squares"
+            rows.append(row | _after(small, split, lr, target, seed, size, work, x, tune, quick))
     for name, importance in (("torch-pruning magnitude", tp.importance.GroupMagnitudeImportance()),
                              ("torch-pruning random", tp.importance.RandomImportance())):  # fmt: skip
         small = _torch_pruning(model, x, importance, keep)
@@ -163,8 +161,7 @@ def compensation(case: str, seed: int, quick: bool) -> Rows:
     for name, config in UNITS.items():
         row: dict[str, Any] = {"keep": case, "method": name}
         for label, compensate in (("None", None), ("correlation", "correlation"), ("least squares", "least_squares")):
-            small = copy.deepcopy(model)
-            compress_(small, config(keep, compensate=compensate, seed=seed), x)
+            small = compressed(model, config(keep, compensate=compensate, seed=seed), x)
             row[label] = percent(small, split.test)
         compress_(small, MonteCarlo(0.5, seed=seed), x)
         row |= {"then 0.5 samples a weight": percent(small, split.test), "kB": measure(small).bytes_disk / 1000}
@@ -172,9 +169,7 @@ def compensation(case: str, seed: int, quick: bool) -> Rows:
     for name, config in CONNECTIONS.items():
         row = {"keep": case, "method": name}
         for label, compensate in (("None", None), ("least squares", "least_squares")):
-            small = copy.deepcopy(model)
-            compress_(small, config(keep, compensate=compensate, seed=seed), x)
-            row[label] = percent(small, split.test)
+            row[label] = percent(compressed(model, config(keep, compensate=compensate, seed=seed), x), split.test)
         rows.append(row)
     return rows
 
@@ -206,11 +201,8 @@ def clustering(case: str, seed: int, quick: bool) -> Rows:
         for select in ("weight_norm", "bias", "bias_magnitude", "centroid", "random"):
             row: dict[str, Any] = {"network": case, "method": method, "select": select}
             for label, compensate in (("None", None), ("least squares", "least_squares")):
-                small = copy.deepcopy(model)
                 options: Any = {"compensate": compensate, "method": method, "select": select}
-                config = ClusterPruning(0.4, seed=seed, **options)
-                compress_(small, config, x)
-                row[label] = percent(small, split.test)
+                row[label] = percent(compressed(model, ClusterPruning(0.4, seed=seed, **options), x), split.test)
             rows.append(row)
     return rows
 

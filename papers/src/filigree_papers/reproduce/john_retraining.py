@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -14,7 +13,6 @@ from torch import nn
 
 from filigree import data, models
 from filigree.compress import RetrainingBaseline, fit_gamma, net_deviation, retraining_bound
-from filigree.compress.compression import compress_
 from filigree.compress.pruning import normalised
 from filigree.measure.cost import measure
 from filigree.report import Chart
@@ -24,7 +22,7 @@ from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive, share
 from filigree_papers.reproduce.john_pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
 from filigree_papers.reproduce.reproduction import Computation
-from filigree_papers.reproduce.steps import percent
+from filigree_papers.reproduce.steps import compressed, percent
 
 
 def deviations(case: str, seed: int, quick: bool) -> Rows:
@@ -43,8 +41,7 @@ def deviations(case: str, seed: int, quick: bool) -> Rows:
         contestants |= {name: partial(config, compensate=None) for name, config in CONNECTIONS.items()}
     for name, config in contestants.items():
         for level in (0.1, 0.9) if quick else (0.1, 0.3, 0.5, 0.7, 0.9):
-            small = copy.deepcopy(model)
-            compress_(small, config(1 - level, seed=seed), x)
+            small = compressed(model, config(1 - level, seed=seed), x)
             deviation = net_deviation(model, small, x[:200])
             rows.append({
                 "network": case, "method": name, "pruned": str(level), "parameters": float(measure(small).parameters),
@@ -84,9 +81,8 @@ def retraining(case: str, seed: int, quick: bool) -> Rows:
         if target < 50:  # SGD at 0.1 with batches of 32 diverges: there is nothing to regain
             continue
         for level in (0.1, 0.5, 0.9) if quick else (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9):
-            config = {**UNITS, **CONNECTIONS}[case]
-            small = copy.deepcopy(model)
-            compress_(small, config(1 - level, compensate=None, seed=seed), split.train.x[:1000])
+            config = {**UNITS, **CONNECTIONS}[case](1 - level, compensate=None, seed=seed)
+            small = compressed(model, config, split.train.x[:1000])
             bounds = {form: retraining_bound(baseline, model, small, form=form) for form in ("printed", "derived")}
             row: dict[str, Any] = {
                 "pruned": case, "optimizer": name, "lr": str(lr), "batch_size": str(batch), "level": str(level),

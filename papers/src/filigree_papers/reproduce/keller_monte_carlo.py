@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections import OrderedDict
@@ -14,7 +13,6 @@ from torch import nn
 
 from filigree import data, models
 from filigree.compress import MonteCarlo, RoundToNearest
-from filigree.compress.compression import compress_
 from filigree.compress.weight_sampling import sample
 from filigree.measure.cost import measure
 from filigree.report import Chart
@@ -31,7 +29,7 @@ from filigree_papers.reproduce.findings import (
     unprinted,
 )
 from filigree_papers.reproduce.reproduction import Computation, Records, Reproduction, metric
-from filigree_papers.reproduce.steps import adam, fewer, percent
+from filigree_papers.reproduce.steps import adam, compressed, fewer, percent
 
 CALIBRATION = 5000  # samples
 KINDS: dict[str, dict[str, Any]] = {
@@ -52,16 +50,12 @@ def quantised(model: nn.Module, split: data.DataSet, budgets: Sequence[float], s
     rows: Rows = []
     for kind, options in KINDS.items():
         for budget in budgets:
-            small = copy.deepcopy(model)
             config = MonteCarlo(budget, per=per, seed=seed, **options)  # type: ignore[arg-type]
-            compress_(small, config, None if kind == "plain" else calibration)
+            small = compressed(model, config, None if kind == "plain" else calibration)
             rows.append({"calibration": kind, "per": per, "budget": str(budget), **_sizes(small, split, whole)})
     for bits in (8, 4, 3):
-        small = copy.deepcopy(model)
-        compress_(small, RoundToNearest(bits))
-        rows.append(
-            {"calibration": f"rounded to {bits} bits", "per": per, "budget": "-", **_sizes(small, split, whole)}
-        )
+        sizes = _sizes(compressed(model, RoundToNearest(bits)), split, whole)
+        rows.append({"calibration": f"rounded to {bits} bits", "per": per, "budget": "-", **sizes})
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import statistics
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from torch import nn
 
 from filigree import data, models
 from filigree.compress import PathSampling
-from filigree.compress.compression import compress_
 from filigree.convert import convert_
 from filigree.dynamics import Constant, Evolution
 from filigree.nn import OnlinePaths, PartitionDropout, PartitionedDropout, Sparse
@@ -23,7 +21,7 @@ from filigree.train import evaluate, fit, seed_everything
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.findings import Finding, claim, difference, equal, figure, positive, share, unprinted
 from filigree_papers.reproduce.reproduction import Computation
-from filigree_papers.reproduce.steps import adam, fewer, percent
+from filigree_papers.reproduce.steps import adam, compressed, fewer, percent
 
 # -- paths ---------------------------------------------------------------------------------------------------------
 
@@ -42,10 +40,8 @@ def paths(case: str, seed: int, quick: bool) -> Rows:
         for count in (10_000,) if quick else (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
             for how in ("jittered", "independent"):
                 for rescale in (True, False):
-                    small = copy.deepcopy(model)
-                    compress_(small, PathSampling(count, sampling=how, rescale=rescale, seed=seed))
-                    arm = f"{how} paths{', rescaled' if rescale else ''}"
-                    rows.append(_row(arm, count, small, split))
+                    small = compressed(model, PathSampling(count, sampling=how, rescale=rescale, seed=seed))
+                    rows.append(_row(f"{how} paths{', rescaled' if rescale else ''}", count, small, split))
         return rows
     if case == "of each step":
         rows = []

@@ -9,7 +9,7 @@ from statistics import fmean as mean
 import scipy.stats
 
 from filigree.train import Record
-from filigree_papers.reproduce.claims import by_run, compared, cost, test_accuracy
+from filigree_papers.reproduce.claims import by_run, compared, cost, ratios, test_accuracy
 from filigree_papers.reproduce.findings import Finding, Verdict, claim, figure
 from filigree_papers.reproduce.reproduction import Records, Reproduction, metric
 
@@ -115,9 +115,7 @@ def time(where: str, printed: Mapping[str, Mapping[str, Mapping[str, float]]]) -
             theirs = [
                 tables[arm]["backward_seconds"] / tables["symmetric"]["backward_seconds"] for tables in printed.values()
             ]
-            runs = ours.get(arm, {}).keys() & ours.get("symmetric", {}).keys()
-            shares = [ours[arm][run] / ours["symmetric"][run] for run in sorted(runs)]
-            if shares:
+            if shares := ratios(ours, arm, "symmetric"):
                 what = f"{arm}, backward time as a share of symmetric's"
                 shares_of_time.append(figure(where, what, mean(theirs), shares))
         return shares_of_time

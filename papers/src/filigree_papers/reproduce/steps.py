@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree import data
+from filigree.compress.compression import compress_
 from filigree.train import evaluate, fit
 from filigree_papers.reproduce.experiment import Rows
 
@@ -71,6 +73,13 @@ def adam(model: nn.Module, split: data.DataSet, epochs: int, seed: int) -> nn.Mo
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     fit(model, split.train, optimizer=optimizer, epochs=epochs, batch_size=128, seed=seed, progress=False)
     return model.eval()
+
+
+def compressed(model: nn.Module, config: Any, samples: Any = None) -> nn.Module:
+    """A copy of the model, compressed; the model stays as it is."""
+    small = copy.deepcopy(model)
+    compress_(small, config, samples)
+    return small
 
 
 def percent(model: nn.Module, part: Any) -> float:
