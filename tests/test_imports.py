@@ -33,6 +33,7 @@ LAYERS = [
     "extensions",
     "protocols",
     "modes",
+    "summary",
     "convert",
     "ops",
     "topology",

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import inference_context
-from filigree.measure.summary import macs_of
 from filigree.modes import evaluating
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.optional import needed
+from filigree.summary import macs_of
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from filigree.compress.pruning.subclusters import as_count
 from filigree.compress.pruning.unit_positions import check_positions
 from filigree.config import config
 from filigree.convert import Change, Conversion, inference_context
-from filigree.measure.summary import Summary, says
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import has_units, sizes_of
+from filigree.summary import Summary, says
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 

@@ -104,16 +104,17 @@ def track_usage(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
     usage["layers.0"].backward(sample=3)      # (out, in): what sample 3 used
     usage["layers.0"].moved()                 # what the optimizer moved
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Asymmetrical) and m.tracked() is not None}
+    asymmetric = {name: m for name, m in model.named_modules() if isinstance(m, Asymmetrical)}
+    layers = {name: (layer, tracked) for name, layer in asymmetric.items() if (tracked := layer.tracked()) is not None}
     if not layers:
         raise ValueError("track_usage: the model has no asymmetric layer. Convert it with fg.Asymmetric first.")
     watched: dict[str, LayerUsage] = {}
-    for name, layer in layers.items():
-        layer.watched = watched[name] = LayerUsage(*layer.tracked())
+    for name, (layer, tracked) in layers.items():
+        layer.watched = watched[name] = LayerUsage(*tracked)
     try:
         yield watched
     finally:
-        for layer in layers.values():
+        for layer, _ in layers.values():
             layer.watched = None
 
 
