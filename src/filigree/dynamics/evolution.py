@@ -16,7 +16,7 @@ from filigree.dynamics.consistency import check_rewired, gathered
 from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
-from filigree.nn.untrained import mark_untrained
+from filigree.untrained import mark_untrained
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from filigree.convert import Conversion, conversions, record
 from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.models.networks import modules_of
-from filigree.nn.untrained import warn_if_untrained
+from filigree.untrained import warn_if_untrained
 
 
 def save(model: nn.Module, path: str | Path) -> None:
