@@ -69,9 +69,11 @@ def check_gradgrad(layer: nn.Module, in_features: int, batch: int = 3) -> None:
 
 
 def check_contract(layer: nn.Module, x: torch.Tensor) -> None:
-    """In eval mode, a layer with `Capabilities` and its `dense()` agree on x, the input of one of its calls, in
-    float64: outputs, the gradient of the input, and by finite differences those of its parameters. What else it says
-    of itself is possible."""
+    """In eval mode, a layer with `Capabilities` and its `dense()` agree on x, the input of one of its calls.
+
+    In float64: outputs, the gradient of the input, and by finite differences those of its parameters. What else the
+    layer says of itself is possible.
+    """
     layer, x = _float64(copy.deepcopy(layer)).eval(), _float64(x[:2].detach().clone())
     dense = layer.dense().eval()
     assert all(type(module).__module__.startswith("torch.nn") for module in dense.modules())

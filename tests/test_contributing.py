@@ -46,9 +46,9 @@ def test_the_page_runs(added, tmp_path, monkeypatch, capsys):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
     exec(compile(use, "CONTRIBUTING.md", "exec"), names)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in re.findall(r"print\(.*\)  # (.*)", USE):
-        assert all(part in said for part in re.split(r"  +", line)), line
+        assert all(part in output for part in re.split(r"  +", line)), line
     exec(compile(TEST, "CONTRIBUTING.md", "exec"), names)
     names["test_block_diagonal"]()
 
@@ -118,7 +118,7 @@ def test_pruning_refuses_it_with_its_reason(added):
 def test_it_is_found_by_the_matrix_of_methods_and_its_page(added):
     matrix = runpy.run_path(str(ROOT / "tests" / "composition.py"))
     assert ("BlockDiagonal", "Noisy") in matrix["pairs"]()
-    assert " BlockDiagonal | `BlockDiagonal()` |" in matrix["head"]()
+    assert "| BlockDiagonal | `BlockDiagonal()` |" in matrix["page"](dict.fromkeys(matrix["pairs"](), ""))
     assert matrix["compose"]("BlockDiagonal", "GaussianDropout", export=False) == ""
     message = matrix["compose"]("BlockDiagonal", "SubsetPruning", export=False)
     assert matrix["reason"](message) in matrix["REASONS"]

@@ -97,7 +97,7 @@ def test_measure_keeps_what_is_faster_dense(tmp_path, stopwatch):
     assert torch.equal(fg.load(tmp_path / "m", into=fresh)(x), model(x))
     assert len(stopwatch) == 2
     with pytest.raises(ValueError, match="Dropout cannot choose by measurement"):
-        fg.convert_(fg.models.mlp([3, 4, 2], 0.5), fg.nn.Dropout(), measure=True)
+        fg.convert_(fg.models.mlp([3, 4, 2], 0.5), fg.Dropout(), measure=True)
 
 
 def test_measure_with_an_example(stopwatch):
@@ -217,7 +217,7 @@ def test_a_layer_says_how_wide_it_is_not_its_parts():
         else:
             fg.convert_(model, make, where="fc1")
         fg.convert_(model, fg.Noisy("NAH"))
-        fg.convert_(model, fg.nn.GuidedDropout())
+        fg.convert_(model, fg.GuidedDropout())
         assert model(torch.randn(3, 64)).shape == (3, 10)
     for kind in (nn.LSTM, nn.GRU):
         model = nn.ModuleDict({"rnn": kind(8, 16, bidirectional=True), "out": nn.Sequential(nn.Tanh())})
@@ -226,4 +226,4 @@ def test_a_layer_says_how_wide_it_is_not_its_parts():
         assert model["out"](model["rnn"](torch.randn(4, 2, 8))[0]).shape == (4, 2, 32)
     images = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5))
     with pytest.raises(ValueError, match="'1' must follow a linear layer"):
-        fg.convert_(images, fg.nn.GuidedDropout())
+        fg.convert_(images, fg.GuidedDropout())

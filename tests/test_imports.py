@@ -26,16 +26,17 @@ SOURCE, ROOT = Path(fg.__file__).parent, Path(__file__).parent.parent
 ACCEPTED = {"filigree", "scipy", "safetensors", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"}
 
 # Each line may import those above it, and itself; so may TYPE_CHECKING imports. The rest of a package follows where its
-# own name stands: `measure` is all of it but `measure.summary` and `measure.timing`.
+# own name stands: `measure` is all of it but `measure.timing`.
 LAYERS = [
     "config",
     "optional",
     "extensions",
     "protocols",
-    "modes",
     "text_table",
+    "modes",
+    "summary",
+    "untrained",
     "rollback",
-    "measure.summary",
     "convert",
     "ops",
     "topology",

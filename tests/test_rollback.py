@@ -171,8 +171,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "meta": (unmade, ()),
 }
 MORE = {
-    "FuseLinears": fg.nn.FuseLinears(fg.Fastfood(), features=16),
-    "StochasticDepth": fg.nn.StochasticDepth(),
+    "FuseLinears": fg.FuseLinears(fg.Fastfood(), features=16),
+    "StochasticDepth": fg.StochasticDepth(),
     "Mollified, projected": fg.Mollified(skip="project"),
     "DropConnect": fg.PartitionDropout(2, connect=True),
     "connections": fg.MagnitudePruning(keep=0.5, of="connections"),
@@ -455,7 +455,7 @@ def test_measuring_is_undone_too(at, monkeypatch):
         lambda model, x: fg.convert_(model, fg.Sparse(DENSE), where="nowhere"),
         lambda model, x: fg.convert_(model, fg.Sparse(DENSE), where=lambda *_: False),
         lambda model, x: fg.convert_(model, fg.Noisy("NAH"), where=["0"]),
-        lambda model, x: fg.convert_(model, fg.nn.GaussianDropout(), measure=True),
+        lambda model, x: fg.convert_(model, fg.GaussianDropout(), measure=True),
         lambda model, x: fg.compress_(model, fg.SubsetPruning(), x, "nowhere"),
         lambda model, x: fg.compress_(model, fg.SubsetPruning()),
         lambda model, x: fg.compress_(model, fg.SubsetPruning(), x / 0),

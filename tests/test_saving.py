@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 import filigree as fg
+from filigree.convert import conversions
 from filigree.measure.cost import stored
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* were never trained")  # models are rewired and saved at once
 
 
 class Own(nn.Module):
@@ -27,7 +30,6 @@ def rewired(model, density=0.4, masked=False):
     return model
 
 
-@pytest.mark.filterwarnings("ignore:.* were never trained")  # it is rewired and saved at once
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_rewired_model_comes_back_bit_for_bit(tmp_path, masked):
     model = rewired(fg.models.mlp([12, 20, 15, 3], dropout=0.1), masked=masked).eval()
@@ -130,3 +132,25 @@ def test_digits_are_not_lost_on_loading(tmp_path):
     with pytest.raises(ValueError, match=r"is torch.float64 in the file. Make `into` so first, its is torch.float32"):
         fg.load(tmp_path / "m", into=nn.Sequential(nn.Linear(3, 2)))
     assert torch.equal(fg.load(tmp_path / "m", into=nn.Sequential(nn.Linear(3, 2)).double())[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("kind", ["pruned", "measured", "masked"])
+def test_connections_that_no_topology_draws_come_from_the_file(tmp_path, kind, monkeypatch):
+    model, x = Own().eval(), torch.randn(20, 12)
+    if kind == "pruned":
+        fg.compress_(model, fg.MagnitudePruning(of="connections", keep=0.3), x)
+    else:
+        monkeypatch.setattr("filigree.nn.sparse.sparse._is_faster", lambda *_: (True, ""))
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3), masked=kind == "masked"), measure=8)
+    fg.save(model, tmp_path / "m.safetensors")
+    again = fg.load(tmp_path / "m.safetensors", into=Own()).eval()
+    assert torch.equal(again(x), model(x))
+    assert "Empty" in str([config.topology for config, _ in conversions(again)])
+
+
+def test_a_topology_without_connections():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Conv2d(2, 3, 3))
+    fg.convert_(model, fg.Sparse(fg.topology.Empty()))
+    assert [layer.nnz for layer in model] == [0, 0]
+    x = torch.randn(5, 6)
+    assert torch.equal(model[0](x), model[0].bias.expand(5, 4))

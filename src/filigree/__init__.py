@@ -49,29 +49,26 @@ from filigree.dynamics import (
 from filigree.export import export
 from filigree.io.saving import load, save
 from filigree.measure.cost import measure
-from filigree.nn import (
-    ACDC,
-    AFDF,
-    PHD,
-    Asymmetric,
-    Circulant,
-    Fastfood,
-    FuseLinears,
-    LowRank,
-    Mollified,
-    Noisy,
-    NoisyRectifier,
-    OnlinePaths,
-    PartitionDropout,
+from filigree.nn import track_usage
+from filigree.nn.asymmetric.asymmetric import Asymmetric
+from filigree.nn.asymmetric.sparsification import (
+    ColumnRowSampling,
+    CustomSparsification,
     RandomK,
-    Sparse,
-    StochasticDepth,
     Threshold,
-    Toeplitz,
     TopK,
     UnscaledDropout,
-    track_usage,
 )
+from filigree.nn.dropout.dropout import Dropout
+from filigree.nn.dropout.dropout_variants import GaussianDropout, GuidedDropout
+from filigree.nn.dropout.partition_dropout import PartitionDropout
+from filigree.nn.mollified.mollified import Mollified
+from filigree.nn.mollified.stochastic_depth import StochasticDepth
+from filigree.nn.noisy.noisy import Noisy, NoisyRectifier
+from filigree.nn.sparse.online_paths import OnlinePaths
+from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.structured.low_rank import LowRank
+from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
 
@@ -109,9 +106,12 @@ __all__ = [
     "Budget",
     "Circulant",
     "ClusterPruning",
+    "ColumnRowSampling",
     "Constant",
     "ConstantFanIn",
     "CosineDecay",
+    "CustomSparsification",
+    "Dropout",
     "DropoutAnnealing",
     "EarlyStopping",
     "ErdosRenyi",
@@ -122,7 +122,9 @@ __all__ = [
     "Fastfood",
     "FitStructured",
     "FuseLinears",
+    "GaussianDropout",
     "GradientNoise",
+    "GuidedDropout",
     "LinearDecrease",
     "LowRank",
     "MagnitudePruning",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import Config
-from filigree.measure.summary import Summary
 from filigree.modes import evaluating
 from filigree.rollback import AllOrNothing
+from filigree.summary import Summary
 from filigree.text_table import aligned
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None

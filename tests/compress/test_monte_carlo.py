@@ -79,7 +79,7 @@ def test_zero_rows_stay_zero():
             assert bool(scale.isfinite().all())
 
 
-def test_errors_handed_on_keep_the_outputs():
+def test_diffused_errors_keep_the_outputs():
     torch.manual_seed(3)
     x = torch.randn(2000, 12) @ torch.randn(12, 60)  # correlated inputs, as those of a network are
     w = torch.randn(40, 60)
@@ -122,7 +122,7 @@ def test_a_network_keeps_its_accuracy_at_an_eighth_of_its_weights():
     assert accuracy(calibrated, data) > accuracy(made, data)
 
 
-@pytest.mark.parametrize("calibrate", ["handed_on", "rms", "none"])
+@pytest.mark.parametrize("calibrate", ["error_diffusion", "rms", "none"])
 @pytest.mark.parametrize("per", ["layer", "neuron"])
 def test_many_samples_are_the_network(calibrate, per):
     torch.manual_seed(0)

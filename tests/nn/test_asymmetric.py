@@ -173,7 +173,7 @@ def test_fused_relu(inputs):
 
 FUNCTIONS = [
     fg.TopK(3), fg.TopK(0.4), fg.TopK(3, ties="random"), fg.RandomK(3), fg.UnscaledDropout(0.5), fg.Threshold(0.5),
-    fg.nn.Custom(lambda x: torch.where(x > 0, x, 0)),
+    fg.CustomSparsification(lambda x: torch.where(x > 0, x, 0)),
 ]  # fmt: skip
 vectors = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12)
 
@@ -596,7 +596,7 @@ def test_functional_call_keeps_the_rule():
 
 def test_column_row_sampling_is_unbiased():
     layer = AsymmetricLinear.like(nn.Linear(12, 20, dtype=torch.float64))
-    layer.set_rule(fg.Asymmetric(sensitivity=fg.nn.ColumnRowSampling(5)), "fc")
+    layer.set_rule(fg.Asymmetric(sensitivity=fg.ColumnRowSampling(5)), "fc")
     x, dy = torch.randn(7, 12, dtype=torch.float64, requires_grad=True), torch.randn(7, 20, dtype=torch.float64)
     exact = torch.autograd.grad(nn.functional.linear(x, layer.weight, layer.bias), [x, layer.weight, layer.bias], dy)
     y, times = layer(x), 4000
@@ -684,11 +684,11 @@ def test_a_refused_network_is_as_it_was():
 def test_dropout_variants():
     model = nn.Sequential(nn.Linear(6, 1000), nn.ReLU(), nn.Dropout(0.4), nn.Linear(1000, 2))
     gaussian, guided = copy.deepcopy(model), copy.deepcopy(model)
-    fg.convert_(gaussian, fg.nn.GaussianDropout())
+    fg.convert_(gaussian, fg.GaussianDropout())
     noisy = gaussian[2](torch.ones(1000, 1000))
     assert abs(noisy.mean() - 1) < 0.01
     assert abs(noisy.var() - 0.4 / 0.6) < 0.02
-    fg.convert_(guided, fg.nn.GuidedDropout("top"))
+    fg.convert_(guided, fg.GuidedDropout("top"))
     layer = guided[2]
     layer.strength.data[:400] = 2
     dropped = layer(torch.ones(3, 1000)) == 0

@@ -70,7 +70,7 @@ def test_reproducible_by_seed_and_threads():
 
 def test_module_and_conversion():
     model = fg.models.mlp([9, 8, 7, 3], dropout=0.3)
-    fg.convert_(model, fg.nn.Dropout())
+    fg.convert_(model, fg.Dropout())
     assert type(model.dropout1) is FastDropout
     assert isinstance(model.dropout1, nn.Dropout)
     x = torch.randn(4, 8)

@@ -325,7 +325,7 @@ def samples(*shape: int) -> tuple[Tensor, Tensor]:
 def sparse_network() -> tuple[nn.Module, Tensor, Tensor]:
     model = fg.models.mlp([96, 300, 300, 5], dropout=0.3)
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
-    fg.convert_(model, fg.nn.Dropout())
+    fg.convert_(model, fg.Dropout())
     return model, *samples(300, 96)
 
 

@@ -168,7 +168,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What `fit` shows, as on a terminal."""
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console)
     monkeypatch.setattr(progress, "PERIOD", 0.0)
     return shown
 

@@ -8,7 +8,7 @@ import torch
 
 from filigree import models
 from filigree.convert import convert_
-from filigree.nn import Sparse
+from filigree.nn.sparse.sparse import Sparse
 from filigree.topology import ErdosRenyi
 
 # setting: inputs, hidden widths, classes; dense and sparse parameters as printed

@@ -1,4 +1,4 @@
-"""Integers whose errors are handed on: sampling calibrated by what a layer reads.
+"""Integers by error diffusion: sampling calibrated by what a layer reads.
 
 Jittered sampling walks along the weights' cumulative sum and hands the rounding error of each weight on to the next.
 Here the error goes to all weights of the row not yet sampled, in the shares that keep the row's outputs as near as
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 64  # columns whose errors are handed on at once
+BLOCK = 64  # columns whose errors are diffused at once
 PROBE = 256  # rows that the scale is searched on
 THRESHOLD = 0.6  # of a step: a magnitude below it is not sampled; above n steps and this, n + 1 times
 
@@ -58,18 +58,18 @@ def diffuse_errors(
             low = middle
         else:
             high = middle
-    found = _walk(start, upper, base * high, allowed)
-    while float(found.abs().sum()) > budget * (1 + 1e-9) and high < 1e6:  # the probe was not quite like the rest
+    steps_taken = _walk(start, upper, base * high, allowed)
+    while float(steps_taken.abs().sum()) > budget * (1 + 1e-9) and high < 1e6:  # the probe was not quite like the rest
         high *= 1.01
-        found = _walk(start, upper, base * high, allowed)
+        steps_taken = _walk(start, upper, base * high, allowed)
     counts = torch.zeros(rows, cols, dtype=torch.int32)
-    counts[:, order] = found.to(torch.int32)
+    counts[:, order] = steps_taken.to(torch.int32)
     scale = base * high
     return counts, (scale if per_row else scale[:1]).to(weight.dtype)
 
 
 def _walk(start: Tensor, upper: Tensor, step: Tensor, allowed: Tensor | None) -> Tensor:
-    """The steps of each weight, errors handed on from column to column."""
+    """The steps of each weight, errors diffused from column to column."""
     w, out = start.clone(), torch.empty_like(start)
     cols = w.shape[1]
     for first in range(0, cols, BLOCK):

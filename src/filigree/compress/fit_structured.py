@@ -60,17 +60,17 @@ class FitStructured(Compression):
             changes.append(replace(change, note=f"relative error {error:.3g}"))
         return changes, [(self.by, [name]) for name in names]
 
-    def _fit(self, made: nn.Module, x: Tensor, y: Tensor) -> float:
+    def _fit(self, structured: nn.Module, x: Tensor, y: Tensor) -> float:
         order = torch.Generator().manual_seed(self.seed)
-        optimizer = torch.optim.Adam(made.parameters(), self.lr)
+        optimizer = torch.optim.Adam(structured.parameters(), self.lr)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         with torch.enable_grad():
             for _ in range(self.steps):
-                places = torch.randint(len(x), (min(self.batch_size, len(x)),), generator=order)
+                rows = torch.randint(len(x), (min(self.batch_size, len(x)),), generator=order)
                 optimizer.zero_grad()
-                nn.functional.mse_loss(made(x[places]), y[places]).backward()
-                nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+                nn.functional.mse_loss(structured(x[rows]), y[rows]).backward()
+                nn.utils.clip_grad_norm_(structured.parameters(), 1.0)
                 optimizer.step()
                 decay.step()
         with torch.no_grad():
-            return float((made(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
+            return float((structured(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))

@@ -45,13 +45,14 @@ class MonteCarlo(Compression):
             that fits.
         per: what has a density and a scale of its own: the "layer", or each "neuron" (of a convolution: "filter").
         sampling: "jittered" (equidistant, one random shift), "stratified" (a shift each) or "independent" points.
-        calibrate: what data are used for. "handed_on": the error of each weight is handed on to those not yet sampled,
-            as the data say (`filigree.compress.error_diffusion`), and the expectation is no longer the layer: the output on
-            the data is what is kept. "rms": the density is |w| rms(x), the integers stand for w rms(x), and inputs are
-            divided by their rms. "none": for the bias only. Layer by layer, on the quantised network's own inputs.
+        calibrate: what data are used for. "error_diffusion": the error of each weight is spread over those not yet
+            sampled, as the data say (`filigree.compress.error_diffusion`), and the expectation is no longer the layer:
+            the output on the data is what is kept. "rms": the density is |w| rms(x), the integers stand for w rms(x),
+            and inputs are divided by their rms. "none": for the bias only. Layer by layer, on the quantised network's
+            own inputs.
         correct_bias: with data, the mean shift of each unit goes to its bias.
         activations: with data, the inputs of each layer are sampled too: counts an activation (mean over the data).
-        damping: of "handed_on". seed: the same seed, the same integers.
+        damping: of "error_diffusion". seed: the same seed, the same integers.
 
     Biases and batch norms stay as they are but for the shift; sparse layers stay within their connections.
 
@@ -62,7 +63,7 @@ class MonteCarlo(Compression):
     samples: Share | dict[str, Share] = 0.12
     per: Literal["layer", "neuron", "filter"] = "layer"
     sampling: Sampling = "jittered"
-    calibrate: Literal["handed_on", "rms", "none"] = "handed_on"
+    calibrate: Literal["error_diffusion", "rms", "none"] = "error_diffusion"
     correct_bias: bool = True
     activations: Share | None = None
     damping: Share = 0.1
@@ -89,9 +90,9 @@ class MonteCarlo(Compression):
                 raise ValueError(f"MonteCarlo: the weights of {name!r} are all zero: there is nothing to sample.")
             self._samples(name)
         generator = torch.Generator().manual_seed(self.seed)
-        made = copy.deepcopy(model).eval()  # inputs of the original are read from the model until all is done
+        copied = copy.deepcopy(model).eval()  # inputs of the original are read from the model until all is done
         if data is not None:
-            names = _in_order(made, names, data)
+            names = _in_order(copied, names, data)
         changes = []
         for name in names:
             layer: Any = model.get_submodule(name)
@@ -100,17 +101,17 @@ class MonteCarlo(Compression):
                 counts, scale = sample(weight_matrix(layer), share, self._per, self.sampling, generator)
                 new = integer_layer(layer, counts, scale, None, layer.bias)
             else:
-                new = self._calibrated(model, made, name, data, generator)
-            replace_module(made, name, new)
+                new = self._calibrated(model, copied, name, data, generator)
+            replace_module(copied, name, new)
             drawn = int(new.integers().abs().sum())
-            places = new.in_features * new.out_features
-            size = getattr(layer, "nnz", places)
-            bits = new.bits * places / size
+            numbers = new.in_features * new.out_features
+            size = getattr(layer, "nnz", numbers)
+            bits = new.bits * numbers / size
             note = f"{drawn:,} samples, {new.nnz / size:.1%} of the weights kept, {bits:.3g} bits a weight"
             changes.append(Change.of(name, layer, new, note))
         steps: list[tuple[Conversion, list[str]]] = []
         for name in names:
-            quantised: Any = made.get_submodule(name)
+            quantised: Any = copied.get_submodule(name)
             replace_module(model, name, quantised)
             steps.append((EmptyIntegerLayers.like(quantised), [name]))
         return changes, steps
@@ -121,8 +122,8 @@ class MonteCarlo(Compression):
 
     def _share(self, name: str, layer: Any) -> float:
         """Samples a place of the weight matrix: fewer than a weight where the layer is sparse."""
-        places = weight_matrix(layer).numel()
-        return self._samples(name) * getattr(layer, "nnz", places) / places
+        numbers = weight_matrix(layer).numel()
+        return self._samples(name) * getattr(layer, "nnz", numbers) / numbers
 
     def _samples(self, name: str) -> float:
         if not isinstance(self.samples, dict):
@@ -133,10 +134,10 @@ class MonteCarlo(Compression):
         raise ValueError(f"MonteCarlo: samples has no pattern for {name!r}. Add '*' for the rest.")
 
     def _calibrated(
-        self, model: nn.Module, made: nn.Module, name: str, data: Tensor, generator: torch.Generator
+        self, model: nn.Module, copied: nn.Module, name: str, data: Tensor, generator: torch.Generator
     ) -> IntegerLayer:
         layer: Any = model.get_submodule(name)
-        was, now = layer_inputs(model, [name], data)[name], layer_inputs(made, [name], data)[name]
+        was, now = layer_inputs(model, [name], data)[name], layer_inputs(copied, [name], data)[name]
         for x in (was, now):
             if not bool(x.isfinite().all()):
                 raise ValueError(f"MonteCarlo: the inputs of {name!r} are not finite on these data.")
@@ -148,7 +149,7 @@ class MonteCarlo(Compression):
         columns, columns_now = _columns(layer, was, now)
         groups, input_scale = columns.shape[0], None
         parts = weight.view(groups, -1, weight.shape[1])
-        if self.calibrate == "handed_on":
+        if self.calibrate == "error_diffusion":
             mask = (parts != 0) if hasattr(layer, "nnz") else [None] * groups
             pairs = [
                 diffuse_errors(part, *_covariances(x, y), share, self._per == "row", self.damping, generator, allowed)

@@ -20,7 +20,9 @@ from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
 @config
 class PathSampling(Compression):
-    """Keep the edges of paths drawn through a trained network; the rest goes (Keller et al.). At most paths x depth edges.
+    """Keep the edges of paths drawn through a trained network; the rest goes (Keller et al.).
+
+    At most paths x depth edges are kept.
 
     Paths run from the outputs back to the inputs, at each unit to an input by |w_ij| / sum_j |w_ij|
     (`filigree.topology.weighted_paths`). The layers become sparse ones with the weights that they had.
@@ -63,13 +65,13 @@ class PathSampling(Compression):
             mask = torch.zeros(weight.numel(), dtype=torch.bool)
             mask[flat_indices] = True
             mask = mask.view_as(weight)
-            made = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
+            sparse = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
             if self.rescale:
                 sums, left = weight.abs().flatten(1).sum(1), (weight.abs() * mask).flatten(1).sum(1)
                 factor = torch.where(left > 0, sums / left.clamp(min=torch.finfo(left.dtype).tiny), 1)
-                made.values.mul_(factor.repeat_interleave(made.indptr.diff().long()))
-            replace_module(model, name, made)
+                sparse.values.mul_(factor.repeat_interleave(sparse.indptr.diff().long()))
+            replace_module(model, name, sparse)
             merged = " (merged)" if self.paths > weight.numel() else ""
-            changes.append(Change.of(name, layer, made, f"{self.paths:,} paths on {made.nnz:,} weights{merged}"))
+            changes.append(Change.of(name, layer, sparse, f"{self.paths:,} paths on {sparse.nnz:,} weights{merged}"))
         # what rebuilds the layers on loading: their connections come from the file
         return changes, [(Sparse(Empty(), fuse=False), names)]

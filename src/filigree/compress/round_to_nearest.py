@@ -43,8 +43,8 @@ class RoundToNearest(Compression):
             weight = weight_matrix(layer)
             scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / (2 ** (self.bits - 1) - 1)
             counts = (weight / scale[:, None]).round().to(torch.int32)
-            made = integer_layer(layer, counts, scale, None, layer.bias)
-            replace_module(model, name, made)
-            changes.append(Change.of(name, layer, made, f"{made.bits:.3g} bits a weight"))
-            steps.append((EmptyIntegerLayers.like(made), [name]))
+            rounded = integer_layer(layer, counts, scale, None, layer.bias)
+            replace_module(model, name, rounded)
+            changes.append(Change.of(name, layer, rounded, f"{rounded.bits:.3g} bits a weight"))
+            steps.append((EmptyIntegerLayers.like(rounded), [name]))
         return changes, steps

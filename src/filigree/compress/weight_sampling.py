@@ -1,4 +1,4 @@
-"""Integers from weights by importance sampling through the cumulative distribution of their magnitudes (Keller et al.)."""
+"""Integers from weights by importance sampling from the distribution of their magnitudes (Keller et al.)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 class Annealing:
     """Base of the objects whose `step()` is called after each epoch (or step) and whose state is where they are.
 
-    Subclasses implement `apply`, which sets the model's values for `self.epoch`, and call it once when made.
+    Subclasses implement `apply`, which sets the model's values for `self.epoch`, and call it once in `__init__`.
 
     Attributes:
         epoch: the calls of `step` so far. interval: when a trainer calls it, after each "epoch" or each "step".
@@ -21,7 +21,7 @@ class Annealing:
         raise NotImplementedError
 
     def step(self, metrics: dict[str, Any] | None = None) -> None:
-        """The epoch is over."""
+        """An epoch (or a step) is over."""
         self.epoch += 1
         self.apply()
 

@@ -33,7 +33,7 @@ def check_rewired(name: str, layer: Any, nnz: int) -> None:
 
 
 def is_transpose(pattern: Pattern) -> bool:
-    """Whether both halves of a pattern list the same connections, by columns as by rows, and name one another's places.
+    """Whether both halves of a pattern list the same connections, by columns as by rows, and number them alike.
 
     `t_perm[k]` is the number by rows of the k-th connection by columns, `t_place` its inverse.
     """

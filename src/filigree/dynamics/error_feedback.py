@@ -41,8 +41,8 @@ class ErrorFeedback:
 
     def memory(self, parameter: Tensor) -> Tensor:
         """What of this parameter's gradients has not been applied yet; of its shape."""
-        found: Tensor | None = self.optimizer.state.get(parameter, {}).get(_STATE)
-        return torch.zeros_like(parameter) if found is None else found
+        memory: Tensor | None = self.optimizer.state.get(parameter, {}).get(_STATE)
+        return torch.zeros_like(parameter) if memory is None else memory
 
     @torch.no_grad()
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from filigree.dynamics.consistency import check_rewired, gathered
 from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
-from filigree.nn.untrained import mark_untrained
+from filigree.untrained import mark_untrained
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Evolution:
     """Remove the weakest connections and grow as many new ones, step by step, like a torch `lr_scheduler`.
 
     After epoch i each sparse layer loses the fraction `zeta_i` of its smallest positive and of its largest negative
-    weights and every exact zero, and gains as many connections at empty places. The number of connections never
+    weights and every exact zero, and gains as many connections where there are none. The number of connections never
     changes, and the optimizer's state follows: it is permuted with the values and zero at new connections.
 
     Args:
@@ -58,9 +58,9 @@ class Evolution:
             then counts.
         seed: of removal, growth and new weights.
 
-    Of several data-parallel processes each calls `step` at the same moment; all remove and grow the same connections,
-    by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every rewiring is
-    checked: see `check_rewired`.
+    Of several data-parallel processes each calls `step` after the same update; all remove and grow the same
+    connections, by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every
+    rewiring is checked: see `check_rewired`.
 
     Attributes:
         epoch: rewirings due so far. rate: the zeta applied last. seconds: time spent in `step`, in seconds.
@@ -207,7 +207,7 @@ class Evolution:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, besides model and optimizer.
 
-        For growth by gradient that is also what the last backward pass said, as long as no `step` has followed it.
+        For growth by gradient it also holds what the last backward pass left, as long as no `step` has followed it.
         """
         return {
             "seen": {name: watch.seen for name, watch in self._watch.items() if watch.fresh},

@@ -19,7 +19,7 @@ def SET(
     """Sparse evolutionary training (Mocanu et al. 2018; Chouliaras 2021, 3.5.1): zeta_i = zeta after every epoch.
 
     The fraction zeta of the smallest positive and of the largest negative weights of each layer goes; as many
-    connections grow at random empty places, at zero. The publications use zeta = 0.3.
+    connections grow between random pairs of units that have none, at zero. The publications use zeta = 0.3.
     """
     return Evolution(model, optimizer, Constant(zeta), epochs, **options)
 

@@ -16,7 +16,7 @@ def survivors(weights: Tensor, zeta: float) -> Tensor:
 
     Removed are the `round(zeta n)` smallest of the n positive weights, the `round(zeta n)` largest (nearest to zero) of
     the n negative ones, and every exact zero: connections regrown at zero on dead inputs would pile up else. Halves
-    round to even, so a tiny share of a tiny layer may remove nothing. Ties go by lower place first.
+    round to even, so a tiny share of a tiny layer may remove nothing. Of equal weights that of lower index goes first.
     """
     w = weights.to(torch.promote_types(weights.dtype, torch.float32)).numpy()
     keep = w != 0
@@ -33,7 +33,7 @@ def survivors(weights: Tensor, zeta: float) -> Tensor:
 
 
 def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sorted, disjoint sets of places as one, with the source of each: its number in `kept`, or -1."""
+    """Merge two sorted, disjoint sets of flat indices, and say where each comes from: its number in `kept`, or -1."""
     total = kept.numel() + grown.numel()
     source = torch.full((total,), -1)
     is_grown = torch.zeros(total, dtype=torch.bool)
@@ -46,21 +46,21 @@ def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_growth(kept: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
-    """SET: places empty after the removal (just-removed ones too), uniformly at random."""
+    """SET: draw flat indices that are empty after the removal (just-removed ones too), uniformly at random."""
     return empty_flat_indices(kept, population, count, generator)
 
 
 def gradient_growth(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000) -> Tensor:
-    """RigL (Evci et al. 2020): the empty places where the loss falls fastest, by |dW| = |dY^T X|.
+    """RigL (Evci et al. 2020): find the empty flat indices where the loss falls fastest, by |dW| = |dY^T X|.
 
     The dense gradient is formed block of rows by block of rows (about `block` numbers at a time), and only the best
-    `count` places so far are held.
+    `count` flat indices so far are held.
 
     Args:
-        kept: sorted places that stay connected.
+        kept: sorted flat indices that stay connected.
         x: `(batch, in_features)`, the layer's input.
         dy: `(batch, out_features)`, the gradient at its pre-activation.
-        count: how many places are wanted; fewer empty ones than that is the caller's mistake.
+        count: how many are wanted; fewer empty ones than that is the caller's mistake.
     """
     in_features, out_features = x.shape[1], dy.shape[1]
     rows = max(1, block // in_features)
@@ -69,17 +69,17 @@ def gradient_growth(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int 
 
 
 def largest_growth(kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int) -> Tensor:
-    """The `count` empty places of the largest gradient, given in blocks `(first place, gradients)`; sorted."""
+    """Find the `count` empty flat indices of the largest gradient, given in blocks `(first index, gradients)`."""
     best: Tensor | None = None
-    best_places = torch.empty(0, dtype=torch.int64)
+    best_indices = torch.empty(0, dtype=torch.int64)
     for first, gradient in gradients:
         size = gradient.abs().flatten()
         here = kept[torch.searchsorted(kept, first) : torch.searchsorted(kept, first + size.numel())] - first
         size[here.to(size.device)] = -1
         top = size.topk(min(count, size.numel()))
         best = top.values if best is None else torch.cat([best, top.values])
-        best_places = torch.cat([best_places.to(size.device), top.indices + first])
+        best_indices = torch.cat([best_indices.to(size.device), top.indices + first])
         if best.numel() > count:
             best, order = best.topk(count)
-            best_places = best_places[order]
-    return best_places.cpu().sort().values
+            best_indices = best_indices[order]
+    return best_indices.cpu().sort().values

@@ -13,7 +13,7 @@ from torch import nn
 from filigree.export.c.export_c import export_c
 from filigree.export.c.training import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
-from filigree.nn.untrained import warn_if_untrained
+from filigree.untrained import warn_if_untrained
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
 _OPTIONS = {

@@ -42,12 +42,12 @@ class LoadLimits(TorchDispatchMode):
                 sizes.append(int(args[0].sum()))
             like = any(isinstance(arg, Tensor) and arg.is_meta for arg in args)
             self._check(0 if like else max(sizes, default=0))
-        made = func(*args, **kwargs)
+        output = func(*args, **kwargs)
         new = all(part.alias_info is None for part in func._schema.returns)  # neither a view nor written in place
-        if new and isinstance(made, Tensor) and not made.is_meta:
-            self.bytes -= made.numel() * made.element_size()
+        if new and isinstance(output, Tensor) and not output.is_meta:
+            self.bytes -= output.numel() * output.element_size()
         self._check(0)
-        return made
+        return output
 
     def _check(self, numbers: int) -> None:
         if self.operations < 0 or self.bytes < numbers:

@@ -14,7 +14,7 @@ from filigree.convert import Conversion, conversions, record
 from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.models.networks import modules_of
-from filigree.nn.untrained import warn_if_untrained
+from filigree.untrained import warn_if_untrained
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -101,9 +101,9 @@ def _is_as_made(model: nn.Module) -> bool:
             continue
         if name not in before or name not in now:
             return False
-        (_, kind, was), (_, its, here) = before[name], now[name]
-        if kind != its:
-            if its != "Identity" or not converted:  # what a conversion folds into a layer
+        (_, kind, was), (_, now_kind, here) = before[name], now[name]
+        if kind != now_kind:
+            if now_kind != "Identity" or not converted:  # what a conversion folds into a layer
                 return False
         elif "Dropout" not in kind and any(here.get(key) != value for key, value in was.items()):
             return False

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.io.saving import description
-from filigree.measure.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
-from filigree.nn.untrained import warn_if_untrained
+from filigree.summary import macs_of, nonzeros_of, numbers_of, says
+from filigree.untrained import warn_if_untrained
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A layer of filigree is a torch module with this mixin: `class MyLayer(Capabilities, nn.Module)`. It has to say its dense
 reference; everything else has a default that is right, if not the cheapest, for a layer whose arithmetic is made of
-torch's operations. What is known of torch's own modules stands in `filigree.measure.summary` and
+torch's operations. What is known of torch's own modules stands in `filigree.summary` and
 `filigree.nn.resizing`.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from filigree.measure.summary import matrix_numbers, sized_label
 from filigree.nn.resizing import torch_resize_, torch_sizes
 from filigree.ops.c_steps import refuse
+from filigree.summary import matrix_numbers, sized_label
 
 
 class Capabilities:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from filigree.measure.summary import says
+from filigree.summary import says
 
 LIKE_PARAMETERS = (  # in an optimizer's state, of their parameter's shape
     "momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "sum", "square_avg", "error_feedback",

@@ -19,7 +19,7 @@ from filigree.config import Config, clipped
 from filigree.convert import Conversion
 from filigree.dynamics import Schedule
 from filigree.extensions import extensions
-from filigree.nn import LowRank
+from filigree.nn.structured.low_rank import LowRank
 from filigree.recipes.plain_yaml import LARGEST, plain_yaml
 
 

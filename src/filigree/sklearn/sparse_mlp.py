@@ -24,8 +24,9 @@ from filigree import models
 from filigree.analyze import patterns
 from filigree.convert import convert_, replace_module
 from filigree.dynamics import EXD, LDV, OSV, SET, Evolution, Static
-from filigree.nn import Sparse, SparseLinear
+from filigree.nn import SparseLinear
 from filigree.nn.dropout.dropout import FastDropout
+from filigree.nn.sparse.sparse import Sparse
 from filigree.ops import kernels
 from filigree.ops.dropout import dropout
 from filigree.topology import ErdosRenyi

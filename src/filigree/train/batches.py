@@ -51,26 +51,26 @@ class TensorBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y, device = self.x, self.y, self.device
-        for places in self._places():
-            # `index_select` takes less than half the time of `x[places]`; a reused output buffer gains nothing more.
-            batch = x.index_select(0, places) if isinstance(places, Tensor) else x[places]
-            labels = y.index_select(0, places) if isinstance(places, Tensor) else y[places]
+        for rows in self._rows():
+            # `index_select` takes less than half the time of `x[rows]`; a reused output buffer gains nothing more.
+            batch = x.index_select(0, rows) if isinstance(rows, Tensor) else x[rows]
+            labels = y.index_select(0, rows) if isinstance(rows, Tensor) else y[rows]
             if x.device != device:
                 batch, labels = batch.to(device), labels.to(device)
             yield (self.augment(batch) if self.augment else batch), labels
 
-    def _places(self) -> Iterator[Tensor | slice]:
+    def _rows(self) -> Iterator[Tensor | slice]:
         if self.order is None:
             slices = [slice(i, i + self.batch_size) for i in range(0, self.samples, self.batch_size)]
             yield from slices[self.rank :: self.processes]
             return
         permutation = torch.randperm(len(self.x), generator=self.order)[: self.samples].to(self.x.device)
-        for places in permutation.split(self.batch_size):
+        for rows in permutation.split(self.batch_size):
             if self.processes == 1:
-                yield places
-            elif len(places) >= self.processes:
-                shard = places[self.rank :: self.processes]
-                self.scale = len(shard) * self.processes / len(places)
+                yield rows
+            elif len(rows) >= self.processes:
+                shard = rows[self.rank :: self.processes]
+                self.scale = len(shard) * self.processes / len(rows)
                 yield shard
 
 
@@ -84,14 +84,14 @@ class LoaderBatches:
     ) -> None:
         self.loader, self.name, self.device, self.augment = loader, name, device, augment
         self.samples, self.batch_size = None, getattr(loader, "batch_size", None)
-        known = (getattr(thing, "generator", None) for thing in (loader, loader.sampler))
+        known = (getattr(part, "generator", None) for part in (loader, loader.sampler))
         self.generators = list({id(generator): generator for generator in known if generator is not None}.values())
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch begins; samplers that shuffle by its number are told."""
-        for thing in (self.loader, self.loader.sampler):
-            if hasattr(thing, "set_epoch"):
-                thing.set_epoch(epoch)
+        for part in (self.loader, self.loader.sampler):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filigree.modes import evaluating
-from filigree.nn.untrained import warn_if_untrained
 from filigree.train.batches import Batches, make_batches
 from filigree.train.meter import Meter
+from filigree.untrained import warn_if_untrained
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

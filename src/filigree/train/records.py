@@ -170,10 +170,10 @@ def find_records(path: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: there is no such run.")
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob(FILE) if SEARCH not in file.relative_to(path).parts)
-    if not found:
+    files = sorted(file for file in path.rglob(FILE) if SEARCH not in file.relative_to(path).parts)
+    if not files:
         raise FileNotFoundError(f"{path}: there is no record.json in this folder.")
-    return found
+    return files
 
 
 def now() -> str:

@@ -14,7 +14,10 @@ from filigree import data, models
 from filigree.compress import PathSampling
 from filigree.convert import convert_
 from filigree.dynamics import Constant, Evolution
-from filigree.nn import OnlinePaths, PartitionDropout, PartitionedDropout, Sparse
+from filigree.nn import PartitionedDropout
+from filigree.nn.dropout.partition_dropout import PartitionDropout
+from filigree.nn.sparse.online_paths import OnlinePaths
+from filigree.nn.sparse.sparse import Sparse
 from filigree.report import Chart
 from filigree.topology import ErdosRenyi, Paths
 from filigree.train import evaluate, fit, seed_everything

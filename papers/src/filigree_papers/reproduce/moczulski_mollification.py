@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from filigree import data, models
 from filigree.convert import convert_
 from filigree.dynamics import MollificationAnnealing
-from filigree.nn import Mollified, StochasticDepth
+from filigree.nn.mollified.mollified import Mollified
+from filigree.nn.mollified.stochastic_depth import StochasticDepth
 from filigree.report import Chart
 from filigree.train import evaluate, fit, seed_everything
 from filigree_papers import data as own_data

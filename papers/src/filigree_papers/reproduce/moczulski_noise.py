@@ -13,7 +13,7 @@ from filigree import data, models
 from filigree.convert import convert_
 from filigree.dynamics import GradientNoise
 from filigree.models.networks import mlp
-from filigree.nn import Noisy
+from filigree.nn.noisy.noisy import Noisy
 from filigree.nn.noisy.noisy_activations import WithNoise
 from filigree.report import Chart
 from filigree.train import fit, seed_everything

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from filigree import models
 from filigree.convert import convert_
 from filigree.dynamics import NoiseAnnealing
-from filigree.nn import Noisy
+from filigree.nn.noisy.noisy import Noisy
 from filigree.report import Chart
 from filigree.train import seed_everything
 from filigree_papers import models as own_models

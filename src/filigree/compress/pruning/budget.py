@@ -122,7 +122,7 @@ def allocate(
 
     def least(error: float) -> Counts:
         return {
-            name: next((count for count, its in curve if its <= error), curve[-1][0]) for name, curve in curves.items()
+            name: next((count for count, own in curve if own <= error), curve[-1][0]) for name, curve in curves.items()
         }
 
     if isinstance(keep, MaxError) and keep.of != "output":
@@ -150,10 +150,10 @@ def _last(ordered: list[float], holds: Callable[[float], bool]) -> float:
     return ordered[low]
 
 
-def _error(made: nn.Module, x: Tensor, y: Tensor) -> float:
+def _error(pruned: nn.Module, x: Tensor, y: Tensor) -> float:
     """`|Y' - Y| / |Y - mean Y|` of a pruned network."""
-    with inference_context(made):
-        return float((made(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
+    with inference_context(pruned):
+        return float((pruned(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
 
 
 def _shares_of_bound(model: nn.Module, groups: list[Units], x: Tensor) -> dict[str, Callable[[Tensor, Tensor], float]]:

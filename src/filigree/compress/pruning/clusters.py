@@ -41,12 +41,12 @@ def cluster(features: Tensor, count: int | None, method: Method, seed: int, eps:
         return _sklearn("cluster").KMeans(count, n_init=starts, random_state=seed).fit_predict(f)
     if method == "spectral":
         near = min(10, units - 1)
-        made = _sklearn("cluster").SpectralClustering(
+        clustering = _sklearn("cluster").SpectralClustering(
             count, affinity="nearest_neighbors", n_neighbors=near, random_state=seed, assign_labels="cluster_qr"
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a graph in parts is no mistake here
-            return made.fit_predict(f)
+            return clustering.fit_predict(f)
     reduced = _sklearn("decomposition").PCA(min(20, units, f.shape[1]), random_state=seed).fit_transform(f)
     mixture = _sklearn("mixture").GaussianMixture(count, covariance_type="diag", random_state=seed, reg_covar=1e-4)
     return mixture.fit_predict(reduced)
@@ -86,14 +86,14 @@ def representatives(
     """The unit kept of each cluster, and of each unit the one that inherits from it.
 
     Args:
-        norms: incoming + outgoing L1 norms of the units (John 2019, 4.12). biases: of the units, None where there are none.
+        norms: incoming + outgoing L1 norms of the units (John 2019, 4.12). biases: of the units, or None.
         select: "weight_norm" the largest norm, "bias" the largest bias (4.13), "bias_magnitude" (4.4.1), "centroid" the
             nearest to the mean, "random".
     """
     generator = np.random.default_rng(seed)
     if select in ("bias", "bias_magnitude") and biases is None:
         select = "weight_norm"
-    heir = torch.empty(len(labels), dtype=torch.long)
+    replacement = torch.empty(len(labels), dtype=torch.long)
     kept = []
     for label in np.unique(labels):
         members = torch.from_numpy((labels == label).nonzero()[0])
@@ -105,18 +105,18 @@ def representatives(
         else:
             score = norms if select == "weight_norm" or biases is None else biases.abs() if "mag" in select else biases
             best = int(members[int(score[members].argmax())])
-        heir[members] = best
+        replacement[members] = best
         kept.append(best)
-    return torch.tensor(sorted(kept)), heir
+    return torch.tensor(sorted(kept)), replacement
 
 
-def heirs_of(kept: Tensor, features: Tensor) -> Tensor:
+def replacements_of(kept: Tensor, features: Tensor) -> Tensor:
     """Of each unit the kept one whose activations correlate with its own most; itself where it is kept."""
     f = features.double() - features.double().mean(1, keepdim=True)
     f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    heir = kept[(f @ f[kept].T).abs().argmax(1)]
-    heir[kept] = kept
-    return heir
+    replacement = kept[(f @ f[kept].T).abs().argmax(1)]
+    replacement[kept] = kept
+    return replacement
 
 
 def dead(features: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def prune_connections(
     if not dense:
         raise ValueError(f"{who}: connections are pruned of dense layers. None of {', '.join(names)} is one.")
     names = dense
-    made, changes = copy.deepcopy(model), []
+    copied, changes = copy.deepcopy(model), []
     for name in names:
         layer: Any = model.get_submodule(name)
         scores = score(layer.weight.detach()).flatten()
@@ -43,14 +43,14 @@ def prune_connections(
         mask[scores.topk(max(1, round(config.keep * scores.numel()))).indices] = True
         mask = mask.view_as(layer.weight)
         new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
-        replace_module(made, name, new)
+        replace_module(copied, name, new)
         changes.append(Change.of(name, layer, new))
     if config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
         linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
         targets = original_outputs(model, linear, x)
         kept = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
-        least_squares(made, kept, targets, x, config.damping)
+        least_squares(copied, kept, targets, x, config.damping)
     for name in names:
-        replace_module(model, name, made.get_submodule(name))
+        replace_module(model, name, copied.get_submodule(name))
     return changes, [(Sparse(Empty(), fuse=False), names)]

@@ -78,12 +78,12 @@ def _weight_change(model: nn.Module, pruned: nn.Module, name: str) -> float:
     """|delta W|, removed units' weights as zeros."""
     layer: Any = model.get_submodule(name)
     try:
-        its: Any = pruned.get_submodule(name)
+        remaining: Any = pruned.get_submodule(name)
     except AttributeError:
         raise ValueError(f"net_deviation: the pruned network has no layer {name!r}.") from None
-    old, new = layer.weight.detach(), its.weight.detach()
+    old, new = layer.weight.detach(), remaining.weight.detach()
     if old.shape != new.shape:
-        rows, columns = getattr(its, "kept_outputs", None), getattr(its, "kept_inputs", None)
+        rows, columns = getattr(remaining, "kept_outputs", None), getattr(remaining, "kept_inputs", None)
         if rows is None or columns is None:
             raise ValueError(f"net_deviation: {name!r} has other sizes, and no record of which units it kept.")
         whole = torch.zeros_like(old)

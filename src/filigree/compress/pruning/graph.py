@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from filigree.config import one_line
 from filigree.convert import inference_context
-from filigree.measure.summary import macs_of
 from filigree.modes import evaluating
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.optional import needed
+from filigree.summary import macs_of
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ class Graph:
                 self._graph = torch_pruning.DependencyGraph().build_dependency(
                     model, example_inputs=example, verbose=False, customized_pruners=custom
                 )
-            found = list(self._graph.get_all_groups(root_module_types=list(kinds)))
+            groups = list(self._graph.get_all_groups(root_module_types=list(kinds)))
         except Exception as error:  # torch-pruning says what it does not know in many ways
             raise ValueError(f"pruning: this model cannot be traced: {one_line(error)}") from None
         self.units: list[Units] = []
         self._roots: dict[str, tuple[nn.Module, Any]] = {}
-        for group in found:
-            made = self._read(group)
-            if made is not None:
-                self.units.append(made)
-                self._roots[made.name] = (group[0].dep.target.module, group[0].dep.handler)
+        for group in groups:
+            units = self._read(group)
+            if units is not None:
+                self.units.append(units)
+                self._roots[units.name] = (group[0].dep.target.module, group[0].dep.handler)
 
     def _read(self, group: Any) -> Units | None:
         """The group in plain numbers; None where no layer reads its units: they are outputs of the model."""
@@ -142,12 +142,12 @@ def without(count: int, units: Tensor) -> Tensor:
 
 
 def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, shape: torch.Size) -> nn.Module:
-    made = copy.deepcopy(model)
-    Graph(made, example).remove(removed)
-    found = _output_shape(made, example)
-    if found != shape:
-        raise ValueError(f"the output would be {tuple(found)}, not {tuple(shape)}")
-    return made
+    copied = copy.deepcopy(model)
+    Graph(copied, example).remove(removed)
+    output = _output_shape(copied, example)
+    if output != shape:
+        raise ValueError(f"the output would be {tuple(output)}, not {tuple(shape)}")
+    return copied
 
 
 def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
@@ -156,9 +156,9 @@ def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
     return out.shape if isinstance(out, Tensor) else out[0].shape
 
 
-def take_over(model: nn.Module, made: nn.Module) -> None:
+def take_over(model: nn.Module, smaller: nn.Module) -> None:
     """Give the model's modules the parameters and sizes of a pruned copy's; the modules stay the same objects."""
-    for name, source in made.named_modules():
+    for name, source in smaller.named_modules():
         target = model.get_submodule(name)
         hooks = {key: value for key, value in target.__dict__.items() if "hooks" in key}
         children, training = target.__dict__["_modules"], target.training
@@ -170,23 +170,23 @@ def take_over(model: nn.Module, made: nn.Module) -> None:
 
 def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-adds of each linear layer and convolution on one sample."""
-    found: dict[str, int] = {}
+    macs: dict[str, int] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: Any, y: Tensor) -> None:
             outputs = sizes_of(layer)[0]  # type: ignore[index]
-            found[name] = found.get(name, 0) + macs_of(layer) * y.numel() // max(1, outputs * len(y))
+            macs[name] = macs.get(name, 0) + macs_of(layer) * y.numel() // max(1, outputs * len(y))
 
         return hook
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if has_units(m)]
     with inference_context(model, hooks):
         model(example)
-    return found
+    return macs
 
 
 class _LayerPruner:
-    """How torch-pruning takes outputs and inputs out of a layer of ours, which does it: methods of `BasePruningFunc`."""
+    """How torch-pruning takes outputs and inputs out of a layer of ours, which does it: a `BasePruningFunc`."""
 
     def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
         module: Any = layer

@@ -70,13 +70,13 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
     order = list(inputs)
     for number, (name, end) in enumerate(zip(order, [*ends, y], strict=True)):
         _check_chain(end, inputs, order[: number + 1])
-        found = [x.new_zeros(len(x)) for _ in range(3)]
+        sums = [x.new_zeros(len(x)) for _ in range(3)]
         for v in _probes(end, probes, seed):
             dx, dz = torch.autograd.grad(end, [inputs[name], outputs[name]], v, retain_graph=True)
             parts = _squares(dx), _weight_gradient(layers[name], inputs[name].detach(), dz), _squares(dz)
-            for total, part in zip(found, parts, strict=True):
+            for total, part in zip(sums, parts, strict=True):
                 total += part / (probes or 1)
-        step[name], own[name], outer[name] = (total.sqrt() for total in found)
+        step[name], own[name], outer[name] = (total.sqrt() for total in sums)
     positions = {name: outputs[name][0].numel() // len(layers[name].weight) for name in order}
     return JacobianNorms(step, own, outer, y.detach(), positions)
 
@@ -84,12 +84,12 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
 def _check_chain(end: Tensor, inputs: dict[str, Tensor], order: list[str]) -> None:
     """What follows a layer reads that layer and, of all before it, nothing else."""
     leaves = [inputs[name] for name in order]
-    found = (
+    gradients = (
         torch.autograd.grad(end.sum(), leaves, retain_graph=True, allow_unused=True)
         if end.requires_grad
         else [None] * len(leaves)
     )
-    reads = [name for name, gradient in zip(order, found, strict=True) if gradient is not None]
+    reads = [name for name, gradient in zip(order, gradients, strict=True) if gradient is not None]
     if reads != order[-1:]:
         raise ValueError(
             f"Jacobian norms: no chain of layers: what follows {order[-1]!r} reads {', '.join(reads) or 'no layer'}."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.budget import Budget, MaxError, outgoing_gram
-from filigree.compress.pruning.clusters import Method, Select, cluster, heirs_of, representatives
+from filigree.compress.pruning.clusters import Method, Select, cluster, replacements_of, representatives
 from filigree.compress.pruning.connections import Compressed, prune_connections
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.subclusters import Scalar, as_count, by_hoh, by_quantile
@@ -145,7 +145,7 @@ class RandomPruning(UnitPruning):
         generator = torch.Generator().manual_seed(self.seed + sum(group.name.encode()))
         count = len(features) if count is None else min(count, len(features))
         kept = torch.randperm(len(features), generator=generator)[:count].sort().values
-        return kept, heirs_of(kept, features), ""
+        return kept, replacements_of(kept, features), ""
 
 
 @config
@@ -167,7 +167,7 @@ class MagnitudePruning(UnitPruning):
         whole, units = whole_of(group)
         count = len(features) if count is None else min(count, len(features))
         kept = unit_norms(whole, model)[units].argsort(descending=True, stable=True)[:count].sort().values
-        return kept, heirs_of(kept, features), ""
+        return kept, replacements_of(kept, features), ""
 
 
 @config
@@ -202,4 +202,4 @@ class SubsetPruning(UnitPruning):
                 residual.sub_(torch.outer(column, column), alpha=1 / scale)
                 fed.sub_(torch.outer(its_fed, column), alpha=1 / scale)
         kept = torch.tensor(sorted(taken))
-        return kept, heirs_of(kept, features), ""
+        return kept, replacements_of(kept, features), ""

@@ -16,7 +16,7 @@ from filigree.convert import inference_context
 
 
 def least_squares(
-    made: nn.Module, kept_outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], x: Tensor, damping: float
+    smaller: nn.Module, kept_outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], x: Tensor, damping: float
 ) -> None:
     """Refit all layers of a pruned network, in the order in which they run, on its own inputs.
 
@@ -63,8 +63,9 @@ def least_squares(
 
         return hook
 
-    with inference_context(made, [made.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]):
-        made(x)
+    hooks = [smaller.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]
+    with inference_context(smaller, hooks):
+        smaller(x)
 
 
 def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float) -> None:
@@ -77,12 +78,12 @@ def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float) ->
     starts, columns = layer.indptr.tolist(), layer.indices.long()
     shift = its_mean.clone()
     for row, (first, last) in enumerate(pairwise(starts)):
-        places = columns[first:last]
-        if len(places):
+        read = columns[first:last]
+        if len(read):
             old = layer.values[first:last].double()
-            solved = torch.linalg.solve(own[places][:, places], right[places, row] + ridge * old)
+            solved = torch.linalg.solve(own[read][:, read], right[read, row] + ridge * old)
             layer.values[first:last] = solved.to(layer.values.dtype)
-            shift[row] -= solved @ mean[places]
+            shift[row] -= solved @ mean[read]
     shift = shift.to(layer.values.dtype)
     if layer.bias is None:
         layer.bias = nn.Parameter(shift)
@@ -92,7 +93,7 @@ def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float) ->
 
 def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]:
     """Rows of what each layer computes on x, `(rows, out)`: all samples, of convolutions drawn positions of them."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(layer: nn.Module, value: Tensor, y: Tensor) -> None:
@@ -100,12 +101,12 @@ def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str,
                 plain: Any = copy.copy(layer)
                 plain.relu = False
                 y = plain.forward(value)
-            found[name] = rows_of(layer, value, y, per_sample(layer, len(value)), _seed(name))[1].clone()
+            outputs[name] = rows_of(layer, value, y, per_sample(layer, len(value)), _seed(name))[1].clone()
 
         return hook
 
     run_hooked(model, x, {name: keep(name) for name in names}, batch=max(1, len(x)))
-    return found
+    return outputs
 
 
 def _like_output(layer: Any, x: Tensor) -> Tensor:
@@ -127,23 +128,23 @@ def _seed(name: str) -> int:
 def correlation(
     model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
-    """Fold what each removed unit fed forward into its heir, before it is taken out (John 2019, eqs. 5.8-5.12).
+    """Fold what each removed unit fed forward into its replacement, before it is taken out (John 2019, eqs. 5.8-5.12).
 
     With f the units' activations as the next layer reads them: `w_sk += alpha w_uk`, `b_k += beta w_uk`, alpha =
     cov(f_u, f_s) / (var f_s + eps), beta = mean f_u - alpha mean f_s, the least squares line. A flattened filter spans
     a block of columns; zero padding makes beta approximate at an image's border.
 
     Args:
-        heirs: of each group, for each unit the kept unit that inherits from it: itself where it stays.
+        replacements: of each group, for each unit the kept unit that takes its place: itself where it stays.
     """
     for group in groups:
-        f, heir = features[group.name].double(), replacements[group.name]
-        gone = (heir != torch.arange(group.count)).nonzero().squeeze(1)
+        f, replacement = features[group.name].double(), replacements[group.name]
+        gone = (replacement != torch.arange(group.count)).nonzero().squeeze(1)
         if not len(gone):
             continue
         mean = f.mean(1)
         centred = f - mean[:, None]
-        to = heir[gone]
+        to = replacement[gone]
         cov = (centred[gone] * centred[to]).mean(1)
         alpha = cov / (centred[to].square().mean(1) + 1e-12)
         beta = mean[gone] - alpha * mean[to]

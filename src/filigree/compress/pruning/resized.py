@@ -8,8 +8,8 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion
-from filigree.measure.summary import Summary
 from filigree.nn.resizing import resize_module_, sizes_of
+from filigree.summary import Summary
 
 
 @config

@@ -158,7 +158,7 @@ class Gamma:
 def fit_gamma(
     runs: Sequence[Mapping[str, Any]], bounds: Sequence[float], epochs: Sequence[float], ridge: float = 1e-3
 ) -> Gamma:
-    """The empirical relation for gamma that John 2019 leaves to future work: `gamma = epochs taken / bound with gamma 1`.
+    """The empirical relation for gamma that John 2019 leaves to future work: gamma = epochs taken / bound at gamma 1.
 
     `log gamma = a + b log level + c log batch_size + d log lr + ...`: the logarithm of every positive number of a run,
     and a 0 or 1 for each further value of what is not a number (the optimizer); least squares with a slight ridge.
@@ -187,10 +187,10 @@ def fit_gamma(
     design = _terms(runs, names)
     wanted = np.log(np.asarray(epochs, float) / np.asarray(bounds, float))
     penalty = ridge * len(runs) * np.diag([0.0, *[1.0] * (len(names) - 1)])
-    found = np.linalg.solve(design.T @ design + penalty, design.T @ wanted)
-    rest = wanted - design @ found
+    solved = np.linalg.solve(design.T @ design + penalty, design.T @ wanted)
+    rest = wanted - design @ solved
     free = max(1, len(runs) - len(names))
-    return Gamma(tuple(names), tuple(float(c) for c in found), float(np.sqrt(rest @ rest / free)))
+    return Gamma(tuple(names), tuple(float(c) for c in solved), float(np.sqrt(rest @ rest / free)))
 
 
 def _terms(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -26,12 +26,12 @@ def rows_of(layer: Any, x: Tensor, y: Tensor, per_sample: int, seed: int) -> tup
         return x.reshape(1, -1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     images, height, width = len(y), y.shape[2], y.shape[3]
     generator = torch.Generator().manual_seed(seed)
-    places = torch.randint(height * width, (images, min(per_sample, height * width)), generator=generator)
-    outputs = y.flatten(2).gather(2, places[:, None].expand(-1, y.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    positions = torch.randint(height * width, (images, min(per_sample, height * width)), generator=generator)
+    outputs = y.flatten(2).gather(2, positions[:, None].expand(-1, y.shape[1], -1)).transpose(1, 2).flatten(0, 1)
     mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
     padded = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    top, left = places // width * sh, places % width * sw
+    top, left = positions // width * sh, positions % width * sw
     h = top[..., None] + torch.arange(kh) * dh  # (images, places, kh)
     w = left[..., None] + torch.arange(kw) * dw
     number = torch.arange(images)[:, None, None, None]
@@ -64,7 +64,7 @@ def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled:
     A unit of a linear layer gives a number for each sample; a filter one for each position of each sample (at most
     `FEATURES`, spread over all), or if `pooled` its mean over them.
     """
-    found: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    parts_by_group: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     hooks: dict[str, Any] = {}
     each = max(1, FEATURES // max(1, len(x)))
     readers: dict[str, list[Any]] = {}
@@ -86,18 +86,18 @@ def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled:
                     part = part.mean(2, keepdim=True)
                 elif part.shape[2] > each:
                     part = part[:, :, torch.linspace(0, part.shape[2] - 1, each).round().long()]
-                found[group.name].append(part.transpose(0, 1).flatten(1))
+                parts_by_group[group.name].append(part.transpose(0, 1).flatten(1))
 
         return hook
 
     for name in readers:
         hooks[name] = keep(name)
     run_hooked(model, x, hooks)
-    missing = [name for name, parts in found.items() if not parts]
+    missing = [name for name, parts in parts_by_group.items() if not parts]
     if missing:
         raise ValueError(f"pruning: the data do not reach the units of {missing[0]!r}.")
-    made = {name: torch.cat(parts, 1) for name, parts in found.items()}
-    for name, features in made.items():
+    activations = {name: torch.cat(parts, 1) for name, parts in parts_by_group.items()}
+    for name, features in activations.items():
         if not bool(features.isfinite().all()):
             raise ValueError(f"pruning: the activations of {name!r} are not finite on these data.")
-    return made
+    return activations

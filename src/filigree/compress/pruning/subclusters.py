@@ -32,13 +32,13 @@ def hoh_threshold(clusters: list[Tensor], energy: float, bins: int, edge: bool, 
     Args:
         edge: a bin stands for its upper edge, else for its centre.
     """
-    found = []
+    values = []
     for features in clusters:
         entries = covariance(features, scatter).flatten().numpy()
         counts, edges = _histogram(entries, bins)
         at = int(np.searchsorted(np.cumsum(counts), energy * len(entries) - 1e-9))
-        found.append(_value(edges, min(at, bins - 1), edge))
-    counts, edges = _histogram(np.array(found), bins)
+        values.append(_value(edges, min(at, bins - 1), edge))
+    counts, edges = _histogram(np.array(values), bins)
     return _value(edges, int(counts.argmax()), edge)
 
 

@@ -15,18 +15,18 @@ from filigree.compress.compression import Compression
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import Graph, Units, layer_macs, pruned, take_over, without
-from filigree.compress.pruning.places import check_places
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
 from filigree.compress.pruning.resized import Resized
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
+from filigree.compress.pruning.unit_positions import check_positions
 from filigree.config import config
 from filigree.convert import Change, Conversion
-from filigree.measure.summary import Summary, says
 from filigree.measure.timing import inference, time_interleaved
 from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import has_units, sizes_of
+from filigree.summary import Summary, says
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
@@ -103,7 +103,7 @@ class UnitPruning(Compression):
             return smaller
 
         kept, replacements, notes = self._choices(model, groups, features, x, build)
-        check_places(model, groups, kept, x[:8])
+        check_positions(model, groups, kept, x[:8])
         smaller = build(kept, replacements, True)
         for group in groups:
             own = output_error(group, features[group.name], kept[group.name], model)
@@ -191,9 +191,9 @@ def by_layer(value: Any, group: Units, who: str) -> Any:
     """A value that may be a mapping of layer names (globs) to values; None where no pattern fits."""
     if not isinstance(value, dict):
         return value
-    for pattern, value_of in value.items():
+    for pattern, of_layer in value.items():
         if any(fnmatch.fnmatchcase(name, pattern) for name in group.makers):
-            return value_of
+            return of_layer
     return None
 
 
@@ -251,12 +251,12 @@ def whole_of(group: Any) -> tuple[Units, Tensor]:
 def _kept_outputs(
     model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], targets: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    rows = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
+    outputs = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
     for group in groups:
         for name, units in group.makers.items():
-            if name in rows:
-                rows[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
-    return rows
+            if name in outputs:
+                outputs[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
+    return outputs
 
 
 def _remember(smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:

@@ -158,7 +158,7 @@ class ColumnRowSampling(Sparsification):
 
 
 @config
-class Custom(Sparsification):
+class CustomSparsification(Sparsification):
     """Any callable from a tensor to one of the same shape that is of class S, which is checked at each call."""
 
     function: Callable[[Tensor], Tensor]
@@ -182,7 +182,7 @@ def as_sparsification(given: Any) -> Sparsification | None:
     if isinstance(given, Mapping):
         return Sparsification.from_dict(given)
     if callable(given):
-        return Custom(given)
+        return CustomSparsification(given)
     raise ValueError(f"expected a sparsification function such as fg.TopK(40), or a callable. Got {given!r}.")
 
 

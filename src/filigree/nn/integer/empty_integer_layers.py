@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.measure.summary import says
 from filigree.nn.integer.integer_conv2d import IntegerConv2d
 from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation
 from filigree.nn.integer.integer_linear import IntegerLinear
 from filigree.nn.sparse.sparse_conv2d import conv_size
+from filigree.summary import says
 
 
 def has_integer_form(module: Any) -> bool:

@@ -169,7 +169,7 @@ class SampledActivation(Capabilities, nn.Module):
 
 
 def by_channel(numbers: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """A number for each input, or input channel, at the places of `weight` `(out, in / groups * taps)` that read it."""
+    """A number for each input, or input channel, for each weight `(out, in / groups * taps)` that reads it."""
     inputs = len(numbers) // groups
     each = numbers.view(groups, 1, inputs).expand(-1, len(weight) // groups, -1).reshape(len(weight), inputs)
     return each.repeat_interleave(weight.shape[1] // inputs, 1)

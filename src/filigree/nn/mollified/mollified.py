@@ -10,12 +10,12 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.measure.summary import Summary
 from filigree.nn.mollified.mollified_activation import FUNCTIONS, MollifiedActivation
 from filigree.nn.mollified.mollified_block import MollifiedBlock
 from filigree.nn.mollified.mollified_rnn import MollifiedGRU, MollifiedGRUGates, MollifiedLSTM, MollifiedLSTMGates
 from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
 from filigree.protocols import ResidualBlock
+from filigree.summary import Summary
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 

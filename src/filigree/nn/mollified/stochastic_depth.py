@@ -9,8 +9,8 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion
-from filigree.measure.summary import Summary
 from filigree.protocols import ResidualBlock
+from filigree.summary import Summary
 
 
 @config

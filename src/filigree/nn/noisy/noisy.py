@@ -10,7 +10,6 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module, width_before
-from filigree.measure.summary import Summary
 from filigree.nn.noisy.noisy_activations import Kind, NoiseName, NoisyHardSigmoid, NoisyHardTanh, NoisyReLU
 from filigree.nn.noisy.noisy_rnn import (
     NoisyGRU,
@@ -21,6 +20,7 @@ from filigree.nn.noisy.noisy_rnn import (
     NoisyLSTMGates,
 )
 from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
+from filigree.summary import Summary
 
 _ACTIVATIONS: dict[type, type] = {
     nn.Tanh: NoisyHardTanh, nn.Hardtanh: NoisyHardTanh, nn.Sigmoid: NoisyHardSigmoid, nn.Hardsigmoid: NoisyHardSigmoid,

@@ -1,4 +1,4 @@
-"""A dense layer among sparse ones: the same arithmetic, in their memory order."""
+"""A dense layer among sparse ones: the same arithmetic, in the memory order of their outputs."""
 
 from __future__ import annotations
 

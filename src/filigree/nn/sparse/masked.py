@@ -96,9 +96,10 @@ class MaskedLayer(Capabilities, nn.Module):
 
 
 class MaskedLinear(MaskedLayer):
-    """`y = x (W * mask)^T + b`: a `SparseLinear` at the price of an `nn.Linear` (Chouliaras 2021, 4.7).
+    """`y = x (W * mask)^T + b`: the arithmetic of a `SparseLinear` at the price of an `nn.Linear`.
 
-    For comparison, and for devices without sparse kernels. Shape: `(..., in_features)` to `(..., out_features)`.
+    The variant of Chouliaras 2021, 4.7: for comparison, and for devices without sparse kernels. Shape:
+    `(..., in_features)` to `(..., out_features)`.
     """
 
     def __init__(self, layer: SparseLinear) -> None:

@@ -85,12 +85,12 @@ class Sparse(Conversion):
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
         unfolded = {name: _unfolded(model.get_submodule(name), name, inputs) for name in names}
-        by_name = {
+        products_by_name = {
             f"{name}.{path}".removesuffix("."): layer
             for name, (_, products) in unfolded.items()
             for path, layer in products.items()
         }
-        names, layers = list(by_name), list(by_name.values())
+        names, layers = list(products_by_name), list(products_by_name.values())
         generator = torch.Generator().manual_seed(self.seed)
         drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
@@ -115,10 +115,10 @@ class Sparse(Conversion):
                     continue
             if isinstance(sparse, SparseLinear):
                 sparse.relu = self.fuse and fuse_relu(model, layer)
-            new = _masked(sparse) if self.masked else sparse
-            new.requires_grad_(layer.weight.requires_grad)
-            replace_module(model, name, new)
-            changes.append(Change.of(name, layer, new, note))
+            converted = _masked(sparse) if self.masked else sparse
+            converted.requires_grad_(layer.weight.requires_grad)
+            replace_module(model, name, converted)
+            changes.append(Change.of(name, layer, converted, note))
         if any(isinstance(module, SparseConv2d) for module in model.modules()):
             changes += _channel_major(model, names)
         return changes
@@ -166,7 +166,7 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
 
 
 def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
-    """What stays dense beside sparse convolutions reads and keeps their memory order."""
+    """What stays dense beside sparse convolutions reads and writes in their memory order."""
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
     changes = []
     for name, module in list(model.named_modules()):
@@ -212,7 +212,7 @@ def _mix(seed: int, number: int) -> int:
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
-    """Parameters that several modules hold: converting a layer would silently break the weight tying."""
+    """Parameters that several modules hold: converting one layer would silently break the weight tying."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

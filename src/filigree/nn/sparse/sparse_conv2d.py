@@ -22,11 +22,11 @@ class SparseConv2d(SparseLayer):
     r"""`nn.Conv2d` with a truly sparse weight: memory, forward, backward and optimizer cost O(connections x outputs).
 
     Takes the shape of a convolution from `conv`, an `nn.Conv2d` (any stride, padding, dilation, groups and padding
-    mode), and its connections from `places`; the values are new.
+    mode), and its connections from `flat_indices`; the values are new.
 
     Args:
         conv: the dense layer to be like.
-        places: sorted connections `out * in_features + in`, `in` counting `(in_channels / groups, kh, kw)` in order.
+        flat_indices: sorted connections `out * in_features + in`, `in` counting `(in_channels / groups, kh, kw)`.
         seed: of the initial values.
 
     Shape: `(N, C, H, W)` or `(C, H, W)`, as `nn.Conv2d`. The output is channel-major in memory (`y.transpose(0, 1)` is

@@ -58,7 +58,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
 
     @property
     def density(self) -> float:
-        """The share of the places that are connected."""
+        """The share of the possible connections that there are."""
         return self.nnz / (self.in_features * self.out_features)
 
     def _cast(self, x: Tensor) -> Tensor:
@@ -98,16 +98,16 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
         return self.values
 
     def flat_indices(self) -> Tensor:
-        """The sorted places `out * in_features + in` of the connections, int64, on the CPU."""
+        """The sorted flat indices `out * in_features + in` of the connections, int64, on the CPU."""
         return flat_indices_of(Pattern(*(part.cpu() for part in self._pattern)))
 
     def weights(self) -> Tensor:
-        """The connections' weights in the order of `places`, detached, on the CPU."""
+        """The connections' weights in the order of `flat_indices`, detached, on the CPU."""
         return self.values.detach().cpu()
 
     @torch.no_grad()
     def rewire_(self, flat_indices: Tensor, weights: Tensor) -> None:
-        """Exchange the connections for these sorted places and weights; the parameter stays the same object."""
+        """Have connections at these sorted flat indices, with these weights; the parameter stays the same object."""
         pattern = pattern_from_flat_indices(flat_indices, self.out_features, self.in_features)
         self._set_pattern(Pattern(*(part.to(self.values.device) for part in pattern)))
         weights = weights.to(self.values)
@@ -142,7 +142,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        indptr, indices, values = parts = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
+        indptr, indices, values = stored = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
         if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
             check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
             if values.shape != indices.shape:
@@ -155,7 +155,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
             if values.shape != self.values.shape:
                 resize_(self.values, self.values.new_empty(values.shape))
         elif indptr is not None or indices is not None:  # torch would copy the index, unchecked
-            lacking = [name for name, t in zip(("indptr", "indices", "values"), parts, strict=True)
+            lacking = [name for name, t in zip(("indptr", "indices", "values"), stored, strict=True)
                        if not isinstance(t, Tensor)]  # fmt: skip
             args[-1].append(f"{prefix}indptr, indices and values belong together: {', '.join(lacking)} is missing.")
             return
@@ -163,7 +163,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
 
 
 def masked_flat_indices(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """The places where `mask` is true, by default those where `weight` is not zero."""
+    """The flat indices where `mask` is true, by default those where `weight` is not zero."""
     mask = weight != 0 if mask is None else mask.bool()
     if mask.shape != weight.shape:
         raise ValueError(

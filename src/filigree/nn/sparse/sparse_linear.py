@@ -27,7 +27,7 @@ class SparseLinear(SparseLayer):
         bias: add a bias, one a unit.
         relu: apply ReLU to the output, fused into the kernel.
         seed: of topology and initial values.
-        places: the sorted connections `out * in_features + in` themselves, in place of a topology.
+        flat_indices: the sorted connections `out * in_features + in` themselves, in place of a topology.
 
     Shape: `(..., in_features)` to `(..., out_features)`. The output is a transposed view of a feature-major matrix:
     element-wise operations keep that order and the next sparse layer reads it as it is.
@@ -139,12 +139,12 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def from_dense(cls, module: nn.Linear, mask: Tensor | None = None, relu: bool = False) -> Self:
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
-        layer = cls(
+        sparse = cls(
             module.in_features, module.out_features, None, module.bias is not None, relu,
-            flat_indices=masked_flat_indices(module.weight, mask), device=module.weight.device,
-            dtype=module.weight.dtype,
+            flat_indices=masked_flat_indices(module.weight, mask),
+            device=module.weight.device, dtype=module.weight.dtype,
         )  # fmt: skip
-        return layer._fill(module)
+        return sparse._fill(module)
 
     def onnx_candidates(self) -> dict[str, nn.Module]:
         return {

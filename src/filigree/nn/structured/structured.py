@@ -11,13 +11,13 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.measure.summary import macs_of, numbers_of
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.structured.acdc import ACDCLinear
 from filigree.nn.structured.fastfood import FastfoodLinear
 from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
 from filigree.nn.structured.phd import PHDLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
+from filigree.summary import macs_of, numbers_of
 
 Order = Annotated[int, pydantic.Field(ge=1)]
 Deviation = Annotated[float, pydantic.Field(gt=0)]

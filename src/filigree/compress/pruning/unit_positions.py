@@ -13,7 +13,7 @@ from filigree.compress.pruning.graph import Reader, Units, pruned, without
 from filigree.convert import inference_context
 
 
-def check_places(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], x: Tensor) -> None:
+def check_positions(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], x: Tensor) -> None:
     """Without units a network must compute what it does when nobody reads them: not so where something between a layer
     and its readers reorders its units, or mixes them. Norms over all units, which mix them too, are let through.
 
