@@ -4,8 +4,7 @@ import pytest
 import torch
 from networks import SIZES, densified, ours
 
-from filigree.measure.cost import inference
-from filigree.measure.timing import time_interleaved
+from filigree.measure.timing import inference, time_interleaved
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -116,10 +116,10 @@ class Driver:
     def run_products(self) -> None:
         rows, cols, batch = self.side(), self.side(), self.side(0)
         pattern, x, dy = self.pattern(rows, cols), self.matrix(cols, batch), self.matrix(rows, batch)
-        values, index = self.vector(pattern.nnz), (pattern.indptr, pattern.indices)
-        self.close(self.sparse.spmm(pattern, values, x), self.reference.spmm(*index, values, x))
-        self.close(self.sparse.spmm_t(pattern, values, dy), self.reference.spmm_t(*index, values, dy, cols))
-        self.close(self.sparse.sddmm(pattern, dy, x), self.reference.sddmm(*index, dy, x))
+        values = self.vector(pattern.nnz)
+        self.close(self.sparse.spmm(pattern, values, x), self.reference.spmm(pattern, values, x))
+        self.close(self.sparse.spmm_t(pattern, values, dy), self.reference.spmm_t(pattern, values, dy))
+        self.close(self.sparse.sddmm(pattern, dy, x), self.reference.sddmm(pattern, dy, x))
 
     def run_backward(self) -> None:
         """The kernel that convolutions use, on its own."""
@@ -134,9 +134,8 @@ class Driver:
             pattern.t_indices.data_ptr(), pattern.t_perm.data_ptr(), values.data_ptr(), dy.data_ptr(), batch,
             x.data_ptr(), batch, dx.data_ptr(), batch, dvalues.data_ptr(), batch,
         )  # fmt: skip
-        index = pattern.indptr, pattern.indices
-        self.close(dx, self.reference.spmm_t(*index, values, dy, cols))
-        self.close(dvalues, self.reference.sddmm(*index, dy, x))
+        self.close(dx, self.reference.spmm_t(pattern, values, dy))
+        self.close(dvalues, self.reference.sddmm(pattern, dy, x))
 
     def run_linear(self) -> None:
         rows, cols, batch = self.side(), self.side(), self.side(0)
@@ -149,7 +148,7 @@ class Driver:
         leaves = iter(inputs)
         v, b, x = next(leaves), None if bias is None else next(leaves), next(leaves)
         mine = self.sparse.linear(pattern, v, b, x, relu)
-        expected = self.reference.linear(pattern.indptr, pattern.indices, v, b, x, relu)
+        expected = self.reference.linear(pattern, v, b, x, relu)
         self.close(mine, expected)
         dy, wanted = self.matrix(batch, rows), [t for t in inputs if t.requires_grad]
         grads = [torch.autograd.grad(y, wanted, dy) for y in (mine, expected)]
@@ -165,7 +164,7 @@ class Driver:
         mask = torch.zeros(rows, dtype=self.dtype).index_fill_(0, chosen, 1)
         leaves = (values, bias, x)
         mine = self.rows.rows_linear(pattern, chosen, values, bias, x)
-        expected = self.reference.linear(pattern.indptr, pattern.indices, values, bias, x, False) * mask
+        expected = self.reference.linear(pattern, values, bias, x, False) * mask
         self.close(mine, expected)
         dy = self.matrix(batch, rows)
         wanted = leaves if self.random.random() < 0.7 else leaves[:2]
@@ -174,9 +173,8 @@ class Driver:
         few = torch.randn(len(chosen), batch, dtype=self.dtype)
         dx, dvalues = self.rows.rows_backward(pattern, chosen, values.detach(), few, x.detach().t())
         full = torch.zeros(rows, batch, dtype=self.dtype).index_copy_(0, chosen, few)
-        index = pattern.indptr, pattern.indices
-        self.close(dx, self.reference.spmm_t(*index, values.detach(), full, cols))
-        self.close(dvalues, self.reference.sddmm(*index, full, x.detach().t()))
+        self.close(dx, self.reference.spmm_t(pattern, values.detach(), full))
+        self.close(dvalues, self.reference.sddmm(pattern, full, x.detach().t()))
 
     def run_conv(self) -> None:
         groups, pick = self.random.choice((1, 1, 2)), self.random.randint

@@ -172,10 +172,10 @@ def test_a_transformer_in_eval_mode_runs_the_converted_layers(config):
     x = torch.randn(3, 5, 16)
     y = model.eval()(x)
     assert len(seen) == 4
-    torch.testing.assert_close(y, dense_twin(model)(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(y, dense_reference(model)(x), rtol=1e-4, atol=1e-5)
 
 
-def dense_twin(model):
+def dense_reference(model):
     dense_reference = copy.deepcopy(model)
     for name, module in list(dense_reference.named_modules()):
         if hasattr(module, "dense"):
@@ -284,8 +284,8 @@ def check_life(model, make, loss, outputs, config, folder):
 
 
 IN_PLACE = {"Sparse": fg.Sparse(DENSE), "top-k": fg.Asymmetric.topk(4), "ACDC": fg.ACDC(2), "Fastfood": fg.Fastfood(),
-            "Circulant": fg.Circulant(), "PHD": fg.PHD(), "LowRank": fg.LowRank(4), "RoundToNearest": fg.RoundToNearest(),
-            "OnlinePaths": fg.OnlinePaths(64)}  # fmt: skip
+            "Circulant": fg.Circulant(), "PHD": fg.PHD(), "LowRank": fg.LowRank(4),
+            "RoundToNearest": fg.RoundToNearest(), "OnlinePaths": fg.OnlinePaths(64)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*IN_PLACE, "convolution"])

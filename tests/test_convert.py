@@ -73,9 +73,9 @@ def stopwatch(monkeypatch):
     seen = []
 
     def time_interleaved(works, seconds):
-        closures = [[cell.cell_contents for cell in work.__closure__] for work in works]
-        layers = [next(value for value in values if isinstance(value, nn.Module)) for values in closures]
-        stored = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        held = [[cell.cell_contents for cell in work.__closure__] for work in works]
+        modules = [next(part for part in parts if isinstance(part, nn.Module)) for parts in held]
+        stored = [sum(p.numel() for p in module.parameters()) for module in modules]
         seen.append(stored)
         return [Timing(n, n, n) for n in (1.0, 2.0 if stored[1] >= 100 else 0.5)]  # small dense layers are fast
 
@@ -225,5 +225,5 @@ def test_a_layer_says_how_wide_it_is_not_its_parts():
         fg.convert_(model, fg.Noisy("NAH"), where="out.0")
         assert model["out"](model["rnn"](torch.randn(4, 2, 8))[0]).shape == (4, 2, 32)
     images = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5))
-    with pytest.raises(ValueError, match="'1' must stand behind a linear layer"):
+    with pytest.raises(ValueError, match="'1' must follow a linear layer"):
         fg.convert_(images, fg.GuidedDropout())

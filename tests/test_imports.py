@@ -26,7 +26,7 @@ SOURCE, ROOT = Path(fg.__file__).parent, Path(__file__).parent.parent
 ACCEPTED = {"filigree", "scipy", "safetensors", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"}
 
 # Each line may import those above it, and itself; so may TYPE_CHECKING imports. The rest of a package follows where its
-# own name stands: `measure` is all of it but `measure.timing`.
+# own name stands: `measure` is all of it but `measure.summary` and `measure.timing`.
 LAYERS = [
     "config",
     "optional",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy
@@ -12,11 +11,8 @@ from torch import nn
 from filigree.dynamics.evolution import Evolution, Evolvable
 from filigree.topology import science
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
-
-def patterns(model: nn.Module) -> dict[str, csr_array]:
+def patterns(model: nn.Module) -> dict[str, science.SparseMatrix]:
     """The sparse layers of a model in order: `(outputs, inputs)`, weights as data."""
     by_layer = {}
     for name, layer in model.named_modules():

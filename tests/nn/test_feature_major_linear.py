@@ -7,7 +7,7 @@ from filigree.nn import FeatureMajorLinear
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_its_dense_twin(bias, dtype):
+def test_equals_its_dense_reference(bias, dtype):
     layer = FeatureMajorLinear(23, 11, bias, dtype=dtype)
     dense_reference = layer.dense()
     for batch in (0, 1, 2, 17):

@@ -53,3 +53,22 @@ def test_what_callers_of_torch_s_networks_call():
         model = nn.Sequential(kind(8, 16))
         fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
         model[0].flatten_parameters()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_sparsified_products_are_exact_in_eval_mode_with_gates_too(kind):
+    exact = nn.Sequential(kind(3, 4))
+    sparsified = copy.deepcopy(exact)
+    fg.convert_(sparsified, fg.Asymmetric.topk(1))
+    x, gradients = torch.randn(5, 2, 3), []
+    for model in (exact, sparsified):
+        fg.convert_(model, fg.Mollified())
+        model.eval()(x)[0].sum().backward()
+        gradients.append(model[0].weight_ih_l0.grad)
+    assert torch.equal(*gradients)
+    exact_gradient = gradients[1].clone()
+    sparsified.zero_grad()
+    for gates in sparsified[0].gates.values():
+        gates.p = 0.0
+    sparsified.train()(x)[0].sum().backward()
+    assert int((sparsified[0].weight_ih_l0.grad == 0).sum()) > 0 == int((exact_gradient == 0).sum())

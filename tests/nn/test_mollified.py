@@ -287,13 +287,13 @@ def test_fit_anneals_by_validation_loss():
     x, y = torch.randn(40, 5), torch.arange(40) % 3
     annealing = fg.MollificationAnnealing(model, k=3, loss="validation", average=0.0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    history = fg.fit(model, (x, y), optimizer=optimizer, epochs=2, batch_size=10, validation=(x, y), callbacks=annealing,
-                     progress=False)  # fmt: skip
+    history = fg.fit(model, (x, y), optimizer=optimizer, epochs=2, batch_size=10, validation=(x, y),
+                     callbacks=annealing, progress=False)  # fmt: skip
     assert annealing.value == history[1]["val_loss"]
     assert annealing.epoch == 8
     with pytest.raises(ValueError, match="needs validation data"):
-        fg.fit(model, (x, y), optimizer=optimizer, epochs=1, callbacks=fg.MollificationAnnealing(model, loss="validation"),
-               progress=False)  # fmt: skip
+        fg.fit(model, (x, y), optimizer=optimizer, epochs=1, progress=False,
+               callbacks=fg.MollificationAnnealing(model, loss="validation"))  # fmt: skip
 
 
 def test_residual_networks_and_stochastic_depth(tmp_path):

@@ -27,7 +27,7 @@ SHAPES = [
 
 
 def pair(shape, dtype=torch.float64, bias=True, density=0.4):
-    """A sparse convolution, its dense twin, and an input."""
+    """A sparse convolution, its dense reference, and an input."""
     channels, outs, kernel, stride, padding, dilation, groups, *size, images = shape
     conv = nn.Conv2d(channels, outs, kernel, stride, padding, dilation, groups, bias, dtype=dtype)
     layer = SparseConv2d.from_dense(conv, torch.rand_like(conv.weight) < density)
@@ -48,7 +48,7 @@ def check(layer, dense_reference, x):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_its_dense_twin(shape, dtype):
+def test_equals_its_dense_reference(shape, dtype):
     layer, dense_reference, x = pair(shape, dtype, bias=shape[0] != 3)
     check(layer, dense_reference, x)
     check(layer, dense_reference, x.transpose(0, 1).contiguous().transpose(0, 1))

@@ -19,12 +19,12 @@ def layer(relu=False, bias=True, dtype=torch.float32, flat_indices=None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_equals_its_dense_twin(relu, bias, dtype):
+def test_equals_its_dense_reference(relu, bias, dtype):
     check_layer(layer(relu, bias, dtype), 23)
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_masked_equals_its_dense_twin(relu):
+def test_masked_equals_its_dense_reference(relu):
     check_layer(MaskedLinear(layer(relu)), 23, [0, 1, 5])
 
 

@@ -21,19 +21,16 @@ for rows, cols, nnz, batch, dtype in [
     values, bias = torch.randn(nnz, dtype=dtype), torch.randn(rows, dtype=dtype)
     x, dy = torch.randn(cols, batch, dtype=dtype), torch.randn(batch, rows, dtype=dtype).t()
     close = torch.testing.assert_close
-    close(gpu.spmm(p.indptr, p.indices, values, x), reference.spmm(p.indptr, p.indices, values, x))
-    close(
-        gpu.spmm(p.t_indptr, p.t_indices, values, dy, p.t_perm),
-        reference.spmm_t(p.indptr, p.indices, values, dy, cols),
-    )
-    close(gpu.sddmm(p.indptr, p.indices, dy, x), reference.sddmm(p.indptr, p.indices, dy, x))
-    y = gpu.linear_forward(values, bias, x.t(), True, *p)
-    expected = reference.linear(p.indptr, p.indices, values, bias, x.t(), True)
+    close(gpu.spmm(p, values, x), reference.spmm(p, values, x))
+    close(gpu.spmm_t(p, values, dy), reference.spmm_t(p, values, dy))
+    close(gpu.sddmm(p, dy, x), reference.sddmm(p, dy, x))
+    y = gpu.linear(p, values, bias, x.t(), True)
+    expected = reference.linear(p, values, bias, x.t(), True)
     close(y, expected)
     v, b, inner = (t.detach().clone().requires_grad_() for t in (values, bias, x.t()))
-    twin = reference.linear(p.indptr, p.indices, v, b, inner, True)
-    wanted = torch.autograd.grad(twin, [v, b, inner], dy.t())
-    for a, e in zip(gpu.linear_backward(values, x, y, dy.t(), *p, True, True), wanted, strict=True):
+    dense = reference.linear(p, v, b, inner, True)
+    wanted = torch.autograd.grad(dense, [v, b, inner], dy.t())
+    for a, e in zip(gpu.linear_backward(p, values, x, y, dy.t(), True, True), wanted, strict=True):
         close(a, e)
 print("ok")
 """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from filigree.nn.sparse.sparse_layer import SparseLayer
-from filigree.ops.sparse import Pattern
+from filigree.ops.pattern import Pattern
 from filigree.topology.flat_indices import check_csr
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from filigree.dynamics.annealing import Annealing
-from filigree.nn.mollified.mollified_block import Mollified
+from filigree.nn.mollified.mollified_block import MollifiedModule
 from filigree.nn.mollified.mollified_rnn import MollifiedGates
 
 
@@ -39,8 +39,10 @@ class MollificationAnnealing(Annealing):
         loss: Literal["training", "validation"] = "training", average: float = 0.99,
     ) -> None:  # fmt: skip
         names = {id(m): name for name, m in model.named_modules()}
-        inside = {id(m) for block in model.modules() if isinstance(block, Mollified) for m in list(block.modules())[1:]}
-        self.layers = [m for m in model.modules() if isinstance(m, Mollified) and id(m) not in inside]
+        inside = {
+            id(m) for block in model.modules() if isinstance(block, MollifiedModule) for m in list(block.modules())[1:]
+        }
+        self.layers = [m for m in model.modules() if isinstance(m, MollifiedModule) and id(m) not in inside]
         if not self.layers:
             raise ValueError(
                 "MollificationAnnealing: the model has no blocks. Convert it first, with fg.Mollified(...)."

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.io.saving import description
-from filigree.measure.timing import Timing, time_interleaved
+from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.untrained import warn_if_untrained
@@ -22,7 +22,7 @@ from filigree.untrained import warn_if_untrained
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs, as `measure` returns it.
+    """The costs that `measure` returns.
 
     Attributes:
         parameters: numbers that are trained and stored. nonzeros: those that are not zero.
@@ -136,26 +136,16 @@ def _count_itself(module: Any, total: list[int]) -> None:
         data = x.data if isinstance(x, PackedSequence) else x
         total[0] += data.numel() // data.shape[-1] * each
         with torch.no_grad(), _disable_current_modes():
-            output = run(x, *others, **named)
-        y, *rest = output if type(output) is tuple else (output,)
+            outputs = run(x, *others, **named)
+        y, *rest = outputs if type(outputs) is tuple else (outputs,)
         nothing = 0 * data.sum() + 0 * sum(p.abs().sum() for p in module.parameters())
         if isinstance(y, PackedSequence):
             y = PackedSequence(y.data + nothing, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
         else:
             y = y + nothing
-        return (y, *rest) if type(output) is tuple else y
+        return (y, *rest) if type(outputs) is tuple else y
 
     module.forward = forward
-
-
-def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """A call that runs the model on `x` without gradients."""
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return model(x)
-
-    return run
 
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:

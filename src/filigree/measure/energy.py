@@ -12,14 +12,14 @@ COUNTERS = Path("/sys/class/powercap")
 
 @dataclass
 class Energy:
-    """`joules` of all processors and memory, known when the block has ended; None where nothing tells."""
+    """`joules` of all processors and memory, set when the block has ended; None where no counter can be read."""
 
     joules: float | None = None
 
 
 @contextmanager
 def energy(counters: Path = COUNTERS) -> Iterator[Energy]:
-    """Measure what a block takes: `with energy() as used: ...`, then `used.joules`.
+    """Measure the energy that a block takes: `with energy() as used: ...`, then `used.joules`.
 
     The counters are of the packages (`package-0`, on AMD too) and, where the machine has them, of memory (`dram`: a
     folder of its package, but not in its count); other processes' work is included. Left out are `core` and `uncore`,
@@ -36,13 +36,13 @@ def energy(counters: Path = COUNTERS) -> Iterator[Energy]:
 
 
 def _read(counters: Path) -> dict[str, tuple[int, int]]:
-    """Microjoules of each counter, and where it starts again; nothing if one of them cannot be read."""
-    zones = {}
+    """Microjoules of each counter and the value at which it wraps around; empty if one of them cannot be read."""
+    readings = {}
     try:
         for zone in counters.glob("intel-rapl:[0-9]*"):  # intel-rapl:0:0, a part of intel-rapl:0, stands beside it
             if (zone / "name").read_text().startswith(("package", "dram")):
                 energy, most = (int((zone / file).read_text()) for file in ("energy_uj", "max_energy_range_uj"))
-                zones[zone.name] = energy, most
+                readings[zone.name] = energy, most
     except (OSError, ValueError):
         return {}
-    return zones
+    return readings

@@ -1,4 +1,4 @@
-"""Timing calls against one another."""
+"""Timing calls against one another, in turns."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from filigree.ops import kernels
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: the median of many runs, and the 10th and 90th percentile."""
+    """The milliseconds of a call: the median of many runs, and the 10th and 90th percentile."""
 
     median: float
     low: float
@@ -24,11 +27,14 @@ class Timing:
 
 
 def time_interleaved(works: Sequence[Callable[[], Any]], seconds: float = 0.5, least: int = 5) -> list[Timing]:
-    """Time calls against one another: in turns, so that a noisy machine is noisy for all.
+    """Time calls against one another: they run in turns, so that a noisy machine is noisy for all of them.
 
-    Each is warmed up, then run in blocks of about 5 ms in turns until each has had `seconds` (and `least` blocks).
-    Before a block come a pause and an untimed call: threads that other libraries leave spinning would disturb it.
+    Each call is warmed up, then run in blocks of about 5 ms, in turns, until each has had `seconds` and `least` blocks.
+    A pause and an untimed call precede each block, since threads that other libraries leave spinning would disturb it.
     Denormal numbers are flushed to zero meanwhile: a memorised batch makes gradients of 1e-39 and slow steps of them.
+
+    Returns:
+        A `Timing` for each call, in their order.
     """
     kernels.flush_denormals(True)
     try:
@@ -41,16 +47,26 @@ def time_interleaved(works: Sequence[Callable[[], Any]], seconds: float = 0.5, l
         times: list[list[float]] = [[] for _ in works]
         ends = time.perf_counter() + seconds * len(works)
         while time.perf_counter() < ends or len(times[0]) < least:
-            for work, repeat, mine in zip(works, repeats, times, strict=True):
+            for work, repeat, of_work in zip(works, repeats, times, strict=True):
                 time.sleep(0.005)
                 work()
                 began = time.perf_counter()
                 for _ in range(repeat):
                     work()
-                mine.append((time.perf_counter() - began) / repeat * 1e3)
+                of_work.append((time.perf_counter() - began) / repeat * 1e3)
     finally:
         kernels.flush_denormals(False)
-    return [_timing(mine) for mine in times]
+    return [_timing(of_work) for of_work in times]
+
+
+def inference(model: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """A call that runs the model on `x` without gradients."""
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
 
 
 def _timing(milliseconds: list[float]) -> Timing:

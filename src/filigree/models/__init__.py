@@ -1,4 +1,4 @@
-"""Plain torch networks of the papers. Each remembers how it was made, so that `fg.load` can rebuild it."""
+"""Plain torch networks of the papers. Each records how it was built, so that `fg.load` can build it again."""
 
 from filigree.models.language import language_model
 from filigree.models.networks import (

@@ -11,7 +11,7 @@ from filigree.models.networks import builder, made_by
 
 
 class LanguageModel(nn.Module):
-    """What `language_model` makes. `.reset()` forgets the carried state, which no `state_dict` holds."""
+    """The network that `language_model` builds. `.reset()` forgets the carried state, which no `state_dict` holds."""
 
     def __init__(
         self, tokens: int, embedding: int, hidden: int, layers: int, kind: str, dropout: float, tied: bool, carry: bool
@@ -64,7 +64,7 @@ def language_model(
     init: float = 0.1,
     carry: bool = True,
 ) -> nn.Module:
-    """A recurrent language model (Zaremba et al. 2014; Moczulski 2019, 4.3.6.3): embedding, LSTM or GRU, linear decoder.
+    """A recurrent language model (Zaremba et al. 2014; Moczulski 2019, 4.3.6.3): embedding, LSTM or GRU, decoder.
 
     Args:
         tokens: size of the vocabulary. embedding, hidden: widths. layers: of the recurrent network.

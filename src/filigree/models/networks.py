@@ -15,20 +15,20 @@ _BUILDERS: dict[str, Any] = {}
 
 
 def builder(function: Any) -> Any:
-    """Decorator of a function that makes a network: files and recipes name the network by the function's name."""
+    """Register a function that builds a network: files and recipes name the network by the function's name."""
     _BUILDERS[function.__name__] = function
     return function
 
 
 def made_by(model: nn.Module, name: str, **arguments: Any) -> nn.Module:
-    """Note on a network which builder made it with which arguments, so that `fg.load` can make it again."""
+    """Record on a network its builder and the arguments, so that `fg.load` can build it again."""
     model.__dict__["_filigree_model"] = {"name": name, **arguments}
     model.__dict__["_filigree_modules"] = modules_of(model)
     return model
 
 
 def modules_of(model: nn.Module) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """Of each module by name: where its class is from, its class, and its plain attributes."""
+    """The module of the class, the class name and the plain attributes of each module, by name."""
     return {
         name: (type(module).__module__, type(module).__name__, {
             key: value for key, value in vars(module).items()
@@ -66,9 +66,8 @@ def mlp(sizes: Sequence[int], dropout: float = 0.0, activation: str = "relu") ->
             layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
             if dropout:
                 layers[f"dropout{i}"] = nn.Dropout(dropout)
-    made = nn.Sequential(layers)
     other = {} if activation == "relu" else {"activation": activation}  # files of earlier versions stay the same
-    return made_by(made, "mlp", sizes=list(sizes), dropout=dropout, **other)
+    return made_by(nn.Sequential(layers), "mlp", sizes=list(sizes), dropout=dropout, **other)
 
 
 @builder
@@ -99,9 +98,10 @@ def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
 
 @builder
 def lenet_caffe(channels: int = 1, classes: int = 10) -> nn.Module:
-    """The LeNet of Caffe's examples, without ReLU behind its convolutions: `(batch, channels, 28, 28)` to logits.
+    """The LeNet of Caffe's examples, without ReLU after its convolutions: `(batch, channels, 28, 28)` to logits.
 
-    Convolutions of 20 and 50 filters of 5 x 5, each with max-pooling, then 800 -> 500 -> classes (Moczulski 2019, table 3.1).
+    Convolutions of 20 and 50 filters of 5 x 5, each with max-pooling, then 800 -> 500 -> classes (Moczulski 2019, table
+    3.1).
     """
     layers = OrderedDict(
         conv1=nn.Conv2d(channels, 20, 5),
@@ -184,7 +184,7 @@ def vgg16_cifar(channels: int = 3, classes: int = 10) -> nn.Module:
 
 
 class Pixels(nn.Module):
-    """Images as bytes to floats of mean about 0 and deviation about 1: `(x / 255 - .45) / .225`; floats stay."""
+    """Images as bytes become floats of mean about 0 and deviation about 1, `(x / 255 - .45) / .225`; floats stay."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if x.is_floating_point() else (x.float() / 255 - 0.45) / 0.225
@@ -230,7 +230,8 @@ class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm, and the input added: `relu(f(x) + shortcut(x))`.
 
     Attributes:
-        survival: the chance that f is computed in a batch of training (stochastic depth); in eval mode f is times it.
+        survival: the probability that f is computed in a batch of training (stochastic depth); in eval mode f is
+            multiplied by it.
     """
 
     survival: float = 1.0
@@ -289,7 +290,7 @@ def resnet(blocks: Sequence[int] = (1, 1, 1), width: int = 64, channels: int = 3
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    """A network by its name, as recipes and files spell it. `ValueError` names what is unknown."""
+    """Build a network by the name that recipes and files use. Raises `ValueError` for an unknown name or argument."""
     if name not in _BUILDERS:
         extensions()  # an installed package may bring it
     if name not in _BUILDERS:

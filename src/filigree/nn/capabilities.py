@@ -119,10 +119,3 @@ class Capabilities:
         layer: Any = dense[0] if isinstance(dense, nn.Sequential) else dense
         weight: Tensor = layer.weight
         return weight.detach().flatten(1)
-
-
-def plain_torch(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """The torch module that a subclass of it is in eval mode, with the same parameters, shared ones too."""
-    module = object.__new__(kind)
-    module.__dict__.update(layer.__dict__)
-    return module

@@ -1,4 +1,4 @@
-"""`layer.weight` and `layer.bias` of layers that hold none: code of others reads their type, device and shape."""
+"""`layer.weight` and `layer.bias` of layers that hold none, since other libraries read their type, device and shape."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 class DenseWeight:
     """Gives a layer with `dense()` the attribute `weight` of the equivalent dense layer.
 
-    Models of others ask a layer for `weight.dtype` (T5, ViT) or `weight.shape`. It is a copy, made at each reading in
-    the time of a dense layer, without gradient; what is written into it is lost. Train `parameters()`.
+    Models of other libraries read `weight.dtype` (T5, ViT) or `weight.shape`. The weight is a copy without gradient,
+    made at each reading in the time of a dense layer; what is written into it is lost. Train `parameters()`.
     """
 
     dense: Any
 
     @property
     def weight(self) -> Tensor:
-        return self._twin().weight.detach().as_subclass(CopiedWeight)
+        return self._dense_reference().weight.detach().as_subclass(CopiedWeight)
 
-    def _twin(self) -> Any:
+    def _dense_reference(self) -> Any:
         try:
             duplicate = self.dense()
         except ValueError as error:
@@ -29,13 +29,13 @@ class DenseWeight:
 
 
 class DenseWeightAndBias(DenseWeight):
-    """`bias` as well, for layers that keep theirs inside, or have none."""
+    """Gives a layer `bias` as well, where it keeps its own inside or has none."""
 
     @property
     def bias(self) -> Tensor | None:
-        bias = self._twin().bias
+        bias = self._dense_reference().bias
         return None if bias is None else bias.detach().as_subclass(CopiedWeight)
 
 
 class CopiedWeight(Tensor):
-    """A type of its own, since `nn.TransformerEncoderLayer` in eval mode passes plain weights by their layers."""
+    """The type of such a weight: in eval mode `nn.TransformerEncoderLayer` bypasses layers whose weights are plain."""

@@ -1,4 +1,4 @@
-"""Parameters that change their size, and the optimizers that have known them before."""
+"""Parameters that change their size, and the optimizers that hold states of the old size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LIKE_PARAMETERS = (  # in an optimizer's state, of their parameter's shape
 )  # fmt: skip
 
 _resized = 0  # how often a parameter has been resized in this process
-_CHECKED = "_filigree_checked"  # on an optimizer: how often that was when its states were looked at last
+_CHECKED = "_filigree_checked"  # attribute of an optimizer: `_resized` when its states were last checked
 
 
 def resize_(parameter: nn.Parameter, data: Tensor) -> None:
-    """Give a parameter other numbers, of another size; it stays the same object, without its gradient.
+    """Give a parameter numbers of another size; it stays the same object, and loses its gradient.
 
-    An optimizer that has states of the old size is stopped at its next step: fused ones would read and write those by
-    address, beyond their end.
+    An optimizer that holds states of the old size raises `ValueError` at its next step: fused optimizers would read and
+    write beyond the end of those states.
     """
     global _resized
     parameter.data, parameter.grad = data, None

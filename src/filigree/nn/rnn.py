@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from filigree.convert import replace_module
 from filigree.nn.capabilities import Capabilities
+from filigree.nn.drop_in import share_parameters
 from filigree.nn.unrolled_rnn import UnrolledRNN
 
 States = list[Tensor]
@@ -19,11 +20,11 @@ R = TypeVar("R", bound="LoopedRNN")
 
 
 class LoopedRNN(Capabilities, nn.Module):
-    """What they share: the walk through layers, directions and time steps. Sizes are called as in `nn.RNNBase`.
+    """Base of recurrent networks that walk through layers, directions and time steps themselves.
 
-    Inside, sequences are packed: `x` is `(total, in)`, the time steps one after another, `sizes` how many sequences
-    each has, never more than the one before. Subclasses implement `_product`: the product of `x` `(..., in)` with the
-    weights `part` ("ih" or "hh") of a layer and direction (`suffix`, "_l0_reverse"), bias included.
+    Arguments, results and the names of sizes are those of `nn.RNNBase`. Inside, sequences are packed: `x` is
+    `(total, in)`, the time steps one after another, `sizes` how many sequences each has, never more than the one
+    before.
 
     A submodule `gates`, where there is one, holds modules by suffix that compute the new states from both products, the
     old states and the position in the sequence (from 1; a number, or `(sequences, 1)`), in place of the plain cell.
@@ -42,18 +43,24 @@ class LoopedRNN(Capabilities, nn.Module):
     def why_not_prunable(self) -> str | None:
         return None
 
+    def _weight_and_bias(self, part: str, suffix: str) -> tuple[Tensor, Tensor | None]:
+        return getattr(self, f"weight_{part}{suffix}"), getattr(self, f"bias_{part}{suffix}", None)
+
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        raise NotImplementedError
+        """The product of `x` `(..., in)` with the weights `part` ("ih" or "hh"), bias included.
+
+        The suffix, such as "_l0_reverse", names layer and direction.
+        """
+        return F.linear(x, *self._weight_and_bias(part, suffix))
 
     def flatten_parameters(self) -> None:
-        """As of `nn.RNNBase`, whose users call it: there is nothing to lay out anew."""
+        """Does nothing: users of `nn.RNNBase` call it."""
 
-    def looped(self, x: Any, hx: Any = None) -> Any:
-        """`forward` of an `nn.LSTM` or `nn.GRU`, step by step: the same arguments and results."""
+    def forward(self, input: Any, hx: Any = None) -> Any:
         if is_lstm(self):
-            y, (h, c) = self._walk(x, None if hx is None else list(hx), 2)
+            y, (h, c) = self._walk(input, None if hx is None else list(hx), 2)
             return y, (h, c)
-        y, (h,) = self._walk(x, None if hx is None else [hx], 1)
+        y, (h,) = self._walk(input, None if hx is None else [hx], 1)
         return y, h
 
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
@@ -66,9 +73,9 @@ class LoopedRNN(Capabilities, nn.Module):
         out: list[Any] = [None] * len(sizes)
         for number in range(len(sizes))[:: -1 if reverse else 1]:
             size = sizes[number]
-            here = [state[:size] for state in states]
-            products = parts[number], self._product(here[0], "hh", suffix)
-            new = cell(*products, here) if positions is None else cell(*products, here, positions[number])
+            current = [state[:size] for state in states]
+            products = parts[number], self._product(current[0], "hh", suffix)
+            new = cell(*products, current) if positions is None else cell(*products, current, positions[number])
             out[number] = new[0]
             rest = size < len(states[0])  # sequences that have ended, or not begun
             states = [torch.cat([n, s[size:]]) for n, s in zip(new, states, strict=True)] if rest else new
@@ -77,12 +84,12 @@ class LoopedRNN(Capabilities, nn.Module):
     def _walk(self, x: Any, given: States | None, count: int) -> tuple[Any, States]:
         """Outputs and final states, in the form in which the input came; `given` the initial states."""
         me: Any = self
-        packed, who = isinstance(x, PackedSequence), type(self).__name__
+        packed, name = isinstance(x, PackedSequence), type(self).__name__
         data = x.data if packed else x
         if data.shape[-1] != me.input_size or (not packed and x.dim() not in (2, 3)):
             raise ValueError(
-                f"{who}: the input must be (time, batch, {me.input_size}), batch first if so made, without a batch, or "
-                f"packed. Got {tuple(data.shape)}."
+                f"{name}: the input must be (time, batch, {me.input_size}), batch first if built so, without a batch, "
+                f"or packed. Got {tuple(data.shape)}."
             )
         alone = not packed and x.dim() == 2
         if packed:
@@ -94,15 +101,15 @@ class LoopedRNN(Capabilities, nn.Module):
             given = [part.unsqueeze(1) for part in given] if alone and given is not None else given
             sizes, data = [x.shape[1]] * x.shape[0], x.reshape(x.shape[0] * x.shape[1], me.input_size)
         if not sizes:
-            raise ValueError(f"{who}: the sequence must have at least one time step. Got {tuple(data.shape)}.")
+            raise ValueError(f"{name}: the sequence must have at least one time step. Got {tuple(data.shape)}.")
         directions = 2 if me.bidirectional else 1
-        shape = (me.num_layers * directions, sizes[0] if sizes else 0, me.hidden_size)
+        shape = (me.num_layers * directions, sizes[0], me.hidden_size)
         if given is None:
             given = [data.new_zeros(shape)] * count
         if len(given) != count:
-            raise ValueError(f"{who}: {count} initial states are needed. Got {len(given)}.")
+            raise ValueError(f"{name}: {count} initial states are needed. Got {len(given)}.")
         if wrong := [part for part in given if part.shape != shape]:
-            raise ValueError(f"{who}: initial states must be {shape}. Got {tuple(wrong[0].shape)}.")
+            raise ValueError(f"{name}: initial states must be {shape}. Got {tuple(wrong[0].shape)}.")
         last: list[States] = []
         for layer in range(me.num_layers):
             sides = []
@@ -130,17 +137,10 @@ class LoopedRNN(Capabilities, nn.Module):
 
 
 class GatedRNN(LoopedRNN):
-    """An `nn.LSTM` or `nn.GRU` with plain products and gates of another kind; subclasses also extend one of those."""
-
-    def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        me: Any = self
-        return F.linear(x, getattr(me, f"weight_{part}{suffix}"), getattr(me, f"bias_{part}{suffix}", None))
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self.looped(input, hx)
+    """Base of networks with plain products and gates of another kind; they extend `nn.LSTM` or `nn.GRU` too."""
 
     def reset_parameters(self) -> None:
-        """The weights'; those of the gates stay."""
+        """Draw new weights and biases; the parameters of the gates stay."""
         me: Any = self
         bound = me.hidden_size**-0.5 if me.hidden_size else 0.0
         for _, parameter in self.named_parameters(recurse=False):
@@ -165,33 +165,26 @@ def refuse_projections(rnn: Any, who: str) -> None:
 def like_rnn(kind: type[R], rnn: Any) -> R:
     """An `nn.LSTM` or `nn.GRU` as a looped network of this kind, with the same parameter objects."""
     refuse_projections(rnn, kind.__name__)
-    with torch.device("meta"):
-        made: Any = kind(
-            rnn.input_size, rnn.hidden_size, rnn.num_layers, bias=rnn.bias, batch_first=rnn.batch_first,
-            dropout=rnn.dropout, bidirectional=rnn.bidirectional,
-        )  # fmt: skip
-    for name in dict(made.named_parameters()):
-        setattr(made, name, getattr(rnn, name))
-    return made.train(rnn.training)
+    return share_parameters(kind, rnn)
 
 
 def put_gates(model: nn.Module, name: str, gates: nn.ModuleDict, kinds: tuple[type[R], type[R]]) -> nn.Module:
-    """Give the recurrent network called `name` these gates by suffix; what it is then.
+    """Give the recurrent network called `name` these gates by suffix, and return the network.
 
     Args:
         kinds: what an `nn.LSTM` and an `nn.GRU` become; a `LoopedRNN` keeps its products.
     """
     rnn = model.get_submodule(name)
     if not isinstance(rnn, LoopedRNN):
-        made = like_rnn(kinds[0 if is_lstm(rnn) else 1], rnn)
-        replace_module(model, name, made)
-        rnn = made
+        looped = like_rnn(kinds[0 if is_lstm(rnn) else 1], rnn)
+        replace_module(model, name, looped)
+        rnn = looped
     rnn.gates = gates.train(rnn.training)
     return rnn
 
 
 def _positions(sizes: list[int], reverse: bool) -> Sequence[Tensor | int]:
-    """For each time step how far its sequences are: backwards they begin at steps of their own."""
+    """The position of each time step in its sequences, which in reverse begin at steps of their own."""
     if not reverse:
         return range(1, len(sizes) + 1)
     if len(set(sizes)) == 1:

@@ -3,8 +3,8 @@
 With the input's channels padded and laid out flat, `(channel, image, row, column)`, a tap `(c, i, j)` of a kernel is
 the plane of channel c shifted by a constant; so a convolution is `spmm` whose column indices are addresses, its input
 gradient `spmm` with the transposed index, its weight gradient `sddmm`: the kernels of `filigree.ops.sparse` serve
-unchanged. Rows share their padding with their neighbours, and images theirs, so little is computed in vain. A stride
-splits the planes by phase (every s-th row and column), after which each tap is a plain shift again.
+unchanged. Rows share their padding with their neighbours, and images theirs, so few of the computed numbers are not
+used. A stride splits the planes by phase (every s-th row and column), after which each tap is a plain shift again.
 
 Images are packed a few at a time, each thread its own, so that what is packed stays in its cache.
 """
@@ -20,17 +20,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
+from filigree.ops.pattern import csr_pattern
 from filigree.ops.sparse import (
     FLOATS,
     check_layer,
     check_native,
     contiguous,
-    csr_pattern,
     define,
+    in_float32,
     library,
     new_matrix,
     resolved,
-)
+)  # fmt: skip
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -81,7 +82,7 @@ class _Axis(NamedTuple):
             raise ValueError(
                 f"conv2d: the kernel spans {span + 1}, more than the padded input's {size + lead + trail}."
             )
-        # the zeros behind a row are those before the next one
+        # the zeros after a row are those before the next one
         pitch = -(-max(size + max(lead, trail), stride * out) // stride)
         phases = stride if any(tap * dilation % stride for tap in range(kernel)) else 1
         return cls(size, out, lead, stride, phases, pitch, span // stride)
@@ -99,9 +100,9 @@ _plans: Any = WeakTensorKeyDictionary()  # by the pattern's indices: rewired lay
 
 def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
     images, channels, height, width = x.shape
-    known = _plans.setdefault(indices, {})
+    plans = _plans.setdefault(indices, {})
     key = (g, x.shape, x.dtype, None if indices.is_inference() else indices._version)
-    if (plan := known.get(key)) is not None:
+    if (plan := plans.get(key)) is not None:
         return plan
     rows, cols = g._axes(height, width)
     planes, outs = channels * rows.phases * cols.phases, indptr.numel() - 1
@@ -126,9 +127,9 @@ def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
         (rows.lead, rows.stride, rows.phases, rows.pitch), (cols.lead, cols.stride, cols.phases, cols.pitch),
         stride, reach, chunk,
     )  # fmt: skip
-    if len(known) > 8:
-        known.clear()
-    known[key] = plan = _Plan(convolution, held)  # another thread may clear what is known
+    if len(plans) > 8:
+        plans.clear()
+    plans[key] = plan = _Plan(convolution, held)  # another thread may clear the dictionary
     return plan
 
 
@@ -155,9 +156,8 @@ def conv2d(values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indic
     Equivalent to `torch.nn.functional.conv2d` with the dense weight, in O(nnz x outputs).
     """
     check_layer("conv2d", values, bias, x, indices.numel(), indptr.numel() - 1)
-    if x.dtype not in FLOATS:  # half precision is computed in float32
-        wide = conv2d(values.float(), None if bias is None else bias.float(), x.float(), indptr, indices, g)
-        return wide.to(x.dtype)
+    if x.dtype not in FLOATS:
+        return in_float32(lambda v, b, x: conv2d(v, b, x, indptr, indices, g), values, bias, x)
     return torch.ops.filigree.conv2d_forward(values, bias, x, indptr, indices, g.flat())
 
 
@@ -269,8 +269,9 @@ def _formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # the gradient itself is to be differentiated
         needed = [t for t in (values, bias, x) if t is not None and t.requires_grad]
         y = _dense(values, bias, x, index[0], index[1], ctx.geometry)
-        found = dict(zip(map(id, needed), torch.autograd.grad(y, needed, dy, create_graph=True), strict=True))
-        return *(found.get(id(t)) for t in (values, bias, x)), None, None, None
+        gradients = torch.autograd.grad(y, needed, dy, create_graph=True)
+        by_id = dict(zip(map(id, needed), gradients, strict=True))
+        return *(by_id.get(id(t)) for t in (values, bias, x)), None, None, None
     dvalues, dbias, dx = torch.ops.filigree.conv2d_backward(values, x, dy, *index, ctx.geometry, need_input, need_bias)
     return dvalues, dbias if need_bias else None, dx if need_input else None, None, None, None
 

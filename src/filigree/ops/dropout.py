@@ -20,14 +20,14 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
     Args:
         x: any shape; float32 and float64 on the CPU run the kernel, all else is torch's own dropout.
         p: in [0, 1].
-        seed: 64 bits; by default drawn from torch's global generator, so that `torch.manual_seed` rules it.
+        seed: 64 bits; by default drawn from torch's global generator, so that `torch.manual_seed` determines it.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return torch.nn.functional.dropout(x, p)
     key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64) if seed is None else torch.tensor(seed)
-    return _Dropout.apply(x, 0.0, p, key)
+    return _CounterDropout.apply(x, 0.0, p, key)
 
 
 def partition_dropout(x: Tensor, part: int, parts: int, seed: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def partition_dropout(x: Tensor, part: int, parts: int, seed: Tensor) -> Tensor:
     Element i is in partition `floor(xi parts)`, xi the i-th random number of `seed`, an int64 scalar: over all `part`
     in [0, parts) each is zeroed exactly once. CPU, float32 or float64; i counts in memory order.
     """
-    return _Dropout.apply(x, part / parts, (part + 1) / parts, seed)
+    return _CounterDropout.apply(x, part / parts, (part + 1) / parts, seed)
 
 
 def _dropout(x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ torch.library.impl("filigree::dropout", "CPU", _dropout)
 torch.library.register_fake("filigree::dropout", lambda x, low, high, seed: torch.empty_like(x))
 
 
-class _Dropout(torch.autograd.Function):
+class _CounterDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
         out = torch.ops.filigree.dropout(x, low, high, seed)
@@ -69,6 +69,6 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        if dy.stride() != ctx.stride:  # an element's number is its place in memory
+        if dy.stride() != ctx.stride:  # an element's number is its position in memory
             dy = dy.new_empty_strided(ctx.shape, ctx.stride).copy_(dy)
-        return _Dropout.apply(dy, *ctx.range, ctx.saved_tensors[0]), None, None, None
+        return _CounterDropout.apply(dy, *ctx.range, ctx.saved_tensors[0]), None, None, None

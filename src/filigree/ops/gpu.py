@@ -6,10 +6,13 @@ Where Triton is not installed, `available` is False and `filigree.ops.reference`
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from filigree.ops import reference
+from filigree.ops.pattern import Pattern
 
 try:
     import triton
@@ -67,11 +70,20 @@ if available:
             tl.store(dvalues + at, total, mask=there)
 
 
-def spmm(
-    indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor, perm: Tensor | None = None,
-    bias: Tensor | None = None, relu: bool = False,
-) -> Tensor:  # fmt: skip
-    """`relu(W x + bias)` on a feature-major `x` `(in_features, batch)`; `perm`: where in `values` each nonzero is."""
+def spmm(pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """`relu(W x + bias)` on a feature-major `x` `(in_features, batch)`."""
+    return _csr_times(pattern.indptr, pattern.indices, None, values, x, bias, relu)
+
+
+def spmm_t(pattern: Pattern, values: Tensor, dy: Tensor) -> Tensor:
+    """`W^T dy` on a feature-major `dy` `(out_features, batch)`."""
+    return _csr_times(pattern.t_indptr, pattern.t_indices, pattern.t_perm, values, dy, None, False)
+
+
+def _csr_times(
+    indptr: Tensor, indices: Tensor, perm: Tensor | None, values: Tensor, x: Tensor, bias: Tensor | None, relu: bool
+) -> Tensor:
+    """As `filigree.ops.sparse.csr_times`."""
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, batch = indptr.numel() - 1, x.shape[1]
@@ -85,28 +97,20 @@ def spmm(
     return y
 
 
-def sddmm(indptr: Tensor, indices: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     """`(dy x^T)` at the nonzeros, of feature-major matrices."""
     dy, x = (t if t.stride(1) == 1 else t.contiguous() for t in (dy, x))
-    out = dy.new_zeros(indices.numel())
+    out = dy.new_zeros(pattern.nnz)
     if out.numel() and dy.shape[1]:
-        _sddmm_kernel[(indptr.numel() - 1,)](
-            indptr, indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0), K=_K, B=_BATCH
+        _sddmm_kernel[(pattern.rows,)](
+            pattern.indptr, pattern.indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0), K=_K, B=_BATCH
         )
     return out
 
 
-def linear_forward(
-    values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
-) -> Tensor:
-    return spmm(indptr, indices, values, x.t().contiguous(), None, bias, relu).t().data  # no view, as on the CPU
+def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor:
+    """`relu(x W^T + bias)` on a batch-major `x` `(batch, in_features)`."""
+    return spmm(pattern, values, x.t(), bias, relu).t().data  # no view, as on the CPU
 
 
-def linear_backward(
-    values: Tensor, x: Tensor, y: Tensor | None, dy: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor,
-    t_indices: Tensor, t_perm: Tensor, t_place: Tensor, need_input: bool, need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t().contiguous()
-    dbias = dz.sum(1) if need_bias else dy.new_empty(0)
-    dx = spmm(t_indptr, t_indices, values, dz, t_perm).t() if need_input else dy.new_empty(0)
-    return sddmm(indptr, indices, dz, x.contiguous()), dbias, dx
+linear_backward = functools.partial(reference.linear_backward, spmm_t=spmm_t, sddmm=sddmm)

@@ -100,13 +100,13 @@ if available:
 
     @triton.jit
     def _acdc_kernel(
-        x, a, d, bias, y, tables, places, n_in, n_out, x_stride, y_stride,
+        x, a, d, bias, y, tables, positions, n_in, n_out, x_stride, y_stride,
         N: tl.constexpr, LOG: tl.constexpr, HAS_BIAS: tl.constexpr,
     ):  # fmt: skip
         M: tl.constexpr = N // 2
         row = tl.program_id(0).to(tl.int64)
         k = tl.arange(0, M)
-        p, q = tl.load(places + k), tl.load(places + M + k)
+        p, q = tl.load(positions + k), tl.load(positions + M + k)
         zr = tl.load(x + row * x_stride + p, mask=p < n_in, other=0.0) * tl.load(a + p)
         zi = tl.load(x + row * x_stride + q, mask=q < n_in, other=0.0) * tl.load(a + q)
         low, high = _dct(zr, zi, tables, N, LOG)
@@ -120,13 +120,13 @@ if available:
 
     @triton.jit
     def _acdc_backward_kernel(
-        x, a, d, dy, dx, da, dd, dbias, tables, places, n_in, n_out, x_stride, dy_stride,
+        x, a, d, dy, dx, da, dd, dbias, tables, positions, n_in, n_out, x_stride, dy_stride,
         N: tl.constexpr, LOG: tl.constexpr,
     ):  # fmt: skip
         M: tl.constexpr = N // 2
         row = tl.program_id(0).to(tl.int64)
         k = tl.arange(0, M)
-        p, q = tl.load(places + k), tl.load(places + M + k)
+        p, q = tl.load(positions + k), tl.load(positions + M + k)
         far = tl.where(k == 0, M, N - k)
         xr = tl.load(x + row * x_stride + p, mask=p < n_in, other=0.0)
         xi = tl.load(x + row * x_stride + q, mask=q < n_in, other=0.0)
@@ -180,10 +180,10 @@ class _Acdc(torch.autograd.Function):
         x = x if x.stride(1) == 1 else x.contiguous()
         ctx.save_for_backward(x, a, d)
         y = x.new_empty(rows, outs)
-        tables, places = _tables(n, x.dtype, x.device)
+        tables, positions = _tables(n, x.dtype, x.device)
         if rows:
             _acdc_kernel[(rows,)](
-                x, a, d, d if bias is None else bias, y, tables, places, ins, outs, x.stride(0), outs, N=n,
+                x, a, d, d if bias is None else bias, y, tables, positions, ins, outs, x.stride(0), outs, N=n,
                 LOG=_log2(n) - 1, HAS_BIAS=bias is not None,
             )  # fmt: skip
         return y
@@ -196,10 +196,10 @@ class _Acdc(torch.autograd.Function):
         dy = dy if dy.stride(1) == 1 else dy.contiguous()
         dx = x.new_empty(rows, ins)
         da, dd, dbias = (x.new_empty(rows, n) for _ in range(3))
-        tables, places = _tables(n, x.dtype, x.device)
+        tables, positions = _tables(n, x.dtype, x.device)
         if rows:
             _acdc_backward_kernel[(rows,)](
-                x, a, d, dy, dx, da, dd, dbias, tables, places, ins, dy.shape[1], x.stride(0), dy.stride(0), N=n,
+                x, a, d, dy, dx, da, dd, dbias, tables, positions, ins, dy.shape[1], x.stride(0), dy.stride(0), N=n,
                 LOG=_log2(n) - 1,
             )  # fmt: skip
         return dx, da.sum(0), dd.sum(0), dbias.sum(0) if ctx.needs_input_grad[3] else None, None
@@ -221,7 +221,7 @@ def _log2(n: int) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _tables(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rotations (six rows of m: of the transform, of the cosine, of the halves), and where each pair comes from."""
+    """Rotations (six rows of m: of the transform, the cosine, the halves), and the positions of each pair."""
     m = n // 2
     k = torch.arange(m, dtype=torch.float64)
     angles = [-2 * math.pi * k / m, -math.pi * k / (2 * n), -2 * math.pi * k / n]
@@ -230,5 +230,5 @@ def _tables(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, T
     for bit in range(_log2(m)):
         reversed_ |= (torch.arange(m) >> bit & 1) << (_log2(m) - 1 - bit)
     source = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
-    places = torch.stack([source[2 * reversed_], source[2 * reversed_ + 1]])
-    return tables.to(device, dtype).contiguous(), places.to(device, torch.int32).contiguous()
+    positions = torch.stack([source[2 * reversed_], source[2 * reversed_ + 1]])
+    return tables.to(device, dtype).contiguous(), positions.to(device, torch.int32).contiguous()

@@ -20,7 +20,7 @@ class Integers(NamedTuple):
     """A matrix of small integers in compressed rows.
 
     `indptr` `(rows + 1,)` int32; `indices` `(entries,)` int16 or int32; `counts` `(entries,)` int8. A larger number
-    stands as several entries of the same column.
+    is stored as several entries of the same column.
     """
 
     indptr: Tensor
@@ -64,12 +64,10 @@ def integer_linear(
     return torch.ops.filigree.integer_linear(x, scale.to(x.dtype), bias, relu, *matrix)
 
 
-def _forward(
-    x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool, indptr: Tensor, indices: Tensor, counts: Tensor
-) -> Tensor:
+def _forward(matrix: Integers, x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     if x.dtype not in FLOATS:
-        return _reference(x, scale, bias, relu, indptr, indices, counts)
-    batch, cols = x.shape
+        return _reference(matrix, x, scale, bias, relu)
+    (batch, cols), (indptr, indices, counts) = x.shape, matrix
     rows = indptr.numel() - 1
     columns = feature_major(x.t())
     y = new_matrix(x, rows, batch)
@@ -79,26 +77,24 @@ def _forward(
         counts.data_ptr(), columns.data_ptr(), columns.stride(0), y.data_ptr(), batch, scale.data_ptr(),
         0 if bias is None else bias.data_ptr(), relu,
     )  # fmt: skip
-    return y.t().data  # no view: may be changed in place
+    return y.t().data  # no view, so that it may be changed in place
 
 
-def _dense(scale: Tensor, indptr: Tensor, indices: Tensor, counts: Tensor, cols: int) -> Tensor:
-    return scale[:, None] * reference.dense(indptr, indices, counts.to(scale.dtype), cols)
+def _dense(matrix: Integers, scale: Tensor, cols: int) -> Tensor:
+    return scale[:, None] * reference.dense(matrix.indptr, matrix.indices, matrix.counts.to(scale.dtype), cols)
 
 
-def _reference(
-    x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool, indptr: Tensor, indices: Tensor, counts: Tensor
-) -> Tensor:
-    y = torch.nn.functional.linear(x, _dense(scale, indptr, indices, counts, x.shape[1]), bias)
+def _reference(matrix: Integers, x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    y = torch.nn.functional.linear(x, _dense(matrix, scale, x.shape[1]), bias)
     return y.relu() if relu else y
 
 
 define(
-    "integer_linear(Tensor x, Tensor scale, Tensor? bias, bool relu, Tensor indptr, Tensor indices, Tensor counts)"
-    " -> Tensor",
+    "integer_linear(Tensor x, Tensor scale, Tensor? bias, bool relu, {matrix}) -> Tensor",
     _forward,
     _reference,
-    lambda x, scale, bias, relu, indptr, *_: x.new_empty(indptr.shape[0] - 1, x.shape[0]).t(),
+    lambda matrix, x, scale, bias, relu: x.new_empty(matrix.indptr.shape[0] - 1, x.shape[0]).t(),
+    matrix=Integers,
 )
 
 
@@ -109,9 +105,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    scale, y, indptr, indices, counts = ctx.saved_tensors
+    scale, y, *matrix = ctx.saved_tensors
     dz = dy if y is None else torch.where(y <= 0, 0, dy)
-    dx = dz @ _dense(scale, indptr, indices, counts, ctx.cols) if ctx.needs_input_grad[0] else None
+    dx = dz @ _dense(Integers(*matrix), scale, ctx.cols) if ctx.needs_input_grad[0] else None
     return dx, None, dz.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None, None, None, None, None
 
 

@@ -1,4 +1,7 @@
-"""Noisy activations (Moczulski 2019, 4.3) by kernels, and as plain torch: the truth for tests, and the path for other devices."""
+"""Noisy activations (Moczulski 2019, 4.3), by kernels and in plain torch.
+
+The plain functions are the reference of the tests, and run on devices without kernels.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Noise:
     sigma: float = 0.05
 
     def native(self, seed: Seed, step: int = 0) -> Any:
-        """As kernels take it; the steps of a sequence have seeds of their own."""
+        """These numbers as kernels take them; each step of a sequence has a seed of its own."""
         random = isinstance(seed, Tensor)
         key = (int(seed) + step * 0x9E3779B97F4A7C15) % 2**64 if random else 0
         value = 0.0 if random else float(seed)
@@ -38,12 +41,12 @@ class Noise:
 
 
 def draw_seed() -> Tensor:
-    """A seed from torch's global generator, so that `torch.manual_seed` rules it."""
+    """A seed drawn from torch's global generator, so that `torch.manual_seed` determines it."""
     return torch.empty((), dtype=torch.int64).random_()
 
 
 def normals(like: Tensor, seed: Tensor, step: int = 0) -> Tensor:
-    """The normal numbers that kernels use with this seed, by place in memory: quantiles to 0.001, none above 4.74."""
+    """The normal numbers of kernels for this seed, by position in memory: quantiles to 0.001, none above 4.74."""
     out = torch.empty_like(like)
     key = (int(seed) + step * 0x9E3779B97F4A7C15) % 2**64
     kernels.normals(like.dtype is torch.float64, out.numel(), key, out.data_ptr())

@@ -1,4 +1,4 @@
-"""LSTM and GRU with noisy gates: a time step by one kernel each way, and whole sequences by a loop over them."""
+"""LSTM and GRU with noisy gates: a time step by one kernel each way, and whole sequences by a loop over such steps."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def gru_steps(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A packed sequence through a GRU: outputs and last h; px with the input's bias, `bias` the state's."""
     _check(px, px.shape[1] // 3, sizes[0] if sizes else 0, h=h)
-    return _gru(px, weight, bias, h, p, noise, seed, sizes, reverse)
+    return _gru(px, None, weight, bias, h, p, noise, seed, sizes, reverse)
 
 
 def gru_step(px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: Seed) -> Tensor:
     """One step of a GRU from both products."""
     _check(px, px.shape[1] // 3, len(px), h=h)
-    return _gru_step(px, ph, h, p, noise, seed)
+    return _gru(px, ph, None, None, h, p, noise, seed, [len(px)], False)[0]
 
 
 def _check(like: Tensor, hidden: int, rows: int, **states: Tensor) -> None:
-    """Kernels read and write by address: every state must be what its shape and type say."""
+    """Raise `ValueError` unless every state has the shape and type that kernels, which read by address, rely on."""
     for name, state in states.items():
         if state.shape != (rows, hidden) or state.dtype != like.dtype or state.device != like.device:
             raise ValueError(
@@ -100,15 +100,15 @@ class _LSTM(torch.autograd.Function):
         states = torch.empty_like(out)  # the hidden state before each step
         transposed = None if weight is None else weight.t()
         for number, first, size in _walk(sizes, reverse):
-            here = slice(first, first + size)
-            states[here] = h[:size]
+            step = slice(first, first + size)
+            states[step] = h[:size]
             if transposed is not None:
-                pre[here].addmm_(states[here], transposed)
+                pre[step].addmm_(states[step], transposed)
             kernels.noisy_lstm(
-                f64, noise.native(seed, number), size, hidden, pre[here].data_ptr(), p.data_ptr(), c.data_ptr(),
-                out[here].data_ptr(), before[here].data_ptr(),
+                f64, noise.native(seed, number), size, hidden, pre[step].data_ptr(), p.data_ptr(), c.data_ptr(),
+                out[step].data_ptr(), before[step].data_ptr(),
             )  # fmt: skip
-            h[:size] = out[here]
+            h[:size] = out[step]
         ctx.save_for_backward(pre, weight, p, before, states)
         ctx.rest = noise, seed, sizes, reverse
         return out, h, c
@@ -117,22 +117,22 @@ class _LSTM(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor | None, ...]:
         pre, weight, p, before, states = ctx.saved_tensors
-        pre, p, before = contiguous(pre), contiguous(p), contiguous(before)  # hooks may have laid them out anew
+        pre, p, before = contiguous(pre), contiguous(p), contiguous(before)  # hooks may have changed their strides
         noise, seed, sizes, reverse = ctx.rest
         f64, hidden = pre.dtype is torch.float64, dc.shape[1]
         dh, dc = (resolved(of_state).clone(memory_format=torch.contiguous_format) for of_state in (dh, dc))
         dpre, dp = torch.empty_like(pre), torch.zeros_like(p) if ctx.needs_input_grad[4] else None
         for number, first, size in reversed(_walk(sizes, reverse)):
-            here = slice(first, first + size)
-            of_h = dh[:size] + dout[here]
+            step = slice(first, first + size)
+            of_h = dh[:size] + dout[step]
             kernels.noisy_lstm_backward(
-                f64, noise.native(seed, number), size, hidden, pre[here].data_ptr(), p.data_ptr(),
-                before[here].data_ptr(), of_h.data_ptr(), dc.data_ptr(), dpre[here].data_ptr(), address(dp),
+                f64, noise.native(seed, number), size, hidden, pre[step].data_ptr(), p.data_ptr(),
+                before[step].data_ptr(), of_h.data_ptr(), dc.data_ptr(), dpre[step].data_ptr(), address(dp),
             )  # fmt: skip
             if weight is None:
                 dh[:size] = 0
             else:
-                torch.mm(dpre[here], weight, out=dh[:size])
+                torch.mm(dpre[step], weight, out=dh[:size])
         dweight = dpre.t() @ states if weight is not None and ctx.needs_input_grad[1] else None
         return dpre, dweight, dh, dc, dp, None, None, None, None
 
@@ -140,24 +140,24 @@ class _LSTM(torch.autograd.Function):
 class _GRU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, px: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, p: Tensor, noise: Noise, seed: Seed,
-        sizes: list[int], reverse: bool,
+        ctx: Any, px: Tensor, ph: Tensor | None, weight: Tensor | None, bias: Tensor | None, h: Tensor, p: Tensor,
+        noise: Noise, seed: Seed, sizes: list[int], reverse: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         f64, hidden = px.dtype is torch.float64, h.shape[1]
         px, p, h = contiguous(px), contiguous(p), h.clone(memory_format=torch.contiguous_format)
-        ph, out = torch.empty_like(px), px.new_empty(len(px), hidden)
+        ph, out = torch.empty_like(px) if ph is None else contiguous(ph), px.new_empty(len(px), hidden)
         before = torch.empty_like(out)
         for number, first, size in _walk(sizes, reverse):
-            here = slice(first, first + size)
-            if bias is None:
-                torch.mm(h[:size], weight.t(), out=ph[here])
-            else:
-                torch.addmm(bias, h[:size], weight.t(), out=ph[here])
+            step = slice(first, first + size)
+            if bias is not None and weight is not None:
+                torch.addmm(bias, h[:size], weight.t(), out=ph[step])
+            elif weight is not None:
+                torch.mm(h[:size], weight.t(), out=ph[step])
             kernels.noisy_gru(
-                f64, noise.native(seed, number), size, hidden, px[here].data_ptr(), ph[here].data_ptr(), p.data_ptr(),
-                h.data_ptr(), before[here].data_ptr(),
+                f64, noise.native(seed, number), size, hidden, px[step].data_ptr(), ph[step].data_ptr(), p.data_ptr(),
+                h.data_ptr(), before[step].data_ptr(),
             )  # fmt: skip
-            out[here] = h[:size]
+            out[step] = h[:size]
         ctx.save_for_backward(px, ph, weight, p, before)
         ctx.rest = noise, seed, sizes, reverse, bias is not None
         return out, h
@@ -171,50 +171,19 @@ class _GRU(torch.autograd.Function):
         f64, hidden = px.dtype is torch.float64, dh.shape[1]
         dh = dh.clone(memory_format=torch.contiguous_format)
         dpx, dph = torch.empty_like(px), torch.empty_like(px)
-        dp = torch.zeros_like(p) if ctx.needs_input_grad[4] else None
+        dp = torch.zeros_like(p) if ctx.needs_input_grad[5] else None
         for number, first, size in reversed(_walk(sizes, reverse)):
-            here = slice(first, first + size)
-            of_h = dh[:size].add_(dout[here])
+            step = slice(first, first + size)
+            of_h = dh[:size].add_(dout[step])
             kernels.noisy_gru_backward(
-                f64, noise.native(seed, number), size, hidden, px[here].data_ptr(), ph[here].data_ptr(), p.data_ptr(),
-                before[here].data_ptr(), of_h.data_ptr(), dpx[here].data_ptr(), dph[here].data_ptr(), address(dp),
+                f64, noise.native(seed, number), size, hidden, px[step].data_ptr(), ph[step].data_ptr(), p.data_ptr(),
+                before[step].data_ptr(), of_h.data_ptr(), dpx[step].data_ptr(), dph[step].data_ptr(), address(dp),
             )  # fmt: skip
-            of_h.addmm_(dph[here], weight)
-        dweight = dph.t() @ before if ctx.needs_input_grad[1] else None
-        return dpx, dweight, dph.sum(0) if has_bias else None, dh, dp, None, None, None, None
+            if weight is not None:
+                of_h.addmm_(dph[step], weight)
+        dweight = dph.t() @ before if ctx.needs_input_grad[2] else None
+        dbias = dph.sum(0) if has_bias else None
+        return dpx, dph if ctx.needs_input_grad[1] else None, dweight, dbias, dh, dp, None, None, None, None
 
 
-class _GRUStep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, px: Tensor, ph: Tensor, h: Tensor, p: Tensor, noise: Noise, seed: Seed) -> Tensor:
-        px, ph, p, out = (
-            contiguous(px),
-            contiguous(ph),
-            contiguous(p),
-            h.clone(memory_format=torch.contiguous_format),
-        )
-        before = torch.empty_like(out)
-        kernels.noisy_gru(
-            px.dtype is torch.float64, noise.native(seed), *out.shape, px.data_ptr(), ph.data_ptr(), p.data_ptr(),
-            out.data_ptr(), before.data_ptr(),
-        )  # fmt: skip
-        ctx.save_for_backward(px, ph, p, before)
-        ctx.rest = noise, seed
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        px, ph, p, before = (contiguous(saved) for saved in ctx.saved_tensors)
-        noise, seed = ctx.rest
-        dh = dout.clone(memory_format=torch.contiguous_format)
-        dpx, dph = torch.empty_like(px), torch.empty_like(ph)
-        dp = torch.zeros_like(p) if ctx.needs_input_grad[3] else None
-        kernels.noisy_gru_backward(
-            px.dtype is torch.float64, noise.native(seed), *dh.shape, px.data_ptr(), ph.data_ptr(), p.data_ptr(),
-            before.data_ptr(), dh.data_ptr(), dpx.data_ptr(), dph.data_ptr(), address(dp),
-        )  # fmt: skip
-        return dpx, dph, dh, dp, None, None
-
-
-_lstm, _gru, _gru_step = (outside_graphs(each.apply) for each in (_LSTM, _GRU, _GRUStep))
+_lstm, _gru = outside_graphs(_LSTM.apply), outside_graphs(_GRU.apply)

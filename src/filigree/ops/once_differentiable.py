@@ -1,4 +1,4 @@
-"""Gradients that can be differentiated once, and say so."""
+"""Gradients that are not differentiable themselves: the decorator `once_differentiable`."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from torch import Tensor
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """For the `backward` of a `torch.autograd.Function` whose gradients cannot be differentiated: to do so is an error.
+    """Decorate the `backward` of a `torch.autograd.Function`: differentiating its gradients raises `RuntimeError`.
 
-    torch's decorator of this name says so only where the incoming gradient has derivatives: those by the saved tensors
-    are then taken for 0.
+    torch's decorator of this name raises only where the incoming gradient has derivatives, and takes the derivatives by
+    the saved tensors to be 0.
     """
 
     @functools.wraps(backward)
-    def once(ctx: Any, *dy: Tensor) -> Any:
+    def differentiated(ctx: Any, *dy: Tensor) -> Any:
         if not torch.is_grad_enabled():
             return backward(ctx, *dy)
         with torch.no_grad():
-            found = backward(ctx, *dy)
+            gradients = backward(ctx, *dy)
         held = [t for t in (*dy, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad]
         leaves = held or [torch.zeros((), requires_grad=True)]
         name = type(ctx).__name__
-        if isinstance(found, Tensor):
-            return _DifferentiatedOnce.apply(name, found, *leaves)
+        if isinstance(gradients, Tensor):
+            return _DifferentiatedOnce.apply(name, gradients, *leaves)
         return tuple(
-            _DifferentiatedOnce.apply(name, each, *leaves) if isinstance(each, Tensor) else each for each in found
+            _DifferentiatedOnce.apply(name, each, *leaves) if isinstance(each, Tensor) else each for each in gradients
         )
 
-    return once
+    return differentiated
 
 
 class _DifferentiatedOnce(torch.autograd.Function):
-    """A gradient as it is, that stands on every path to what it was made from."""
+    """The identity on a gradient, with all that it was computed from as inputs; its backward raises `RuntimeError`."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, gradient: Tensor, *made_from: Tensor) -> Tensor:
+    def forward(ctx: Any, name: str, gradient: Tensor, *sources: Tensor) -> Tensor:
         ctx.name = name
         return gradient.clone()
 

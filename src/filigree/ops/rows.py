@@ -1,4 +1,4 @@
-"""Sparse layers of which only some rows are used: outputs that are wanted, or that have a gradient."""
+"""Sparse layers of which only some rows are computed: outputs that are wanted, or that have a gradient."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.once_differentiable import once_differentiable
+from filigree.ops.pattern import Pattern
 from filigree.ops.sparse import (
     FLOATS,
-    Pattern,
     check_layer,
     contiguous,
     feature_major,

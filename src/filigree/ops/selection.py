@@ -8,13 +8,13 @@ features. CPU tensors of float32 and float64 run the kernels; all else takes pla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.sparse import FLOATS, in_memory, new_matrix, resolved
+from filigree.ops.sparse import FLOATS, csr_times, in_memory, new_matrix, resolved
 
 # Measured on 784 -> 512 and 1024 -> 1024: above this share of kept entries a dense product of the masked matrix wins,
 DENSE = 0.3
@@ -22,29 +22,34 @@ DENSE = 0.3
 _SCATTER = 24
 
 
+class Transpose(NamedTuple):
+    """The index of the transpose of `Rows`; `perm` is the position in `values` of each of its entries.
+
+    `sums` `(width,)` are the sums of the columns.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    perm: Tensor
+    sums: Tensor
+
+
 @dataclass(frozen=True)
 class Rows:
-    """A matrix `(rows, columns)` with a few entries in each row: `values`, `indices` and `indptr` by rows.
-
-    With the index of its transpose (`t_indptr`, `t_indices`, and `t_perm`, where each entry is in `values`) and the
-    `sums` of its columns, unless it was made without. Indices are int32.
-    """
+    """A matrix `(rows, width)` with a few entries in each row: `values`, `indices` and `indptr` by rows, int32."""
 
     width: int
     values: Tensor
     indptr: Tensor
     indices: Tensor
-    t_indptr: Tensor | None = None
-    t_indices: Tensor | None = None
-    t_perm: Tensor | None = None
-    sums: Tensor | None = None
+    transpose: Any = None  # a Transpose, where `t_times` and `sums` are needed
 
     @property
     def rows(self) -> int:
         return self.indptr.numel() - 1
 
     def dense(self) -> Tensor:
-        """The same matrix with its zeros, `(rows, width)`."""
+        """The dense matrix, `(rows, width)`."""
         out = self.values.new_empty(self.rows, self.width)
         kernels.spread(
             out.dtype is torch.float64, self.rows, self.width, self.indptr.data_ptr(), self.indices.data_ptr(),
@@ -70,14 +75,14 @@ Kept = Tensor | Rows | Columns
 
 
 def top(x: Tensor, k: int, transposed: bool = True) -> Kept:
-    """Of each row of `x` the k entries of largest magnitude, ties by lower index; zeros are never kept.
+    """Of each row of `x` the k entries of largest magnitude, of equal ones those of lower index; zeros are never kept.
 
     Args:
         x: `(rows, width)`.
         k: at least 1. At k >= width all is kept: `x` itself.
         transposed: with the index of the transpose and the sums of the columns, for `t_times`.
 
-    Equivalent to a stable descending sort of `x.abs()` and zeros behind the k-th place.
+    Equivalent to a stable descending sort of `x.abs()` and zeros after the k-th.
     """
     if k >= x.shape[1]:
         return x
@@ -118,13 +123,14 @@ def _rows(x: Tensor, k: int, transposed: bool) -> Rows:
     parts = block.split([rows + 1, room, *([back, room, room] if transposed else [])])
     values, sums = x.new_empty(room), x.new_empty(width if transposed else 0)
     addresses = [part.data_ptr() for part in parts[2:]] or [0, 0, 0]
-    kernels_at = (x.dtype is torch.float64, rows, width, k, x.data_ptr(), x.stride(0))
     nnz = kernels.top(
-        *kernels_at, parts[0].data_ptr(), parts[1].data_ptr(), values.data_ptr(), *addresses, sums.data_ptr()
-    )
+        x.dtype is torch.float64, rows, width, k, x.data_ptr(), x.stride(0), parts[0].data_ptr(), parts[1].data_ptr(),
+        values.data_ptr(), *addresses, sums.data_ptr(),
+    )  # fmt: skip
     if not transposed:
         return Rows(width, values[:nnz].clone() if nnz < room else values, parts[0], parts[1][:nnz])
-    return Rows(width, values[:nnz], parts[0], parts[1][:nnz], parts[2], parts[3][:nnz], parts[4][:nnz], sums)
+    transpose = Transpose(parts[2], parts[3][:nnz], parts[4][:nnz], sums)
+    return Rows(width, values[:nnz], parts[0], parts[1][:nnz], transpose)
 
 
 def times(s: Kept, w: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ def times(s: Kept, w: Tensor) -> Tensor:
         return s @ w
     if _is_full(s):
         return s.dense() @ w
-    return _spmm(s.values, s.indptr, s.indices, None, w, s.rows)
+    return csr_times(s.indptr, s.indices, None, s.values, w)
 
 
 def t_times(s: Kept, x: Kept) -> Tensor:
@@ -152,8 +158,7 @@ def t_times(s: Kept, x: Kept) -> Tensor:
         return s.t() @ x
     if _is_full(s):
         return s.dense().t() @ x
-    index: Any = s
-    return _spmm(s.values, index.t_indptr, index.t_indices, index.t_perm, x, s.width)
+    return csr_times(s.transpose.indptr, s.transpose.indices, s.transpose.perm, s.values, x)
 
 
 def top_backward(
@@ -183,11 +188,11 @@ def sums(s: Kept) -> Tensor:
     """The sums of the columns, `(width,)`."""
     if isinstance(s, Columns):
         return s.values.new_zeros(s.width).index_copy_(0, s.index, s.values.sum(0))
-    return s.sum(0) if isinstance(s, Tensor) or s.sums is None else s.sums  # type: ignore[union-attr]
+    return s.sum(0) if isinstance(s, Tensor) else s.transpose.sums
 
 
 def dense(s: Kept) -> Tensor:
-    """The matrix with its zeros."""
+    """The dense matrix."""
     return s if isinstance(s, Tensor) else s.dense()
 
 
@@ -206,24 +211,11 @@ def _placed(part: Tensor, side: int, index: Tensor, width: int) -> Tensor:
     return part.new_zeros(shape).index_copy_(side, index, part)
 
 
-def _spmm(values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, rows: int) -> Tensor:
-    x = row_major(x)
-    columns = x.shape[1]
-    y = new_matrix(x, rows, columns)
-    kernels.spmm(
-        x.dtype is torch.float64, False, rows, indptr.data_ptr(), indices.data_ptr(),
-        0 if perm is None else perm.data_ptr(), values.data_ptr(), x.data_ptr(), x.stride(0), y.data_ptr(), columns,
-        columns, 0, False,
-    )  # fmt: skip
-    return y
-
-
 def _outer(s: Rows, x: Rows) -> Tensor:
-    y = new_matrix(s.values, s.width, x.width)
-    index: Any = s
+    y, index = new_matrix(s.values, s.width, x.width), s.transpose
     kernels.outer(
-        y.dtype is torch.float64, s.width, index.t_indptr.data_ptr(), index.t_indices.data_ptr(),
-        index.t_perm.data_ptr(), s.values.data_ptr(), x.width, x.indptr.data_ptr(), x.indices.data_ptr(),
+        y.dtype is torch.float64, s.width, index.indptr.data_ptr(), index.indices.data_ptr(),
+        index.perm.data_ptr(), s.values.data_ptr(), x.width, x.indptr.data_ptr(), x.indices.data_ptr(),
         x.values.data_ptr(), y.data_ptr(), x.width,
     )  # fmt: skip
     return y

@@ -3,15 +3,15 @@
 `sell` runs a program on the rows of a matrix in O(n log n) a row. The steps, on a row vector h of n numbers:
 
     ("diagonal", t)   h * t                      ("hadamard", None)          H h, H = Walsh-Hadamard / sqrt(n)
-    ("bias", t)       h + t                      ("dct", None)               orthonormal DCT-II (Moczulski 2019, eq. 3.27)
+    ("bias", t)       h + t                      ("dct", None)               orthonormal DCT-II
     ("relu", None)    max(h, 0)                  ("idct", None)              its inverse, DCT-III
     ("permute", t)    h[t]                       ("fft", None), ("ifft", None)   orthonormal, complex
     ("band", t)       sum_j t[j] * shifted h     ("block", t)                h with each block times t[block]
 
-where t is a tensor, given by its number among `tensors`. Programs of the first seven kinds on n a power of two, float32
-or float64 on the CPU, run compiled on blocks that stay in cache, and keep only the input for the backward pass, which
-computes the rest again; on CUDA an order of ACDC and a Hadamard transform are a Triton kernel each; all else runs as
-`reference` does, in plain torch.
+The cosine transform is that of Moczulski 2019, eq. 3.27. Here t is a tensor, given by its number among `tensors`.
+Programs of the first seven kinds on n a power of two, float32 or float64 on the CPU, run compiled on blocks that stay
+in cache, and keep only the input for the backward pass, which computes the rest again; on CUDA an order of ACDC and a
+Hadamard transform are a Triton kernel each; all else runs as `reference` does, in plain torch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _on_gpu(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Ten
 
 
 def reference(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Tensor]) -> Tensor:
-    """The same in plain torch."""
+    """`sell` in plain torch."""
     h = torch.nn.functional.pad(x, (0, size - x.shape[1]))
     for kind, number in steps:
         t: Any = None if number is None else tensors[number]
@@ -184,7 +184,7 @@ class _Sell(torch.autograd.Function):
         held, program = _program(steps, size, tensors)
         kernels.sell(x.dtype is torch.float64, *program, *_matrix(x), *_matrix(y)[1:])
         del held
-        return y.data  # no view: may be changed in place
+        return y.data  # no view, so that it may be changed in place
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -193,9 +193,9 @@ class _Sell(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
             wanted = [t for t, need in zip((x, *tensors), (needs[0], *needs[4:]), strict=True) if need]
             y = reference(x, ctx.steps, ctx.size, ctx.outs, tensors)
-            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-            made = [next(found) if need else None for need in (needs[0], *needs[4:])]
-            return made[0], None, None, None, *made[1:]
+            computed = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            dx, *rest = (next(computed) if need else None for need in (needs[0], *needs[4:]))
+            return dx, None, None, None, *rest
         x, dy = resolved(x), resolved(dy)
         if dy.stride() != x.stride() and min(dy.stride()) != 1:
             dy = dy.contiguous()

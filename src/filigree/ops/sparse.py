@@ -10,57 +10,19 @@ All are operators of the library `filigree` (`torch.ops.filigree.*`), so that `t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-import scipy  # its parts load at their first use
 import torch
 from torch import Tensor
 
 from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
+from filigree.ops.pattern import Pattern
 
 FLOATS = (torch.float32, torch.float64)
 _LARGE = 4 << 20  # bytes
 _modes = torch._C._len_torch_dispatch_stack
-
-
-class Pattern(NamedTuple):
-    """Where the nonzeros of a matrix `(rows, cols)` are: compressed rows, and the index of the transpose.
-
-    `indptr` `(rows + 1,)`, `indices` `(nnz,)` sorted in each row; `t_indptr` `(cols + 1,)`, `t_indices` `(nnz,)` the
-    same of the transpose, whose k-th nonzero is number `t_perm[k]` of this matrix, and `t_place` the inverse of that
-    permutation. All int32 or all int64.
-    """
-
-    indptr: Tensor
-    indices: Tensor
-    t_indptr: Tensor
-    t_indices: Tensor
-    t_perm: Tensor
-    t_place: Tensor
-
-    @property
-    def rows(self) -> int:
-        return self.indptr.numel() - 1
-
-    @property
-    def cols(self) -> int:
-        return self.t_indptr.numel() - 1
-
-    @property
-    def nnz(self) -> int:
-        return self.indices.numel()
-
-
-def csr_pattern(indptr: np.ndarray, indices: np.ndarray, cols: int) -> Pattern:
-    """A pattern from its compressed rows; the transpose by scipy's counting sort, O(nnz)."""
-    order = np.arange(len(indices), dtype=indices.dtype)
-    t = scipy.sparse.csr_array((order, indices, indptr), shape=(len(indptr) - 1, cols)).tocsc()
-    place = np.empty_like(order)
-    place[t.data] = order
-    of_transpose = (part.astype(indices.dtype, copy=False) for part in (t.indptr, t.indices, t.data))
-    return Pattern(*map(torch.from_numpy, (indptr, indices, *of_transpose, place)))
 
 
 def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
@@ -121,37 +83,43 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     if x.dim() != 2 or x.shape[1] != pattern.cols:
         raise ValueError(f"linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
     check_layer("linear", values, bias, x, pattern.nnz, pattern.rows)
-    if x.dtype not in FLOATS:  # half precision is computed in float32
-        wide = linear(pattern, values.float(), None if bias is None else bias.float(), x.float(), relu)
-        return wide.to(x.dtype)
+    if x.dtype not in FLOATS:
+        return in_float32(lambda v, b, x: linear(pattern, v, b, x, relu), values, bias, x)
     if in_memory(x):
         if torch.is_grad_enabled():
-            return _Linear.apply(values, bias, x, pattern, relu)
-        return _linear_forward(values, bias, x, relu, *pattern)
+            return _LinearOnCPU.apply(values, bias, x, pattern, relu)
+        return _linear_forward(pattern, values, bias, x, relu)
     return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)
 
 
+def in_float32(
+    layer: Callable[[Tensor, Tensor | None, Tensor], Tensor], values: Tensor, bias: Tensor | None, x: Tensor
+) -> Tensor:
+    """`layer(values, bias, x)` computed in float32, its result in x's type: kernels do not read half precision."""
+    return layer(values.float(), None if bias is None else bias.float(), x.float()).to(x.dtype)
+
+
 def in_memory(x: Tensor) -> bool:
-    """Whether a kernel may be called on x as it is: a plain tensor on the CPU, and nobody traces, fakes or counts."""
+    """Whether a kernel may read x: a plain tensor on the CPU, while no tracing or dispatch mode is active."""
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
     return plain and not torch.compiler.is_compiling() and not _modes()  # modes: fake tensors, the FLOP counter, ...
 
 
 def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
-    """`ValueError` unless values and bias are of x's type, one a connection and one a row: kernels read by address."""
+    """Raise `ValueError` unless values `(nnz,)` and bias `(rows,)` are of x's type: kernels read memory by address."""
     dtype = x.dtype
     if values.device != x.device:
         raise ValueError(f"{name}: values and x must be on one device. Got {values.device} and {x.device}.")
     if values.dtype is not dtype or values.shape != (nnz,):
-        got = f"{tuple(values.shape)} of {values.dtype}"
-        raise ValueError(f"{name}: values must be ({nnz},) of x's type {dtype}. Got {got}.")
+        given = f"{tuple(values.shape)} of {values.dtype}"
+        raise ValueError(f"{name}: values must be ({nnz},) of x's type {dtype}. Got {given}.")
     if bias is not None and (bias.dtype is not dtype or bias.shape != (rows,)):
-        got = f"{tuple(bias.shape)} of {bias.dtype}"
-        raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {got}.")
+        given = f"{tuple(bias.shape)} of {bias.dtype}"
+        raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {given}.")
 
 
 def check_native(*tensors: Tensor) -> None:
-    """`TypeError` unless kernels read these: numbers of one type, float32 or float64, on the CPU."""
+    """Raise `TypeError` unless kernels can read these tensors: all float32 or all float64, on the CPU."""
     first = tensors[0].dtype
     for tensor in tensors:
         if tensor.dtype is not first or first not in FLOATS or not tensor.is_cpu:
@@ -177,7 +145,7 @@ def _check_values(name: str, pattern: Pattern, values: Tensor) -> None:
 
 
 def resolved(x: Tensor) -> Tensor:
-    """`x` with its numbers in memory: complex arithmetic makes views that are negated when they are read."""
+    """`x` as its numbers are in memory: complex arithmetic makes views that are negated only when they are read."""
     return x.resolve_neg() if x.is_neg() else x
 
 
@@ -195,12 +163,12 @@ def feature_major(x: Tensor) -> Tensor:
 
 
 def new_matrix(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(*shape)`, if large on huge pages: with small ones each row read at random costs a page walk."""
-    made = like.new_empty(shape)
-    bytes_ = made.numel() * made.element_size()
+    """`like.new_empty(*shape)`, on huge pages if it is large: with small ones each random read costs a page walk."""
+    matrix = like.new_empty(shape)
+    bytes_ = matrix.numel() * matrix.element_size()
     if bytes_ >= _LARGE:
-        kernels.advise_huge_pages(made.data_ptr(), bytes_)
-    return made
+        kernels.advise_huge_pages(matrix.data_ptr(), bytes_)
+    return matrix
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -208,217 +176,156 @@ def contiguous(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()  # the question is cheaper than the call
 
 
-def _spmm(values: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, t_indptr: Tensor, *_: Tensor) -> Tensor:
-    return _product(values, indptr, indices, None, x, None, False)
+def csr_times(
+    indptr: Tensor, indices: Tensor, perm: Tensor | None, values: Tensor, x: Tensor, bias: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:  # fmt: skip
+    """`relu(W x + bias)` by the compiled kernel: a matrix in compressed rows times a feature-major one.
 
+    Args:
+        indptr, indices: W's compressed rows, `(rows + 1,)` and `(nnz,)`. perm: `(nnz,)`, which of `values` each nonzero
+            is; None: they are in order.
+        x: `(cols, batch)`. bias: `(rows,)` or None.
 
-def _spmm_t(
-    values: Tensor,
-    dy: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    t_indptr: Tensor,
-    t_indices: Tensor,
-    t_perm: Tensor,
-    *_: Tensor,
-) -> Tensor:
-    return _product(values, t_indptr, t_indices, t_perm, dy, None, False)
-
-
-def _product(
-    values: Tensor, indptr: Tensor, indices: Tensor, perm: Tensor | None, x: Tensor, bias: Tensor | None, relu: bool
-) -> Tensor:
+    Returns:
+        `(rows, batch)`, contiguous.
+    """
     check_native(values, x)
     x, values = feature_major(x), contiguous(values)
     bias = None if bias is None else contiguous(bias)
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = new_matrix(x, rows, batch)
     kernels.spmm(
-        x.dtype is torch.float64,
-        indptr.dtype is torch.int64,
-        rows,
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        0 if perm is None else perm.data_ptr(),
-        values.data_ptr(),
-        x.data_ptr(),
-        x.stride(0),
-        y.data_ptr(),
-        batch,
-        batch,
-        0 if bias is None else bias.data_ptr(),
-        relu,
-    )
+        x.dtype is torch.float64, indptr.dtype is torch.int64, rows, indptr.data_ptr(), indices.data_ptr(),
+        0 if perm is None else perm.data_ptr(), values.data_ptr(), x.data_ptr(), x.stride(0), y.data_ptr(), batch,
+        batch, 0 if bias is None else bias.data_ptr(), relu,
+    )  # fmt: skip
     return y
 
 
-def _sddmm(dy: Tensor, x: Tensor, indptr: Tensor, indices: Tensor, *_: Tensor) -> Tensor:
+def _spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
+    return csr_times(pattern.indptr, pattern.indices, None, values, x)
+
+
+def _spmm_t(pattern: Pattern, values: Tensor, dy: Tensor) -> Tensor:
+    return csr_times(pattern.t_indptr, pattern.t_indices, pattern.t_perm, values, dy)
+
+
+def _sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     check_native(dy, x)
     dy, x = feature_major(dy), feature_major(x)
-    out = dy.new_empty(indices.numel())
+    out = dy.new_empty(pattern.nnz)
     kernels.sddmm(
-        dy.dtype is torch.float64,
-        indptr.dtype is torch.int64,
-        indptr.numel() - 1,
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        dy.data_ptr(),
-        dy.stride(0),
-        x.data_ptr(),
-        x.stride(0),
-        out.data_ptr(),
-        dy.shape[1],
-    )
+        dy.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
+        pattern.indices.data_ptr(), dy.data_ptr(), dy.stride(0), x.data_ptr(), x.stride(0), out.data_ptr(), dy.shape[1],
+    )  # fmt: skip
     return out
 
 
-def _linear_forward(
-    values: Tensor, bias: Tensor | None, x: Tensor, relu: bool, indptr: Tensor, indices: Tensor, *_: Tensor
-) -> Tensor:
-    return _product(values, indptr, indices, None, x.t(), bias, relu).t().data  # no view: may be changed in place
+def _linear_forward(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor:
+    y = csr_times(pattern.indptr, pattern.indices, None, values, x.t(), bias, relu)
+    return y.t().data  # no view, so that it may be changed in place
 
 
 def _linear_backward(
-    values: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    dy: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    t_indptr: Tensor,
-    t_indices: Tensor,
-    t_perm: Tensor,
-    t_place: Tensor,
-    need_input: bool,
-    need_bias: bool,
+    pattern: Pattern, values: Tensor, x: Tensor, y: Tensor | None, dy: Tensor, need_input: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
     check_native(values, x, dy)
     batch, out_features = dy.shape
-    y = None if y is None else feature_major(y.t()).t()  # hooks may have laid it out anew
+    y = None if y is None else feature_major(y.t()).t()  # hooks may have changed its strides
     values, x, dy = contiguous(values), feature_major(x), resolved(dy)
     dvalues = torch.empty_like(values)
     dbias = dy.new_empty(out_features if need_bias else 0)
-    dx = new_matrix(dy, t_indptr.numel() - 1, batch) if need_input else None
+    dx = new_matrix(dy, pattern.cols, batch) if need_input else None
     ready = y is None and not need_bias and dy.stride(0) == 1  # feature-major already
     dz = None if ready else new_matrix(dy, out_features, batch)
     kernels.linear_backward(
-        dy.dtype is torch.float64,
-        indptr.dtype is torch.int64,
-        out_features,
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        t_indptr.numel() - 1,
-        t_indptr.data_ptr(),
-        t_indices.data_ptr(),
-        t_perm.data_ptr(),
-        t_place.data_ptr(),
-        values.data_ptr(),
-        dy.data_ptr(),
-        dy.stride(1),
-        dy.stride(0),
-        0 if y is None else y.data_ptr(),
-        0 if y is None else y.stride(1),
-        0 if dz is None else dz.data_ptr(),
-        batch,
-        dbias.data_ptr() if need_bias else 0,
-        x.data_ptr(),
-        x.stride(0),
-        0 if dx is None else dx.data_ptr(),
-        batch,
-        dvalues.data_ptr(),
-        batch,
-    )
+        dy.dtype is torch.float64, pattern.indptr.dtype is torch.int64, out_features, pattern.indptr.data_ptr(),
+        pattern.indices.data_ptr(), pattern.cols, pattern.t_indptr.data_ptr(), pattern.t_indices.data_ptr(),
+        pattern.t_perm.data_ptr(), pattern.t_place.data_ptr(), values.data_ptr(), dy.data_ptr(), dy.stride(1),
+        dy.stride(0), 0 if y is None else y.data_ptr(), 0 if y is None else y.stride(1),
+        0 if dz is None else dz.data_ptr(), batch, dbias.data_ptr() if need_bias else 0, x.data_ptr(), x.stride(0),
+        0 if dx is None else dx.data_ptr(), batch, dvalues.data_ptr(), batch,
+    )  # fmt: skip
     return dvalues, dbias, dy.new_empty(0) if dx is None else dx.t()
-
-
-# -- other devices --------------------------------------------------------------------------------------------------
-
-
-def _reference_linear_backward(
-    values: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    dy: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    t_indptr: Tensor,
-    t_indices: Tensor,
-    t_perm: Tensor,
-    t_place: Tensor,
-    need_input: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dz = dy.t().contiguous() if y is None else torch.where(y <= 0, 0, dy).t().contiguous()
-    dvalues = reference.sddmm(indptr, indices, dz, x)
-    dbias = dz.sum(1) if need_bias else dy.new_empty(0)
-    dx = reference.spmm_t(indptr, indices, values, dz, x.shape[0]).t() if need_input else dy.new_empty(0)
-    return dvalues, dbias, dx
 
 
 # -- operators ------------------------------------------------------------------------------------------------------
 
 library = torch.library.Library("filigree", "DEF")
-_PATTERN = "Tensor indptr, Tensor indices, Tensor t_indptr, Tensor t_indices, Tensor t_perm, Tensor t_place"
 
 
-def define(schema: str, cpu: Any, default: Any, fake: Any) -> None:
-    """An operator `torch.ops.filigree.*`: its CPU implementation, that of other devices, and that of fake tensors."""
-    name = schema[: schema.index("(")]
-    library.define(schema)
-    library.impl(name, cpu, "CPU")
-    library.impl(name, default, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"filigree::{name}", fake, lib=library)
+def define(schema: str, cpu: Any, default: Any, fake: Any, cuda: Any = None, matrix: Any = None) -> None:
+    """Define an operator `torch.ops.filigree.*`.
+
+    Args:
+        cpu, default, fake, cuda: implementations for CPU tensors, for other devices, for fake tensors, and (if there is
+            one) for CUDA tensors.
+        matrix: a named tuple of tensors, such as `Pattern`, that stand in the schema as `{matrix}`; implementations
+            take it whole, as their first argument.
+    """
+    name, first = schema[: schema.index("(")], schema[: max(0, schema.find("{matrix}"))].count(",")
+
+    def implementation(function: Any) -> Any:
+        if matrix is None:
+            return function
+        end = first + len(matrix._fields)
+        return lambda *args: function(matrix(*args[first:end]), *args[:first], *args[end:])
+
+    library.define(schema.format(matrix=", ".join(f"Tensor {field}" for field in matrix._fields)) if matrix else schema)
+    library.impl(name, implementation(cpu), "CPU")
+    library.impl(name, implementation(default), "CompositeExplicitAutograd")
+    if cuda is not None and gpu.available:
+        library.impl(name, implementation(cuda), "CUDA")
+    torch.library.register_fake(f"filigree::{name}", implementation(fake), lib=library)
 
 
 define(
-    f"spmm(Tensor values, Tensor x, {_PATTERN}) -> Tensor",
+    "spmm(Tensor values, Tensor x, {matrix}) -> Tensor",
     _spmm,
-    lambda values, x, indptr, indices, *_: reference.spmm(indptr, indices, values, x),
-    lambda values, x, indptr, *_: x.new_empty(indptr.shape[0] - 1, x.shape[1]),
+    reference.spmm,
+    lambda pattern, values, x: x.new_empty(pattern.indptr.shape[0] - 1, x.shape[1]),
+    gpu.spmm,
+    Pattern,
 )
 define(
-    f"spmm_t(Tensor values, Tensor dy, {_PATTERN}) -> Tensor",
+    "spmm_t(Tensor values, Tensor dy, {matrix}) -> Tensor",
     _spmm_t,
-    lambda values, dy, indptr, indices, t_indptr, *_: reference.spmm_t(
-        indptr, indices, values, dy, t_indptr.numel() - 1
-    ),
-    lambda values, dy, indptr, indices, t_indptr, *_: dy.new_empty(t_indptr.shape[0] - 1, dy.shape[1]),
+    reference.spmm_t,
+    lambda pattern, values, dy: dy.new_empty(pattern.t_indptr.shape[0] - 1, dy.shape[1]),
+    gpu.spmm_t,
+    Pattern,
 )
 define(
-    f"sddmm(Tensor dy, Tensor x, {_PATTERN}) -> Tensor",
+    "sddmm(Tensor dy, Tensor x, {matrix}) -> Tensor",
     _sddmm,
-    lambda dy, x, indptr, indices, *_: reference.sddmm(indptr, indices, dy, x),
-    lambda dy, x, indptr, indices, *_: dy.new_empty(indices.shape[0]),
+    reference.sddmm,
+    lambda pattern, dy, x: dy.new_empty(pattern.indices.shape[0]),
+    gpu.sddmm,
+    Pattern,
 )
 define(
-    f"linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {_PATTERN}) -> Tensor",
+    "linear_forward(Tensor values, Tensor? bias, Tensor x, bool relu, {matrix}) -> Tensor",
     _linear_forward,
-    lambda values, bias, x, relu, indptr, indices, *_: reference.linear(indptr, indices, values, bias, x, relu),
-    lambda values, bias, x, relu, indptr, *_: x.new_empty(indptr.shape[0] - 1, x.shape[0]).t(),
+    reference.linear,
+    lambda pattern, values, bias, x, relu: x.new_empty(pattern.indptr.shape[0] - 1, x.shape[0]).t(),
+    gpu.linear,
+    Pattern,
 )
 define(
-    f"linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {_PATTERN}, bool need_input, bool need_bias)"
+    "linear_backward(Tensor values, Tensor x, Tensor? y, Tensor dy, {matrix}, bool need_input, bool need_bias)"
     " -> (Tensor, Tensor, Tensor)",
     _linear_backward,
-    _reference_linear_backward,
-    lambda values, x, y, dy, indptr, indices, t_indptr, t_indices, t_perm, t_place, need_input, need_bias: (
+    reference.linear_backward,
+    lambda pattern, values, x, y, dy, need_input, need_bias: (
         torch.empty_like(values),
         dy.new_empty(dy.shape[1] if need_bias else 0),
         dy.new_empty(x.shape).t() if need_input else dy.new_empty(0),
     ),
+    gpu.linear_backward,
+    Pattern,
 )
-
-
-if gpu.available:
-    for _name, _kernel in {
-        "spmm": lambda values, x, indptr, indices, *_: gpu.spmm(indptr, indices, values, x),
-        "spmm_t": lambda values, dy, *index: gpu.spmm(index[2], index[3], values, dy, index[4]),
-        "sddmm": lambda dy, x, indptr, indices, *_: gpu.sddmm(indptr, indices, dy, x),
-        "linear_forward": gpu.linear_forward,
-        "linear_backward": gpu.linear_backward,
-    }.items():
-        library.impl(_name, _kernel, "CUDA")
 
 
 def _keep_values_and_matrix(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -465,13 +372,13 @@ def _linear_formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("filigree::linear_forward", _linear_formula, setup_context=_keep_linear, lib=library)
 
 
-class _Linear(torch.autograd.Function):
-    """`linear` for plain CPU tensors: straight to the kernels, at half the price a call of a dispatched operator."""
+class _LinearOnCPU(torch.autograd.Function):
+    """`linear` for plain CPU tensors: it calls the kernels directly, which halves the cost of a call."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, relu: bool) -> Tensor:
         x_rows = feature_major(x.t())
-        y = _linear_forward(values, bias, x_rows.t(), relu, *pattern)
+        y = _linear_forward(pattern, values, bias, x_rows.t(), relu)
         ctx.save_for_backward(values, x_rows, x, y if relu else None)
         ctx.pattern = pattern
         return y
@@ -486,5 +393,5 @@ class _Linear(torch.autograd.Function):
             dvalues = torch.ops.filigree.sddmm(dz, x.t(), *pattern)
             dx = torch.ops.filigree.spmm_t(values, dz, *pattern).t()
             return dvalues, dz.sum(1) if need_bias else None, dx, None, None
-        dvalues, dbias, dx = _linear_backward(values, x_rows, y, dy, *pattern, need_input, need_bias)
+        dvalues, dbias, dx = _linear_backward(pattern, values, x_rows, y, dy, need_input, need_bias)
         return dvalues, dbias if need_bias else None, dx if need_input else None, None, None

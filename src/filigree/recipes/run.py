@@ -32,7 +32,7 @@ from filigree.io import saving
 from filigree.io.storage import remove_leftovers
 from filigree.measure import cost
 from filigree.measure.energy import energy
-from filigree.measure.timing import time_interleaved
+from filigree.measure.timing import inference, time_interleaved
 from filigree.modes import takes_fused, takes_fused_sgd
 from filigree.ops import kernels
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
@@ -444,8 +444,8 @@ def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
     x, y = split.train.x[:size], split.train.y[:size]
     steps = [cost.training_step(network, x, y) for network in networks.values()]
     backwards = [cost.backward(network, x, y) for network in networks.values()]
-    batches = [cost.inference(network, x) for network in networks.values()]
-    singles = [cost.inference(network, x[:1]) for network in networks.values()]
+    batches = [inference(network, x) for network in networks.values()]
+    singles = [inference(network, x[:1]) for network in networks.values()]
     timings = zip(*(time_interleaved(works, 0.2) for works in (steps, backwards, batches, singles)), strict=True)
     for (method, folder), (step, backward_ms, batch, single) in zip(trained.items(), timings, strict=True):
         record = Record.load(folder)

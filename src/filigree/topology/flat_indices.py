@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filigree.ops.sparse import Pattern, csr_pattern
+from filigree.ops.pattern import Pattern, csr_pattern
 
 
 def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:

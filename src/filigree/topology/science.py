@@ -17,10 +17,10 @@ import numpy as np
 import scipy  # its parts load at their first use
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array as SparseMatrix
 
 
-def degrees(pattern: csr_array) -> tuple[np.ndarray, np.ndarray]:
+def degrees(pattern: SparseMatrix) -> tuple[np.ndarray, np.ndarray]:
     """Fan-in of each output and fan-out of each input."""
     return np.diff(pattern.indptr), np.bincount(pattern.indices, minlength=pattern.shape[1])
 
@@ -91,7 +91,7 @@ def _cut_poisson_mean(target: float, start: int) -> float:
     return float(scipy.optimize.brentq(mean, 1e-9, 2 * target + 10)) if mean(1e-9) < 0 else 1e-9
 
 
-def clustering(pattern: csr_array, block: int = 512) -> float:
+def clustering(pattern: SparseMatrix, block: int = 512) -> float:
     """Bipartite clustering: 4 (cycles of four) / (paths of three edges) (Robins and Alexander 2004).
 
     Triangles do not exist in layered graphs; squares do. Computed from A A^T by blocks of rows, in O(block x rows).
@@ -110,7 +110,7 @@ def clustering(pattern: csr_array, block: int = 512) -> float:
     return 4 * squares / paths if paths else math.nan
 
 
-def graph(patterns: Sequence[csr_array]) -> csr_array:
+def graph(patterns: Sequence[SparseMatrix]) -> SparseMatrix:
     """The undirected layered graph of a network: inputs first, then each layer's outputs."""
     sizes = [patterns[0].shape[1], *(p.shape[0] for p in patterns)]
     starts = np.cumsum([0, *sizes])
@@ -120,7 +120,7 @@ def graph(patterns: Sequence[csr_array]) -> csr_array:
     return (upper + upper.T).tocsr()
 
 
-def mean_path_length(patterns: Sequence[csr_array], sources: int = 64, seed: int = 0) -> tuple[float, float]:
+def mean_path_length(patterns: Sequence[SparseMatrix], sources: int = 64, seed: int = 0) -> tuple[float, float]:
     """The mean distance between connected nodes of the (layered, undirected) graph, and the share of pairs apart.
 
     Breadth-first from `sources` nodes drawn at random; exact where there are no more nodes than that.
@@ -157,12 +157,12 @@ def survival_curve(births: np.ndarray, deaths: np.ndarray, now: int) -> tuple[np
     return died, np.cumprod(1 - gone / at_risk) if len(died) else np.empty(0)
 
 
-def input_strength(pattern: csr_array) -> np.ndarray:
+def input_strength(pattern: SparseMatrix) -> np.ndarray:
     """The sum of |w| over each input's connections: a ranking of features (Atashgahi et al. 2022, QuickSelection)."""
     return np.bincount(pattern.indices, np.abs(pattern.data), minlength=pattern.shape[1])
 
 
-def rank_features(pattern: csr_array) -> np.ndarray:
+def rank_features(pattern: SparseMatrix) -> np.ndarray:
     """The inputs, strongest first."""
     return np.argsort(-input_strength(pattern), kind="stable")
 
@@ -215,7 +215,7 @@ class NetworkReport:
 
 
 def analyze(
-    patterns: Sequence[csr_array], names: Sequence[str] | None = None, seed: int = 0, nulls: int = 10
+    patterns: Sequence[SparseMatrix], names: Sequence[str] | None = None, seed: int = 0, nulls: int = 10
 ) -> NetworkReport:
     """Every figure of every layer and of the whole network against `nulls` Erdos-Renyi draws.
 
@@ -244,7 +244,7 @@ def analyze(
     return NetworkReport(layers, GraphReport(**_compare("network", patterns, draws, _mean_clustering, seed)))
 
 
-def _mean_clustering(patterns: Sequence[csr_array] | csr_array) -> float:
+def _mean_clustering(patterns: Sequence[SparseMatrix] | SparseMatrix) -> float:
     values = [clustering(p) for p in patterns] if isinstance(patterns, list | tuple) else [clustering(patterns)]
     known = [v for v in values if not math.isnan(v)]
     return float(np.mean(known)) if known else math.nan
@@ -252,12 +252,12 @@ def _mean_clustering(patterns: Sequence[csr_array] | csr_array) -> float:
 
 def _compare(
     name: str,
-    patterns: Sequence[csr_array],
-    nulls: Sequence[Sequence[csr_array]],
+    patterns: Sequence[SparseMatrix],
+    nulls: Sequence[Sequence[SparseMatrix]],
     cluster: Callable[..., float],
     seed: int,
 ) -> dict[str, Any]:
-    def figure(graph_: Sequence[csr_array]) -> tuple[float, float]:
+    def figure(graph_: Sequence[SparseMatrix]) -> tuple[float, float]:
         return cluster(graph_[0] if len(graph_) == 1 else list(graph_)), mean_path_length(graph_, seed=seed)[0]
 
     (cluster_value, length), others = figure(patterns), [figure(null) for null in nulls]
@@ -272,7 +272,7 @@ def _compare(
     }
 
 
-def _null(pattern: csr_array, generator: np.random.Generator) -> csr_array:
+def _null(pattern: SparseMatrix, generator: np.random.Generator) -> SparseMatrix:
     rows, cols = pattern.shape
     flat_indices = generator.choice(rows * cols, pattern.nnz, replace=False, shuffle=False)
     return scipy.sparse.csr_array(

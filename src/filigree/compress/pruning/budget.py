@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -17,6 +15,7 @@ from filigree.compress.pruning.graph import Units, layer_macs
 from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.config import Config, config
 from filigree.convert import inference_context
+from filigree.measure.timing import inference, time_interleaved
 
 LEVELS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 Counts = dict[str, int | None]  # units that stay, by the group's name
@@ -200,10 +199,4 @@ def _measure(what: str, model: nn.Module, example: Tensor) -> float:
         return float(sum(t.numel() * t.element_size() for t in model.state_dict().values()))
     if what == "macs":
         return float(sum(layer_macs(model, example[:1]).values()))
-    duplicate, times = copy.deepcopy(model).eval(), []
-    with torch.inference_mode():
-        for _ in range(30):
-            began = time.perf_counter()
-            duplicate(example)
-            times.append(time.perf_counter() - began)
-    return statistics.median(times[5:]) * 1e3
+    return time_interleaved([inference(copy.deepcopy(model).eval(), example)], seconds=0.1)[0].median

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +21,9 @@ from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.compress.pruning.unit_positions import check_positions
 from filigree.config import config
-from filigree.convert import Change, Conversion, inference_context
+from filigree.convert import Change, Conversion
+from filigree.measure.timing import inference, time_interleaved
+from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.summary import Summary, says
@@ -131,10 +131,9 @@ class UnitPruning(Compression):
         if isinstance(self.keep, Budget | MaxError):
 
             def built(counts: Counts, compensate: bool) -> nn.Module:
-                chosen_units = {group.name: chosen(group, counts[group.name]) for group in groups}
-                return build(
-                    {k: v[0] for k, v in chosen_units.items()}, {k: v[1] for k, v in chosen_units.items()}, compensate
-                )
+                choice_of = {group.name: chosen(group, counts[group.name]) for group in groups}
+                kept = {name: choice[0] for name, choice in choice_of.items()}
+                return build(kept, {name: choice[1] for name, choice in choice_of.items()}, compensate)
 
             counts = allocate(self.keep, model, groups, features, chosen, built, x, self.round_to)
         else:
@@ -192,9 +191,9 @@ def by_layer(value: Any, group: Units, who: str) -> Any:
     """A value that may be a mapping of layer names (globs) to values; None where no pattern fits."""
     if not isinstance(value, dict):
         return value
-    for pattern, of_layer in value.items():
+    for pattern, value_of in value.items():
         if any(fnmatch.fnmatchcase(name, pattern) for name in group.makers):
-            return of_layer
+            return value_of
     return None
 
 
@@ -252,12 +251,12 @@ def whole_of(group: Any) -> tuple[Units, Tensor]:
 def _kept_outputs(
     model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], targets: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    outputs = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
+    rows = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
     for group in groups:
         for name, units in group.makers.items():
-            if name in outputs:
-                outputs[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
-    return outputs
+            if name in rows:
+                rows[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
+    return rows
 
 
 def _remember(smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:
@@ -288,14 +287,9 @@ def _latencies(model: nn.Module, smaller: nn.Module, x: Tensor) -> str:
     parts = []
     for batch in (1, 128):
         inputs = x[torch.arange(batch) % len(x)]
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(6):
-            for network, seconds in zip((model, smaller), times, strict=True):
-                with inference_context(network), torch.inference_mode():
-                    began = time.perf_counter()
-                    network(inputs)
-                    seconds.append(time.perf_counter() - began)
-        before, after = (1e3 * statistics.median(seconds[1:]) for seconds in times)
+        with evaluating(model), evaluating(smaller):
+            works = [inference(network, inputs) for network in (model, smaller)]
+            before, after = (timing.median for timing in time_interleaved(works, seconds=0.05))
         verdict = f"{before / after:.1f}x" if after < 0.98 * before else "not faster"
         parts.append(f"batch {batch}: {before:.3g} -> {after:.3g} ms ({verdict})")
     return "; ".join(parts)

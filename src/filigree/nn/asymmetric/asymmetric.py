@@ -1,4 +1,4 @@
-"""The config `Asymmetric`: layers whose backward pass uses a part of their parameters."""
+"""The config `Asymmetric`, which makes layers whose backward pass uses a part of their parameters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, AsymmetricLinear, Rule
 from filigree.nn.asymmetric.sparsification import Sparsification, TopK, as_sparsification
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.fuse import fuse_relu
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 
@@ -23,7 +24,9 @@ Function = Annotated[Sparsification | None, pydantic.PlainValidator(as_sparsific
 
 @config
 class Asymmetric(Conversion):
-    """Sparsified backpropagation: an exact forward pass, gradients from a part of the parameters (Srivastava 2022, chapters 6-8).
+    """Sparsified backpropagation (Srivastava 2022, chapters 6-8).
+
+    The forward pass is exact; gradients are computed from a part of the parameters.
 
     With delta = dL/d(pre-activation), per sample:
 
@@ -31,7 +34,7 @@ class Asymmetric(Conversion):
 
     Args:
         forward: sparsifies the layer's output in training, and so what is differentiated: with it alone the training is
-            symmetric (dropout as the document defines it).
+            symmetric (dropout as Srivastava 2022 defines it).
         sensitivity: S, on delta: the choice of neurons.
         inputs: I, on the layer's input (the weight adjoint), in the gradient of W only. Only what is kept of the input
             is stored for the backward pass.
@@ -119,21 +122,21 @@ class Asymmetric(Conversion):
         changes = []
         for number, name in enumerate(names):
             layer = model.get_submodule(name)
-            made = Asymmetrical.forms[type(layer)].like(layer)
-            if self.feedback is not None and type(made) is not AsymmetricLinear:
+            new = Asymmetrical.forms[type(layer)].like(layer)
+            if self.feedback is not None and type(new) is not AsymmetricLinear:
                 raise ValueError(f"Asymmetric: feedback is for linear layers. {name!r} is a {type(layer).__name__}.")
-            if type(made) is AsymmetricLinear:
-                made.relu = self.fuse and fuse_relu(model, layer)
-            made.set_rule(self, name, shared)
-            replace_module(model, name, made)
-            shared["order"][made], shared["last"] = number, made
-            changes.append(Change.of(name, layer, made))
+            if type(new) is AsymmetricLinear:
+                new.relu = self.fuse and fuse_relu(model, layer)
+            new.set_rule(self, name, shared)
+            replace_module(model, name, new)
+            shared["order"][new], shared["last"] = number, new
+            changes.append(Change.of(name, layer, new))
         return changes
 
 
 @config
 class AsymmetricAuto(Conversion):
-    """For each linear layer the way of differentiating that is fastest on this machine, by measurement.
+    """Give each linear layer the way of differentiating that is measured to be fastest on this machine.
 
     Args:
         k, k2: of the neurons and of the inputs that the candidates keep.
@@ -163,13 +166,13 @@ class AsymmetricAuto(Conversion):
             "partial": Asymmetric.partial(self.k, self.k2),
             "unified top-k": Asymmetric.topk(self.k, unified=True),
         }
-        found: list[tuple[Conversion, list[str], str]] = []
+        choices: list[tuple[Conversion, list[str], str]] = []
         for name in names:
             times = backward_times(model.get_submodule(name), options, self.batch, name)
             best = min(times, key=lambda label: times[label])
             note = ", ".join(f"{label} {ms:.3g} ms" for label, ms in times.items())
-            found.append((options.get(best, Asymmetric()), [name], note))
-        return found
+            choices.append((options.get(best, Asymmetric()), [name], note))
+        return choices
 
 
 def backward_times(
@@ -183,15 +186,13 @@ def backward_times(
     dy = torch.randn(batch, weight.shape[0]).to(weight)
 
     def work(module: nn.Module) -> Callable[[], Any]:
-        mine = x.clone().requires_grad_()
-        y = module(mine)
-        wanted = [mine, *module.parameters()]
+        inputs = x.clone().requires_grad_()
+        y = module(inputs)
+        wanted = [inputs, *module.parameters()]
         return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
 
-    plain: Any = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, device="meta")
-    plain.weight, plain.bias = nn.Parameter(weight.detach()), None
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach())  # type: ignore[operator]
+    bias: Any = layer.bias
+    plain = dense_linear(weight, bias)
     works = {"dense": work(plain)}
     for label, option in options.items():
         works[label] = work(AsymmetricLinear.like(plain).set_rule(option, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from filigree.modes import outside_graphs
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, autocast
 from filigree.nn.asymmetric.sparsification import Sparsification
-from filigree.nn.capabilities import plain_torch
+from filigree.nn.drop_in import DropIn
 from filigree.ops.once_differentiable import once_differentiable
 
 
-class AsymmetricConv2d(Asymmetrical, nn.Conv2d, replaces=(nn.Conv2d,)):
+class AsymmetricConv2d(Asymmetrical, DropIn, nn.Conv2d, replaces=(nn.Conv2d,)):
     """`nn.Conv2d` with an exact forward and a sparsified backward pass: `AsymmetricLinear` for maps.
 
     A neuron is an output channel of a sample, its attribute the Euclidean norm of its map of sensitivities (an input
@@ -24,21 +24,9 @@ class AsymmetricConv2d(Asymmetrical, nn.Conv2d, replaces=(nn.Conv2d,)):
     nothing. Dense equivalent: `dense()`.
     """
 
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> Self:
-        """The same layer with the same parameter objects."""
-        with torch.device("meta"):
-            made = cls(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-                conv.groups, conv.bias is not None, conv.padding_mode,
-            )  # fmt: skip
-        made.weight, made.bias = conv.weight, conv.bias
-        return made
-
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+        if self.is_exact():
             return super().forward(x)
-        self.check_rule()
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=mode), [0, 0]
@@ -51,25 +39,13 @@ class AsymmetricConv2d(Asymmetrical, nn.Conv2d, replaces=(nn.Conv2d,)):
     def extra_repr(self) -> str:
         return super().extra_repr() + f", {self.config.label()}, per={self.config.per}"
 
-    def dense(self) -> nn.Conv2d:
-        """The equivalent `nn.Conv2d`, with a copy of the parameters and exact gradients."""
-        conv = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,  # type: ignore[arg-type]
-            self.groups, self.bias is not None, self.padding_mode,
-        ).to(self.weight)  # fmt: skip
-        conv.load_state_dict(self.state_dict())
-        return conv
-
-    def onnx_form(self) -> nn.Module:
-        return plain_torch(self, nn.Conv2d)
-
 
 @outside_graphs
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, owner: AsymmetricConv2d, padding: list[int]) -> Tensor:
-    return _Conv2d.apply(*autocast(x, weight, bias), owner, padding)
+    return _AsymmetricConvolution.apply(*autocast(x, weight, bias), owner, padding)
 
 
-class _Conv2d(torch.autograd.Function):
+class _AsymmetricConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Any, padding: list[int]) -> Tensor:
         rule, per = owner.rule, owner.config.per

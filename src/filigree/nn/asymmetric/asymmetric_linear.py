@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from filigree.modes import outside_graphs
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
-from filigree.nn.capabilities import Capabilities, plain_torch
+from filigree.nn.capabilities import Capabilities
+from filigree.nn.drop_in import DropIn
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
@@ -21,7 +22,7 @@ NOTHING: Any = None
 
 @dataclass(frozen=True)
 class Rule:
-    """What is kept in a layer's passes; see `fg.Asymmetric`, whose fields these are, resolved for a layer and epoch."""
+    """What is kept in a layer's passes: the fields of `fg.Asymmetric`, resolved for a layer and an epoch."""
 
     forward: Sparsification | None = None
     sensitivity: Sparsification | None = None
@@ -36,7 +37,7 @@ class Rule:
         return not any((self.forward, self.sensitivity, self.inputs, self.weights)) and self.feedback is None
 
     def is_plain_topk(self, width: int) -> bool:
-        """Whether the kernel that does all in one go is for it: few neurons by top-k, nothing else."""
+        """Whether the fused kernel computes it: few neurons, chosen by top-k, and no other function."""
         function = self.sensitivity
         if not isinstance(function, TopK) or function.ties != "index" or self.feedback is not None:
             return False
@@ -44,15 +45,16 @@ class Rule:
 
     def at(self, layer: str, epoch: int, epochs: int | None) -> Rule:
         fields = ("forward", "sensitivity", "inputs", "weights")
-        found = {name: getattr(self, name) for name in fields}
-        return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in found.items() if f is not None})
+        functions = {name: getattr(self, name) for name in fields}
+        return replace(self, **{n: f.at(layer, epoch, epochs) for n, f in functions.items() if f is not None})
 
 
 class Asymmetrical(Capabilities):
-    """What every layer with a sparsified backward pass holds: its rule, by epoch, and who watches it.
+    """Base of layers with a sparsified backward pass: it holds the rule of each epoch.
 
     Attributes:
-        config: the `fg.Asymmetric` it was made by. rule: what that is in this epoch. watched: what `fg.track_usage` writes.
+        config: the `fg.Asymmetric` that the layer was made by. rule: its fields resolved for this epoch.
+        watched: the `LayerUsage` that the layer's passes are recorded in by `fg.track_usage`, or None.
     """
 
     forms: ClassVar[dict[type[nn.Module], type[Any]]] = {}
@@ -86,11 +88,11 @@ class Asymmetrical(Capabilities):
         try:
             self.rule: Rule = self.config.rule.at(self._name, epoch, epochs)
         except HorizonError:
-            self.rule = NOTHING  # until fg.SelectionSchedule says it
+            self.rule = NOTHING  # until fg.SelectionSchedule tells the number of epochs
         return self
 
     def adjoint(self, weight: Tensor) -> Tensor | None:
-        """W with each input's column sparsified (the perceptron adjoint); chosen anew when W has changed."""
+        """W with each input's column sparsified (the perceptron adjoint); it is chosen again when W has changed."""
         if self.rule.weights is None:
             return None
         where = weight.data_ptr(), weight.dtype, weight.device  # `.to` and `.data =` leave the version as it is
@@ -103,14 +105,22 @@ class Asymmetrical(Capabilities):
                 self._cache[id(weight)] = held
         return held[1]
 
-    def check_rule(self) -> None:
+    def is_exact(self: Any) -> bool:
+        """Whether gradients are exact now: in eval mode, without gradients, or by the rule.
+
+        Raises:
+            ValueError: the rule depends on the number of epochs, which is not known.
+        """
+        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+            return True
         if self.rule is None:
             raise ValueError(
                 f"{self._name}: its schedule needs to know the number of epochs: fg.SelectionSchedule(model, epochs)."
             )
+        return False
 
 
-class AsymmetricLinear(Asymmetrical, nn.Linear, replaces=(nn.Linear, FeatureMajorLinear)):
+class AsymmetricLinear(Asymmetrical, DropIn, nn.Linear, replaces=(nn.Linear, FeatureMajorLinear)):
     """`nn.Linear` with an exact forward and a sparsified backward pass (Srivastava 2022, chapters 7 and 8).
 
     With delta = dL/d(x W^T + b) of a sample, s its sparsified form, and x' the sparsified input:
@@ -124,32 +134,22 @@ class AsymmetricLinear(Asymmetrical, nn.Linear, replaces=(nn.Linear, FeatureMajo
 
     relu = False
 
-    @classmethod
-    def like(cls, linear: nn.Linear) -> Self:
-        """The same layer with the same parameter objects."""
-        with torch.device("meta"):
-            made = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        made.weight, made.bias = linear.weight, linear.bias
-        return made
-
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
-            y = super().forward(x)
-            return y.relu() if self.relu else y
-        self.check_rule()
-        return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
+        if not self.is_exact():
+            return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
+        y = super().forward(x)
+        return y.relu() if self.relu else y
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "") + f", {self.config.label()}"
 
     def dense(self) -> nn.Module:
         """The equivalent `nn.Linear` (and `nn.ReLU`), with a copy of the parameters and exact gradients."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        linear.load_state_dict(self.state_dict())
+        linear = super().dense()
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
     def onnx_form(self) -> nn.Module:
-        linear = plain_torch(self, nn.Linear)
+        linear = super().onnx_form()
         return _LinearReLU(linear, nn.ReLU()) if self.relu else linear
 
 
@@ -164,33 +164,25 @@ def asymmetric_linear(
     """`x W^T + bias`, differentiated by the owner's rule; x `(..., in)`."""
     x, weight, bias = autocast(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
-    y: Tensor = _Linear.apply(flat, weight, bias, owner, relu)
+    y: Tensor = _AsymmetricProduct.apply(flat, weight, bias, owner, relu)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A layer's tensors as torch's own layers see them: under autocast of the lower type."""
+    """A layer's tensors in the type in which torch's own layers compute: under autocast the lower one."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, weight, bias
     lower = torch.get_autocast_dtype(x.device.type)
     return x.to(lower), weight.to(lower), None if bias is None else bias.to(lower)
 
 
-class _Linear(torch.autograd.Function):
+class _AsymmetricProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool) -> Tensor:
         rule = ctx.rule = owner.rule
         ctx.owner = owner
         y = nn.functional.linear(x, weight, bias)
-        kept = None if rule.forward is None else rule.forward.mask(y)
-        if kept is not None:
-            y.mul_(kept)
-        ctx.watched = owner.watched
-        if ctx.watched is not None:
-            ctx.watched.saw_forward(kept, *y.shape)
-        if relu:
-            y.relu_()
-            kept = y > 0
+        kept = sparsify_output_(ctx, y, relu)
         inputs = _saved_inputs(rule, x) if ctx.needs_input_grad[1] else x.new_empty(0)
         ctx.saved = _pack(inputs)
         mask = y if relu and inputs is x else kept  # the next layer holds y as its input; the mask is smaller
@@ -210,6 +202,21 @@ class _Linear(torch.autograd.Function):
         x = _unpack(ctx.saved, tensors) if need_weight else NOTHING
         dx, dw, db = linear_gradients(ctx.owner, ctx.rule, delta, x, weight, need_input, need_weight, ctx.watched)
         return dx, dw, db if need_bias else None, None, None
+
+
+def sparsify_output_(ctx: Any, y: Tensor, relu: bool) -> Tensor | None:
+    """Apply the rule's `forward` function, and ReLU, to a layer's output in place; the usage is recorded.
+
+    Returns:
+        A mask of the outputs `(batch, out)` that have a gradient; None if all have.
+    """
+    kept = None if ctx.rule.forward is None else ctx.rule.forward.mask(y)
+    if kept is not None:
+        y.mul_(kept)
+    ctx.watched = ctx.owner.watched
+    if ctx.watched is not None:
+        ctx.watched.saw_forward(kept, *y.shape)
+    return y.relu_() > 0 if relu else kept
 
 
 def linear_gradients(
@@ -264,9 +271,10 @@ def choose(function: Sparsification | None, x: Tensor, unified: bool, transposed
 def _union(
     kept: Kept, delta: Tensor, x: Kept | None, weight: Tensor, adjoint: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A weight takes part if its neuron was chosen by sensitivity, or by its input's column of W (Srivastava 2022, eq. 8.3).
+    """Gradients where a weight takes part if its neuron was chosen by sensitivity or by its input's column of W.
 
-    This is a dense product and a sparse one: there is nothing to save in a union with a choice that is nearly full.
+    This is Srivastava 2022, eq. 8.3. It takes a dense product and a sparse one: a union with a choice that is nearly
+    full saves nothing.
     """
     chosen = adjoint != 0
     rest = torch.where(chosen, 0, weight)
@@ -277,7 +285,7 @@ def _union(
 
 
 def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tensor) -> Tensor:
-    """Direct feedback alignment: the output's error by a fixed random matrix, made again from its seed at each use.
+    """Direct feedback alignment: the output's error by a fixed random matrix, drawn again from its seed at each use.
 
     The first layer of a backward pass is the output layer: its delta is the error that all layers receive.
     """
@@ -295,7 +303,7 @@ def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tens
 
 
 def _saved_inputs(rule: Rule, x: Tensor) -> Kept:
-    """The input as it is, or only what is kept of it: then the activation itself may go."""
+    """The input, or only what the rule keeps of it: then the activation itself need not be stored."""
     return choose(rule.inputs, x, rule.unified, transposed=False)
 
 

@@ -4,61 +4,47 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, asymmetric_linear
-from filigree.nn.capabilities import plain_torch
-from filigree.nn.rnn import GatedRNN, LoopedRNN, gru_cell, is_lstm, like_rnn, lstm_cell
-from filigree.nn.unrolled_rnn import UnrolledRNN
+from filigree.nn.drop_in import recast
+from filigree.nn.rnn import LoopedRNN, gru_cell, is_lstm, like_rnn, lstm_cell
 
 
 class _AsymmetricRNN(Asymmetrical, LoopedRNN):
+    """Base of both. Parameters, arguments and results are those of the torch class, the dense equivalent.
+
+    The torch class computes eval mode and exact gradients, unless gates of another kind have been put in.
+    """
+
     @classmethod
     def like(cls, rnn: Any) -> Self:
-        """The same network with the same parameter objects."""
+        """This network with the settings and the parameter objects of an `nn.LSTM` or `nn.GRU`."""
         return like_rnn(cls, rnn)
 
-    def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        me: Any = self
-        bias = getattr(me, f"bias_{part}{suffix}") if me.bias else None
-        return asymmetric_linear(x, getattr(me, f"weight_{part}{suffix}"), bias, self)
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if not self.has_gates and self.is_exact():
+            return super(LoopedRNN, self).forward(input, hx)
+        return super().forward(input, hx)
 
-    def _is_exact(self) -> bool:
-        if not (self.training and torch.is_grad_enabled()) or self.config.rule.is_exact:
-            return True
-        self.check_rule()
-        return False
+    def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
+        if self.is_exact():
+            return super()._product(x, part, suffix)
+        return asymmetric_linear(x, *self._weight_and_bias(part, suffix), self)
 
     def onnx_form(self) -> nn.Module:
         if self.has_gates:
-            return UnrolledRNN(self, GatedRNN._product.__get__(self), is_lstm(self))
-        return plain_torch(self, nn.LSTM if is_lstm(self) else nn.GRU)
+            return super().onnx_form()
+        return recast(nn.LSTM if is_lstm(self) else nn.GRU, self)
 
 
 class AsymmetricLSTM(_AsymmetricRNN, nn.LSTM, replaces=(nn.LSTM,)):
-    """`nn.LSTM` with sparsified gradients of its products with weights: delta is that of the four gates together.
-
-    Parameters, arguments and results are those of `nn.LSTM`, which is its dense equivalent and computes its eval mode.
-    """
+    """`nn.LSTM` with sparsified gradients of its products with weights: delta is that of the four gates together."""
 
     _cell = staticmethod(lstm_cell)
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if not self.has_gates and self._is_exact():
-            return nn.LSTM.forward(self, input, hx)
-        return self.looped(input, hx)
-
 
 class AsymmetricGRU(_AsymmetricRNN, nn.GRU, replaces=(nn.GRU,)):
-    """`nn.GRU` with sparsified gradients of its products with weights: delta is that of the three gates together.
-
-    Parameters, arguments and results are those of `nn.GRU`, which is its dense equivalent and computes its eval mode.
-    """
+    """`nn.GRU` with sparsified gradients of its products with weights: delta is that of the three gates together."""
 
     _cell = staticmethod(gru_cell)
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if not self.has_gates and self._is_exact():
-            return nn.GRU.forward(self, input, hx)
-        return self.looped(input, hx)

@@ -1,44 +1,41 @@
-"""Sparse weights and sparsified gradients together."""
+"""A sparse linear layer whose backward pass uses a part of its connections."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from filigree.modes import outside_graphs
-from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose, sparsify_output_
 from filigree.nn.asymmetric.sparsification import Sparsification
+from filigree.nn.drop_in import recast
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops import reference, selection, sparse
 from filigree.ops.once_differentiable import once_differentiable
+from filigree.ops.pattern import Pattern
 from filigree.ops.rows import rows_backward
-from filigree.ops.sparse import Pattern
 
 
 class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,)):
     """`SparseLinear` with a sparsified backward pass: `AsymmetricLinear` on the connections alone.
 
-    Chosen for the whole batch (`unified`), the backward pass is that of a sparse layer with the chosen neurons only.
-    Chosen for each sample it is computed by the ordinary kernels on masked numbers: a pattern for each sample breaks
-    the vectors over the batch, so nothing is saved. Sparsified weights: the choice is among an input's connections.
-    Evolves, saves and loads as a `SparseLinear`. Dense equivalent: `dense()`.
+    Where neurons are chosen for the whole batch (`unified`), the backward pass is that of a sparse layer with the
+    chosen neurons only. Where they are chosen for each sample, the ordinary kernels compute it on masked numbers: a
+    pattern for each sample would break the vectors over the batch, so nothing is saved. Sparsified weights are chosen
+    among the connections of each input. The layer evolves, saves and loads as a `SparseLinear`. Dense equivalent:
+    `dense()`.
     """
 
     @classmethod
     def like(cls, layer: SparseLinear) -> Self:
-        """The same layer: parameters and pattern are shared."""
-        made = cls.__new__(cls)
-        shallow = {key: copy.copy(value) for key, value in layer.__dict__.items() if isinstance(value, dict)}
-        made.__dict__ = {**layer.__dict__, **shallow}  # its own parameters, buffers and hooks
-        return made
+        """This layer with the parameters and the pattern of a sparse one, which are shared."""
+        return recast(cls, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+        if self.is_exact():
             return super().forward(x)
-        self.check_rule()
         x = self._checked(x)
         y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
@@ -52,9 +49,8 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,
 
 @outside_graphs
 def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
-    if x.is_cpu and x.dtype not in sparse.FLOATS:  # half precision is computed in float32
-        wide: Tensor = _SparseLinear.apply(x.float(), values.float(), None if bias is None else bias.float(), owner)
-        return wide.to(x.dtype)
+    if x.dtype not in sparse.FLOATS:
+        return sparse.in_float32(lambda v, b, x: _SparseLinear.apply(x, v, b, owner), values, bias, x)
     return _SparseLinear.apply(x, values, bias, owner)
 
 
@@ -63,19 +59,11 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
         rule, pattern = owner.rule, owner.pattern
         rows = sparse.feature_major(x.t())
-        y = torch.ops.filigree.linear_forward(values, bias, rows.t(), False, *pattern)
-        kept = None if rule.forward is None else rule.forward.mask(y)
-        if kept is not None:
-            y.mul_(kept)
-        ctx.watched = owner.watched
-        if ctx.watched is not None:
-            ctx.watched.saw_forward(kept, *y.shape)
-        if owner.relu:
-            y.relu_()
-            kept = y > 0
+        y = sparse.linear(pattern, values, bias, rows.t())
+        ctx.rule, ctx.pattern, ctx.owner = rule, pattern, owner
+        kept = sparsify_output_(ctx, y, owner.relu)
         if rule.inputs is not None:
             rows = selection.dense(choose(rule.inputs, x, rule.unified)).t().contiguous()
-        ctx.rule, ctx.pattern, ctx.owner = rule, pattern, owner
         ctx.save_for_backward(rows, values, kept)
         return y
 
@@ -89,10 +77,10 @@ class _SparseLinear(torch.autograd.Function):
         adjoint = None if rule.weights is None else _by_columns(rule.weights, pattern, values)
         if ctx.watched is not None:
             function = rule.sensitivity
-            seen = None if function is None else selection.dense(choose(function, delta, rule.unified)) != 0
+            neurons = None if function is None else selection.dense(choose(function, delta, rule.unified)) != 0
             inputs = None if rule.inputs is None else x.t() != 0
             by_weights = None if adjoint is None else adjoint != 0
-            ctx.watched.saw_backward(rule.neurons, seen, inputs, pattern.cols, by_weights)
+            ctx.watched.saw_backward(rule.neurons, neurons, inputs, pattern.cols, by_weights)
         if rule.unified and rule.sensitivity is not None and rule.neurons != "union":
             rows = delta.t()  # feature-major: a neuron's row is contiguous
             index = rule.sensitivity(rows.abs().sum(1).unsqueeze(0))[0].nonzero().squeeze(1)
@@ -111,7 +99,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def _by_columns(function: Sparsification, pattern: Pattern, values: Tensor) -> Tensor:
-    """1 at the connections that the function keeps of each input's, else 0."""
+    """`(nnz,)`: 1 at the connections that the function keeps among those of each input, else 0."""
     counts = pattern.t_indptr.diff().long()
     widest = int(counts.max()) if counts.numel() else 0
     column = torch.repeat_interleave(counts, output_size=pattern.nnz)

@@ -1,4 +1,4 @@
-"""Which parameters take part in the forward and the backward pass, and which the optimizer moves (Srivastava 2022, chapter 6)."""
+"""Which parameters take part in the two passes, and which the optimizer moves (Srivastava 2022, chapter 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical
 
 @dataclass
 class LayerUsage:
-    """What a layer's last forward and backward pass used.
+    """The parameters that a layer's last forward and backward pass used.
 
     Sets of parameters are masks: `(out, in)` of a linear layer, `(nnz,)` of a sparse one's connections, `(out, in)`
     kernels of a convolution, whose neurons are its channels; sets of biases `(out,)`.
@@ -23,7 +23,7 @@ class LayerUsage:
         forward_neurons: `(batch, out)`, the neurons chosen in the forward pass (all, without a function for it).
         backward_neurons: `(batch, out)`, those chosen by sensitivity.
         backward_inputs: `(batch, in)`, the chosen inputs.
-        by_weights: what the perceptron adjoint chose, a set of parameters, or None.
+        by_weights: the set of parameters that the perceptron adjoint chose, or None.
     """
 
     weight: Tensor
@@ -63,7 +63,7 @@ class LayerUsage:
         return chosen
 
     def moved(self) -> Tensor:
-        """Parameters that have changed since watching began: momentum moves more than those that were used."""
+        """Parameters that have changed since tracking began: momentum moves more than those that were used."""
         moved = self.weight.detach() != self._before
         return moved.flatten(2).any(2) if moved.dim() > 2 else moved
 
@@ -88,7 +88,7 @@ class LayerUsage:
     def saw_backward(
         self, neurons: str, sensitivity: Tensor | None, inputs: Tensor | None, ins: int, by_weights: Tensor | None
     ) -> None:
-        """Masks of what was chosen; None where there was no function to choose. An attribute of 0 is dropped (6.5)."""
+        """Record masks of what was chosen, None where no function chose; an attribute of 0 is dropped (eq. 6.5)."""
         self.neurons, self.by_weights = neurons, by_weights
         self.backward_neurons = _seen(self.forward_neurons) if sensitivity is None else sensitivity
         batch = len(self.backward_neurons)
@@ -97,15 +97,18 @@ class LayerUsage:
 
 @contextmanager
 def track_usage(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
-    """Watch the parameters of the linear, sparse and convolutional layers that `fg.Asymmetric` has converted.
+    """Track the parameters of the linear, sparse and convolutional layers that `fg.Asymmetric` has converted.
 
     with fg.track_usage(model) as usage:
         loss.backward(); optimizer.step()
     usage["layers.0"].backward(sample=3)      # (out, in): what sample 3 used
     usage["layers.0"].moved()                 # what the optimizer moved
     """
-    asymmetric = {name: m for name, m in model.named_modules() if isinstance(m, Asymmetrical)}
-    layers = {name: (layer, tracked) for name, layer in asymmetric.items() if (tracked := layer.tracked()) is not None}
+    layers = {
+        name: (layer, tracked)
+        for name, layer in model.named_modules()
+        if isinstance(layer, Asymmetrical) and (tracked := layer.tracked()) is not None
+    }
     if not layers:
         raise ValueError("track_usage: the model has no asymmetric layer. Convert it with fg.Asymmetric first.")
     watched: dict[str, LayerUsage] = {}
@@ -118,7 +121,7 @@ def track_usage(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
             layer.watched = None
 
 
-def _seen(found: Tensor | None) -> Tensor:
-    if found is None:
-        raise ValueError("usage: that pass has not been run while the model was watched.")
-    return found
+def _seen(mask: Tensor | None) -> Tensor:
+    if mask is None:
+        raise ValueError("usage: that pass has not been run while the usage was tracked.")
+    return mask

@@ -55,14 +55,15 @@ class Sparsification(Config):
         return torch.where(self.mask(x), x, 0)
 
     def kept(self, x: Tensor, transposed: bool = True) -> Kept:
-        """`self(x)` for a matrix `(rows, width)`, in the form that products with it are fastest in."""
+        """`self(x)` for a matrix `(rows, width)`, in the form with which products are fastest."""
         return selection.nonzeros(self(x), transposed)
 
     def at(self, layer: str, epoch: int, epochs: int | None) -> Self:
-        """What it is for this layer in this epoch (counted from 0)."""
+        """The function for this layer in this epoch (counted from 0)."""
         if not hasattr(self, "k"):
             return self
-        return dataclasses.replace(self, k=_resolve(self.k, type(self).__name__, layer, epoch, epochs))  # type: ignore[type-var]
+        k = _resolve(self.k, type(self).__name__, layer, epoch, epochs)
+        return dataclasses.replace(self, k=k)  # type: ignore[type-var]
 
     @property
     def changes(self) -> bool:
@@ -111,13 +112,13 @@ class RandomK(Sparsification):
     k: Count
 
     def mask(self, x: Tensor) -> Tensor:
-        places = torch.rand_like(x).topk(count(self.k, x.shape[-1]), sorted=False).indices
-        return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, places, True)
+        chosen = torch.rand_like(x).topk(count(self.k, x.shape[-1]), sorted=False).indices
+        return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
 @config
 class UnscaledDropout(Sparsification):
-    """Each entry is dropped with probability `p`, the others stay as they are (Srivastava 2022, eq. 6.2): `nn.Dropout` rescales."""
+    """Each entry is dropped with probability `p` (Srivastava 2022, eq. 6.2), the others are not rescaled."""
 
     p: Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -175,7 +176,7 @@ class CustomSparsification(Sparsification):
 
 
 def as_sparsification(given: Any) -> Sparsification | None:
-    """A sparsification function from one, its plain form, or a callable; None stays."""
+    """A `Sparsification` from one, from its plain form, or from a callable; None stays None."""
     if given is None or isinstance(given, Sparsification):
         return given
     if isinstance(given, Mapping):
@@ -193,10 +194,10 @@ def _changes(k: Any) -> bool:
 
 def _resolve(k: Any, owner: str, layer: str, epoch: int, epochs: int | None) -> int | float:
     if isinstance(k, Mapping):
-        found = [part for pattern, part in k.items() if fnmatch.fnmatchcase(layer, pattern)]
-        if not found:
+        matching = [part for pattern, part in k.items() if fnmatch.fnmatchcase(layer, pattern)]
+        if not matching:
             raise ValueError(f"{owner}: k has no pattern for the layer {layer!r}. Got {', '.join(map(repr, k))}.")
-        k = found[0]
+        k = matching[0]
     if isinstance(k, list):
         k = k[min(epoch, len(k) - 1)]
     if hasattr(k, "rate"):

@@ -81,7 +81,7 @@ class GaussianDropout(Conversion):
 
 @config
 class GuidedDropout(Conversion):
-    """Replace every `nn.Dropout` behind a linear layer by `filigree.nn.StrengthDropout` of the same probability."""
+    """Replace every `nn.Dropout` after a linear layer by `filigree.nn.StrengthDropout` of the same probability."""
 
     region: Literal["top", "active"] = "active"
 
@@ -93,7 +93,7 @@ class GuidedDropout(Conversion):
         for name in names:
             units, side = width_before(model, name, "GuidedDropout")
             if side != -1:
-                raise ValueError(f"GuidedDropout: {name!r} must stand behind a linear layer, not a convolution.")
+                raise ValueError(f"GuidedDropout: {name!r} must follow a linear layer, not a convolution.")
             dropout = model.get_submodule(name)
             guided = StrengthDropout(units, _p(dropout), self.region)
             replace_module(model, name, guided)

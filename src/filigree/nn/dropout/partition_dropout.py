@@ -1,4 +1,7 @@
-"""Dropout by partitions: each unit is dropped exactly once in P steps, for a P-th of the random numbers (Keller et al.)."""
+"""Dropout by partitions (Keller et al.): each unit is dropped exactly once in P steps.
+
+It takes a P-th of the random numbers of dropout.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from filigree.config import check_choice, config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.capabilities import Capabilities
+from filigree.nn.drop_in import DropIn, dense_linear, recast
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops.dropout import partition_dropout
 from filigree.ops.rows import rows_linear
@@ -18,13 +22,14 @@ from filigree.ops.sparse import FLOATS
 
 
 class Partitions(Capabilities, nn.Module):
-    """Which of P partitions each place of a tensor belongs to, and which is out in this step.
+    """Base of modules that assign each element of a tensor to one of P partitions, and drop one partition in each step.
 
-    Each place draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is out once. Drawn from
-    torch's global generator. Partitions and the step are in `state_dict`: a resumed run goes on in the same round.
+    Each element draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is dropped once. Numbers
+    come from torch's global generator. Partitions and the step are in `state_dict`: a resumed run goes on in the same
+    round.
 
     Attributes:
-        drawn: random numbers drawn so far.
+        drawn: how many random numbers have been drawn so far.
     """
 
     partition: Tensor
@@ -39,13 +44,13 @@ class Partitions(Capabilities, nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Where a tensor of this shape is kept in this step, and go on to the next."""
+        """A mask of what is kept of a tensor of this shape in this step; the next step begins."""
         kept = self.kept_now(shape, like)
         self.step += 1
         return kept
 
     def kept_now(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Where a tensor of this shape is kept in the step to come."""
+        """A mask of what will be kept of a tensor of this shape in the coming step."""
         now = int(self.step)
         if now >= self.parts or self.partition.shape != shape:  # a new round
             self.partition = torch.randint(self.parts, shape, dtype=torch.int16, device=like.device)
@@ -62,7 +67,7 @@ class Partitions(Capabilities, nn.Module):
 
     @property
     def scale(self) -> float:
-        """What the kept are multiplied by, so that expectations stay: P / (P - 1)."""
+        """The factor of what is kept, so that expectations stay: P / (P - 1)."""
         return self.parts / (self.parts - 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -73,26 +78,26 @@ class Partitions(Capabilities, nn.Module):
 
 
 class PartitionedDropout(Partitions):
-    """Dropout of probability 1 / P in which every place is dropped exactly once in P steps.
+    """Dropout of probability 1 / P in which every unit or element is dropped exactly once in P steps.
 
     Args:
         parts: P, at least 2.
         per: "unit": a feature (of images: a channel) is dropped in all samples of the batch at once; "element": each
-            number of the batch has its own partition. Its random number is the element's place in a counter-based
+            number of the batch has its own partition. Its random number is the element's position in a counter-based
             generator: on the CPU `partition` holds the round's seed, and no partitions.
-        behind: with "unit", how many dimensions stand behind the features'; None: those of images, where the input has
-            more than three and is `(N, C, ...)`, else none.
+        trailing_dims: with "unit", how many dimensions follow that of the features; None: those of images, where the
+            input has more than three dimensions and is `(N, C, ...)`, else none.
 
-    The kept are multiplied by P / (P - 1); the identity in eval mode. Shape: any, to the same. Dense equivalent:
-    `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
+    What is kept is multiplied by P / (P - 1). The module is the identity in eval mode. Shape: any, to the same. Dense
+    equivalent: `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
     """
 
     def __init__(
-        self, parts: int, per: Literal["unit", "element"] = "unit", behind: int | None = None
+        self, parts: int, per: Literal["unit", "element"] = "unit", trailing_dims: int | None = None
     ) -> None:  # fmt: skip
         super().__init__(parts)
         check_choice("PartitionedDropout", "per", per, ("unit", "element"))
-        self.per, self.behind = per, behind
+        self.per, self.trailing_dims = per, trailing_dims
         self.size = 0  # elements of this round's tensors; not known after loading
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +105,7 @@ class PartitionedDropout(Partitions):
             return x
         if self.per == "element":
             return self._elements(x)
-        side = 1 if x.dim() > 3 and self.behind is None else x.dim() - 1 - (self.behind or 0)
+        side = 1 if x.dim() > 3 and self.trailing_dims is None else x.dim() - 1 - (self.trailing_dims or 0)
         kept = self.keep((x.shape[side],), x)
         factor = kept.to(x.dtype).mul_(self.scale)
         return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
@@ -123,7 +128,7 @@ class PartitionedDropout(Partitions):
         return f"parts={self.parts}, per={self.per!r}"
 
 
-class PartitionedLinear(Capabilities, nn.Linear):
+class PartitionedLinear(DropIn, nn.Linear):
     """A linear layer before a `PartitionedDropout`: the rows that it will drop are not computed, their outputs are 0.
 
     In training, on the units that the dropout keeps in this step, `nn.Linear`; in eval mode `nn.Linear`.
@@ -172,7 +177,7 @@ class PartitionedSparseLinear(SparseLinear):
 
 
 class PartitionedConnect(Partitions):
-    """DropConnect (Wan et al. 2013) by partitions: each weight of a linear layer is out exactly once in P steps."""
+    """DropConnect (Wan et al. 2013) by partitions: each weight of a linear layer is dropped exactly once in P steps."""
 
     def __init__(self, linear: nn.Linear, parts: int) -> None:
         super().__init__(parts)
@@ -188,27 +193,28 @@ class PartitionedConnect(Partitions):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent of eval mode, with a copy of the parameters."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        linear.weight.copy_(self.weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return linear
+        return dense_linear(self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, parts={self.parts}"
 
 
-_BEHIND: dict[type[nn.Module], int | None] = {nn.Dropout: None, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
+_TRAILING_DIMS: dict[type[nn.Module], int | None] = {
+    nn.Dropout: None,
+    nn.Dropout1d: 1,
+    nn.Dropout2d: 2,
+    nn.Dropout3d: 3,
+}
 
 
 @config
 class PartitionDropout(Conversion):
-    """Dropout by partitions (Keller et al.) in place of every `nn.Dropout`; with `connect`, DropConnect on linear layers.
+    """Replace every `nn.Dropout` by dropout by partitions (Keller et al.), or linear layers by DropConnect.
 
     Args:
         parts: P: each unit is dropped once in P steps, as often as by `nn.Dropout(1 / P)`; the probabilities of the
             layers it replaces are not read. per: "unit" or "element", see `filigree.nn.PartitionedDropout`.
-        connect: drop weights of linear layers in place of units behind dropout layers.
+        connect: drop weights of linear layers in place of units after which a dropout stands.
 
     In an `nn.Sequential`, a linear or sparse layer that only activations separate from a dropout per unit does not
     compute the rows that will be dropped.
@@ -225,21 +231,21 @@ class PartitionDropout(Conversion):
     def accepts(self, module: nn.Module) -> bool:
         if self.connect:
             return type(module) is nn.Linear
-        return type(module) in _BEHIND
+        return type(module) in _TRAILING_DIMS
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []
         for name in names:
             old: Any = model.get_submodule(name)
-            made: nn.Module
+            new: nn.Module
             if self.connect:
-                made = PartitionedConnect(old, self.parts)
+                new = PartitionedConnect(old, self.parts)
             else:
-                made = PartitionedDropout(self.parts, self.per, _BEHIND[type(old)])
-            replace_module(model, name, made)
-            changes.append(Change.of(name, old, made))
-            if isinstance(made, PartitionedDropout) and self.per == "unit" and not made.behind:
-                changes += _skip_dropped_rows(model, made)
+                new = PartitionedDropout(self.parts, self.per, _TRAILING_DIMS[type(old)])
+            replace_module(model, name, new)
+            changes.append(Change.of(name, old, new))
+            if isinstance(new, PartitionedDropout) and self.per == "unit" and not new.trailing_dims:
+                changes += _skip_dropped_rows(model, new)
         return changes
 
 
@@ -263,10 +269,9 @@ def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Ch
         kind = {nn.Linear: PartitionedLinear, SparseLinear: PartitionedSparseLinear}.get(type(layer))
         if kind is None or layer._forward_hooks or layer._forward_pre_hooks:
             continue
-        made: Any = object.__new__(kind)
-        made.__dict__.update(layer.__dict__)
-        made.dropout, dropout.behind = [dropout], 0  # the features of a linear layer are the last dimension
-        replace_module(model, f"{parent_name}.{before[-1]}".lstrip("."), made)
-        note = "in training; dropped rows are not computed"
-        changes.append(Change.of(f"{parent_name}.{before[-1]}".lstrip("."), layer, made, note))
+        partitioned: Any = recast(kind, layer)
+        partitioned.dropout, dropout.trailing_dims = [dropout], 0  # a linear layer's features are the last dimension
+        name = f"{parent_name}.{before[-1]}".lstrip(".")
+        replace_module(model, name, partitioned)
+        changes.append(Change.of(name, layer, partitioned, "in training; dropped rows are not computed"))
     return changes

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.drop_in import dense_conv2d
 from filigree.nn.integer.integer_layer import IntegerLayer, by_channel
 from filigree.nn.integer.integer_onnx import PlainIntegerConv2d
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
@@ -65,17 +66,10 @@ class IntegerConv2d(IntegerLayer):
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
-        conv = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            self.groups, self.bias is not None, self.padding_mode, device=self.scale.device, dtype=self.scale.dtype,
-        )  # fmt: skip
         weight = self.integers().to(self.scale) * self.scale[:, None]
         if self.input_scale is not None:
             weight = weight * by_channel(self.input_scale, weight, self.groups)
-        conv.weight.copy_(weight.view_as(conv.weight))
-        if self.bias is not None and conv.bias is not None:
-            conv.bias.copy_(self.bias)
-        return conv
+        return dense_conv2d(self, weight, self.bias)
 
     def onnx_form(self) -> nn.Module:
         return PlainIntegerConv2d(self)

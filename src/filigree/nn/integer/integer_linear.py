@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.integer.integer_onnx import PlainIntegerLinear
 from filigree.ops.c_steps import linear as c_linear
@@ -56,11 +57,7 @@ class IntegerLinear(IntegerLayer):
     @torch.no_grad()
     def dense(self) -> nn.Module:
         """The equivalent torch module: an `nn.Linear`, followed by `nn.ReLU` where that is fused in."""
-        options: dict[str, Any] = {"device": self.scale.device, "dtype": self.scale.dtype}
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, **options)
-        linear.weight.copy_(self._dense_weight())
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
+        linear = dense_linear(self._dense_weight(), self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
     def onnx_form(self) -> nn.Module:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from filigree.nn.integer.integer_conv2d import IntegerConv2d
-    from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation
-    from filigree.nn.integer.integer_linear import IntegerLinear
 
 
 class PlainSampling(nn.Module):
@@ -19,7 +14,7 @@ class PlainSampling(nn.Module):
 
     form = "sampled activations"
 
-    def __init__(self, module: SampledActivation) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.register_buffer("scale", module.scale)
 
@@ -34,7 +29,7 @@ class PlainSampling(nn.Module):
 class PlainIntegers(nn.Module):
     """The integers of an `IntegerLayer` stand in the file, in four bits where they fit, else in 8, 16 or 32."""
 
-    def __init__(self, layer: IntegerLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         integers = layer.integers()
         most = int(integers.abs().max()) if integers.numel() else 0
@@ -53,7 +48,7 @@ class PlainIntegers(nn.Module):
 
 
 class PlainIntegerLinear(PlainIntegers):
-    def __init__(self, layer: IntegerLinear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__(layer)
         self.relu = layer.relu
 
@@ -65,7 +60,7 @@ class PlainIntegerLinear(PlainIntegers):
 
 
 class PlainIntegerConv2d(PlainIntegers):
-    def __init__(self, layer: IntegerConv2d) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__(layer)
         self.like: Any = [layer.dense().to("meta")]  # its hyperparameters; in a list, so that it is no submodule
 

@@ -1,4 +1,4 @@
-"""The config `Mollified`: networks that begin linear and shallow (Moczulski 2019, 4.4)."""
+"""The config `Mollified`, which makes networks that begin linear and shallow (Moczulski 2019, 4.4)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 @config
 class Mollified(Conversion):
-    """A mollifying network (Moczulski 2019, 4.4): blocks become `filigree.nn.MollifiedBlock`s, recurrent layers get
-    `filigree.nn.MollifiedGates`; all start at p = 1, and `fg.MollificationAnnealing` takes them to 0.
+    """Make a mollifying network (Moczulski 2019, 4.4).
 
-    A block is a layer with units (linear, sparse, structured or a convolution), the norm behind it if there is one, and
-    the activation that follows, all in an `nn.Sequential`; or a `filigree.protocols.ResidualBlock` (always padded, it
-    has its own residual connection). Layers without an
-    activation behind them, such as the last one, stay as they are. Sigmoid, tanh, hard sigmoid, hard tanh and ReLU.
+    Blocks become `filigree.nn.MollifiedBlock`s, and recurrent layers get `filigree.nn.MollifiedGates`. All start at
+    p = 1, and `fg.MollificationAnnealing` takes them to 0.
+
+    A block is a layer with units (linear, sparse, structured or a convolution), the norm that follows if there is one,
+    and the activation after that, all in an `nn.Sequential`; or a `filigree.protocols.ResidualBlock`, which has its own
+    residual connection and is always padded. Activations are sigmoid, tanh, hard sigmoid, hard tanh and ReLU. Layers
+    that none of these follows, such as the last one, are not changed.
 
     Args:
-        c: the scale of the noise: the larger, the more linear is a unit at p = 1. a: of Algorithm 2, drawn for each
-            unit from a range, or a number.
+        c: the scale of the noise: the larger, the more linear is a unit at p = 1. a: of Algorithm 2, a range from
+            which it is drawn for each unit, or a number.
         skip: "pad" the input with zeros to the block's width, or "project" it by a learned linear map.
         residual: add the (padded or projected) input to the pre-activation.
-        shift_back: at p = 0 the network is the plain one; otherwise its activations are shifted to be 0 at 0.
-        expected: in eval mode the expectation at the current level; otherwise the network at p = 0.
-        deterministic, recurrent, time: of recurrent layers, see `filigree.nn.MollifiedGates`.
-        seed: of a and of projections.
+        shift_back: at p = 0 the network is the plain one; without it its activations are shifted to be 0 at 0.
+        expected: eval mode computes the expectation at the current level; without it the network at p = 0.
+        deterministic, recurrent, time: for recurrent layers, see `filigree.nn.MollifiedGates`.
+        seed: for a and for projections.
     """
 
     c: Annotated[float, pydantic.Field(ge=0)] = 1.0
@@ -64,27 +66,25 @@ class Mollified(Conversion):
         return type(module) in (nn.LSTM, nn.GRU) or _units(module) is not None
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
-        found = {name: self._found(model, name) for name in names}
-        chosen = [name for name in names if found[name] is not None]
+        blocks = {name: self._block(model, name) for name in names}
+        chosen = [name for name in names if blocks[name] is not None]
         if not chosen:
             raise ValueError(
                 f"Mollified: none of {', '.join(names)} is followed by an activation in an nn.Sequential: no blocks."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return [self._mollified(model, name, found[name]) for name in chosen]
+            return [self._mollified(model, name, blocks[name]) for name in chosen]
 
-    def _found(self, model: nn.Module, name: str) -> Any:
-        """Where a block is: the Sequential that holds it and the keys of its parts; True if it is one by itself."""
+    def _block(self, model: nn.Module, name: str) -> Any:
+        """The Sequential that holds a block and the keys of its parts; True if the module is a block by itself."""
         module = model.get_submodule(name)
         if _units(module) is None:
             refuse_projections(module, "Mollified")
             return True
-        places = [other for other, it in model.named_modules(remove_duplicate=False) if it is module]
-        if len(places) > 1:
-            raise ValueError(
-                f"Mollified: {name!r} is used in {len(places)} places, {', '.join(places)}: one block each."
-            )
+        uses = [other for other, it in model.named_modules(remove_duplicate=False) if it is module]
+        if len(uses) > 1:
+            raise ValueError(f"Mollified: {name!r} is used in {len(uses)} places, {', '.join(uses)}: one block each.")
         parent_name, _, key = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         if not isinstance(parent, nn.Sequential):
@@ -92,9 +92,8 @@ class Mollified(Conversion):
         if getattr(module, "relu", False):
             return parent, [key]
         keys = list(parent._modules)
-        place = keys.index(key)
         parts = [key]
-        for other in keys[place + 1 :]:
+        for other in keys[keys.index(key) + 1 :]:
             follower = parent._modules[other]
             if isinstance(follower, _NORMS):
                 parts.append(other)
@@ -106,7 +105,7 @@ class Mollified(Conversion):
                 break
         return None
 
-    def _mollified(self, model: nn.Module, name: str, found: Any) -> Change:
+    def _mollified(self, model: nn.Module, name: str, block_at: Any) -> Change:
         module: Any = model.get_submodule(name)
         before = Summary.of(module)
         if isinstance(module, nn.RNNBase | LoopedRNN):
@@ -115,14 +114,14 @@ class Mollified(Conversion):
             options = self.c, self.a, self.deterministic, self.recurrent, self.time, self.expected
             gates = nn.ModuleDict({suffix: make(rnn.hidden_size, *options) for suffix in suffixes(rnn)})
             return Change.of(name, before, put_gates(model, name, gates, (MollifiedLSTM, MollifiedGRU)))
-        if found is True:  # a residual block, its activations by themselves
+        if block_at is True:  # a residual block, its activations by themselves
             for inner in ("relu1", "relu2"):
                 own = MollifiedActivation(getattr(module, inner), self.c, self.a, module.conv2.out_channels, -3)
                 setattr(module, inner, own)
             block = MollifiedBlock(module, None, "pad", None, False, self.expected)
             replace_module(model, name, block)
             return Change.of(name, before, block)
-        parent, keys = found
+        parent, keys = block_at
         parts = [parent._modules[key] for key in keys]
         if fused := getattr(module, "relu", False):
             module.relu = False
@@ -146,7 +145,7 @@ class Mollified(Conversion):
 
 
 def _units(module: Any) -> tuple[int, int, int] | None:
-    """Inputs, outputs and the dimension in which they lie, of a layer with units."""
+    """How many inputs and outputs a layer with units has, and their dimension; None for other modules."""
     if isinstance(getattr(module, "out_features", None), int) and isinstance(getattr(module, "in_features", None), int):
         return module.in_features, module.out_features, -1
     if isinstance(getattr(module, "out_channels", None), int) and len(getattr(module, "kernel_size", ())) == 2:

@@ -18,27 +18,32 @@ from filigree.ops.c_steps import ScaleShift, refuse
 
 
 @dataclass(frozen=True)
-class Function:
-    """An activation: `value(x)`, what it is at 0, and the slope of its line there (of ReLU's: 1)."""
+class ActivationFunction:
+    """An activation: `value(x)`, its value at 0, and the slope of its linear approximation there (for ReLU: 1)."""
 
     value: Callable[[Tensor], Tensor]
     at_zero: float
     slope: float
 
 
-FUNCTIONS: dict[type[nn.Module], Function] = {
-    nn.Sigmoid: Function(torch.sigmoid, 0.5, 0.25), nn.Tanh: Function(torch.tanh, 0.0, 1.0),
-    nn.Hardsigmoid: Function(F.hardsigmoid, 0.5, 1 / 6), nn.Hardtanh: Function(F.hardtanh, 0.0, 1.0),
-    nn.ReLU: Function(torch.relu, 0.0, 1.0),
-}  # fmt: skip
-HARD_SIGMOID = Function(lambda x: (0.25 * x + 0.5).clamp(0.0, 1.0), 0.5, 0.25)  # of 4.4: the gates of LSTMs and GRUs
+FUNCTIONS: dict[type[nn.Module], ActivationFunction] = {
+    nn.Sigmoid: ActivationFunction(torch.sigmoid, 0.5, 0.25),
+    nn.Tanh: ActivationFunction(torch.tanh, 0.0, 1.0),
+    nn.Hardsigmoid: ActivationFunction(F.hardsigmoid, 0.5, 1 / 6),
+    nn.Hardtanh: ActivationFunction(F.hardtanh, 0.0, 1.0),
+    nn.ReLU: ActivationFunction(torch.relu, 0.0, 1.0),
+}
+# Moczulski 2019, 4.4: the gates of LSTMs and GRUs
+HARD_SIGMOID = ActivationFunction(lambda x: (0.25 * x + 0.5).clamp(0.0, 1.0), 0.5, 0.25)
 
 
-def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: Tensor | None) -> Tensor:
-    """psi of 4.24 for a level `c p`: `sgn(u) min(|u|, |f + sgn(u) s|)`, f shifted to be 0 at 0, u = slope x.
+def mollify(x: Tensor, function: ActivationFunction, level: float, a: Tensor | float, xi: Tensor | None) -> Tensor:
+    """psi of Moczulski 2019, eq. 4.24, for a level `c p`: `sgn(u) min(|u|, |f + sgn(u) s|)`, with u = slope x.
 
-    `s = level (sigmoid(a (u - f)) - 1/2)^2 |xi|` (4.25 and Algorithm 2). Since u lies beyond f on either side of 0, psi
-    is `f + d` with d = u - f clipped to [-s, s].
+    f is shifted to be 0 at 0.
+
+    `s = level (sigmoid(a (u - f)) - 1/2)^2 |xi|` (eq. 4.25 and Algorithm 2). Since u lies beyond f on either side of 0,
+    psi is `f + d` with d = u - f clipped to [-s, s].
 
     Args:
         a: broadcast against x. xi: normal noise; None: the expectation, with K = level (...)^2 and m = |d|:
@@ -56,19 +61,20 @@ def mollify(x: Tensor, function: Function, level: float, a: Tensor | float, xi: 
         s = squared * (0.25 * level * xi.abs())
         return f + d.clamp(-s, s)
     m, scale = d.abs(), 0.25 * level * squared
-    ratio = m / torch.maximum(scale, m / 30).clamp(min=1e-12)  # from 30 on all is 0 or 1, and slopes stay finite
+    # from a ratio of 30 on exp and erfc are 0 or 1, and slopes stay finite
+    ratio = m / torch.maximum(scale, m / 30).clamp(min=1e-12)
     mean = scale * math.sqrt(2 / math.pi) * -torch.expm1(-0.5 * ratio.square()) + m * torch.erfc(ratio / math.sqrt(2))
     return f + d.sign() * mean
 
 
 class MollifiedActivation(Capabilities, nn.Module):
-    """psi in place of an activation; at level p = 0 the activation, shifted to be 0 at 0 unless `shift_back`.
+    """Computes psi in place of an activation; at level p = 0 it is the activation, shifted to be 0 at 0.
 
     Args:
         activation: an `nn.Sigmoid`, `nn.Tanh`, `nn.Hardsigmoid`, `nn.Hardtanh()` or `nn.ReLU`.
         c: the scale of the noise. a: of Algorithm 2: a range, from which a number for each of `units` along `dim` is
-            drawn, or one number for all; a buffer, not trained.
-        shift_back: add f's value at 0 to the result.
+            drawn, or one number for all; it is a buffer and not trained.
+        shift_back: add f's value at 0 to the result, so that it is the activation itself at p = 0.
 
     Attributes:
         p: the level, in [0, 1]; in eval mode there is no noise: with `expected` the expectation at this

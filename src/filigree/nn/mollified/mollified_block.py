@@ -1,4 +1,4 @@
-"""Blocks that are skipped, unit by unit (Moczulski 2019, 4.4.3.1)."""
+"""Blocks whose units are skipped at random (Moczulski 2019, 4.4.3.1)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from filigree.nn.mollified.mollified_activation import MollifiedActivation
 from filigree.nn.mollified.mollified_onnx import PlainBlock
 
 
-class Mollified(Capabilities, nn.Module):
-    """Base of what has a level of mollification: blocks, and the gates of recurrent layers.
+class MollifiedModule(Capabilities, nn.Module):
+    """Base of modules with a level of mollification: blocks, and the gates of recurrent layers.
 
     Attributes:
-        p: the level, in [0, 1], 1 when made; annealing sets it, and it is part of the `state_dict`.
+        p: the level, in [0, 1], at first 1; annealing sets it, and it is part of the `state_dict`.
     """
 
     _p: float = 1.0
@@ -40,18 +40,18 @@ class Mollified(Capabilities, nn.Module):
         self.p = float(state)
 
 
-class MollifiedBlock(Mollified):
-    """`h = pi * skip(x) + (1 - pi) * psi(body(x))` (4.27 to 4.30), pi ~ Bernoulli(p) for each unit and sample.
+class MollifiedBlock(MollifiedModule):
+    """`h = pi * skip(x) + (1 - pi) * psi(body(x))`, pi ~ Bernoulli(p) for each unit (Moczulski 2019, 4.27 to 4.30).
 
-    At p = 1 it is `skip(x)`, and the body is not computed; at p = 0 `psi(body(x))` without noise. In eval mode p counts
-    as 0, or with `expected` h is `p skip(x) + (1 - p) E psi(body(x))`.
+    At p = 1 it is `skip(x)`, and the body is not computed; at p = 0 it is `psi(body(x))` without noise. pi is drawn for
+    each sample. In eval mode p counts as 0, or with `expected` h is `p skip(x) + (1 - p) E psi(body(x))`.
 
     Args:
-        body: everything up to the pre-activation, or a whole block. activation: a `MollifiedActivation`, or nothing
-            where the body has its own: all of them get the block's level.
-        skip: "pad": the input itself, with zeros for the units that it lacks, or without those that are too many,
-            images averaged down to the size; "project": `projection`, a linear map. projection: for "project".
-        residual: `psi(body(x) + skip(x))`.
+        body: everything up to the pre-activation, or a whole block. activation: a `MollifiedActivation`, or None where
+            the body has its own, which then get the block's level.
+        skip: "pad": the input itself, with zeros for the units that it lacks or without the units that are too many,
+            images averaged down to the size; "project": `projection`. projection: a linear map, for "project".
+        residual: compute `psi(body(x) + skip(x))`. expected: see above.
     """
 
     skips = True
@@ -67,7 +67,7 @@ class MollifiedBlock(Mollified):
         self.residual, self.expected = residual, expected
         self._shapes: dict[tuple[int | None, ...], torch.Size] = {}
         images = any(isinstance(getattr(m, "out_channels", None), int) for m in body.modules())
-        self._sides = 3 if images else 1  # of one sample; more of a linear layer's lie in front
+        self._sides = 3 if images else 1  # dimensions of one sample; a linear layer's may have more before them
         self.p = 1.0
         for module in self.modules():
             if isinstance(module, MollifiedActivation):
@@ -79,7 +79,7 @@ class MollifiedBlock(Mollified):
 
     @p.setter
     def p(self, level: float) -> None:
-        Mollified.p.fset(self, level)  # type: ignore[attr-defined]
+        MollifiedModule.p.fset(self, level)  # type: ignore[attr-defined]
         for module in self.modules():
             if isinstance(module, MollifiedActivation):
                 module.p = self._p
@@ -102,7 +102,7 @@ class MollifiedBlock(Mollified):
         return f"MollifiedBlock({own})"
 
     def _shape_after(self, x: Tensor) -> torch.Size:
-        """What shape the body makes of this one; it is run once for each number of sides to find out."""
+        """The shape of `body(x)`; the body is run once for each shape of a sample to find out."""
         alone = x.dim() == self._sides  # one sample
         sides = tuple(x.shape) if alone else (None, *x.shape[1:])
         if sides not in self._shapes:

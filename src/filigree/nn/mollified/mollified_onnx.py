@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from filigree.nn.mollified.mollified_block import MollifiedBlock
 
 
 class PlainBlock(nn.Module):
     """It is a `MollifiedBlock` in eval mode."""
 
-    def __init__(self, block: MollifiedBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.block = block
         self.form = f"block at p = {self.block.p if self.block.expected else 0:g}"

@@ -9,30 +9,30 @@ from torch import Tensor, nn
 
 from filigree.config import check_choice
 from filigree.nn.mollified.mollified_activation import FUNCTIONS, HARD_SIGMOID, mollify
-from filigree.nn.mollified.mollified_block import Mollified
+from filigree.nn.mollified.mollified_block import MollifiedModule
 from filigree.nn.rnn import GatedRNN, States
 from filigree.ops.noise import HALF_NORMAL_MEAN
 
 _TANH = FUNCTIONS[nn.Tanh]
 
 
-class MollifiedGates(Mollified):
-    """The gates of a recurrent layer, drawn towards given means g: `f(x + p sigma(x) |xi|)`, f the hard sigmoid of 4.4.
+class MollifiedGates(MollifiedModule):
+    """Gates of a recurrent layer, drawn towards means g: `f(x + p sigma(x) |xi|)`, f the hard sigmoid (eq. 4.4).
 
     `sigma(x) = (4 (g - 1/2) - x) / E|xi|`, so that the expectation of f's line is g at p = 1; clipping biases it. With
     t the position in the sequence, from 1: g = 1/t for an LSTM's input gate, 1 - 1/t for its forget gate, 1 for its
-    output gate; 1 - 1/t for a GRU's z (torch's; the document's update gate is 1 - z), 1 for its r: the state is then
-    the mean of the candidates so far. tanh is psi (`mollify`).
+    output gate; 1 - 1/t for a GRU's z (torch's; the update gate of Moczulski 2019 is 1 - z), 1 for its r: the state is
+    then the mean of the candidates so far. tanh is psi (`mollify`).
 
     Args:
         hidden: units of the state. c, a: of psi.
         deterministic: E|xi| in place of |xi|, in psi the expectation: gates are exactly g at p = 1.
         recurrent: "fade": products with the state are times 1 - p, so that at p = 1 the order of the inputs does not
-            matter; "keep": they are as they are.
+            matter; "keep": they are not changed.
         time: "position", or "step": t is the annealing's count of updates.
 
     Attributes:
-        step: that count. In eval mode p counts as 0, or with `expected` as deterministic.
+        step: the annealing's count of updates. In eval mode p counts as 0; with `expected` the gates are deterministic.
     """
 
     activations: int
@@ -92,7 +92,7 @@ class MollifiedGates(Mollified):
 
 
 class MollifiedLSTMGates(MollifiedGates):
-    """psi's numbers are those of the candidate and of the state's own activation."""
+    """The gates of an LSTM. `a` has a row for the candidate and one for the activation of the cell state."""
 
     activations = 2
 
@@ -104,7 +104,7 @@ class MollifiedLSTMGates(MollifiedGates):
 
 
 class MollifiedGRUGates(MollifiedGates):
-    """psi's numbers are those of the candidate."""
+    """The gates of a GRU. `a` has a row for the candidate."""
 
     activations = 1
 
@@ -117,7 +117,7 @@ class MollifiedGRUGates(MollifiedGates):
 class MollifiedLSTM(GatedRNN, nn.LSTM):
     """`nn.LSTM` with `MollifiedGates`: parameters, arguments and results are the same.
 
-    At p = 0 an LSTM with the hard sigmoid of 4.4 as gates, and tanh.
+    At p = 0 an LSTM with the hard sigmoid (eq. 4.4) in its gates, and tanh.
     """
 
 

@@ -17,13 +17,13 @@ from filigree.summary import Summary
 class StochasticDepth(Conversion):
     """Give every residual block a chance to survive each batch, falling in a straight line with depth.
 
-    Block l of L survives with `1 - l / L (1 - last)`; what does not survive is not computed, only its shortcut is. In
-    eval mode a block's branch is times its chance. The baseline of `Mollified`, and combined with it by converting to
-    both, this one first. A residual block is what has a `shortcut` and a `survival`, as `filigree.models.BasicBlock`
-    does: see `filigree.protocols.ResidualBlock`.
+    Block l of L survives a batch with probability `1 - l / L (1 - last)`; of a block that does not survive only the
+    shortcut is computed. In eval mode a block's branch is multiplied by its probability. This is the baseline of
+    `Mollified`; to combine them, convert to this one first. A residual block is a module with a `shortcut` and a
+    `survival`, as `filigree.models.BasicBlock` is: see `filigree.protocols.ResidualBlock`.
 
     Args:
-        last: the chance of the last block.
+        last: the probability of the last block.
     """
 
     last: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5

@@ -1,4 +1,4 @@
-"""The config `Noisy`: activations that saturate, alone and in recurrent cells, become noisy ones."""
+"""The config `Noisy`, which makes saturating activations noisy, alone and in recurrent cells."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ _CELLS: dict[type, tuple[Any, Any]] = {
 
 @config
 class Noisy(Conversion):
-    """Noisy activations (Moczulski 2019, 4.3) in place of `nn.Tanh`, `nn.Sigmoid`, `nn.Hardtanh`, `nn.Hardsigmoid`, and in
-    `nn.LSTM`, `nn.GRU` and their cells; in recurrent networks with structured, sparse or asymmetric products too.
+    """Replace saturating activations by noisy ones (Moczulski 2019, 4.3).
 
-    Weights stay. What they do, and most arguments: `filigree.nn.NoisyHardTanh`; with alpha 1 and c 0 there is no noise,
-    and what remains are the hard activations, the baseline to compare with.
+    These are `nn.Tanh`, `nn.Sigmoid`, `nn.Hardtanh` and `nn.Hardsigmoid`, and those inside `nn.LSTM`, `nn.GRU`, their
+    cells, and recurrent networks with structured, sparse or asymmetric products. Weights stay. The arithmetic and most
+    arguments are those of `filigree.nn.NoisyHardTanh`; with alpha 1 and c 0 there is no noise, and the hard activations
+    remain, the baseline to compare with.
 
     Args:
         form: the kind, "NAN", "NAH", "NANI", "NANIL" or "NANIS".
@@ -62,15 +63,15 @@ class Noisy(Conversion):
         return looped or type(module) in (*_ACTIVATIONS, *_CELLS, nn.LSTM, nn.GRU)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
-        made = {}
+        replacements = {}
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            for name in names:  # all are made before one is put in its place
-                module = self._made(model, name)
-                made[name] = module.to(like.dtype) if like.is_meta else module.to(like)
+            for name in names:  # all are built before the first is put in
+                module = self._replacement(model, name)
+                replacements[name] = module.to(like.dtype) if like.is_meta else module.to(like)
         changes = []
-        for name, module in made.items():
+        for name, module in replacements.items():
             before = Summary.of(model.get_submodule(name))
             if isinstance(module, nn.ModuleDict):  # gates of a recurrent network
                 module = put_gates(model, name, module, (NoisyLSTM, NoisyGRU))
@@ -79,8 +80,8 @@ class Noisy(Conversion):
             changes.append(Change.of(name, before, module))
         return changes
 
-    def _made(self, model: nn.Module, name: str) -> nn.Module:
-        """What takes a module's place."""
+    def _replacement(self, model: nn.Module, name: str) -> nn.Module:
+        """The replacement of a module; of a recurrent network, its gates."""
         module: Any = model.get_submodule(name)
         options: dict[str, Any] = {
             "kind": self.form, "alpha": self.alpha, "c": self.c, "sigma": self.sigma, "learn_p": self.learn_p,

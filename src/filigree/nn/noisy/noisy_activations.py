@@ -37,18 +37,18 @@ DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {
 
 
 def of_units(values: Tensor, x: Tensor, dim: int) -> Tensor:
-    """A number for each unit, or one for all, so that they broadcast against x with its units along `dim`."""
+    """Values for each unit, or one for all, reshaped to broadcast against x with its units along `dim`."""
     if values.numel() == 1:
         return values.to(x).reshape(())
     return values.to(x).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
 
 
 class WithNoise(Capabilities, nn.Module):
-    """What noisy activations and noisy gates share: the noise, and the parameter p.
+    """Base of noisy activations and noisy gates, which holds the noise and the parameter p.
 
     Attributes:
         c: the scale of 4.10; annealing sets it, and it is part of the `state_dict`.
-        p: learned, or a buffer.
+        p: a parameter that is learned, or a buffer.
     """
 
     p: Tensor
@@ -58,37 +58,37 @@ class WithNoise(Capabilities, nn.Module):
         noise: str | Distribution, exact: bool,
     ) -> None:  # fmt: skip
         super().__init__()
-        who = type(self).__name__
+        name = type(self).__name__
         if kind not in KINDS:
-            raise ValueError(f"{who}: kind must be one of {', '.join(KINDS)}. Got {kind!r}.")
+            raise ValueError(f"{name}: kind must be one of {', '.join(KINDS)}. Got {kind!r}.")
         if not alpha > 0:
-            raise ValueError(f"{who}: alpha must be above 0. Got {alpha}.")
+            raise ValueError(f"{name}: alpha must be above 0. Got {alpha}.")
         if not (0 <= c < math.inf and 0 <= sigma < math.inf):
-            raise ValueError(f"{who}: c and sigma must be finite and at least 0. Got {c} and {sigma}.")
+            raise ValueError(f"{name}: c and sigma must be finite and at least 0. Got {c} and {sigma}.")
         if p is not None and not math.isfinite(p):
-            raise ValueError(f"{who}: p must be finite. Got {p}.")
+            raise ValueError(f"{name}: p must be finite. Got {p}.")
         if min(shape) < 1:
-            raise ValueError(f"{who}: at least one unit is needed. Got {min(shape)}.")
+            raise ValueError(f"{name}: at least one unit is needed. Got {min(shape)}.")
         if isinstance(noise, str) and noise not in ("normal", *DISTRIBUTIONS):
-            known = ", ".join(("normal", *DISTRIBUTIONS))
-            raise ValueError(f"{who}: noise must be one of {known}, or a distribution with a mean. Got {noise!r}.")
+            names = ", ".join(("normal", *DISTRIBUTIONS))
+            raise ValueError(f"{name}: noise must be one of {names}, or a distribution with a mean. Got {noise!r}.")
         if not isinstance(noise, str | Distribution):
-            raise ValueError(f"{who}: noise must be a name or a torch.distributions.Distribution. Got {noise!r}.")
+            raise ValueError(f"{name}: noise must be a name or a torch.distributions.Distribution. Got {noise!r}.")
         if isinstance(noise, Distribution) and (shapes := (*noise.batch_shape, *noise.event_shape)):
-            raise ValueError(f"{who}: noise must be one distribution of numbers. Got one of shape {shapes}.")
+            raise ValueError(f"{name}: noise must be one distribution of numbers. Got one of shape {shapes}.")
         if isinstance(noise, Normal) and noise.loc == 0 and noise.scale == 1:
             noise = "normal"
         if exact and noise != "normal":
-            raise ValueError(f"{who}: the exact expectation is known for normal noise only. Got {noise}.")
+            raise ValueError(f"{name}: the exact expectation is known for normal noise only. Got {noise}.")
         self.kind, self.alpha, self.c, self.sigma = kind, float(alpha), float(c), float(sigma)
         self.noise, self.exact, self.learn_p = noise, exact, learn_p
         start = torch.empty(shape).uniform_(-1, 1) if p is None else torch.full(shape, float(p))
-        if learn_p and kind not in ("NANI", "NANIS"):  # these have no p
+        if learn_p and kind not in ("NANI", "NANIS"):  # these kinds have no p
             self.p = nn.Parameter(start)
         else:
             self.register_buffer("p", start)
         if self._distribution is not None and not math.isfinite(self.mean):
-            raise ValueError(f"{who}: the noise has no mean, so its expectation is not known. Got {noise}.")
+            raise ValueError(f"{name}: the noise has no mean, so its expectation is not known. Got {noise}.")
 
     @property
     def _distribution(self) -> Distribution | None:
@@ -111,12 +111,12 @@ class WithNoise(Capabilities, nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether there is anything random: in training, unless its scale is 0."""
+        """Whether random numbers are drawn: in training, unless their scale is 0."""
         scale = self.sigma if self.kind in ("NANI", "NANIS") else self.c
         return self.training and scale > 0
 
     def sample(self, like: Tensor) -> Tensor:
-        """xi (or epsilon) as torch draws it."""
+        """xi (or epsilon), drawn by torch, in the shape of `like`."""
         distribution = self._distribution
         if distribution is None:
             return torch.randn_like(like)
@@ -202,7 +202,7 @@ _ARGUMENTS = """
               normal or half-normal. In eval mode its expectation, 4.17.
             - "NANI": at the input, `h(x + sigma xi)` (4.18); "NANIL": `h(x + sigma(x) xi)`; "NANIS": `h(x + sigma xi)`
               where x is saturated (4.19). In eval mode h(x), or with `exact` the expectation.
-        alpha: above 0; above 1 too (the public code of the document's authors uses 1.05 to 1.15).
+        alpha: above 0; may be above 1 (the public code of the authors uses 1.05 to 1.15).
         c: at least 0: of NAN, NAH and NANIL. sigma: of NANI and NANIS.
         units, dim: p has one number for each unit along `dim`, or one for all (`units=1`).
         p: its first value; by default drawn from U[-1, 1]. learn_p: train it, or keep it fixed (4.3.7).
@@ -228,8 +228,8 @@ class NoisyHardTanh(_NoisyActivation):
 
 class NoisyHardSigmoid(_NoisyActivation):
     __doc__ = (
-        "The noisy version of h(x) = max(min(x / 4 + 1/2, 1), 0) (Moczulski 2019, 4.3); torch's `nn.Hardsigmoid` has slope 1/6. "
-        "Without noise (alpha = 1, c = 0) it is h." + _ARGUMENTS
+        "The noisy version of h(x) = max(min(x / 4 + 1/2, 1), 0) (Moczulski 2019, 4.3). "
+        "Without noise (alpha = 1, c = 0) it is h; torch's `nn.Hardsigmoid` has slope 1/6." + _ARGUMENTS
     )
     _tanh = False
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from filigree.nn.capabilities import Capabilities
+from filigree.nn.drop_in import share_parameters
 from filigree.nn.noisy.noisy_activations import Kind, WithNoise
 from filigree.nn.noisy.noisy_onnx import PlainGRUGates, PlainLSTMGates
 from filigree.nn.rnn import GatedRNN, States
@@ -18,11 +18,11 @@ from filigree.ops.noisy_rnn import gru_reference, gru_step, gru_steps, lstm_refe
 
 
 class NoisyGates(WithNoise):
-    """The noisy activations of a recurrent cell: a module from both products and the old states to the new states.
+    """Base of the noisy activations of a recurrent cell: they map both products and the old states to the new states.
 
     Args:
-        hidden: units of the state. per_unit: p has a number for each unit and activation, or one for each activation.
-        Others: as of `filigree.nn.NoisyHardTanh`.
+        hidden: units of the state. per_unit: p has a number for each unit and activation, else one for each activation.
+        Others: as in `filigree.nn.NoisyHardTanh`.
     """
 
     activations: int
@@ -46,20 +46,20 @@ class NoisyGates(WithNoise):
         )
 
     def seed(self) -> Seed:
-        """Of the noise of one call; in eval mode the mean that stands for it."""
+        """The seed of the noise of one call; in eval mode the mean that stands for the noise."""
         if self.draws:
             return draw_seed()
         return self.mean if self.kind in ("NAN", "NAH") else 0.0
 
     def xi(self, like: Tensor) -> list[Tensor | float]:
-        """Noise for each activation, as torch draws it."""
+        """Noise for each activation, drawn by torch in the shape of `like`."""
         if not self.draws:
             return [self.mean if self.kind in ("NAN", "NAH") else 0.0] * self.activations
         return [self.sample(like) for _ in range(self.activations)]
 
 
 class NoisyLSTMGates(NoisyGates):
-    """i, f, o by noisy hard sigmoids, the candidate and the state's own activation by noisy hard tanhs."""
+    """The gates of an LSTM: i, f, o are noisy hard sigmoids, the candidate and the cell's output noisy hard tanhs."""
 
     activations = 5
 
@@ -75,7 +75,7 @@ class NoisyLSTMGates(NoisyGates):
 
 
 class NoisyGRUGates(NoisyGates):
-    """r and z by noisy hard sigmoids, the candidate by a noisy hard tanh."""
+    """The gates of a GRU: r and z are noisy hard sigmoids, the candidate is a noisy hard tanh."""
 
     activations = 3
 
@@ -94,14 +94,14 @@ class NoisyLSTM(GatedRNN, nn.LSTM):
     """`nn.LSTM` with noisy gates: parameters, arguments and results are the same, and p besides.
 
     A time step is a product with the state and one kernel, forward and back. Without noise (alpha = 1, c = 0) it is an
-    LSTM with h of 4.3 and 4.4 in place of tanh and sigmoid.
+    LSTM with the hard tanh and sigmoid of Moczulski 2019, eqs. 4.3 and 4.4.
     """
 
     def _steps(self, x: Tensor, sizes: list[int], states: States, suffix: str, reverse: bool) -> tuple[Tensor, States]:
         me: Any = self
         noise = me.gates[suffix]
         pre = self._product(x, "ih", suffix)
-        if not noise.is_native(pre):  # autocast made it half as wide, or it lies on another device
+        if not noise.is_native(pre):  # it is in half precision under autocast, or on another device
             return super()._steps(x, sizes, states, suffix, reverse)
         if me.bias:
             pre = pre + getattr(me, f"bias_hh{suffix}")
@@ -129,7 +129,7 @@ class NoisyGRU(GatedRNN, nn.GRU):
 
 
 class _NoisyCell(Capabilities):
-    """An `nn.LSTMCell` or `nn.GRUCell` with noisy gates."""
+    """Base of an `nn.LSTMCell` or `nn.GRUCell` with noisy gates."""
 
     gates: Any
 
@@ -138,12 +138,9 @@ class _NoisyCell(Capabilities):
 
     @classmethod
     def like(cls, cell: Any, gates: NoisyGates) -> Any:
-        with torch.device("meta"):
-            made: Any = cls(cell.input_size, cell.hidden_size, cell.bias)  # type: ignore[call-arg]
-        for name in dict(made.named_parameters()):
-            setattr(made, name, getattr(cell, name))
-        made.gates = gates
-        return made.train(cell.training)
+        noisy: Any = share_parameters(cls, cell)  # type: ignore[type-var]
+        noisy.gates = gates
+        return noisy
 
     def _step(self, x: Tensor, states: States | None, count: int) -> States:
         me: Any = self

@@ -1,13 +1,11 @@
-"""A dense convolution among sparse ones: the same arithmetic, in the memory order of their outputs."""
+"""A dense convolution among sparse ones: the same arithmetic, in their memory order."""
 
 from __future__ import annotations
-
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.capabilities import Capabilities, plain_torch
+from filigree.nn.drop_in import DropIn
 from filigree.nn.sparse.feature_major_linear import full_pattern
 from filigree.nn.sparse.sparse_conv2d import conv_geometry, conv_size
 from filigree.ops.conv import conv2d
@@ -15,7 +13,7 @@ from filigree.ops.conv import conv2d
 _SMALL = 4096  # weights up to which the sparse kernels, with every place connected, are faster than a dense product
 
 
-class ChannelMajorConv2d(Capabilities, nn.Conv2d):
+class ChannelMajorConv2d(DropIn, nn.Conv2d):
     """`nn.Conv2d` with a channel-major output (see `SparseConv2d`), so that mixed memory orders do not slow a network.
 
     Small convolutions, as the first one of most networks is, run on the sparse kernels; of kernel 1 x 1 they are one
@@ -24,16 +22,6 @@ class ChannelMajorConv2d(Capabilities, nn.Conv2d):
     """
 
     has_integer_form = True
-
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> Self:
-        """The same layer with the same parameter objects."""
-        layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
-        )  # fmt: skip
-        layer._parameters.update(conv._parameters)
-        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
@@ -53,15 +41,3 @@ class ChannelMajorConv2d(Capabilities, nn.Conv2d):
         if self.bias is not None:
             y = y + self.bias.unsqueeze(1)
         return y.view(-1, *rows.shape[1:]).transpose(0, 1)
-
-    def dense(self) -> nn.Conv2d:
-        """The equivalent `nn.Conv2d`, with a copy of the parameters."""
-        dense = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,  # type: ignore[arg-type]
-            self.groups, self.bias is not None, self.padding_mode,
-        ).to(self.weight)  # fmt: skip
-        dense.load_state_dict(self.state_dict())
-        return dense
-
-    def onnx_form(self) -> nn.Module:
-        return plain_torch(self, nn.Conv2d)

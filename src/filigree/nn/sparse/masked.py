@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.nn.capabilities import Capabilities
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
@@ -95,7 +96,7 @@ class MaskedLayer(Capabilities, nn.Module):
 
 
 class MaskedLinear(MaskedLayer):
-    """`y = x (W * mask)^T + b`: the arithmetic of a `SparseLinear` at the price of an `nn.Linear`.
+    """`y = x (W * mask)^T + b`: a `SparseLinear` at the price of an `nn.Linear` (Chouliaras 2021, 4.7).
 
     The variant of Chouliaras 2021, 4.7: for comparison, and for devices without sparse kernels. Shape:
     `(..., in_features)` to `(..., out_features)`.
@@ -118,11 +119,7 @@ class MaskedLinear(MaskedLayer):
 
     @torch.no_grad()
     def sparse(self) -> SparseLinear:
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        linear.weight.copy_(self.weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return SparseLinear.from_dense(linear, self.mask, self.relu)
+        return SparseLinear.from_dense(dense_linear(self.weight, self.bias), self.mask, self.relu)
 
     def c_training_form(self, name: str) -> list[Any]:
         return self.sparse().c_training_form(name)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.modes import outside_graphs
-from filigree.nn.capabilities import Capabilities
-from filigree.ops.sparse import Pattern, linear
+from filigree.nn.drop_in import DropIn
+from filigree.ops.pattern import Pattern
+from filigree.ops.sparse import linear
 from filigree.topology.flat_indices import pattern_from_flat_indices
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
@@ -28,7 +29,7 @@ class PathSampler:
 
     @outside_graphs
     def of_step(self, position: int) -> tuple[Tensor, Pattern]:
-        """The flat indices of a layer's paths in this step; a layer that asks again begins the next one."""
+        """The flat indices and the pattern of a layer's paths; a layer's second call begins the next step."""
         if not self._ran or position in self._ran:
             self._draw()
             self._ran.clear()
@@ -45,7 +46,7 @@ class PathSampler:
         ]
 
 
-class PathLinear(Capabilities, nn.Linear):
+class PathLinear(DropIn, nn.Linear):
     """A linear layer that in training uses, in each step, only the weights on sampled paths.
 
     `y = x (m * W)^T + b`, m zero off the paths; on them 1, or with `rescale` the factor of each unit that keeps the sum
@@ -82,13 +83,6 @@ class PathLinear(Capabilities, nn.Linear):
     def step_places(self) -> Tensor:
         """Where the weights of the last training step are, row by row."""
         return self.sampler.drawn[self.position][0]
-
-    @torch.no_grad()
-    def dense(self) -> nn.Linear:
-        """The equivalent of eval mode, with a copy of the parameters."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None).to(self.weight)
-        dense.load_state_dict(self.state_dict())
-        return dense
 
 
 class _Gather(torch.autograd.Function):
@@ -134,12 +128,9 @@ class OnlinePaths(Conversion):
         check_chain(layers, names, "OnlinePaths")
         sampler, changes = PathSampler(self.paths, self.sampling, self.rescale), []
         for name, layer in zip(names, layers, strict=True):
-            path_layer: Any = PathLinear.__new__(PathLinear)
-            nn.Module.__init__(path_layer)
-            path_layer.in_features, path_layer.out_features = layer.in_features, layer.out_features
-            path_layer.weight, path_layer.bias, path_layer.sampler = layer.weight, layer.bias, sampler
-            path_layer.position = len(sampler.layers)
-            sampler.layers.append(path_layer)
-            replace_module(model, name, path_layer)
-            changes.append(Change.of(name, layer, path_layer))
+            path_linear = PathLinear.like(layer)
+            path_linear.sampler, path_linear.position = sampler, len(sampler.layers)
+            sampler.layers.append(path_linear)
+            replace_module(model, name, path_linear)
+            changes.append(Change.of(name, layer, path_linear))
         return changes

@@ -178,10 +178,10 @@ def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
 
 def _is_faster(sparse: nn.Module, layer: nn.Module, x: Tensor) -> tuple[bool, str]:
     """Whether forward and backward of the sparse layer take less time than the dense one's, and a note that says so."""
-    its_weight: Any = layer.weight
-    if its_weight.is_meta:
+    weight: Any = layer.weight
+    if weight.is_meta:
         raise ValueError("Sparse: measure needs real weights to time. Got a model on the meta device.")
-    x = x.detach().to(its_weight)
+    x = x.detach().to(weight)
     with torch.no_grad():
         dy = torch.randn_like(layer(x))
 

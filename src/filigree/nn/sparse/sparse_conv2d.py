@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from filigree.nn.drop_in import dense_conv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseConv2d, GatherConv2d
 from filigree.ops import reference
@@ -76,16 +77,8 @@ class SparseConv2d(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
-        dense = nn.Conv2d(
-            self.in_channels, self.out_channels, _pair(self.kernel_size), _pair(self.stride), self.padding,  # type: ignore[arg-type]
-            _pair(self.dilation), self.groups, self.bias is not None, self.padding_mode,
-            device=self.values.device, dtype=self.values.dtype,
-        )  # fmt: skip
         weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
-        dense.weight.copy_(weight.view_as(dense.weight))
-        if self.bias is not None and dense.bias is not None:
-            dense.bias.copy_(self.bias)
-        return dense
+        return dense_conv2d(self, weight, self.bias)
 
     @classmethod
     @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
 from filigree.ops import reference, sparse
@@ -87,11 +88,8 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Module:
         """The equivalent torch module: an `nn.Linear`, followed by `nn.ReLU` where that is fused in."""
-        options: dict[str, Any] = {"device": self.values.device, "dtype": self.values.dtype}
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, **options)
-        linear.weight.copy_(reference.dense(self.indptr, self.indices, self.values, self.in_features))
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
+        weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
+        linear = dense_linear(weight, self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
     # -- pruning of units; see `Capabilities` ------------------------------------------------------------------------
@@ -141,12 +139,12 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def from_dense(cls, module: nn.Linear, mask: Tensor | None = None, relu: bool = False) -> Self:
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
-        sparse = cls(
+        layer = cls(
             module.in_features, module.out_features, None, module.bias is not None, relu,
-            flat_indices=masked_flat_indices(module.weight, mask),
-            device=module.weight.device, dtype=module.weight.dtype,
+            flat_indices=masked_flat_indices(module.weight, mask), device=module.weight.device,
+            dtype=module.weight.dtype,
         )  # fmt: skip
-        return sparse._fill(module)
+        return layer._fill(module)
 
     def onnx_candidates(self) -> dict[str, nn.Module]:
         return {

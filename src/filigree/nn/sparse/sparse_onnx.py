@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from filigree.nn.sparse.sparse_conv2d import SparseConv2d
-    from filigree.nn.sparse.sparse_layer import SparseLayer
-    from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
 class _Weight(nn.Module):
@@ -21,7 +16,7 @@ class _Weight(nn.Module):
     are connections the weight itself is smaller.
     """
 
-    def __init__(self, layer: SparseLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.sides = layer.out_features, layer.in_features
         size = layer.out_features * layer.in_features
@@ -44,7 +39,7 @@ class _Weight(nn.Module):
 class DenseLinear(nn.Module):
     """It multiplies with the whole weight."""
 
-    def __init__(self, layer: SparseLinear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.weight, self.bias, self.relu = _Weight(layer), layer.bias, layer.relu
 
@@ -59,7 +54,7 @@ class GatherLinear(nn.Module):
     Units with fewer connections than the largest fan-in have zeros behind theirs.
     """
 
-    def __init__(self, layer: SparseLinear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         columns, values = _table(layer, 0)
         self.register_buffer("columns", columns)
@@ -89,7 +84,7 @@ class GatherLinearByFeature(GatherLinear):
 class DenseConv2d(nn.Module):
     """It convolves with the whole weight."""
 
-    def __init__(self, layer: SparseConv2d) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.weight, self.bias = _Weight(layer), layer.bias
         self.like: Any = [layer.dense().to("meta")]  # its hyperparameters; in a list, so that it is no submodule
@@ -102,7 +97,7 @@ class DenseConv2d(nn.Module):
 class GatherConv2d(nn.Module):
     """It is `GatherLinear` at each position, on the patches that it reads."""
 
-    def __init__(self, layer: SparseConv2d) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.around, self.geometry, self.bias = layer._around, layer._geometry, layer.bias
         self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -124,7 +119,7 @@ class GatherConv2d(nn.Module):
         return y.unflatten(2, sides)
 
 
-def _table(layer: SparseLayer, group: int) -> tuple[Tensor, Tensor]:
+def _table(layer: Any, group: int) -> tuple[Tensor, Tensor]:
     """List for each output the inputs it is connected to, flat, and the weights `(out, fan_in)`, padded with zeros.
 
     Args:

@@ -14,9 +14,9 @@ from filigree.ops.sell import next_power_of_two
 
 
 class ACDCLinear(DenseWeightAndBias, Sell):
-    r"""`y = x prod_k A_k C (D_k + bias_k) C^-1` (Moczulski 2019, eq. 3.26 with cosine transforms): 3 n numbers an order.
+    r"""`y = x prod_k A_k C (D_k + bias_k) C^-1` (Moczulski 2019, eq. 3.26 with cosine transforms).
 
-    For each order: `h2 = dct(a * x); h3 = d * h2 + bias; y = idct(h3)`; gradients as eqs. 3.28-3.32.
+    An order has 3 n numbers: `h2 = dct(a * x); h3 = d * h2 + bias; y = idct(h3)`; gradients as eqs. 3.28-3.32.
 
     Args:
         order: K, how many are composed.

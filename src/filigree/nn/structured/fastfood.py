@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from filigree.config import check_choice
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.structured.sell import Sell, signs
 from filigree.nn.structured.structured_onnx import PlainFastfood
 from filigree.ops.c_steps import refuse, relu
@@ -39,13 +40,13 @@ class FastfoodBlock(Sell):
 
 
 class FastfoodLinear(Capabilities, DenseWeight, nn.Module):
-    """A linear layer of stacked Fastfood blocks (Moczulski 2019, 3.9): 3 d numbers a block, d the padded width of the input.
+    """A linear layer of stacked Fastfood blocks (Moczulski 2019, 3.9): 3 d numbers a block, d the padded input width.
 
     Args:
         adaptive: the diagonals S, G, B are learned (Adaptive Fastfood); else random and fixed.
         sigma: deviation of the entries of the random form that it starts from, 1 / length scale of the RBF kernel that
-            its features approximate; by default sqrt(2 / in_features), He's for a ReLU behind it.
-        bias: add a bias; the document has none.
+            its features approximate; by default sqrt(2 / in_features), He's for a ReLU after it.
+        bias: add a bias; Moczulski 2019 has none.
         features: "relu": ReLU features (the arc-cosine kernel); "cos_sin": sqrt(1 / n) (cos, sin) of the
             n = out_features / 2 projections (the RBF kernel, eq. 3.17); None: linear.
         dropout: before B, after Pi and after S (3.9.7.1).
@@ -112,19 +113,14 @@ class FastfoodLinear(Capabilities, DenseWeight, nn.Module):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds a sample, the additions of the Hadamard transforms counted as such."""
+        """Multiply-adds a sample; an addition of a Hadamard transform counts as one."""
         return sum(block.macs for block in self.blocks if isinstance(block, FastfoodBlock))
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent `nn.Linear` (without the features' nonlinearity)."""
-        linear = nn.Linear(self.in_features, self.rows, self.bias is not None)
         weight = torch.cat([block.dense().weight for block in self.blocks])[: self.rows]  # type: ignore[operator]
-        linear = linear.to(weight)
-        linear.weight.copy_(weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return linear
+        return dense_linear(weight, self.bias)
 
     def extra_repr(self) -> str:
         learns = any(p.requires_grad for p in self.blocks.parameters())

@@ -11,7 +11,9 @@ from filigree.nn.structured.structured_onnx import PlainAFDF, PlainToeplitz
 
 
 class AFDFLinear(DenseWeightAndBias, Sell):
-    r"""`y = x prod_k A_k F D_k F^-1` with complex diagonals (Moczulski 2019, eqs. 3.24, 3.26): order n reaches almost any matrix.
+    r"""`y = x prod_k A_k F D_k F^-1` with complex diagonals (Moczulski 2019, eqs. 3.24, 3.26).
+
+    Order n reaches almost any matrix.
 
     Args:
         order: K. unitary: diagonals exp(i phi) with phases phi that are learned, as in optics (eq. 3.25).
@@ -64,10 +66,10 @@ class AFDFLinear(DenseWeightAndBias, Sell):
 
 
 class CirculantLinear(Sell):
-    """`y = x D~ R` (Moczulski 2019, eq. 3.23): a circulant matrix R, n numbers, behind a fixed diagonal of random signs.
+    """`y = x D~ R` (Moczulski 2019, eq. 3.23): a circulant matrix R, n numbers, after a fixed diagonal of random signs.
 
     Args:
-        random_signs: with that diagonal; without it the matrix is circulant. bias: add one.
+        random_signs: use that diagonal; without it the matrix is circulant. bias: add a bias.
     """
 
     def __init__(
@@ -93,9 +95,9 @@ class CirculantLinear(Sell):
 
 
 class ToeplitzLinear(Sell):
-    """`y = x T`, T constant along its diagonals (in + out - 1 numbers), embedded in a circulant matrix (Moczulski 2019, 3.10.4).
+    """`y = x T`, T constant along its diagonals, embedded in a circulant matrix (Moczulski 2019, 3.10.4).
 
-    `T[i, j] = diagonals[j - i + in_features - 1]`.
+    T has in + out - 1 numbers: `T[i, j] = diagonals[j - i + in_features - 1]`.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, seed: int = 0) -> None:

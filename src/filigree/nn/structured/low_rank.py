@@ -12,6 +12,7 @@ from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeightAndBias
+from filigree.nn.drop_in import dense_linear
 
 
 class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
@@ -29,18 +30,18 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     @classmethod
     @torch.no_grad()
     def like(cls, linear: nn.Linear, rank: int) -> LowRankLinear:
-        """The best approximation of the layer's weight of this rank, the singular values shared out between both."""
-        made = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
+        """The best approximation of the layer's weight of this rank.
+
+        Both factors hold the square roots of the singular values.
+        """
+        layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
         if linear.weight.is_meta:
-            return made
-        made.to(linear.weight)
+            return layer
         u, s, v = torch.linalg.svd(linear.weight, full_matrices=False)
         root = s[:rank].sqrt()
-        made.up.weight.copy_(u[:, :rank] * root)
-        made.down.weight.copy_(root[:, None] * v[:rank])
-        if linear.bias is not None:
-            made.up.bias.copy_(linear.bias)
-        return made
+        layer.down = dense_linear(root[:, None] * v[:rank], None)
+        layer.up = dense_linear(u[:, :rank] * root, linear.bias)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
@@ -51,11 +52,7 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent `nn.Linear`."""
-        linear = nn.Linear(self.in_features, self.out_features, self.up.bias is not None).to(self.up.weight)
-        linear.weight.copy_(self.up.weight @ self.down.weight)
-        if self.up.bias is not None:
-            linear.bias.copy_(self.up.bias)
-        return linear
+        return dense_linear(self.up.weight @ self.down.weight, self.up.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
@@ -68,7 +65,7 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
 class LowRank(Conversion):
     """Linear layers become products of two of low rank (Moczulski 2019, table 3.4: SVD-half and SVD-quarter).
 
-    With `fg.compress_` after training, with `fg.convert_` before it: then the initial weight is what is decomposed.
+    It is used with `fg.compress_` after training, or with `fg.convert_` before it to decompose the initial weight.
 
     Args:
         rank: a number, or a fraction of the smaller side (.5 and .25 are the table's). energy: the least rank whose
@@ -100,11 +97,10 @@ class LowRank(Conversion):
         changes = []
         for name in names:
             layer: Any = model.get_submodule(name)
-            made = LowRankLinear.like(layer, self._rank(layer))
-            replace_module(model, name, made)
-            changes.append(
-                Change.of(name, layer, made, "larger than dense" if made.macs >= layer.weight.numel() else "")
-            )
+            low_rank = LowRankLinear.like(layer, self._rank(layer))
+            replace_module(model, name, low_rank)
+            note = "larger than dense" if low_rank.macs >= layer.weight.numel() else ""
+            changes.append(Change.of(name, layer, low_rank, note))
         return changes
 
     def _rank(self, layer: Any) -> int:

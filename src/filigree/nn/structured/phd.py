@@ -1,4 +1,4 @@
-"""The fast Johnson-Lindenstrauss transform: a sparse Gaussian matrix behind a Hadamard transform with random signs."""
+"""The fast Johnson-Lindenstrauss transform: a sparse Gaussian matrix after a Hadamard transform with random signs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeightAndBias
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.sell import Sell, signs
 from filigree.ops.sell import next_power_of_two
@@ -51,6 +52,4 @@ class PHDLinear(Capabilities, DenseWeightAndBias, nn.Module):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent `nn.Linear`."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False).to(self.sparse.values)
-        linear.weight.copy_(self(torch.eye(self.in_features).to(self.sparse.values)).t())
-        return linear
+        return dense_linear(self(torch.eye(self.in_features).to(self.sparse.values)).t(), None)

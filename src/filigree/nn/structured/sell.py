@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,16 +12,17 @@ from torch import Tensor, nn
 from filigree.modes import evaluating
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.drop_in import dense_linear
 from filigree.nn.structured.structured_onnx import PlainSell
 from filigree.ops.sell import sell
 
 
 class Sell(Capabilities, DenseWeight, nn.Module):
-    """Base of the family y = x Phi(D, P, S, B) (Moczulski 2019, eq. 3.20): a member fills `program` with steps of `ops.sell`.
+    """Base of the family y = x Phi(D, P, S, B) (Moczulski 2019, eq. 3.20); members fill `program`.
 
     Attributes:
         size: n of the transforms; inputs are padded with zeros to it, and the first `out_features` numbers kept.
-        program: `(kind, name of the attribute that holds its tensor, or None)`.
+        program: steps as of `filigree.ops.sell`: `(kind, name of the attribute that holds its tensor, or None)`.
 
     Shape: `(..., in_features)` to `(..., out_features)`. Dense equivalent: `dense()`.
     """
@@ -34,7 +36,7 @@ class Sell(Capabilities, DenseWeight, nn.Module):
         self.program: list[tuple[str, str | None]] = []
 
     def add(self, kind: str, tensor: Tensor | nn.Parameter | None = None) -> None:
-        """Append a step, with its parameter or (if it is none) its fixed tensor."""
+        """Append a step, with its parameter or its fixed tensor if it has one."""
         name = None
         if tensor is not None:
             name = f"{kind}{sum(1 for step, _ in self.program if step == kind)}"
@@ -57,7 +59,7 @@ class Sell(Capabilities, DenseWeight, nn.Module):
         return self.run(rows).reshape(*x.shape[:-1], self.out_features)
 
     def run(self, x: Tensor) -> Tensor:
-        """The program on `(batch, in_features)`."""
+        """Run the program on `(batch, in_features)`."""
         named = [name for _, name in self.program if name is not None]
         numbers = {name: i for i, name in enumerate(named)}
         steps = [(kind, None if name is None else numbers[name]) for kind, name in self.program]
@@ -93,17 +95,13 @@ class Sell(Capabilities, DenseWeight, nn.Module):
         """The equivalent `nn.Linear`, bias included. Layers with a ReLU inside have none."""
         if any(kind == "relu" for kind, _ in self.program):
             raise ValueError(f"{type(self).__name__}: with a ReLU inside it is not linear.")
-        some = next(self.parameters(), None)
-        like: Any = next(self.buffers()) if some is None else some
+        like: Any = next(itertools.chain(self.parameters(), self.buffers()))
         dtype = like.real.dtype if like.is_complex() else like.dtype
         eye = torch.eye(self.in_features, dtype=dtype, device=like.device)
         with evaluating(self):
             bias = self(torch.zeros_like(eye[:1]))[0]
             weight = (self(eye) - bias).t()
-        linear = nn.Linear(self.in_features, self.out_features, device=eye.device, dtype=bias.dtype)
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-        return linear
+        return dense_linear(weight, bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, size={self.size}"
@@ -118,5 +116,5 @@ def diagonal(n: int, sigma: float, generator: torch.Generator, mean: float = 1.0
 
 
 def signs(n: int, generator: torch.Generator) -> Tensor:
-    """n times +1 or -1."""
+    """n numbers drawn from +1 and -1."""
     return torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from dataclasses import fields, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import torch
@@ -24,13 +24,15 @@ Deviation = Annotated[float, pydantic.Field(gt=0)]
 
 
 class Structured(Conversion):
-    """Base of the configs of structured layers. A new one implements `build`."""
+    """Base of the configs of structured layers. Their fields are arguments of `layer`, or `build` is overridden."""
 
+    layer: ClassVar[Any]
     seed: int
 
     def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
         """The layer in place of an `nn.Linear` of these sizes."""
-        raise NotImplementedError
+        options = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return self.layer(in_features, out_features, **options | {"seed": seed})
 
     def accepts(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, FeatureMajorLinear, nn.LSTM, nn.GRU)
@@ -38,8 +40,8 @@ class Structured(Conversion):
     def gains(self, module: nn.Module) -> bool:
         if not isinstance(module, nn.Linear):
             return True
-        made = self.build(module.in_features, module.out_features, 0)
-        return numbers_of(made) < module.weight.numel() and macs_of(made) < module.weight.numel()
+        layer = self.build(module.in_features, module.out_features, 0)
+        return numbers_of(layer) < module.weight.numel() and macs_of(layer) < module.weight.numel()
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return [self._replace(model, name, number) for number, name in enumerate(names)]
@@ -48,11 +50,11 @@ class Structured(Conversion):
         layer: Any = model.get_submodule(name)
         seed = self.seed + 7919 * number
         if isinstance(layer, nn.RNNBase):
-            made: nn.Module = StructuredRNN(layer, lambda i, o, n: self.build(i, o, seed + n))
+            new: nn.Module = StructuredRNN(layer, lambda i, o, n: self.build(i, o, seed + n))
         else:
-            made = self.build(layer.in_features, layer.out_features, seed)
-        replace_module(model, name, _like(made, layer))
-        change = Change.of(name, layer, made)
+            new = self.build(layer.in_features, layer.out_features, seed)
+        replace_module(model, name, _to_device_of(new, layer))
+        change = Change.of(name, layer, new)
         pairs = {"larger": change.parameters, "more work": change.macs}
         notes = [what for what, (before, after) in pairs.items() if after >= before]
         return replace(change, note=" and ".join(notes) + " than dense" if notes else "")
@@ -62,22 +64,19 @@ class Structured(Conversion):
 class Fastfood(Structured):
     """Linear layers become (Adaptive) Fastfood: `filigree.nn.FastfoodLinear` (Moczulski 2019, 3.9)."""
 
+    layer = FastfoodLinear
     adaptive: bool = True
     sigma: Deviation | None = None
     bias: bool = False
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     seed: int = 0
 
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return FastfoodLinear(
-            in_features, out_features, self.adaptive, self.sigma, self.bias, dropout=self.dropout, seed=seed
-        )
-
 
 @config
 class ACDC(Structured):
     """Linear layers become ACDC cascades of order K: `filigree.nn.ACDCLinear` (Moczulski 2019, 3.10)."""
 
+    layer = ACDCLinear
     order: Order = 1
     bias: bool = True
     relu: bool = False
@@ -88,69 +87,56 @@ class ACDC(Structured):
     pad: bool = True
     seed: int = 0
 
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return ACDCLinear(
-            in_features, out_features, self.order, self.bias, self.relu, self.permute, self.sigma, self.structure,
-            self.width, self.pad, seed,
-        )  # fmt: skip
-
 
 @config
 class AFDF(Structured):
-    """Linear layers become AFDF cascades, complex inside, real outside: `filigree.nn.AFDFLinear` (Moczulski 2019, 3.10.5)."""
+    """Linear layers become AFDF cascades, real outside: `filigree.nn.AFDFLinear` (Moczulski 2019, 3.10.5)."""
 
+    layer = AFDFLinear
     order: Order = 1
     unitary: bool = False
     sigma: Deviation = 0.061
     seed: int = 0
 
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return AFDFLinear(in_features, out_features, self.order, self.unitary, self.sigma, seed)
-
 
 @config
 class Circulant(Structured):
-    """Linear layers become circulant ones behind random signs: `filigree.nn.CirculantLinear` (Moczulski 2019, eq. 3.23)."""
+    """Linear layers become circulant matrices: `filigree.nn.CirculantLinear` (Moczulski 2019, eq. 3.23)."""
 
+    layer = CirculantLinear
     random_signs: bool = True
     bias: bool = True
     seed: int = 0
-
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return CirculantLinear(in_features, out_features, self.random_signs, self.bias, seed)
 
 
 @config
 class Toeplitz(Structured):
     """Linear layers become Toeplitz matrices: `filigree.nn.ToeplitzLinear`."""
 
+    layer = ToeplitzLinear
     bias: bool = True
     seed: int = 0
-
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return ToeplitzLinear(in_features, out_features, self.bias, seed)
 
 
 @config
 class PHD(Structured):
-    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (Moczulski 2019, eq. 3.15)."""
+    """Linear layers become fast Johnson-Lindenstrauss transforms: `filigree.nn.PHDLinear` (Moczulski 2019, 3.15)."""
 
+    layer = PHDLinear
     density: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     adaptive: bool = True
     seed: int = 0
 
-    def build(self, in_features: int, out_features: int, seed: int) -> nn.Module:
-        return PHDLinear(in_features, out_features, self.density, self.adaptive, seed)
-
 
 @config
 class FuseLinears(Conversion):
-    """Consecutive linear layers become one structured layer, and the classifier behind them is made anew.
+    """Consecutive linear layers become one structured layer and a new classifier after it.
 
-    The layers selected by `where`, in the model's order: all but the last become `by`, of `features` outputs, with what
-    stood between them (ReLU, dropout) once behind it; the last becomes an `nn.Linear` from those features. LeNet's
-    800 -> 500 -> 10 with `FuseLinears(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7 with
-    `FuseLinears(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (Moczulski 2019, 3.9.5-7, 3.10.7.2).
+    Of the layers selected by `where`, in the model's order, all but the last become `by`, of `features` outputs, with
+    what stood between them (ReLU, dropout) once after it; the last becomes an `nn.Linear` from those features. LeNet's
+    800 -> 500 -> 10 with `FuseLinears(Fastfood(), features=1024)` is 800 -> Fastfood 1024 -> 10; CaffeNet's fc6 and fc7
+    with `FuseLinears(ACDC(order=12, relu=True, permute=True), features=9216)` are 12 ACDC layers (Moczulski 2019, 3.9.5
+    to 3.9.7 and 3.10.7.2).
     """
 
     by: Any
@@ -176,13 +162,13 @@ class FuseLinears(Conversion):
                 raise ValueError(
                     f"FuseLinears: {name!r} does not read the {one.out_features} outputs of the layer before it."
                 )
-        made = _like(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
+        fused = _to_device_of(self.by.build(layers[0].in_features, self.features, self.by.seed), layers[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.by.seed)
             head = nn.Linear(self.features, layers[-1].out_features, layers[-1].bias is not None)
-        _like(head, layers[-1])
-        replace_module(model, names[0], made)
-        changes = [Change.of(names[0], layers[0], made)]
+        _to_device_of(head, layers[-1])
+        replace_module(model, names[0], fused)
+        changes = [Change.of(names[0], layers[0], fused)]
         between = _between(model, names)
         for name, layer in zip(names[1:-1], layers[1:-1], strict=True):
             replace_module(model, name, nn.Identity())
@@ -196,13 +182,15 @@ class FuseLinears(Conversion):
 def sell_groups(
     model: nn.Module, lr: float, a: float = 24.0, d: float = 12.0, weight_decay: float = 0.0005
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer as 3.10.7.2 of Moczulski 2019 trains: A at `a` times and D at `d` times the learning rate,
-    without weight decay on either (nor on the biases of D)."""
+    """Parameter groups for an optimizer (Moczulski 2019, 3.10.7.2).
+
+    A has `a` times and D has `d` times the learning rate; neither they nor the biases of D have weight decay.
+    """
     groups: dict[str, list[nn.Parameter]] = {"A": [], "D": [], "biases": [], "rest": []}
     seen = set()
     for module in model.modules():
         if isinstance(module, ACDCLinear | AFDFLinear):
-            in_signal = True  # A comes first, then D behind the transform
+            in_signal = True  # A comes first, D after the transform
             for kind, name in module.program:
                 if kind in ("dct", "fft"):
                     in_signal = False
@@ -222,17 +210,17 @@ def sell_groups(
 
 
 def _between(model: nn.Module, names: list[str]) -> list[str]:
-    """Activations and dropout that stood behind the inner layers of the span: one set of them is enough."""
+    """Names of activations and dropout after the inner layers of the span, of which one set is enough."""
     order = [name for name, module in model.named_modules() if not list(module.children())]
     inner = order[order.index(names[1]) : order.index(names[-1])] if len(names) > 2 else []
     return [name for name in inner if isinstance(model.get_submodule(name), nn.ReLU | nn.Dropout)]
 
 
-def _like(made: nn.Module, layer: nn.Module) -> nn.Module:
-    """On the layer's device and of its type; what has no device yet is made on the CPU."""
+def _to_device_of(new: nn.Module, layer: nn.Module) -> nn.Module:
+    """Move a module to the layer's device and type; in place of a layer on the meta device it stays on the CPU."""
     example = next(layer.parameters())
     if not example.is_meta:
-        made.to(example.device)
+        new.to(example.device)
     if example.dtype.is_floating_point and example.dtype != torch.float32:
-        made.to(example.dtype)
-    return made
+        new.to(example.dtype)
+    return new

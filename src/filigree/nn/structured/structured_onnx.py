@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,13 @@ from torch import Tensor, nn
 from filigree.nn.structured.onnx_transforms import Cosine, Fourier, Hadamard, InverseCosine, as_complex
 from filigree.ops.sell import next_power_of_two, reference
 
-if TYPE_CHECKING:
-    from filigree.nn.structured.fastfood import FastfoodLinear
-    from filigree.nn.structured.fourier import AFDFLinear
-    from filigree.nn.structured.sell import Sell
-
 TRANSFORMS: dict[str, Any] = {"hadamard": Hadamard, "dct": Cosine, "idct": InverseCosine}
 
 
 class PlainSell(nn.Module):
     """It runs the program of a `Sell` with the transforms of `filigree.nn.structured.onnx_transforms`."""
 
-    def __init__(self, layer: Sell) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
         kinds = {kind for kind, _ in layer.program}
@@ -46,7 +41,7 @@ class PlainAFDF(nn.Module):
 
     form = "complex diagonals, dft"
 
-    def __init__(self, layer: AFDFLinear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
         dtype = dtype_of(layer)
@@ -91,7 +86,7 @@ class PlainFastfood(nn.Module):
 
     form = "stacked blocks"
 
-    def __init__(self, layer: FastfoodLinear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.rnn import LoopedRNN, gru_cell, is_lstm, lstm_cell, refuse_projections
+from filigree.nn.rnn import LoopedRNN, gru_cell, is_lstm, lstm_cell, refuse_projections, suffixes
 
 
 class StructuredRNN(LoopedRNN):
     """An `nn.LSTM` or `nn.GRU` with structured or sparse layers as weight matrices: arguments and results are the same.
 
     Args:
-        rnn: whose sizes it takes. build: `(in_features, out_features, number) -> layer` for each weight matrix, the
-            gates stacked.
+        rnn: the network whose sizes are taken.
+        build: `(in_features, out_features, number) -> layer` for each weight matrix, the gates stacked.
     """
 
     def __init__(self, rnn: Any, build: Callable[[int, int, int], nn.Module]) -> None:
@@ -27,32 +27,26 @@ class StructuredRNN(LoopedRNN):
         self._cell = lstm_cell if is_lstm(rnn) else gru_cell
         out = (4 if is_lstm(rnn) else 3) * rnn.hidden_size
         self.products = nn.ModuleDict()
-        directions = 2 if rnn.bidirectional else 1
-        for layer in range(rnn.num_layers):
-            for side in range(directions):
-                suffix = f"_l{layer}" + ("_reverse" if side else "")
-                inputs = rnn.input_size if layer == 0 else directions * rnn.hidden_size
-                for part, width in (("ih", inputs), ("hh", rnn.hidden_size)):
-                    self.products[part + suffix] = build(width, out, len(self.products))
-                    if rnn.bias:
-                        self.register_parameter(f"bias_{part}{suffix}", nn.Parameter(torch.zeros(out)))
+        for suffix in suffixes(rnn):
+            inputs = getattr(rnn, f"weight_ih{suffix}").shape[1]
+            for part, width in (("ih", inputs), ("hh", rnn.hidden_size)):
+                self.products[part + suffix] = build(width, out, len(self.products))
+                if rnn.bias:
+                    self.register_parameter(f"bias_{part}{suffix}", nn.Parameter(torch.zeros(out)))
 
     @classmethod
     def unfolded(cls, rnn: Any) -> StructuredRNN:
-        """The same network with the same parameters, its products `nn.Linear` layers."""
-        made = cls(rnn, lambda i, o, n: nn.Linear(i, o, bias=False, device="meta"))
+        """This network with the parameters of `rnn`, its products being `nn.Linear` layers."""
+        looped = cls(rnn, lambda i, o, n: nn.Linear(i, o, bias=False, device="meta"))
         for name, parameter in rnn.named_parameters():
             kind, key = name.split("_", 1)
             if kind == "bias":
-                setattr(made, name, parameter)
+                setattr(looped, name, parameter)
             else:
-                product: Any = made.products[key]
+                product: Any = looped.products[key]
                 product.weight = parameter
-        return made.train(rnn.training)
+        return looped.train(rnn.training)
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         y = self.products[part + suffix](x)
         return y + getattr(self, f"bias_{part}{suffix}") if self.bias else y
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self.looped(input, hx)
