@@ -191,9 +191,9 @@ def by_layer(value: Any, group: Units, who: str) -> Any:
     """A value that may be a mapping of layer names (globs) to values; None where no pattern fits."""
     if not isinstance(value, dict):
         return value
-    for pattern, of_layer in value.items():
+    for pattern, value_of in value.items():
         if any(fnmatch.fnmatchcase(name, pattern) for name in group.makers):
-            return of_layer
+            return value_of
     return None
 
 
@@ -251,12 +251,12 @@ def whole_of(group: Any) -> tuple[Units, Tensor]:
 def _kept_outputs(
     model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], targets: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    outputs = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
+    rows = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
     for group in groups:
         for name, units in group.makers.items():
-            if name in outputs:
-                outputs[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
-    return outputs
+            if name in rows:
+                rows[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
+    return rows
 
 
 def _remember(smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:

@@ -104,8 +104,11 @@ def track_usage(model: nn.Module) -> Iterator[dict[str, LayerUsage]]:
     usage["layers.0"].backward(sample=3)      # (out, in): what sample 3 used
     usage["layers.0"].moved()                 # what the optimizer moved
     """
-    asymmetric = {name: m for name, m in model.named_modules() if isinstance(m, Asymmetrical)}
-    layers = {name: (layer, tracked) for name, layer in asymmetric.items() if (tracked := layer.tracked()) is not None}
+    layers = {
+        name: (layer, tracked)
+        for name, layer in model.named_modules()
+        if isinstance(layer, Asymmetrical) and (tracked := layer.tracked()) is not None
+    }
     if not layers:
         raise ValueError("track_usage: the model has no asymmetric layer. Convert it with fg.Asymmetric first.")
     watched: dict[str, LayerUsage] = {}

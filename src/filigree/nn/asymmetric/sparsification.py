@@ -159,7 +159,7 @@ class ColumnRowSampling(Sparsification):
 
 @config
 class CustomSparsification(Sparsification):
-    """Any callable from a tensor to one of the same shape that is of class S, which is checked at each call."""
+    """Any callable from a tensor to one of the same shape that is of class S: that is checked at each call."""
 
     function: Callable[[Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""Batch normalisation among sparse convolutions: the same arithmetic, in the memory order of their outputs."""
+"""Batch normalisation among sparse convolutions: the same arithmetic, in their memory order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dense convolution among sparse ones: the same arithmetic, in the memory order of their outputs."""
+"""A dense convolution among sparse ones: the same arithmetic, in their memory order."""
 
 from __future__ import annotations
 

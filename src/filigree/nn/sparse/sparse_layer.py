@@ -142,7 +142,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        indptr, indices, values = stored = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
+        indptr, indices, values = parts = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
         if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(values, Tensor):
             check_csr(indptr, indices, self.out_features, self.in_features, f"state_dict: {prefix}indptr, indices")
             if values.shape != indices.shape:
@@ -155,7 +155,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
             if values.shape != self.values.shape:
                 resize_(self.values, self.values.new_empty(values.shape))
         elif indptr is not None or indices is not None:  # torch would copy the index, unchecked
-            lacking = [name for name, t in zip(("indptr", "indices", "values"), stored, strict=True)
+            lacking = [name for name, t in zip(("indptr", "indices", "values"), parts, strict=True)
                        if not isinstance(t, Tensor)]  # fmt: skip
             args[-1].append(f"{prefix}indptr, indices and values belong together: {', '.join(lacking)} is missing.")
             return

@@ -139,12 +139,12 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def from_dense(cls, module: nn.Linear, mask: Tensor | None = None, relu: bool = False) -> Self:
         """The sparse layer with the weights of `module` where `mask` is true (default: where they are not zero)."""
-        sparse = cls(
+        layer = cls(
             module.in_features, module.out_features, None, module.bias is not None, relu,
-            flat_indices=masked_flat_indices(module.weight, mask),
-            device=module.weight.device, dtype=module.weight.dtype,
+            flat_indices=masked_flat_indices(module.weight, mask), device=module.weight.device,
+            dtype=module.weight.dtype,
         )  # fmt: skip
-        return sparse._fill(module)
+        return layer._fill(module)
 
     def onnx_candidates(self) -> dict[str, nn.Module]:
         return {
