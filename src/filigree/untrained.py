@@ -29,9 +29,9 @@ def warn_if_untrained(model: nn.Module, caller: str) -> None:
         for _, layer in rewired:
             layer.rewired_sum = _WARNED
         warnings.warn(
-            f"{caller}: the new connections of layer {untrained!r} were never trained: it was rewired after the last "
-            "step of the optimizer. In a loop of your own give the evolution epochs=: then nothing is rewired after "
-            "the last.",
+            f"{caller}: the new connections of layer {untrained!r} were never trained: no step of an optimizer has moved "
+            "its weights since it was rewired. In a loop of your own give the evolution epochs=: then nothing is "
+            "rewired after the last.",
             stacklevel=3,
         )
 

@@ -1,1 +1,1 @@
-"""Files: states, models, and limits of what a file may ask for."""
+"""Files: states and models, and load limits, which bound what a file may make torch build."""
