@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import filigree as fg
-from composition import AFTER, BEFORE, DENSE
+from composition import AFTER, BEFORE
 from filigree import rollback
 from filigree.rollback import AllOrNothing
+
+DENSE = fg.ErdosRenyi(density=0.3)
 
 SOURCE = str(Path(fg.__file__).parent)
 OURS = {rollback.__file__}  # what undoes is not made to fail

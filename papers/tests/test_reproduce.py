@@ -23,6 +23,7 @@ from test_cli import call
 DIGITS = ["--set", "data.name=digits", "--set", "data.validation=0.2", "--set", "model.hidden=[30]"]
 
 
+@pytest.mark.long("trains several networks")
 def test_a_table_beside_the_printed_one(tmp_path, monkeypatch, capsys):
     arguments = ["reproduce", "asymmetric-mnist", "--quick", "--seed", "0", *DIGITS, "--out", tmp_path]
     code, out, err = call(monkeypatch, capsys, *arguments)

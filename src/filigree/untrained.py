@@ -29,8 +29,8 @@ def warn_if_untrained(model: nn.Module, caller: str) -> None:
         for _, layer in rewired:
             layer.rewired_sum = _WARNED
         warnings.warn(
-            f"{caller}: the new connections of layer {untrained!r} were never trained: no step of an optimizer has moved "
-            "its weights since it was rewired. In a loop of your own give the evolution epochs=: then nothing is "
+            f"{caller}: the new connections of layer {untrained!r} were never trained: no step of an optimizer has "
+            "moved its weights since it was rewired. In a loop of your own give the evolution epochs=: then nothing is "
             "rewired after the last.",
             stacklevel=3,
         )

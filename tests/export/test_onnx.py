@@ -101,7 +101,10 @@ def noisy():
     return model
 
 
-@pytest.mark.parametrize("make", [structured, sparsified, noisy])
+LAYERS = [pytest.param(structured, marks=pytest.mark.long("exports some twenty layers")), sparsified, noisy]
+
+
+@pytest.mark.parametrize("make", LAYERS)
 def test_layers(make, tmp_path):
     model = shaken(make())
     report = check(model, torch.randn(6, 20), tmp_path / "m.onnx", torch.randn(1, 20), torch.randn(17, 20))
@@ -426,6 +429,7 @@ class Decoder(nn.Module):
         return state[0]
 
 
+@pytest.mark.long("exports unrolled networks")
 def test_networks_of_cells_and_several_inputs(tmp_path):
     model = Decoder()
     fg.convert_(model, fg.Noisy("NAN"))

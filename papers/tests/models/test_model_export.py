@@ -27,6 +27,7 @@ def check(model, example, path, *fresh):
         torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long("exports an unrolled network")
 def test_captions_with_noisy_activations(tmp_path):
     model = models.captioner(9, 5, 4, 6)
     fg.convert_(model, fg.Noisy("NAN"))
@@ -34,6 +35,7 @@ def test_captions_with_noisy_activations(tmp_path):
     check(model, inputs, tmp_path / "m.onnx", (torch.randn(4, 3, 5), torch.randint(0, 9, (4, 3))))
 
 
+@pytest.mark.long("exports an unrolled network")
 def test_a_neural_turing_machine(tmp_path):
     """It asks for the length of a batch: its code is analysed."""
     check(models.ntm(3, 2, 5, 4, 3), torch.randn(3, 1, 3), tmp_path / "m.onnx", torch.randn(2, 1, 3))

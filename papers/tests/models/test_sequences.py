@@ -240,6 +240,7 @@ def test_character_encoder_overfits():
     assert overfitted(model, lambda: mse_loss(model(WORDS), y), 200) < 0.05
 
 
+@pytest.mark.long("trains a translator")
 def test_translator_overfits_and_translates():
     model = own_models.translator(7, 8, 16, 16)
     loss = overfitted(model, lambda: cross_entropy(model(WORDS, TARGET).mT, TARGET[:, 1:], ignore_index=0), 150)
@@ -247,6 +248,7 @@ def test_translator_overfits_and_translates():
     assert torch.equal(model.eval().translate(WORDS), TARGET[:, 1:])
 
 
+@pytest.mark.long("trains a neural Turing machine")
 def test_ntm_overfits_a_copy_task():
     model = own_models.ntm(5, 4, controller=32, slots=8, width=6)
     bits = torch.randint(2, (4, 3, 4)).float()
