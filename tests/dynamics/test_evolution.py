@@ -293,3 +293,19 @@ def test_growth_by_gradient_sees_all_time_steps(kind):
     assert len(calls) == 7
     assert expected.abs().max() > 0
     evolution.step()
+
+
+@pytest.mark.parametrize("reason", ["zeta", "gradient"])
+def test_a_step_that_is_refused_moves_nothing(reason):
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 20))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    options = {"grow": "gradient"} if reason == "gradient" else {}
+    schedule = fg.Constant(0.3) if reason == "gradient" else (lambda epoch: 1.5)
+    evolution = fg.Evolution(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), schedule, **options)
+    if reason == "gradient":  # the second layer has seen no backward pass
+        model[0](torch.randn(4, 20)).sum().backward()
+    before = copy.deepcopy((model.state_dict(), evolution.state_dict()))
+    with pytest.raises(ValueError, match="zeta must be in" if reason == "zeta" else "needs a backward pass"):
+        evolution.step()
+    after = model.state_dict(), evolution.state_dict()
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

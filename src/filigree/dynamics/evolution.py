@@ -122,14 +122,25 @@ class Evolution:
         self.epochs = horizon_of("Evolution", self._given, self.calls, calls)
 
     def step(self, metrics: dict[str, Any] | None = None) -> None:
-        """The end of an epoch: rewire at the schedule's rate. `metrics` is what `Adaptive` reads."""
+        """The end of an epoch: rewire at the schedule's rate. `metrics` is what `Adaptive` reads.
+
+        Raises:
+            ValueError: zeta outside [0, 1], a missing horizon, growth by gradient without a backward pass. Model,
+                optimizer and evolution are then as they were.
+        """
         began = time.perf_counter()
+        is_due = (self.calls + 1) % self.every == 0
+        if is_due:
+            rate = self._next_rate(metrics)
+            if rate > 0:
+                for watch in self._watch.values():
+                    watch.last()
+            self.rate = rate
         self.calls += 1
         for watch in self._watch.values():
             watch.fresh = False
-        if self.calls % self.every:
+        if not is_due:
             return
-        self.rate = self._next_rate(metrics)
         self.epoch += 1
         if self.rate > 0:
             for name, layer in self.layers.items():
@@ -145,13 +156,15 @@ class Evolution:
             raise ValueError(f"Evolution: {type(self.schedule).__name__} needs the horizon. Give epochs=.")
         if rewirings is not None and self.epoch >= rewirings - self.stop_before_end:
             return 0.0
+        memory = dict(self._memory)
         if isinstance(self.schedule, Adaptive):
-            rate = self.schedule.follow(metrics, self._memory)
+            rate = self.schedule.follow(metrics, memory)
         else:
             rate = self.schedule.rate(self.epoch, rewirings)
         if not 0 <= rate <= 1:
             name = type(self.schedule).__name__
             raise ValueError(f"Evolution: zeta must be in [0, 1]. {name} gave {rate} at epoch {self.epoch}.")
+        self._memory = memory
         return rate
 
     @torch.no_grad()
