@@ -32,7 +32,7 @@ class ChannelMajorConv2d(DropIn, nn.Conv2d):
         if weight.numel() <= _SMALL:
             size = conv_size(self)
             full = full_pattern(size.out_features, size.in_features)
-            return conv2d(weight.view(-1), self.bias, x, full.indptr, full.indices, conv_geometry(self))
+            return conv2d(weight.reshape(-1), self.bias, x, full.indptr, full.indices, conv_geometry(self))
         point = self.kernel_size == (1, 1) and self.groups == 1 and self.padding in ((0, 0), "valid")
         if not point or not x.transpose(0, 1).is_contiguous():
             return super().forward(x)
