@@ -11,7 +11,7 @@ from filigree.dynamics import Evolution
 from filigree.io import saving
 from filigree.measure.timing import time_interleaved
 from filigree.train import Record
-from filigree.train import run as training
+from filigree.train import fit_run as training
 from filigree.train.checkpoints import Checkpoint
 
 # as attributes these names are functions

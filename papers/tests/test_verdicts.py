@@ -38,7 +38,7 @@ from filigree_papers.reproduce.findings import (
     together,
 )
 from filigree_papers.reproduce.listing import ListedEntry, NewestRecord, newest_record, tables
-from filigree_papers.reproduce.summary import Summary
+from filigree_papers.reproduce.run_summary import RunSummary
 from test_cli import call
 
 HERE = Path(__file__).parent.parent
@@ -270,7 +270,7 @@ def test_committed_findings_have_their_entries():
     keys = {document.key(entry) for document in all_documents() for entry in document.entries}
     by = {d.key(e): {rerun.name for rerun in e.by} for d in all_documents() for e in d.entries}
     for file in set((HERE / "results").glob("*.json")) - set((HERE / "results").glob("compare-*.json")):
-        summary = Summary.load(file)
+        summary = RunSummary.load(file)
         for finding in summary.findings:
             assert finding["where"] in keys, (file.name, finding["where"])
             assert summary.name in by[finding["where"]], (file.name, finding["where"])
@@ -279,7 +279,7 @@ def test_committed_findings_have_their_entries():
 def test_a_summary_whose_finding_has_no_place_is_named(tmp_path):
     (tmp_path / "summary.json").write_text('{"name": "x", "findings": [{"verdict": "open", "text": ""}]}')
     with pytest.raises(ValueError, match=r"present format \(findings.0.where: Field required"):
-        Summary.load(tmp_path / "summary.json")
+        RunSummary.load(tmp_path / "summary.json")
 
 
 # -- records and their states --------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
     assert state(scale=2.0).state == "config changed"
     assert (state(seeds=(0, 1, 2)).state, state(cases=("a", "b")).state) == ("config changed", "config changed")
     monkeypatch.setattr(provenance, "code", lambda: "other")
-    commit = Summary.load(tmp_path / "runs" / "first" / "summary.json").commit
+    commit = RunSummary.load(tmp_path / "runs" / "first" / "summary.json").commit
     assert state().state == f"code changed ({(commit or 'unknown')[:7]})"
     code, out, _ = call(monkeypatch, capsys, "reproduce", "first")  # kept, and named
     assert (code, len(calls)) == (0, 2)
@@ -387,7 +387,7 @@ def test_files_without_provenance_are_kept(few, tmp_path, monkeypatch, capsys):
         (folder / f"a.{seed}.json").write_text(json.dumps([{"case": "a", "value": 10.0 + seed}]))
     call(monkeypatch, capsys, "reproduce", "first")
     assert calls == []
-    summary = Summary.load(folder / "summary.json")
+    summary = RunSummary.load(folder / "summary.json")
     assert (summary.code, summary.config, summary.seconds, summary.complete) == (None, None, None, {"a": [0, 1]})
     assert newest_record(few["first"], [tmp_path / "runs"])[0].state == "code changed (unknown)"
 
@@ -407,7 +407,7 @@ def test_older_formats_are_named_in_a_line(few, tmp_path, monkeypatch, capsys):
 def test_the_newest_record_counts(few, tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, "reproduce", "first")
     (tmp_path / "results").mkdir()
-    summary = Summary.load(tmp_path / "runs" / "first" / "summary.json")
+    summary = RunSummary.load(tmp_path / "runs" / "first" / "summary.json")
     for finished, place in (("2000-01-01T00:00:00+00:00", "runs"), ("2999-01-01T00:00:00+00:00", "results")):
         summary.model_copy(update={"finished": finished}).save(tmp_path / "results" / "first.json")
         kept, _ = newest_record(few["first"], [tmp_path / "runs", tmp_path / "results"])
@@ -483,11 +483,11 @@ def listed(*kept):
 
 
 def test_minutes_are_of_all_runs():
-    summary = Summary(name="a", seconds=600.0)
+    summary = RunSummary(name="a", seconds=600.0)
     whole, part = NewestRecord("current", summary, done=3, total=3), NewestRecord("current", summary, done=3, total=12)
     guess, none = NewestRecord("none", expect=7.0), NewestRecord("none")
     long = NewestRecord("none", expect=30_000.0, long=True)
-    no_time = NewestRecord("current", Summary(name="a"), done=3, total=3, expect=9.0)
+    no_time = NewestRecord("current", RunSummary(name="a"), done=3, total=3, expect=9.0)
     rough = NewestRecord("current", summary.model_copy(update={"estimated": True}), done=3, total=3)
     for kept, minutes, estimated in (
         ([whole], 10, False), ([part], 40, True), ([guess], 7, True), ([whole, guess], 17, True), ([no_time], 9, True),
@@ -542,7 +542,7 @@ def test_what_is_current_elsewhere_is_not_run_again(few, tmp_path, monkeypatch, 
     assert "0 run, 2 current" in out
     assert "Srivastava 2022, Table 9.1: open" in out
     path = tmp_path / "runs" / "first" / "summary.json"
-    summary = Summary.load(path).model_copy(update={"code": "other", "seconds": 600.0})
+    summary = RunSummary.load(path).model_copy(update={"code": "other", "seconds": 600.0})
     summary.save(path)
     folders = [tmp_path / "runs"]
     assert everything.estimate([few["first"]], tmp_path / "elsewhere", folders, False) == "about 10 minutes"

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from filigree.train.batches import Augment
 from filigree.train.evaluation import Loss
+from filigree.train.fit_run import FitRun
 from filigree.train.history import History
 from filigree.train.records import Record
-from filigree.train.run import FitRun
 from filigree.train.signals import stop_on_signals
 from filigree.train.stopping import EarlyStopping
 

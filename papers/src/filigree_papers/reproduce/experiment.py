@@ -16,7 +16,7 @@ from filigree_papers.reproduce import documents
 from filigree_papers.reproduce.bars import Bars
 from filigree_papers.reproduce.findings import Finding
 from filigree_papers.reproduce.provenance import Ledger, RunProvenance, digest
-from filigree_papers.reproduce.summary import FILE, MIXED, Summary, common
+from filigree_papers.reproduce.run_summary import FILE, MIXED, RunSummary, common
 
 Rows = list[dict[str, Any]]
 CaseSeed = tuple[str, int]
@@ -98,7 +98,7 @@ class Experiment(ABC):
         return [(case, seed) for case in request.choose(self) for seed in self.seeds_of(case, request)]
 
     def config(self, request: Request) -> str:
-        """A hash of all cases and seeds, for `Summary.config`."""
+        """A hash of all cases and seeds, for `RunSummary.config`."""
         whole = Request(settings=request.settings, quick=request.quick)
         return digest([(*pair, self.config_of(*pair, whole)) for pair in self.pairs(whole)])
 
@@ -160,7 +160,7 @@ class Experiment(ABC):
         for case, seed in done:
             complete.setdefault(case, []).append(seed)
         seconds = [run.seconds for run in runs if run.seconds is not None]
-        Summary(
+        RunSummary(
             name=self.name, quick=request.quick, settings=list(request.settings), complete=complete,
             commit=newest.commit, dirty=newest.dirty, machine=newest.machine, versions=newest.versions,
             code=common([run.code for run in runs]),

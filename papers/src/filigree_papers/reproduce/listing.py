@@ -17,7 +17,7 @@ from filigree_papers.reproduce import provenance
 from filigree_papers.reproduce.documents import Document, Entry, expected
 from filigree_papers.reproduce.experiment import Experiment, Request
 from filigree_papers.reproduce.findings import together
-from filigree_papers.reproduce.summary import FILE, Summary
+from filigree_papers.reproduce.run_summary import FILE, RunSummary
 
 FOLDERS = (Path("runs"), Path("papers/results"), Path("results"))
 COLOURS = {"reproduced": "green", "partly": "yellow", "not": "red", "open": "dim"}
@@ -35,7 +35,7 @@ class NewestRecord:
     """
 
     state: str
-    summary: Summary | None = None
+    summary: RunSummary | None = None
     path: Path | None = None
     done: int = 0
     total: int = 0
@@ -101,14 +101,14 @@ def newest_record(
     `quick` looks for records of quick runs, `FOLDER/NAME-quick/summary.json`; these never stand for the full ones.
     """
     name = f"{experiment.name}-quick" if quick else experiment.name
-    candidates: list[tuple[Summary, Path]] = []
+    candidates: list[tuple[RunSummary, Path]] = []
     lines = []
     for folder in folders:
         for path in (folder / name / FILE, folder / f"{name}.json"):
             if not path.is_file():
                 continue
             try:
-                summary = Summary.load(path)
+                summary = RunSummary.load(path)
             except ValueError as error:
                 lines.append(f"{error} `filigree reproduce {experiment.name}` writes it anew.")
                 continue
@@ -125,7 +125,7 @@ def newest_record(
     ), lines
 
 
-def _state(experiment: Experiment, summary: Summary, quick: bool) -> str:
+def _state(experiment: Experiment, summary: RunSummary, quick: bool) -> str:
     if summary.config is not None and summary.config != experiment.config(Request(quick=quick)):
         return "config changed"
     if summary.code != provenance.code():

@@ -14,7 +14,7 @@ Scalar = Literal["trace", "mean", "max"]
 
 
 @dataclass(frozen=True)
-class Split:
+class ClusterSplit:
     """What came of a layer: labels of its units, the threshold, and how many splits were made."""
 
     labels: np.ndarray
@@ -72,7 +72,7 @@ def scalar(v: Tensor, kind: Scalar) -> float:
 def by_hoh(
     features: Tensor, initial: int, energy: float, seed: int, *, bins: int = 10, edge: bool = True,
     scatter: bool = False, kind: Scalar = "trace", max_splits: int | None = None,
-) -> Split:  # fmt: skip
+) -> ClusterSplit:  # fmt: skip
     """Algorithm 2, looped: while a cluster of more than one unit has `var` above the threshold, it is split in two.
 
     Redundant units have a *high* covariance, so it is their clusters that are split; and `energy` is not monotone in
@@ -97,10 +97,10 @@ def by_hoh(
                 splits += 1
                 continue
         done.append(part)
-    return Split(_labels(done, len(features)), threshold, splits)
+    return ClusterSplit(_labels(done, len(features)), threshold, splits)
 
 
-def by_quantile(features: Tensor, initial: int, energy: float, normalize: bool = True) -> Split:
+def by_quantile(features: Tensor, initial: int, energy: float, normalize: bool = True) -> ClusterSplit:
     """Ours: a cut of the Ward tree, deterministic and monotone in `energy`.
 
     From `initial` clusters on, a cluster is split into its two branches while the mean squared distance of its units to
@@ -115,7 +115,7 @@ def by_quantile(features: Tensor, initial: int, energy: float, normalize: bool =
         f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
     units = len(f)
     if units == 1:
-        return Split(np.zeros(1, dtype=int), 0.0, 0)
+        return ClusterSplit(np.zeros(1, dtype=int), 0.0, 0)
     tree = linkage(f.numpy())
     members: list[list[int]] = [[i] for i in range(units)]
     centres, spreads = [f[i] for i in range(units)], [0.0] * units
@@ -139,7 +139,7 @@ def by_quantile(features: Tensor, initial: int, energy: float, normalize: bool =
             splits += not first
         else:
             done.append(node)
-    return Split(_labels([np.array(members[node]) for node in done], units), threshold, splits)
+    return ClusterSplit(_labels([np.array(members[node]) for node in done], units), threshold, splits)
 
 
 def _labels(parts: list[np.ndarray], units: int) -> np.ndarray:
@@ -155,4 +155,4 @@ def as_count(value: float | int, units: int) -> int:
     return max(1, min(units, wanted))
 
 
-__all__ = ["Split", "as_count", "by_hoh", "by_quantile", "covariance", "hoh_threshold", "scalar"]
+__all__ = ["ClusterSplit", "as_count", "by_hoh", "by_quantile", "covariance", "hoh_threshold", "scalar"]

@@ -15,7 +15,7 @@ FILE = "summary.json"
 MIXED = "mixed"  # in place of a hash: not all runs have the same
 
 
-class Summary(pydantic.BaseModel, extra="forbid"):
+class RunSummary(pydantic.BaseModel, extra="forbid"):
     """What `filigree reproduce` writes.
 
     Attributes:
