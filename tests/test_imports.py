@@ -275,7 +275,7 @@ def test_the_reading_of_imports_finds_them():
     )
     assert [own(node) for node in tree.body] == [{"nn"}, {"ops.conv"}, {"data"}, set()]
     assert len(TREES) > 100
-    assert "train.engine" in IMPORTS["train.run"]
+    assert "train.engine" in IMPORTS["train.fit_run"]
     assert layer("measure.timing") < layer("nn.sparse.sparse") < layer("measure.cost")
 
 
