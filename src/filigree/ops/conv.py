@@ -11,6 +11,7 @@ Images are packed a few at a time, each thread its own, so that what is packed s
 
 from __future__ import annotations
 
+import atexit
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,7 @@ class _Plan(NamedTuple):
 
 
 _plans: Any = WeakTensorKeyDictionary()  # by the pattern's indices: rewired layers bring new ones
+atexit.register(_plans.clear)  # nanobind reports objects that are alive after the interpreter's end as leaks
 
 
 def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
