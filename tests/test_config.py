@@ -69,3 +69,10 @@ def test_examples_are_of_their_class_and_can_be_written():
             for label, example in kind.examples().items():
                 assert isinstance(example, kind), label
                 assert config.Config.from_dict(example.to_dict()) == example
+
+
+def test_too_many_arguments_by_position_are_one_line():
+    with pytest.raises(ValueError, match=r"^Constant: takes at most 1 by position \(zeta\). Got 0.2 beyond them.$"):
+        fg.Constant(0.1, 0.2)
+    with pytest.raises(ValueError, match=r"^Static: takes no arguments. Got 1 beyond them.$"):
+        fg.Static(1)

@@ -149,6 +149,10 @@ def _explained(cls: type, error: pydantic.ValidationError) -> str:
     known = [f.name for f in dataclasses.fields(cls)]
     parts = []
     for item in error.errors():
+        if item["type"] == "unexpected_positional_argument":
+            takes = f"takes at most {len(known)} by position ({', '.join(known)})" if known else "takes no arguments"
+            parts.append(f"{takes}. Got {clipped(item['input'])} beyond them")
+            continue
         where = ".".join(
             known[part] if isinstance(part, int) and i == 0 else str(part) for i, part in enumerate(item["loc"])
         )

@@ -494,3 +494,21 @@ def test_a_model_that_does_not_run_on_the_example_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"^export: the model does not run on the example: [^\n]*dtype"):
         export_onnx(nn.Linear(3, 2).double(), tmp_path / "m.onnx", torch.randn(2, 3))
     assert not list(tmp_path.iterdir())
+
+
+class Gated(nn.Module):
+    """Two layers that read one tensor, as gates, and queries, keys and values do."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 8)
+
+    def forward(self, x):
+        return self.down(self.gate(x).sigmoid() * self.up(x))
+
+
+def test_layers_that_read_one_tensor(tmp_path):
+    model = Gated()
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    report = check(model, torch.randn(4, 16), tmp_path / "m.onnx", torch.randn(3, 16))
+    assert {layer.name for layer in report.layers} == {"gate", "up", "down"}

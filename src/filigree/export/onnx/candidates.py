@@ -60,7 +60,7 @@ def _times(forms: dict[str, Forms], inputs: dict[str, Tensor], seconds: float) -
     """Time each form in ONNX Runtime, in milliseconds: all are translated in one go, and each then runs by itself."""
     if not forms:
         return {}
-    given = tuple(inputs[name] for name in forms)
+    given = tuple(inputs[name].clone() for name in forms)  # two layers that read one tensor are two inputs
     names = [f"input{i}" for i in range(len(given))]
     keys = [(name, form) for name, modules in forms.items() for form in modules]
     model = translate(_SideBySide(forms), given, False, names, [f"output{i}" for i in range(len(keys))])
