@@ -46,12 +46,12 @@ def test_it_is_a_hand_written_loop() -> None:
     losses = []
     for _ in range(3):
         total = 0.0
-        for places in torch.randperm(len(x), generator=order).split(32):
+        for rows in torch.randperm(len(x), generator=order).split([32, 32, 32, 32, 32, 40]):  # the 8 left over join in
             optimizer.zero_grad()
-            loss = F.cross_entropy(by_hand(x[places]), y[places])
+            loss = F.cross_entropy(by_hand(x[rows]), y[rows])
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(places)
+            total += loss.item() * len(rows)
         losses.append(total / len(x))
     seed_everything(3)
     history = run(ours, (x, y), seed=7)
@@ -110,12 +110,28 @@ def test_a_loaders_own_batches_are_kept_and_samplers_hear_of_epochs() -> None:
     assert (heard, steps) == ([0, 1, 2], [3, 6, 9])
 
 
-def test_the_last_batch_is_dropped_on_request_only() -> None:
+@pytest.mark.parametrize(
+    ("samples", "drop_last", "sizes"),
+    [
+        (64, False, [32, 32]),
+        (200, True, [32] * 6),
+        (200, False, [32] * 5 + [40]),  # 8 are less than half a batch
+        (80, False, [32, 32, 16]),
+        (33, False, [33]),
+        (7, False, [7]),
+    ],
+)
+def test_a_small_remainder_joins_the_batch_before_it(samples, drop_last, sizes) -> None:
+    seen: list[int] = []
+    run(train=blobs(samples), epochs=1, drop_last=drop_last, augment=lambda x: seen.append(len(x)) or x)
+    assert seen == sizes
+
+
+def test_a_dataset_is_batched_as_a_data_loader_does() -> None:
     for drop_last, steps in ((False, 7), (True, 6)):
-        for train in (blobs(), Objects(*blobs())):
-            seen: list[int] = []
-            run(train=train, epochs=1, drop_last=drop_last, callbacks=lambda state, seen=seen: seen.append(state.step))
-            assert seen == [steps]
+        seen: list[int] = []
+        run(train=Objects(*blobs()), epochs=1, drop_last=drop_last, callbacks=lambda s, seen=seen: seen.append(s.step))
+        assert seen == [steps]
 
 
 class Listener:
@@ -144,7 +160,7 @@ class Listener:
 def test_hooks_are_called_in_order() -> None:
     heard: list[Any] = []
     hooks = [Listener("a", heard), Listener("b", heard), lambda state: heard.append(("c", "end", state.epoch))]
-    run(train=blobs(40), epochs=2, callbacks=hooks)
+    run(train=blobs(50), epochs=2, callbacks=hooks)
     both = lambda event, number: [("a", event, number), ("b", event, number)]  # noqa: E731
     expected = both("start", 0)
     for epoch in range(2):
@@ -193,7 +209,7 @@ def test_steppers_get_metrics_and_rates_are_recorded() -> None:
     assert all(0 < row["rewire_seconds"] < row["seconds"] for row in history.rows[:-1])
     assert 0 < history.metrics["rewire_share"] < 1
     history = run(callbacks=fg.each_step(every), epochs=1)
-    assert (every.seen, history["zeta"]) == ([None] * 6, [0.5**7])  # none after the last step
+    assert (every.seen, history["zeta"]) == ([None] * 5, [0.5**6])  # none after the last step
     assert "zeta" not in run(epochs=1).rows[0]
 
 
@@ -357,7 +373,7 @@ def test_augment_gets_its_own_generator_and_training_batches_only() -> None:
 
     first, again = (run(augment=noisy, validation=blobs(), seed=4)["train_loss"] for _ in range(2))
     assert first == again != run(seed=4)["train_loss"]
-    assert len(seen) == 2 * 3 * 7
+    assert len(seen) == 2 * 3 * 6
     assert run(augment=plain)["train_loss"] == pytest.approx(run(train=(blobs()[0] + 1, blobs()[1]))["train_loss"])
 
 

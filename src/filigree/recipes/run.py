@@ -7,7 +7,6 @@ import functools
 import glob
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -38,6 +37,7 @@ from filigree.ops import kernels
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, seed_everything
+from filigree.train.batches import batch_sizes
 from filigree.train.checkpoints import FILE as CHECKPOINT
 from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
@@ -281,7 +281,7 @@ def _plain(
     if SelectionSchedule.is_needed(model):
         callbacks.append(SelectionSchedule(model))
     if (noise := arm.anneal) is not None:
-        steps = training.epochs * math.ceil(len(split.train.x) / training.batch_size)
+        steps = training.epochs * len(batch_sizes(len(split.train.x), training.batch_size))
         every = {"steps": steps} if noise.every is None else {"every": noise.every}
         callbacks.append(NoiseAnnealing(model, noise.start, noise.end, **every))
     if arm.mollify is not None:

@@ -13,13 +13,28 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 Augment = Callable[..., Tensor]
 
 
+def batch_sizes(samples: int, batch_size: int) -> list[int]:
+    """The sizes of the batches in an epoch of training.
+
+    A remainder of less than half a batch joins the batch before it: a whole step by the mean of a few samples, at a
+    learning rate that suits a full batch, can undo an epoch.
+    """
+    whole, rest = divmod(samples, batch_size)
+    sizes = [batch_size] * whole
+    if sizes and 2 * rest < batch_size:
+        sizes[-1] += rest
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
 class TensorBatches:
     """Batches of a pair of tensors that lie in memory; no per-sample Python.
 
     With `order` (training) every pass draws a permutation and gathers each batch with one `index_select` a tensor;
     without it (evaluation) batches are slices, not copies. Of several processes all draw the same permutation, and each
     gathers its own shard of every batch, so that together they take the steps of one; a last batch with fewer samples
-    than processes is left out.
+    than processes is left out. In training the batches are of `batch_sizes`.
 
     Attributes:
         samples: samples in a pass. scale: weight of the current shard's mean in the mean over the whole batch.
@@ -47,7 +62,11 @@ class TensorBatches:
         """The epoch begins; the order comes from the generator's state alone."""
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        return (
+            -(-self.samples // self.batch_size)
+            if self.order is None
+            else len(batch_sizes(self.samples, self.batch_size))
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y, device = self.x, self.y, self.device
@@ -65,7 +84,7 @@ class TensorBatches:
             yield from slices[self.rank :: self.processes]
             return
         permutation = torch.randperm(len(self.x), generator=self.order)[: self.samples].to(self.x.device)
-        for rows in permutation.split(self.batch_size):
+        for rows in permutation.split(batch_sizes(self.samples, self.batch_size)):
             if self.processes == 1:
                 yield rows
             elif len(rows) >= self.processes:

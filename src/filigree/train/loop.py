@@ -67,7 +67,8 @@ def fit(
             DataLoader (which keeps its own batch size and order). Tensors may lie on another device than the model.
         optimizer: holds the model's parameters.
         epochs: how many in all; those done before a resume count.
-        batch_size: samples a step; with several processes, over all of them.
+        batch_size: samples a step; with several processes, over all of them. Of tensors, a remainder of less than half
+            a batch joins the last one.
         loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
         callbacks: one or a list, in any mix (see `filigree.train.stepping`): objects with `.step()`, which step each
             epoch (lr_schedulers, `fg.Evolution`, `fg.SET`) or each step (`fg.RigL`, `fg.NoiseAnnealing`,
