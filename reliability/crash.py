@@ -30,6 +30,7 @@ from kept import Line, keep
 from phases import PHASES, Board, watch
 
 import filigree as fg
+from filigree.io import saving
 
 HERE = Path(__file__).parent
 TRAINING = (
@@ -135,7 +136,7 @@ def save_for_ever(folder: Path) -> None:
     both = networks()
     while True:
         for model in both:
-            fg.save(model, folder / "model.safetensors")
+            saving.save(model, folder / "model.safetensors")  # by its module, where `watch` has put its own
 
 
 def check_saved(folder: Path) -> int:
