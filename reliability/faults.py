@@ -119,7 +119,7 @@ def disk(bench: Bench) -> dict[str, Any]:
         also = bench.must_say(compressed(bench, source, small), 1, "No space left on device")
         expect(small.read_bytes() == before, "the older file is no longer there as it was")
         expect(not whole.leftovers(bench.disk), "a half-written file is left over")
-    return {"exit": 1, "message": message, "compress_said": also} | figures
+    return {"exit": 1, "said": message, "compress_said": also} | figures
 
 
 def readonly(bench: Bench) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def readonly(bench: Bench) -> dict[str, Any]:
         also = bench.must_say(compressed(bench, source, bench.disk / "small.safetensors"), 1, "Read-only file system")
         mount("-o", "remount,rw", bench.disk)
         figures = bench.must_go_on()
-    return {"exit": 1, "message": message, "compress_said": also} | figures
+    return {"exit": 1, "said": message, "compress_said": also} | figures
 
 
 def sigint(bench: Bench) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _asked(bench: Bench, number: signal.Signals, word: str) -> dict[str, Any]:
     message = bench.must_say(child, 128 + number, word, "--resume")
     figures = bench.must_go_on()
     expect(figures["steps_kept_besides"] > 0, "the run was not saved within the epoch")
-    return {"exit": 128 + number, "message": message} | figures
+    return {"exit": 128 + number, "said": message} | figures
 
 
 def memory(bench: Bench) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def memory(bench: Bench) -> dict[str, Any]:
         Evolution.step = starved  # type: ignore[method-assign]
 
     message = bench.must_say(bench.train(starve), 1, "out of memory", "tried to allocate", "--resume")
-    return {"exit": 1, "message": message} | bench.must_go_on()
+    return {"exit": 1, "said": message} | bench.must_go_on()
 
 
 def worker(bench: Bench) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def worker(bench: Bench) -> dict[str, Any]:
         return run
 
     message = bench.must_say(fork(search("64", "200000000"), bench.message), 1, "out of memory")
-    return {"exit": 1, "message": message, "whole_files": whole.check(bench.folder)}
+    return {"exit": 1, "said": message, "whole_files": whole.check(bench.folder)}
 
 
 def compressed(bench: Bench, source: Path, target: Path) -> Child:
