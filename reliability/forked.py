@@ -23,7 +23,7 @@ def alone() -> None:
 
 @dataclass
 class Child:
-    """A forked process; `said` holds what it wrote on standard output and error."""
+    """A forked process; `output` holds what it wrote on standard output and error."""
 
     pid: int
     output: Path
