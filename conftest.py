@@ -34,6 +34,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _signals():
+    """The command line has handlers of its own; after each test the ones of before are back, so that order is free."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def data_root():
     root = os.environ.get("FILIGREE_DATA")
