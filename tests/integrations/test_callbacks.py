@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
+from points import Points
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 import filigree as fg
 from filigree.integrations.driver import Driver
@@ -22,19 +23,6 @@ def network():
     fg.convert_(made, fg.Noisy("NAN"), where="1")
     fg.convert_(made, fg.Mollified(), where="2")
     return made
-
-
-class Points(Dataset):
-    def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(32, 6, generator=generator)
-        self.y = (self.x[:, 0] > 0).long()
-
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, i):
-        return {"x": self.x[i], "labels": self.y[i]}
 
 
 def annealings():

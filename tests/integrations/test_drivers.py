@@ -6,26 +6,14 @@ import itertools
 
 import pytest
 import torch
+from points import Points
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import filigree as fg
 
 EPOCHS, STEPS = 3, 4  # and steps an epoch
-
-
-class Points(Dataset):
-    def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(32, 6, generator=generator)
-        self.y = (self.x[:, 0] > 0).long()
-
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, i):
-        return {"x": self.x[i], "labels": self.y[i]}
 
 
 def network():
