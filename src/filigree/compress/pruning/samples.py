@@ -48,14 +48,22 @@ def per_sample(layer: nn.Module, samples: int) -> int:
 def run_hooked(
     model: nn.Module, x: Tensor, hooks: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]], batch: int = BATCH
 ) -> None:
-    """Run the model on all of x, batch by batch in eval mode; hooks see module, input and output."""
-    handles = []
-    for name, hook in hooks.items():
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_hook(lambda m, args, y, hook=hook: hook(m, args[0], y)))
+    """Run the model on all of x, batch by batch in eval mode; hooks see module, input and output, at each call."""
+
+    def seen(hook: Callable[[nn.Module, Tensor, Tensor], Any]) -> Callable[..., None]:
+        return lambda module, args, kwargs, y: hook(module, first_input(args, kwargs), y)
+
+    handles = (
+        model.get_submodule(name).register_forward_hook(seen(hook), with_kwargs=True) for name, hook in hooks.items()
+    )
     with inference_context(model, handles):
         for first in range(0, len(x), batch):
             model(x[first : first + batch])
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module is called with, by position or by name."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled: bool) -> dict[str, Tensor]:
