@@ -162,7 +162,9 @@ def test_the_correlation_update_is_the_closed_form():
     (group,) = Graph(model, x[:1], ["fc1"]).units
     features = unit_activations(model, [group], x, False)
     with torch.no_grad():
-        correlation(model, [group], features, {"fc1": torch.tensor([0, 1, 2, 3, 2])}, True)  # unit 2 inherits from unit 4
+        correlation(
+            model, [group], features, {"fc1": torch.tensor([0, 1, 2, 3, 2])}, True
+        )  # unit 2 inherits from unit 4
     u, s = f[:, 4], f[:, 2]
     alpha = ((u - u.mean()) * (s - s.mean())).mean() / s.var(correction=0)
     beta = u.mean() - alpha * s.mean()

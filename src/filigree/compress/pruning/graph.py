@@ -136,21 +136,22 @@ class Graph:
     def _members(self, root: Any) -> tuple[dict[tuple[Any, str], dict[int, int]], list[int], bool]:
         """All that loses channels when the root's outputs go: the output that stands for each of their channels.
 
-        A breadth-first search that visits each channel of each module once. A channel that two outputs reach couples
-        these: they go together. Returned are also the first output to which each one is coupled, and whether a channel
-        was found that no output is known of.
+        A search that visits each channel of each operation once. A channel that two outputs reach couples these: they
+        go together. Returned are also the first output to which each one is coupled, and whether a channel was found
+        that no output is known of, or that no operation of this model can have (numbers grow in circles where a tensor
+        is cut and put together in another order): such a channel is not followed.
         """
         pruner = self._pruners.get_pruner_of_module(root)
         alike = list(range(pruner.get_out_channels(root)))
         members: dict[tuple[Any, str], dict[int, int]] = {}
         reached: dict[tuple[Any, Any], dict[int, int]] = {}
-        odd = False
+        odd, most = False, 4 * max(side for parameter in self.model.parameters() for side in (*parameter.shape, 1))
         waiting = [(self._pruners.module2node[root], pruner.prune_out_channels, [_Index(i, i) for i in alike])]
         while waiting:
             node, prune, indices = waiting.pop()
             known, new = reached.setdefault((node, prune), {}), []
             for i in indices:
-                if i.root_idx is None or i.idx < 0:
+                if i.root_idx is None or not 0 <= i.idx < most:
                     odd = True
                 elif i.idx not in known:
                     known[i.idx] = i.root_idx

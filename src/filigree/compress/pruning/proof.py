@@ -20,7 +20,8 @@ def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, T
 
     All outputs of the smaller network, on the data and on random ones like them, must be those of the whole network
     whose readers have weights of zero for the units that went, and whose norms over units leave these out. No list of
-    modules decides: whatever reorders, mixes, counts or reads units elsewhere changes an output.
+    modules decides: whatever reorders, mixes, counts or reads units elsewhere changes an output (`with_random_weights`
+    shows it even where the network's own are small).
     """
     some = [group for group in groups if len(kept[group.name]) < group.count]
     samples = [x, _random_like(x)]
@@ -28,6 +29,21 @@ def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, T
         return {}
     wrong = {group.name: why for group in some if (why := _why_not(model, [group], kept, samples))}
     return wrong or {group.name: "cannot be taken out together with others" for group in some}
+
+
+def with_random_weights(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers and convolutions have weights and biases drawn at random, so that what they compute is
+    of the size of what they read: nothing of how the network is made hides behind small or equal weights.
+    """
+    other = copied(model)
+    generator = torch.Generator().manual_seed(1)
+    for module in other.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):
+            for parameter in module.parameters(recurse=False):
+                scale = max(1, parameter[0].numel()) ** -0.5
+                numbers = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+                parameter.data = numbers.to(parameter)
+    return other
 
 
 def refuse(wrong: Mapping[str, str], who: str) -> None:
@@ -99,7 +115,8 @@ def _masked(model: nn.Module, smaller: nn.Module, groups: list[Units], kept: Map
             width = module.num_channels if isinstance(module, nn.GroupNorm) else module.normalized_shape[-1]
             stay = torch.ones(width, dtype=torch.bool)
             stay[columns] = False
-            if isinstance(module, nn.GroupNorm) and stay.view(module.num_groups, -1).sum(1).unique().numel() > 1:
+            groups = getattr(module, "num_groups", 1)
+            if groups < width and stay.view(groups, -1).sum(1).unique().numel() > 1:
                 return f"the groups of {name!r} would be mixed"
             _normalise_only(module, smaller.get_submodule(name), stay.nonzero().squeeze(1))
     return masked

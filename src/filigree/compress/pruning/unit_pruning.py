@@ -14,7 +14,7 @@ from filigree.compress.compression import Compression
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error, outputs_on
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import Graph, Units, layer_macs
-from filigree.compress.pruning.proof import refuse, wrong_groups
+from filigree.compress.pruning.proof import refuse, with_random_weights, wrong_groups
 from filigree.compress.pruning.refit import (
     Channels,
     better,
@@ -150,7 +150,7 @@ class UnitPruning(Compression):
             each = group.count // group.tie
             stays = torch.randperm(each, generator=generator)[: -(-each // 2)].sort().values
             half[group.name] = (torch.arange(group.tie)[:, None] * each + stays).flatten()
-        wrong = wrong_groups(model, groups, half, x)
+        wrong = wrong_groups(with_random_weights(model), groups, half, x) or wrong_groups(model, groups, half, x)
         every = len(names) == sum(self.accepts(module) for module in model.modules())
         left = [group for group in groups if group.name not in wrong]
         if wrong and (not every or not left or wrong_groups(model, left, half, x)):
