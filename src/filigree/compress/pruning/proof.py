@@ -115,8 +115,8 @@ def _masked(model: nn.Module, smaller: nn.Module, groups: list[Units], kept: Map
             width = module.num_channels if isinstance(module, nn.GroupNorm) else module.normalized_shape[-1]
             stay = torch.ones(width, dtype=torch.bool)
             stay[columns] = False
-            groups = getattr(module, "num_groups", 1)
-            if groups < width and stay.view(groups, -1).sum(1).unique().numel() > 1:
+            blocks = getattr(module, "num_groups", 1)
+            if blocks < width and stay.view(blocks, -1).sum(1).unique().numel() > 1:
                 return f"the groups of {name!r} would be mixed"
             _normalise_only(module, smaller.get_submodule(name), stay.nonzero().squeeze(1))
     return masked
