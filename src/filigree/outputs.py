@@ -30,10 +30,10 @@ def numbers_in(output: Any, who: str) -> list[Tensor]:
     Raises:
         ValueError: there is none; by the name of `who` asks.
     """
-    found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() or tensor.is_complex()]
-    if not found:
+    numbers = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() or tensor.is_complex()]
+    if not numbers:
         raise ValueError(
             f"{who}: the model must return a tensor of numbers, or tuples, mappings or dataclasses of them. "
             f"Got a {type(output).__name__}."
         )
-    return found
+    return numbers
