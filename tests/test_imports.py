@@ -34,6 +34,7 @@ LAYERS = [
     "protocols",
     "text_table",
     "modes",
+    "outputs",
     "summary",
     "untrained",
     "rollback",

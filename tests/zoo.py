@@ -594,9 +594,25 @@ def reads_its_layers() -> nn.Module:
     def run(s: Any, x: Tensor) -> Tensor:
         y = s.a(x.to(s.a.weight.dtype)).relu() / s.a.out_features**0.5
         y = F.linear(y, s.b.weight, s.b.bias).relu()
-        return s.c(s.drop(y)) * (1 - s.drop.p)
+        return s.c(F.dropout(y, s.drop.p, s.training))
 
     return Wired(run, a=nn.Linear(8, 24), b=nn.Linear(24, 16), c=nn.Linear(16, 4), drop=nn.Dropout(0.25))
+
+
+@network((8,))
+def registered_out_of_order() -> nn.Module:
+    """Modules stand in another order than that in which they run."""
+    parts = {"head": nn.Linear(16, 4), "drop": nn.Dropout(0.25), "tanh": nn.Tanh(), "body": nn.Linear(8, 16)}
+    return Wired(lambda s, x: s.head(s.drop(s.tanh(s.body(x)))), **parts)
+
+
+@network((8,))
+def in_a_row() -> nn.Module:
+    """Linear layers, saturating activations and dropout, one after another."""
+    return nn.Sequential(
+        nn.Linear(8, 24), nn.Tanh(), nn.Dropout(0.2), nn.Linear(24, 16), nn.Sigmoid(), nn.Dropout1d(0.2),
+        nn.Linear(16, 4),
+    )  # fmt: skip
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from filigree.io.saving import description
 from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
+from filigree.outputs import tensors_in
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.untrained import warn_if_untrained
 
@@ -120,9 +121,9 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
             _count_itself(module, own)
     try:
         with FlopCounterMode(display=False) as counter:
-            out = duplicate(sample)
+            outputs = tensors_in(duplicate(sample))
             forward = counter.get_total_flops()
-            (out if isinstance(out, Tensor) else out[0]).sum().backward()
+            sum((out.sum() for out in outputs if out.requires_grad), torch.zeros(())).backward()
     except RuntimeError:  # an output without gradients, or an operation that cannot be counted
         return None, None
     return forward // 2 + own[0], (counter.get_total_flops() - forward) // 2 + 2 * own[0]
@@ -156,7 +157,10 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 
     def run() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(duplicate(x), y).backward()
+        logits = duplicate(x)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"measure: with target=, the model must return logits. Got a {type(logits).__name__}.")
+        nn.functional.cross_entropy(logits, y).backward()
         optimizer.step()
 
     return run
