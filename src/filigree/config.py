@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import pydantic
@@ -117,12 +117,6 @@ def visible(text: str) -> str:
 def one_line(error: Any, most: int = 200) -> str:
     """The text of an error in one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """Names in a row, of many only the first."""
-    rest = len(names) - most
-    return ", ".join(names) if rest <= 1 else f"{', '.join(names[:most])} and {rest} more"
 
 
 def _plain(value: Any, owner: Config) -> Any:

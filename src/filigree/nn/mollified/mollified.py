@@ -8,7 +8,7 @@ import pydantic
 import torch
 from torch import nn
 
-from filigree.config import config, listed
+from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.mollified.mollified_activation import FUNCTIONS, MollifiedActivation
 from filigree.nn.mollified.mollified_block import MollifiedBlock
@@ -70,7 +70,7 @@ class Mollified(Conversion):
         chosen = [name for name in names if blocks[name] is not None]
         if not chosen:
             raise ValueError(
-                f"Mollified: none of {listed(names)} is followed by an activation in an nn.Sequential: no blocks."
+                f"Mollified: none of {', '.join(names)} is followed by an activation in an nn.Sequential: no blocks."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -84,7 +84,7 @@ class Mollified(Conversion):
             return True
         uses = [other for other, it in model.named_modules(remove_duplicate=False) if it is module]
         if len(uses) > 1:
-            raise ValueError(f"Mollified: {name!r} is used in {len(uses)} places, {listed(uses)}: one block each.")
+            raise ValueError(f"Mollified: {name!r} is used in {len(uses)} places, {', '.join(uses)}: one block each.")
         parent_name, _, key = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         if not isinstance(parent, nn.Sequential):

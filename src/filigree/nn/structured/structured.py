@@ -9,7 +9,7 @@ import pydantic
 import torch
 from torch import nn
 
-from filigree.config import config, listed
+from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.structured.acdc import ACDCLinear
@@ -155,7 +155,7 @@ class FuseLinears(Conversion):
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         if len(names) < 2:
-            raise ValueError(f"FuseLinears: at least two consecutive linear layers are needed. Got {listed(names)}.")
+            raise ValueError(f"FuseLinears: at least two consecutive linear layers are needed. Got {', '.join(names)}.")
         layers: list[Any] = [model.get_submodule(name) for name in names]
         for one, two, name in zip(layers, layers[1:], names[1:], strict=False):
             if one.out_features != two.in_features:
