@@ -209,6 +209,48 @@ def test_a_conversion_that_fails_midway_changes_nothing():
     assert fg.convert.conversions(model) == []
 
 
+class OfTwo(nn.Module):
+    """Takes two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, y):
+        return self.a(x) + self.b(y)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), measure=x),
+        lambda model, x: fg.compress_(model, fg.MonteCarlo(), x),
+        lambda model, x: fg.compress_(model, fg.FitStructured(fg.ACDC()), x),
+    ],
+)
+def test_data_that_the_model_does_not_run_on_are_refused(call):
+    message = (
+        r"^\w+: the model does not run on the data: OfTwo.forward\(\) missing 1 required positional argument: 'y'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(OfTwo(), torch.randn(8, 4))
+
+
+def test_a_guess_of_the_units_before_a_dropout_is_told_when_it_is_wrong():
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.drop, self.body = nn.Linear(16, 4), nn.Dropout(0.2), nn.Linear(8, 16)
+
+        def forward(self, x):
+            return self.head(self.drop(self.body(x)))
+
+    model = Reversed()
+    fg.convert_(model, fg.GuidedDropout())
+    with pytest.raises(ValueError, match=r"expected 4 units in the last dimension. Got .3, 16.. GuidedDropout takes"):
+        model(torch.randn(3, 8))
+
+
 def test_a_layer_says_how_wide_it_is_not_its_parts():
     for make in (fg.Fastfood(), fg.ACDC(), fg.LowRank(rank=2)):
         model = fg.models.mlp([64, 100, 10], activation="tanh", dropout=0.3)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.config import Config
+from filigree.config import Config, one_line
 from filigree.modes import evaluating
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
@@ -128,8 +128,24 @@ def inference_context(model: nn.Module, hooks: Iterable[Any] = ()) -> Iterator[N
             handle.remove()
 
 
-def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Return what each of these modules reads when the model runs on `x` in eval mode."""
+def run_on(model: nn.Module, x: Tensor, who: str) -> Any:
+    """Return the model's outputs for `x`.
+
+    Raises:
+        ValueError: the model's own code fails, whatever its error is; by the name of `who` runs it.
+    """
+    try:
+        return model(x)
+    except Exception as error:
+        raise ValueError(f"{who}: the model does not run on the data: {one_line(error)}") from error
+
+
+def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor, who: str = "filigree") -> dict[str, Tensor]:
+    """Return what each of these modules reads when the model runs on `x` in eval mode.
+
+    Raises:
+        ValueError: the model does not run on the data, or they do not reach a module; by the name of `who` asks.
+    """
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -139,9 +155,9 @@ def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str,
         return hook
 
     with inference_context(model, (model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names)):
-        model(x)
+        run_on(model, x, who)
     if missed := set(names) - set(inputs):
-        raise ValueError(f"the data do not reach {sorted(missed)[0]!r}.")
+        raise ValueError(f"{who}: the data do not reach {sorted(missed)[0]!r}.")
     return inputs
 
 
@@ -203,7 +219,7 @@ def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tenso
         if unknown := [name for name, width in widths.items() if width is None]:
             raise ValueError(f"convert_: {unknown[0]!r} has no width: give an example batch as measure=.")
         return {name: torch.randn(batch, width) for name, width in widths.items() if width}
-    return layer_inputs(model, list(layers), measure)
+    return layer_inputs(model, list(layers), measure, "convert_")
 
 
 def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where, caller: str) -> list[str]:

@@ -48,7 +48,7 @@ class FitStructured(Compression):
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         if data is None:
             raise ValueError("FitStructured: data are needed: fg.compress_(model, config, data).")
-        inputs = layer_inputs(model, names, data)
+        inputs = layer_inputs(model, names, data, "FitStructured")
         changes: list[Change] = []
         for name in names:
             layer: Any = model.get_submodule(name)

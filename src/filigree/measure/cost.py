@@ -121,9 +121,9 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
             _count_itself(module, own)
     try:
         with FlopCounterMode(display=False) as counter:
-            outputs = [tensor for tensor in tensors_in(duplicate(sample)) if tensor.requires_grad]
+            outputs = tensors_in(duplicate(sample))
             forward = counter.get_total_flops()
-            torch.stack([output.sum() for output in outputs]).sum().backward()
+            sum((out.sum() for out in outputs if out.requires_grad), torch.zeros(())).backward()
     except RuntimeError:  # an output without gradients, or an operation that cannot be counted
         return None, None
     return forward // 2 + own[0], (counter.get_total_flops() - forward) // 2 + 2 * own[0]
@@ -157,7 +157,10 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 
     def run() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(duplicate(x), y).backward()
+        logits = duplicate(x)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"measure: with target=, the model must return logits. Got a {type(logits).__name__}.")
+        nn.functional.cross_entropy(logits, y).backward()
         optimizer.step()
 
     return run
