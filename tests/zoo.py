@@ -560,7 +560,7 @@ def depthwise() -> nn.Module:
     )  # fmt: skip
 
 
-@network((4, 6, 6))
+@network((4, 6, 6), prunes=True)
 def grouped() -> nn.Module:
     """Convolutions in groups, and dilated pooling that rounds up."""
     return nn.Sequential(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from filigree.compress.pruning.graph import Units, layer_macs
 from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.config import Config, config
-from filigree.convert import inference_context
+from filigree.convert import inference_context, run_on
 from filigree.measure.timing import inference, time_interleaved
 from filigree.outputs import numbers_in
 
@@ -154,7 +154,7 @@ def _last(ordered: list[float], holds: Callable[[float], bool]) -> float:
 def outputs_on(model: nn.Module, x: Tensor) -> list[Tensor]:
     """All that the model returns, in evaluation mode."""
     with inference_context(model):
-        return numbers_in(model(x), "pruning")
+        return numbers_in(run_on(model, x, "pruning"), "pruning")
 
 
 def relative_error(model: nn.Module, x: Tensor, y: list[Tensor]) -> float:

@@ -79,9 +79,15 @@ class Graph:
         self.names = {module: name for name, module in model.named_modules()}
         self._pruners = pruners_of(model)
         try:
-            with evaluating(model), _trainable(model), torch.enable_grad():  # it is traced by its graph of gradients
+            with evaluating(model), trainable(model), torch.enable_grad():  # it is traced by its graph of gradients
+                self._input = _offset(example)  # that the input has channels, too, which layers may join
                 self._pruners.build_dependency(
-                    model, example, forward_fn=lambda network, x: network(x), output_transform=_traced, verbose=False
+                    model,
+                    example if self._input is None else example + self._input,
+                    forward_fn=lambda network, x: network(x),
+                    output_transform=_traced,
+                    verbose=False,
+                    unwrapped_parameters=_unwrapped(self._input),
                 )
         except Exception as error:  # torch-pruning says what it does not know in many ways
             raise ValueError(
@@ -93,13 +99,15 @@ class Graph:
             name = self.names.get(module) if isinstance(module, nn.Module) else None
             if name in makers and name not in seen and has_units(module):
                 units = self._units(module)
-                seen.update(units.makers)
-                if units.readers:  # or they are outputs of the model
+                seen.update([units.name] if units.problem else units.makers)
+                if units.readers or units.problem:  # or they are outputs of the model
                     self.units.append(units)
 
     def _units(self, root: Any) -> Units:
         members, alike, odd = self._members(root)
         count, unit_of = _classes(alike)
+        if any(target is self._input for target, _ in members):
+            return Units(self.names[root], count, {self.names[root]: unit_of}, [], [], problem="are those of the input")
         makers: dict[str, Tensor] = {}
         readers, sides = [], []
         for (target, side), unit_by_column in members.items():
@@ -165,8 +173,12 @@ class Graph:
             for edge in node.dependencies:
                 if edge.is_triggered_by(prune):
                     mapped = new
-                    for mapping in edge.index_mapping:
-                        mapped = mapping(mapped) if mapping is not None else mapped
+                    try:
+                        for mapping in edge.index_mapping:
+                            mapped = mapping(mapped) if mapping is not None else mapped
+                    except IndexError:  # of a tensor whose parts the graph has not understood
+                        odd = True
+                        continue
                     waiting.append((edge.target, edge.handler, mapped))
         return members, alike, odd
 
@@ -190,12 +202,25 @@ class _Index(NamedTuple):
     root_idx: int | None
 
 
+def _offset(example: Tensor) -> nn.Parameter | None:
+    """Zeros to add to the input, one for each of its channels: torch-pruning knows parameters, but not inputs."""
+    if not example.is_floating_point() or example.dim() < 2:
+        return None
+    if example.dim() < 4:
+        return nn.Parameter(example.new_zeros(example.shape[-1]))
+    return nn.Parameter(example.new_zeros(1, example.shape[1], *[1] * (example.dim() - 2)))
+
+
+def _unwrapped(offset: nn.Parameter | None) -> list[tuple[nn.Parameter, int]]:
+    return [] if offset is None else [(offset, 0 if offset.dim() == 1 else 1)]
+
+
 def _traced(output: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
 
 
 @contextmanager
-def _trainable(model: nn.Module) -> Iterator[None]:
+def trainable(model: nn.Module) -> Iterator[None]:
     """Let gradients flow through frozen parameters as well."""
     frozen = [p for p in model.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
     try:

@@ -23,12 +23,12 @@ def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, T
     modules decides: whatever reorders, mixes, counts or reads units elsewhere changes an output (`with_random_weights`
     shows it even where the network's own are small).
     """
-    some = [group for group in groups if len(kept[group.name]) < group.count]
+    some = [group for group in groups if group.problem or len(kept[group.name]) < group.count]
     samples = [x, _random_like(x)]
     if not some or not _why_not(model, some, kept, samples):
         return {}
     wrong = {group.name: why for group in some if (why := _why_not(model, [group], kept, samples))}
-    return wrong or {group.name: "cannot be taken out together with others" for group in some}
+    return wrong or {group.name: "they are right alone, but not together with the others" for group in some}
 
 
 def with_random_weights(model: nn.Module) -> nn.Module:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.graph import Units, is_depthwise, pruners_of
+from filigree.compress.pruning.graph import Units, is_depthwise, pruners_of, without
 from filigree.config import one_line
 
 
@@ -44,9 +44,14 @@ def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]
     """
     smaller = copied(model)
     pruners = pruners_of(smaller)
-    for (name, side, dim), columns in gone_channels(groups, kept).items():
+    # all before anything shrinks: a grouped convolution may become one of depth
+    steps = [
+        (name, columns, _shrinking(smaller, pruners, name, side, dim))
+        for (name, side, dim), columns in gone_channels(groups, kept).items()
+    ]
+    for name, columns, shrink in steps:
         try:
-            _shrink(smaller, pruners, name, side, dim, columns)
+            shrink(columns)
         except Exception as error:  # of torch-pruning, or of a module that refuses what it is given
             raise ValueError(
                 f"pruning: {name!r} cannot be made smaller: {one_line(error) or type(error).__name__}"
@@ -55,22 +60,29 @@ def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]
     return smaller
 
 
-def _shrink(model: nn.Module, pruners: Any, name: str, side: str, dim: int | None, columns: list[int]) -> None:
+def _shrinking(model: nn.Module, pruners: Any, name: str, side: str, dim: int | None) -> Callable[[list[int]], None]:
+    """What takes channels out of this module or parameter."""
     if dim is not None:
         owner, _, key = name.rpartition(".")
         parameter = model.get_parameter(name)
-        pruner = pruners.get_pruner_of_module(parameter)
-        pruner.pruning_dim = dim
-        setattr(model.get_submodule(owner), key, pruner.prune_out_channels(parameter, columns))
-        return
+
+        def shrink(columns: list[int]) -> None:
+            kept = without(parameter.shape[dim], torch.tensor(columns))
+            smaller = nn.Parameter(parameter.detach().index_select(dim, kept))
+            setattr(model.get_submodule(owner), key, smaller)
+
+        return shrink
     module: Any = model.get_submodule(name)
     pruner = pruners.get_pruner_of_module(module)
-    each = isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels
-    (pruner.prune_in_channels if side == "in" and not is_depthwise(module) else pruner.prune_out_channels)(
-        module, columns
-    )
-    if each:
+    prune = pruner.prune_in_channels if side == "in" and not is_depthwise(module) else pruner.prune_out_channels
+    if not (isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels):
+        return lambda columns: prune(module, columns)
+
+    def shrink_each(columns: list[int]) -> None:  # each channel is a group
+        prune(module, columns)
         module.num_groups = module.num_channels
+
+    return shrink_each
 
 
 def _keep_flags_and_ties(model: nn.Module, smaller: nn.Module) -> None:

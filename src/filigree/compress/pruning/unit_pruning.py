@@ -216,7 +216,7 @@ class UnitPruning(Compression):
         return (
             (kept + blocks).flatten(),
             (replacements + blocks).flatten(),
-            f"{group.count} units in {group.tie} blocks; {note}",
+            f"{group.count} units in {group.tie} blocks" + (f"; {note}" if note else ""),
         )
 
     def _count(self, group: Units) -> int | None:
