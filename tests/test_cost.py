@@ -96,3 +96,13 @@ def test_complex_parameters_are_timed():
     model = fg.models.mlp([64, 64, 10])
     fg.convert_(model, fg.AFDF(), where="fc1")
     assert fg.measure(model, torch.randn(8, 64), torch.randint(10, (8,)), seconds=0.01).train_step_ms.median > 0
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_a_wrapped_model_is_measured_as_the_one_inside(wrap, recwarn):
+    model, x = fg.models.mlp([8, 16, 3]), torch.randn(4, 8)
+    wrapped = wrap(model)
+    cost, plain = (fg.measure(of, x, torch.tensor([0, 1, 2, 0]), seconds=0) for of in (wrapped, model))
+    assert cost == plain
+    assert fg.measure(wrapped, x, seconds=0.01).batch_ms is not None
+    assert not list(recwarn)

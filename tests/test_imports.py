@@ -36,6 +36,7 @@ LAYERS = [
     "modes",
     "summary",
     "untrained",
+    "wrappers",
     "rollback",
     "convert",
     "ops",

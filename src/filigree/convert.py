@@ -16,6 +16,7 @@ from filigree.modes import evaluating
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
 from filigree.text_table import aligned
+from filigree.wrappers import names_in, unwrapped
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
 
@@ -242,12 +243,13 @@ def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where,
 
 def record(model: nn.Module, config: Config, names: list[str]) -> None:
     """Note on the model what was done to it, so that `fg.load(path, into=fresh)` can do it again."""
-    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(names)))
+    model, within = unwrapped(model), names_in(model)
+    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(map(within, names))))
 
 
 def conversions(model: nn.Module) -> list[tuple[Config, tuple[str, ...]]]:
     """Return the configs applied to the model so far, with the names of the modules, in order."""
-    return list(model.__dict__.get("_filigree_conversions", []))
+    return list(unwrapped(model).__dict__.get("_filigree_conversions", []))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

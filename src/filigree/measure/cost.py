@@ -18,6 +18,7 @@ from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.untrained import warn_if_untrained
+from filigree.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def measure(
     """Parameters, bytes, multiply-adds and latency of a model; the model is left as it was.
 
     Args:
-        model: any torch module; it is measured in eval mode.
+        model: any torch module; it is measured in eval mode. A compiled one is measured as it is without the compiler.
         example: an input batch; without it, only what is stored is counted.
         target: class labels for `example`; with them a training step is timed too, on a copy.
         seconds: how long each latency is measured; 0: latencies are left out, the rest is counted.
@@ -77,6 +78,7 @@ def measure(
     Returns:
         A printable `Cost`.
     """
+    model = unwrapped(model)
     warn_if_untrained(model, "measure")
     cost = stored(model)
     if example is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.refit import least_squares, original_outputs
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.sparse.sparse import Sparse, channel_major_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology import Empty
@@ -53,4 +53,4 @@ def prune_connections(
         least_squares(copied, kept, targets, x, config.damping)
     for name in names:
         replace_module(model, name, copied.get_submodule(name))
-    return changes, [(Sparse(Empty(), fuse=False), names)]
+    return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]

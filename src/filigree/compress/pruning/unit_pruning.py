@@ -16,7 +16,6 @@ from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate,
 from filigree.compress.pruning.clusters import dead
 from filigree.compress.pruning.graph import Graph, Units, layer_macs, pruned, take_over, without
 from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
-from filigree.compress.pruning.resized import Resized
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.compress.pruning.unit_positions import check_positions
@@ -111,11 +110,9 @@ class UnitPruning(Compression):
         changes = _changes(model, smaller, example, groups, kept, notes)
         if self.measure:
             changes.append(Change.of("latency", None, None, _latencies(model, smaller, x)))
-        before = {name: sizes_of(module) for name, module in model.named_modules()}
         _remember(smaller, groups, kept)
         take_over(model, smaller)
-        sizes = {name: size for name, module in model.named_modules() if (size := sizes_of(module)) != before[name]}
-        return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
+        return changes, []
 
     def _choices(
         self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
