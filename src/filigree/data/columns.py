@@ -77,13 +77,13 @@ class Columns:
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def add(self, block: list[Row]) -> None:
-        numeric = [i for i in self.columns if i not in self.texts]
         for number, row in enumerate(block, self.rows + 1):
-            if len(row) != self.width and not (self.ends and len(row) == self.width + 1 and row[-1] == ""):
+            if len(row) != self.width and not (self.ends and len(row) == self.width + 1 and row[-1].strip() == ""):
                 raise ValueError(f"row {number} has {len(row)} columns where {self.width} were expected")
-        self.labels += [row[self.target] for row in block]
+        self.labels += [row[self.target].strip() for row in block]
         for i, column in self.texts.items():
-            column += [row[i] for row in block]
+            column += [row[i].strip() for row in block]
+        numeric = [i for i in self.columns if i not in self.texts]
         cells = [[row[i] for i in numeric] for row in block]
         written = "".join(map("".join, cells))
         try:
@@ -107,6 +107,7 @@ class Columns:
 
     def _number(self, cell: str, column: int, row: int) -> float:
         """A cell as a number, NaN where it is missing; what is neither is noted."""
+        cell = cell.strip()
         if cell.lower() in MARKERS or cell.lower() in ("none", "-"):
             self.markers.setdefault(self.names[column], Counter())[cell] += 1
             return float("nan")

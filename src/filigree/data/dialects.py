@@ -13,17 +13,21 @@ DELIMITERS = (",", ";", "\t", "|")
 Row = list[str]
 
 
-def rows_of(lines: Iterator[str], delimiter: str, strict: bool = False) -> Iterator[Row]:
-    """The rows of a table, cells without spaces around them and without quotes."""
-    for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict):
-        yield [cell.strip() for cell in row]
+def rows_of(lines: Iterator[str], delimiter: str) -> Iterator[Row]:
+    """The rows of a table, cells without quotes; spaces after a cell are still there. `csv.Error`: bad quotes."""
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+
+
+def preview_of(lines: Sequence[str], delimiter: str) -> list[Row]:
+    """The rows of some lines, cells without spaces around them; bad quotes are taken as they are."""
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
 
 
 def delimiter_of(lines: Sequence[str]) -> str:
     """The delimiter that gives rows of one length, and most numbers. `ValueError`: none gives two columns."""
     best, found = (0.0, 0.0, 0), ""
     for delimiter in DELIMITERS:
-        rows = list(rows_of(iter(lines), delimiter))
+        rows = preview_of(lines, delimiter)
         width, rows_alike = Counter(map(len, rows)).most_common(1)[0]
         cells = [cell for row in rows for cell in row]
         numbers = sum(is_number(as_point(cell, delimiter)) for cell in cells)

@@ -12,7 +12,7 @@ from typing import IO
 
 from filigree.config import one_line
 from filigree.data.columns import Columns
-from filigree.data.dialects import delimiter_of, rows_of
+from filigree.data.dialects import delimiter_of, preview_of, rows_of
 from filigree.data.samples import Reading, Samples
 
 _BLOCK = 1000  # rows that are converted together
@@ -66,8 +66,8 @@ def _read(lines: Iterator[str], how: Reading, check: Callable[[int], None]) -> S
     if not preview:
         raise ValueError("it is empty")
     delimiter = delimiter_of(preview)
-    table = Columns(list(rows_of(iter(preview), delimiter)), delimiter, how)
-    rows = rows_of(itertools.chain(preview, lines), delimiter, strict=True)
+    table = Columns(preview_of(preview, delimiter), delimiter, how)
+    rows = rows_of(itertools.chain(preview, lines), delimiter)
     if table.named:
         next(rows)
     while block := list(itertools.islice(rows, _BLOCK)):
