@@ -32,7 +32,7 @@ class Columns:
         if len(header) != width:
             raise ValueError(f"its header has {len(header)} columns, its rows have {width}")
         self.unnamed = [i for i, name in enumerate(header) if self.named and _is_unnamed(name)]
-        self.names = [name or f"column {i + 1}" for i, name in enumerate(header)]
+        self.names = [" ".join(name.split()) or f"column {i + 1}" for i, name in enumerate(header)]
         self.target = self._find(how.target, "target") if how.target is not None else self._last()
         left_out = {self._find(name, "drop") for name in how.drop}
         if self.target in left_out:

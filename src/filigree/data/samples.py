@@ -16,6 +16,7 @@ MARKERS = {"", "na", "n/a", "#n/a", "#na", "<na>", "?", "nan", "-nan", "null", "
 MISSING, INDEX_COLUMN = ("refuse", "drop"), ("drop", "keep")
 _LISTED = 5  # columns in a message
 _CLASSES = 10  # classes in a message
+_LONGEST = 100  # characters of a name in a message
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ class Samples:
 
     def summary(self, classes: Sequence[str], y: np.ndarray) -> str:
         """What was read, in a line: "300 rows, 8 features, label 'species': setosa 100, virginica 200"."""
-        sizes = [f"{name} {count}" for name, count in zip(classes, np.bincount(y).tolist(), strict=True)]
+        sizes = [
+            f"{' '.join(name.split())} {count}" for name, count in zip(classes, np.bincount(y).tolist(), strict=True)
+        ]
         return (
             f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features, label {self.label!r}: "
             f"{listed(sizes, _CLASSES)}"
@@ -121,7 +124,7 @@ class Samples:
 def listed(names: Sequence[str], most: int = _LISTED) -> str:
     """Names with commas between, at most so many of them."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:most]) + more
 
 
 def is_number(cell: str | bytes) -> bool:

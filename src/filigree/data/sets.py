@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class Facts:
     source: str
     counts: tuple[int, ...] | None = None  # samples a class, where the file has no other mark
     present: bool = False
+    notes: tuple[str, ...] = ()  # of a file of your own: what was read, in a line, and what was left out
 
 
 _ASU = "ASU feature selection repository; licence not stated"
@@ -53,8 +55,21 @@ def names() -> list[str]:
     return list(_FACTS)
 
 
-def describe(name: str, root: str | Path | None = None) -> Facts:
-    """Sizes, source and licence of a data set, and whether its files are present."""
+def describe(
+    name: str | Path,
+    root: str | Path | None = None,
+    *,
+    target: str | None = None,
+    missing: str = "refuse",
+    index_column: str = "drop",
+    drop: Sequence[str] = (),
+) -> Facts:
+    """Sizes, source and licence of a data set, and whether its files are present; of a file of your own, what `load`
+    reads from it with these arguments."""
+    if Path(name).suffix:
+        content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+        return dataclasses.replace(content.facts, present=True, notes=content.notes)
+    name = str(name)
     return dataclasses.replace(_FACTS[_known(name)], present=is_present(name, root))
 
 
@@ -199,7 +214,14 @@ class _Content(NamedTuple):
 
 
 def _read_own(file: Path, how: Reading) -> _Content:
-    """A file of the user's own; its first note says what was read."""
+    """A file of the user's own; its first note says what was read. The last one that was read is kept: folds and seeds
+    read it again."""
+    status = file.stat() if file.is_file() else None
+    return _read_once(file, how, status and (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(file: Path, how: Reading, state: Any) -> _Content:
     samples = read_file(file, how)
     kinds, y = np.unique(samples.labels, return_inverse=True)
     if len(kinds) < 2:

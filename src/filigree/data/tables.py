@@ -35,7 +35,7 @@ def read_table(path: Path, how: Reading, check_unpacked: Callable[[Path, int], N
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise ValueError(f"data: {path} is no table of numbers ({one_line(error, 100)}).") from None
     except ValueError as error:
-        raise ValueError(f"data: {path}: {str(error).rstrip('.')}.") from None
+        raise ValueError(f"data: {path}: {one_line(error, 2000).rstrip('.')}.") from None
 
 
 def _open(path: Path) -> IO[str]:
