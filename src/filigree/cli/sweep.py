@@ -21,7 +21,7 @@ from filigree.cli.options import (
     as_settings,
     reading,
 )
-from filigree.cli.output import out, tell
+from filigree.cli.output import out, print_whole, tell
 from filigree.optional import needed
 from filigree.recipes import RecipeError
 from filigree.report import write_report
@@ -72,6 +72,6 @@ def sweep(
     for row in summary["front"]:
         values = [str(row["values"][key]) for key in domains]
         table.add_row(*values, f"{100 * row['accuracy']:.2f}", recipes.cost_text(row["cost"], row.get("spread")))
-    out.print(table)
+    print_whole(table)
     if summary["trials"]:
         tell(f"report: {write_report([place], place / 'report.html')}")

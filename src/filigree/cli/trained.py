@@ -61,7 +61,7 @@ def load_samples(
 def example_for(
     network: nn.Module, source: str | None, command: str, trained_by: Record | None = None, **reading: Any
 ) -> Tensor:
-    """16 samples: of the data set's test part, or random ones as wide as the first layer. Further arguments are those of
+    """16 samples: of the data set's test part, or random ones as wide as the first layer. Other arguments as of
     `load_samples`.
 
     Raises:
