@@ -47,6 +47,10 @@ class Change:
         old, new = Summary.of(before), Summary.of(after)
         return cls(name, old.label, new.label, (old.parameters, new.parameters), (old.macs, new.macs), note)
 
+    def counts(self) -> tuple[str, str]:
+        """Parameters and multiply-adds as text, before and after; nothing of a line that is about no module."""
+        return (_arrow(self.parameters), _arrow(self.macs)) if self.before or self.after else ("", "")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -68,7 +72,7 @@ class Report:
 
     def __str__(self) -> str:
         rows = [("layer", "before", "after", "parameters", "MACs", "")]
-        rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
+        rows += [(c.name, c.before, c.after, *c.counts(), c.note) for c in self.changes]
         rows += [("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
         return "\n".join([self.title, *aligned(rows)])
 
