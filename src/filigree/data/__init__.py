@@ -3,6 +3,7 @@
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import mean_interval, overlap, paired_interval
+from filigree.data.preprocessing import Preprocessing
 from filigree.data.readers import SUFFIXES, is_file_name
 from filigree.data.sets import cross_validation, describe, load, names
 
@@ -10,6 +11,7 @@ __all__ = [
     "SUFFIXES",
     "Augment",
     "DataSet",
+    "Preprocessing",
     "Split",
     "check",
     "cross_validation",

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filigree.data.preprocessing import Preprocessing
+
 Standardize = Literal["feature", "global"] | None
 
 
@@ -28,7 +30,7 @@ class DataSet:
         input_shape: of one sample, as an image where it is one. augment: `augment(x, generator)` on a training batch.
         notes: how it was split and standardised; of a file, first of all what was read.
         feature_names: the columns' names, where a file has some. class_names: of the labels 0, 1, ..., where they are
-            known.
+            known. preprocessing: what made the samples' numbers of those that were read.
     """
 
     name: str
@@ -41,6 +43,7 @@ class DataSet:
     notes: list[str] = field(default_factory=list)
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def check(x: Any, y: Any, classes: int, name: str) -> None:
@@ -74,6 +77,7 @@ def assemble(
     notes: list[str],
     feature_names: tuple[str, ...] = (),
     class_names: tuple[str, ...] = (),
+    target_name: str = "",
 ) -> DataSet:
     """A `DataSet` of the samples numbered by `train`, `validation` and `test`."""
     with np.errstate(over="ignore"):
@@ -96,5 +100,6 @@ def assemble(
         return Split(torch.from_numpy(values), torch.from_numpy(np.asarray(y)[numbers].astype(np.int64)))
 
     held = part(validation) if len(validation) else None
+    preprocessing = Preprocessing(mean, deviation, feature_names, class_names, target_name)
     return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes,
-                   feature_names, class_names)  # fmt: skip
+                   feature_names, class_names, preprocessing)  # fmt: skip

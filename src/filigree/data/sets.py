@@ -141,6 +141,7 @@ def load(
         label, x, y, train, valid, test, classes=facts.classes, input_shape=facts.shape, images=images, notes=notes,
         standardize=facts.standardize if standardize == "default" else standardize,
         feature_names=content.feature_names, class_names=content.class_names,
+        target_name=content.target_name,
     )  # fmt: skip
     return _with_augment(dataset, facts) if augment else dataset
 
@@ -184,6 +185,7 @@ def cross_validation(
             label, x, y, kept, valid, test, classes=facts.classes, input_shape=facts.shape, images=images,
             standardize=facts.standardize if standardize == "default" else standardize,
             feature_names=content.feature_names, class_names=content.class_names,
+        target_name=content.target_name,
             notes=[
                 *read_notes,
                 f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified",
@@ -211,6 +213,7 @@ class _Content(NamedTuple):
     notes: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    target_name: str = ""
 
 
 def _read_own(file: Path, how: Reading) -> _Content:
@@ -236,7 +239,9 @@ def _read_once(file: Path, how: Reading, state: Any) -> _Content:
     classes = tuple(map(str, kinds.tolist()))
     notes = f"{file.name}: {samples.summary(classes, y)}", *samples.notes
     facts = Facts(len(y), int(np.prod(sizes)), len(kinds), sizes, "feature", str(file))
-    return _Content(samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, classes)
+    return _Content(
+        samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, classes, samples.label
+    )
 
 
 def _read(name: str | Path, root: str | Path | None, how: Reading) -> _Content:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from filigree import models
 from filigree.config import Config, clipped, one_line
 from filigree.convert import Conversion, conversions, record
+from filigree.data.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.io.tensors import memory_order, order_, tie_, untie_
@@ -23,7 +24,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write `model` to one safetensors file: its `state_dict` (topologies included) and how it was converted.
 
     The file is about as large as its values and indices, and takes the place of an older one only when it is whole.
-    Of a compiled model, or one in `DataParallel` or `DistributedDataParallel`, the model inside is written.
+    Of a compiled model, or one in `DataParallel` or `DistributedDataParallel`, the model inside is written. The model's
+    attribute `preprocessing` (`fg.data.Preprocessing`) goes along.
 
     Raises:
         TypeError: a conversion that cannot be written as plain data.
@@ -74,6 +76,8 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
             model.load_state_dict(state, assign=into is None)
             tie_(model, state)
             order_(model, stored.get("memory_orders", {}))
+            if (plain := stored.get("preprocessing")) is not None:
+                set_preprocessing(model, Preprocessing(**plain))
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
         reason = one_line(error, 300)
         raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason}") from None
@@ -90,7 +94,9 @@ def description(model: nn.Module) -> dict[str, Any]:
         "model": made_by if made_by is None or _is_as_made(model) else None,
         "conversions": [[config.to_dict(), list(names)] for config, names in conversions(model)],
         "state_dict": state,
-    } | ({"memory_orders": orders} if orders else {})
+        "memory_orders": orders,
+        "preprocessing": None if (own := preprocessing_of(model)) is None else own.to_dict(),
+    }
 
 
 def _is_as_made(model: nn.Module) -> bool:

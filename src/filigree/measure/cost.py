@@ -175,7 +175,8 @@ def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
 def _bytes_on_disk(model: nn.Module) -> int:
     """As `fg.save` would write: tensors, a header line for each, and the description."""
     whole = description(model)
-    tensors = {t.data_ptr() or id(t): t for t in whole["state_dict"].values()}.values()
+    values = [*whole["state_dict"].values(), *(whole["preprocessing"] or {}).values()]
+    tensors = {t.data_ptr() or id(t): t for t in values if isinstance(t, Tensor)}.values()
     plain = len(str(whole["model"])) + len(str(whole["conversions"]))
     names = sum(2 * len(name) + 130 for name in whole["state_dict"])
     return sum(t.numel() * t.element_size() for t in tensors) + names + plain + 200

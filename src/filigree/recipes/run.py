@@ -25,6 +25,7 @@ from filigree.compress.compression import compress_
 from filigree.config import clipped, one_line
 from filigree.convert import convert_
 from filigree.data import DataSet
+from filigree.data.preprocessing import set_preprocessing
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.io import saving
@@ -270,6 +271,7 @@ def _train(
         kernels.flush_denormals(False)
     if used.joules is not None and not interrupted:
         history.metrics["train_joules"] = used.joules + float(history.metrics.get("train_joules") or 0)
+    set_preprocessing(model, split.preprocessing)
     saving.save(model, folder / MODEL)
     record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
