@@ -5,7 +5,7 @@ from torch import nn
 import filigree as fg
 from filigree.config import Config
 from filigree.measure.timing import Timing
-from filigree.nn import MaskedLinear, SparseConv2d, SparseLinear
+from filigree.nn import ChannelMajorConv2d, MaskedLinear, SparseConv2d, SparseLinear
 
 
 def test_converts_in_place_and_reports():
@@ -104,7 +104,7 @@ def test_measure_with_an_example(stopwatch):
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 8, 3, padding=1), nn.Flatten(), nn.Linear(200, 9))
     x = torch.randn(6, 3, 5, 5)
     report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.1)), measure=x)
-    assert type(model[0]) is nn.Conv2d
+    assert type(model[0]) is ChannelMajorConv2d  # dense, in the memory order of the sparse one
     assert isinstance(model[2], SparseConv2d)
     assert isinstance(model[4], SparseLinear)
     assert all("at batch 6" in change.note for change in report.changes)

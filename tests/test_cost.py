@@ -1,6 +1,5 @@
 import functools
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -118,26 +117,11 @@ def test_complex_parameters_are_timed():
     assert fg.measure(model, torch.randn(8, 64), torch.randint(10, (8,)), seconds=0.01).train_step_ms.median > 0
 
 
-def test_outputs_may_be_mappings_tuples_or_dataclasses():
-    @dataclass
-    class Outputs:
-        first: torch.Tensor
-        second: torch.Tensor
-
-    class Net(nn.Module):
-        def __init__(self, pack):
-            super().__init__()
-            self.a, self.b, self.pack = nn.Linear(6, 4), nn.Linear(6, 3), pack
-
-        def forward(self, x):
-            return self.pack(self.a(x), self.b(x))
-
-    packs = [
-        lambda a, b: {"a": a, "b": b},
-        lambda a, b: (a, [b]),
-        Outputs,
-        lambda a, b: {"a": a.argmax(1), "b": (a, b)},
-    ]
-    for pack in packs:
-        cost = fg.measure(Net(pack), torch.randn(3, 6), seconds=0)
-        assert (cost.macs_forward, cost.macs_backward) == (6 * 7, 6 * 7)  # the input needs no gradient
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_a_wrapped_model_is_measured_as_the_one_inside(wrap, recwarn):
+    model, x = fg.models.mlp([8, 16, 3]), torch.randn(4, 8)
+    wrapped = wrap(model)
+    cost, plain = (fg.measure(of, x, torch.tensor([0, 1, 2, 0]), seconds=0) for of in (wrapped, model))
+    assert cost == plain
+    assert fg.measure(wrapped, x, seconds=0.01).batch_ms is not None
+    assert not list(recwarn)

@@ -16,6 +16,7 @@ from filigree.modes import evaluating
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
 from filigree.text_table import aligned
+from filigree.wrappers import names_in, unwrapped
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
 
@@ -46,6 +47,10 @@ class Change:
         old, new = Summary.of(before), Summary.of(after)
         return cls(name, old.label, new.label, (old.parameters, new.parameters), (old.macs, new.macs), note)
 
+    def counts(self) -> tuple[str, str]:
+        """Parameters and multiply-adds as text, before and after; nothing of a line that is about no module."""
+        return (_arrow(self.parameters), _arrow(self.macs)) if self.before or self.after else ("", "")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -67,7 +72,7 @@ class Report:
 
     def __str__(self) -> str:
         rows = [("layer", "before", "after", "parameters", "MACs", "")]
-        rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
+        rows += [(c.name, c.before, c.after, *c.counts(), c.note) for c in self.changes]
         rows += [("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
         return "\n".join([self.title, *aligned(rows)])
 
@@ -258,12 +263,13 @@ def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where,
 
 def record(model: nn.Module, config: Config, names: list[str]) -> None:
     """Note on the model what was done to it, so that `fg.load(path, into=fresh)` can do it again."""
-    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(names)))
+    model, within = unwrapped(model), names_in(model)
+    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(map(within, names))))
 
 
 def conversions(model: nn.Module) -> list[tuple[Config, tuple[str, ...]]]:
     """Return the configs applied to the model so far, with the names of the modules, in order."""
-    return list(model.__dict__.get("_filigree_conversions", []))
+    return list(unwrapped(model).__dict__.get("_filigree_conversions", []))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from filigree.compress.resized import SizesBefore
 from filigree.config import Config
 from filigree.convert import Change, Conversion, Report, Where, convert_, record, select
 from filigree.rollback import AllOrNothing
@@ -26,7 +27,10 @@ class Compression(Config):
     def compress(
         self, model: nn.Module, names: list[str], data: Tensor | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
-        """Change the modules; return the report's lines, and the conversions that rebuild their shapes on loading."""
+        """Change the modules; return the report's lines, and the conversions that replace the same ones on loading.
+
+        Modules that stay, but of another size, are found by comparison (`filigree.compress.resized`).
+        """
         raise NotImplementedError
 
 
@@ -61,8 +65,9 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
         raise ValueError(f"compress_: the model must have weights. {empty[0]!r} is on the meta device.")
     samples = _samples(data)
     with AllOrNothing(model, values=samples is not None):
+        before = SizesBefore(model)
         changes, steps = config.compress(model, names, samples)
-        for conversion, compressed_names in steps:
+        for conversion, compressed_names in [*steps, *before.changes(model)]:
             record(model, conversion, compressed_names)
         return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
 

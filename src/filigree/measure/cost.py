@@ -19,6 +19,7 @@ from filigree.modes import evaluating, takes_fused_sgd
 from filigree.outputs import tensors_in
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.untrained import warn_if_untrained
+from filigree.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure(
     """Parameters, bytes, multiply-adds and latency of a model; the model is left as it was.
 
     Args:
-        model: any torch module; it is measured in eval mode.
+        model: any torch module; it is measured in eval mode. A compiled one is measured as it is without the compiler.
         example: an input batch; without it, only what is stored is counted.
         target: class labels for `example`; with them a training step is timed too, on a copy.
         seconds: how long each latency is measured; 0: latencies are left out, the rest is counted.
@@ -78,6 +79,7 @@ def measure(
     Returns:
         A printable `Cost`.
     """
+    model = unwrapped(model)
     warn_if_untrained(model, "measure")
     cost = stored(model)
     if example is None:
@@ -177,7 +179,8 @@ def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
 def _bytes_on_disk(model: nn.Module) -> int:
     """As `fg.save` would write: tensors, a header line for each, and the description."""
     whole = description(model)
-    tensors = {t.data_ptr() or id(t): t for t in whole["state_dict"].values()}.values()
+    values = [*whole["state_dict"].values(), *(whole["preprocessing"] or {}).values()]
+    tensors = {t.data_ptr() or id(t): t for t in values if isinstance(t, Tensor)}.values()
     plain = len(str(whole["model"])) + len(str(whole["conversions"]))
     names = sum(2 * len(name) + 130 for name in whole["state_dict"])
     return sum(t.numel() * t.element_size() for t in tensors) + names + plain + 200

@@ -12,7 +12,7 @@ from filigree.compress.pruning.budget import outputs_on
 from filigree.compress.pruning.refit import better, channels_of, least_squares, may_gain_biases, original_outputs
 from filigree.compress.pruning.removal import copied
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.sparse.sparse import Sparse, channel_major_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology import Empty
@@ -56,4 +56,4 @@ def prune_connections(
         changes.append(Change.of("outputs", None, None, note))
     for name in names:
         replace_module(model, name, pruned.get_submodule(name))
-    return changes, [(Sparse(Empty(), fuse=False), names)]
+    return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]

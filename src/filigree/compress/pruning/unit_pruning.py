@@ -25,7 +25,6 @@ from filigree.compress.pruning.refit import (
     original_outputs,
 )
 from filigree.compress.pruning.removal import copied, pruned, take_over
-from filigree.compress.pruning.resized import Resized
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.config import config
@@ -129,11 +128,9 @@ class UnitPruning(Compression):
             changes.append(Change.of("outputs", None, None, outcome))
         if self.measure:
             changes.append(Change.of("latency", None, None, _latencies(model, smaller, x)))
-        before = {name: sizes_of(module) for name, module in model.named_modules()}
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
-        sizes = {name: size for name, module in model.named_modules() if (size := sizes_of(module)) != before[name]}
-        return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
+        return changes, []
 
     def _removable(self, model: nn.Module, names: list[str], x: Tensor) -> tuple[list[Units], dict[str, str]]:
         """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.

@@ -74,8 +74,8 @@ class Sparse(Conversion):
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         changes = self._apply(model, names, inputs)
         kinds: tuple[tuple[Topology, Any], ...] = (  # drawn for fewer layers the topology may leave others dense
-            (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
             (ErdosRenyi(density=1.0), FeatureMajorLinear | ChannelMajorConv2d),
+            (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
         )
         steps: list[tuple[Conversion, list[str]]] = []
         for topology, kind in kinds:
@@ -99,7 +99,7 @@ class Sparse(Conversion):
         shared = _shared_parameters(model)
         changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
-            if flat_indices is None or id(layer.weight) in shared:
+            if flat_indices is None or (id(layer.weight) in shared and not isinstance(self.topology, Empty)):
                 _materialise(layer)
                 if not self.masked:
                     like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
@@ -119,9 +119,7 @@ class Sparse(Conversion):
             converted.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
-        if any(isinstance(module, SparseConv2d) for module in model.modules()):
-            changes += _channel_major(model, names)
-        return changes
+        return [*changes, *(change for change in channel_major_(model) if change.name not in names)]
 
     def _sparse(
         self, layer: nn.Linear | nn.Conv2d, flat_indices: Tensor, number: int, values: Tensor | None
@@ -165,12 +163,14 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 
-def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
-    """What stays dense beside sparse convolutions reads and writes in their memory order."""
+def channel_major_(model: nn.Module) -> list[Change]:
+    """Let what stays dense beside sparse convolutions read and write in their memory order."""
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
-    changes = []
+    changes: list[Change] = []
+    if not any(isinstance(module, SparseConv2d) for module in model.modules()):
+        return changes
     for name, module in list(model.named_modules()):
-        if name not in done and (duplicate := duplicates.get(type(module))):
+        if duplicate := duplicates.get(type(module)):
             replace_module(model, name, replacement := duplicate.like(module))
             changes.append(Change.of(name, module, replacement))
     return changes
