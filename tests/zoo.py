@@ -43,7 +43,7 @@ class Network:
         if self.needs and importlib.util.find_spec(self.needs) is None:
             pytest.skip(f"{self.needs} is not installed")
         torch.manual_seed(0)
-        return self.make()
+        return trained(self.make())
 
     def example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(1)
@@ -52,6 +52,14 @@ class Network:
             return shape if isinstance(shape, Tensor) else torch.randn(shape, generator=generator)
 
         return tuple(map(drawn, self.args)), {name: drawn(shape) for name, shape in self.kwargs.items()}
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """With the numbers of norms and biases different for each unit, as after training: equal ones would hide faults."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            tensor.data += 0.5 * torch.rand(tensor.shape)
+    return model
 
 
 NETWORKS: dict[str, Network] = {}
