@@ -278,16 +278,17 @@ def exported(method: int, network: int) -> bool:
     return os.environ.get("FILIGREE_EVERY_EXPORT") == "1" or (method + 7 * network) % 40 == 3
 
 
-def cells():
-    for i, network in enumerate(NETWORKS):
-        for j, method in enumerate(METHODS):
-            quick = (i + 3 * j) % 10 == 0
-            marks = () if quick else pytest.mark.long("some 2,400 cells of a third of a second")
-            yield pytest.param(method, network, not quick and exported(j, i), id=f"{network}-{method}", marks=marks)
+def cell(i: int, network: str, j: int, method: str):
+    quick = (i + 3 * j) % 10 == 0
+    marks = () if quick else pytest.mark.long("some 2,400 cells of a fifth of a second")
+    return pytest.param(method, network, not quick and exported(j, i), id=f"{network}-{method}", marks=marks)
+
+
+CELLS = [cell(i, net, j, method) for i, net in enumerate(NETWORKS) for j, method in enumerate(METHODS)]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated", "ignore:.*makes the outputs worse")
-@pytest.mark.parametrize(("method", "network", "export"), cells())
+@pytest.mark.parametrize(("method", "network", "export"), CELLS)
 def test_every_method_on_every_network(method, network, export, tmp_path):
     with limited(SECONDS):
         check(method, network, tmp_path, export)
