@@ -18,7 +18,7 @@ from filigree.convert import replace_module
 from filigree.modes import evaluating
 from filigree.nn.capabilities import Capabilities
 from picture import Picture
-from zoo import NETWORKS, Network
+from zoo import NETWORKS, Network, Wired
 
 TOLD = {"FuseLinears"}  # which layers stand in a row, so that it cannot take all
 MORE = {
@@ -264,6 +264,8 @@ def check_result(method: str, entry: Network, model: nn.Module, inputs) -> None:
 def check_export(model: nn.Module, inputs, folder: Path) -> None:
     """Exporting compares outputs itself."""
     args, kwargs = inputs
+    if kwargs:
+        model = Wired(lambda s, *values: s.inner(**dict(zip(kwargs, values, strict=True))), inner=model)
     try:
         fg.export(model, folder / "m.onnx", args or tuple(kwargs.values()), seconds=0.01)
     except Exception as error:
