@@ -1,5 +1,6 @@
 import functools
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -115,3 +116,28 @@ def test_complex_parameters_are_timed():
     model = fg.models.mlp([64, 64, 10])
     fg.convert_(model, fg.AFDF(), where="fc1")
     assert fg.measure(model, torch.randn(8, 64), torch.randint(10, (8,)), seconds=0.01).train_step_ms.median > 0
+
+
+def test_outputs_may_be_mappings_tuples_or_dataclasses():
+    @dataclass
+    class Outputs:
+        first: torch.Tensor
+        second: torch.Tensor
+
+    class Net(nn.Module):
+        def __init__(self, pack):
+            super().__init__()
+            self.a, self.b, self.pack = nn.Linear(6, 4), nn.Linear(6, 3), pack
+
+        def forward(self, x):
+            return self.pack(self.a(x), self.b(x))
+
+    packs = [
+        lambda a, b: {"a": a, "b": b},
+        lambda a, b: (a, [b]),
+        Outputs,
+        lambda a, b: {"a": a.argmax(1), "b": (a, b)},
+    ]
+    for pack in packs:
+        cost = fg.measure(Net(pack), torch.randn(3, 6), seconds=0)
+        assert (cost.macs_forward, cost.macs_backward) == (6 * 7, 6 * 7)  # the input needs no gradient

@@ -568,7 +568,7 @@ def depthwise() -> nn.Module:
     )  # fmt: skip
 
 
-@network((4, 6, 6))
+@network((4, 6, 6), prunes=True)
 def grouped() -> nn.Module:
     """Convolutions in groups, and dilated pooling that rounds up."""
     return nn.Sequential(
@@ -778,21 +778,23 @@ def bert() -> nn.Module:
 def gpt2() -> nn.Module:
     """GPT-2: transposed linear layers, a tied head."""
     sizes = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return hugging_face("GPT2LMHeadModel", "GPT2Config", **sizes, bos_token_id=1, eos_token_id=2)
+    return hugging_face("GPT2LMHeadModel", "GPT2Config", use_cache=False, bos_token_id=1, eos_token_id=2, **sizes)
 
 
 @network(tokens(), prunes=True, needs="transformers")
 def llama() -> nn.Module:
     """Llama: grouped queries, rotary positions, gated units, no biases."""
     sizes = SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return hugging_face("LlamaForCausalLM", "LlamaConfig", vocab_size=40, max_position_embeddings=16, **sizes)
+    return hugging_face("LlamaForCausalLM", "LlamaConfig", vocab_size=40, use_cache=False, **sizes)
 
 
 @network(input_ids=tokens(), decoder_input_ids=tokens(4), needs="transformers")
 def t5() -> nn.Module:
     """T5: cross attention, relative positions, a layer's weight is read for its type."""
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
-    return hugging_face("T5ForConditionalGeneration", "T5Config", feed_forward_proj="gated-gelu", **sizes)
+    return hugging_face(
+        "T5ForConditionalGeneration", "T5Config", feed_forward_proj="gated-gelu", use_cache=False, **sizes
+    )
 
 
 @network((3, 8, 8), prunes=True, needs="transformers")
@@ -808,4 +810,4 @@ def whisper() -> nn.Module:
     layers |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     sizes = {"d_model": 16, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16, "vocab_size": 40}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    return hugging_face("WhisperModel", "WhisperConfig", **layers, **sizes, **ids)
+    return hugging_face("WhisperModel", "WhisperConfig", use_cache=False, **layers, **sizes, **ids)
