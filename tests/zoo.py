@@ -28,7 +28,7 @@ class Network:
     Attributes:
         make: builds it. structure: what is special about it.
         args, kwargs: the shapes of its inputs; a tensor stands for itself.
-        prunes: whether units can be taken out of it; None: it need not be.
+        prunes: whether units must come out of some layer; else they may be refused as well.
         needs: a package, without which it is skipped.
     """
 
@@ -36,14 +36,14 @@ class Network:
     structure: str
     args: tuple[Shape | Tensor, ...]
     kwargs: dict[str, Shape | Tensor]
-    prunes: bool | None
+    prunes: bool
     needs: str | None
 
     def build(self) -> nn.Module:
         if self.needs and importlib.util.find_spec(self.needs) is None:
             pytest.skip(f"{self.needs} is not installed")
         torch.manual_seed(0)
-        return self.make()
+        return trained(self.make())
 
     def example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(1)
@@ -54,11 +54,19 @@ class Network:
         return tuple(map(drawn, self.args)), {name: drawn(shape) for name, shape in self.kwargs.items()}
 
 
+def trained(model: nn.Module) -> nn.Module:
+    """With the numbers of norms and biases different for each unit, as after training: equal ones would hide faults."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            tensor.data += 0.5 * torch.rand(tensor.shape)
+    return model
+
+
 NETWORKS: dict[str, Network] = {}
 
 
 def network(
-    *args: Shape | Tensor, prunes: bool | None = None, needs: str | None = None, **kwargs: Shape | Tensor
+    *args: Shape | Tensor, prunes: bool = False, needs: str | None = None, **kwargs: Shape | Tensor
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Decorator: put the function's network into `NETWORKS`, with the shapes of its inputs behind the batch's side."""
 
@@ -124,7 +132,7 @@ def residual_images() -> nn.Module:
     return Wired(run, stem=convs(2, 8), block=block, short=nn.Conv2d(8, 12, 1), head=classifier(12))
 
 
-@network((2, 6, 6), prunes=True)
+@network((2, 6, 6))
 def densely_connected() -> nn.Module:
     """Each layer reads the concatenation of all before it."""
 
@@ -161,7 +169,7 @@ def called_twice() -> nn.Module:
     return Wired(run, a=nn.Linear(8, 32), b=nn.Linear(32, 8))
 
 
-@network((8,))
+@network((8,), prunes=True)
 def shared_modules() -> nn.Module:
     """One layer under three names, and one activation for all."""
     shared, relu = nn.Linear(16, 16), nn.ReLU()
@@ -175,7 +183,7 @@ def tied_autoencoder() -> nn.Module:
     return Wired(run, encoder=nn.Linear(16, 12), out=nn.Linear(12, 16))
 
 
-@network(tokens())
+@network(tokens(), prunes=True)
 def tied_embeddings() -> nn.Module:
     """The head's weight is the embedding's."""
     embed, head = nn.Embedding(40, 16), nn.Linear(16, 40, bias=False)
@@ -183,7 +191,7 @@ def tied_embeddings() -> nn.Module:
     return Wired(lambda s, x: s.head(s.body(s.embed(x))), embed=embed, body=mlp(16, 24, 16), head=head)
 
 
-@network((8,))
+@network((8,), prunes=True)
 def tied_layers() -> nn.Module:
     """Two layers with one weight, each with its bias."""
     model = mlp(8, 16, 16, 16, 4)
@@ -222,7 +230,7 @@ class Output:
     value: Tensor
 
 
-@network((8,))
+@network((8,), prunes=True)
 def dataclass_output() -> nn.Module:
     """A dataclass of outputs."""
     run = lambda s, x: Output(s.a(z := s.body(x)), s.b(z))  # noqa: E731
@@ -234,7 +242,7 @@ class Pair(NamedTuple):
     deviation: Tensor
 
 
-@network((8,))
+@network((8,), prunes=True)
 def named_tuple_output() -> nn.Module:
     """A named tuple, one of its numbers positive."""
     run = lambda s, x: Pair(s.a(z := s.body(x)), F.softplus(s.b(z)))  # noqa: E731
@@ -258,7 +266,7 @@ def two_inputs() -> nn.Module:
     return Wired(run, a=nn.Linear(8, 16), b=nn.Linear(6, 16), head=mlp(16, 12, 4))
 
 
-@network(tokens())
+@network(tokens(), prunes=True)
 def token_ids() -> nn.Module:
     """An embedding, averaged over the words."""
     return Wired(lambda s, x: s.body(s.embed(x).mean(1)), embed=nn.Embedding(40, 16), body=mlp(16, 24, 4))
@@ -274,7 +282,7 @@ def data_dependent() -> nn.Module:
 # -- what stands between a layer and its readers -----------------------------------------------------------------------
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def channel_shuffle() -> nn.Module:
     """Channels are put into another order; a layer norm stands elsewhere."""
     return nn.Sequential(
@@ -283,14 +291,14 @@ def channel_shuffle() -> nn.Module:
     )  # fmt: skip
 
 
-@network((2, 4, 4))
+@network((2, 4, 4), prunes=True)
 def channels_last_flatten() -> nn.Module:
     """Images are flattened with their channels last, behind a layer norm."""
     run = lambda s, x: s.head(s.norm(s.body(x).permute(0, 2, 3, 1)).flatten(1))  # noqa: E731
     return Wired(run, body=convs(2, 8), norm=nn.LayerNorm(8), head=mlp(128, 12, 4))
 
 
-@network((8,))
+@network((8,), prunes=True)
 def sorted_units() -> nn.Module:
     """Units are sorted by value."""
     return Wired(lambda s, x: s.head(s.body(x).sort(-1).values), body=mlp(8, 24, 16), head=mlp(16, 12, 4))
@@ -303,7 +311,7 @@ def channel_mean() -> nn.Module:
     return Wired(run, stem=convs(2, 8), conv=nn.Conv2d(8, 8, 1), head=classifier(8))
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def squeeze_excitation() -> nn.Module:
     """Channels are scaled by what a small network makes of their means."""
     run = lambda s, x: s.head((y := s.stem(x)) * torch.sigmoid(s.gate(y.mean((2, 3))))[:, :, None, None])  # noqa: E731
@@ -323,14 +331,14 @@ def spatial_attention() -> nn.Module:
     return Wired(run, stem=convs(2, 8), mask=mask, head=nn.Sequential(nn.Conv2d(8, 6, 1), classifier(6)))
 
 
-@network((8,))
+@network((8,), prunes=True)
 def scalar_gate() -> nn.Module:
     """A sample's units are scaled by one number of its own."""
     run = lambda s, x: s.head(s.body(x) * torch.sigmoid(s.gate(x)))  # noqa: E731
     return Wired(run, body=mlp(8, 24, 16), gate=mlp(8, 12, 1), head=mlp(16, 12, 4))
 
 
-@network((6,))
+@network((6,), prunes=True)
 def gated_halves() -> nn.Module:
     """One half of the units gates the other: `chunk`, then `nn.GLU`."""
 
@@ -352,7 +360,7 @@ def uneven_split() -> nn.Module:
     return Wired(run, wide=nn.Linear(6, 32), a=nn.Linear(12, 4), b=nn.Linear(20, 4))
 
 
-@network((2, 4, 4))
+@network((2, 4, 4), prunes=True)
 def pixel_shuffle() -> nn.Module:
     """Channels become pixels, pixels channels."""
     return nn.Sequential(
@@ -361,7 +369,7 @@ def pixel_shuffle() -> nn.Module:
     )  # fmt: skip
 
 
-@network((8,))
+@network((8,), prunes=True)
 def mixture_of_experts() -> nn.Module:
     """Each sample goes through the two experts that a layer chooses."""
 
@@ -374,7 +382,7 @@ def mixture_of_experts() -> nn.Module:
     return Wired(run, gate=nn.Linear(8, 3), experts=experts, head=nn.Linear(16, 4))
 
 
-@network((8,))
+@network((8,), prunes=True)
 def graph_network() -> nn.Module:
     """Samples are nodes: messages along edges are summed where they arrive."""
     edges = torch.randint(BATCH, (2, 60), generator=torch.Generator().manual_seed(3))
@@ -399,7 +407,7 @@ def layer_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(10, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def norms_of_images() -> nn.Module:
     """A group norm, an affine instance norm, a PReLU of each channel."""
     return nn.Sequential(
@@ -408,7 +416,7 @@ def norms_of_images() -> nn.Module:
     )  # fmt: skip
 
 
-@network((10,))
+@network((10,), prunes=True)
 def batch_norm_and_prelu() -> nn.Module:
     """A batch norm of vectors, and a PReLU of each unit."""
     return nn.Sequential(
@@ -438,7 +446,7 @@ def bare_parameters() -> nn.Module:
 # -- flags and parametrisations ----------------------------------------------------------------------------------------
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def frozen_backbone() -> nn.Module:
     """A frozen part in evaluation mode below a head that trains."""
     model = nn.Sequential(convs(2, 8, 12), classifier(12))
@@ -452,7 +460,7 @@ def frozen() -> nn.Module:
     return mlp(8, 24, 16, 4).requires_grad_(False)
 
 
-@network((8,))
+@network((8,), prunes=True)
 def frozen_in_parts() -> nn.Module:
     """Only the biases of one layer and the weights of another train."""
     model = mlp(8, 24, 16, 4)
@@ -487,7 +495,7 @@ def masked_by_torch() -> nn.Module:
     return model
 
 
-@network((8,))
+@network((8,), prunes=True)
 def hooked() -> nn.Module:
     """Hooks that change what passes."""
     model = mlp(8, 24, 16, 4)
@@ -569,7 +577,7 @@ def grouped() -> nn.Module:
     )  # fmt: skip
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def convnext() -> nn.Module:
     """A block that computes with its channels last: layer norm, linear layers, a scale of each channel."""
 
@@ -599,14 +607,14 @@ def reads_its_layers() -> nn.Module:
     return Wired(run, a=nn.Linear(8, 24), b=nn.Linear(24, 16), c=nn.Linear(16, 4), drop=nn.Dropout(0.25))
 
 
-@network((8,))
+@network((8,), prunes=True)
 def registered_out_of_order() -> nn.Module:
     """Modules stand in another order than that in which they run."""
     parts = {"head": nn.Linear(16, 4), "drop": nn.Dropout(0.25), "tanh": nn.Tanh(), "body": nn.Linear(8, 16)}
     return Wired(lambda s, x: s.head(s.drop(s.tanh(s.body(x)))), **parts)
 
 
-@network((8,))
+@network((8,), prunes=True)
 def in_a_row() -> nn.Module:
     """Linear layers, saturating activations and dropout, one after another."""
     return nn.Sequential(
@@ -671,7 +679,7 @@ class PatchesWithClass(nn.Module):
         return torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def vision_transformer() -> nn.Module:
     """Packed attention over patches and a class token, as timm's."""
     run = lambda s, x: s.head(s.norm(s.block(s.embed(x)))[:, 0])  # noqa: E731
@@ -679,7 +687,7 @@ def vision_transformer() -> nn.Module:
     return Wired(run, embed=PatchesWithClass(12), block=block, norm=nn.LayerNorm(12), head=nn.Linear(12, 4))
 
 
-@network((4, 4, 8))
+@network((4, 4, 8), prunes=True)
 def shifted_windows() -> nn.Module:
     """Packed attention in windows of an image that is rolled, as Swin's; then patches are merged."""
 
@@ -694,7 +702,7 @@ def shifted_windows() -> nn.Module:
     return Wired(run, block=block, norm=nn.LayerNorm(32), merge=nn.Linear(32, 16, bias=False), head=nn.Linear(16, 4))
 
 
-@network((6, 8))
+@network((6, 8), prunes=True)
 def mixer() -> nn.Module:
     """A small network over the positions, then one over the channels."""
 
@@ -706,7 +714,7 @@ def mixer() -> nn.Module:
     return Wired(run, over_positions=mlp(6, 16, 6), over_channels=mlp(8, 24, 8), **parts)
 
 
-@network((5, 8))
+@network((5, 8), prunes=True)
 def grouped_query_attention() -> nn.Module:
     """Two heads of queries for each of keys and values, which are expanded; gated units, no biases."""
 
@@ -729,7 +737,7 @@ def grouped_query_attention() -> nn.Module:
     return Wired(run, **{name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
 
 
-@network((5, 8))
+@network((5, 8), prunes=True)
 def torch_transformer() -> nn.Module:
     """torch's own encoder layer, and its attention."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -770,24 +778,26 @@ def bert() -> nn.Module:
 def gpt2() -> nn.Module:
     """GPT-2: transposed linear layers, a tied head."""
     sizes = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return hugging_face("GPT2LMHeadModel", "GPT2Config", **sizes, bos_token_id=1, eos_token_id=2)
+    return hugging_face("GPT2LMHeadModel", "GPT2Config", use_cache=False, bos_token_id=1, eos_token_id=2, **sizes)
 
 
-@network(tokens(), needs="transformers")
+@network(tokens(), prunes=True, needs="transformers")
 def llama() -> nn.Module:
     """Llama: grouped queries, rotary positions, gated units, no biases."""
     sizes = SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return hugging_face("LlamaForCausalLM", "LlamaConfig", vocab_size=40, max_position_embeddings=16, **sizes)
+    return hugging_face("LlamaForCausalLM", "LlamaConfig", vocab_size=40, use_cache=False, **sizes)
 
 
 @network(input_ids=tokens(), decoder_input_ids=tokens(4), needs="transformers")
 def t5() -> nn.Module:
     """T5: cross attention, relative positions, a layer's weight is read for its type."""
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
-    return hugging_face("T5ForConditionalGeneration", "T5Config", feed_forward_proj="gated-gelu", **sizes)
+    return hugging_face(
+        "T5ForConditionalGeneration", "T5Config", feed_forward_proj="gated-gelu", use_cache=False, **sizes
+    )
 
 
-@network((3, 8, 8), needs="transformers")
+@network((3, 8, 8), prunes=True, needs="transformers")
 def vit() -> nn.Module:
     """The vision transformer of transformers: separate queries, keys and values, a class token."""
     return hugging_face("ViTForImageClassification", "ViTConfig", image_size=8, patch_size=4, num_labels=4, **SMALL)
@@ -800,4 +810,4 @@ def whisper() -> nn.Module:
     layers |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     sizes = {"d_model": 16, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16, "vocab_size": 40}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    return hugging_face("WhisperModel", "WhisperConfig", **layers, **sizes, **ids)
+    return hugging_face("WhisperModel", "WhisperConfig", use_cache=False, **layers, **sizes, **ids)

@@ -54,7 +54,7 @@ class FitStructured(Compression):
             layer: Any = model.get_submodule(name)
             x = inputs[name].reshape(-1, layer.in_features)
             with torch.no_grad():
-                y = layer(x)
+                y = layer.forward(x)  # hooks stay what they are, on the new layer too
             (change,) = self.by.apply(model, [name])
             error = self._fit(model.get_submodule(name), x, y)
             changes.append(replace(change, note=f"relative error {error:.3g}"))

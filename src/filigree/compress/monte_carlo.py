@@ -233,7 +233,7 @@ def _channel_means(layer: Any, x: Tensor, sampled: bool = False) -> Tensor:
     if sampled:
         layer.activation = None  # x has been sampled already
     try:
-        y = layer(x)
+        y = layer.forward(x)  # without the hooks of a user, which stay behind it
     finally:
         layer.relu = relu
         if sampled:
