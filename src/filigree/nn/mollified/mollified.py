@@ -43,6 +43,8 @@ class Mollified(Conversion):
         seed: for a and for projections.
     """
 
+    keeps_ties = True
+
     c: Annotated[float, pydantic.Field(ge=0)] = 1.0
     a: tuple[float, float] | float = (-2.0, 2.0)
     skip: Literal["pad", "project"] = "pad"
@@ -64,6 +66,9 @@ class Mollified(Conversion):
         if isinstance(module, ResidualBlock):
             return True
         return type(module) in (nn.LSTM, nn.GRU) or _units(module) is not None
+
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        return not isinstance(module, nn.RNNBase)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         blocks = {name: self._block(model, name) for name in names}

@@ -48,6 +48,8 @@ class Sparse(Conversion):
     dense form would not fit in memory can be built.
     """
 
+    keeps_ties = True
+
     topology: Topology
     masked: bool = False
     init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
