@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import filigree as fg
-from composition import AFTER, BEFORE
+from composition import AFTER
+from every_method import METHODS, WITHOUT_DATA, apply, is_conversion
 from filigree import rollback
 from filigree.rollback import AllOrNothing
 
@@ -172,18 +173,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (Recurrent, (6, 3, 16)),
     "meta": (unmade, ()),
 }
-MORE = {
-    "FuseLinears": fg.FuseLinears(fg.Fastfood(), features=16),
-    "StochasticDepth": fg.StochasticDepth(),
-    "Mollified, projected": fg.Mollified(skip="project"),
-    "DropConnect": fg.PartitionDropout(2, connect=True),
-    "connections": fg.MagnitudePruning(keep=0.5, of="connections"),
-    "correlation": fg.RandomPruning(keep=0.5, compensate="correlation", measure=False),
-    "budget": fg.MagnitudePruning(keep=fg.Budget(macs=0.6), measure=False),
-    "from weights alone": fg.MonteCarlo(samples=1.0),
-}
-METHODS = BEFORE | AFTER | MORE
-WITHOUT_DATA = {"from weights alone", "RoundToNearest", "PathSampling"}
 
 
 def network(name: str) -> nn.Module:
@@ -192,17 +181,9 @@ def network(name: str) -> nn.Module:
     return _lived(make()) if name != "meta" else make()
 
 
-def is_conversion(name: str) -> bool:
-    return not isinstance(METHODS[name], fg.compress.Compression)
-
-
 def applied(name: str, model: nn.Module, shape: tuple[int, ...]) -> object:
-    config = METHODS[name]
-    if is_conversion(name):
-        wanted = config.accepts if not name.startswith("FuseLinears") else lambda m: m.in_features == m.out_features
-        return fg.convert_(model, config, lambda _, module: wanted(module))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) if shape else None
-    return fg.compress_(model, config, None if name in WITHOUT_DATA else x)
+    return apply(name, model, x)
 
 
 # -- failing at a step -------------------------------------------------------------------------------------------------

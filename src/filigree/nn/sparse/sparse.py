@@ -11,6 +11,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import computed_tensors
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
@@ -118,7 +119,6 @@ class Sparse(Conversion):
             if isinstance(sparse, SparseLinear):
                 sparse.relu = self.fuse and fuse_relu(model, layer)
             converted = _masked(sparse) if self.masked else sparse
-            converted.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
         if any(isinstance(module, SparseConv2d) for module in model.modules()):
@@ -172,7 +172,8 @@ def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
     changes = []
     for name, module in list(model.named_modules()):
-        if name not in done and (duplicate := duplicates.get(type(module))):
+        duplicate = None if name in done or computed_tensors(module) else duplicates.get(type(module))
+        if duplicate is not None:
             replace_module(model, name, replacement := duplicate.like(module))
             changes.append(Change.of(name, module, replacement))
     return changes
