@@ -31,29 +31,39 @@ def select(model: nn.Module, config: Any, where: Where, caller: str) -> Selectio
         ValueError: by the name of `caller`: no module fits, a pattern matches none, or the model itself would have to
             be replaced.
     """
-    fitting = [name for name, m in model.named_modules() if _accepts(config, m)]
-    reasons = {name: reason for name, reason in _reasons_to_leave(model, config).items() if name in fitting}
-    able = {name: model.get_submodule(name) for name in fitting if name not in reasons}
+    fitting = [name for name, module in model.named_modules() if config.accepts(without_computed_weights(module))]
     wanted = _wanted(model, fitting, where, caller, config)
+    reasons = _reasons_to_leave(model, config)
     left = [name for name in wanted if name in reasons]
     if left and (config.takes_chains or len(left) == len(wanted)):
         others = f" ({len(left) - 1} more like it)" if len(left) > 1 else ""
-        raise ValueError(f"{caller}: {left[0]!r} {reasons[left[0]]}, which cannot be kept{others}.")
-    chosen = [name for name in wanted if name in able]
+        hint = _behind(_conv1d(model, config))
+        raise ValueError(f"{caller}: {left[0]!r} {reasons[left[0]]}, which cannot be kept{others}.{hint}")
+    chosen = [name for name in wanted if name not in reasons]
     if "" in chosen:
         raise ValueError(
             f"{caller}: the model is itself a {type(model).__name__} and cannot be replaced in place. "
             "Put it into an nn.Sequential."
         )
-    lines = [f"left as it is: {name!r} {reasons[name]}" for name in left]
-    return Selection(chosen, lines + _conv1d(model, config))
+    return Selection(chosen, _lines({name: reasons[name] for name in left}) + _conv1d(model, config))
+
+
+def _lines(left: dict[str, str]) -> list[str]:
+    """A line for each reason, with the names of the modules that are left as they are for it."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        names_by_reason.setdefault(reason, []).append(repr(name))
+    return [
+        f"left as {f'it is: {names[0]}' if len(names) == 1 else f'they are: {listed(names, 12)}: each'} {reason}"
+        for reason, names in names_by_reason.items()
+    ]
 
 
 def _wanted(model: nn.Module, fitting: list[str], where: Where, caller: str, config: Any) -> list[str]:
     """Those of the fitting modules that `where` names; at least one."""
     if not fitting:
         kinds = list(dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children())))
-        hint = "".join(f" {hint}" for hint in _conv1d(model, config) + _activations(config))
+        hint = _behind(_conv1d(model, config) + _activations(config))
         raise ValueError(f"{caller}: no module was selected: none can be. There are {listed(kinds, 12)}.{hint}")
     if isinstance(where, str):
         where = [where]
@@ -74,10 +84,6 @@ def _wanted(model: nn.Module, fitting: list[str], where: Where, caller: str, con
     return wanted
 
 
-def _accepts(config: Any, module: nn.Module) -> bool:
-    return bool(config.accepts(without_computed_weights(module)))
-
-
 def _reasons_to_leave(model: nn.Module, config: Any) -> dict[str, str]:
     """Why modules are not to be changed, by their names, each to be put behind the name."""
     reasons = {} if config.keeps_ties else why_tied(model)
@@ -85,6 +91,10 @@ def _reasons_to_leave(model: nn.Module, config: Any) -> dict[str, str]:
         if (reason := why_computed(module)) and not config.keeps_computed_weights(module):
             reasons[name] = reason
     return reasons
+
+
+def _behind(hints: list[str]) -> str:
+    return "".join(f" {hint}" for hint in hints)
 
 
 def _conv1d(model: nn.Module, config: Any) -> list[str]:
@@ -102,5 +112,6 @@ def _activations(config: Any) -> list[str]:
 
 
 ACTIVATION_HINT = (
-    "Activations must be modules of torch.nn, such as nn.Tanh(): functions in a forward cannot be replaced."
+    "Activations must be modules of torch.nn, such as nn.Tanh(): functions in a forward, and classes of transformers, "
+    "cannot be replaced."
 )
