@@ -198,6 +198,31 @@ def run(model: nn.Module, x: Tensor) -> None:
     y.square().sum().backward()
 
 
+def test_what_cannot_move_is_said():
+    model = plain()
+    model[0].weight.register_hook(lambda grad: grad)
+    model[3].bias.register_post_accumulate_grad_hook(lambda _: None)
+    model[3].register_state_dict_pre_hook(lambda *_: None)
+    report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert report.notes == [
+        "hooks of state_dict are gone: 3",
+        "hooks of the parameter are gone: 0.weight, 3.bias",
+    ]
+    assert report.to_dict()["notes"] == report.notes
+
+
+def test_loading_keeps_what_is_frozen(tmp_path):
+    model, into = plain(), plain()
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    fg.save(model, tmp_path / "m.safetensors")
+    into[0].weight.requires_grad_(False)
+    into[3].eval()
+    again = fg.load(tmp_path / "m.safetensors", into)
+    frozen = [key for key, parameter in again.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["0.values"]
+    assert not again[3].training
+
+
 # -- tied weights ------------------------------------------------------------------------------------------------------
 
 
