@@ -24,6 +24,7 @@ from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
+from filigree.ties import shared_parameters
 from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
 
 
@@ -99,7 +100,7 @@ class Sparse(Conversion):
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
-        shared = _shared_parameters(model)
+        shared = shared_parameters(model)  # a layer that loses one would break the weight tying
         changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
             if flat_indices is None or id(layer.weight) in shared:
@@ -212,13 +213,3 @@ def _materialise(layer: nn.Linear | nn.Conv2d) -> None:
 def _mix(seed: int, number: int) -> int:
     """A seed of its own for each layer's values, so that they do not repeat one another."""
     return (seed * 1_000_003 + number + 1) % 2**63
-
-
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """Parameters that several modules hold: converting one layer would silently break the weight tying."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {key for key, count in owners.items() if count > 1}
