@@ -37,6 +37,8 @@ class PathSampling(Compression):
         ValueError: layers that are no chain, by name; a layer whose weights are all zero or not finite.
     """
 
+    takes_chains = True
+
     paths: Annotated[int, pydantic.Field(ge=1)]
     sampling: Steps = "jittered"
     rescale: bool = True

@@ -16,6 +16,7 @@ from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.io.tensors import memory_order, order_, tie_, untie_
 from filigree.models.networks import modules_of
+from filigree.preserved import Preserved
 from filigree.untrained import warn_if_untrained
 from filigree.wrappers import names_in, unwrapped
 
@@ -133,7 +134,9 @@ def _convert_again(model: nn.Module, config: Config, names: list[str]) -> None:
     for name in names:
         if not config.accepts(model.get_submodule(name)):
             raise ValueError(f"{name!r} is a {type(model.get_submodule(name)).__name__}, not what was converted.")
+    before = Preserved(model)
     config.apply(model, names)
+    before.restore_(model)
     record(model, config, names)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from filigree.computed_weights import copied
 from filigree.io.saving import description
 from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
@@ -116,7 +116,7 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its
     own `macs` for each position of its input, and twice that backward.
     """
-    duplicate = copy.deepcopy(model).eval()
+    duplicate = copied(model).eval()
     own = [0]
     for module in duplicate.modules():
         if isinstance(module, nn.RNNBase) or (says(module) and module.uncounted):
@@ -153,7 +153,7 @@ def _count_itself(module: Any, total: list[int]) -> None:
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
     """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
-    duplicate = copy.deepcopy(model).train()
+    duplicate = copied(model).train()
     fused = x.device.type == "cpu" and takes_fused_sgd(duplicate)
     optimizer = torch.optim.SGD(duplicate.parameters(), lr, momentum=0.9, fused=fused)
 
@@ -170,7 +170,7 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 
 def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
     """A call that takes the gradients of the cross-entropy by all parameters of a copy of the model, in training."""
-    duplicate = copy.deepcopy(model).train()
+    duplicate = copied(model).train()
     loss = nn.functional.cross_entropy(duplicate(x), y)
     parameters = [p for p in duplicate.parameters() if p.requires_grad]
     return lambda: torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)

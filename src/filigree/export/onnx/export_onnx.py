@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import copied
 from filigree.config import one_line
 from filigree.convert import replace_module
 from filigree.export.answers import answers
@@ -162,7 +162,7 @@ def _inputs(example: Any, dynamic: bool) -> tuple[Tensor, ...]:
 
 def _alone(model: nn.Module) -> nn.Module:
     """Copy the model as it is used: in eval mode, on the CPU, each call for itself."""
-    duplicate = copy.deepcopy(model).cpu().eval()
+    duplicate = copied(model).cpu().eval()
     for module in duplicate.modules():
         if isinstance(module, CarriesState):  # a file keeps no state from call to call
             module.reset()
@@ -175,7 +175,7 @@ def _plain(
 ) -> tuple[nn.Module, list[OnnxLayer]]:
     """Give every module of the model a form that ONNX has; return the model, and what became of each module."""
     offered = offered_forms(model)
-    chosen = chosen_forms(offered, _layer_inputs(copy.deepcopy(model), list(offered), inputs), sparse, seconds)
+    chosen = chosen_forms(offered, _layer_inputs(copied(model), list(offered), inputs), sparse, seconds)
     layers = []
     for name, module in reversed(list(model.named_modules())):  # submodules before what holds them
         layer: Any = module

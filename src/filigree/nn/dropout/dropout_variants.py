@@ -71,6 +71,8 @@ class StrengthDropout(Capabilities, nn.Module):
 class GaussianDropout(Conversion):
     """Replace every `nn.Dropout` by multiplicative Gaussian noise of the same mean and variance."""
 
+    keeps_ties = True
+
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Dropout and module.p < 1
 
@@ -87,6 +89,8 @@ class GaussianDropout(Conversion):
 @config
 class GuidedDropout(Conversion):
     """Replace every `nn.Dropout` after a linear layer by `filigree.nn.StrengthDropout` of the same probability."""
+
+    keeps_ties = True
 
     region: Literal["top", "active"] = "active"
 

@@ -226,6 +226,8 @@ class PartitionDropout(Conversion):
     compute the rows that will be dropped.
     """
 
+    keeps_ties = True
+
     parts: Annotated[int, pydantic.Field(ge=2)]
     per: Literal["unit", "element"] = "unit"
     connect: bool = False

@@ -11,6 +11,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import computed_tensors
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
@@ -23,6 +24,7 @@ from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
+from filigree.ties import shared_parameters
 from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
 
 
@@ -47,6 +49,8 @@ class Sparse(Conversion):
     A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
     dense form would not fit in memory can be built.
     """
+
+    keeps_ties = True
 
     topology: Topology
     masked: bool = False
@@ -96,7 +100,7 @@ class Sparse(Conversion):
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
-        shared = _shared_parameters(model)
+        shared = shared_parameters(model)  # a layer that loses one would break the weight tying
         changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
             if flat_indices is None or (id(layer.weight) in shared and not isinstance(self.topology, Empty)):
@@ -116,7 +120,6 @@ class Sparse(Conversion):
             if isinstance(sparse, SparseLinear):
                 sparse.relu = self.fuse and fuse_relu(model, layer)
             converted = _masked(sparse) if self.masked else sparse
-            converted.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
         return [*changes, *(change for change in channel_major_(model) if change.name not in names)]
@@ -170,7 +173,8 @@ def channel_major_(model: nn.Module) -> list[Change]:
     if not any(isinstance(module, SparseConv2d) for module in model.modules()):
         return changes
     for name, module in list(model.named_modules()):
-        if duplicate := duplicates.get(type(module)):
+        duplicate = None if computed_tensors(module) else duplicates.get(type(module))
+        if duplicate is not None:
             replace_module(model, name, replacement := duplicate.like(module))
             changes.append(Change.of(name, module, replacement))
     return changes
@@ -209,13 +213,3 @@ def _materialise(layer: nn.Linear | nn.Conv2d) -> None:
 def _mix(seed: int, number: int) -> int:
     """A seed of its own for each layer's values, so that they do not repeat one another."""
     return (seed * 1_000_003 + number + 1) % 2**63
-
-
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """Parameters that several modules hold: converting one layer would silently break the weight tying."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {key for key, count in owners.items() if count > 1}
