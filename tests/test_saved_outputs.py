@@ -297,13 +297,6 @@ def test_layers_that_measuring_left_dense(tmp_path, monkeypatch):
     assert torch.equal(again(x), model(x))
 
 
-def test_pruned_connections_of_a_tied_layer(tmp_path):
-    model, x = Tied().eval(), words(4)
-    fg.compress_(model, fg.MagnitudePruning(of="connections", keep=0.5, compensate=None), where="head")
-    fg.save(model, tmp_path / "m")
-    assert torch.equal(fg.load(tmp_path / "m", into=Tied()).eval()(x), model(x))
-
-
 WRAPPERS = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "parallel": nn.DataParallel,

@@ -319,7 +319,7 @@ def test_weights_that_other_modules_read_are_not_refitted():
     assert model.a.out_features == 12
     assert model.head.weight is model.embed.weight
     assert torch.equal(model.embed.weight, weight)
-    assert "not refitted: head, since its weights are those of embed.weight as well" in str(report)
+    assert "not refitted: head, since it shares its weight with 'embed'" in str(report)
     fg.compress_(model, fg.MagnitudePruning(keep=0.5, compensate=None, measure=False), x, where=["b"])
     assert model.embed.weight.shape == (30, 4)
     assert model.head.weight is model.embed.weight
@@ -340,6 +340,20 @@ def test_layers_stay_without_bias_where_their_owner_would_lose_it():
         report = fg.compress_(model, fg.MagnitudePruning(keep=0.5, measure=False), x)
         assert (model[2].bias is not None) == gains == ("gains a bias" in str(report))
         assert error(model, x, y) < error(plain, x, y)
+
+
+def test_layers_whose_weights_are_computed_stay():
+    torch.manual_seed(0)
+    model = nn.Sequential(*fg.models.mlp([6, 20, 20, 20, 3]))
+    nn.utils.parametrizations.weight_norm(model[2])
+    y, x = None, torch.randn(50, 6)
+    y = model(x).detach()
+    report = fg.compress_(model, fg.SubsetPruning(keep=0.5, measure=False), x)
+    assert [model[i].out_features for i in (0, 2, 4)] == [20, 20, 10]
+    assert "left whole: they meet '2', which has its weight computed by" in str(report)
+    assert error(model, x, y) < 0.5
+    with pytest.raises(ValueError, match=r"has its weight computed by [^\n]*$"):
+        fg.compress_(model, MAGNITUDE, x, where=["0"])
 
 
 def test_what_cannot_be_copied_is_one_line():

@@ -15,6 +15,7 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse, channel_major_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.ties import listed, why_tied
 from filigree.topology import Empty
 
 Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]
@@ -34,9 +35,12 @@ def prune_connections(
         raise ValueError(f'{who}: for connections keep must be a share, and compensate "least_squares" or None.')
     dense = [name for name in names if type(model.get_submodule(name)) in (nn.Linear, nn.Conv2d)]
     if not dense:
-        raise ValueError(f"{who}: connections are pruned of dense layers. None of {', '.join(names)} is one.")
-    names = dense
-    pruned, changes = copied(model), []
+        raise ValueError(f"{who}: connections are pruned of dense layers. None of {listed(names)} is one.")
+    tied = {name: reason for name, reason in why_tied(model).items() if name in dense}
+    names = [name for name in dense if name not in tied]
+    if not names:
+        raise ValueError(f"{who}: {dense[0]!r} {tied[dense[0]]}, which cannot be kept.")
+    pruned, changes = copied(model), [Change.of(name, None, None, f"left whole: {why}") for name, why in tied.items()]
     for name in names:
         layer: Any = model.get_submodule(name)
         scores = score(layer.weight.detach()).flatten()

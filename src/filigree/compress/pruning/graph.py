@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.convert import inference_context
 from filigree.modes import evaluating
@@ -130,9 +131,13 @@ class Graph:
                 makers[name] = units
                 odd = odd or len(units) != width
         name = self.names[root]
-        blocks = [_blocks(self.model.get_submodule(member.name)) for member in sides if member.dim is None]
-        tie = math.lcm(*blocks)
-        problem = ""
+        modules = {member.name: self.model.get_submodule(member.name) for member in sides if member.dim is None}
+        tie = math.lcm(*map(_blocks, modules.values()))
+        problem = next(
+            (f"meet {at!r}, which {why}" for at, module in modules.items() if (why := why_computed(module))), ""
+        )
+        if problem:
+            return Units(name, count, makers, readers, sides, tie, problem)
         if odd or any(not _even(reader, count) for reader in readers):
             problem = "are split, repeated or mixed before they are read"
         elif count % tie:

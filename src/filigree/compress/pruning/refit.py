@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.budget import relative_error
 from filigree.compress.pruning.graph import Units
-from filigree.compress.pruning.removal import shared_weights
 from filigree.compress.pruning.samples import first_input, per_sample, rows_of, run_hooked
+from filigree.computed_weights import why_computed
 from filigree.convert import inference_context
 from filigree.nn.resizing import has_units, sizes_of
+from filigree.ties import why_tied
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def least_squares(
         The layers that are left as they were, each with the reason.
     """
     left = {name: recorded.problem for name, recorded in targets.items() if recorded.problem}
-    shared = shared_weights(smaller)
-    left |= {name: f"its weights are those of {shared[name]} as well" for name in targets if name in shared}
+    left |= {name: f"it {reason}" for name, reason in why_tied(smaller).items() if name in targets}
     waiting = {name: recorded for name, recorded in targets.items() if name not in left}
 
     def refit(name: str, layer: Any, rows: Tensor) -> None:
@@ -178,7 +178,7 @@ def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str,
     calls = dict.fromkeys(names, 0)
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     inputs: dict[str, list[Tensor]] = {name: [] for name in names}
-    problems: dict[str, str] = {}
+    problems = {name: f"it {reason}" for name in names if (reason := why_computed(model.get_submodule(name)))}
 
     def count(name: str) -> Any:
         def hook(layer: nn.Module, value: Tensor, y: Tensor) -> None:
@@ -251,7 +251,7 @@ def correlation(
         The layers that are left as they were, each with the reason.
     """
     left = {}
-    shared = shared_weights(model)
+    tied = why_tied(model)
     for group in groups:
         f, replacement = features[group.name].double(), replacements[group.name]
         gone = (replacement != torch.arange(group.count)).nonzero().squeeze(1)
@@ -271,8 +271,8 @@ def correlation(
                     f'{type(layer).__name__}: use "least_squares".'
                 )
             weight = layer.weight
-            if reader.name in shared:
-                left[reader.name] = f"its weights are those of {shared[reader.name]} as well"
+            if reader.name in tied:
+                left[reader.name] = f"it {tied[reader.name]}"
                 continue
             if getattr(layer, "groups", 1) > 1:
                 left[reader.name] = "it is a grouped convolution"

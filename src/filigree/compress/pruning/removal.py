@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Units, is_depthwise, pruners_of, without
 from filigree.config import one_line
+from filigree.ties import shared_parameters
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -87,33 +88,14 @@ def _shrinking(model: nn.Module, pruners: Any, name: str, side: str, dim: int | 
 
 def _keep_flags_and_ties(model: nn.Module, smaller: nn.Module) -> None:
     """Parameters are trainable as before; those that were one and still hold the same numbers are one again."""
-    names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    for parameter, (first, *others) in names.items():
+        smaller.get_parameter(name).requires_grad_(parameter.requires_grad)
+    for _, (first, *others) in shared_parameters(model).values():
         one = smaller.get_parameter(first)
-        one.requires_grad_(parameter.requires_grad)
         for name in others:
-            other = smaller.get_parameter(name)
-            other.requires_grad_(parameter.requires_grad)
-            if other is not one and torch.equal(one, other):
-                owner, _, key = name.rpartition(".")
+            owner, _, key = name.rpartition(".")
+            if torch.equal(one, smaller.get_parameter(name)):
                 smaller.get_submodule(owner)._parameters[key] = one
-
-
-def shared_weights(model: nn.Module) -> dict[str, str]:
-    """Modules one of whose own parameters is another module's as well, and the name of that parameter there."""
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    modules = dict(model.named_modules())  # each once: where one stands twice, its parameters are shared with itself
-    shared = {}
-    for of_one in names.values():
-        owners = {owner: name for name in of_one if (owner := name.rpartition(".")[0]) in modules}
-        for owner in owners:
-            if elsewhere := [name for other, name in owners.items() if other != owner]:
-                shared[owner] = elsewhere[0]
-    return shared
 
 
 def take_over(model: nn.Module, smaller: nn.Module) -> None:

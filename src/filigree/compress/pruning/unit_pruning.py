@@ -27,6 +27,7 @@ from filigree.compress.pruning.refit import (
 from filigree.compress.pruning.removal import copied, pruned, take_over
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
+from filigree.computed_weights import why_computed
 from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.measure.timing import inference, time_interleaved
@@ -34,6 +35,7 @@ from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.summary import Summary, says
+from filigree.ties import listed
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
@@ -52,6 +54,8 @@ class UnitPruning(Compression):
 
     Subclasses say which units stay: `choose`.
     """
+
+    keeps_ties = True  # those of the same size: units go on both sides
 
     keep: Share | dict[str, Share] | MaxError | Budget = 0.5
     compensate: Literal["least_squares", "correlation"] | None = "least_squares"
@@ -140,7 +144,7 @@ class UnitPruning(Compression):
         who = type(self).__name__
         groups = Graph(model, x[:1], names).units
         if not groups:
-            raise ValueError(f"{who}: none of {_listed(names)} has units that another layer reads: nothing to prune.")
+            raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
         generator = torch.Generator().manual_seed(0)
         half = {}
         for group in groups:
@@ -148,7 +152,7 @@ class UnitPruning(Compression):
             stays = torch.randperm(each, generator=generator)[: -(-each // 2)].sort().values
             half[group.name] = (torch.arange(group.tie)[:, None] * each + stays).flatten()
         wrong = wrong_groups(with_random_weights(model), groups, half, x) or wrong_groups(model, groups, half, x)
-        every = len(names) == sum(self.accepts(module) for module in model.modules())
+        every = len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
         left = [group for group in groups if group.name not in wrong]
         if wrong and (not every or not left or wrong_groups(model, left, half, x)):
             refuse(wrong, who)
@@ -294,10 +298,6 @@ def _remember(smaller: nn.Module, channels: Channels) -> None:
         if name in channels.outputs:
             module.__dict__["kept_outputs"] = channels.outputs[name]
             module.__dict__["kept_inputs"] = channels.inputs[name]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _latencies(model: nn.Module, smaller: nn.Module, x: Tensor) -> str:
