@@ -23,6 +23,7 @@ from filigree.cli.options import (
     reading,
 )
 from filigree.cli.output import known, records, run_recipe, show
+from filigree.data.readers import is_file_name
 from filigree.recipes import RecipeError
 from filigree.report import refuse_incomparable
 
@@ -57,7 +58,7 @@ def compare(
     Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine measures
     it, each with its ratio to dense; a report with a Pareto chart. An interrupted comparison resumes.
     """
-    source = what[0] if len(what) == 1 and (what[0] in data.names() or data.is_file_name(what[0])) else None
+    source = what[0] if len(what) == 1 and (what[0] in data.names() or is_file_name(what[0])) else None
     options = reading(target, missing, index_column, drop)
     if source is None:
         if absent := [name for name in what if not Path(name).exists()]:

@@ -25,17 +25,17 @@ def preview_of(lines: Sequence[str], delimiter: str) -> list[Row]:
 
 def delimiter_of(lines: Sequence[str]) -> str:
     """The delimiter that gives rows of one length, and most numbers. `ValueError`: none gives two columns."""
-    best, found = (0.0, 0.0, 0), ""
+    best, chosen = (0.0, 0.0, 0), ""
     for delimiter in DELIMITERS:
         rows = preview_of(lines, delimiter)
         width, rows_alike = Counter(map(len, rows)).most_common(1)[0]
         cells = [cell for row in rows for cell in row]
         numbers = sum(is_number(as_point(cell, delimiter)) for cell in cells)
         if width > 1 and (score := (rows_alike / len(rows), numbers / len(cells), width)) > best:
-            best, found = score, delimiter
-    if not found:
+            best, chosen = score, delimiter
+    if not chosen:
         raise ValueError("every row must hold numbers and a label, with commas, semicolons, tabs or | between")
-    return found
+    return chosen
 
 
 def as_point(cell: str, delimiter: str) -> str:
