@@ -87,9 +87,7 @@ class _ModuleOfAFunction(ModuleType):
         raise TypeError(f"fg.{name} is a module. Call fg.{name}_, which changes the model in place and says how.")
 
 
-for _module in [
-    value for name, value in globals().items() if isinstance(value, ModuleType) and f"{name}_" in globals()
-]:
+for _module in [value for name, value in globals().items() if f"{name}_" in globals()]:
     _module.__class__ = _ModuleOfAFunction
 
 

@@ -40,9 +40,9 @@ class FitRun:
 
     def __init__(
         self, model: nn.Module, train: Any, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int,
-        loss: Loss | None, validation: Any, test: Any, callbacks: Any, augment: Augment | None, early_stopping: EarlyStopping | None,
-        checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None, drop_last: bool,
-        record: Record | str | Path | None, on_nan: str,
+        loss: Loss | None, validation: Any, test: Any, callbacks: Any, augment: Augment | None,
+        early_stopping: EarlyStopping | None, checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None,
+        drop_last: bool, record: Record | str | Path | None, on_nan: str,
     ) -> None:  # fmt: skip
         self.engine = engine = make_engine(model, optimizer, accelerator)
         self.model, self.optimizer = engine.model, engine.optimizer
