@@ -56,7 +56,9 @@ def run_recipe(
     recipe = recipes.on(recipe, source)
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
     reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop"})
-    for line in data.describe(recipe.data.name, **reading).notes:
+    facts = data.describe(recipe.data.name, **reading)
+    sizes = f"{facts.samples:,} samples, {facts.features:,} features, {facts.classes:,} classes"
+    for line in facts.notes or [f"{recipe.data.name}: {sizes}; {facts.source}"]:
         tell(line)
     again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     if needs_resume:
