@@ -64,7 +64,7 @@ def compare(
         if absent := [name for name in what if not Path(name).exists()]:
             raise RecipeError(f"compare {absent[0]}: {_what_it_could_be(absent[0])}")
         if settings or methods or seed is not None or folder or options or overwrite:
-            raise RecipeError(f"compare {what[0]}: only --json is for runs; the other options are for data sets.")
+            raise RecipeError(f"compare {what[0]}: options other than --json are for data sets, not for runs.")
         shown = records([Path(run) for run in what])
         refuse_incomparable(shown)
         show(shown, json)

@@ -72,7 +72,7 @@ def run_recipe(
     records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))
     show(records, json)
-    for note in dict.fromkeys(note for record in records for note in record["notes"]):
+    for note in dict.fromkeys(note for record in records for note in record["notes"] if note not in facts.notes):
         out.print(f"[dim]- {escape(visible(note))}[/dim]")
     tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree export {folders[-1]} -o model.onnx")
     if report:
