@@ -55,15 +55,24 @@ def has_header(rows: Sequence[Row], delimiter: str, target: str | None = None) -
     if target in first and not is_number(target or ""):
         return True
     numbers = [float(cell) for cell in (as_point(name, delimiter) for name in names) if is_number(cell)]
+    if not any(names):
+        return False  # a row without values, or a table without features
     if not numbers and not any(name.lower() in MARKERS - {""} for name in names):
         return True
     labels = [row[-1] for row in below if row[-1].lower() not in MARKERS]
     is_class = last in labels or len(set(labels)) == len(labels)  # of one row each, as this one may be
+    has_index = first[0] == "" and names_rows([row[0] for row in below])
     if not is_number(last):
-        several = len(numbers) > 1 or first[0] == ""
+        several = len(numbers) > 1 or has_index
         return several and not is_class and all(a < b for a, b in itertools.pairwise(numbers))
-    counted = first[1:] if first[0] == "" else first
+    counted = first[1:] if has_index else first
     if len(counted) < 2 or counted != [str(i) for i in range(len(counted))]:
         return False
     fractions = any("." in as_point(cell, delimiter) for row in below for cell in row[:-1])
-    return first[0] == "" or len(counted) > 2 or fractions or not is_class
+    return has_index or len(counted) > 2 or fractions or not is_class
+
+
+def names_rows(cells: list[str]) -> bool:
+    """Whether a column without a name says which row it is: all its cells differ, and are whole numbers or text."""
+    whole = all(cell.isdecimal() for cell in cells)
+    return len(set(cells)) == len(cells) and (whole or not any(map(is_number, cells)))
