@@ -97,6 +97,9 @@ def test_numbers_as_names_are_no_sample(tmp_path):
     file.write_text(",0\n0.3,1\n-0.3,0\n-0.9,1\n")  # a row that lacks its feature is no header either
     with pytest.raises(ValueError, match="values are missing in 1 of 4 rows"):
         read_csv(file)
+    file.write_text("0.3,0.4,\n0.5,0.2,1\n0.1,0.7,1\n")  # nor one that lacks its label
+    with pytest.raises(ValueError, match="values are missing in 1 of 3 rows"):
+        read_csv(file)
 
 
 def test_an_index_is_no_feature(tmp_path):

@@ -59,6 +59,8 @@ def has_header(rows: Sequence[Row], delimiter: str, target: str | None = None) -
         return False  # a row without values, or a table without features
     if not numbers and not any(name.lower() in MARKERS - {""} for name in names):
         return True
+    if last.lower() in MARKERS:
+        return False  # a row that lacks its label
     labels = [row[-1] for row in below if row[-1].lower() not in MARKERS]
     is_class = last in labels or len(set(labels)) == len(labels)  # of one row each, as this one may be
     has_index = first[0] == "" and names_rows([row[0] for row in below])
