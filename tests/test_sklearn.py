@@ -214,6 +214,18 @@ def test_it_warns_where_training_diverged():
             model.fit(x * scale, y)
 
 
+def test_a_rare_class_is_no_divergence():
+    """One sample in 150 is of the second class: a constant answer loses .04, an untrained network .69."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 8)), (np.arange(600) % 150 == 0).astype(int)
+    x[:, 0] += 6 * y
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*had not converged")
+        for seed in range(3):
+            SparseMLPClassifier((20,), random_state=seed, max_iter=2).fit(x, y)
+
+
 def test_partial_fit_standardises_by_all_it_has_seen():
     model = SparseMLPRegressor(**QUICK)
     for part in range(0, 90, 30):

@@ -1,7 +1,8 @@
 """filigree: neural networks that cost what they use."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from filigree import data, models, nn, ops, topology
 from filigree.analyze import analyze, connection_survival, feature_ranking
@@ -76,6 +77,18 @@ if TYPE_CHECKING:
     from filigree import report as report
     from filigree import sklearn as sklearn
     from filigree.report import write_report
+
+
+class _ModuleOfAFunction(ModuleType):
+    """`fg.convert` and `fg.compress` are modules; who calls one of them is told of the function."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> NoReturn:
+        name = self.__name__.rpartition(".")[2]
+        raise TypeError(f"fg.{name} is a module. Call fg.{name}_, which changes the model in place and says how.")
+
+
+for _module in [value for name, value in globals().items() if f"{name}_" in globals()]:
+    _module.__class__ = _ModuleOfAFunction
 
 
 _WHEN_USED = ("report", "sklearn")  # they bring rich, and scikit-learn with threads of its own

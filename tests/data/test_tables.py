@@ -94,6 +94,12 @@ def test_numbers_as_names_are_no_sample(tmp_path):
     assert "its first line is taken for the columns' names, 0, 1, 2" in samples.notes
     file.write_text("0,1\n" + "".join(f"{i % 5},{i % 2}\n" for i in range(30)))  # feature 0, class 1
     assert len(read_csv(file).x) == 31
+    file.write_text(",0\n0.3,1\n-0.3,0\n-0.9,1\n")  # a row that lacks its feature is no header either
+    with pytest.raises(ValueError, match="values are missing in 1 of 4 rows"):
+        read_csv(file)
+    file.write_text("0.3,0.4,\n0.5,0.2,1\n0.1,0.7,1\n")  # nor one that lacks its label
+    with pytest.raises(ValueError, match="values are missing in 1 of 3 rows"):
+        read_csv(file)
 
 
 def test_an_index_is_no_feature(tmp_path):

@@ -1,5 +1,6 @@
 """Searching a recipe's settings: `filigree sweep`."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from filigree import recipes
 from filigree.recipes import RecipeError, Sweep, sweep
 from filigree.recipes.sweep import Domain, pareto
-from filigree.report import write_report
+from filigree.report import figures, write_report
+from filigree.train import Record
 
 RECIPE = str(Path(__file__).with_name("asymmetric.yaml"))
 SETTINGS = ("data.name=digits", "data.validation=0.2", "training.epochs=1", "seeds=[0]", "model.hidden=[24]")
@@ -33,6 +35,30 @@ def test_a_search_goes_on_to_its_budget_and_shows_the_front(tmp_path):
     assert "Pareto front" in page
     with pytest.raises(RecipeError, match="holds another search"):
         sweep(wanted(over={"k": "2:30"}), tmp_path, trials=4)
+
+
+def test_one_disturbed_timing_does_not_decide(tmp_path, monkeypatch):
+    """Three runs took 71.9, 14.6 and 0.56 ms: the cost of the trial is the one in the middle."""
+    times = iter((71.9, 14.6, 0.56))
+
+    def trained(*_, **__):
+        for seed in range(3):
+            record = Record.start("r", "topk", seed, {}, tmp_path / f"topk-{seed}")
+            record.metrics, record.cost = (
+                {"val_accuracy": 0.9 + seed / 100},
+                {"backward_ms": dict.fromkeys(("median", "low", "high"), next(times))},
+            )
+            record.save()
+            yield record.folder
+
+    monkeypatch.setattr(importlib.import_module("filigree.recipes.sweep"), "run", trained)
+    result = wanted().trial({"k": 3}, tmp_path)
+    assert result == {"accuracy": pytest.approx(0.91), "cost": 14.6, "spread": [0.56, 71.9]}
+    assert recipes.cost_text(14.6, [0.56, 71.9]) == "14.6 (0.56 to 71.9)"
+    assert recipes.cost_text(14.6, None) == recipes.cost_text(14.6, [14.6, 14.6]) == "14.6"
+    shown = figures.pareto([Record.load(tmp_path / f"topk-{seed}").model_dump() | {
+        "config": {"sweep": {"minimize": "backward_ms"}}} for seed in range(3)])  # fmt: skip
+    assert shown.data[0].x == (14.6,)
 
 
 def test_all_settings_with_the_same_end_are_set_together():

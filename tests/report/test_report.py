@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from browser import browse
-from filigree.report import console_table, summary_table, write_report
+from filigree.report import console_table, figures, summary_table, write_report
+from filigree.report.table import commit_text
 from filigree.train import Record
 
 
@@ -86,6 +87,30 @@ def test_the_button_changes_the_axes(records, tmp_path):
         return seen })()"""
     found = browse(write_report(records, tmp_path / "page.html"), tmp_path, 1280, ask)
     assert found["own"] == [None, "log", "true", "linear", "false"]
+
+
+def test_one_epoch_is_a_point(tmp_path):
+    """A line through a single point is nothing to see."""
+    runs = [record(m, seed, 0.8 + seed / 10, epochs=1) for m in ("dense", "SET") for seed in (0, 1)]
+    groups = {"SET": runs[2:]}
+    point = figures.curves(groups, "test_accuracy", "epoch", "t", 100.0).data
+    assert [trace.mode for trace in point] == ["markers"]
+    assert (point[0].y[0], point[0].error_y.array[0]) == (pytest.approx(75), pytest.approx(5))
+    assert figures.curves({"SET": [record("SET")]}, "test_accuracy", "epoch", "t").data[0].mode == "lines"
+    ask = (
+        "[...document.querySelectorAll('figure .scatterlayer .trace')].every(t => t.querySelector('.point, .js-line'))"
+    )
+    found = browse(write_report(runs, tmp_path / "page.html"), tmp_path, 1280, ask)
+    assert found["own"] is True
+
+
+def test_a_page_made_outside_of_git_names_no_commit(records, tmp_path):
+    for run in records:
+        run["commit"] = None
+    page = write_report(records, tmp_path / "page.html").read_text()
+    assert "commit None" not in page
+    assert "no commit known" in page
+    assert commit_text("0123456789abcdef", True) == "commit 0123456789 (with changes)"
 
 
 def test_records_from_folders_and_bad_ones(records, tmp_path):

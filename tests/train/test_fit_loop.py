@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -320,6 +321,40 @@ def test_bad_arguments_are_refused() -> None:
             run(**options)
     with pytest.raises(ValueError, match=r"batch_size must be at least 1\. Got 0"):
         evaluate(model, blobs(), batch_size=0)
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("label", [-1, 3, 70])
+def test_labels_that_have_no_output_are_refused_before_the_first_step(part: str, label: int) -> None:
+    model, x, y = nn.Linear(4, 3), torch.randn(40, 4), torch.arange(40) % 3
+    before = copy.deepcopy(model.state_dict())
+    wrong = y.clone()
+    wrong[37] = label
+    data = {"train": (x, y), "validation": (x, y), "test": (x, y)} | {part: (x, wrong)}
+    line = rf"^fit: {part}: labels must lie in \[0, 3\), one for each output of the model\. Got {min(0, label)} to"
+    with pytest.raises(ValueError, match=line):
+        fg.fit(model, optimizer=torch.optim.SGD(model.parameters(), 0.1), epochs=1, batch_size=4, **data)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"^evaluate: data: labels must lie in \[0, 3\)"):
+        fg.evaluate(model, (x, wrong))
+    loader = DataLoader(TensorDataset(x, wrong), 4)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
+        fg.evaluate(model, loader)
+
+
+def test_labels_that_cross_entropy_leaves_out_are_none() -> None:
+    model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.tensor([0, 1, -100, 2] * 2)
+    loss = float(F.cross_entropy(model(x), y).detach())
+    assert fg.evaluate(model, (x, y))["loss"] == pytest.approx(loss)
+
+
+def test_mistaken_calls_say_what_to_call() -> None:
+    model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.zeros(8).long()
+    with pytest.raises(TypeError, match=r"^fit: the data are one argument, such as a pair: fg\.fit\(model, \(x, y\)"):
+        fg.fit(model, x, y, optimizer=torch.optim.SGD(model.parameters(), 0.1), epochs=1)
+    for name in ("convert", "compress"):
+        with pytest.raises(TypeError, match=rf"^fg\.{name} is a module\. Call fg\.{name}_, which"):
+            getattr(fg, name)(model)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_or_an_end() -> None:

@@ -23,6 +23,7 @@ from filigree.cli.options import (
     reading,
 )
 from filigree.cli.output import known, records, run_recipe, show
+from filigree.data.readers import is_file_name
 from filigree.recipes import RecipeError
 from filigree.report import refuse_incomparable
 
@@ -57,13 +58,13 @@ def compare(
     Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine measures
     it, each with its ratio to dense; a report with a Pareto chart. An interrupted comparison resumes.
     """
-    source = what[0] if len(what) == 1 and (what[0] in data.names() or data.is_file_name(what[0])) else None
+    source = what[0] if len(what) == 1 and (what[0] in data.names() or is_file_name(what[0])) else None
     options = reading(target, missing, index_column, drop)
     if source is None:
         if absent := [name for name in what if not Path(name).exists()]:
             raise RecipeError(f"compare {absent[0]}: {_what_it_could_be(absent[0])}")
         if settings or methods or seed is not None or folder or options or overwrite:
-            raise RecipeError(f"compare {what[0]}: only --json is for runs; the other options are for data sets.")
+            raise RecipeError(f"compare {what[0]}: options other than --json are for data sets, not for runs.")
         shown = records([Path(run) for run in what])
         refuse_incomparable(shown)
         show(shown, json)

@@ -56,7 +56,9 @@ def run_recipe(
     recipe = recipes.on(recipe, source)
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
     reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop"})
-    for line in data.describe(recipe.data.name, **reading).notes:
+    facts = data.describe(recipe.data.name, **reading)
+    sizes = f"{facts.samples:,} samples, {facts.features:,} features, {facts.classes:,} classes"
+    for line in facts.notes or [f"{recipe.data.name}: {sizes}; {facts.source}"]:
         tell(line)
     again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     if needs_resume:
@@ -70,7 +72,7 @@ def run_recipe(
     records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))
     show(records, json)
-    for note in dict.fromkeys(note for record in records for note in record["notes"]):
+    for note in dict.fromkeys(note for record in records for note in record["notes"] if note not in facts.notes):
         out.print(f"[dim]- {escape(visible(note))}[/dim]")
     tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree export {folders[-1]} -o model.onnx")
     if report:

@@ -4,7 +4,7 @@ from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import mean_interval, overlap, paired_interval
 from filigree.data.preprocessing import Preprocessing
-from filigree.data.readers import SUFFIXES, is_file_name
+from filigree.data.readers import SUFFIXES
 from filigree.data.sets import cross_validation, describe, load, names
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "check",
     "cross_validation",
     "describe",
-    "is_file_name",
     "load",
     "mean_interval",
     "names",

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from filigree.config import clipped
-from filigree.data.dialects import Row, as_point, has_header
+from filigree.data.dialects import Row, as_point, has_header, names_rows
 from filigree.data.samples import MARKERS, Reading, Samples, is_number, listed
 
 _LABELS = {"label", "labels", "target", "class", "y"}  # names of columns that hold a label
@@ -127,7 +127,7 @@ class Columns:
         notes = [f"its first line is taken for the columns' names, {listed(self.names)}"] if self._by_numbers() else []
         numeric = [i for i in self.columns if i not in self.texts]
         x = np.concatenate(self.blocks)
-        index = [i for i, cells in self.texts.items() if _numbers_rows(cells)]
+        index = [i for i, cells in self.texts.items() if names_rows(cells)]
         running = [i for k, i in enumerate(numeric) if _runs(x[:, k])]
         if len(running) + len(index) < len(self.columns):  # a lone feature is what there is to learn from
             index += running
@@ -179,12 +179,6 @@ class Columns:
 
 def _is_unnamed(name: str) -> bool:
     return name == "" or name.startswith("Unnamed: ")  # so pandas calls a column without a name
-
-
-def _numbers_rows(cells: list[str]) -> bool:
-    """Whether a column without a name says which row it is: all its cells differ, and are whole numbers or text."""
-    whole = all(cell.isdecimal() for cell in cells)
-    return len(set(cells)) == len(cells) and (whole or not any(map(is_number, cells)))
 
 
 def _runs(column: np.ndarray) -> bool:

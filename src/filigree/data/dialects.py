@@ -25,17 +25,17 @@ def preview_of(lines: Sequence[str], delimiter: str) -> list[Row]:
 
 def delimiter_of(lines: Sequence[str]) -> str:
     """The delimiter that gives rows of one length, and most numbers. `ValueError`: none gives two columns."""
-    best, found = (0.0, 0.0, 0), ""
+    best, chosen = (0.0, 0.0, 0), ""
     for delimiter in DELIMITERS:
         rows = preview_of(lines, delimiter)
         width, rows_alike = Counter(map(len, rows)).most_common(1)[0]
         cells = [cell for row in rows for cell in row]
         numbers = sum(is_number(as_point(cell, delimiter)) for cell in cells)
         if width > 1 and (score := (rows_alike / len(rows), numbers / len(cells), width)) > best:
-            best, found = score, delimiter
-    if not found:
+            best, chosen = score, delimiter
+    if not chosen:
         raise ValueError("every row must hold numbers and a label, with commas, semicolons, tabs or | between")
-    return found
+    return chosen
 
 
 def as_point(cell: str, delimiter: str) -> str:
@@ -55,15 +55,26 @@ def has_header(rows: Sequence[Row], delimiter: str, target: str | None = None) -
     if target in first and not is_number(target or ""):
         return True
     numbers = [float(cell) for cell in (as_point(name, delimiter) for name in names) if is_number(cell)]
+    if not any(names):
+        return False  # a row without values, or a table without features
     if not numbers and not any(name.lower() in MARKERS - {""} for name in names):
         return True
+    if last.lower() in MARKERS:
+        return False  # a row that lacks its label
     labels = [row[-1] for row in below if row[-1].lower() not in MARKERS]
     is_class = last in labels or len(set(labels)) == len(labels)  # of one row each, as this one may be
+    has_index = first[0] == "" and names_rows([row[0] for row in below])
     if not is_number(last):
-        several = len(numbers) > 1 or first[0] == ""
+        several = len(numbers) > 1 or has_index
         return several and not is_class and all(a < b for a, b in itertools.pairwise(numbers))
-    counted = first[1:] if first[0] == "" else first
+    counted = first[1:] if has_index else first
     if len(counted) < 2 or counted != [str(i) for i in range(len(counted))]:
         return False
     fractions = any("." in as_point(cell, delimiter) for row in below for cell in row[:-1])
-    return first[0] == "" or len(counted) > 2 or fractions or not is_class
+    return has_index or len(counted) > 2 or fractions or not is_class
+
+
+def names_rows(cells: list[str]) -> bool:
+    """Whether a column without a name says which row it is: all its cells differ, and are whole numbers or text."""
+    whole = all(cell.isdecimal() for cell in cells)
+    return len(set(cells)) == len(cells) and (whole or not any(map(is_number, cells)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,14 +216,7 @@ class _Content(NamedTuple):
 
 
 def _read_own(file: Path, how: Reading) -> _Content:
-    """A file of the user's own; its first note says what was read. The last one that was read is kept: folds and seeds
-    read it again."""
-    status = file.stat() if file.is_file() else None
-    return _read_once(file, how, status and (status.st_mtime_ns, status.st_size, status.st_ino))
-
-
-@functools.lru_cache(maxsize=1)
-def _read_once(file: Path, how: Reading, state: Any) -> _Content:
+    """A file of the user's own; its first note says what was read."""
     samples = read_file(file, how)
     kinds, y = np.unique(samples.labels, return_inverse=True)
     if len(kinds) < 2:

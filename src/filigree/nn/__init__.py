@@ -6,6 +6,7 @@ from filigree.nn.asymmetric.asymmetric_linear import AsymmetricLinear
 from filigree.nn.asymmetric.asymmetric_rnn import AsymmetricGRU, AsymmetricLSTM
 from filigree.nn.asymmetric.asymmetric_sparse_linear import AsymmetricSparseLinear
 from filigree.nn.asymmetric.parameter_usage import LayerUsage, track_usage
+from filigree.nn.decay import decay_groups
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.dropout.dropout_variants import GaussianNoise, StrengthDropout
 from filigree.nn.dropout.partition_dropout import PartitionedConnect, PartitionedDropout
@@ -81,6 +82,7 @@ __all__ = [
     "StructuredRNN",
     "ToeplitzLinear",
     "backward_times",
+    "decay_groups",
     "sell_groups",
     "track_usage",
 ]

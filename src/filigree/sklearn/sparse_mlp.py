@@ -165,6 +165,10 @@ class SparseMLP(BaseEstimator):
         """The loss of the best answer that does not look at X."""
         raise NotImplementedError
 
+    def _blind_loss(self, target: Tensor) -> float:
+        """The loss of an answer that knows nothing of the targets either, as that of an untrained network."""
+        return self._constant_loss(target)
+
     # -- fitting -----------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -195,7 +199,7 @@ class SparseMLP(BaseEstimator):
         history = self._train(x, target, self.max_iter, self._seed, validation, stopping, self._evolution or ())
         self._remember(history.rows)
         constant = self._constant_loss(target)
-        if _diverged(self.loss_curve_, constant):
+        if _diverged(self.loss_curve_, constant, self._blind_loss(target)):
             warnings.warn(
                 f"{type(self).__name__}: training diverged: the loss was up to {max(self.loss_curve_):.3g} and ended "
                 f"at {self.loss_curve_[-1]:.3g}; that of a constant answer is {constant:.3g}. Try a smaller "
@@ -380,9 +384,12 @@ class SparseMLP(BaseEstimator):
         return strength / (strength.sum() or 1.0)
 
 
-def _diverged(losses: Sequence[float], constant: float) -> bool:
-    """Whether nothing was learned, or the loss burst: as its units die it comes back near that of a constant answer."""
-    burst = max(losses) > 10 * constant and losses[-1] > constant / 2
+def _diverged(losses: Sequence[float], constant: float, blind: float) -> bool:
+    """Whether nothing was learned, or the loss burst: as its units die it comes back near that of a constant answer.
+
+    An untrained network's loss is no burst, however little a constant answer loses where one class is rare.
+    """
+    burst = max(losses) > 10 * max(constant, blind) and losses[-1] > constant / 2
     return constant > 0 and (burst or (len(losses) > 1 and losses[-1] >= max(losses[0], constant)))
 
 

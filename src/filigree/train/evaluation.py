@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from filigree.modes import evaluating
 from filigree.train.batches import Batches, make_batches
+from filigree.train.labels import checked_cross_entropy
 from filigree.train.meter import Meter
 from filigree.untrained import warn_if_untrained
 
@@ -30,11 +30,12 @@ def evaluate(model: nn.Module, data: Any, *, loss: Loss | None = None, batch_siz
         `{"loss": ..., "accuracy": ...}`, accuracy in [0, 1] and only for integer labels.
 
     Raises:
-        ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind.
+        ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind, labels that
+            have no output.
     """
     warn_if_untrained(model, "evaluate")
     batches = make_batches(data, "evaluate: data", batch_size, device_of(model))
-    return evaluate_batches(model, batches, loss or functional.cross_entropy)
+    return evaluate_batches(model, batches, loss or checked_cross_entropy("evaluate", {"data": batches}))
 
 
 def evaluate_batches(

@@ -19,6 +19,7 @@ from filigree.train.checkpoints import Checkpoint
 from filigree.train.engine import Prepared
 from filigree.train.evaluation import Loss, evaluate_batches
 from filigree.train.history import History, Row
+from filigree.train.labels import checked_cross_entropy
 from filigree.train.meter import Meter
 from filigree.train.progress import Bar
 from filigree.train.records import Record
@@ -31,18 +32,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+_NAMES = {"val": "validation", "test": "test"}
+
+
 class FitRun:
     """A call of `fit`; the arguments are explained there."""
 
     def __init__(
-        self, model: nn.Module, train: Any, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int, loss: Loss,
-        validation: Any, test: Any, callbacks: Any, augment: Augment | None, early_stopping: EarlyStopping | None,
-        checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None, drop_last: bool,
-        record: Record | str | Path | None, on_nan: str,
+        self, model: nn.Module, train: Any, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int,
+        loss: Loss | None, validation: Any, test: Any, callbacks: Any, augment: Augment | None,
+        early_stopping: EarlyStopping | None, checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None,
+        drop_last: bool, record: Record | str | Path | None, on_nan: str,
     ) -> None:  # fmt: skip
         self.engine = engine = make_engine(model, optimizer, accelerator)
         self.model, self.optimizer = engine.model, engine.optimizer
-        self.loss, self.on_nan, self.history, self.stopping = loss, on_nan, History(), early_stopping
+        self.on_nan, self.history, self.stopping = on_nan, History(), early_stopping
         _check_optimizer(self.model, self.optimizer)
 
         order = torch.Generator().manual_seed(seed)
@@ -62,6 +66,8 @@ class FitRun:
             for prefix, name, data in (("val", "validation", validation), ("test", "test", test))
             if data is not None
         }
+        named = {_NAMES[prefix]: batches for prefix, batches in self.held_out.items()}
+        self.loss = loss or checked_cross_entropy("fit", {"train": self.train, **named})
         if early_stopping is not None:
             early_stopping.check("val" in self.held_out, "test" in self.held_out)
             early_stopping.reset()

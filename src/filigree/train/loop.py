@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from filigree.train.batches import Augment
 from filigree.train.evaluation import Loss
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def fit(
     model: nn.Module,
     train: Any,
-    *,
+    *more: Any,
     optimizer: torch.optim.Optimizer,
     epochs: int,
     batch_size: int = 128,
@@ -99,10 +98,16 @@ def fit(
         The `History`: rows, `stopped`, `metrics`.
 
     Raises:
-        ValueError, TypeError: data that are empty, of unequal lengths or not finite; an optimizer of another model;
+        ValueError, TypeError: data that are empty, of unequal lengths or not finite; labels that have no output; an
+            optimizer of another model;
             a checkpoint of another run; and whatever else is wrong with an argument, by name.
         FloatingPointError: the training loss is not finite.
     """
+    if more:
+        raise TypeError(
+            f"fit: the data are one argument, such as a pair: fg.fit(model, (x, y), optimizer=..., epochs=...). "
+            f"Got {len(more)} more without a name."
+        )
     if epochs < 1:
         raise ValueError(f"fit: epochs must be at least 1. Got {epochs}.")
     if resume and checkpoint is None:
@@ -110,7 +115,7 @@ def fit(
     if on_nan not in ("raise", "stop"):
         raise ValueError(f"fit: on_nan must be 'raise' or 'stop'. Got {on_nan!r}.")
     run = FitRun(
-        model, train, optimizer, epochs, batch_size, loss or functional.cross_entropy, validation, test, callbacks,
+        model, train, optimizer, epochs, batch_size, loss, validation, test, callbacks,
         augment, early_stopping, checkpoint, seed, accelerator, drop_last, record, on_nan,
     )  # fmt: skip
     with stop_on_signals(saves=checkpoint is not None) as request:

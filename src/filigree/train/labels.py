@@ -1,0 +1,47 @@
+"""Cross entropy, whose labels are compared with the model's outputs before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def checked_cross_entropy(caller: str, data: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross entropy whose first call refuses labels that have no output.
+
+    Args:
+        caller: "fit" or "evaluate". data: the batches of each argument; those that hold their labels in a tensor `y`
+            are checked as a whole, others when a label is met.
+
+    Raises, when it is called:
+        ValueError: labels out of range, in one line.
+    """
+    pending = {name: batches.y for name, batches in data.items() if isinstance(getattr(batches, "y", None), Tensor)}
+
+    def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+        if pending:
+            for name, labels in pending.items():
+                _check(f"{caller}: {name}", labels, output)
+            pending.clear()
+        try:
+            return functional.cross_entropy(output, y)
+        except IndexError:
+            _check(caller, y, output)
+            raise
+
+    return cross_entropy
+
+
+def _check(who: str, labels: Tensor, output: Tensor) -> None:
+    if labels.is_floating_point() or not labels.numel() or output.dim() == 0:
+        return  # shares of classes
+    classes = output.shape[1 if output.dim() > 1 else 0]
+    known = labels[labels != -100]  # what cross entropy leaves out
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise ValueError(
+            f"{who}: labels must lie in [0, {classes}), one for each output of the model. "
+            f"Got {int(known.min())} to {int(known.max())}."
+        )
