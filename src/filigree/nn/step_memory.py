@@ -31,26 +31,34 @@ class StepMemory:
         self.owner = owner
         self._chosen: dict[int, Any] = {}
         self._replayed: set[int] = set()
+        with torch.inference_mode(False):  # room for random numbers, which makes them cheaper
+            self._number = torch.zeros((), dtype=torch.int64, device="cpu")
 
     @outside_graphs
     def of_call(self, choose: Callable[[int], T]) -> T:
         """`choose(seed)`, which may change the module's state; in a recomputed call what it returned the first time.
 
         Args:
-            choose: takes its random numbers from a generator of its own with this seed. It runs outside of the
-                transforms of `torch.func`: every sample of `vmap` sees the same choice.
+            choose: takes its random numbers from a generator of its own with this seed. Transforms of `torch.func` do
+                not see what it does: every sample of `vmap` has the same choice.
 
         Raises:
             RuntimeError: a recomputed call whose first one is not known.
             ValueError: under `vmap(randomness="different")`.
         """
+        if not transforming():
+            return self._of_call(int(self._number.random_()), choose)
         number = torch.randint(2**63 - 1, ())
-        if transforming() and is_batched(number):
+        if is_batched(number):
             raise ValueError(
                 f"{self.owner}: all samples of a step share what is dropped or sampled, so vmap's randomness must be "
                 "'same'. Got 'different'."
             )
         seed = int(number)
+        with outside_transforms():
+            return self._of_call(seed, choose)
+
+    def _of_call(self, seed: int, choose: Callable[[int], T]) -> T:
         if torch._C._current_graph_task_id() != -1:  # a backward pass is running
             if seed not in self._chosen:
                 raise RuntimeError(
@@ -59,8 +67,7 @@ class StepMemory:
                 )
             self._replayed.add(seed)
             return self._chosen[seed]
-        with outside_transforms():
-            chosen = choose(seed)
+        chosen = choose(seed)
         if _may_be_recomputed():
             for old in self._replayed:
                 self._chosen.pop(old, None)

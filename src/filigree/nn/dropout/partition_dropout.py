@@ -75,13 +75,14 @@ class Partitions(Capabilities, nn.Module):
         """The partition and the number of this step in its round, of a new one if need be; `steps` are taken."""
 
         def choose(seed: int) -> tuple[Tensor, int]:
-            if int(self.step) >= self.parts or self.partition.shape != shape:  # a new round
-                self.partition = draw(seed)
+            partition, step = self.partition, self.step
+            now = int(step)
+            if now >= self.parts or partition.shape != shape:  # a new round
+                self.partition = partition = draw(seed)
                 self.drawn += elements
-                self.step.zero_()
-            now = int(self.step)
-            self.step += steps
-            return self.partition, now
+                now = 0
+            step.fill_(now + steps)
+            return partition, now
 
         return self.memory.of_call(choose)
 
