@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +39,11 @@ def outside_graphs(function: F) -> F:
         return run(*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Return whether `torch.autocast` is on for the device of x; on meta tensors there is none."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def takes_fused(model: nn.Module) -> bool:

@@ -140,7 +140,9 @@ def test_dropped_rows_are_not_computed(sparse, fuse):
     model(x)
     model.relu1._forward_hooks.clear()
     if not (sparse and fuse):
-        assert int((seen[0] == 0).all(0).sum()) >= 10  # a third of 40 rows
+        dropped = model.dropout1.partition == model.dropout1.step - 1
+        assert dropped.sum() > 4  # of 40 rows, a third on average
+        assert bool((seen[0][:, dropped] == 0).all())
     torch.testing.assert_close(model.eval()(x), whole.eval()(x))
 
 

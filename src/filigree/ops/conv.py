@@ -33,6 +33,7 @@ from filigree.ops.sparse import (
     new_matrix,
     resolved,
 )  # fmt: skip
+from filigree.ops.transforms import batched_gradients, transforming
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -160,6 +161,8 @@ def conv2d(values: Tensor, bias: Tensor | None, x: Tensor, indptr: Tensor, indic
     check_layer("conv2d", values, bias, x, indices.numel(), indptr.numel() - 1)
     if x.dtype not in FLOATS:
         return in_float32(lambda v, b, x: conv2d(v, b, x, indptr, indices, g), values, bias, x)
+    if transforming():
+        return _dense(values, bias, x, indptr, indices, g.flat())
     return torch.ops.filigree.conv2d_forward(values, bias, x, indptr, indices, g.flat())
 
 
@@ -265,13 +268,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(values, bias, x, indptr, indices)
 
 
+@batched_gradients
 def _formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, bias, x, *index = ctx.saved_tensors
     _, need_bias, need_input, *_ = ctx.needs_input_grad
-    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+    if (again := torch.is_grad_enabled()) or transforming():  # it is to be differentiated itself, or is batched
         needed = [t for t in (values, bias, x) if t is not None and t.requires_grad]
-        y = _dense(values, bias, x, index[0], index[1], ctx.geometry)
-        gradients = torch.autograd.grad(y, needed, dy, create_graph=True)
+        with torch.enable_grad():
+            y = _dense(values, bias, x, index[0], index[1], ctx.geometry)
+        gradients = torch.autograd.grad(y, needed, dy, create_graph=again)
         by_id = dict(zip(map(id, needed), gradients, strict=True))
         return *(by_id.get(id(t)) for t in (values, bias, x)), None, None, None
     dvalues, dbias, dx = torch.ops.filigree.conv2d_backward(values, x, dy, *index, ctx.geometry, need_input, need_bias)

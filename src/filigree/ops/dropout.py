@@ -9,6 +9,7 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.sparse import check_native
+from filigree.ops.transforms import batched_gradients, outside_transforms, transforming
 
 
 def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
@@ -24,7 +25,7 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or transforming():
         return torch.nn.functional.dropout(x, p)
     key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64) if seed is None else torch.tensor(seed)
     return _CounterDropout.apply(x, 0.0, p, key)
@@ -68,7 +69,13 @@ class _CounterDropout(torch.autograd.Function):
         return out
 
     @staticmethod
+    @batched_gradients
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        if transforming():  # the gradient is batched
+            with outside_transforms():
+                ones = torch.empty_strided(ctx.shape, ctx.stride, dtype=dy.dtype).fill_(1)
+                factor = torch.ops.filigree.dropout(ones, *ctx.range, ctx.saved_tensors[0])
+            return dy * factor, None, None, None
         if dy.stride() != ctx.stride:  # an element's number is its position in memory
             dy = dy.new_empty_strided(ctx.shape, ctx.stride).copy_(dy)
         return _CounterDropout.apply(dy, *ctx.range, ctx.saved_tensors[0]), None, None, None

@@ -14,6 +14,7 @@ from torch import Tensor
 from filigree.ops import reference
 from filigree.ops._load import kernels
 from filigree.ops.sparse import FLOATS, define, feature_major, library, new_matrix
+from filigree.ops.transforms import batched_gradients, transforming
 
 
 class Integers(NamedTuple):
@@ -61,6 +62,8 @@ def integer_linear(
         if given is not None and given.shape != (rows,):
             raise ValueError(f"integer_linear: {name} must be ({rows},). Got {tuple(given.shape)}.")
     bias = None if bias is None else bias.to(x.dtype)
+    if transforming():
+        return _reference(matrix, x, scale.to(x.dtype), bias, relu)
     return torch.ops.filigree.integer_linear(x, scale.to(x.dtype), bias, relu, *matrix)
 
 
@@ -104,6 +107,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.cols, ctx.has_bias = x.shape[1], bias is not None
 
 
+@batched_gradients
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     scale, y, *matrix = ctx.saved_tensors
     dz = dy if y is None else torch.where(y <= 0, 0, dy)

@@ -17,6 +17,7 @@ from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous
+from filigree.ops.transforms import transforming
 
 KINDS = ("NAN", "NAH", "NANI", "NANIL", "NANIS")
 HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)
@@ -54,8 +55,9 @@ def normals(like: Tensor, seed: Tensor, step: int = 0) -> Tensor:
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """Whether x has memory that kernels can read; subclasses of tensors may have none."""
-    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    """Whether x has memory that kernels can read; subclasses of tensors may have none, and tensors in transforms."""
+    plain = type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return plain and not transforming()
 
 
 # -- plain torch -----------------------------------------------------------------------------------------------------

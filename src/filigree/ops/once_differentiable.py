@@ -9,16 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filigree.ops.transforms import batched_gradients, opaque, present, transforming, with_nones
+
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate the `backward` of a `torch.autograd.Function`: differentiating its gradients raises `RuntimeError`.
 
     torch's decorator of this name raises only where the incoming gradient has derivatives, and takes the derivatives by
-    the saved tensors to be 0.
+    the saved tensors to be 0. Batched gradients (`is_grads_batched`) run it once for each.
     """
 
+    @batched_gradients
     @functools.wraps(backward)
     def differentiated(ctx: Any, *dy: Tensor) -> Any:
+        if transforming():
+            kept: list[bool] = []
+            return with_nones(
+                opaque(functools.partial(present, functools.partial(differentiated, ctx), kept), *dy), kept
+            )
         if not torch.is_grad_enabled():
             return backward(ctx, *dy)
         with torch.no_grad():

@@ -21,6 +21,7 @@ from filigree.ops.sparse import (
     sddmm,
     spmm_t,
 )  # fmt: skip
+from filigree.ops.transforms import transforming
 
 
 def rows_backward(
@@ -107,7 +108,7 @@ def rows_linear(
     if rows.dtype is not torch.int64 or rows.dim() != 1 or len(rows) > pattern.rows:
         raise ValueError(f"rows_linear: rows must be int64 numbers of rows. Got {tuple(rows.shape)} of {rows.dtype}.")
     rows = rows.contiguous()
-    if x.is_cpu and x.dtype in FLOATS:
+    if x.is_cpu and x.dtype in FLOATS and not transforming():
         return _RowsLinear.apply(values, bias, x, pattern, rows, relu)
     kept = torch.zeros(pattern.rows, dtype=x.dtype, device=x.device).index_fill_(0, rows, 1)
     return linear(pattern, values, bias, x, relu) * kept

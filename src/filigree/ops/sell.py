@@ -25,6 +25,7 @@ from torch import Tensor
 from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
 from filigree.ops.sparse import FLOATS, contiguous, in_memory, resolved
+from filigree.ops.transforms import batched_gradients, transforming
 
 Steps = Sequence[tuple[str, int | None]]
 
@@ -50,7 +51,7 @@ def sell(x: Tensor, steps: Steps, size: int, outs: int, tensors: Sequence[Tensor
     """
     if x.dim() != 2 or x.shape[1] > size or outs > size:
         raise ValueError(f"sell: x and outs must be at most {size} wide. Got {tuple(x.shape)} and {outs}.")
-    if x.is_cuda and gpu_sell.available and size & (size - 1) == 0 and x.dtype in FLOATS:
+    if x.is_cuda and gpu_sell.available and size & (size - 1) == 0 and x.dtype in FLOATS and not transforming():
         return _on_gpu(x, steps, size, outs, tensors)
     if _is_native(x, steps, size, tensors):
         return _Sell.apply(x, tuple(steps), size, outs, *tensors)
@@ -187,13 +188,15 @@ class _Sell(torch.autograd.Function):
         return y.data  # no view, so that it may be changed in place
 
     @staticmethod
+    @batched_gradients
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        if (again := torch.is_grad_enabled()) or transforming():  # it is to be differentiated itself, or is batched
             wanted = [t for t, need in zip((x, *tensors), (needs[0], *needs[4:]), strict=True) if need]
-            y = reference(x, ctx.steps, ctx.size, ctx.outs, tensors)
-            computed = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            with torch.enable_grad():
+                y = reference(x, ctx.steps, ctx.size, ctx.outs, tensors)
+            computed = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
             dx, *rest = (next(computed) if need else None for need in (needs[0], *needs[4:]))
             return dx, None, None, None, *rest
         x, dy = resolved(x), resolved(dy)

@@ -19,6 +19,7 @@ from torch import Tensor
 from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
 from filigree.ops.pattern import Pattern
+from filigree.ops.transforms import batched_gradients, transforming
 
 FLOATS = (torch.float32, torch.float64)
 _LARGE = 4 << 20  # bytes
@@ -38,6 +39,8 @@ def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
     """
     _check("spmm", values, x, pattern.cols)
     _check_values("spmm", pattern, values)
+    if transforming():
+        return reference.spmm(pattern, values, x)
     return torch.ops.filigree.spmm(values, x, *pattern)
 
 
@@ -45,6 +48,8 @@ def spmm_t(pattern: Pattern, values: Tensor, dy: Tensor) -> Tensor:
     """Transposed sparse times dense, `W^T dY`: `(rows, batch)` to `(cols, batch)`."""
     _check("spmm_t", values, dy, pattern.rows)
     _check_values("spmm_t", pattern, values)
+    if transforming():
+        return reference.spmm_t(pattern, values, dy)
     return torch.ops.filigree.spmm_t(values, dy, *pattern)
 
 
@@ -63,6 +68,8 @@ def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     _check("sddmm", dy, x, pattern.cols)
     if dy.shape[1] != x.shape[1]:
         raise ValueError(f"sddmm: dy and x must have the same batch. Got {dy.shape[1]} and {x.shape[1]}.")
+    if transforming():
+        return reference.sddmm(pattern, dy, x)
     return torch.ops.filigree.sddmm(dy, x, *pattern)
 
 
@@ -89,6 +96,8 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
         if torch.is_grad_enabled():
             return _LinearOnCPU.apply(values, bias, x, pattern, relu)
         return _linear_forward(pattern, values, bias, x, relu)
+    if transforming():
+        return reference.linear(pattern, values, bias, x, relu)
     return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)
 
 
@@ -100,9 +109,9 @@ def in_float32(
 
 
 def in_memory(x: Tensor) -> bool:
-    """Whether a kernel may read x: a plain tensor on the CPU, while no tracing or dispatch mode is active."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
-    return plain and not torch.compiler.is_compiling() and not _modes()  # modes: fake tensors, the FLOP counter, ...
+    """Whether a kernel may read x: a plain tensor on the CPU, no transform, tracing or dispatch mode is active."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and not torch.compiler.is_compiling()
+    return plain and not _modes() and not transforming()  # modes: fake tensors, the FLOP counter, ...
 
 
 def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
@@ -332,25 +341,28 @@ def _keep_values_and_matrix(ctx: Any, inputs: tuple[Any, ...], output: Any) -> N
     ctx.save_for_backward(*inputs)
 
 
+@batched_gradients
 def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, x, *index = ctx.saved_tensors
-    ops, needs = torch.ops.filigree, ctx.needs_input_grad
-    dvalues = ops.sddmm(dy, x, *index) if needs[0] else None
-    return dvalues, ops.spmm_t(values, dy, *index) if needs[1] else None, *(None,) * 6
+    pattern, needs = Pattern(*index), ctx.needs_input_grad
+    dvalues = sddmm(pattern, dy, x) if needs[0] else None
+    return dvalues, spmm_t(pattern, values, dy) if needs[1] else None, *(None,) * 6
 
 
+@batched_gradients
 def _spmm_t_backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
     values, dy, *index = ctx.saved_tensors
-    ops, needs = torch.ops.filigree, ctx.needs_input_grad
-    dvalues = ops.sddmm(dy, dx, *index) if needs[0] else None
-    return dvalues, ops.spmm(values, dx, *index) if needs[1] else None, *(None,) * 6
+    pattern, needs = Pattern(*index), ctx.needs_input_grad
+    dvalues = sddmm(pattern, dy, dx) if needs[0] else None
+    return dvalues, spmm(pattern, values, dx) if needs[1] else None, *(None,) * 6
 
 
+@batched_gradients
 def _sddmm_backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
     dy, x, *index = ctx.saved_tensors
-    ops, needs = torch.ops.filigree, ctx.needs_input_grad
-    ddy = ops.spmm(dvalues, x, *index) if needs[0] else None
-    return ddy, ops.spmm_t(dvalues, dy, *index) if needs[1] else None, *(None,) * 6
+    pattern, needs = Pattern(*index), ctx.needs_input_grad
+    ddy = spmm(pattern, dvalues, x) if needs[0] else None
+    return ddy, spmm_t(pattern, dvalues, dy) if needs[1] else None, *(None,) * 6
 
 
 for _name, _backward in [("spmm", _spmm_backward), ("spmm_t", _spmm_t_backward), ("sddmm", _sddmm_backward)]:
@@ -362,14 +374,26 @@ def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(values, x, output if relu else None, *index)
 
 
+@batched_gradients
 def _linear_formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, x, y, *index = ctx.saved_tensors
     need_input, need_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[1]
+    if transforming():
+        return *_gradients(Pattern(*index), values, x, y, dy, need_bias), *(None,) * 7
     dvalues, dbias, dx = torch.ops.filigree.linear_backward(values, x.t(), y, dy, *index, need_input, need_bias)
     return dvalues, dbias if need_bias else None, dx if need_input else None, *(None,) * 7
 
 
 torch.library.register_autograd("filigree::linear_forward", _linear_formula, setup_context=_keep_linear, lib=library)
+
+
+def _gradients(
+    pattern: Pattern, values: Tensor, x: Tensor, y: Tensor | None, dy: Tensor, need_bias: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of values, bias and input by operations that can be differentiated and transformed again."""
+    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t()
+    dvalues, dx = sddmm(pattern, dz, x.t()), spmm_t(pattern, values, dz).t()
+    return dvalues, dz.sum(1) if need_bias else None, dx
 
 
 class _LinearOnCPU(torch.autograd.Function):
@@ -384,14 +408,12 @@ class _LinearOnCPU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @batched_gradients
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, x_rows, x, y = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         _, need_bias, need_input, *_ = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t()
-            dvalues = torch.ops.filigree.sddmm(dz, x.t(), *pattern)
-            dx = torch.ops.filigree.spmm_t(values, dz, *pattern).t()
-            return dvalues, dz.sum(1) if need_bias else None, dx, None, None
+        if torch.is_grad_enabled() or transforming():  # the gradient itself is to be differentiated, or is batched
+            return *_gradients(pattern, values, x, y, dy, need_bias), None, None
         dvalues, dbias, dx = _linear_backward(pattern, values, x_rows, y, dy, need_input, need_bias)
         return dvalues, dbias if need_bias else None, dx if need_input else None, None, None

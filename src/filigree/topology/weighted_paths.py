@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from filigree.ops.transforms import plain
+
 Steps = Literal["jittered", "independent"]
 
 
@@ -57,7 +59,7 @@ def weighted_paths(layers: Sequence[Any], paths: int, how: Steps, generator: tor
         column = torch.searchsorted(flat, unit + point, right=True) - unit * cols
         most = (strengths > 0).long().mul_(torch.arange(1, cols + 1)).amax(1) - 1  # rounding cannot leave the row
         column = torch.minimum(column.clamp_(min=0), most[unit])
-        taps = layer.weight[0].numel() // cols
+        taps = layer.weight.shape[1:].numel() // cols
         flat = (unit * cols + column).unique()
         edges.append((flat[:, None] * taps + torch.arange(taps)).flatten())
         groups = getattr(layer, "groups", 1)
@@ -69,7 +71,7 @@ def weighted_paths(layers: Sequence[Any], paths: int, how: Steps, generator: tor
 
 def _strengths(layer: Any) -> Tensor:
     """|w| between the units of a layer, `(out, in / groups)`, float64."""
-    weight = layer.weight.detach().abs().double()
+    weight = plain(layer.weight, "sampled paths").detach().abs().double()
     return weight if weight.dim() == 2 else weight.flatten(2).sum(2)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.modes import outside_graphs
-from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, autocast
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, autocast, with_rule
 from filigree.nn.asymmetric.sparsification import Sparsification
 from filigree.nn.drop_in import DropIn
 from filigree.ops.once_differentiable import once_differentiable
@@ -42,7 +42,7 @@ class AsymmetricConv2d(Asymmetrical, DropIn, nn.Conv2d, replaces=(nn.Conv2d,)):
 
 @outside_graphs
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, owner: AsymmetricConv2d, padding: list[int]) -> Tensor:
-    return _AsymmetricConvolution.apply(*autocast(x, weight, bias), owner, padding)
+    return with_rule(_AsymmetricConvolution.apply, *autocast(x, weight, bias), owner, padding)
 
 
 class _AsymmetricConvolution(torch.autograd.Function):

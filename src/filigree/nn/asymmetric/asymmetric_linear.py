@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from filigree.modes import outside_graphs
+from filigree.modes import is_autocast, outside_graphs
 from filigree.nn.asymmetric.sparsification import ColumnRowSampling, HorizonError, Sparsification, TopK, count
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.drop_in import DropIn
@@ -16,6 +16,7 @@ from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.ops import selection
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
+from filigree.ops.transforms import opaque, transforming
 
 NOTHING: Any = None
 
@@ -35,6 +36,16 @@ class Rule:
     @property
     def is_exact(self) -> bool:
         return not any((self.forward, self.sensitivity, self.inputs, self.weights)) and self.feedback is None
+
+    @property
+    def changes_forward(self) -> bool:
+        """Whether the forward pass has other outputs than the exact one, or draws random numbers."""
+        return self.forward is not None or (self.inputs is not None and self.inputs.draws)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, in either pass."""
+        return any(f is not None and f.draws for f in (self.forward, self.sensitivity, self.inputs, self.weights))
 
     def is_plain_topk(self, width: int) -> bool:
         """Whether the fused kernel computes it: few neurons, chosen by top-k, and no other function."""
@@ -106,13 +117,20 @@ class Asymmetrical(Capabilities):
         return held[1]
 
     def is_exact(self: Any) -> bool:
-        """Whether gradients are exact now: in eval mode, without gradients, or by the rule.
+        """Whether the layer is the exact one now: in eval mode, by the rule, or without gradients.
+
+        Without them what the rule does to the forward pass, and its random numbers, stay: this may be the first pass of
+        a checkpoint, whose second one has gradients.
 
         Raises:
             ValueError: the rule depends on the number of epochs, which is not known.
         """
-        if not (self.training and torch.is_grad_enabled()) or (self.watched is None and self.config.rule.is_exact):
+        if not self.training or (self.watched is None and self.config.rule.is_exact):
             return True
+        if not torch.is_grad_enabled() and not self.config.rule.changes_forward:
+            return True
+        if any(parameter is not None and parameter.is_meta for parameter in self._parameters.values()):
+            return True  # it has no numbers to choose from
         if self.rule is None:
             raise ValueError(
                 f"{self._name}: its schedule needs to know the number of epochs: fg.SelectionSchedule(model, epochs)."
@@ -164,13 +182,37 @@ def asymmetric_linear(
     """`x W^T + bias`, differentiated by the owner's rule; x `(..., in)`."""
     x, weight, bias = autocast(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
-    y: Tensor = _AsymmetricProduct.apply(flat, weight, bias, owner, relu)
+    y: Tensor = with_rule(_AsymmetricProduct.apply, flat, weight, bias, owner, relu)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def with_rule(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, *rest: Any) -> Tensor:
+    """`function(x, weight, bias, owner, *rest)`, whose gradients are by the owner's rule, as `torch.func` takes it.
+
+    Under `vmap` each sample is a batch of its own. A rule's random numbers then come from a generator of its own, so
+    that they are the same when gradients are computed.
+    """
+    if not transforming():
+        return function(x, weight, bias, owner, *rest)
+    if owner.rule.feedback is not None:
+        raise ValueError(
+            "feedback: direct feedback alignment hands the error of the last layer to the others, which is possible in "
+            "backward() only. Got a transform of torch.func."
+        )
+    if not owner.rule.draws:
+        return opaque(lambda *tensors: function(*tensors, owner, *rest), x, weight, bias)
+
+    def seeded(seed: Tensor, *tensors: Any) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            return function(*tensors, owner, *rest)
+
+    return opaque(seeded, torch.randint(2**63 - 1, ()), x, weight, bias)
 
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """A layer's tensors in the type in which torch's own layers compute: under autocast the lower one."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not is_autocast(x):
         return x, weight, bias
     lower = torch.get_autocast_dtype(x.device.type)
     return x.to(lower), weight.to(lower), None if bias is None else bias.to(lower)

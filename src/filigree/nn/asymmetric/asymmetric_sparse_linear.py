@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.modes import outside_graphs
-from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose, sparsify_output_
+from filigree.nn.asymmetric.asymmetric_linear import Asymmetrical, choose, sparsify_output_, with_rule
 from filigree.nn.asymmetric.sparsification import Sparsification
 from filigree.nn.drop_in import recast
 from filigree.nn.sparse.sparse_linear import SparseLinear
@@ -50,8 +50,8 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,
 @outside_graphs
 def _run(x: Tensor, values: Tensor, bias: Tensor | None, owner: AsymmetricSparseLinear) -> Tensor:
     if x.dtype not in sparse.FLOATS:
-        return sparse.in_float32(lambda v, b, x: _SparseLinear.apply(x, v, b, owner), values, bias, x)
-    return _SparseLinear.apply(x, values, bias, owner)
+        return sparse.in_float32(lambda v, b, x: with_rule(_SparseLinear.apply, x, v, b, owner), values, bias, x)
+    return with_rule(_SparseLinear.apply, x, values, bias, owner)
 
 
 class _SparseLinear(torch.autograd.Function):

@@ -47,6 +47,11 @@ class Sparsification(Config):
     Subclasses implement `mask`; a call applies it. Random ones draw from torch's global generator, as dropout does.
     """
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return False
+
     def mask(self, x: Tensor) -> Tensor:
         """True where an entry of `x` `(..., width)` is kept."""
         raise NotImplementedError
@@ -92,6 +97,10 @@ class TopK(Sparsification):
     k: Count
     ties: Literal["index", "random"] = "index"
 
+    @property
+    def draws(self) -> bool:
+        return self.ties == "random"
+
     def mask(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         return (selection.dense(self.kept(flat)) != 0).view_as(x)
@@ -110,6 +119,7 @@ class RandomK(Sparsification):
     """k entries of each row, uniformly at random; `k` as in `TopK`."""
 
     k: Count
+    draws = True
 
     def mask(self, x: Tensor) -> Tensor:
         chosen = torch.rand_like(x).topk(count(self.k, x.shape[-1]), sorted=False).indices
@@ -121,6 +131,7 @@ class UnscaledDropout(Sparsification):
     """Each entry is dropped with probability `p` (Srivastava 2022, eq. 6.2), the others are not rescaled."""
 
     p: Annotated[float, pydantic.Field(ge=0, le=1)]
+    draws = True
 
     def mask(self, x: Tensor) -> Tensor:
         return torch.rand_like(x) >= self.p
@@ -145,6 +156,7 @@ class ColumnRowSampling(Sparsification):
     """
 
     k: Count
+    draws = True
 
     def columns(self, x: Tensor, weight: Tensor) -> Columns:
         """The kept columns of `x` `(batch, out)`, rescaled; `weight` `(out, in)`."""
@@ -162,6 +174,7 @@ class CustomSparsification(Sparsification):
     """Any callable from a tensor to one of the same shape that is of class S: that is checked at each call."""
 
     function: Callable[[Tensor], Tensor]
+    draws = True  # it may
 
     def mask(self, x: Tensor) -> Tensor:
         return self(x) != 0

@@ -53,7 +53,7 @@ class StrengthDropout(Capabilities, nn.Module):
         if self.region == "active":
             active = order[: max(count, units // 2)]
             order = active[torch.randperm(len(active), device=x.device)]
-        mask = torch.ones_like(self.strength).index_fill_(0, order[:count], 0)
+        mask = torch.ones_like(self.strength).index_fill(0, order[:count], 0)
         return x * (self.strength * mask / (1 - self.p))
 
     @property

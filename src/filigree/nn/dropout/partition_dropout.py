@@ -5,6 +5,8 @@ It takes a P-th of the random numbers of dropout.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -16,17 +18,20 @@ from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.drop_in import DropIn, dense_linear, recast
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.step_memory import StepMemory
 from filigree.ops.dropout import partition_dropout
 from filigree.ops.rows import rows_linear
 from filigree.ops.sparse import FLOATS
+from filigree.ops.transforms import transforming
 
 
 class Partitions(Capabilities, nn.Module):
     """Base of modules that assign each element of a tensor to one of P partitions, and drop one partition in each step.
 
-    Each element draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is dropped once. Numbers
-    come from torch's global generator. Partitions and the step are in `state_dict`: a resumed run goes on in the same
-    round.
+    Each element draws `floor(xi P)`, xi uniform, once; over the next P steps each partition is dropped once. Each call
+    draws one number from torch's global generator, that of a round's first call is the seed of its partitions.
+    Partitions and the step are in `state_dict`: a resumed run goes on in the same round. What gradient checkpointing
+    computes again sees the same step (`filigree.nn.step_memory`).
 
     Attributes:
         drawn: how many random numbers have been drawn so far.
@@ -40,24 +45,46 @@ class Partitions(Capabilities, nn.Module):
         if parts < 2:
             raise ValueError(f"{type(self).__name__}: parts must be at least 2. Got {parts}.")
         self.parts, self.drawn = parts, 0
+        self.memory = StepMemory(type(self).__name__)
         self.register_buffer("partition", torch.empty(0, dtype=torch.int16))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A mask of what is kept of a tensor of this shape in this step; the next step begins."""
-        kept = self.kept_now(shape, like)
-        self.step += 1
-        return kept
+        return self._kept(shape, like, 1)
 
     def kept_now(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A mask of what will be kept of a tensor of this shape in the coming step."""
-        now = int(self.step)
-        if now >= self.parts or self.partition.shape != shape:  # a new round
-            self.partition = torch.randint(self.parts, shape, dtype=torch.int16, device=like.device)
-            self.drawn += self.partition.numel()
-            self.step.zero_()
-            now = 0
-        return self.partition != now
+        return self._kept(shape, like, 0)
+
+    def _kept(self, shape: tuple[int, ...], like: Tensor, steps: int) -> Tensor:
+        """A mask of what is kept in this step; then so many steps are taken."""
+        if like.is_meta:
+            return torch.empty(shape, dtype=torch.bool, device=like.device)
+
+        def draw(seed: int) -> Tensor:
+            numbers = torch.Generator(like.device).manual_seed(seed)
+            return torch.randint(self.parts, shape, dtype=torch.int16, device=like.device, generator=numbers)
+
+        partition, now = self._take(shape, math.prod(shape), draw, steps)
+        return partition != now
+
+    def _take(
+        self, shape: tuple[int, ...], elements: int, draw: Callable[[int], Tensor], steps: int
+    ) -> tuple[Tensor, int]:
+        """The partition and the number of this step in its round, of a new one if need be; `steps` are taken."""
+
+        def choose(seed: int) -> tuple[Tensor, int]:
+            partition, step = self.partition, self.step
+            now = int(step)
+            if now >= self.parts or partition.shape != shape:  # a new round
+                self.partition = partition = draw(seed)
+                self.drawn += elements
+                now = 0
+            step.fill_(now + steps)
+            return partition, now
+
+        return self.memory.of_call(choose)
 
     def label(self) -> str:
         return f"{type(self).__name__}({self.parts})"
@@ -112,15 +139,13 @@ class PartitionedDropout(Partitions):
         return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
 
     def _elements(self, x: Tensor) -> Tensor:
-        if not x.is_cpu or x.dtype not in FLOATS:
+        if not x.is_cpu or x.dtype not in FLOATS or transforming():
             return torch.where(self.keep(tuple(x.shape), x), x * self.scale, 0)
-        if int(self.step) >= self.parts or self.partition.shape != () or self.size not in (0, x.numel()):  # a new round
-            self.partition = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
-            self.drawn += x.numel()
-            self.step.zero_()
+        if self.size not in (0, x.numel()):
+            self.step.fill_(self.parts)  # the round is over
         self.size = x.numel()
-        self.step += 1
-        return partition_dropout(x, int(self.step) - 1, self.parts, self.partition)
+        seed, now = self._take((), x.numel(), torch.tensor, 1)
+        return partition_dropout(x, now, self.parts, seed)
 
     @property
     def p(self) -> float:
@@ -151,7 +176,7 @@ class PartitionedLinear(DropIn, nn.Linear):
         return type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or x.is_meta:
             return super().forward(x)
         rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
         bias = None if self.bias is None else self.bias.index_select(0, rows)
@@ -174,7 +199,7 @@ class PartitionedSparseLinear(SparseLinear):
         return type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or x.is_meta:
             return super().forward(x)
         x = self._checked(x)
         rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)

@@ -9,6 +9,7 @@ from filigree.nn.drop_in import DropIn
 from filigree.nn.sparse.feature_major_linear import full_pattern
 from filigree.nn.sparse.sparse_conv2d import conv_geometry, conv_size
 from filigree.ops.conv import conv2d
+from filigree.ops.transforms import transforming
 
 _SMALL = 4096  # weights up to which the sparse kernels, with every place connected, are faster than a dense product
 
@@ -27,7 +28,7 @@ class ChannelMajorConv2d(DropIn, nn.Conv2d):
         weight = self.weight
         plain = x.dim() == 4 and x.shape[1] == self.in_channels and x.dtype == weight.dtype and x.is_cpu
         plain = plain and self.padding_mode == "zeros"
-        if not plain or torch.compiler.is_compiling():
+        if not plain or torch.compiler.is_compiling() or transforming():
             return super().forward(x)
         if weight.numel() <= _SMALL:
             size = conv_size(self)

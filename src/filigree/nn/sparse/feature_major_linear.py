@@ -12,6 +12,7 @@ from filigree.nn.drop_in import DropIn
 from filigree.ops import sparse
 from filigree.ops.c_steps import trained_linear
 from filigree.ops.pattern import Pattern
+from filigree.ops.transforms import transforming
 from filigree.topology.flat_indices import pattern_from_flat_indices
 
 _NARROW = 32  # outputs up to which the sparse kernels, with every place connected, are faster than a dense product
@@ -29,7 +30,7 @@ class FeatureMajorLinear(DropIn, nn.Linear):
     has_integer_form = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype:
+        if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype or transforming():
             return super().forward(x)
         if self.out_features <= _NARROW and x.is_cpu and not torch.compiler.is_compiling():
             full = full_pattern(self.out_features, self.in_features)

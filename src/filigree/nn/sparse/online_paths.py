@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.modes import outside_graphs
 from filigree.nn.drop_in import DropIn
+from filigree.nn.step_memory import StepMemory
 from filigree.ops.pattern import Pattern
 from filigree.ops.sparse import linear
+from filigree.ops.transforms import batched_gradients, transforming
 from filigree.topology.flat_indices import pattern_from_flat_indices
 from filigree.topology.weighted_paths import Steps, check_chain, weighted_paths
 
@@ -23,23 +24,30 @@ class PathSampler:
 
     def __init__(self, paths: int, how: Steps, rescale: bool) -> None:
         self.paths, self.how, self.rescale = paths, how, rescale
+        self.memory = StepMemory("OnlinePaths")
         self.layers: list[PathLinear] = []
         self.drawn: list[tuple[Tensor, Pattern]] = []
         self._ran: set[int] = set()  # since they were drawn
 
-    @outside_graphs
     def of_step(self, position: int) -> tuple[Tensor, Pattern]:
-        """The flat indices and the pattern of a layer's paths; a layer's second call begins the next step."""
-        if not self._ran or position in self._ran:
-            self._draw()
-            self._ran.clear()
-        self._ran.add(position)
-        return self.drawn[position]
+        """The flat indices and the pattern of a layer's paths; a layer's second call begins the next step.
+
+        What gradient checkpointing computes again has the same paths.
+        """
+
+        def choose(seed: int) -> tuple[Tensor, Pattern]:
+            if not self._ran or position in self._ran:
+                self._draw(seed)
+                self._ran.clear()
+            self._ran.add(position)
+            return self.drawn[position]
+
+        return self.memory.of_call(choose)
 
     @torch.no_grad()
-    def _draw(self) -> None:
-        """New paths, from torch's global generator."""
-        drawn = weighted_paths(self.layers, self.paths, self.how, None)
+    def _draw(self, seed: int) -> None:
+        """New paths, from a generator of this seed."""
+        drawn = weighted_paths(self.layers, self.paths, self.how, torch.Generator().manual_seed(seed))
         self.drawn = [
             (flat_indices, pattern_from_flat_indices(flat_indices, layer.out_features, layer.in_features))
             for layer, flat_indices in zip(self.layers, drawn, strict=True)
@@ -58,10 +66,10 @@ class PathLinear(DropIn, nn.Linear):
     position: int  # in its chain
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or x.is_meta:
             return super().forward(x)
         flat_indices, pattern = self.sampler.of_step(self.position)
-        values = _Gather.apply(self.weight, flat_indices)
+        values = self.weight.flatten()[flat_indices] if transforming() else _Gather.apply(self.weight, flat_indices)
         if self.sampler.rescale:
             row = torch.repeat_interleave(pattern.indptr.diff().long(), output_size=len(values))
             with torch.no_grad():
@@ -95,6 +103,7 @@ class _Gather(torch.autograd.Function):
         return weight.flatten()[flat_indices]
 
     @staticmethod
+    @batched_gradients
     def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor, None]:
         (flat_indices,) = ctx.saved_tensors
         return dvalues.new_zeros(ctx.shape.numel()).index_copy_(0, flat_indices, dvalues).view(ctx.shape), None

@@ -9,6 +9,7 @@ import scipy
 import torch
 from torch import Tensor, nn
 
+from filigree.modes import is_autocast
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.resizing import resize_
@@ -63,7 +64,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
 
     def _cast(self, x: Tensor) -> Tensor:
         """An input of another dtype in the values', under autocast; an error elsewhere."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if not is_autocast(x):
             name = type(self).__name__
             raise TypeError(f"{name}: the input must be {self.values.dtype}, as the values are. Got {x.dtype}.")
         return x.to(self.values.dtype)  # kernels are float32 and float64: under autocast sparse products stay float32
