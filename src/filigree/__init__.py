@@ -25,6 +25,7 @@ from filigree.compress import (
 from filigree.compress.compression import compress_
 from filigree.convert import convert_
 from filigree.dynamics import (
+    EMA,
     EXD,
     LDV,
     OSV,
@@ -45,6 +46,7 @@ from filigree.dynamics import (
     SelectionSchedule,
     Sequence,
     Static,
+    match_connections_,
 )
 from filigree.export import export
 from filigree.io.saving import load, save
@@ -96,6 +98,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "ACDC",
     "AFDF",
+    "EMA",
     "EXD",
     "LDV",
     "OSV",
@@ -169,6 +172,7 @@ __all__ = [
     "fit",
     "fit_gamma",
     "load",
+    "match_connections_",
     "measure",
     "models",
     "net_deviation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -217,26 +217,29 @@ def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where,
     if not able:
         kinds = dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children()))
         raise ValueError(f"{caller}: no module was selected: none can be. There are {', '.join(kinds)}.")
-    if isinstance(where, str):
-        where = [where]
-    if where is None:
-        chosen = list(able)
-    elif callable(where):
-        chosen = [name for name, module in able.items() if where(name, module)]
-    else:
-        for glob in where:
-            if not fnmatch.filter(able, glob):
-                raise ValueError(
-                    f"{caller}: where={glob!r} matches no module that can be converted. Those are: {', '.join(able)}."
-                )
-        chosen = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in where)]
-    if not chosen:
-        raise ValueError(f"{caller}: no module was selected. Those that can be are: {', '.join(able)}.")
+    chosen = matching(able, where, caller, "module that can be converted")
     if "" in chosen:
         raise ValueError(
             f"{caller}: the model is itself a {type(model).__name__} and cannot be replaced in place. "
             "Put it into an nn.Sequential."
         )
+    return chosen
+
+
+def matching(able: Mapping[str, Any], where: Where, caller: str, what: str) -> list[str]:
+    """Return the names that `where` wants among modules by name; `what` they are is said in the `ValueError`."""
+    if where is None:
+        return list(able)
+    if callable(where):
+        chosen = [name for name, module in able.items() if where(name, module)]
+    else:
+        globs = [where] if isinstance(where, str) else where
+        for glob in globs:
+            if not fnmatch.filter(able, glob):
+                raise ValueError(f"{caller}: where={glob!r} matches no {what}. Those are: {', '.join(able)}.")
+        chosen = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    if not chosen:
+        raise ValueError(f"{caller}: no module was selected. Those that can be are: {', '.join(able)}.")
     return chosen
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-
+from torch.utils.hooks import RemovableHandle
 
 
 def fingerprint(*tensors: Tensor) -> int:
@@ -23,8 +23,8 @@ def fingerprint(*tensors: Tensor) -> int:
     total = 0
     for tensor in tensors:
         if is_plain(tensor) and not tensor.is_meta and tensor.numel():
-            data = tensor.detach().cpu().contiguous().view(-1)
-            total = zlib.crc32(data.view(torch.uint8).numpy(), total)
+            data: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            total = zlib.crc32(data, total)
     return total
 
 
@@ -54,6 +54,8 @@ class Copies:
         self.is_copy = parent is not None
         self._in_use = parent is None  # of a copy: its weights were written at least once since it was made
         self._weights, self._topology = (0, 0), 0
+        self._rewired: weakref.WeakSet[Copies] = weakref.WeakSet()  # relatives, since when this waits
+        self._hook: RemovableHandle | None = None
         if parent is not None:
             self._weights, self.known = _written(layer.connections), parent.known
             self._relatives.add(parent)
@@ -68,6 +70,7 @@ class Copies:
     def rewired(self, layer: TracksCopies) -> None:
         """The layer was rewired: its relatives with another topology note what they hold."""
         self.settle()
+        self._layer = weakref.ref(layer)  # another class may have taken over its parts
         if not self._relatives:
             return
         now = fingerprint(*layer.index_buffers())
@@ -85,26 +88,22 @@ class Copies:
         weights = _written(layer.connections)
         self._in_use |= weights != self._weights
         self._weights, self._topology = weights, topology
-        if layer.connections.grad is not None:
-            return self._leave(rewired)
         self.waiting = True
-        if layer.connections.requires_grad:
-            me, it = weakref.ref(self), weakref.ref(rewired)
+        self._rewired.add(rewired)
+        if layer.connections.grad is not None:
+            self._leave()
+        elif layer.connections.requires_grad and self._hook is None:
+            self._hook = layer.connections.register_post_accumulate_grad_hook(self._leave)
 
-            def trains(parameter: Tensor) -> None:
-                handle.remove()
-                if (copy := me()) is not None:
-                    copy._leave(it())
-
-            handle = layer.connections.register_post_accumulate_grad_hook(trains)
-        return None
-
-    def _leave(self, rewired: Copies | None) -> None:
-        """The layer trains by itself: the other's rewirings are none of its business."""
-        self.waiting = False
-        if rewired is not None:
+    def _leave(self, parameter: Tensor | None = None) -> None:
+        """The layer trains by itself: what the others rewire is none of its business."""
+        if self._hook is not None:
+            self._hook.remove()
+        self.waiting, self._hook = False, None
+        for rewired in list(self._rewired):
             self._relatives.discard(rewired)
             rewired._relatives.discard(self)
+        self._rewired.clear()
 
     def check(self, layer: TracksCopies) -> None:
         """Before a layer that is `waiting` computes or is saved.
@@ -113,14 +112,16 @@ class Copies:
             ValueError: its weights were averaged with those of the rewired layer, and it was not told.
         """
         written = self.written(layer)
-        follows = fingerprint(*layer.index_buffers()) != self._topology  # the buffers were copied from the rewired layer
+        follows = (
+            fingerprint(*layer.index_buffers()) != self._topology
+        )  # the buffers were copied from the rewired layer
         if not written and not follows:
             return  # a snapshot
         if written and follows and not (layer.by_position and self._in_use):
             return self.settle()  # the first update of an average copies everything
         raise ValueError(
-            f"{type(layer).__name__}: an average of weights was not told that its layer was rewired, and mixes weights of "
-            "different connections. Call fg.match_connections_(average, model) before each update, or use fg.EMA."
+            f"{type(layer).__name__}: an average of weights was not told that its layer was rewired, and mixes weights "
+            "of different connections. Call fg.match_connections_(average, model) before each update, or use fg.EMA."
         )
 
     def written(self, layer: TracksCopies) -> bool:

@@ -85,10 +85,11 @@ class MaskedLayer(Capabilities, TracksCopies):
         self.weight.zero_().view(-1)[flat_indices] = weights.to(self.weight)
         self._copies.rewired(self)
 
-    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None:
-        kept = torch.zeros_like(self.mask).view(-1)
-        kept[self.flat_indices().to(kept.device)[(source >= 0).to(kept.device)]] = True
-        state.mul_(kept.view_as(state))
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor, new: float = 0.0) -> None:
+        flat_indices, is_kept = self.flat_indices().to(state.device), (source >= 0).to(state.device)
+        moved = torch.zeros_like(state).view(-1)
+        moved[flat_indices] = torch.where(is_kept, state.reshape(-1)[flat_indices], new)
+        state.copy_(moved.view_as(state))
 
     # -- export: as the sparse layers that they are equal to ---------------------------------------------------------
 

@@ -131,10 +131,10 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
             resize_(self.values, weights)
         self._copies.rewired(self)
 
-    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None:
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor, new: float = 0.0) -> None:
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
         source = source.to(state.device)
-        state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
+        state.copy_(torch.where(source < 0, new, state[source.clamp(min=0)]))
 
     # -- export --------------------------------------------------------------------------------------------------
 
@@ -176,14 +176,15 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
             return self._pattern
         if self._fingerprints is None or now[0] != self._fingerprints[0]:
             name = f"{type(self).__name__}: indptr and indices were changed in place"
-            check_csr(self.indptr, self.indices, self.out_features, self.in_features, name)
             if self._copies.is_copy and now[0] not in self._copies.known:
                 raise ValueError(
-                    f"{name} to no topology that the layer or what it was copied from has had: averages of weights "
+                    f"{name} to no topology that the layer or what it was copied from has had: an average of weights "
                     "must leave integer buffers alone, as fg.EMA does."
                 )
-        parts = csr_pattern(self.indptr.cpu().numpy(), self.indices.cpu().numpy(), self.in_features)
-        self._set_pattern(Pattern(*(part.to(self.values.device) for part in parts)))
+            check_csr(self.indptr, self.indices, self.out_features, self.in_features, name)
+        with torch.inference_mode(False):  # it is kept, and training will read it too
+            parts = csr_pattern(self.indptr.cpu().numpy().copy(), self.indices.cpu().numpy().copy(), self.in_features)
+            self._set_pattern(Pattern(*(part.to(self.values.device) for part in parts)))
         return self._pattern
 
     def _check_mapped(self) -> None:
@@ -193,11 +194,12 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
             while part is not None and torch._C._functorch.is_functorch_wrapped_tensor(part):
                 part = torch._C._functorch.get_unwrapped(part)
             own = getattr(self._pattern, name)
-            if part is not None and is_plain(part) and part.shape != own.shape:
-                if part.shape[-1:] != own.shape or not bool((part == own).all()):
-                    raise ValueError(
-                        f"{type(self).__name__}: layers that torch.vmap runs together must have the same connections."
-                    )
+            if part is None or not is_plain(part) or part.is_meta:
+                continue
+            if part.shape[-1:] != own.shape or not bool((part == own).all()):
+                raise ValueError(
+                    f"{type(self).__name__}: layers that torch.vmap runs together must have the same connections."
+                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
