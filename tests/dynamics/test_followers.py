@@ -481,11 +481,13 @@ def test_copies_that_are_no_averages_are_left_alone():
         train(model, optimizer, batch, 1)
         late.update_parameters(model)
     torch.testing.assert_close(late(x), _dense(late.module)(x))
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    again = torch.load(file, weights_only=False)
-    assert torch.equal(again(x), model(x))
+    for network in (model, late, snapshot):
+        file = io.BytesIO()
+        torch.save(network, file)
+        file.seek(0)
+        again = torch.load(file, weights_only=False)
+        assert torch.equal(again(x), network(x))
+        assert torch.equal(copy.deepcopy(network)(x), network(x))
 
 
 def test_averages_of_integer_buffers_are_refused():

@@ -136,7 +136,7 @@ class Evolution:
         self._followers: OrderedDict[int, Follower] = OrderedDict()
         self._warned = False
         self._checks = os.environ.get("FILIGREE_DEBUG") == "1"
-        self._watch = {name: _Watch(layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
+        self._watch = {name: _Watch(name, layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
 
     def set_horizon(self, calls: int) -> None:
         """A run begins, or goes on, in which `step` is called so many times. `ValueError`: `epochs` contradicts it."""
@@ -327,8 +327,9 @@ class _Watch:
     """Holds a layer's inputs and the gradients at its pre-activations, for growth by gradient: of all its calls in the
     last backward pass (a recurrent network calls a layer once a time step)."""
 
-    def __init__(self, layer: Evolvable) -> None:
+    def __init__(self, name: str, layer: Evolvable) -> None:
         assert isinstance(layer, nn.Module)
+        self._name = name
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.fresh = False  # no step has followed yet
         self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
@@ -349,7 +350,9 @@ class _Watch:
 
     def last(self) -> list[tuple[Tensor, Tensor]]:
         if not self.seen:
-            raise ValueError("Evolution: growth by gradient needs a backward pass before step().")
+            raise ValueError(
+                f"Evolution: growth by gradient needs a backward pass before step(). None reached layer {self._name!r}."
+            )
         return self.seen
 
 

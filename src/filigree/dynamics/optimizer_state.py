@@ -7,7 +7,7 @@ its id) as a key and for lists of tensors in the order of the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Reset(NamedTuple):
 
     optimizer: str
     names: tuple[str, ...]
-    state: Any
+    state: MutableMapping[Any, Any]
 
 
 def optimizers(given: Any) -> list[Any]:
@@ -48,7 +48,7 @@ def find_state(given: Any, parameters: Sequence[nn.Parameter]) -> tuple[list[lis
     Raises:
         ValueError: an attribute of a wrapper holds tensors of other shapes for a parameter: nobody knows what it means.
     """
-    found: list[dict[int, Kept]] = [{} for _ in parameters]
+    kept_tensors: list[dict[int, Kept]] = [{} for _ in parameters]
     resets: dict[int, Reset] = {}
     number = {id(parameter): i for i, parameter in enumerate(parameters)}
     everything = list(_reachable(given))
@@ -59,7 +59,7 @@ def find_state(given: Any, parameters: Sequence[nn.Parameter]) -> tuple[list[lis
     def keep(parameter: nn.Parameter, tensor: Tensor, name: str) -> None:
         if tensor is not parameter and tensor is not parameter.grad:
             new = options.get(id(parameter), {}).get(_STARTS_AT.get(name, ""), 0.0)
-            found[number[id(parameter)]].setdefault(id(tensor), Kept(tensor, float(new)))
+            kept_tensors[number[id(parameter)]].setdefault(id(tensor), Kept(tensor, float(new)))
 
     for value, _ in everything:
         if isinstance(value, Mapping):
@@ -69,7 +69,8 @@ def find_state(given: Any, parameters: Sequence[nn.Parameter]) -> tuple[list[lis
                     continue
                 parameter = parameters[number[identity]]
                 follows, others = _sort(parameter, state)
-                if others and (optimizer := states.get(id(value))) is not None:
+                optimizer = states.get(id(value))
+                if others and optimizer is not None and isinstance(state, MutableMapping):
                     resets[id(state)] = Reset(type(optimizer).__name__, others, state)
                 elif others:
                     raise ValueError(
@@ -92,7 +93,7 @@ def find_state(given: Any, parameters: Sequence[nn.Parameter]) -> tuple[list[lis
                 if flat:
                     names = tuple(dict.fromkeys(name.partition("[")[0] for name in flat))
                     resets[id(state)] = Reset(type(optimizer).__name__, names, state)
-    return [list(kept.values()) for kept in found], list(resets.values())
+    return [list(kept.values()) for kept in kept_tensors], list(resets.values())
 
 
 def _in_order(tensors: list[Any], optimizing: list[Any]) -> list[tuple[Tensor, Tensor]]:

@@ -112,9 +112,7 @@ class Copies:
             ValueError: its weights were averaged with those of the rewired layer, and it was not told.
         """
         written = self.written(layer)
-        follows = (
-            fingerprint(*layer.index_buffers()) != self._topology
-        )  # the buffers were copied from the rewired layer
+        follows = fingerprint(*layer.index_buffers()) != self._topology  # copied from the rewired layer's
         if not written and not follows:
             return  # a snapshot
         if written and follows and not (layer.by_position and self._in_use):
@@ -179,5 +177,5 @@ class TracksCopies(nn.Module):
         return self
 
     def _check_copies(self) -> None:
-        if self._copies.waiting and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._copies.waiting:
             self._copies.check(self)

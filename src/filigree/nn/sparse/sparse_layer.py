@@ -204,6 +204,8 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._seen = None  # a copy looks at what it holds before it computes
+        if self._fingerprints is not None:
+            self._copies.known.add(self._fingerprints[0])
 
     def train(self, mode: bool = True) -> Self:
         if mode != self.training:
