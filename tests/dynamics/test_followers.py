@@ -441,6 +441,31 @@ def test_an_average_that_was_not_told_says_so(kind, how):
     assert model(x).isfinite().all()
 
 
+def test_an_average_that_is_written_into_the_model_is_warned_of():
+    """As Lightning's `StochasticWeightAveraging`: the copy holds numbers, and never computes."""
+    torch.manual_seed(0)
+    model, batch = _linear()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    evolution = fg.Evolution(model, optimizer, 0.3)
+    average, update = averages()["lerp_"](model)
+    for _ in range(2):
+        train(model, optimizer, batch, 1)
+        update()
+        model.eval().train()
+    evolution.step()
+    model.eval().train()
+    update()
+    with pytest.warns(UserWarning, match=UNTOLD) as warned:
+        model.eval()
+    assert len(warned) == 3  # layers
+    for parameter, mean in zip(model.parameters(), average.parameters(), strict=True):
+        parameter.data.copy_(mean)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train().eval()
+        evolution.step()
+
+
 def test_a_masked_copy_that_keeps_an_old_mask_says_so():
     torch.manual_seed(0)
     model, batch = _linear(masked=True)
@@ -451,6 +476,8 @@ def test_a_masked_copy_that_keeps_an_old_mask_says_so():
     update()
     with pytest.raises(ValueError, match=UNTOLD):
         average(batch())
+    model, batch = _linear(masked=True)
+    evolution = fg.Evolution(model, None, 0.3)
     right, update = averages()["AveragedModel"](model)  # dense weights and the mask go by the same positions
     update(), evolution.step(), update()
     assert right(batch()).isfinite().all()

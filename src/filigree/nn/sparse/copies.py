@@ -9,6 +9,7 @@ again they compare.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 import zlib
 from typing import Any, Self
@@ -16,6 +17,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+_UNTOLD = (
+    "{}: an average of weights was not told that its layer was rewired, and mixes weights of different connections. "
+    "Call fg.match_connections_(average, model) before each update, or use fg.EMA."
+)
 
 
 def fingerprint(*tensors: Tensor) -> int:
@@ -44,14 +50,15 @@ class Copies:
     Attributes:
         waiting: whether a relative was rewired since, and this layer was not told.
         known: fingerprints of all topologies that the layer and its relatives have had.
+        has_relatives: whether it is a copy, or has had copies.
     """
 
     def __init__(self, layer: TracksCopies, parent: Copies | None = None) -> None:
         self._layer = weakref.ref(layer)
         self._relatives: weakref.WeakSet[Copies] = weakref.WeakSet()
         self.known: set[int] = set()
-        self.waiting = False
-        self.is_copy = parent is not None
+        self.waiting = self._warned = False
+        self.has_relatives = parent is not None
         self._in_use = parent is None  # of a copy: its weights were written at least once since it was made
         self._weights, self._topology = (0, 0), 0
         self._rewired: weakref.WeakSet[Copies] = weakref.WeakSet()  # relatives, since when this waits
@@ -60,6 +67,7 @@ class Copies:
             self._weights, self.known = _written(layer.connections), parent.known
             self._relatives.add(parent)
             parent._relatives.add(self)
+            parent.has_relatives = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Copies:
         return self  # the copied layer makes its own of it: `__setstate__`
@@ -69,6 +77,7 @@ class Copies:
 
     def rewired(self, layer: TracksCopies) -> None:
         """The layer was rewired: its relatives with another topology note what they hold."""
+        self.warn_of_mixed(layer)
         self.settle()
         self._layer = weakref.ref(layer)  # another class may have taken over its parts
         if not self._relatives:
@@ -111,16 +120,26 @@ class Copies:
         Raises:
             ValueError: its weights were averaged with those of the rewired layer, and it was not told.
         """
+        if self._mixes(layer):
+            raise ValueError(_UNTOLD.format(type(layer).__name__))
+
+    def warn_of_mixed(self, layer: TracksCopies) -> None:
+        """`UserWarning`, once, of copies that `check` refuses: their weights may be written into the layer."""
+        for relative in list(self._relatives):
+            other = relative._layer()
+            if other is not None and relative.waiting and not relative._warned and relative._mixes(other):
+                relative._warned = True
+                warnings.warn(_UNTOLD.format(type(layer).__name__), stacklevel=3)
+
+    def _mixes(self, layer: TracksCopies) -> bool:
         written = self.written(layer)
         follows = fingerprint(*layer.index_buffers()) != self._topology  # copied from the rewired layer's
         if not written and not follows:
-            return  # a snapshot
+            return False  # a snapshot
         if written and follows and not (layer.by_position and self._in_use):
-            return self.settle()  # the first update of an average copies everything
-        raise ValueError(
-            f"{type(layer).__name__}: an average of weights was not told that its layer was rewired, and mixes weights "
-            "of different connections. Call fg.match_connections_(average, model) before each update, or use fg.EMA."
-        )
+            self.settle()  # the first update of an average copies everything
+            return False
+        return True
 
     def written(self, layer: TracksCopies) -> bool:
         """Whether the weights were written since a relative was rewired."""
@@ -168,6 +187,11 @@ class TracksCopies(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if all(prefix + name in state_dict for name in self.index_names):
             self._copies.settle()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode != self.training:
+            self._copies.warn_of_mixed(self)
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         untouched = self._copies.waiting and not self._copies.written(self)

@@ -176,10 +176,10 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
             return self._pattern
         if self._fingerprints is None or now[0] != self._fingerprints[0]:
             name = f"{type(self).__name__}: indptr and indices were changed in place"
-            if self._copies.is_copy and now[0] not in self._copies.known:
+            if self._copies.has_relatives and now[0] not in self._copies.known:
                 raise ValueError(
-                    f"{name} to no topology that the layer or what it was copied from has had: an average of weights "
-                    "must leave integer buffers alone, as fg.EMA does."
+                    f"{name} to no topology that the layer or a copy of it has had: an average of weights must leave "
+                    "integer buffers alone, as fg.EMA does."
                 )
             check_csr(self.indptr, self.indices, self.out_features, self.in_features, name)
         with torch.inference_mode(False):  # it is kept, and training will read it too
