@@ -25,6 +25,7 @@ import torch
 import filigree as fg
 from filigree import recipes
 from filigree.data.readers import read_csv, read_idx, read_mat, read_npz
+from filigree.data.samples import Samples
 from filigree.dynamics import Evolution
 from filigree.io.storage import read_state, write_state
 from filigree.train import EarlyStopping, FitState, History, Record
@@ -129,11 +130,12 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 
 
-def array_file(read: Callable[[Path], tuple[np.ndarray, np.ndarray]], data: bytes, name: str) -> None:
+def array_file(read: Callable[[Path], Samples], data: bytes, name: str) -> None:
     path = ROOM / name
     path.write_bytes(data)
     with documented(ValueError):
-        x, y = read(path)
+        samples = read(path)
+        x, y = samples.x, samples.labels
         assert len(x) == len(y)
         assert x.dtype in (np.float32, np.float64)
         assert x.nbytes <= max(2080 * len(data), 1 << 20)

@@ -75,7 +75,65 @@ def test_own_data(tmp_path, monkeypatch, capsys):
     arguments = ("train", "demo", *SMALL, "--data", tmp_path / "own.csv", "--out", tmp_path / "r", "--method", "SET")
     code, _, err = call(monkeypatch, capsys, *arguments, "--set", "training.batch_size=8")
     assert code == 0, err
-    assert Record.load(tmp_path / "r" / "SET-0").config["data"]["classes"] == 3
+    record = Record.load(tmp_path / "r" / "SET-0")
+    assert record.config["data"]["classes"] == 3
+    assert record.config["about"].endswith(f"Here on {tmp_path / 'own.csv'} in place of digits.")
+
+
+def test_a_table_says_what_was_read(tmp_path, monkeypatch, capsys):
+    """Which column was learned, what was left out, where the model is, and nothing of methods that did not run."""
+    rows = [f"{i},{'cat' if i % 3 else 'dog'},{i * i % 7},{i * 3 % 5 if i % 20 else 'NA'}\n" for i in range(60)]
+    (tmp_path / "pets.csv").write_text(",kind,age,weight\n" + "".join(rows))
+    runs = tmp_path / "r"
+    arguments = (
+        "train", "demo", *SMALL, "--data", tmp_path / "pets.csv", "--out", runs, "--method", "SET", "--set",
+        "training.batch_size=8", "--target", "kind",
+    )  # fmt: skip
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, "values are missing in 3 of 60 rows: weight 3 (NA)" in err) == (1, True)
+    assert not runs.exists()
+    code, out, err = call(monkeypatch, capsys, *arguments, "--missing", "drop")
+    assert code == 0, err
+    assert "pets.csv: 57 rows, 2 features, label 'kind': cat 38, dog 19\n" in out
+    assert "column 1, without a name, only numbers the rows and is left out" in out
+    assert "EXD's interest" not in out
+    assert "SET-0 -o model.onnx" in out
+    code, out, err = call(
+        monkeypatch, capsys, "compress", runs / "SET-0", "MonteCarlo", "--data", tmp_path / "pets.csv", "-o",
+        tmp_path / "small.safetensors",
+    )  # fmt: skip
+    assert (code, err) == (0, "")  # it reads the file as the run did
+
+
+def test_finished_and_unfinished_work_is_kept(tmp_path, monkeypatch, capsys):
+    runs = tmp_path / "r"
+    arguments = ("train", "demo", *SMALL, "--out", runs, "--method", "SET")
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    model, record = runs / "SET-0" / "model.safetensors", runs / "SET-0" / "record.json"
+    before = model.stat().st_mtime_ns
+    code, _, err = call(monkeypatch, capsys, *arguments, "--set", "training.epochs=1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{runs} holds earlier runs: SET-0 (finished). --resume goes on with them" in err
+    assert model.stat().st_mtime_ns == before
+    assert call(monkeypatch, capsys, *arguments, "--resume")[0] == 0
+    assert model.stat().st_mtime_ns == before
+    (runs / "SET-0" / "mine.txt").write_text("a note of the user's")
+    assert call(monkeypatch, capsys, *arguments, "--overwrite", "--set", "training.epochs=1")[0] == 0
+    assert model.stat().st_mtime_ns != before
+    assert len(Record.load(record).history) == 1
+    assert (runs / "SET-0" / "mine.txt").exists()
+    unfinished = json.loads(record.read_text()) | {"finished": None}
+    record.write_text(json.dumps(unfinished))
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, "SET-0 (unfinished)" in err) == (2, True)
+
+
+def test_out_is_a_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, _, err = call(monkeypatch, capsys, "train", "demo", *SMALL, "--out", out)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{tmp_path / 'file'} is a file; a folder is needed" in err
 
 
 def test_list(monkeypatch, capsys):
@@ -89,7 +147,12 @@ def test_list(monkeypatch, capsys):
     ("arguments", "code", "message"),
     [
         (["train", "demmo"], 2, "there is no recipe 'demmo'. Did you mean demo?"),
-        (["train", "demo", "--set", "training.epoch=3"], 2, "unknown key 'training.epoch'"),
+        (["train", "demo", "--set", "training.epoch=3"], 2, "unknown key 'training.epoch'. Did you mean epochs?"),
+        (["train", "demo", "--set", "trainning.epochs=3"], 2, "unknown key 'trainning'. Did you mean training?"),
+        (["train", "demo", "--set", "methods.SET.training.epoch=3"], 2, "unknown key 'epoch'. Did you mean epochs?"),
+        (["train", "demo", "--set", "methods.SET.evolution.zet=3"], 2, "There are: schedule, stop_before_end, grow"),
+        (["train", "demo", "--resume", "--overwrite"], 2, "--resume and --overwrite: give one of them"),
+        (["train", "demo", "--target", "kind"], 1, "target, missing, index_column and drop are for files of your own"),
         (
             ["train", "demo", "--set", "training.epochs=0"],
             2,
@@ -107,7 +170,8 @@ def test_list(monkeypatch, capsys):
         (["trian"], 2, "No such command 'trian'"),
         (["train", "demo", "--data", "absent.csv"], 1, "there is no file absent.csv"),
         (["train", "absent.yaml"], 2, "No such file or directory"),
-        (["compare", "nowhere"], 1, "there is no such run"),
+        (["compare", "nowhere"], 2, "compare nowhere: no data set and no folder of runs has this name"),
+        (["compare", "digit"], 2, "Did you mean digits?"),
         (["report", "nowhere"], 1, "there is no such run"),
     ],
 )
@@ -122,7 +186,7 @@ def test_mistakes_get_one_line(arguments, code, message, tmp_path, monkeypatch, 
 
 
 def test_nan_in_the_data(tmp_path, monkeypatch, capsys):
-    (tmp_path / "own.csv").write_text("".join(f"{i},nan,{i % 2}\n" for i in range(30)))
+    (tmp_path / "own.csv").write_text("".join(f"{i},inf,{i % 2}\n" for i in range(30)))
     got, _, err = call(monkeypatch, capsys, "train", "demo", "--data", tmp_path / "own.csv", "--out", tmp_path / "r")
     assert got == 1
     assert "x must be finite" in err
@@ -156,7 +220,7 @@ def test_version(monkeypatch, capsys):
 
 
 def test_debug_shows_the_traceback():
-    done = filigree("--debug", "compare", "nowhere")
+    done = filigree("--debug", "report", "nowhere")
     assert "Traceback" in done.stderr
 
 
@@ -384,7 +448,7 @@ def test_what_cannot_end_well_is_said_at_the_start(tmp_path, monkeypatch, capsys
         assert (code, err) == (2, f"filigree: {nowhere}: there is no folder {nowhere.parent} to write to.\n")
     model, other = tmp_path / "m.safetensors", tmp_path / "[red]other.csv"
     fg.save(fg.models.mlp([64, 8, 10]), model)
-    other.write_text("".join(f"{i},{i % 7},{i % 2}\n" for i in range(40)))
+    other.write_text("".join(f"{i * i},{i % 7},{i % 2}\n" for i in range(40)))
     commands = (
         ("export", model, "-o", tmp_path / "m.onnx"),
         ("compress", model, "LowRank", "--set", "rank=2", "-o", tmp_path / "n"),

@@ -5,7 +5,7 @@ from torch import nn
 import filigree as fg
 from filigree.config import Config
 from filigree.measure.timing import Timing
-from filigree.nn import MaskedLinear, SparseConv2d, SparseLinear
+from filigree.nn import ChannelMajorConv2d, MaskedLinear, SparseConv2d, SparseLinear
 
 
 def test_converts_in_place_and_reports():
@@ -104,7 +104,7 @@ def test_measure_with_an_example(stopwatch):
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 8, 3, padding=1), nn.Flatten(), nn.Linear(200, 9))
     x = torch.randn(6, 3, 5, 5)
     report = fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.1)), measure=x)
-    assert type(model[0]) is nn.Conv2d
+    assert type(model[0]) is ChannelMajorConv2d  # dense, in the memory order of the sparse one
     assert isinstance(model[2], SparseConv2d)
     assert isinstance(model[4], SparseLinear)
     assert all("at batch 6" in change.note for change in report.changes)
@@ -207,6 +207,48 @@ def test_a_conversion_that_fails_midway_changes_nothing():
         fg.convert_(model, fg.Asymmetric(feedback=5))
     assert all(one is two for one, two in zip(model, before, strict=True))
     assert fg.convert.conversions(model) == []
+
+
+class OfTwo(nn.Module):
+    """Takes two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, y):
+        return self.a(x) + self.b(y)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), measure=x),
+        lambda model, x: fg.compress_(model, fg.MonteCarlo(), x),
+        lambda model, x: fg.compress_(model, fg.FitStructured(fg.ACDC()), x),
+    ],
+)
+def test_data_that_the_model_does_not_run_on_are_refused(call):
+    message = (
+        r"^\w+: the model does not run on the data: OfTwo.forward\(\) missing 1 required positional argument: 'y'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(OfTwo(), torch.randn(8, 4))
+
+
+def test_a_guess_of_the_units_before_a_dropout_is_told_when_it_is_wrong():
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.drop, self.body = nn.Linear(16, 4), nn.Dropout(0.2), nn.Linear(8, 16)
+
+        def forward(self, x):
+            return self.head(self.drop(self.body(x)))
+
+    model = Reversed()
+    fg.convert_(model, fg.GuidedDropout())
+    with pytest.raises(ValueError, match=r"expected 4 units in the last dimension. Got .3, 16.. GuidedDropout takes"):
+        model(torch.randn(3, 8))
 
 
 def test_a_layer_says_how_wide_it_is_not_its_parts():

@@ -35,6 +35,25 @@ def test_counts_of_a_dense_and_a_masked_network():
     assert convolution.macs_forward == 28 * 28 * 6 * 25 + 100 * 16 * 150 + 400 * 120 + 120 * 84 + 840
 
 
+def test_all_outputs_are_counted():
+    """Whatever holds them: a dict, with a tuple and what is no tensor in it."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.a, self.b = nn.Linear(20, 30), nn.Linear(30, 5), nn.Linear(30, 2)
+
+        def forward(self, x):
+            y = self.body(x)
+            return {"logits": self.a(y), "more": (self.b(y), None), "labels": y.argmax(-1)}
+
+    x, y = torch.randn(3, 20), torch.zeros(3, dtype=torch.long)
+    cost = fg.measure(Heads(), x, seconds=0.01)
+    assert (cost.macs_forward, cost.macs_backward) == (600 + 150 + 60, 600 + 2 * (150 + 60))
+    with pytest.raises(ValueError, match=r"with target=, the model must return logits. Got a dict"):
+        fg.measure(Heads(), x, y, seconds=0.01)
+
+
 def test_medians_and_tenths_of_calls_in_turns(monkeypatch):
     """By a clock that only the calls move: ten blocks of each, the second call twice as slow as the first."""
     clock = [0.0]
@@ -96,3 +115,13 @@ def test_complex_parameters_are_timed():
     model = fg.models.mlp([64, 64, 10])
     fg.convert_(model, fg.AFDF(), where="fc1")
     assert fg.measure(model, torch.randn(8, 64), torch.randint(10, (8,)), seconds=0.01).train_step_ms.median > 0
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_a_wrapped_model_is_measured_as_the_one_inside(wrap, recwarn):
+    model, x = fg.models.mlp([8, 16, 3]), torch.randn(4, 8)
+    wrapped = wrap(model)
+    cost, plain = (fg.measure(of, x, torch.tensor([0, 1, 2, 0]), seconds=0) for of in (wrapped, model))
+    assert cost == plain
+    assert fg.measure(wrapped, x, seconds=0.01).batch_ms is not None
+    assert not list(recwarn)

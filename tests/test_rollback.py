@@ -16,70 +16,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import filigree as fg
-from composition import AFTER, BEFORE
+from composition import AFTER
+from every_method import METHODS, WITHOUT_DATA, apply, is_conversion
 from filigree import rollback
 from filigree.rollback import AllOrNothing
+from picture import Picture
 
 DENSE = fg.ErdosRenyi(density=0.3)
 
 SOURCE = str(Path(fg.__file__).parent)
 OURS = {rollback.__file__}  # what undoes is not made to fail
 VERBS = {"convert_", "compress_"}  # nor the lines of the verbs themselves: the last one comes when all is done
-
-
-# -- what a model is ---------------------------------------------------------------------------------------------------
-
-
-class Picture:
-    """All that a model is, to be compared: objects by identity, numbers bit for bit."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.alive: list[object] = []  # so that no identity is used twice
-        self.modules = {name: self._module(m) for name, m in model.named_modules(remove_duplicate=False)}
-        self.generators = repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
-
-    def differences(self, other: "Picture") -> list[str]:
-        found = [] if list(self.modules) == list(other.modules) else [f"modules: {list(other.modules)}"]
-        for name, (kind, attributes) in self.modules.items():
-            now_kind, now = other.modules.get(name, (None, {}))
-            found += [] if now_kind == kind else [f"{name}: {kind} became {now_kind}"]
-            found += [] if list(now) == list(attributes) else [f"{name}: attributes {list(now)}"]
-            found += [f"{name}.{key}" for key, value in attributes.items() if key in now and now[key] != value]
-        return found + ["generators"] * (self.generators != other.generators)
-
-    def _module(self, module: nn.Module) -> tuple[object, dict[str, object]]:
-        return (self._id(module), type(module)), {key: self._describe(v) for key, v in module.__dict__.items()}
-
-    def _id(self, value: object) -> int:
-        self.alive.append(value)
-        return id(value)
-
-    def _describe(self, value: object) -> object:
-        if isinstance(value, Tensor):
-            return self._tensor(value)
-        if isinstance(value, dict):
-            return self._id(value), [(key, self._describe(item)) for key, item in value.items()]
-        if isinstance(value, list | tuple | deque):
-            return self._id(value), [self._describe(item) for item in value]
-        if isinstance(value, set):
-            return self._id(value), sorted(map(repr, value))
-        if isinstance(value, str | int | float | None):
-            return value
-        return self._id(value)
-
-    def _tensor(self, value: Tensor) -> object:
-        who, attributes = (self._id(value), type(value)), self._describe(value.__dict__)
-        if value.layout is not torch.strided:
-            return who, attributes, value.to_dense().tolist()
-        with torch._C.DisableTorchFunctionSubclass():  # a parameter that is not made yet refuses to say what it is
-            form = value.dtype, value.device, value.size(), value.stride(), value.data_ptr(), value.requires_grad
-            grad = value.grad if value.is_leaf else None
-            numbers = None if value.is_meta else _bytes(value)
-        return who, attributes, form, numbers, grad is not None and self._tensor(grad)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy().tobytes()
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------
@@ -172,18 +119,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (Recurrent, (6, 3, 16)),
     "meta": (unmade, ()),
 }
-MORE = {
-    "FuseLinears": fg.FuseLinears(fg.Fastfood(), features=16),
-    "StochasticDepth": fg.StochasticDepth(),
-    "Mollified, projected": fg.Mollified(skip="project"),
-    "DropConnect": fg.PartitionDropout(2, connect=True),
-    "connections": fg.MagnitudePruning(keep=0.5, of="connections"),
-    "correlation": fg.RandomPruning(keep=0.5, compensate="correlation", measure=False),
-    "budget": fg.MagnitudePruning(keep=fg.Budget(macs=0.6), measure=False),
-    "from weights alone": fg.MonteCarlo(samples=1.0),
-}
-METHODS = BEFORE | AFTER | MORE
-WITHOUT_DATA = {"from weights alone", "RoundToNearest", "PathSampling"}
 
 
 def network(name: str) -> nn.Module:
@@ -192,17 +127,9 @@ def network(name: str) -> nn.Module:
     return _lived(make()) if name != "meta" else make()
 
 
-def is_conversion(name: str) -> bool:
-    return not isinstance(METHODS[name], fg.compress.Compression)
-
-
 def applied(name: str, model: nn.Module, shape: tuple[int, ...]) -> object:
-    config = METHODS[name]
-    if is_conversion(name):
-        wanted = config.accepts if not name.startswith("FuseLinears") else lambda m: m.in_features == m.out_features
-        return fg.convert_(model, config, lambda _, module: wanted(module))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) if shape else None
-    return fg.compress_(model, config, None if name in WITHOUT_DATA else x)
+    return apply(name, model, x)
 
 
 # -- failing at a step -------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 import filigree as fg
+from c_program import run_c
+from filigree.export.c.compiler import compiler
 from filigree.sklearn import FastfoodFeatures, SparseMLPClassifier, SparseMLPRegressor
 
 
@@ -323,3 +325,47 @@ def test_a_user_s_flushing_of_denormals_stays():
         assert torch.tensor(1e-310, dtype=torch.float64) * 1 == 0
     finally:
         torch.set_flush_denormal(False)
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+def _fitted(kind, standardize=True):
+    if kind == "regressor":
+        targets = np.stack([1000 + 5 * X[:, 0], X[:, 1]], 1)
+        return SparseMLPRegressor((30,), standardize=standardize, max_iter=3, n_iter_no_change=np.inf).fit(X, targets)
+    return SparseMLPClassifier(**QUICK, max_iter=3, n_iter_no_change=np.inf).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    "kind", ["classifier", pytest.param("regressor", marks=pytest.mark.long("the C test has its arithmetic"))]
+)
+def test_an_exported_estimator_reads_raw_features(kind, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = _fitted(kind)
+    expected = model.predict(X) if kind == "regressor" else model.predict_proba(X)
+    report = model.export(tmp_path / "m.onnx", seconds=0)
+    assert report.relative < 1e-4
+    session = runtime.InferenceSession(tmp_path / "m.onnx")
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: X})
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    names = session.get_modelmeta().custom_metadata_map.get("class_names")
+    assert names == (None if kind == "regressor" else '["benign", "mixed", "tumour"]')
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("kind", ["classifier", "regressor"])
+def test_an_estimator_in_c_equals_its_predictions(kind, tmp_path):
+    model = _fitted(kind)
+    for rows in (X, None):
+        assert model.export(tmp_path / "m.c", rows).relative < 1e-4  # compiled, and compared with torch
+    expected = model.predict(X) if kind == "regressor" else model.predict_proba(X)
+    np.testing.assert_allclose(run_c(tmp_path / "m.c", X), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_estimator_itself_is_what_exports(tmp_path):
+    model = _fitted("classifier")
+    with pytest.raises(TypeError, match=r"Got a SparseMLPClassifier. It writes itself.*: estimator.export\(path\)"):
+        fg.export(model, tmp_path / "m.onnx")
+    with pytest.raises(NotFittedError):
+        SparseMLPClassifier().export(tmp_path / "m.onnx")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from filigree.config import Config
+from filigree.config import Config, one_line
+from filigree.layer_selection import Where, select
 from filigree.modes import evaluating
+from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
 from filigree.text_table import aligned
-
-Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
+from filigree.wrappers import names_in, unwrapped
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,26 @@ class Change:
         old, new = Summary.of(before), Summary.of(after)
         return cls(name, old.label, new.label, (old.parameters, new.parameters), (old.macs, new.macs), note)
 
+    def counts(self) -> tuple[str, str]:
+        """Parameters and multiply-adds as text, before and after; nothing of a line that is about no module."""
+        return (_arrow(self.parameters), _arrow(self.macs)) if self.before or self.after else ("", "")
+
 
 @dataclass(frozen=True)
 class Report:
-    """What `convert_` or `compress_` did, layer by layer. It prints as a table."""
+    """What `convert_` or `compress_` did, layer by layer. It prints as a table.
+
+    `notes` are lines about what stands in no row: layers that were left as they are and why, hooks and tied weights
+    that could not be kept.
+    """
 
     title: str
     changes: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def parameters(self) -> tuple[int, int]:
-        return sum(c.parameters[0] for c in self.changes), sum(c.parameters[1] for c in self.changes)
+        return sums(self.changes)
 
     @property
     def macs(self) -> tuple[int, int]:
@@ -67,9 +76,9 @@ class Report:
 
     def __str__(self) -> str:
         rows = [("layer", "before", "after", "parameters", "MACs", "")]
-        rows += [(c.name, c.before, c.after, _arrow(c.parameters), _arrow(c.macs), c.note) for c in self.changes]
+        rows += [(c.name, c.before, c.after, *c.counts(), c.note) for c in self.changes]
         rows += [("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
-        return "\n".join([self.title, *aligned(rows)])
+        return "\n".join([self.title, *aligned(rows), *self.notes])
 
 
 class Conversion(Config):
@@ -79,10 +88,24 @@ class Conversion(Config):
 
     `convert_` puts the model back as it was where a method fails. Tensors are not copied for that: a method gives the
     model new modules and new parameters, and does not write into the tensors that the model holds.
+
+    What the new modules are to keep of the old ones, `convert_` gives them: which parameters train, modes, hooks
+    (`filigree.preserved`). Layers whose weights are tied or computed (`filigree.ties`, `filigree.computed_weights`) are
+    not offered to a method unless it says that it keeps that.
     """
+
+    keeps_ties: ClassVar[bool] = False
+    """Whether the method leaves a weight that another module holds too as it is, or gives both the same."""
+
+    takes_chains: ClassVar[bool] = False
+    """Whether the layers are taken together, one reading the other: then none between them can be left out."""
 
     def accepts(self, module: nn.Module) -> bool:
         raise NotImplementedError
+
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        """Whether the method leaves this module in the model, so that what computes its weights goes on doing so."""
+        return False
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         raise NotImplementedError
@@ -128,8 +151,24 @@ def inference_context(model: nn.Module, hooks: Iterable[Any] = ()) -> Iterator[N
             handle.remove()
 
 
-def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Return what each of these modules reads when the model runs on `x` in eval mode."""
+def run_on(model: nn.Module, x: Tensor, who: str) -> Any:
+    """Return the model's outputs for `x`.
+
+    Raises:
+        ValueError: the model's own code fails, whatever its error is; by the name of `who` runs it.
+    """
+    try:
+        return model(x)
+    except Exception as error:
+        raise ValueError(f"{who}: the model does not run on the data: {one_line(error)}") from error
+
+
+def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor, who: str = "filigree") -> dict[str, Tensor]:
+    """Return what each of these modules reads when the model runs on `x` in eval mode.
+
+    Raises:
+        ValueError: the model does not run on the data, or they do not reach a module; by the name of `who` asks.
+    """
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -139,9 +178,9 @@ def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str,
         return hook
 
     with inference_context(model, (model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names)):
-        model(x)
+        run_on(model, x, who)
     if missed := set(names) - set(inputs):
-        raise ValueError(f"the data do not reach {sorted(missed)[0]!r}.")
+        raise ValueError(f"{who}: the data do not reach {sorted(missed)[0]!r}.")
     return inputs
 
 
@@ -167,13 +206,16 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     hooks, and the global random generators as well (`filigree.rollback`). An example given as `measure` costs a copy of
     the model's tensors meanwhile, since the model is run on it.
 
-    An optimizer made before holds parameters that the model no longer has: make it afterwards. Hooks on modules that
-    are replaced go with them: register them afterwards.
+    An optimizer made before holds parameters that the model no longer has: make it afterwards. Which parameters train,
+    the modes of modules, tied weights and hooks on modules are kept (`filigree.preserved`); layers whose weights are
+    tied, or computed by a parametrisation or a hook, are left as they are by methods that could not keep that. The
+    report says in a line what was left and what could not be kept.
     """
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
-    names = select(model, config.accepts, where, f"convert_({type(config).__name__})")
+    names, left = select(model, config, where, f"convert_({type(config).__name__})")
     with AllOrNothing(model, values=isinstance(measure, Tensor)):
+        before = Preserved(model)
         if where is None:
             names = [name for name in names if config.gains(model.get_submodule(name))]
             if not names:
@@ -190,7 +232,7 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
             changes, steps = config.apply_if_faster(model, names, _inputs(model, layers, measure))
             for conversion, converted_names in steps:
                 record(model, conversion, converted_names)
-        return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
+        return report_of(config, names, changes, [*left, *before.restore_(model, sums(changes))])
 
 
 def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tensor) -> dict[str, Tensor]:
@@ -203,54 +245,29 @@ def _inputs(model: nn.Module, layers: dict[str, nn.Module], measure: int | Tenso
         if unknown := [name for name, width in widths.items() if width is None]:
             raise ValueError(f"convert_: {unknown[0]!r} has no width: give an example batch as measure=.")
         return {name: torch.randn(batch, width) for name, width in widths.items() if width}
-    return layer_inputs(model, list(layers), measure)
+    return layer_inputs(model, list(layers), measure, "convert_")
 
 
-def select(model: nn.Module, accepts: Callable[[nn.Module], bool], where: Where, caller: str) -> list[str]:
-    """Return the names of the modules that `accepts` and `where` both want, in the model's order; at least one.
-
-    Raises:
-        ValueError: by the name of `caller`: no module fits, a pattern matches none, or the model itself would have to
-            be replaced.
-    """
-    able = {name: module for name, module in model.named_modules() if accepts(module)}
-    if not able:
-        kinds = dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children()))
-        raise ValueError(f"{caller}: no module was selected: none can be. There are {', '.join(kinds)}.")
-    chosen = matching(able, where, caller, "module that can be converted")
-    if "" in chosen:
-        raise ValueError(
-            f"{caller}: the model is itself a {type(model).__name__} and cannot be replaced in place. "
-            "Put it into an nn.Sequential."
-        )
-    return chosen
+def sums(changes: Iterable[Change]) -> tuple[int, int]:
+    """The numbers of parameters before and after, over all changes."""
+    pairs = [change.parameters for change in changes]
+    return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
 
-def matching(able: Mapping[str, Any], where: Where, caller: str, what: str) -> list[str]:
-    """Return the names that `where` wants among modules by name; `what` they are is said in the `ValueError`."""
-    if where is None:
-        return list(able)
-    if callable(where):
-        chosen = [name for name, module in able.items() if where(name, module)]
-    else:
-        globs = [where] if isinstance(where, str) else where
-        for glob in globs:
-            if not fnmatch.filter(able, glob):
-                raise ValueError(f"{caller}: where={glob!r} matches no {what}. Those are: {', '.join(able)}.")
-        chosen = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-    if not chosen:
-        raise ValueError(f"{caller}: no module was selected. Those that can be are: {', '.join(able)}.")
-    return chosen
+def report_of(config: Config, names: list[str], changes: list[Change], notes: list[str]) -> Report:
+    """The report of a config that was applied to these layers."""
+    return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes, list(dict.fromkeys(notes)))
 
 
 def record(model: nn.Module, config: Config, names: list[str]) -> None:
     """Note on the model what was done to it, so that `fg.load(path, into=fresh)` can do it again."""
-    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(names)))
+    model, within = unwrapped(model), names_in(model)
+    model.__dict__.setdefault("_filigree_conversions", []).append((config, tuple(map(within, names))))
 
 
 def conversions(model: nn.Module) -> list[tuple[Config, tuple[str, ...]]]:
     """Return the configs applied to the model so far, with the names of the modules, in order."""
-    return list(model.__dict__.get("_filigree_conversions", []))
+    return list(unwrapped(model).__dict__.get("_filigree_conversions", []))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

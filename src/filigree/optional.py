@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import re
+import shlex
 from typing import Any
 
 from filigree.config import one_line
@@ -29,11 +32,27 @@ def needed(module: str, by: str, extra: str) -> Any:
 
 
 def absent(error: ImportError, by: str, extra: str) -> ImportError:
-    """The error to raise in place of the one that `import` raised; arguments as of `needed`."""
+    """The error to raise in place of the one that `import` raised; arguments as of `needed`.
+
+    It names the packages themselves: another project's package is called filigree on the Python package index.
+    """
     root = (error.name or "").partition(".")[0]
     if root == "filigree":  # a fault of our own is not explained away
         return error
-    package, install = _PACKAGES.get(root, root), f"pip install 'filigree[{extra}]'"
+    package = _PACKAGES.get(root, root)
+    install = install_command(extra, package)
     if isinstance(error, ModuleNotFoundError):
         return ModuleNotFoundError(f"{by}: {package} is needed. {install}", name=error.name)
     return ImportError(f"{by}: {package} could not be loaded ({one_line(error)}). {install}", name=error.name)
+
+
+def install_command(extra: str, package: str) -> str:
+    """The `pip install` of all that an extra of the installed filigree brings; else of one package."""
+    try:
+        requirements = importlib.metadata.requires("filigree") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        requirements = []
+    named = [
+        line.partition(";")[0].strip() for line in requirements if re.search(rf"""extra == ['"]{extra}['"]""", line)
+    ]
+    return f"pip install {shlex.join(named or [package])}"

@@ -105,7 +105,7 @@ def test_augmentation_moves_by_the_stated_amounts():
     ("x", "y", "message"),
     [
         ([[1.0, float("nan")]], [0], "x must be finite. Got NaN or Inf in 1 of 1 samples"),
-        ([[1.0], [float("inf")]], [0, 1], "first in number 1"),
+        ([[1.0], [float("inf")]], [0, 1], "first in row 2"),
         ([[1.0]], [3], r"labels must lie in \[0, 2\). Got 3 to 3"),
         ([[1.0]], [0, 1], "as many samples. Got 1 and 2"),
         ([], [], "at least one sample"),
@@ -133,6 +133,8 @@ def test_bad_files_are_named(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     with pytest.raises(ValueError, match="must hold arrays x and y"):
         fg.data.load(tmp_path / "other.npz")
+    np.savez(tmp_path / "upper.npz", X=np.eye(6), Y=np.arange(6) % 2)
+    assert fg.data.load(tmp_path / "upper.npz").classes == 2
     with pytest.raises(FileNotFoundError, match="there is no file"):
         fg.data.load(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="name must be one of digits"):
@@ -212,11 +214,11 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     rows = "1,2, cat\n3,4,cat \n5,6,dog\n7,8,dog\n"
     for text in ("\ufeff" + rows, "a,b,label\n" + rows):
         file.write_text(text, encoding="utf-8")
-        x, labels = read_csv(file)
-        assert x.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
-        assert labels.tolist() == ["cat", "cat", "dog", "dog"]
+        samples = read_csv(file)
+        assert samples.x.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
+        assert samples.labels.tolist() == ["cat", "cat", "dog", "dog"]
     file.write_text("NA,2,cat\n" + rows)  # no header: a number is missing
-    with pytest.raises(ValueError, match="NA"):
+    with pytest.raises(ValueError, match=r"values are missing in 1 of 5 rows: column 1 1 \(NA\)"):
         read_csv(file)
 
 
@@ -224,7 +226,7 @@ def test_missing_labels_are_no_class(tmp_path):
     (tmp_path / "own.csv").write_text("1,2,a\n3,4,\n5,6,b\n7,8,\n")
     np.savez(tmp_path / "own.npz", x=np.eye(4), y=np.array([0, 1, np.nan, 1]))
     for name, missing in (("own.csv", 2), ("own.npz", 1)):
-        with pytest.raises(ValueError, match=f"{missing} of 4 labels are missing"):
+        with pytest.raises(ValueError, match=f"values are missing in {missing} of 4 rows: label .* {missing}"):
             fg.data.load(tmp_path / name)
 
 
@@ -242,7 +244,9 @@ def test_labels_are_classes(tmp_path):
     assert load(["1", "1.0", "one"] * 12).classes == 3  # words are not
     with pytest.raises(ValueError, match=r"must hold two classes at least\. All 30 labels are a"):
         load(["a"] * 30)
-    with pytest.raises(ValueError, match="30 of its 30 classes have one sample to be split, two are needed"):
+    with pytest.raises(
+        ValueError, match=r"looks like a quantity, with 30 different numbers in 30 rows. Labels are classes"
+    ):
         load([f"{i}.5" for i in range(30)])
 
 

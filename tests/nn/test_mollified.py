@@ -334,7 +334,7 @@ def test_residual_networks_and_stochastic_depth(tmp_path):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="followed by an activation"):
+    with pytest.raises(ValueError, match="None follows '0'"):
         fg.convert_(nn.Sequential(nn.Linear(3, 2)), fg.Mollified())
     with pytest.raises(ValueError, match="c must"):
         fg.Mollified(c=-1)

@@ -83,6 +83,29 @@ def test_programs_and_their_gradients_are_plain_torchs(isa, sides, batch):
                 torch.testing.assert_close(g, e)
 
 
+@pytest.mark.parametrize("config", [fg.ACDC(), fg.AFDF(), fg.Circulant(), fg.Fastfood(), fg.PHD(), fg.Toeplitz()])
+def test_the_dense_reference_is_of_the_layer_without_its_hooks(config):
+    """A hook sees the user's inputs only, and what it does to them is not the layer's."""
+    model, x = nn.Sequential(nn.Linear(6, 6)), torch.randn(4, 6)
+    fg.convert_(model, config, lambda *_: True)
+    expected = model(x)
+    model[0].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    model[0].register_forward_hook(lambda module, args, y: 2 * y)
+    torch.testing.assert_close(model[0].dense()(x), expected)
+
+
+def test_fits_and_calibrations_are_of_layers_without_their_hooks():
+    """The hooks stay, so what they do must not be fitted as well."""
+    x = torch.randn(64, 6)
+    for config in (fg.FitStructured(fg.ACDC(), steps=5), fg.MonteCarlo(samples=4.0)):
+        plain, hooked = (nn.Sequential(nn.Linear(6, 6)) for _ in range(2))
+        hooked.load_state_dict(plain.state_dict())
+        hooked[0].register_forward_hook(lambda module, args, y: 5 * y)
+        for model in (plain, hooked):
+            fg.compress_(model, config, x)
+        torch.testing.assert_close(hooked[0].forward(x), plain(x))
+
+
 def test_first_and_second_derivatives():
     a, b = (torch.randn(8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from filigree import recipes
-from filigree.cli.options import Model, in_a_folder
+from filigree.cli.options import Drop, IndexColumn, Missing, Model, Target, in_a_folder, reading
 from filigree.cli.output import out, tell
 from filigree.cli.trained import load_samples, load_trained, run_of
 from filigree.compress import compress_
@@ -27,12 +27,16 @@ def compress(
         typer.Option(
             "--data",
             metavar="D",
-            help="A data set's name, or a file (.npz, .csv, .mat): its training part calibrates, its test part judges.",
+            help="A data set's name, or a file (.csv, .npz, ...): its training part calibrates, its test part judges.",
         ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The compressed model.", callback=in_a_folder)
     ],
+    target: Target = None,
+    missing: Missing = None,
+    index_column: IndexColumn = None,
+    drop: Drop = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An argument of the method: `--set samples=0.12`. Repeatable."),
@@ -47,7 +51,8 @@ def compress(
     network = load_trained(model)
     config = recipes.compression(how, settings or [])
     trained_by = run_of(model, source) if seed is None else None
-    split = load_samples(network, source, f"compress {model}", seed or 0, trained_by)
+    options = reading(target, missing, index_column, drop)
+    split = load_samples(network, source, f"compress {model}", seed or 0, trained_by, **options)
     chosen = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed or 0))[:samples]
     sizes, scores = [], []
     for step in range(2):

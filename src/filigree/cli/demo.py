@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from filigree import recipes
-from filigree.cli.options import Out, Set
+from filigree.cli.options import Out, Overwrite, Set
 from filigree.cli.output import run_recipe
 
 
-def demo(settings: Set = None, folder: Out = None) -> None:
-    """Train dense and sparse networks side by side on the embedded digits, and write a report."""
+def demo(settings: Set = None, folder: Out = None, overwrite: Overwrite = False) -> None:
+    """Train dense and sparse networks side by side on the embedded digits, and write a report.
+
+    Runs that are there already are kept, and shown again.
+    """
     recipe = recipes.load("demo", settings or [])
-    run_recipe(recipe, folder or Path("runs/demo"), None, None, None, resume=False, report=True)
+    target = folder or Path("runs/demo")
+    run_recipe(recipe, target, None, None, None, resume=not overwrite, overwrite=overwrite, report=True)

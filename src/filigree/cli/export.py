@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from filigree.cli.options import Model, in_a_folder
+from filigree.cli.options import Drop, IndexColumn, Missing, Model, Target, in_a_folder, reading
 from filigree.cli.output import tell
-from filigree.cli.trained import example_for, load_trained
+from filigree.cli.trained import example_for, load_trained, run_of
 from filigree.export import export
 
 
@@ -26,11 +26,17 @@ def export_(
             help="A data set's name or file: its test samples are the example. For images it is needed.",
         ),
     ] = None,
+    target: Target = None,
+    missing: Missing = None,
+    index_column: IndexColumn = None,
+    drop: Drop = None,
     training: Annotated[
         bool, typer.Option("--training", help="C: also what trains and rewires on the device.")
     ] = False,
 ) -> None:
     """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
     network = load_trained(model)
-    example = example_for(network, source, f"export {model}")
+    trained_by = run_of(model, source) if source is not None else None
+    options = reading(target, missing, index_column, drop)
+    example = example_for(network, source, f"export {model}", trained_by, **options)
     tell(str(export(network, output, example, training=training)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from filigree import data
 from filigree.recipes import RecipeError
 
 
@@ -19,17 +21,72 @@ def in_a_folder(file: Path | None) -> Path | None:
     return file
 
 
+def a_folder_or_nothing(folder: Path | None) -> Path | None:
+    """Check that a folder is one, or can be made."""
+    there = next((part for part in (folder, *folder.parents) if part.exists()), None) if folder is not None else None
+    if there is not None and not there.is_dir():
+        raise RecipeError(f"--out {folder}: {there} is a file; a folder is needed.")
+    return folder
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Override a key of the recipe: `--set training.epochs=5`. Repeatable."
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/RECIPE`.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Where runs are kept; default `runs/RECIPE`.", callback=a_folder_or_nothing
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run stopped; finished runs are kept.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train again, in place of the runs that are there.")]
 Model = Annotated[
     Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors), or a run.")
 ]
 Method = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. Repeatable.")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="D",
+        help=f"A data set's name, or a file of your own ({', '.join(data.SUFFIXES)}): docs/data.md.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="NAME", help="Of a table: the column that holds the label. Default: the last one."
+    ),
+]
+Missing = Annotated[
+    str | None,
+    typer.Option("--missing", metavar="HOW", help="Of a file with missing values: `drop` those rows. Default: refuse."),
+]
+IndexColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--index-column", metavar="HOW", help="Of a table: `keep` a column that only numbers the rows. Default: drop."
+    ),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option("--drop", metavar="NAME", help="Of a table: a column that is no feature. Repeatable."),
+]
+
+
+def reading(
+    target: str | None, missing: str | None, index_column: str | None, drop: list[str] | None
+) -> dict[str, Any]:
+    """Those of these options that were given, as arguments of `fg.data.load`."""
+    options = {"target": target, "missing": missing, "index_column": index_column, "drop": drop}
+    return {name: value for name, value in options.items() if value}
+
+
+def as_settings(options: dict[str, Any]) -> list[str]:
+    """Arguments of `fg.data.load` as settings of a recipe, `data.target="kind"`."""
+    return [f"data.{name}={json.dumps(value)}" for name, value in options.items()]

@@ -13,12 +13,12 @@ from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
 
-from filigree import recipes
+from filigree import data, recipes
 from filigree.cli.exits import State
 from filigree.config import visible
 from filigree.io.storage import write_json
 from filigree.optional import needed
-from filigree.recipes import Recipe, RecipeError
+from filigree.recipes import MODEL, Recipe, RecipeError
 from filigree.report import console_table, summary, write_report
 from filigree.train import Record, find_records, progress_columns
 
@@ -48,25 +48,31 @@ def show(records: list[dict[str, Any]], json: Path | None) -> None:
 
 def run_recipe(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
-    resume: bool, report: bool, json: Path | None = None,
+    resume: bool, overwrite: bool, report: bool, json: Path | None = None, needs_resume: bool = False,
 ) -> None:  # fmt: skip
+    """Run a recipe, show its figures and write its report. `needs_resume`: the command goes on with --resume only."""
     if report:
         needed("plotly", "write_report", "report")  # fails before hours of training, not after them
+    recipe = recipes.on(recipe, source)
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
-    again = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
-    if again[0] == "demo":
-        again[:1] = ["train", "demo", "--out", str(folder)]
+    reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop"})
+    for line in data.describe(recipe.data.name, **reading).notes:
+        tell(line)
+    again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    if needs_resume:
+        again.append("--resume")
     State.hint = f"Go on with: filigree {shlex.join(again)}"
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
-            recipe, folder, methods=methods, runs=numbers, source=source, resume=resume, progress=progress
+            recipe, folder, methods=methods, runs=numbers, resume=resume, overwrite=overwrite, progress=progress
         )
-    whole = dict.fromkeys([*recipes.finished(recipe, folder, source), *folders])  # with what earlier commands ran
+    whole = dict.fromkeys([*recipes.finished(recipe, folder), *folders])  # with what earlier commands ran
     records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))
     show(records, json)
     for note in dict.fromkeys(note for record in records for note in record["notes"]):
         out.print(f"[dim]- {escape(visible(note))}[/dim]")
+    tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree export {folders[-1]} -o model.onnx")
     if report:
         tell(f"report: {write_report(records, folder / 'report.html')}")
 

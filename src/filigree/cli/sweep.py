@@ -10,8 +10,18 @@ from rich.table import Table
 
 from filigree import recipes
 from filigree.cli.exits import State
-from filigree.cli.options import Out, Set
-from filigree.cli.output import out, tell
+from filigree.cli.options import (
+    Drop,
+    IndexColumn,
+    Missing,
+    Out,
+    Set,
+    Source,
+    Target,
+    as_settings,
+    reading,
+)
+from filigree.cli.output import out, print_whole, tell
 from filigree.optional import needed
 from filigree.recipes import RecipeError
 from filigree.report import write_report
@@ -37,26 +47,31 @@ def sweep(
     jobs: Annotated[int, typer.Option(min=1, help="Processes that search at once (timings are then less sharp).")] = 1,
     engine: Annotated[str, typer.Option(help="optuna, or ray: many machines.")] = "optuna",
     settings: Set = None,
-    source: Annotated[str | None, typer.Option("--data", metavar="D", help="As of `train`.")] = None,
+    source: Source = None,
+    target: Target = None,
+    missing: Missing = None,
+    index_column: IndexColumn = None,
+    drop: Drop = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     folder: Out = None,
 ) -> None:
     """Search settings for the best accuracy at the least cost: a Pareto front. An interrupted search resumes."""
     needed("plotly", "write_report", "report")  # for the report: fails before the trials, not after
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
-    search = recipes.Sweep(recipe, domains, method, minimize, tuple(settings or []), source, seed)
-    target = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
-    State.hint = f"Go on with the same command (--out {target})."
+    chosen = (*as_settings(reading(target, missing, index_column, drop)), *(settings or []))
+    search = recipes.Sweep(recipe, domains, method, minimize, chosen, source, seed)
+    place = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
+    State.hint = f"Go on with the same command (--out {place})."
     if engine == "ray":
-        summary = recipes.sweep_ray(search, target, trials, minutes)
+        summary = recipes.sweep_ray(search, place, trials, minutes)
     elif engine == "optuna":
-        summary = recipes.sweep(search, target, trials, minutes, jobs, out.print)
+        summary = recipes.sweep(search, place, trials, minutes, jobs, out.print)
     else:
         raise RecipeError(f"--engine {engine}: expected optuna or ray.")
     table = Table(*domains, "validation accuracy %", minimize, title="Pareto front", title_justify="left")
     for row in summary["front"]:
         values = [str(row["values"][key]) for key in domains]
-        table.add_row(*values, f"{100 * row['accuracy']:.2f}", f"{row['cost']:.4g}")
-    out.print(table)
+        table.add_row(*values, f"{100 * row['accuracy']:.2f}", recipes.cost_text(row["cost"], row.get("spread")))
+    print_whole(table)
     if summary["trials"]:
-        tell(f"report: {write_report([target], target / 'report.html')}")
+        tell(f"report: {write_report([place], place / 'report.html')}")

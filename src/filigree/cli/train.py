@@ -8,24 +8,44 @@ from typing import Annotated
 import typer
 
 from filigree import recipes
-from filigree.cli.options import Method, Out, Resume, Set
+from filigree.cli.options import (
+    Drop,
+    IndexColumn,
+    Method,
+    Missing,
+    Out,
+    Overwrite,
+    Resume,
+    Set,
+    Source,
+    Target,
+    as_settings,
+    reading,
+)
 from filigree.cli.output import known, run_recipe
+from filigree.recipes import RecipeError
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="The name of a recipe (`filigree list`) or a .yaml file.")],
     settings: Set = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--data", metavar="D", help="A data set's name, or a file of your own (.npz, .csv, .mat)."),
-    ] = None,
+    source: Source = None,
+    target: Target = None,
+    missing: Missing = None,
+    index_column: IndexColumn = None,
+    drop: Drop = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
     folder: Out = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     methods: Method = None,
     report: Annotated[bool, typer.Option(help="Write DIR/report.html.")] = True,
 ) -> None:
     """Run an experiment: every method and seed, a record of each, a table and a report."""
-    experiment = recipes.load(recipe, settings or [])
-    target, runs = folder or Path("runs") / experiment.name, None if seed is None else [seed]
-    run_recipe(experiment, target, known(experiment, methods), runs, source, resume, report)
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite: give one of them.")
+    experiment = recipes.load(recipe, as_settings(reading(target, missing, index_column, drop)) + (settings or []))
+    place, runs = folder or Path("runs") / experiment.name, None if seed is None else [seed]
+    run_recipe(
+        experiment, place, known(experiment, methods), runs, source, resume, overwrite, report, needs_resume=True
+    )

@@ -31,17 +31,22 @@ def run_of(model: Path, source: str) -> Record | None:
 
 
 def load_samples(
-    network: nn.Module, source: str, command: str, seed: int = 0, trained_by: Record | None = None
+    network: nn.Module, source: str, command: str, seed: int = 0, trained_by: Record | None = None, **reading: Any
 ) -> DataSet:
     """A data set or a user's file, as images where the first layer with weights is a convolution; split as for the run
-    that trained the model, if that is known: its test part has then not been trained on.
+    that trained the model, if that is known: its test part has then not been trained on. `reading` are arguments of
+    `fg.data.load` for a file, in place of the run's.
 
     Raises:
         RecipeError: the network cannot read its samples.
     """
     first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
     images = hasattr(first, "kernel_size")
-    samples = data.load(source, seed=seed, images=images) if trained_by is None else data_of(trained_by)
+    if trained_by is None:
+        samples = data.load(source, seed=seed, images=images, **reading)
+    else:
+        trained_by.config["data"] |= reading
+        samples = data_of(trained_by)
     x = samples.test.x
     try:
         with torch.no_grad():
@@ -53,14 +58,17 @@ def load_samples(
     return samples
 
 
-def example_for(network: nn.Module, source: str | None, command: str) -> Tensor:
-    """16 samples: of the data set's test part, or random ones as wide as the first layer.
+def example_for(
+    network: nn.Module, source: str | None, command: str, trained_by: Record | None = None, **reading: Any
+) -> Tensor:
+    """16 samples: of the data set's test part, or random ones as wide as the first layer. Other arguments as of
+    `load_samples`.
 
     Raises:
         RecipeError: the network cannot read them, or begins with something that has no width.
     """
     if source is not None:
-        return as_weights(network, load_samples(network, source, command).test.x[:16])
+        return as_weights(network, load_samples(network, source, command, 0, trained_by, **reading).test.x[:16])
     first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
     if not hasattr(first, "in_features"):
         kind = "nothing that has weights" if first is None else f"a {type(first).__name__}"

@@ -10,7 +10,6 @@ from filigree.compress.pruning import (
     MagnitudePruning,
     MaxError,
     RandomPruning,
-    Resized,
     RetrainingBaseline,
     SubClustering,
     SubsetPruning,
@@ -18,6 +17,7 @@ from filigree.compress.pruning import (
     net_deviation,
     retraining_bound,
 )
+from filigree.compress.resized import Resized
 from filigree.compress.round_to_nearest import RoundToNearest
 
 __all__ = [

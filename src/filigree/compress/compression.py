@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from filigree.compress.resized import SizesBefore
+from filigree.computed_weights import copyable
 from filigree.config import Config
-from filigree.convert import Change, Conversion, Report, Where, convert_, record, select
+from filigree.convert import Change, Conversion, Report, convert_, record, report_of, sums
+from filigree.layer_selection import Where, select
+from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
 
 
@@ -18,15 +22,27 @@ class Compression(Config):
 
     `compress_` puts the model back as it was where a method fails. A method without data does not write into the
     tensors that the model holds, but gives it new ones: only where there are data are tensors copied before.
+
+    Layers whose weights are tied or computed are not offered to it, and what the new layers are to keep of the old ones
+    is given to them, as of a `Conversion`, where the attributes are explained.
     """
+
+    keeps_ties: ClassVar[bool] = False
+    takes_chains: ClassVar[bool] = False
 
     def accepts(self, module: nn.Module) -> bool:
         raise NotImplementedError
 
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        return False
+
     def compress(
         self, model: nn.Module, names: list[str], data: Tensor | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
-        """Change the modules; return the report's lines, and the conversions that rebuild their shapes on loading."""
+        """Change the modules; return the report's lines, and the conversions that replace the same ones on loading.
+
+        Modules that stay, but of another size, are found by comparison (`filigree.compress.resized`).
+        """
         raise NotImplementedError
 
 
@@ -48,6 +64,8 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
             cannot use these.
         TypeError: the config is no compression, or the data hold no tensor.
 
+    What the model keeps and what the report says of the rest is as in `convert_`.
+
     After any exception, and after Ctrl-C, the model is as it was before: modules, parameters, buffers, attributes and
     hooks, and the global random generators as well (`filigree.rollback`). With data that costs a copy of the model's
     tensors meanwhile, since the model is run on them.
@@ -56,15 +74,17 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
         return convert_(model, config, where)
     if not isinstance(config, Compression):
         raise TypeError(f"compress_: config must be a compression such as fg.LowRank(0.5). Got {config!r}.")
-    names = select(model, config.accepts, where, f"compress_({type(config).__name__})")
+    names, left = select(model, config, where, f"compress_({type(config).__name__})")
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"compress_: the model must have weights. {empty[0]!r} is on the meta device.")
     samples = _samples(data)
     with AllOrNothing(model, values=samples is not None):
-        changes, steps = config.compress(model, names, samples)
-        for conversion, compressed_names in steps:
+        before, sizes = Preserved(model), SizesBefore(model)
+        with copyable(model):
+            changes, steps = config.compress(model, names, samples)
+        for conversion, compressed_names in [*steps, *sizes.changes(model)]:
             record(model, conversion, compressed_names)
-        return Report(f"{type(config).__name__}: {len(names)} layer(s)", changes)
+        return report_of(config, names, changes, [*left, *before.restore_(model, sums(changes))])
 
 
 def _samples(data: Any) -> Tensor | None:

@@ -48,13 +48,13 @@ class FitStructured(Compression):
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         if data is None:
             raise ValueError("FitStructured: data are needed: fg.compress_(model, config, data).")
-        inputs = layer_inputs(model, names, data)
+        inputs = layer_inputs(model, names, data, "FitStructured")
         changes: list[Change] = []
         for name in names:
             layer: Any = model.get_submodule(name)
             x = inputs[name].reshape(-1, layer.in_features)
             with torch.no_grad():
-                y = layer(x)
+                y = layer.forward(x)  # hooks stay what they are, on the new layer too
             (change,) = self.by.apply(model, [name])
             error = self._fit(model.get_submodule(name), x, y)
             changes.append(replace(change, note=f"relative error {error:.3g}"))

@@ -15,7 +15,7 @@ from filigree.compress.compression import Compression
 from filigree.compress.error_diffusion import diffuse_errors
 from filigree.compress.weight_sampling import Sampling, sample
 from filigree.config import config
-from filigree.convert import Change, Conversion, layer_inputs, replace_module
+from filigree.convert import Change, Conversion, layer_inputs, replace_module, run_on
 from filigree.nn.integer.empty_integer_layers import (
     EmptyIntegerLayers,
     has_integer_form,
@@ -137,7 +137,7 @@ class MonteCarlo(Compression):
         self, model: nn.Module, copied: nn.Module, name: str, data: Tensor, generator: torch.Generator
     ) -> IntegerLayer:
         layer: Any = model.get_submodule(name)
-        was, now = layer_inputs(model, [name], data)[name], layer_inputs(copied, [name], data)[name]
+        was, now = (layer_inputs(network, [name], data, "MonteCarlo")[name] for network in (model, copied))
         for x in (was, now):
             if not bool(x.isfinite().all()):
                 raise ValueError(f"MonteCarlo: the inputs of {name!r} are not finite on these data.")
@@ -179,7 +179,7 @@ def _in_order(model: nn.Module, names: list[str], data: Tensor) -> list[str]:
         for name in names
     ]
     try:
-        model(data[:1])
+        run_on(model, data[:1], "MonteCarlo")
     finally:
         for hook in hooks:
             hook.remove()
@@ -233,7 +233,7 @@ def _channel_means(layer: Any, x: Tensor, sampled: bool = False) -> Tensor:
     if sampled:
         layer.activation = None  # x has been sampled already
     try:
-        y = layer(x)
+        y = layer.forward(x)  # without the hooks of a user, which stay behind it
     finally:
         layer.relu = relu
         if sampled:

@@ -3,17 +3,20 @@
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import mean_interval, overlap, paired_interval
-from filigree.data.readers import SUFFIXES
+from filigree.data.preprocessing import Preprocessing
+from filigree.data.readers import SUFFIXES, is_file_name
 from filigree.data.sets import cross_validation, describe, load, names
 
 __all__ = [
     "SUFFIXES",
     "Augment",
     "DataSet",
+    "Preprocessing",
     "Split",
     "check",
     "cross_validation",
     "describe",
+    "is_file_name",
     "load",
     "mean_interval",
     "names",

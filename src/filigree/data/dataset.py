@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filigree.data.preprocessing import Preprocessing
+
 Standardize = Literal["feature", "global"] | None
 
 
@@ -26,7 +28,9 @@ class DataSet:
 
     Attributes:
         input_shape: of one sample, as an image where it is one. augment: `augment(x, generator)` on a training batch.
-        notes: how it was split and standardised.
+        notes: how it was split and standardised; of a file, first of all what was read.
+        feature_names: the columns' names, where a file has some. class_names: of the labels 0, 1, ..., where they are
+            known. preprocessing: what made the samples' numbers of those that were read.
     """
 
     name: str
@@ -37,6 +41,9 @@ class DataSet:
     input_shape: tuple[int, ...]
     augment: Callable[..., Tensor] | None = None
     notes: list[str] = field(default_factory=list)
+    feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def check(x: Any, y: Any, classes: int, name: str) -> None:
@@ -49,7 +56,7 @@ def check(x: Any, y: Any, classes: int, name: str) -> None:
     if not finite.all():
         raise ValueError(
             f"data {name}: x must be finite. Got NaN or Inf in {int((~finite).sum())} of {len(x)} samples, "
-            f"first in number {int(np.argmin(finite))}."
+            f"first in row {int(np.argmin(finite)) + 1}."
         )
     if int(np.min(y)) < 0 or int(np.max(y)) >= classes:
         raise ValueError(f"data {name}: labels must lie in [0, {classes}). Got {int(np.min(y))} to {int(np.max(y))}.")
@@ -68,6 +75,9 @@ def assemble(
     standardize: Standardize,
     images: bool,
     notes: list[str],
+    feature_names: tuple[str, ...] = (),
+    class_names: tuple[str, ...] = (),
+    target_name: str = "",
 ) -> DataSet:
     """A `DataSet` of the samples numbered by `train`, `validation` and `test`."""
     with np.errstate(over="ignore"):
@@ -90,4 +100,6 @@ def assemble(
         return Split(torch.from_numpy(values), torch.from_numpy(np.asarray(y)[numbers].astype(np.int64)))
 
     held = part(validation) if len(validation) else None
-    return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes)
+    preprocessing = Preprocessing(mean, deviation, feature_names, class_names, target_name)
+    return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes,
+                   feature_names, class_names, preprocessing)  # fmt: skip

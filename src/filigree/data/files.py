@@ -13,7 +13,7 @@ from filigree.config import one_line
 from filigree.optional import needed
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
-_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 _ASU = "https://raw.githubusercontent.com/jundongl/scikit-feature/master/skfeature/data"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
@@ -130,7 +130,7 @@ def _download(source: Source, path: Path) -> None:
         pooch.get_logger().setLevel("WARNING")
         files = pooch.retrieve(source.url, None, source.url.rsplit("/", 1)[1], path.parent, processor=processor)
     except (OSError, ValueError, urllib.error.URLError) as error:
-        reason = one_line(error, 120)
+        reason = one_line(error, 1000)
         raise FileNotFoundError(f"data: {source.url} could not be downloaded ({reason}). {where}") from None
     if source.member is not None:
         inside = next(Path(file) for file in files if file.endswith(source.member))

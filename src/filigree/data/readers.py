@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from filigree.config import one_line
+from filigree.config import clipped, one_line
 from filigree.data.matlab import read_matrices
+from filigree.data.samples import LABELS, Reading, Samples, listed
+from filigree.data.tables import read_table
 
 _DEFLATE = 1040  # no deflated stream unpacks to more than about 1032 times its size
-_NUMBERS, _LABELS = "biuf", "biufSU"  # kinds of numpy's types
+AS_IT_IS = Reading()
 
 
 def check_unpacked(path: Path, claimed: int) -> None:
@@ -58,26 +60,32 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
 
 
-def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_mat(path: Path, how: Reading = AS_IT_IS) -> Samples:
     """A MATLAB file (versions 5 to 7.2) with numbers `X` (samples x features) and `Y` (labels)."""
     try:
         content = read_matrices(path, ("X", "Y"), check_unpacked)
-        return _samples(content["X"], content["Y"])
+        samples = Samples.of(content["X"], content["Y"])
     except KeyError as error:
         raise ValueError(f"data: {path} must hold X and Y. {error} is missing.") from None
     except (OSError, ValueError, zlib.error) as error:
         raise ValueError(f"data: {path} is no MATLAB file that can be read ({_brief(error)}).") from None
+    return _of_arrays(path, samples, how)
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A numpy archive with `x` and `y`."""
+def read_npz(path: Path, how: Reading = AS_IT_IS) -> Samples:
+    """A numpy archive with `x` and `y`, or `X` and `Y`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _samples(npz_array(archive, "x"), npz_array(archive, "y"))
+            present = {entry.removesuffix(".npy") for entry in archive.namelist()}
+            x, y = (name if name in present else name.upper() for name in ("x", "y"))
+            samples = Samples.of(npz_array(archive, x), npz_array(archive, y))
     except KeyError:
-        raise ValueError(f"data: {path} must hold arrays x and y.") from None
+        raise ValueError(
+            f"data: {path} must hold arrays x and y. Got {listed(sorted(map(clipped, present))) or 'none'}."
+        ) from None
     except Exception as error:  # zipfile's reader fails in many ways on a damaged file
         raise ValueError(f"data: {path} is no .npz file that can be read ({_brief(error)}).") from None
+    return _of_arrays(path, samples, how)
 
 
 def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -96,7 +104,7 @@ def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         claimed, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"Object arrays are pickled, and not read; {name} is one")
-    if dtype.kind not in _LABELS or not dtype.itemsize or min(shape, default=0) < 0:
+    if dtype.kind not in LABELS or not dtype.itemsize or min(shape, default=0) < 0:
         raise ValueError(f"{name} is an array {shape} of {dtype}, where numbers or labels were expected")
     if claimed != there:
         raise ValueError(f"the header of {name} says {claimed:,} bytes, {there:,} are there")
@@ -104,82 +112,50 @@ def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Comma-separated numbers, the label in the last column; a first line without numbers is a header, and so is one of
-    the columns' own numbers, 0, 1, 2, as pandas writes it.
-
-    Empty lines and lines that begin with # are left out.
-    """
-    try:
-        with open(path, encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-            lines = [line for line in (line.strip(" \r\n") for line in file) if line and not line.startswith("#")]
-        if lines and _is_header(lines[0].split(",")):
-            del lines[0]
-        rows = [line.rpartition(",") for line in lines]
-        if not rows or not all(numbers for numbers, _, _ in rows):
-            raise ValueError("every line must hold numbers and a label")
-        longest = max(len(label) for _, _, label in rows)
-        check_unpacked(path, 4 * longest * len(rows))  # numpy pads all labels to the longest
-        x = np.loadtxt([numbers for numbers, _, _ in rows], comments=None, delimiter=",", ndmin=2)
-        return _samples(x, np.array([label.strip() for _, _, label in rows]))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data: {path} is no table of numbers ({_brief(error)}).") from None
+def read_csv(path: Path, how: Reading = AS_IT_IS) -> Samples:
+    """A table in text, packed or not: see `tables.py`."""
+    return read_table(path, how, check_unpacked)
 
 
-def _is_header(cells: list[str]) -> bool:
-    *names, label = (cell.strip() for cell in cells)
-    counted = len(names) > 1 and names == [str(i) for i in range(len(names))] and not _is_number(label)
-    return counted or not any(map(_is_number, names))
-
-
-READERS = {".npz": read_npz, ".csv": read_csv, ".mat": read_mat}
+READERS = {
+    ".npz": read_npz,
+    ".mat": read_mat,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".csv.gz": read_csv,
+    ".tsv.gz": read_csv,
+}
 SUFFIXES = tuple(READERS)
 
 
-def read_file(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def is_file_name(name: str | Path) -> bool:
+    """Whether a name is that of a file of a user's own that `read_file` reads."""
+    return str(name).lower().endswith(SUFFIXES)
+
+
+def read_file(path: str | Path, how: Reading = AS_IT_IS) -> Samples:
     """A user's own file by its suffix: samples in float32 or float64, and one label each.
 
     Raises:
         ValueError, FileNotFoundError: in one line.
     """
     path = Path(path)
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"data: {path} must be one of {', '.join(READERS)}.")
+    reader = next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
+    if reader is None:
+        raise ValueError(f"data: {path} must be one of {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}.")
-    return READERS[path.suffix.lower()](path)
+    return reader(path, how)
 
 
-def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and flat labels, of types and sizes that make sense; what float32 may round stays in float64."""
-    if x.dtype.kind not in _NUMBERS or y.dtype.kind not in _LABELS:
-        raise ValueError(f"samples of {x.dtype} and labels of {y.dtype}")
-    if x.ndim < 1 or not x.size or len(x) != y.size:
-        raise ValueError(f"samples {x.shape} and {y.size} labels")
-    if y.dtype.kind in "SU" and all(_is_number(label) for label in y.flat):
-        y = _numbers(y)  # 1 and 1.0 are one class, and 10 comes after 2
-    strings, floats = y.dtype.kind in "SU", y.dtype.kind == "f"
-    missing = np.char.str_len(np.char.strip(y)) == 0 if strings else np.isnan(y) if floats else np.zeros(1, bool)
-    if missing.any():
-        raise ValueError(f"{int(missing.sum())} of {y.size} labels are missing")
-    exact = x.dtype.kind == "b" or x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2)
-    return np.asarray(x, np.float32 if exact else np.float64), y.reshape(-1)
-
-
-def _numbers(labels: np.ndarray) -> np.ndarray:
-    """Labels as numbers; as integers where all are, since large ones would become equal as floats."""
+def _of_arrays(path: Path, samples: Samples, how: Reading) -> Samples:
+    """The samples of a file that names no columns, without rows that lack values."""
+    if given := [name for name, value in (("target", how.target), ("drop", how.drop)) if value]:
+        raise ValueError(f"data: {given[0]} names a column of a table. The arrays of {path} have none.")
     try:
-        return np.array([int(label) for label in labels.flat], np.int64).reshape(labels.shape)
-    except (ValueError, OverflowError):
-        return labels.astype(np.float64)
-
-
-def _is_number(cell: str | bytes) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in str(cell)  # Python would take 1_1 for 11
+        return samples.without_missing(how.missing)
+    except ValueError as error:
+        raise ValueError(f"data: {path}: {error}") from None
 
 
 def _brief(error: Exception) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ import torch
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, Standardize, assemble
 from filigree.data.files import FILES, IMAGENET, is_present, locate, path
-from filigree.data.readers import read_cifar, read_file, read_idx, read_mapped, read_mat
+from filigree.data.readers import SUFFIXES, read_cifar, read_file, read_idx, read_mapped, read_mat
+from filigree.data.samples import Reading
 from filigree.optional import needed
 
 
@@ -30,6 +32,7 @@ class Facts:
     source: str
     counts: tuple[int, ...] | None = None  # samples a class, where the file has no other mark
     present: bool = False
+    notes: tuple[str, ...] = ()  # of a file of your own: what was read, in a line, and what was left out
 
 
 _ASU = "ASU feature selection repository; licence not stated"
@@ -52,8 +55,21 @@ def names() -> list[str]:
     return list(_FACTS)
 
 
-def describe(name: str, root: str | Path | None = None) -> Facts:
-    """Sizes, source and licence of a data set, and whether its files are present."""
+def describe(
+    name: str | Path,
+    root: str | Path | None = None,
+    *,
+    target: str | None = None,
+    missing: str = "refuse",
+    index_column: str = "drop",
+    drop: Sequence[str] = (),
+) -> Facts:
+    """Sizes, source and licence of a data set, and whether its files are present; of a file of your own, what `load`
+    reads from it with these arguments."""
+    if Path(name).suffix:
+        content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+        return dataclasses.replace(content.facts, present=True, notes=content.notes)
+    name = str(name)
     return dataclasses.replace(_FACTS[_known(name)], present=is_present(name, root))
 
 
@@ -68,11 +84,16 @@ def load(
     standardize: Any = "default",
     augment: bool = False,
     images: bool = False,
+    target: str | None = None,
+    missing: str = "refuse",
+    index_column: str = "drop",
+    drop: Sequence[str] = (),
 ) -> DataSet:
     """A data set in tensors, split and standardised.
 
     Args:
-        name: of `names()`, or a file of your own: .npz with x and y, .csv with the label last, .mat with X and Y.
+        name: of `names()`, or a file of your own: a table (.csv, .tsv, .csv.gz, .tsv.gz: numbers, and a label in the
+            last column), .npz with x and y, .mat with X and Y.
         root: the folder of the files; by default `FILIGREE_DATA`, else they are downloaded into the user's cache.
         seed: of the split.
         validation: samples, or the share of the training part, held out. Of sets with a test set of their own the first
@@ -83,6 +104,14 @@ def load(
             images, "feature" for ORL, the gene sets and files. Statistics are those of the training part.
         augment: rotate, shift and flip training images.
         images: shape samples as `(channels, height, width)`.
+        target: of a table, the column that holds the label: its name, or its number from 1 where columns have no names.
+        missing: of a file, "refuse" values that are missing (empty, NA, N/A, ?, nan, null), with their counts, or
+            "drop" the rows that lack one.
+        index_column: of a table, "drop" a column that only numbers or names the rows: one without a name, as pandas
+            writes its index, or one of whole numbers that grow by 1 from row to row. Else "keep" it as a feature.
+        drop: of a table, other columns to leave out, named as `target` is.
+
+    Of a file, `notes` begins with what was read, in a line.
 
     ILSVRC12 (`imagenet`) is a user's own copy: `imagenet/train_x.npy` and `test_x.npy`, bytes `(n, 3, 227, 227)`, and
     `train_y.npy`, `test_y.npy`, labels from 0. The images stay on disk, memory-mapped, and are not standardised:
@@ -93,8 +122,9 @@ def load(
     """
     if name == "imagenet":
         return _imagenet(root, validation)
-    x, y, tested, facts, label = _read(name, root)
-    notes = []
+    content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+    x, y, tested, facts, label, read_notes = content[:6]
+    notes = [*read_notes]
     if tested:
         train, test = np.arange(len(x) - tested), np.arange(len(x) - tested, len(x))
         held = _amount(validation, len(train), label)
@@ -110,6 +140,8 @@ def load(
     dataset = assemble(
         label, x, y, train, valid, test, classes=facts.classes, input_shape=facts.shape, images=images, notes=notes,
         standardize=facts.standardize if standardize == "default" else standardize,
+        feature_names=content.feature_names, class_names=content.class_names,
+        target_name=content.target_name,
     )  # fmt: skip
     return _with_augment(dataset, facts) if augment else dataset
 
@@ -125,12 +157,17 @@ def cross_validation(
     standardize: Any = "default",
     augment: bool = False,
     images: bool = False,
+    target: str | None = None,
+    missing: str = "refuse",
+    index_column: str = "drop",
+    drop: Sequence[str] = (),
 ) -> Iterator[DataSet]:
     """The folds of a repeated stratified cross-validation, each standardised by its own training part.
 
-    Each sample is tested once a repeat. Refused where a class has fewer samples than folds.
+    Each sample is tested once a repeat. Refused where a class has fewer samples than folds. Arguments as of `load`.
     """
-    x, y, tested, facts, label = _read(name, root)
+    content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+    x, y, tested, facts, label, read_notes = content[:6]
     if tested:
         raise ValueError(f"data {label}: it has a test set of its own; cross-validation is for the small sets.")
     fewest = int(np.bincount(y).min())
@@ -147,45 +184,89 @@ def cross_validation(
         dataset = assemble(
             label, x, y, kept, valid, test, classes=facts.classes, input_shape=facts.shape, images=images,
             standardize=facts.standardize if standardize == "default" else standardize,
-            notes=[f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified"],
+            feature_names=content.feature_names, class_names=content.class_names,
+        target_name=content.target_name,
+            notes=[
+                *read_notes,
+                f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified",
+            ],
         )  # fmt: skip
         yield _with_augment(dataset, facts) if augment else dataset
 
 
 def _known(name: str) -> str:
     if name not in _FACTS:
-        raise ValueError(f"data: name must be one of {', '.join(_FACTS)}, or a .npz, .csv or .mat file. Got {name!r}.")
+        raise ValueError(
+            f"data: name must be one of {', '.join(_FACTS)}, or a file ({', '.join(SUFFIXES)}). Got {name!r}."
+        )
     return name
 
 
-def _read(name: str | Path, root: str | Path | None) -> tuple[np.ndarray, np.ndarray, int, Facts, str]:
-    """Samples, labels from 0, how many at the end are the set's own test part, facts and name."""
+class _Content(NamedTuple):
+    """What a set or a file holds: samples, labels from 0, how many at the end are the set's own test part."""
+
+    x: np.ndarray
+    y: np.ndarray
+    tested: int
+    facts: Facts
+    label: str
+    notes: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    target_name: str = ""
+
+
+def _read_own(file: Path, how: Reading) -> _Content:
+    """A file of the user's own; its first note says what was read. The last one that was read is kept: folds and seeds
+    read it again."""
+    status = file.stat() if file.is_file() else None
+    return _read_once(file, how, status and (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(file: Path, how: Reading, state: Any) -> _Content:
+    samples = read_file(file, how)
+    kinds, y = np.unique(samples.labels, return_inverse=True)
+    if len(kinds) < 2:
+        raise ValueError(f"data: {file} must hold two classes at least. All {len(y)} labels are {kinds[0]}.")
+    if samples.labels.dtype.kind in "iuf" and 2 * len(kinds) > len(y) > 2:
+        raise ValueError(
+            f"data: {file}: the label {samples.label!r} looks like a quantity, with {len(kinds)} different numbers in "
+            f"{len(y)} rows. Labels are classes. If another column is the label, name it: target= (--target). "
+            "Quantities are learned by fg.fit with a loss such as F.mse_loss."
+        )
+    sizes = samples.x.shape[1:]
+    classes = tuple(map(str, kinds.tolist()))
+    notes = f"{file.name}: {samples.summary(classes, y)}", *samples.notes
+    facts = Facts(len(y), int(np.prod(sizes)), len(kinds), sizes, "feature", str(file))
+    return _Content(
+        samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, classes, samples.label
+    )
+
+
+def _read(name: str | Path, root: str | Path | None, how: Reading) -> _Content:
     if Path(name).suffix:
-        x, labels = read_file(name)
-        kinds, y = np.unique(labels, return_inverse=True)
-        if len(kinds) < 2:
-            raise ValueError(f"data: {name} must hold two classes at least. All {len(labels)} labels are {kinds[0]}.")
-        facts = Facts(len(x), int(np.prod(x.shape[1:])), len(kinds), x.shape[1:], "feature", str(name))
-        return x, y, 0, facts, Path(name).stem
+        return _read_own(Path(name), how)
     label = _known(str(name))
+    if how != Reading():
+        raise ValueError(f"data {label}: target, missing, index_column and drop are for files of your own. Got {how}.")
     facts, files = _FACTS[label], FILES.get(label, {})
     paths = {key: locate(source, root) for key, source in files.items()}
     if label == "digits":
         x, y = _sklearn("datasets", label).load_digits(return_X_y=True)
-        return np.asarray(x, np.float32), y, 0, facts, label
+        return _Content(np.asarray(x, np.float32), y, 0, facts, label)
     if "" in paths:
-        x, labels = read_mat(paths[""])
-        x = x.astype(np.float32)
-        y = labels.astype(np.int64) - 1  # 1-based
+        samples = read_mat(paths[""])
+        x, y = samples.x.astype(np.float32), samples.labels.astype(np.int64) - 1  # 1-based
         _check_counts(x, y, facts, paths[""])
-        return x, y, 0, facts, label
+        return _Content(x, y, 0, facts, label)
     if label == "cifar-10":
         parts = [read_cifar(paths[key]) for key in paths]
         x, y = np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
-        return x.astype(np.float32) / 255, y, len(parts[-1][1]), facts, label
+        return _Content(x.astype(np.float32) / 255, y, len(parts[-1][1]), facts, label)
     train_x, train_y, test_x, test_y = (read_idx(paths[key]) for key in paths)
     x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
-    return x.astype(np.float32) / 255, y, len(test_y), facts, label
+    return _Content(x.astype(np.float32) / 255, y, len(test_y), facts, label)
 
 
 def _imagenet(root: str | Path | None, validation: float | int) -> DataSet:
@@ -234,7 +315,7 @@ def _split(
     if stratify and (alone := int((np.bincount(labels) == 1).sum())):
         raise ValueError(
             f"data {label}: it cannot be split so: {alone} of its {len(np.unique(labels))} classes have one sample to "
-            "be split, two are needed. Labels are classes, not quantities."
+            "be split, two are needed."
         )
     try:
         kept, held = _sklearn("model_selection", label).train_test_split(

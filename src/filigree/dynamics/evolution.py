@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from filigree.convert import Where, matching
 from filigree.dynamics.consistency import check_rewired, gathered
 from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.optimizer_state import Kept, Reset, find_state, held
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
 from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
+from filigree.layer_selection import Where, matching
 from filigree.untrained import mark_untrained
 
 

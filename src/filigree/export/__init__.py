@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from filigree.data.preprocessing import preprocessing_of
 from filigree.export.c.export_c import export_c
 from filigree.export.c.training import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
+from filigree.export.raw_rows import names_for_the_file, raw_example, reads_raw_rows
 from filigree.untrained import warn_if_untrained
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
@@ -22,20 +24,31 @@ _OPTIONS = {
 }
 
 
-def export(model: nn.Module, path: str | Path, example: Any = None, *, training: bool = False, **options: Any) -> Any:
+def export(
+    model: nn.Module, path: str | Path, example: Any = None, *, training: bool = False, raw: bool | None = None,
+    **options: Any,
+) -> Any:  # fmt: skip
     """Write a model to a file of the kind that its name ends in: `.onnx` (`export_onnx`) or `.c` (`export_c`).
 
     Args:
         model: any torch module; it is left as it was. path: the file.
         example: an input batch, or a tuple of the model's inputs. training: with what is needed to train it; C only.
+        raw: the file reads raw rows: the model's `preprocessing` (`fg.data.Preprocessing`, as a recipe leaves it) is
+            written before its first layer, and names of features and classes into the metadata of an ONNX file. The
+            example is of the model's inputs all the same. Default: True if the model has one and the file does not
+            train.
         options: of the writer.
 
     Returns:
         A printable report.
 
     Raises:
-        ValueError: a name that ends in neither. TypeError: an option that the writer does not have.
+        ValueError: a name that ends in neither; `raw=True` of a model without `preprocessing`, or of one that trains.
+        TypeError: no torch module; an option that the writer does not have.
     """
+    if not isinstance(model, nn.Module):
+        own = ". It writes itself, with its scaling: estimator.export(path)" * hasattr(model, "export")
+        raise TypeError(f"export: model must be a torch module. Got a {type(model).__name__}{own}.")
     suffix = Path(path).suffix
     if suffix not in _WRITERS:
         raise ValueError(f"export: path must end in {' or '.join(_WRITERS)}. Got {str(path)!r}.")
@@ -43,6 +56,15 @@ def export(model: nn.Module, path: str | Path, example: Any = None, *, training:
         if name not in _OPTIONS[suffix]:
             raise TypeError(f"export: {suffix} files have the options {', '.join(_OPTIONS[suffix])}. Got {name!r}.")
     warn_if_untrained(model, "export")
+    preprocessing = preprocessing_of(model)
+    if raw and (preprocessing is None or training):
+        reason = "for inference" if training else "of a model with an attribute preprocessing (fg.data.Preprocessing)"
+        raise ValueError(f"export: raw=True is {reason}.")
+    if preprocessing is not None and not training and raw is not False:
+        if suffix == ".onnx":
+            options["metadata"] = names_for_the_file(preprocessing) | options.get("metadata", {})
+        if not preprocessing.leaves_numbers:
+            model, example = reads_raw_rows(model, preprocessing), raw_example(example, preprocessing)
     return _WRITERS[suffix](model, path, example, training=training, **options)
 
 

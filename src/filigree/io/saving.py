@@ -11,16 +11,22 @@ from torch import Tensor, nn
 from filigree import models
 from filigree.config import Config, clipped, one_line
 from filigree.convert import Conversion, conversions, record
+from filigree.data.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
+from filigree.io.tensors import memory_order, order_, tie_, untie_
 from filigree.models.networks import modules_of
+from filigree.preserved import Preserved
 from filigree.untrained import warn_if_untrained
+from filigree.wrappers import names_in, unwrapped
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write `model` to one safetensors file: its `state_dict` (topologies included) and how it was converted.
 
     The file is about as large as its values and indices, and takes the place of an older one only when it is whole.
+    Of a compiled model, or one in `DataParallel` or `DistributedDataParallel`, the model inside is written. The model's
+    attribute `preprocessing` (`fg.data.Preprocessing`) goes along.
 
     Raises:
         TypeError: a conversion that cannot be written as plain data.
@@ -59,28 +65,38 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
         check_numbers([made_by, steps], path)
         with LoadLimits(path, len(state)):
             if into is not None:
-                model = into
+                model = unwrapped(into)
             else:
                 with torch.device("meta"):  # no dense weight is ever allocated
                     model = models.build(**made_by)
             for plain, names in steps:
                 _convert_again(model, Config.from_dict(plain), list(names))
-            _fit_shapes(model, state)
+            _fit_names(model, state)
             _fit_types(model, state, into is not None)
+            untie_(model, state)
             model.load_state_dict(state, assign=into is None)
+            tie_(model, state)
+            order_(model, stored.get("memory_orders", {}))
+            if (plain := stored.get("preprocessing")) is not None:
+                set_preprocessing(model, Preprocessing(**plain))
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
         reason = one_line(error, 300)
         raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason}") from None
-    return model
+    return model if into is None else into
 
 
 def description(model: nn.Module) -> dict[str, Any]:
     """All of a model as plain data and tensors: what `save` writes."""
+    model, within = unwrapped(model), names_in(model)
     made_by = model.__dict__.get("_filigree_model")
+    state = {within(name): value for name, value in model.state_dict().items()}
+    orders = {name: order for name, value in state.items() if (order := memory_order(value))}
     return {
         "model": made_by if made_by is None or _is_as_made(model) else None,
         "conversions": [[config.to_dict(), list(names)] for config, names in conversions(model)],
-        "state_dict": dict(model.state_dict()),
+        "state_dict": state,
+        "memory_orders": orders,
+        "preprocessing": None if (own := preprocessing_of(model)) is None else own.to_dict(),
     }
 
 
@@ -118,11 +134,13 @@ def _convert_again(model: nn.Module, config: Config, names: list[str]) -> None:
     for name in names:
         if not config.accepts(model.get_submodule(name)):
             raise ValueError(f"{name!r} is a {type(model.get_submodule(name)).__name__}, not what was converted.")
+    before = Preserved(model)
     config.apply(model, names)
+    before.restore_(model)
     record(model, config, names)
 
 
-def _fit_shapes(model: nn.Module, state: dict[str, Any]) -> None:
+def _fit_names(model: nn.Module, state: dict[str, Any]) -> None:
     missing = sorted(set(model.state_dict()) ^ set(state))
     if missing:
         raise ValueError(f"{missing[0]!r} is not in both the file and the model.")
@@ -130,15 +148,15 @@ def _fit_shapes(model: nn.Module, state: dict[str, Any]) -> None:
 
 def _fit_types(model: nn.Module, state: dict[str, Any], copied: bool) -> None:
     """Stored tensors become a model's own as they are: types that its code would read as others are refused, and, where
-    they are `copied`, those that would lose digits."""
+    they are `copied`, floating-point numbers of another type, which would give other outputs."""
     for name, own in model.state_dict().items():
         stored = state[name]
         if not isinstance(own, Tensor):
             continue
         if not isinstance(stored, Tensor) or _sort(stored) != _sort(own):
             raise ValueError(f"{name!r} should be a tensor like {own.dtype}. Got {getattr(stored, 'dtype', stored)!r}.")
-        rounded = _sort(own) in ("float", "complex") and torch.promote_types(stored.dtype, own.dtype) != own.dtype
-        if copied and rounded and not name.endswith("_extra_state"):  # a level, in the module's own precision
+        other = _sort(own) in ("float", "complex") and stored.dtype != own.dtype
+        if copied and other and not name.endswith("_extra_state"):  # a level, in the module's own precision
             raise ValueError(f"{name!r} is {stored.dtype} in the file. Make `into` so first, its is {own.dtype}.")
     floats: dict[str, set[torch.dtype]] = {}
     for name, stored in state.items():

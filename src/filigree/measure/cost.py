@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,11 +12,14 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from filigree.computed_weights import copied
 from filigree.io.saving import description
 from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
+from filigree.outputs import tensors_in
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.untrained import warn_if_untrained
+from filigree.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def measure(
     """Parameters, bytes, multiply-adds and latency of a model; the model is left as it was.
 
     Args:
-        model: any torch module; it is measured in eval mode.
+        model: any torch module; it is measured in eval mode. A compiled one is measured as it is without the compiler.
         example: an input batch; without it, only what is stored is counted.
         target: class labels for `example`; with them a training step is timed too, on a copy.
         seconds: how long each latency is measured; 0: latencies are left out, the rest is counted.
@@ -77,6 +79,7 @@ def measure(
     Returns:
         A printable `Cost`.
     """
+    model = unwrapped(model)
     warn_if_untrained(model, "measure")
     cost = stored(model)
     if example is None:
@@ -113,16 +116,16 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its
     own `macs` for each position of its input, and twice that backward.
     """
-    duplicate = copy.deepcopy(model).eval()
+    duplicate = copied(model).eval()
     own = [0]
     for module in duplicate.modules():
         if isinstance(module, nn.RNNBase) or (says(module) and module.uncounted):
             _count_itself(module, own)
     try:
         with FlopCounterMode(display=False) as counter:
-            out = duplicate(sample)
+            outputs = tensors_in(duplicate(sample))
             forward = counter.get_total_flops()
-            (out if isinstance(out, Tensor) else out[0]).sum().backward()
+            sum((out.sum() for out in outputs if out.requires_grad), torch.zeros(())).backward()
     except RuntimeError:  # an output without gradients, or an operation that cannot be counted
         return None, None
     return forward // 2 + own[0], (counter.get_total_flops() - forward) // 2 + 2 * own[0]
@@ -150,13 +153,16 @@ def _count_itself(module: Any, total: list[int]) -> None:
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
     """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
-    duplicate = copy.deepcopy(model).train()
+    duplicate = copied(model).train()
     fused = x.device.type == "cpu" and takes_fused_sgd(duplicate)
     optimizer = torch.optim.SGD(duplicate.parameters(), lr, momentum=0.9, fused=fused)
 
     def run() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(duplicate(x), y).backward()
+        logits = duplicate(x)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"measure: with target=, the model must return logits. Got a {type(logits).__name__}.")
+        nn.functional.cross_entropy(logits, y).backward()
         optimizer.step()
 
     return run
@@ -164,7 +170,7 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
 
 def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
     """A call that takes the gradients of the cross-entropy by all parameters of a copy of the model, in training."""
-    duplicate = copy.deepcopy(model).train()
+    duplicate = copied(model).train()
     loss = nn.functional.cross_entropy(duplicate(x), y)
     parameters = [p for p in duplicate.parameters() if p.requires_grad]
     return lambda: torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -173,7 +179,8 @@ def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
 def _bytes_on_disk(model: nn.Module) -> int:
     """As `fg.save` would write: tensors, a header line for each, and the description."""
     whole = description(model)
-    tensors = {t.data_ptr() or id(t): t for t in whole["state_dict"].values()}.values()
+    values = [*whole["state_dict"].values(), *(whole["preprocessing"] or {}).values()]
+    tensors = {t.data_ptr() or id(t): t for t in values if isinstance(t, Tensor)}.values()
     plain = len(str(whole["model"])) + len(str(whole["conversions"]))
     names = sum(2 * len(name) + 130 for name in whole["state_dict"])
     return sum(t.numel() * t.element_size() for t in tensors) + names + plain + 200

@@ -24,6 +24,7 @@ from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse.online_paths import PathLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.standardize import Standardize
 from filigree.nn.structured.acdc import ACDCLinear
 from filigree.nn.structured.fastfood import FastfoodBlock, FastfoodLinear
 from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
@@ -75,6 +76,7 @@ __all__ = [
     "Sell",
     "SparseConv2d",
     "SparseLinear",
+    "Standardize",
     "StrengthDropout",
     "StructuredRNN",
     "ToeplitzLinear",

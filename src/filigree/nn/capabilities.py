@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from filigree.nn.resizing import torch_resize_, torch_sizes
+from filigree.nn.resizing import torch_sizes
 from filigree.ops.c_steps import refuse
 from filigree.summary import matrix_numbers, sized_label
 
@@ -53,14 +53,13 @@ class Capabilities:
     def sizes(self: Any) -> list[int] | None:
         """The sizes that pruning can change: outputs, inputs, whether there is a bias, and more; None: it can none.
 
-        A layer that says its sizes has `resize_`, `keep_outputs_` and `keep_inputs_` too, unless it is a subclass of a
-        torch module whose units can be pruned.
+        A layer that says its sizes has `keep_outputs_` and `keep_inputs_` too, unless it is a subclass of a torch
+        module whose units can be pruned.
         """
         return torch_sizes(self)
 
-    def resize_(self: Any, sizes: list[int]) -> None:
-        """Take these sizes, with empty parameters to be filled by `load_state_dict`."""
-        torch_resize_(self, sizes)
+    def resized_(self) -> None:
+        """Make what depends on the sizes anew: parameters, buffers and attributes have those of a pruned layer now."""
 
     def keep_outputs_(self, kept: Tensor) -> None:
         """Lose all outputs but these `(kept,)`, which are sorted."""

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from filigree.preserved import has_hooks
+
 
 def fuse_relu(model: nn.Module, layer: nn.Module) -> bool:
     """Take out the ReLU after `layer`, if the layer stands in one `nn.Sequential` and a plain ReLU follows it.
@@ -16,7 +18,7 @@ def fuse_relu(model: nn.Module, layer: nn.Module) -> bool:
     following = keys[keys.index(key) + 1 : keys.index(key) + 2]
     if not following or type(relu := parent._modules[following[0]]) is not nn.ReLU:
         return False
-    if relu._forward_hooks or layer._forward_hooks:
-        return False  # hooks read the values in between
+    if has_hooks(relu) or has_hooks(layer):
+        return False  # hooks read the values in between, or their gradients
     parent._modules[following[0]] = nn.Identity()
     return True

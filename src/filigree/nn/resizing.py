@@ -59,37 +59,9 @@ def torch_sizes(module: Any) -> list[int] | None:
     return [module.num_features] if isinstance(module, _NORMS) else None
 
 
-def torch_resize_(module: Any, sizes: list[int]) -> None:
-    """Give one of these modules other sizes, and empty parameters."""
-    if isinstance(module, _NORMS):
-        (module.num_features,) = sizes
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            if (tensor := getattr(module, name)) is not None:
-                empty = tensor.new_empty(sizes)
-                setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
-        return
-    outs, ins, bias, *groups = sizes
-    if isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels, module.groups = outs, ins, groups[0]
-        shape = (outs, ins // groups[0], *module.kernel_size)
-    else:
-        module.out_features, module.in_features = outs, ins
-        shape = (outs, ins)
-    module.bias = nn.Parameter(module.weight.new_empty(outs)) if bias else None
-    module.weight = nn.Parameter(module.weight.new_empty(shape))
-
-
 def sizes_of(module: Any) -> list[int] | None:
     """The sizes of a layer that pruning can change; None of other modules."""
     return module.sizes() if says(module) else torch_sizes(module)
-
-
-def resize_module_(module: Any, sizes: list[int]) -> None:
-    """Give such a layer other sizes, and empty parameters to be filled by `load_state_dict`."""
-    if says(module):
-        module.resize_(sizes)
-    else:
-        torch_resize_(module, sizes)
 
 
 def has_units(module: nn.Module) -> bool:

@@ -1,8 +1,8 @@
 """Experiments: one YAML file each, and what runs them."""
 
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
-from filigree.recipes.run import MODEL, data_of, finished, run
-from filigree.recipes.sweep import COSTS, Sweep, sweep
+from filigree.recipes.run import MODEL, data_of, finished, on, run
+from filigree.recipes.sweep import COSTS, Sweep, cost_text, sweep
 from filigree.recipes.sweep_ray import sweep_ray
 
 __all__ = [
@@ -13,10 +13,12 @@ __all__ = [
     "Sweep",
     "compression",
     "compressions",
+    "cost_text",
     "data_of",
     "finished",
     "load",
     "names",
+    "on",
     "run",
     "sweep",
     "sweep_ray",

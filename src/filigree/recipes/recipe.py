@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -76,6 +77,10 @@ class DataSettings(_Settings):
     standardize: Literal["default", "feature", "global"] | None = "default"
     augment: bool = False
     images: bool = False
+    target: str | None = None
+    missing: Literal["refuse", "drop"] = "refuse"
+    index_column: Literal["drop", "keep"] = "drop"
+    drop: list[str] = []
     folds: int | None = pydantic.Field(None, ge=2, le=1000)
     repeats: int = pydantic.Field(1, ge=1, le=1000)
 
@@ -176,7 +181,8 @@ class MethodSettings(_Settings):
 
     `training` and `model` hold single settings that differ from the recipe's; `anneal` is of noisy activations,
     `mollify` of mollifying networks. `compress` comes after training, `finetune` after that. With `after`, another
-    method's name, the network that this method left with the same seed is taken in place of training one.
+    method's name, the network that this method left with the same seed is taken in place of training one. `notes` are
+    for readers of its figures.
     """
 
     after: str | None = None
@@ -188,6 +194,7 @@ class MethodSettings(_Settings):
     finetune: FinetuneSettings | None = None
     training: dict[str, Any] = {}
     model: dict[str, Any] = {}
+    notes: list[str] = []
 
 
 class Recipe(_Settings):
@@ -423,9 +430,28 @@ def _one_line(error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}."
+        known = _keys_beside(error.title, first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+        return f"unknown key {where!r}. {hint}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing."
     if first["type"] == "value_error":
         return f"{where}: {first['ctx']['error']}"
     return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}. Got {clipped(first['input'])}."
+
+
+def _keys_beside(settings: str, loc: Sequence[int | str]) -> list[str]:
+    """The keys that are known where a key is not: fields of the settings that the path leads to."""
+    model = next(kind for kind in _Settings.__subclasses__() if kind.__name__ == settings)
+    for part in loc[:-1]:
+        if part in model.model_fields:
+            model = _settings_in(model.model_fields[str(part)].annotation) or model
+    return list(model.model_fields)
+
+
+def _settings_in(annotation: Any) -> type[_Settings] | None:
+    """The settings in a type such as `dict[str, MethodSettings]`."""
+    if isinstance(annotation, type) and issubclass(annotation, _Settings):
+        return annotation
+    return next(filter(None, map(_settings_in, typing.get_args(annotation))), None)

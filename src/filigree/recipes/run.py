@@ -25,6 +25,7 @@ from filigree.compress.compression import compress_
 from filigree.config import clipped, one_line
 from filigree.convert import convert_
 from filigree.data import DataSet
+from filigree.data.preprocessing import set_preprocessing
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.io import saving
@@ -43,6 +44,7 @@ from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
 
 MODEL = "model.safetensors"
+FILES = (MODEL, RECORD, CHECKPOINT)  # in the folder of a run
 
 
 def run(
@@ -53,6 +55,7 @@ def run(
     runs: Sequence[int] | None = None,
     source: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> list[Path]:
     """Train the methods of a recipe, one folder `out/<method>-<seed>` each, and time them against one another.
@@ -60,25 +63,33 @@ def run(
     Args:
         methods, runs: only these; by default all of the recipe.
         source: a data file of the user's own in place of the recipe's data.
-        resume: go on from checkpoints, and leave finished runs as they are; otherwise an earlier run is replaced.
+        resume: go on from checkpoints, and leave finished runs as they are.
+        overwrite: train again what is there already, and replace it when its training begins.
 
     Returns:
         The folders of the runs.
 
     Raises:
-        RecipeError: no such run; with `resume`, a finished run of other data or settings in the way.
+        RecipeError: no such run; an earlier run in the way, of other data or settings, or without `resume` or
+            `overwrite`.
     """
     recipe = on(recipe, source)
     chosen = list(recipe.methods) if methods is None else list(methods)
     needed = [recipe.methods[method].after for method in chosen]
-    only_needed = {method for method in needed if method not in chosen}  # these are kept where they are there
+    # these are kept where they are there
+    only_needed = {method for method in needed if method is not None and method not in chosen}
     chosen = [method for method in recipe.methods if method in (*chosen, *needed)]
     chosen.sort(key=lambda method: recipe.methods[method].after is not None)
     folders: list[Path] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would train all of it, into the same files
         raise RecipeError("a recipe runs in one process. For several, call fg.fit in a script of your own.")
+    numbers = list(recipe.runs() if runs is None else runs)
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite: one of both is expected.")
+    if not resume and not overwrite:
+        _refuse_earlier(recipe, out, chosen, numbers, only_needed)
     chosen_settings = {method: _search(recipe, method, out, resume, progress) for method in chosen}
-    for number in recipe.runs() if runs is None else runs:
+    for number in numbers:
         split = _data(recipe.data, number, recipe.name)
         trained: dict[str, Path] = {}
         for method in chosen:
@@ -98,10 +109,34 @@ def run(
 
 
 def on(recipe: Recipe, source: str | Path | None) -> Recipe:
-    """The recipe on other data: a set by its name, or a file."""
-    if source is None:
+    """The recipe on other data: a set by its name, or a file. What it says of its own data is then not claimed."""
+    if source is None or str(source) == recipe.data.name:
         return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": str(source)})})
+    return recipe.model_copy(update={
+        "about": f"{recipe.about.strip()} Here on {source} in place of {recipe.data.name}.",
+        "data": recipe.data.model_copy(update={"name": str(source)}),
+        "expect": "", "published": {},
+    })  # fmt: skip
+
+
+def _refuse_earlier(
+    recipe: Recipe, out: Path, methods: Sequence[str], numbers: Sequence[int], only_needed: Collection[str]
+) -> None:
+    """`RecipeError` where a run would replace the work of an earlier one."""
+    folders = [out / f"{method}-{number}" for number in numbers for method in methods if method not in only_needed]
+    folders += [
+        folder for number in numbers for method in only_needed
+        if not _is_finished(folder := out / f"{method}-{number}", recipe, method)
+    ]  # fmt: skip
+    tried = [folder for method in methods for folder in (out / SEARCH).glob(f"{glob.escape(method)}-*")]
+    earlier = [folder for folder in (*folders, *tried) if any((folder / name).exists() for name in FILES)]
+    if earlier:
+        shown = [f"{folder.name} ({'unfinished' if _whole(folder) is None else 'finished'})" for folder in earlier[:5]]
+        more = f" and {len(earlier) - 5} more" if len(earlier) > 5 else ""
+        raise RecipeError(
+            f"{out} holds earlier runs: {', '.join(shown)}{more}. --resume goes on with them and keeps those that are "
+            "finished, --overwrite replaces them; or give another --out."
+        )
 
 
 def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> list[Path]:
@@ -208,8 +243,9 @@ def _train(
     recipe: Recipe, method: str, number: int, split: DataSet, folder: Path, resume: bool,
     progress: Progress | bool | None, chosen: dict[str, Any],
 ) -> None:  # fmt: skip
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
+    if not resume:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
     begun = None
     if resume and (folder / CHECKPOINT).exists():
         with suppress(FileNotFoundError, ValueError):  # killed before its first record
@@ -220,7 +256,9 @@ def _train(
     arm, training = recipe.methods[method], recipe.training_of(method, **chosen)
     config = _config(recipe, method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
-    record = Record.start(recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *split.notes])
+    record = Record.start(
+        recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *arm.notes, *split.notes]
+    )
     interrupted = (folder / CHECKPOINT).exists()  # then the energy of the first part is not known
     kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _taken_up if arm.after else _rebuilding if training.rebuild_every_epoch else _plain
@@ -233,6 +271,7 @@ def _train(
         kernels.flush_denormals(False)
     if used.joules is not None and not interrupted:
         history.metrics["train_joules"] = used.joules + float(history.metrics.get("train_joules") or 0)
+    set_preprocessing(model, split.preprocessing)
     saving.save(model, folder / MODEL)
     record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
@@ -372,7 +411,7 @@ def evolution_of(
 
 def _tidy(folder: Path) -> None:
     """Remove the half-written files of a run that was killed while it wrote."""
-    for name in (MODEL, RECORD, CHECKPOINT):
+    for name in FILES:
         remove_leftovers(folder / name)
 
 
@@ -421,7 +460,7 @@ def _refuse_other(record: Record, folder: Path, which: str, recipe: Recipe, meth
         key, recorded, wanted = difference
         raise RecipeError(
             f"{folder} holds {which} run of other settings: {key} is {clipped(recorded)} there, {clipped(wanted)} is "
-            "asked for. Give another --out, or remove it."
+            "asked for. Give another --out, or --overwrite it."
         )
 
 

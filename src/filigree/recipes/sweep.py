@@ -115,8 +115,13 @@ class Sweep:
             raise RecipeError(f"--over {key}: no setting of {self.recipe} or its method {self.method} ends so.")
         return matching
 
-    def trial(self, values: dict[str, Any], folder: Path) -> dict[str, float]:
-        """Train with these values: `{"accuracy": ..., "cost": ...}`, means over the recipe's runs."""
+    def trial(self, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Train with these values, in all of the recipe's runs.
+
+        Returns:
+            accuracy: the mean. cost: the median, which one disturbed timing does not move. spread: the least and the
+            largest cost.
+        """
         recipe = load(self.recipe, self._overrides(values))
         label = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
         recipe = recipe.model_copy(update={"name": f"{recipe.name}: sweep of {self.method}"})
@@ -129,7 +134,10 @@ class Sweep:
             records.append(record)
         costs = [_cost(record, self.minimize) for record in records]
         accuracies = [float(record.metrics["val_accuracy"] or 0) for record in records]
-        return {"accuracy": statistics.fmean(accuracies), "cost": statistics.fmean(costs)}
+        return {
+            "accuracy": statistics.fmean(accuracies), "cost": statistics.median(costs),
+            "spread": [min(costs), max(costs)],
+        }  # fmt: skip
 
 
 def sweep(
@@ -241,12 +249,16 @@ def summarise(search: Sweep, out: Path) -> dict[str, Any]:
     """The finished trials, the Pareto front among them, and the best; also written to `out/sweep.json`."""
     study = _open(search, out)
     done = [t for t in study.get_trials(deepcopy=False) if t.values is not None]
-    rows = [{"trial": t.number, "values": t.params, "accuracy": t.values[0], "cost": t.values[1]} for t in done]
+    rows = [
+        {"trial": t.number, "values": t.params, "accuracy": t.values[0], "cost": t.values[1]}
+        | {key: t.user_attrs[key] for key in ("spread",) if key in t.user_attrs}
+        for t in done
+    ]
     return summary_of(search, out, rows)
 
 
 def summary_of(search: Sweep, out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of trials (`values`, `accuracy`, `cost`) as the summary that `sweep` returns and writes."""
+    """Rows of trials (`values`, `accuracy`, `cost`, `spread`) as the summary that `sweep` returns and writes."""
     front = pareto(rows)
     summary = {
         "sweep": asdict(search), "trials": rows, "front": front,
@@ -279,12 +291,14 @@ def _work(
     def objective(trial: Any) -> tuple[float, float]:
         values = {key: Domain.parse(text).suggest(trial, key) for key, text in search.over.items()}
         result = search.trial(values, out / f"trial-{trial.user_attrs.get('folder', trial.number):04d}")
+        trial.set_user_attr("spread", result["spread"])
         return result["accuracy"], result["cost"]
 
     def tell(study: Any, trial: Any) -> None:
         if trial.values is not None:
             values = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
-            report(f"{trial.number}: {values}: {100 * trial.values[0]:.2f}%, {trial.values[1]:.4g} {search.minimize}")
+            cost = cost_text(trial.values[1], trial.user_attrs.get("spread"))
+            report(f"{trial.number}: {values}: {100 * trial.values[0]:.2f}%, {cost} {search.minimize}")
 
     if len(study.get_trials(deepcopy=False, states=counted)) >= trials:
         return
@@ -332,6 +346,12 @@ def _cost(record: Record, key: str) -> float:
         return float(record.metrics[key] or 0)
     value = record.cost[key]
     return float(value["median"] if isinstance(value, dict) else value)
+
+
+def cost_text(cost: float, spread: Sequence[float] | None) -> str:
+    """A cost with the least and the largest of its runs, where they differ."""
+    low, high = spread or (cost, cost)
+    return f"{cost:.4g}" if low == high else f"{cost:.4g} ({low:.4g} to {high:.4g})"
 
 
 def _leaves(tree: Any, path: str = "") -> list[str]:

@@ -51,7 +51,7 @@ def sweep_ray(search: Sweep, out: Path, trials: int = 20, minutes: float | None 
         )  # fmt: skip
     results = tuner.fit()
     rows = [
-        {"trial": i, "values": r.metrics["values"], "accuracy": r.metrics["accuracy"], "cost": r.metrics["cost"]}
+        {"trial": i} | {key: r.metrics[key] for key in ("values", "accuracy", "cost", "spread")}
         for i, r in enumerate(results)
         if r.metrics and "accuracy" in r.metrics
     ]

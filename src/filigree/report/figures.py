@@ -47,15 +47,16 @@ def curves(methods: Mapping[str, Sequence[RecordLike]], key: str, x: str, title:
         if not at:
             continue
         colour, name = colours[method], str(method)
-        if len(histories) > 1:
+        if len(histories) > 1 and len(at) > 1:
             band = [max(v) for v in values] + [min(v) for v in reversed(values)]
             figure.add_scatter(
                 x=at + at[::-1], y=band, fill="toself", fillcolor=_faint(colour), line={"width": 0}, hoverinfo="skip",
                 legendgroup=name, showlegend=False, mode="lines",
             )  # fmt: skip
         figure.add_scatter(
-            x=at, y=[statistics.fmean(v) for v in values], name=_escape(name), legendgroup=name, mode="lines",
-            line={"color": colour, "width": 2},
+            x=at, y=[statistics.fmean(v) for v in values], name=_escape(name), legendgroup=name,
+            mode=_joined(at), line={"color": colour, "width": 2}, marker={"size": 8},
+            error_y=None if len(at) > 1 else _reach(values[0]),
         )  # fmt: skip
     figure.update_xaxes(title="epoch" if x == "epoch" else "training time, s")
     return finish(figure, title)
@@ -127,7 +128,10 @@ def pareto(runs: Sequence[RecordLike]) -> go.Figure:
             cost = figure_of(run, key)
             if cost is not None and run["metrics"].get("val_accuracy") is not None:
                 points.setdefault(str(run["method"]), []).append((cost, 100 * run["metrics"]["val_accuracy"]))
-    means = {name: [statistics.fmean(column) for column in zip(*pairs, strict=True)] for name, pairs in points.items()}
+    means = {}  # of times the median: one that was disturbed does not move it
+    for name, pairs in points.items():
+        costs, accuracies = zip(*pairs, strict=True)
+        means[name] = statistics.median(costs), statistics.fmean(accuracies)
     figure = empty_figure()
     if means:
         figure.add_scatter(
@@ -177,7 +181,7 @@ def degrees(record: RecordLike, layer: str, side: str) -> go.Figure:
         units = dict(map(tuple, snapshot[side]))
         known = sorted(units)
         figure.add_scatter(
-            x=known, y=[units[d] for d in known], mode="lines", name=f"epoch {snapshot['epoch'] + 1}",
+            x=known, y=[units[d] for d in known], mode=_joined(known), name=f"epoch {snapshot['epoch'] + 1}",
             line={"dash": _EPOCHS[i % 3], "color": COLOURS[i % len(COLOURS)]},
         )  # fmt: skip
     what = "inputs a unit reads" if side == "fan_in" else "units that read an input"
@@ -209,6 +213,17 @@ def finish(figure: go.Figure, title: str, height: int = 340) -> go.Figure:
         margin={"l": 50, "r": 15, "t": 50, "b": 45}, font={"family": "system-ui, sans-serif", "size": 12},
         legend={"orientation": "h", "y": -0.22}, hovermode="x unified", autosize=True,
     )  # fmt: skip
+
+
+def _joined(points: Sequence[Any]) -> str:
+    """Plotly's mode for a curve: a single point has no line to be seen by."""
+    return "lines" if len(points) > 1 else "markers"
+
+
+def _reach(values: Sequence[float]) -> dict[str, Any]:
+    """The least to the largest of some values as error bars around their mean: a single point has no band."""
+    mean = statistics.fmean(values)
+    return {"array": [max(values) - mean], "arrayminus": [mean - min(values)]}
 
 
 def _faint(colour: str) -> str:

@@ -13,7 +13,7 @@ import yaml
 from filigree.io.storage import replacing
 from filigree.optional import needed
 from filigree.report import figures
-from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, ratio_text, summary_table
+from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, commit_text, ratio_text, summary_table
 from filigree.train import Record, find_records
 
 if TYPE_CHECKING:
@@ -319,12 +319,12 @@ def _details(methods: Mapping[str, list[RecordLike]]) -> str:
 def _provenance(records: Sequence[RecordLike]) -> str:
     first = records[0]
     machine, versions = first.get("machine", {}), first.get("versions", {})
-    commits = sorted({f"{str(r.get('commit'))[:10]}{' (with changes)' if r.get('dirty') else ''}" for r in records})
+    commits = sorted({commit_text(r.get("commit"), r.get("dirty", False)) for r in records})
     facts = [
         f"{len(records)} runs, {first.get('started')} to {records[-1].get('finished') or 'unfinished'}",
         f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
         f"{machine.get('isa') or ''} kernels, {machine.get('os')}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"commit {', '.join(commits)}",
+        ", ".join(commits),
     ]
     return "".join(f"<p class=faint>{escape(fact)}</p>" for fact in facts)

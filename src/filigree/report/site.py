@@ -17,7 +17,7 @@ from filigree.report import figures
 from filigree.report.chart import Chart
 from filigree.report.computed import rows_table
 from filigree.report.page import Figures, plotly_script, write_page
-from filigree.report.table import COSTS, Row, accuracy_text, ratio_text, short
+from filigree.report.table import COSTS, Row, accuracy_text, commit_text, ratio_text, short
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -150,12 +150,12 @@ def _comparison(comparison: Data, number: int, numbered: Figures) -> str:
         numbered.place(figures.trade(rows, key, heading), f"{comparison['name']}: test error against {heading}")
         for key, heading in figures.TRADES.items()
     )
-    name, commit = escape(comparison["name"]), escape(str(comparison.get("commit"))[:10])
+    name, commit = escape(comparison["name"]), escape(commit_text(comparison.get("commit")))
     return (
         f'<section><h2 id="c{number}">{name}</h2><p>{escape(comparison["about"])}</p>'
         f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{escape(str(rows[0].runs))} runs of each method; "
-        f"below each cost its ratio to dense; {escape(_machine(comparison))}, commit {commit}.</p>"
+        f"below each cost its ratio to dense; {escape(_machine(comparison))}, {commit}.</p>"
         f"<div class=grid>{charts}</div>{_notes(comparison.get('notes', []))}</section>"
     )
 
@@ -272,7 +272,7 @@ def _write_experiment(path: Path, name: str, entries: Sequence[Data], charts: Se
         for finding in entry["findings"]
         if finding["by"] == name and finding["printed"] is not None
     ]
-    facts = [_machine(maker), f"commit {str(maker['commit'])[:10]}{' (with changes)' if maker['dirty'] else ''}",
+    facts = [_machine(maker), commit_text(maker["commit"], maker["dirty"]),
              f"finished {maker['finished']}", f"record: {maker['record']}"]  # fmt: skip
     body = [
         '<p><a href="index.html">All records</a></p>',

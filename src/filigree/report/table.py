@@ -161,6 +161,11 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def commit_text(commit: str | None, dirty: bool = False) -> str:
+    """ "commit 1a2b3c4d5e (with changes)", or that none is known, as outside a git repository."""
+    return f"commit {commit[:10]}{' (with changes)' if dirty else ''}" if commit else "no commit known"
+
+
 def ratio_text(ratio: float) -> str:
     """A ratio to dense: "0.045x", "1x", "12x"."""
     return f"{ratio:.2g}x" if ratio < 10 else f"{ratio:.0f}x"

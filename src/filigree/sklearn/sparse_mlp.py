@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,9 +27,11 @@ from filigree import models
 from filigree.analyze import patterns
 from filigree.convert import convert_, replace_module
 from filigree.dynamics import EXD, LDV, OSV, SET, Evolution, Static
+from filigree.export import export
 from filigree.nn import SparseLinear
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.standardize import Standardize
 from filigree.ops import kernels
 from filigree.ops.dropout import dropout
 from filigree.topology import ErdosRenyi
@@ -47,6 +52,7 @@ _STRUCTURE = ("hidden_layer_sizes", "activation", "dropout", "epsilon", "density
 EPSILON, ZETA = 5.0, 0.3  # where they are None
 FIRST = 0.1  # scale of the first layer's initial weights: what they learn then outweighs what they were drawn with
 CHUNK = 1024  # samples predicted at a time
+CHECKED = 32  # samples on which an exported file is compared
 
 
 class SparseMLP(BaseEstimator):
@@ -80,7 +86,8 @@ class SparseMLP(BaseEstimator):
         verbose: show the loss of every epoch.
 
     Attributes:
-        network_: the torch module, in eval mode, for `fg.measure`, `fg.analyze`, `fg.save`, `fg.compress_`.
+        network_: the torch module, in eval mode, for `fg.measure`, `fg.analyze`, `fg.save`, `fg.compress_`. It reads
+            scaled inputs; `export` writes it with the scaling.
         scaler_: of the inputs; None without `standardize`.
         history_: what was measured, a row an epoch, see `filigree.train.History`.
         loss_curve_, n_iter_: the training losses in it, and its length.
@@ -320,6 +327,43 @@ class SparseMLP(BaseEstimator):
         X = validate_data(self, X, dtype=FLOATS, reset=False)
         with torch.no_grad():
             return torch.cat([self.network_(part) for part in self._inputs(X).split(CHUNK)])
+
+    def export(self, path: str | Path, X: Any = None, **options: Any) -> Any:
+        """Write the fitted estimator, its scaling included, as `fg.export` does: to `.onnx` or `.c`.
+
+        The file reads rows of raw features, in the network's dtype (C: float32). It gives what `predict_proba` does, or
+        `predict` of a regressor; an ONNX file holds the names of classes and features as metadata.
+
+        Args:
+            X: rows on which the file is compared with torch; by default drawn from the training data's mean and
+                deviation. options: of `fg.export`.
+
+        Returns:
+            A printable report. Raises as `fg.export` does.
+        """
+        check_is_fitted(self, "network_")
+        if X is None:
+            X = np.random.default_rng(0).normal(size=(CHECKED, self.n_features_in_))
+            X = X if self.scaler_ is None else self.scaler_.inverse_transform(X)
+        else:
+            X = validate_data(self, X, dtype=FLOATS, reset=False)
+        dtype = self.network_.get_parameter("fc1.bias").dtype
+        before: list[tuple[str, nn.Module]] = []
+        if self.scaler_ is not None:
+            before.append(("scaling", Standardize(self.scaler_.mean_, self.scaler_.scale_, dtype)))
+        model = nn.Sequential(OrderedDict([*before, *self.network_.named_children(), *self._after(dtype)]))
+        if Path(path).suffix == ".onnx":
+            options["metadata"] = self._names() | options.get("metadata", {})
+        return export(model.eval(), path, torch.from_numpy(np.array(X)).to(dtype), **options)
+
+    def _after(self, dtype: torch.dtype) -> list[tuple[str, nn.Module]]:
+        """What makes the estimator's answers of the network's outputs, by name."""
+        raise NotImplementedError
+
+    def _names(self) -> dict[str, str]:
+        """What an exported file says of its inputs and outputs: lists in JSON."""
+        names = getattr(self, "feature_names_in_", None)
+        return {} if names is None else {"feature_names": json.dumps([str(name) for name in names])}
 
     @property
     def feature_importances_(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Self
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
@@ -49,6 +50,12 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """The logarithms of `predict_proba`, finite where that is 0."""
         return self._outputs(X).log_softmax(1).numpy()
+
+    def _after(self, dtype: torch.dtype) -> list[tuple[str, nn.Module]]:
+        return [("probabilities", nn.Softmax(1))]
+
+    def _names(self) -> dict[str, str]:
+        return super()._names() | {"class_names": json.dumps([str(name) for name in self.classes_], ensure_ascii=False)}
 
     def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, dtype=FLOATS, reset=reset)

@@ -9,9 +9,10 @@ import torch
 from sklearn.base import RegressorMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from filigree.nn.standardize import Standardize
 from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
 
 
@@ -38,6 +39,12 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
         if self.target_scaler_ is not None:
             outputs = self.target_scaler_.inverse_transform(outputs.astype(np.float64))  # targets may be far from 0
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def _after(self, dtype: torch.dtype) -> list[tuple[str, nn.Module]]:
+        if self.target_scaler_ is None:
+            return []
+        mean, scale = self.target_scaler_.mean_, self.target_scaler_.scale_
+        return [("targets", Standardize(-mean / scale, 1 / scale, dtype))]  # the inverse: y scale + mean
 
     def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         return validate_data(self, X, y, dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True)

@@ -84,8 +84,7 @@ def _make(tracker: str, name: str, folder: str, options: dict[str, Any]) -> Gene
         known = ", ".join(tracking.LOGGER_TYPE_TO_CLASS)
         raise ValueError(f"Tracking: tracker must be one of {known}, or a GeneralTracker. Got {tracker!r}.")
     if tracker not in [str(available) for available in tracking.get_available_trackers()]:
-        package = "'filigree[track]'" if tracker == "tensorboard" else tracker
-        raise ModuleNotFoundError(f"Tracking: {tracker} is needed. pip install {package}")
+        raise ModuleNotFoundError(f"Tracking: {tracker} is needed. pip install {tracker}")
     kind = tracking.LOGGER_TYPE_TO_CLASS[tracker]
     where = (name, folder) if kind.requires_logging_directory else (name,)
     return kind(*where, **options)

@@ -113,6 +113,7 @@ class Experiment(ABC):
                 self._run(out, case, seed, request, ledger, bars)
                 self._summarise(out, request, ledger)
             bars.advance(task)
+        bars.update(task, description=f"{self.name}: report", total=None)  # a bar that is full would say it is done
         results, findings = self._summarise(out, request, ledger)
         self._name_kept(out, request, ledger, bars)
         lines = [f"{finding.verdict}: {finding.text}" for finding in findings]

@@ -9,7 +9,6 @@ from filigree.compress.pruning.methods import (
     SubClustering,
     SubsetPruning,
 )
-from filigree.compress.pruning.resized import Resized
 from filigree.compress.pruning.retraining import Gamma, RetrainingBaseline, fit_gamma, retraining_bound
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "MagnitudePruning",
     "MaxError",
     "RandomPruning",
-    "Resized",
     "RetrainingBaseline",
     "SubClustering",
     "SubsetPruning",

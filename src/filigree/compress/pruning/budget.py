@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from filigree.compress.pruning.graph import Units, layer_macs
 from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.config import Config, config
-from filigree.convert import inference_context
+from filigree.convert import inference_context, run_on
 from filigree.measure.timing import inference, time_interleaved
+from filigree.outputs import numbers_in
 
 LEVELS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 Counts = dict[str, int | None]  # units that stay, by the group's name
@@ -33,8 +34,9 @@ class MaxError(Config):
 
     Args:
         error: the tolerance, relative.
-        of: "output": the network's output, `|Y' - Y| / |Y - mean Y|` on the data, measured with the compensation
-            asked for; all layers get the largest own error that meets it. "layer": each layer's own error.
+        of: "output": the network's output, `|Y' - Y| / |Y - mean Y|` on the data (of several outputs the largest
+            error), measured with the compensation asked for; all layers get the largest own error that meets it.
+            "layer": each layer's own error.
             "bound": Theorem 2's bound on the output, `sum_l epsilon_l <= error |Y|`: each of L layers gets `error |Y| /
             L`, its change of weights being what least squares leaves. Chains of layers only, and so loose a bound that
             it removes few units: it is here to be compared.
@@ -129,9 +131,8 @@ def allocate(
         return least(keep.error / (len(groups) if of_bound else 1))
     levels = sorted({error for curve in curves.values() for _, error in curve})
     if isinstance(keep, MaxError):
-        with inference_context(model):
-            y = model(x)
-        return least(_last(levels, lambda error: _error(built(least(error), True), x, y) <= keep.error))
+        y = outputs_on(model, x)
+        return least(_last(levels, lambda error: relative_error(built(least(error), True), x, y) <= keep.error))
     example = x[: keep.batch]
     what, limit = _limit(keep, model, example)
     # the least error whose network is within the budget: the first that is no more above it
@@ -150,10 +151,20 @@ def _last(ordered: list[float], holds: Callable[[float], bool]) -> float:
     return ordered[low]
 
 
-def _error(pruned: nn.Module, x: Tensor, y: Tensor) -> float:
-    """`|Y' - Y| / |Y - mean Y|` of a pruned network."""
-    with inference_context(pruned):
-        return float((pruned(x) - y).norm() / (y - y.mean(0)).norm().clamp(min=1e-30))
+def outputs_on(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """All that the model returns, in evaluation mode."""
+    with inference_context(model):
+        return numbers_in(run_on(model, x, "pruning"), "pruning")
+
+
+def relative_error(model: nn.Module, x: Tensor, y: list[Tensor]) -> float:
+    """`|Y' - Y| / |Y - mean Y|` of a network; of several outputs, the largest."""
+    errors = []
+    for output, expected in zip(outputs_on(model, x), y, strict=True):
+        lost, size = (output - expected).abs().double().norm(), expected.abs().double().norm()
+        spread = (expected - expected.mean(0)).abs().double().norm()
+        errors.append(float(lost / torch.maximum(spread, 1e-6 * size).clamp(min=1e-30)))  # of a constant: its size
+    return max(errors)
 
 
 def _shares_of_bound(model: nn.Module, groups: list[Units], x: Tensor) -> dict[str, Callable[[Tensor, Tensor], float]]:

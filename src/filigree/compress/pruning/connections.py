@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.refit import least_squares, original_outputs
+from filigree.compress.pruning.budget import outputs_on
+from filigree.compress.pruning.refit import better, channels_of, least_squares, may_gain_biases, original_outputs
+from filigree.compress.pruning.removal import copied
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse.sparse import Sparse
+from filigree.nn.sparse.sparse import Sparse, channel_major_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology import Empty
@@ -35,7 +36,7 @@ def prune_connections(
     if not dense:
         raise ValueError(f"{who}: connections are pruned of dense layers. None of {', '.join(names)} is one.")
     names = dense
-    copied, changes = copy.deepcopy(model), []
+    pruned, changes = copied(model), []
     for name in names:
         layer: Any = model.get_submodule(name)
         scores = score(layer.weight.detach()).flatten()
@@ -43,14 +44,16 @@ def prune_connections(
         mask[scores.topk(max(1, round(config.keep * scores.numel()))).indices] = True
         mask = mask.view_as(layer.weight)
         new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
-        replace_module(copied, name, new)
+        replace_module(pruned, name, new)
         changes.append(Change.of(name, layer, new))
-    if config.compensate == "least_squares" and data is not None:
+    linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+    if linear and config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
-        linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
-        targets = original_outputs(model, linear, x)
-        kept = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
-        least_squares(copied, kept, targets, x, config.damping)
+        refitted, targets = copied(pruned), original_outputs(model, linear, x)
+        biases = may_gain_biases(model)
+        unfit = least_squares(refitted, channels_of(model, [], {}), targets, x, config.damping, biases)
+        pruned, note = better(who, "least_squares", pruned, refitted, x, outputs_on(model, x), unfit)
+        changes.append(Change.of("outputs", None, None, note))
     for name in names:
-        replace_module(model, name, copied.get_submodule(name))
-    return changes, [(Sparse(Empty(), fuse=False), names)]
+        replace_module(model, name, pruned.get_submodule(name))
+    return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]

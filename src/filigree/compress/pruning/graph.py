@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,24 @@ from filigree.convert import inference_context
 from filigree.modes import evaluating
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.optional import needed
+from filigree.outputs import tensors_in
 from filigree.summary import macs_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """A module or a bare parameter that becomes smaller with the units.
+
+    Attributes:
+        name: of the module, or of the parameter. side: which of its channels become fewer: "out" or "in".
+        columns: these channels. units: the unit of each. dim: of a bare parameter, the side that has them.
+    """
+
+    name: str
+    side: str
+    columns: Tensor
+    units: Tensor
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,136 +53,217 @@ class Units:
     Attributes:
         name: of the first layer that makes them. count: how many there are.
         makers: layers that make them, with the unit of each of their outputs. readers: layers that read them.
-        tie: grouped convolutions among them want the same units of each of so many equal blocks.
+        members: all that becomes smaller with them, the makers and readers among it.
+        tie: grouped convolutions or norms among them want the same units of each of so many equal blocks.
+        problem: why they cannot be taken out, "" where nothing is known against it.
     """
 
     name: str
     count: int
     makers: dict[str, Tensor]
     readers: list[Reader]
+    members: list[Member]
     tie: int = 1
+    problem: str = ""
 
 
 class Graph:
-    """The units of a model, found by running it on an example.
+    """The units of a model that these layers make, found by running it on an example.
 
     Raises:
         ValueError: a model that cannot be traced, in one line.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, makers: Collection[str]) -> None:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
-        torch_pruning = needed("torch_pruning", "pruning", "pruning")
-        logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-        kinds = {type(module) for module in model.modules() if has_units(module)}
-        pruner = type("LayerPruner", (_LayerPruner, torch_pruning.BasePruningFunc), {})
-        custom = {kind: pruner() for kind in kinds if not issubclass(kind, nn.Linear | nn.Conv2d)}
+        self._pruners = pruners_of(model)
         try:
-            with evaluating(model), torch.enable_grad():  # it is traced by its graph of gradients
-                self._graph = torch_pruning.DependencyGraph().build_dependency(
-                    model, example_inputs=example, verbose=False, customized_pruners=custom
+            with evaluating(model), trainable(model), torch.enable_grad():  # it is traced by its graph of gradients
+                self._input = _offset(example)  # that the input has channels, too, which layers may join
+                self._pruners.build_dependency(
+                    model,
+                    example if self._input is None else example + self._input,
+                    forward_fn=lambda network, x: network(x),
+                    output_transform=_traced,
+                    verbose=False,
+                    unwrapped_parameters=_unwrapped(self._input),
                 )
-            groups = list(self._graph.get_all_groups(root_module_types=list(kinds)))
         except Exception as error:  # torch-pruning says what it does not know in many ways
-            raise ValueError(f"pruning: this model cannot be traced: {one_line(error)}") from None
+            raise ValueError(
+                f"pruning: this model cannot be traced: {one_line(error) or type(error).__name__}"
+            ) from None
         self.units: list[Units] = []
-        self._roots: dict[str, tuple[nn.Module, Any]] = {}
-        for group in groups:
-            units = self._read(group)
-            if units is not None:
-                self.units.append(units)
-                self._roots[units.name] = (group[0].dep.target.module, group[0].dep.handler)
+        seen: set[str] = set()
+        for module in list(self._pruners.module2node):
+            name = self.names.get(module) if isinstance(module, nn.Module) else None
+            if name in makers and name not in seen and has_units(module):
+                units = self._units(module)
+                seen.update([units.name] if units.problem else units.makers)
+                if units.readers or units.problem:  # or they are outputs of the model
+                    self.units.append(units)
 
-    def _read(self, group: Any) -> Units | None:
-        """The group in plain numbers; None where no layer reads its units: they are outputs of the model."""
+    def _units(self, root: Any) -> Units:
+        members, alike, odd = self._members(root)
+        count, unit_of = _classes(alike)
+        if any(target is self._input for target, _ in members):
+            return Units(self.names[root], count, {self.names[root]: unit_of}, [], [], problem="are those of the input")
         makers: dict[str, Tensor] = {}
-        readers = []
-        for item in group:
-            module, name = item.dep.target.module, self.names.get(item.dep.target.module)
-            if name is None or not has_units(module):
+        readers, sides = [], []
+        for (target, side), unit_by_column in members.items():
+            columns = torch.tensor(sorted(unit_by_column))
+            units = unit_of[torch.tensor([unit_by_column[column] for column in columns.tolist()])]
+            is_parameter = isinstance(target, nn.Parameter)
+            name = self._pruners._param_to_name[target] if is_parameter else self.names.get(target)
+            if name is None:
+                continue  # an operation without numbers of its own
+            node, pruner = self._pruners.module2node[target], self._pruners.get_pruner_of_module(target)
+            sides.append(Member(name, side, columns, units, node.pruning_dim if is_parameter else None))
+            if not is_parameter:
+                width = pruner.get_out_channels(target) if side == "out" else pruner.get_in_channels(target)
+                odd = odd or (width is not None and int(columns[-1]) >= width)
+            if is_parameter or not has_units(target):
                 continue
-            columns, units = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
-            is_input = item.dep.handler.__name__ == "prune_in_channels"
-            if is_input and not _is_depthwise(module):
+            if side == "in":
                 readers.append(Reader(name, columns, units))
             else:
-                order = columns.argsort()
-                makers[name] = units[order]
-        if not readers or not makers:
-            return None
-        count = int(max(int(units.max()) for units in makers.values())) + 1
-        layers = [self.model.get_submodule(name) for name in (*makers, *(reader.name for reader in readers))]
-        groups = [m.groups for m in layers if isinstance(m, nn.Conv2d) and m.groups > 1 and not _is_depthwise(m)]
-        return Units(next(iter(makers)), count, makers, readers, math.lcm(*groups))
+                makers[name] = units
+                odd = odd or len(units) != width
+        name = self.names[root]
+        blocks = [_blocks(self.model.get_submodule(member.name)) for member in sides if member.dim is None]
+        tie = math.lcm(*blocks)
+        problem = ""
+        if odd or any(not _even(reader, count) for reader in readers):
+            problem = "are split, repeated or mixed before they are read"
+        elif count % tie:
+            problem = f"are read in {tie} blocks"
+        elif count == 1 < len(alike):
+            problem = "hang together, all of them"
+        return Units(name, count, makers, readers, sides, tie, problem)
 
-    def remove(self, removed: Mapping[str, Tensor]) -> None:
-        """Take units out of the model in place: of each `Units.name`, these."""
-        for name, units in removed.items():
-            if len(units):
-                module, handler = self._roots[name]
-                group = self._graph.get_pruning_group(module, handler, idxs=units.tolist())
-                if not self._graph.check_pruning_group(group):
-                    raise ValueError(f"pruning: {name!r}: a layer would be left without units.")
-                group.prune()
+    def _members(self, root: Any) -> tuple[dict[tuple[Any, str], dict[int, int]], list[int], bool]:
+        """All that loses channels when the root's outputs go: the output that stands for each of their channels.
+
+        A search that visits each channel of each operation once. A channel that two outputs reach couples these: they
+        go together. Returned are also the first output to which each one is coupled, and whether a channel was found
+        that no output is known of, or that no operation of this model can have (numbers grow in circles where a tensor
+        is cut and put together in another order): such a channel is not followed.
+        """
+        pruner = self._pruners.get_pruner_of_module(root)
+        alike = list(range(pruner.get_out_channels(root)))
+        members: dict[tuple[Any, str], dict[int, int]] = {}
+        reached: dict[tuple[Any, Any], dict[int, int]] = {}
+        odd, most = False, 4 * max(side for parameter in self.model.parameters() for side in (*parameter.shape, 1))
+        waiting = [(self._pruners.module2node[root], pruner.prune_out_channels, [_Index(i, i) for i in alike])]
+        while waiting:
+            node, prune, indices = waiting.pop()
+            known, new = reached.setdefault((node, prune), {}), []
+            for i in indices:
+                if i.root_idx is None or not 0 <= i.idx < most:
+                    odd = True
+                elif i.idx not in known:
+                    known[i.idx] = i.root_idx
+                    new.append(i)
+                else:
+                    _couple(alike, known[i.idx], i.root_idx)
+            if not new:
+                continue
+            side = "in" if prune.__name__ == "prune_in_channels" else "out"
+            members.setdefault((node.module, side), {}).update({i.idx: known[i.idx] for i in new})
+            for edge in node.dependencies:
+                if edge.is_triggered_by(prune):
+                    mapped = new
+                    try:
+                        for mapping in edge.index_mapping:
+                            mapped = mapping(mapped) if mapping is not None else mapped
+                    except IndexError:  # of a tensor whose parts the graph has not understood
+                        odd = True
+                        continue
+                    waiting.append((edge.target, edge.handler, mapped))
+        return members, alike, odd
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
+def pruners_of(model: nn.Module) -> Any:
+    """torch-pruning's graph for the model, not yet traced: it knows how to take channels out of each kind of module."""
+    torch_pruning = needed("torch_pruning", "pruning", "pruning")
+    logging.getLogger("torch_pruning").setLevel(logging.ERROR)
+    graph = torch_pruning.DependencyGraph()
+    pruner = type("LayerPruner", (_LayerPruner, torch_pruning.BasePruningFunc), {})
+    for kind in {type(module) for module in model.modules() if has_units(module)}:
+        if not issubclass(kind, nn.Linear | nn.Conv2d):
+            graph.register_customized_layer(kind, pruner())
+    return graph
 
 
-def pruned(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor) -> nn.Module:
-    """A copy of the model without these units, checked by running it.
+class _Index(NamedTuple):
+    """A channel, and the output of the root that stands for it: what torch-pruning's mappings map."""
 
-    Raises:
-        ValueError: names the first layer whose units the graph does not know how to take out.
-    """
-    shape = _output_shape(model, example)
+    idx: int
+    root_idx: int | None
+
+
+def _offset(example: Tensor) -> nn.Parameter | None:
+    """Zeros to add to the input, one for each of its channels: torch-pruning knows parameters, but not inputs."""
+    if not example.is_floating_point() or example.dim() < 2:
+        return None
+    if example.dim() < 4:
+        return nn.Parameter(example.new_zeros(example.shape[-1]))
+    return nn.Parameter(example.new_zeros(1, example.shape[1], *[1] * (example.dim() - 2)))
+
+
+def _unwrapped(offset: nn.Parameter | None) -> list[tuple[nn.Parameter, int]]:
+    return [] if offset is None else [(offset, 0 if offset.dim() == 1 else 1)]
+
+
+def _traced(output: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+
+
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """Let gradients flow through frozen parameters as well."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
     try:
-        return _tried(model, removed, example, shape)
-    except Exception:
-        for name, units in removed.items():
-            if len(units):
-                try:
-                    _tried(model, {name: units}, example, shape)
-                except Exception as error:
-                    reason = one_line(error, 160)
-                    raise ValueError(f"pruning: the units of {name!r} cannot be taken out: {reason}") from None
-        raise ValueError("pruning: these units cannot be taken out together. Name fewer layers with where=.") from None
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
-def without(count: int, units: Tensor) -> Tensor:
-    """All but these of so many units, sorted."""
-    others = torch.ones(count, dtype=torch.bool)
-    others[units] = False
-    return others.nonzero().squeeze(1)
+def _first(alike: list[int], unit: int) -> int:
+    while alike[unit] != unit:
+        alike[unit] = alike[alike[unit]]
+        unit = alike[unit]
+    return unit
 
 
-def _tried(model: nn.Module, removed: Mapping[str, Tensor], example: Tensor, shape: torch.Size) -> nn.Module:
-    copied = copy.deepcopy(model)
-    Graph(copied, example).remove(removed)
-    output = _output_shape(copied, example)
-    if output != shape:
-        raise ValueError(f"the output would be {tuple(output)}, not {tuple(shape)}")
-    return copied
+def _couple(alike: list[int], one: int, other: int) -> None:
+    one, other = sorted((_first(alike, one), _first(alike, other)))
+    alike[other] = one
 
 
-def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
-    with inference_context(model):
-        out = model(example)
-    return out.shape if isinstance(out, Tensor) else out[0].shape
+def _classes(alike: list[int]) -> tuple[int, Tensor]:
+    """How many classes of coupled outputs there are, and the class of each."""
+    firsts, classes = torch.tensor([_first(alike, unit) for unit in range(len(alike))]).unique(return_inverse=True)
+    return len(firsts), classes
 
 
-def take_over(model: nn.Module, smaller: nn.Module) -> None:
-    """Give the model's modules the parameters and sizes of a pruned copy's; the modules stay the same objects."""
-    for name, source in smaller.named_modules():
-        target = model.get_submodule(name)
-        hooks = {key: value for key, value in target.__dict__.items() if "hooks" in key}
-        children, training = target.__dict__["_modules"], target.training
-        target.__dict__.update(source.__dict__)
-        target.__dict__.update(hooks)
-        target.__dict__["_modules"] = children
-        target.training = training
+def _even(reader: Reader, count: int) -> bool:
+    """Whether it reads equally many numbers of each unit."""
+    return len(set(torch.bincount(reader.units, minlength=count).tolist())) == 1
+
+
+def _blocks(module: Any) -> int:
+    """In how many equal blocks it reads its channels: of a grouped convolution, or of a norm over groups of them."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups if module.num_groups < module.num_channels else 1
+    return module.groups if isinstance(module, nn.Conv2d) and not is_depthwise(module) else 1
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
 
 
 def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
@@ -203,3 +301,10 @@ class _LayerPruner:
 
     def get_in_channels(self, layer: Any) -> int:
         return layer.in_features
+
+
+def without(count: int, units: Tensor) -> Tensor:
+    """All but these of so many units, sorted."""
+    others = torch.ones(count, dtype=torch.bool)
+    others[units] = False
+    return others.nonzero().squeeze(1)

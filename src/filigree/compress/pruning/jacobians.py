@@ -46,6 +46,8 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
 
     def before(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            if not args:
+                raise ValueError(f"Jacobian norms: {name!r} must be called with its input by position.")
             if name in inputs:
                 raise ValueError(f"Jacobian norms: no chain of layers: {name!r} runs twice.")
             if inputs:
@@ -66,6 +68,8 @@ def jacobian_norms(model: nn.Module, x: Tensor, probes: int | None = 16, seed: i
     hooks += [layer.register_forward_hook(after(name)) for name, layer in layers.items()]
     with inference_context(model, hooks), torch.enable_grad():
         y = model(x)
+        if not isinstance(y, Tensor):
+            raise ValueError(f"Jacobian norms: the model must return one tensor. Got a {type(y).__name__}.")
     step, own, outer = {}, {}, {}
     order = list(inputs)
     for number, (name, end) in enumerate(zip(order, [*ends, y], strict=True)):

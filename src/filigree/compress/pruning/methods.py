@@ -45,8 +45,9 @@ class ClusterPruning(UnitPruning, _ByCluster):
             stay whole), `fg.MaxError(error)`, or `fg.Budget(macs=0.3)` for the whole network.
         compensate: "least_squares" refits every layer on what the kept units compute; "correlation" folds each removed
             unit into the one that stands for it (5.8-5.12); None.
-        method: "kmeans", a linkage ("ward", "single", "complete", "average", "centroid"), "spectral", "gmm" or
-            "dbscan", which finds the number of clusters itself, by the radius `eps` (`keep` is then not read).
+        method: "kmeans", a linkage ("ward", "single", "complete", "average", or "centroid", whose tree is not monotone
+            and may give fewer clusters than asked for), "spectral", "gmm" or "dbscan", which finds the number of
+            clusters itself, by the radius `eps` (`keep` is then not read).
         select: the unit of a cluster that stays: "weight_norm", "bias", "bias_magnitude", "centroid", "random"; None:
             by weight norm in linear layers, by bias in convolutions (5.3.5).
         features: of filters, "flattened" maps or "pooled" ones. normalize: activations to length one (cosine).

@@ -3,74 +3,159 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from filigree.compress.pruning.budget import relative_error
 from filigree.compress.pruning.graph import Units
-from filigree.compress.pruning.samples import per_sample, rows_of, run_hooked
+from filigree.compress.pruning.removal import shared_weights
+from filigree.compress.pruning.samples import first_input, per_sample, rows_of, run_hooked
 from filigree.convert import inference_context
+from filigree.nn.resizing import has_units, sizes_of
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What a pruned network has of the original, by layer: which of its outputs, and which of its inputs.
+
+    Of a grouped convolution the inputs are those of its first block.
+    """
+
+    outputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+
+
+def channels_of(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> Channels:
+    """Which of the original's outputs and inputs each layer has without the other units."""
+    outputs, inputs = {}, {}
+    for name, module in model.named_modules():
+        if has_units(module):
+            outs, ins, *_ = sizes_of(module)  # type: ignore[misc]
+            outputs[name] = torch.arange(outs)
+            inputs[name] = torch.arange(ins // getattr(module, "groups", 1))
+    for group in groups:
+        for name, units in group.makers.items():
+            outputs[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
+        for reader in group.readers:
+            gone = reader.columns[~torch.isin(reader.units, kept[group.name])]
+            inputs[reader.name] = inputs[reader.name][~torch.isin(inputs[reader.name], gone)]
+    return Channels(outputs, inputs)
+
+
+def may_gain_biases(model: nn.Module) -> bool:
+    """Whether a refit may add biases: a model that its owner saves and makes again from a configuration would lose them
+    there."""
+    return not any(hasattr(module, "save_pretrained") for module in model.modules())
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a layer of the original computed: rows of its outputs `(rows, out)`, of all its calls one after the other,
+    and where it is called several times what it read there `(groups, rows, in)`; or why it cannot be refitted.
+    """
+
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
+    problem: str = ""
 
 
 def least_squares(
-    smaller: nn.Module, kept_outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], x: Tensor, damping: float
-) -> None:
+    smaller: nn.Module, channels: Channels, targets: Mapping[str, Recorded], x: Tensor, damping: float, biases: bool
+) -> dict[str, str]:
     """Refit all layers of a pruned network, in the order in which they run, on its own inputs.
 
     Of each layer `min |W x' + b - y|^2 + damping v |W - W_kept|^2` over W and b, x' what it now reads, y what the
     original computed there (pre-activations, the kept units only), v the mean variance of x'. Closed form, in float64;
     one pass over the data, since what a layer computes after its refit is what the next ones read.
 
-    Args:
-        kept_outputs: of each layer, the kept units in the original's numbering. targets: of each layer, rows of the
-            original's outputs, by `original_outputs` with the same x.
-    """
+    A layer that runs several times is refitted once, on all its calls, each weighed by its rows; x' is what it read in
+    the original, without the units that went: what it will read then depends on itself.
 
-    def refit(name: str) -> Any:
-        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
-            value = args[0]
-            seed, each = _seed(name), per_sample(layer, len(value))
-            rows, _ = rows_of(layer, value, _like_output(layer, value), each, seed)
-            y = targets[name][:, kept_outputs[name]].double()
-            if hasattr(layer, "indptr"):
-                _refit_connections(layer, rows[0].double(), y, damping)
-                return
-            weight = layer.weight.flatten(1)
-            new = torch.empty_like(weight)
-            shifts = []
-            for inputs, part, its_y, out in zip(
-                rows, weight.chunk(len(rows)), y.chunk(len(rows), 1), new.chunk(len(rows)), strict=True
-            ):
-                mean, its_mean = inputs.double().mean(0), its_y.mean(0)
-                centred = inputs - mean.to(inputs.dtype)  # products of millions of numbers in their own precision
-                own = (centred.T @ centred).double() / len(inputs)
-                ridge = damping * own.diagonal().mean().clamp(min=1e-12)
-                right = (centred.T @ (its_y - its_mean).to(inputs.dtype)).double() / len(inputs)
-                right += ridge * part.double().T
-                own.diagonal().add_(ridge)
-                solved = torch.linalg.solve(own, right).T
-                out.copy_(solved)
-                shifts.append(its_mean - solved @ mean)
-            layer.weight.copy_(new.view_as(layer.weight))
-            shift = torch.cat(shifts).to(layer.weight.dtype)
-            if layer.bias is None:
-                layer.bias = nn.Parameter(shift)
-            else:
-                layer.bias.copy_(shift)
+    Args:
+        targets: of each layer, by `original_outputs` with the same x. biases: whether a layer without a bias may gain
+            one. Without, W alone is fitted, about zero.
+
+    Returns:
+        The layers that are left as they were, each with the reason.
+    """
+    left = {name: recorded.problem for name, recorded in targets.items() if recorded.problem}
+    shared = shared_weights(smaller)
+    left |= {name: f"its weights are those of {shared[name]} as well" for name in targets if name in shared}
+    waiting = {name: recorded for name, recorded in targets.items() if name not in left}
+
+    def refit(name: str, layer: Any, rows: Tensor) -> None:
+        y = waiting.pop(name).outputs[:, channels.outputs[name]].double()  # type: ignore[index]
+        if rows.shape[1] != len(y):
+            left[name] = "it runs on another number of rows than in the original"
+        elif hasattr(layer, "indptr"):
+            _refit_connections(layer, rows[0].double(), y, damping, biases)
+        else:
+            _refit_dense(layer, rows, y, damping, biases)
+
+    def before(name: str) -> Any:
+        def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name in waiting:
+                value = first_input(args, kwargs)
+                each = per_sample(layer, len(value))
+                refit(name, layer, rows_of(layer, value, _like_output(layer, value), each, _seed(name))[0])
 
         return hook
 
-    hooks = [smaller.get_submodule(name).register_forward_pre_hook(refit(name)) for name in targets]
+    for name, recorded in list(waiting.items()):
+        if recorded.inputs is not None:
+            layer: Any = smaller.get_submodule(name)
+            groups, rows, _ = recorded.inputs.shape
+            taps = layer.weight[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+            read = recorded.inputs.view(groups, rows, -1, taps)[:, :, channels.inputs[name]].flatten(2)
+            refit(name, layer, read)
+    hooks = (
+        smaller.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True) for name in list(waiting)
+    )
     with inference_context(smaller, hooks):
         smaller(x)
+    return left | dict.fromkeys(waiting, "the data do not reach it")
 
 
-def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float) -> None:
+def _refit_dense(layer: Any, rows: Tensor, y: Tensor, damping: float, biases: bool) -> None:
+    weight = layer.weight.flatten(1)
+    new = torch.empty_like(weight)
+    shifts = []
+    centre = biases or layer.bias is not None
+    for inputs, part, its_y, out in zip(
+        rows, weight.chunk(len(rows)), y.chunk(len(rows), 1), new.chunk(len(rows)), strict=True
+    ):
+        mean, its_mean = inputs.double().mean(0) * centre, its_y.mean(0) * centre
+        centred = inputs - mean.to(inputs.dtype)  # products of millions of numbers in their own precision
+        own = (centred.T @ centred).double() / len(inputs)
+        ridge = damping * own.diagonal().mean().clamp(min=1e-12)
+        right = (centred.T @ (its_y - its_mean).to(inputs.dtype)).double() / len(inputs)
+        right += ridge * part.double().T
+        own.diagonal().add_(ridge)
+        solved = torch.linalg.solve(own, right).T
+        out.copy_(solved)
+        shifts.append(its_mean - solved @ mean)
+    layer.weight.copy_(new.view_as(layer.weight))
+    if centre:
+        _set_bias(layer, torch.cat(shifts).to(layer.weight.dtype), layer.weight)
+
+
+def _set_bias(layer: Any, shift: Tensor, like: Tensor) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(shift, requires_grad=like.requires_grad)
+    else:
+        layer.bias.copy_(shift)
+
+
+def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float, biases: bool) -> None:
     """The same of each unit on its own connections."""
-    mean, its_mean = inputs.mean(0), y.mean(0)
+    centre = biases or layer.bias is not None
+    mean, its_mean = inputs.mean(0) * centre, y.mean(0) * centre
     centred = inputs - mean
     own = centred.T @ centred / len(inputs)
     own.diagonal().add_(ridge := float(damping * own.diagonal().mean().clamp(min=1e-12)))
@@ -84,29 +169,52 @@ def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float) ->
             solved = torch.linalg.solve(own[read][:, read], right[read, row] + ridge * old)
             layer.values[first:last] = solved.to(layer.values.dtype)
             shift[row] -= solved @ mean[read]
-    shift = shift.to(layer.values.dtype)
-    if layer.bias is None:
-        layer.bias = nn.Parameter(shift)
-    else:
-        layer.bias.copy_(shift)
+    if centre:
+        _set_bias(layer, shift.to(layer.values.dtype), layer.values)
 
 
-def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]:
+def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Recorded]:
     """Rows of what each layer computes on x, `(rows, out)`: all samples, of convolutions drawn positions of them."""
-    outputs: dict[str, Tensor] = {}
+    calls = dict.fromkeys(names, 0)
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    problems: dict[str, str] = {}
+
+    def count(name: str) -> Any:
+        def hook(layer: nn.Module, value: Tensor, y: Tensor) -> None:
+            calls[name] += 1
+
+        return hook
 
     def keep(name: str) -> Any:
         def hook(layer: nn.Module, value: Tensor, y: Tensor) -> None:
+            if not isinstance(value, Tensor):
+                problems[name] = f"it is called with a {type(value).__name__}"
+                return
             if getattr(layer, "relu", False):  # fused in: what comes before it is the target
                 plain: Any = copy.copy(layer)
                 plain.relu = False
                 y = plain.forward(value)
-            outputs[name] = rows_of(layer, value, y, per_sample(layer, len(value)), _seed(name))[1].clone()
+            each = per_sample(layer, len(value) * max(1, calls[name]))
+            read, computed = rows_of(layer, value, y, each, _seed(name))
+            outputs[name].append(computed.clone())
+            if calls[name] > 1:
+                inputs[name].append(read.clone())
 
         return hook
 
+    run_hooked(model, x[:1], {name: count(name) for name in names})
     run_hooked(model, x, {name: keep(name) for name in names}, batch=max(1, len(x)))
-    return outputs
+    for name in names:
+        if len(outputs[name]) not in (0, calls[name]):
+            problems[name] = "how often it runs depends on the data"
+    return {
+        name: Recorded(problem=problems[name])
+        if name in problems
+        else Recorded(torch.cat(outputs[name]), torch.cat(inputs[name], 1) if inputs[name] else None)
+        for name in names
+        if outputs[name] or name in problems
+    }
 
 
 def _like_output(layer: Any, x: Tensor) -> Tensor:
@@ -127,7 +235,8 @@ def _seed(name: str) -> int:
 
 def correlation(
     model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
-) -> None:  # fmt: skip
+    biases: bool,
+) -> dict[str, str]:  # fmt: skip
     """Fold what each removed unit fed forward into its replacement, before it is taken out (John 2019, eqs. 5.8-5.12).
 
     With f the units' activations as the next layer reads them: `w_sk += alpha w_uk`, `b_k += beta w_uk`, alpha =
@@ -136,7 +245,13 @@ def correlation(
 
     Args:
         replacements: of each group, for each unit the kept unit that takes its place: itself where it stays.
+        biases: whether a layer without a bias may gain one.
+
+    Returns:
+        The layers that are left as they were, each with the reason.
     """
+    left = {}
+    shared = shared_weights(model)
     for group in groups:
         f, replacement = features[group.name].double(), replacements[group.name]
         gone = (replacement != torch.arange(group.count)).nonzero().squeeze(1)
@@ -156,14 +271,42 @@ def correlation(
                     f'{type(layer).__name__}: use "least_squares".'
                 )
             weight = layer.weight
+            if reader.name in shared:
+                left[reader.name] = f"its weights are those of {shared[reader.name]} as well"
+                continue
             if getattr(layer, "groups", 1) > 1:
+                left[reader.name] = "it is a grouped convolution"
                 continue
             columns: dict[int, list[int]] = {}
             for column, unit in zip(reader.columns.tolist(), reader.units.tolist(), strict=True):
                 columns.setdefault(unit, []).append(column)
-            if layer.bias is None:
-                layer.bias = nn.Parameter(weight.new_zeros(len(weight)))
+            if layer.bias is None and biases:
+                layer.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
             for u, s, a, b in zip(gone.tolist(), to.tolist(), alpha.tolist(), beta.tolist(), strict=True):
                 fed = weight[:, columns[u]]
                 weight[:, columns[s]] += a * fed
-                layer.bias += b * fed.flatten(1).sum(1)
+                if layer.bias is not None:
+                    layer.bias += b * fed.flatten(1).sum(1)
+    return left
+
+
+def better(
+    who: str, how: str, plain: nn.Module, compensated: nn.Module, x: Tensor, y: list[Tensor], unfit: Mapping[str, str]
+) -> tuple[nn.Module, str]:
+    """The compensated network and a note of its error, of that without, and of the layers that are not refitted.
+
+    A warning tells where compensation makes the outputs y on x worse; least squares is then left out.
+    """
+    before, after = (relative_error(network, x, y) for network in (plain, compensated))
+    note = f"error {after:.3g} with {how}, {before:.3g} without"
+    note += "".join(f"; not refitted: {name}, since {reason}" for name, reason in unfit.items())
+    if after <= before:
+        return compensated, note
+    kept = how == "correlation"
+    if after > before * 1.01 + 1e-3:  # more than rounding
+        warnings.warn(
+            f"{who}: compensation by {how} makes the outputs worse (relative error {after:.3g}, without {before:.3g})"
+            f"{'' if kept else ', so it is left out'}.",
+            stacklevel=2,
+        )
+    return (compensated, note) if kept else (plain, f"{note}; left out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.computed_weights import copied
 from filigree.convert import inference_context
 
 
@@ -121,7 +121,7 @@ def retraining_bound(
 
 def _dense(model: nn.Module) -> nn.Module:
     """Sparse layers as dense ones with zeros, so that weights compare one by one."""
-    duplicate = copy.deepcopy(model)
+    duplicate = copied(model)
     for name, module in list(duplicate.named_modules()):
         if hasattr(module, "flat_indices"):
             duplicate.set_submodule(name, module.dense())

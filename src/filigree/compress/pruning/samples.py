@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.convert import inference_context
+from filigree.compress.pruning.graph import trainable
+from filigree.convert import inference_context, run_on
+from filigree.modes import evaluating
+from filigree.nn.resizing import has_units
+from filigree.outputs import numbers_in
 
 ROWS = 16_384  # samples (of convolutions and sequences: positions of samples) kept of a layer
 FEATURES = 4_096  # numbers that describe a unit
@@ -48,14 +52,22 @@ def per_sample(layer: nn.Module, samples: int) -> int:
 def run_hooked(
     model: nn.Module, x: Tensor, hooks: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]], batch: int = BATCH
 ) -> None:
-    """Run the model on all of x, batch by batch in eval mode; hooks see module, input and output."""
-    handles = []
-    for name, hook in hooks.items():
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_hook(lambda m, args, y, hook=hook: hook(m, args[0], y)))
+    """Run the model on all of x, batch by batch in eval mode; hooks see module, input and output, at each call."""
+
+    def seen(hook: Callable[[nn.Module, Tensor, Tensor], Any]) -> Callable[..., None]:
+        return lambda module, args, kwargs, y: hook(module, first_input(args, kwargs), y)
+
+    handles = (
+        model.get_submodule(name).register_forward_hook(seen(hook), with_kwargs=True) for name, hook in hooks.items()
+    )
     with inference_context(model, handles):
         for first in range(0, len(x), batch):
-            model(x[first : first + batch])
+            run_on(model, x[first : first + batch], "pruning")
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module is called with, by position or by name."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled: bool) -> dict[str, Tensor]:
@@ -63,6 +75,9 @@ def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled:
 
     A unit of a linear layer gives a number for each sample; a filter one for each position of each sample (at most
     `FEATURES`, spread over all), or if `pooled` its mean over them.
+
+    Raises:
+        ValueError: the data do not reach a layer, or activations are not finite.
     """
     parts_by_group: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     hooks: dict[str, Any] = {}
@@ -90,14 +105,36 @@ def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled:
 
         return hook
 
-    for name in readers:
-        hooks[name] = keep(name)
+    reached = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: reached.add(name)
+
+    for name, module in model.named_modules():
+        if has_units(module):
+            hooks[name] = keep(name) if name in readers else note(name)
     run_hooked(model, x, hooks)
-    missing = [name for name, parts in parts_by_group.items() if not parts]
-    if missing:
-        raise ValueError(f"pruning: the data do not reach the units of {missing[0]!r}.")
+    reached |= {name for name in readers if parts_by_group[readers[name][0].name]}
+    _check_reached(model, [name for name in hooks if name not in reached], x[:BATCH])
     activations = {name: torch.cat(parts, 1) for name, parts in parts_by_group.items()}
     for name, features in activations.items():
         if not bool(features.isfinite().all()):
             raise ValueError(f"pruning: the activations of {name!r} are not finite on these data.")
     return activations
+
+
+def _check_reached(model: nn.Module, names: list[str], x: Tensor) -> None:
+    """Refuse a model of which the data reach only a part: whether the rest fits fewer units cannot be known.
+
+    A layer that does not run may have weights that the model reads itself: then gradients reach them.
+    """
+    parameters = {name: list(model.get_submodule(name).parameters(recurse=False)) for name in names}
+    with evaluating(model), trainable(model), torch.enable_grad():
+        outputs = [y for y in numbers_in(run_on(model, x, "pruning"), "pruning") if y.requires_grad]
+        output = torch.stack([y.abs().sum() for y in outputs]).sum()
+        for name, own in parameters.items():
+            if own and all(g is None for g in torch.autograd.grad(output, own, retain_graph=True, allow_unused=True)):
+                raise ValueError(
+                    f"pruning: the data do not reach {name!r}, so whether it fits fewer units is not known. Give data "
+                    "that reach all layers, or take it out of the model."
+                )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -12,14 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.compression import Compression
-from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error
+from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error, outputs_on
 from filigree.compress.pruning.clusters import dead
-from filigree.compress.pruning.graph import Graph, Units, layer_macs, pruned, take_over, without
-from filigree.compress.pruning.refit import correlation, least_squares, original_outputs
-from filigree.compress.pruning.resized import Resized
+from filigree.compress.pruning.graph import Graph, Units, layer_macs
+from filigree.compress.pruning.proof import refuse, with_random_weights, wrong_groups
+from filigree.compress.pruning.refit import (
+    Channels,
+    better,
+    channels_of,
+    correlation,
+    least_squares,
+    may_gain_biases,
+    original_outputs,
+)
+from filigree.compress.pruning.removal import copied, pruned, take_over
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
-from filigree.compress.pruning.unit_positions import check_positions
 from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.measure.timing import inference, time_interleaved
@@ -39,7 +46,9 @@ class UnitPruning(Compression):
 
     The network really becomes smaller: tensors shrink, and torch-pruning's dependency graph says what goes along (the
     next layer's inputs, batch norms, the other terms of a residual sum, blocks of a flattened filter). Needs a batch of
-    inputs. What cannot be traced or removed is refused by name, and the model is as it was.
+    inputs. Before any refit the smaller network must compute what the whole one does when nobody reads the units that
+    go, on the data and on random inputs, in all its outputs: else they are refused by name and the model is as it was
+    (or, where no layer is named, they are left whole, and the report says so).
 
     Subclasses say which units stay: `choose`.
     """
@@ -83,39 +92,67 @@ class UnitPruning(Compression):
             if says(module) and (reason := module.why_not_prunable()):
                 raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
-        example = x[:1]
-        groups = [group for group in Graph(model, example).units if set(group.makers) & set(names)]
-        if not groups:
-            raise ValueError(f"{who}: none of {', '.join(names)} has units that another layer reads: nothing to prune.")
+        groups, left = self._removable(model, names, x[:8])
         features = unit_activations(model, groups, x, self.features == "pooled")
+        y = outputs_on(model, x) if self.compensate else []
         weighted = [name for name, m in model.named_modules() if has_units(m)]
         targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
+        biases = may_gain_biases(model)
 
-        def build(kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor], compensate: bool) -> nn.Module:
-            removed = {group.name: without(group.count, kept[group.name]) for group in groups}
-            source = model
-            if compensate and self.compensate == "correlation":
-                source = copy.deepcopy(model)
-                correlation(source, groups, features, replacements)
-            smaller = pruned(source, removed, example)
-            if compensate and self.compensate == "least_squares":
-                least_squares(smaller, _kept_outputs(model, groups, kept, targets), targets, x, self.damping)
-            return smaller
+        def build(
+            kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor], compensate: bool
+        ) -> tuple[nn.Module, str]:
+            smaller = pruned(model, groups, kept)
+            if not (compensate and self.compensate):
+                return smaller, ""
+            if self.compensate == "least_squares":
+                compensated = copied(smaller)
+                channels = channels_of(model, groups, kept)
+                unfit = least_squares(compensated, channels, targets, x, self.damping, biases)
+            else:
+                source = copied(model)
+                unfit = correlation(source, groups, features, replacements, biases)
+                compensated = pruned(source, groups, kept)
+            return better(who, self.compensate, smaller, compensated, x, y, unfit)
 
-        kept, replacements, notes = self._choices(model, groups, features, x, build)
-        check_positions(model, groups, kept, x[:8])
-        smaller = build(kept, replacements, True)
+        kept, replacements, notes = self._choices(model, groups, features, x, lambda *args: build(*args)[0])
+        if wrong := wrong_groups(model, groups, kept, x[:8]):
+            refuse(wrong, who)
+        smaller, outcome = build(kept, replacements, True)
         for group in groups:
             own = output_error(group, features[group.name], kept[group.name], model)
             notes[group.name] += f"; own error {own:.1%}"
-        changes = _changes(model, smaller, example, groups, kept, notes)
+        changes = _changes(model, smaller, x[:1], groups, kept, notes)
+        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in left.items()]
+        if outcome:
+            changes.append(Change.of("outputs", None, None, outcome))
         if self.measure:
             changes.append(Change.of("latency", None, None, _latencies(model, smaller, x)))
-        before = {name: sizes_of(module) for name, module in model.named_modules()}
-        _remember(smaller, groups, kept)
+        _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
-        sizes = {name: size for name, module in model.named_modules() if (size := sizes_of(module)) != before[name]}
-        return changes, [(Resized({k: v for k, v in sizes.items() if v is not None}), list(sizes))] if sizes else []
+        return changes, []
+
+    def _removable(self, model: nn.Module, names: list[str], x: Tensor) -> tuple[list[Units], dict[str, str]]:
+        """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.
+
+        Returned are also those that cannot, with the reason, where no layer was named by the caller.
+        """
+        who = type(self).__name__
+        groups = Graph(model, x[:1], names).units
+        if not groups:
+            raise ValueError(f"{who}: none of {_listed(names)} has units that another layer reads: nothing to prune.")
+        generator = torch.Generator().manual_seed(0)
+        half = {}
+        for group in groups:
+            each = group.count // group.tie
+            stays = torch.randperm(each, generator=generator)[: -(-each // 2)].sort().values
+            half[group.name] = (torch.arange(group.tie)[:, None] * each + stays).flatten()
+        wrong = wrong_groups(with_random_weights(model), groups, half, x) or wrong_groups(model, groups, half, x)
+        every = len(names) == sum(self.accepts(module) for module in model.modules())
+        left = [group for group in groups if group.name not in wrong]
+        if wrong and (not every or not left or wrong_groups(model, left, half, x)):
+            refuse(wrong, who)
+        return left, wrong
 
     def _choices(
         self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
@@ -176,7 +213,7 @@ class UnitPruning(Compression):
         return (
             (kept + blocks).flatten(),
             (replacements + blocks).flatten(),
-            f"{group.count} units in {group.tie} blocks; {note}",
+            f"{group.count} units in {group.tie} blocks" + (f"; {note}" if note else ""),
         )
 
     def _count(self, group: Units) -> int | None:
@@ -211,8 +248,11 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
 
 
 def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
+    """The bias of each unit in the first layer that makes it; of coupled outputs, that of the first."""
     bias: Any = getattr(model.get_submodule(group.name), "bias", None)
-    return None if bias is None else bias.detach()[group.makers[group.name].argsort()].double()
+    units = group.makers[group.name]
+    each = torch.bincount(units, minlength=group.count)
+    return None if bias is None else bias.detach()[units.argsort(stable=True)[each.cumsum(0) - each]].double()
 
 
 def _by_input(layer: Any) -> Tensor:
@@ -248,38 +288,16 @@ def whole_of(group: Any) -> tuple[Units, Tensor]:
     return (group.whole, group.alive) if isinstance(group, _PartOf) else (group, torch.arange(group.count))
 
 
-def _kept_outputs(
-    model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], targets: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    rows = {name: torch.arange(target.shape[1]) for name, target in targets.items()}
-    for group in groups:
-        for name, units in group.makers.items():
-            if name in rows:
-                rows[name] = torch.isin(units, kept[group.name]).nonzero().squeeze(1)
-    return rows
-
-
-def _remember(smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> None:
+def _remember(smaller: nn.Module, channels: Channels) -> None:
     """Note on each layer which of the original's outputs and inputs it has: `kept_outputs`, `kept_inputs`."""
-    outputs: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
-    for group in groups:
-        for name, units in group.makers.items():
-            outputs[name] = torch.isin(units, kept[group.name])
-        for reader in group.readers:
-            stays = torch.isin(reader.units, kept[group.name])
-            gone = inputs.setdefault(reader.name, torch.zeros(0, dtype=torch.long))
-            inputs[reader.name] = torch.cat([gone, reader.columns[~stays]])
     for name, module in smaller.named_modules():
-        sizes = sizes_of(module)
-        if sizes is None or not has_units(module):
-            continue
-        rows = outputs[name].nonzero().squeeze(1) if name in outputs else torch.arange(sizes[0])
-        gone = inputs.get(name, torch.zeros(0, dtype=torch.long))
-        blocks = getattr(module, "groups", 1)
-        columns = torch.arange((sizes[1] + len(gone)) // blocks)  # a grouped convolution's are those of its first block
-        module.__dict__["kept_outputs"] = rows
-        module.__dict__["kept_inputs"] = columns[~torch.isin(columns, gone)]
+        if name in channels.outputs:
+            module.__dict__["kept_outputs"] = channels.outputs[name]
+            module.__dict__["kept_inputs"] = channels.inputs[name]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _latencies(model: nn.Module, smaller: nn.Module, x: Tensor) -> str:
@@ -309,6 +327,8 @@ def _changes(
             continue
         group = by_maker.get(name)
         note = notes[group.name] if group is not None and name == group.name else ""
+        if getattr(module, "bias", True) is None and new.bias is not None:
+            note = f"{note}; gains a bias".removeprefix("; ")
         old, small = (Summary.of(m)._replace(macs=macs.get(name, 0)) for m, macs in ((module, before), (new, after)))
         changes.append(Change.of(name, old, small, note))
     return changes

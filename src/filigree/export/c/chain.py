@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.export.answers import answers
 
@@ -43,10 +44,8 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(
-                f"export: {name or 'the model'!r} ({type(module).__name__}) has forward hooks, which C has not. Remove "
-                "them (torch.nn.utils.prune.remove takes out its own)."
-            )
+            what = why_computed(module) or "has forward hooks: remove them"
+            raise ValueError(f"export: {name or 'the model'!r} ({type(module).__name__}) {what}. C has no hooks.")
     if known(model):
         return [(type(model).__name__, model)]
     tracer = _Tracer(known)

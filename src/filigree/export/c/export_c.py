@@ -132,8 +132,9 @@ def _compare(program: Program, runnable: Compiled, example: Tensor | None) -> tu
     x = torch.randn(_SAMPLES, *program.shape, generator=torch.Generator().manual_seed(0))
     if example is not None:
         own = example[:_SAMPLES].detach().cpu().float().reshape(-1, *program.shape)
-        mean, spread = float(own.mean()), float(own.std(correction=0))
-        x = torch.cat([own, mean + (spread if spread > 1e-6 * abs(mean) else 1.0) * x])  # also of a constant example
+        mean, spread = own.mean(0), own.std(0, correction=0)
+        spread = torch.where(spread > 1e-6 * mean.abs(), spread, 1.0)  # also of a constant example
+        x = torch.cat([own, mean + spread * x])
     trial = program.trial(x)
     outputs = np.frombuffer(runnable.run(trial.main, trial.data), np.float32)
     expected = trial.expected.reshape(-1)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import string
 from typing import Annotated, Any, Literal
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.computed_weights import copied
 from filigree.config import Config, config
 from filigree.export.answers import answers
 from filigree.export.c.chain import chain
@@ -86,7 +86,7 @@ def training_program(model: nn.Module, name: str, prefix: str, options: Training
         ValueError: what is no chain of linear or sparse layers and activations, or trains otherwise in torch (dropout,
             frozen weights, sparsified gradients): the module is named.
     """
-    layers = _trained(copy.deepcopy(model).train())
+    layers = _trained(copied(model).train())
     numbers = {
         "MOMENTUM": options.momentum, "WEIGHT_DECAY": options.weight_decay, "NESTEROV": int(options.nesterov),
     }  # fmt: skip
@@ -177,7 +177,7 @@ def _activate(layer: Trained | None, step: Elementwise, name: str) -> None:
 
 def _trial(model: nn.Module, x: Tensor, options: Training, words: dict[str, str]) -> Trial:
     """Take some steps on the inputs, and compute the outputs after them."""
-    duplicate = copy.deepcopy(model).train()
+    duplicate = copied(model).train()
     like = next(duplicate.parameters())
     x, steps = x.flatten(1).to(like), 4
     batch = max(1, min(options.batch, len(x) // steps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import copied
 from filigree.config import one_line
 from filigree.convert import replace_module
 from filigree.export.answers import answers
@@ -76,7 +77,7 @@ class OnnxReport:
 def export_onnx(
     model: nn.Module, path: str | Path, example: Tensor | tuple[Tensor, ...] | None = None, *,
     training: bool = False, sparse: Choice = "measure", dynamic: bool = True, tolerance: float | None = None,
-    seconds: float = 0.1,
+    seconds: float = 0.1, metadata: Mapping[str, str] | None = None,
 ) -> OnnxReport:  # fmt: skip
     """Write a model, as it is in eval mode, to an ONNX file; the model is left as it was.
 
@@ -92,6 +93,7 @@ def export_onnx(
         dynamic: the first side of all inputs is the batch and may be of any size; otherwise only the example's.
         tolerance: of the outputs' differences, relative to the largest output; by default 1e-4, of float64 1e-8.
         seconds: how long each form of a sparse layer, and the whole, is timed.
+        metadata: text by name that the file holds too, such as the names of classes.
 
     Returns:
         A printable report: file, forms, differences, latencies.
@@ -135,6 +137,8 @@ def export_onnx(
             more = tuple(torch.cat([x, x[:1]]) for x in inputs)
             differences.append(_compared(session, more, _tensors(_alone(model)(*more)), tolerance))
         onnx_ms, torch_ms = time_interleaved([lambda: session.run(inputs), lambda: reference(*inputs)], seconds)
+        for key, text in (metadata or {}).items():
+            program.metadata_props.add(key=key, value=text)
         contents = program.SerializeToString()
         file.write(contents)
     largest, relative = (max(each) for each in zip(*differences, strict=True))
@@ -158,7 +162,7 @@ def _inputs(example: Any, dynamic: bool) -> tuple[Tensor, ...]:
 
 def _alone(model: nn.Module) -> nn.Module:
     """Copy the model as it is used: in eval mode, on the CPU, each call for itself."""
-    duplicate = copy.deepcopy(model).cpu().eval()
+    duplicate = copied(model).cpu().eval()
     for module in duplicate.modules():
         if isinstance(module, CarriesState):  # a file keeps no state from call to call
             module.reset()
@@ -171,7 +175,7 @@ def _plain(
 ) -> tuple[nn.Module, list[OnnxLayer]]:
     """Give every module of the model a form that ONNX has; return the model, and what became of each module."""
     offered = offered_forms(model)
-    chosen = chosen_forms(offered, _layer_inputs(copy.deepcopy(model), list(offered), inputs), sparse, seconds)
+    chosen = chosen_forms(offered, _layer_inputs(copied(model), list(offered), inputs), sparse, seconds)
     layers = []
     for name, module in reversed(list(model.named_modules())):  # submodules before what holds them
         layer: Any = module

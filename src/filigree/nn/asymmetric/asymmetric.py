@@ -55,6 +55,8 @@ class Asymmetric(Conversion):
     of the forward pass: finite differences do not find them. Second derivatives are refused.
     """
 
+    keeps_ties = True
+
     forward: Function = None
     sensitivity: Function = None
     inputs: Function = None
@@ -146,6 +148,8 @@ class AsymmetricAuto(Conversion):
 
     `fg.convert_` records what was chosen, so that a saved model is rebuilt without measuring again.
     """
+
+    keeps_ties = True
 
     k: Any = 40
     k2: Any = 200

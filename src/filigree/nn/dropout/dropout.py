@@ -28,6 +28,8 @@ class FastDropout(Capabilities, nn.Dropout):
 class Dropout(Conversion):
     """Replace every `nn.Dropout` by a `filigree.nn.FastDropout` of the same probability."""
 
+    keeps_ties = True
+
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Dropout
 

@@ -30,7 +30,7 @@ class StrengthDropout(Capabilities, nn.Module):
     `y = x t m / (1 - p)` with t the strengths `(units,)`, 1 at first, and m zero at the dropped units: the share p of
     largest |t| ("top"), or a share p at random of the stronger half, at most all of it ("active"). In eval mode `x t`.
 
-    Shape: `(..., units)` to the same.
+    Shape: `(..., units)` to the same. `ValueError`: the input has another number of units.
     """
 
     def __init__(self, units: int, p: float = 0.5, region: Literal["top", "active"] = "active") -> None:
@@ -40,9 +40,14 @@ class StrengthDropout(Capabilities, nn.Module):
         self.strength = nn.Parameter(torch.ones(units))
 
     def forward(self, x: Tensor) -> Tensor:
+        units = self.strength.numel()
+        if not x.dim() or x.shape[-1] != units:
+            raise ValueError(
+                f"StrengthDropout: expected {units} units in the last dimension. Got {tuple(x.shape)}. GuidedDropout "
+                "takes the layer that is registered before a dropout for the one that it follows: choose with where=."
+            )
         if not self.training or self.p == 0:
             return x * self.strength
-        units = self.strength.numel()
         count = round(self.p * units)
         order = self.strength.detach().abs().sort(descending=True, stable=True).indices
         if self.region == "active":
@@ -66,6 +71,8 @@ class StrengthDropout(Capabilities, nn.Module):
 class GaussianDropout(Conversion):
     """Replace every `nn.Dropout` by multiplicative Gaussian noise of the same mean and variance."""
 
+    keeps_ties = True
+
     def accepts(self, module: nn.Module) -> bool:
         return type(module) is nn.Dropout and module.p < 1
 
@@ -82,6 +89,8 @@ class GaussianDropout(Conversion):
 @config
 class GuidedDropout(Conversion):
     """Replace every `nn.Dropout` after a linear layer by `filigree.nn.StrengthDropout` of the same probability."""
+
+    keeps_ties = True
 
     region: Literal["top", "active"] = "active"
 

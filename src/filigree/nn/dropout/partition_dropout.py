@@ -88,7 +88,8 @@ class PartitionedDropout(Partitions):
         trailing_dims: with "unit", how many dimensions follow that of the features; None: those of images, where the
             input has more than three dimensions and is `(N, C, ...)`, else none.
 
-    What is kept is multiplied by P / (P - 1). The module is the identity in eval mode. Shape: any, to the same. Dense
+    What is kept is multiplied by P / (P - 1). The module is the identity in eval mode. Code that reads `p` to drop by
+    itself, as attention does, drops with probability 1 / P, but not by partitions. Shape: any, to the same. Dense
     equivalent: `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
     """
 
@@ -121,8 +122,13 @@ class PartitionedDropout(Partitions):
         self.step += 1
         return partition_dropout(x, int(self.step) - 1, self.parts, self.partition)
 
+    @property
+    def p(self) -> float:
+        """The probability 1 / P, under the name that `nn.Dropout` has for it."""
+        return 1 / self.parts
+
     def dense(self) -> nn.Module:
-        return nn.Dropout(1 / self.parts)
+        return nn.Dropout(self.p)
 
     def extra_repr(self) -> str:
         return f"parts={self.parts}, per={self.per!r}"
@@ -219,6 +225,8 @@ class PartitionDropout(Conversion):
     In an `nn.Sequential`, a linear or sparse layer that only activations separate from a dropout per unit does not
     compute the rows that will be dropped.
     """
+
+    keeps_ties = True
 
     parts: Annotated[int, pydantic.Field(ge=2)]
     per: Literal["unit", "element"] = "unit"

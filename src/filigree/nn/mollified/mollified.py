@@ -10,12 +10,14 @@ from torch import nn
 
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
+from filigree.layer_selection import ACTIVATION_HINT
 from filigree.nn.mollified.mollified_activation import FUNCTIONS, MollifiedActivation
 from filigree.nn.mollified.mollified_block import MollifiedBlock
 from filigree.nn.mollified.mollified_rnn import MollifiedGRU, MollifiedGRUGates, MollifiedLSTM, MollifiedLSTMGates
 from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
 from filigree.protocols import ResidualBlock
 from filigree.summary import Summary
+from filigree.ties import listed
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
@@ -43,6 +45,8 @@ class Mollified(Conversion):
         seed: for a and for projections.
     """
 
+    keeps_ties = True
+
     c: Annotated[float, pydantic.Field(ge=0)] = 1.0
     a: tuple[float, float] | float = (-2.0, 2.0)
     skip: Literal["pad", "project"] = "pad"
@@ -65,12 +69,17 @@ class Mollified(Conversion):
             return True
         return type(module) in (nn.LSTM, nn.GRU) or _units(module) is not None
 
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        return not isinstance(module, nn.RNNBase)
+
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         blocks = {name: self._block(model, name) for name in names}
         chosen = [name for name in names if blocks[name] is not None]
         if not chosen:
+            others = f" or the {len(names) - 1} other layers" if len(names) > 1 else ""
             raise ValueError(
-                f"Mollified: none of {', '.join(names)} is followed by an activation in an nn.Sequential: no blocks."
+                "Mollified: a block is a layer and the sigmoid, tanh or ReLU after it in an nn.Sequential. "
+                f"None follows {names[0]!r}{others}. {ACTIVATION_HINT}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -84,7 +93,7 @@ class Mollified(Conversion):
             return True
         uses = [other for other, it in model.named_modules(remove_duplicate=False) if it is module]
         if len(uses) > 1:
-            raise ValueError(f"Mollified: {name!r} is used in {len(uses)} places, {', '.join(uses)}: one block each.")
+            raise ValueError(f"Mollified: {name!r} is used in {len(uses)} places, {listed(uses)}: one block each.")
         parent_name, _, key = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         if not isinstance(parent, nn.Sequential):

@@ -26,10 +26,15 @@ class StochasticDepth(Conversion):
         last: the probability of the last block.
     """
 
+    keeps_ties = True
+
     last: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
 
     def accepts(self, module: nn.Module) -> bool:
         return isinstance(module, ResidualBlock)
+
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        return True
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []

@@ -46,6 +46,8 @@ class Noisy(Conversion):
         learn_p: train p.
     """
 
+    keeps_ties = True
+
     form: Kind = "NAH"
     alpha: Annotated[float, pydantic.Field(gt=0)] = 0.9
     c: Annotated[float, pydantic.Field(ge=0)] = 0.5
@@ -108,6 +110,8 @@ class Noisy(Conversion):
 @config
 class NoisyRectifier(Conversion):
     """Replace every `nn.ReLU` by `filigree.nn.NoisyReLU` with this sigma."""
+
+    keeps_ties = True
 
     sigma: Literal["input"] | Annotated[float, pydantic.Field(ge=0)] = "input"
 

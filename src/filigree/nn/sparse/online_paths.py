@@ -112,6 +112,8 @@ class OnlinePaths(Conversion):
         paths: of a step, >= 1. sampling: "jittered" or "independent". rescale: keep each unit's sum of magnitudes.
     """
 
+    keeps_ties, takes_chains = True, True
+
     paths: Annotated[int, pydantic.Field(ge=1)]
     sampling: Steps = "jittered"
     rescale: bool = True

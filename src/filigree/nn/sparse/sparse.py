@@ -11,6 +11,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import computed_tensors
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
@@ -23,6 +24,7 @@ from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
+from filigree.ties import shared_parameters
 from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
 
 
@@ -47,6 +49,8 @@ class Sparse(Conversion):
     A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
     dense form would not fit in memory can be built.
     """
+
+    keeps_ties = True
 
     topology: Topology
     masked: bool = False
@@ -74,8 +78,8 @@ class Sparse(Conversion):
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         changes = self._apply(model, names, inputs)
         kinds: tuple[tuple[Topology, Any], ...] = (  # drawn for fewer layers the topology may leave others dense
-            (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
             (ErdosRenyi(density=1.0), FeatureMajorLinear | ChannelMajorConv2d),
+            (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
         )
         steps: list[tuple[Conversion, list[str]]] = []
         for topology, kind in kinds:
@@ -96,10 +100,10 @@ class Sparse(Conversion):
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
-        shared = _shared_parameters(model)
+        shared = shared_parameters(model)  # a layer that loses one would break the weight tying
         changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
-            if flat_indices is None or id(layer.weight) in shared:
+            if flat_indices is None or (id(layer.weight) in shared and not isinstance(self.topology, Empty)):
                 _materialise(layer)
                 if not self.masked:
                     like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
@@ -116,12 +120,9 @@ class Sparse(Conversion):
             if isinstance(sparse, SparseLinear):
                 sparse.relu = self.fuse and fuse_relu(model, layer)
             converted = _masked(sparse) if self.masked else sparse
-            converted.requires_grad_(layer.weight.requires_grad)
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
-        if any(isinstance(module, SparseConv2d) for module in model.modules()):
-            changes += _channel_major(model, names)
-        return changes
+        return [*changes, *(change for change in channel_major_(model) if change.name not in names)]
 
     def _sparse(
         self, layer: nn.Linear | nn.Conv2d, flat_indices: Tensor, number: int, values: Tensor | None
@@ -165,12 +166,15 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 
-def _channel_major(model: nn.Module, done: list[str]) -> list[Change]:
-    """What stays dense beside sparse convolutions reads and writes in their memory order."""
+def channel_major_(model: nn.Module) -> list[Change]:
+    """Let what stays dense beside sparse convolutions read and write in their memory order."""
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
-    changes = []
+    changes: list[Change] = []
+    if not any(isinstance(module, SparseConv2d) for module in model.modules()):
+        return changes
     for name, module in list(model.named_modules()):
-        if name not in done and (duplicate := duplicates.get(type(module))):
+        duplicate = None if computed_tensors(module) else duplicates.get(type(module))
+        if duplicate is not None:
             replace_module(model, name, replacement := duplicate.like(module))
             changes.append(Change.of(name, module, replacement))
     return changes
@@ -209,13 +213,3 @@ def _materialise(layer: nn.Linear | nn.Conv2d) -> None:
 def _mix(seed: int, number: int) -> int:
     """A seed of its own for each layer's values, so that they do not repeat one another."""
     return (seed * 1_000_003 + number + 1) % 2**63
-
-
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """Parameters that several modules hold: converting one layer would silently break the weight tying."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {key for key, count in owners.items() if count > 1}

@@ -97,10 +97,8 @@ class SparseLinear(SparseLayer):
     def sizes(self) -> list[int]:
         return [self.out_features, self.in_features, int(self.bias is not None)]
 
-    def resize_(self, sizes: list[int]) -> None:
-        self.out_features, self.in_features, bias = sizes
-        self.bias = nn.Parameter(self.values.new_empty(self.out_features)) if bias else None
-        self._take(torch.empty(0, dtype=torch.int64), self.values.new_empty(0))
+    def resized_(self) -> None:
+        self._take(torch.empty(0, dtype=torch.int64), self.values.new_empty(0))  # connections come from the file
 
     @torch.no_grad()
     def keep_outputs_(self, kept: Tensor) -> None:

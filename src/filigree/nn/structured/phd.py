@@ -52,4 +52,5 @@ class PHDLinear(Capabilities, DenseWeightAndBias, nn.Module):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent `nn.Linear`."""
-        return dense_linear(self(torch.eye(self.in_features).to(self.sparse.values)).t(), None)
+        eye = torch.eye(self.in_features).to(self.sparse.values)
+        return dense_linear(self.forward(eye).t(), None)  # without the hooks of a user, as a weight is

@@ -98,9 +98,9 @@ class Sell(Capabilities, DenseWeight, nn.Module):
         like: Any = next(itertools.chain(self.parameters(), self.buffers()))
         dtype = like.real.dtype if like.is_complex() else like.dtype
         eye = torch.eye(self.in_features, dtype=dtype, device=like.device)
-        with evaluating(self):
-            bias = self(torch.zeros_like(eye[:1]))[0]
-            weight = (self(eye) - bias).t()
+        with evaluating(self):  # and without the hooks of a user, as a weight is
+            bias = self.forward(torch.zeros_like(eye[:1]))[0]
+            weight = (self.forward(eye) - bias).t()
         return dense_linear(weight, bias)
 
     def extra_repr(self) -> str:

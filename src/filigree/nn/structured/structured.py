@@ -139,6 +139,8 @@ class FuseLinears(Conversion):
     to 3.9.7 and 3.10.7.2).
     """
 
+    takes_chains = True
+
     by: Any
     features: Annotated[int, pydantic.Field(ge=1)]
 

@@ -1,0 +1,192 @@
+"""The columns of a table while it is read: which one is the label, which only number the rows, which are no numbers."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from filigree.config import clipped
+from filigree.data.dialects import Row, as_point, has_header
+from filigree.data.samples import MARKERS, Reading, Samples, is_number, listed
+
+_LABELS = {"label", "labels", "target", "class", "y"}  # names of columns that hold a label
+
+
+class Columns:
+    """The columns of a table while it is read: numbers but for the label's, and those without a name, which may be an
+    index of text."""
+
+    def __init__(self, preview: list[Row], delimiter: str, how: Reading) -> None:
+        self.delimiter, self.how = delimiter, how
+        self.ends = all(row[-1] == "" for row in preview)  # each line ends with a delimiter
+        rows = [row[:-1] for row in preview] if self.ends else preview
+        self.named = has_header(rows, delimiter, how.target)
+        if self.ends and not self.named:  # then it is the label that is missing
+            self.ends, rows = False, preview
+        width = self.width = Counter(map(len, rows)).most_common(1)[0][0]
+        header = rows[0] if self.named else [""] * width
+        if len(header) != width:
+            raise ValueError(f"its header has {len(header)} columns, its rows have {width}")
+        self.unnamed = [i for i, name in enumerate(header) if self.named and _is_unnamed(name)]
+        self.names = [" ".join(name.split()) or f"column {i + 1}" for i, name in enumerate(header)]
+        self.target = self._find(how.target, "target") if how.target is not None else self._last()
+        left_out = {self._find(name, "drop") for name in how.drop}
+        if self.target in left_out:
+            raise ValueError(f"drop names the label, {self.names[self.target]}")
+        self.unnamed = [i for i in self.unnamed if i not in left_out and i != self.target]
+        self.columns = [i for i in range(width) if i not in left_out and i != self.target]
+        self.rows = 0
+        self.labels: list[str] = []
+        self.texts: dict[int, list[str]] = {i: [] for i in self.unnamed}
+        self.blocks: list[np.ndarray] = []
+        self.words: dict[int, str] = {}  # of columns that are not numbers: the first cell that is none, and where
+        self.markers: dict[str, Counter[str]] = {}
+        self.points = {",": "", ".": ""}  # a number written with each
+
+    def _find(self, name: str, argument: str) -> int:
+        if (count := self.names.count(name)) == 1:
+            return self.names.index(name)
+        if count:
+            raise ValueError(f"{argument}: {count} columns are called {clipped(name)}")
+        if not self.named and name.isdecimal() and 1 <= int(name) <= self.width:
+            return int(name) - 1
+        if not self.named:
+            raise ValueError(
+                f"{argument} must be the number of one of its {self.width} columns, from 1, as they have no names. "
+                f"Got {clipped(name)}"
+            )
+        close = difflib.get_close_matches(name, self.names, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"{argument}: there is no column {clipped(name)}. {hint}Its columns are {listed(self.names, 10)}"
+        )
+
+    def _last(self) -> int:
+        others = [name for name in self.names[:-1] if name.lower() in _LABELS]
+        if self.named and others and self.names[-1].lower() not in _LABELS:
+            raise ValueError(
+                f"it is unclear which column is the label: the last one, {self.names[-1]}, or {others[0]}. Say which: "
+                f"target={others[0]!r}, on the command line --target {others[0]}"
+            )
+        return self.width - 1
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def add(self, block: list[Row]) -> None:
+        for number, row in enumerate(block, self.rows + 1):
+            if len(row) != self.width and not (self.ends and len(row) == self.width + 1 and row[-1].strip() == ""):
+                raise ValueError(f"row {number} has {len(row)} columns where {self.width} were expected")
+        self.labels += [row[self.target].strip() for row in block]
+        for i, column in self.texts.items():
+            column += [row[i].strip() for row in block]
+        numeric = [i for i in self.columns if i not in self.texts]
+        cells = [[row[i] for i in numeric] for row in block]
+        written = "".join(map("".join, cells))
+        try:
+            if "_" in written:
+                raise ValueError("Python would take 1_1 for 11")
+            numbers = np.array([list(map(float, row)) for row in cells], np.float64)
+            if np.isnan(numbers).any():
+                raise ValueError("it says where a value is missing")
+            if "." in written and not self.points["."]:
+                self.points["."] = next(cell for row in cells for cell in row if "." in cell)
+        except ValueError:  # cell by cell, to name what is wrong
+            start = self.rows + 1
+            numbers = np.array(
+                [
+                    [self._number(c, i, n) for i, c in zip(numeric, row, strict=True)]
+                    for n, row in enumerate(cells, start)
+                ]
+            )
+        self.blocks.append(numbers.reshape(len(block), len(numeric)))
+        self.rows += len(block)
+
+    def _number(self, cell: str, column: int, row: int) -> float:
+        """A cell as a number, NaN where it is missing; what is neither is noted."""
+        cell = cell.strip()
+        if cell.lower() in MARKERS or cell.lower() in ("none", "-"):
+            self.markers.setdefault(self.names[column], Counter())[cell] += 1
+            return float("nan")
+        text = as_point(cell, self.delimiter)
+        if not is_number(text):
+            self.words.setdefault(column, f"{clipped(cell[:40])} in row {row}")
+            return float("nan")
+        if text != cell or "." in cell:
+            self.points["," if text != cell else "."] = cell
+        return float(text)
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    def samples(self, check: Callable[[int], None]) -> Samples:
+        if not self.rows:
+            raise ValueError("it holds no rows below its header")
+        notes = [f"its first line is taken for the columns' names, {listed(self.names)}"] if self._by_numbers() else []
+        numeric = [i for i in self.columns if i not in self.texts]
+        x = np.concatenate(self.blocks)
+        index = [i for i, cells in self.texts.items() if _numbers_rows(cells)]
+        running = [i for k, i in enumerate(numeric) if _runs(x[:, k])]
+        if len(running) + len(index) < len(self.columns):  # a lone feature is what there is to learn from
+            index += running
+        if self.how.index_column == "keep":
+            index = []
+        for i in index:
+            name = f"column {i + 1}, without a name," if i in self.unnamed else f"column {self.names[i]!r}"
+            notes.append(f"{name} only numbers the rows and is left out; index_column='keep' (--index-column) keeps it")
+        for i in self.texts:
+            if i not in index:
+                x = np.insert(x, sum(j < i for j in numeric), self._numbers(i), axis=1)
+                numeric = sorted([*numeric, i])
+        kept = [k for k, i in enumerate(numeric) if i not in index]
+        self._refuse_text([i for i in numeric if i not in index])
+        if not kept:
+            raise ValueError("every row must hold numbers and a label. It holds no features")
+        longest = max(map(len, self.labels))
+        check(4 * longest * self.rows)  # numpy pads all labels to the longest
+        counts = self.markers | {self.names[self.target]: Counter(c for c in self.labels if c.lower() in MARKERS)}
+        samples = replace(
+            Samples.of(x[:, kept], np.array(self.labels)),
+            features=tuple(self.names[numeric[k]] for k in kept), label=self.names[self.target], notes=tuple(notes),
+        )  # fmt: skip
+        whole = samples.without_missing(self.how.missing, counts)
+        return whole if self.named else replace(whole, features=())
+
+    def _by_numbers(self) -> bool:
+        return self.named and any(is_number(name) for name in self.names)
+
+    def _numbers(self, column: int) -> np.ndarray:
+        return np.array([self._number(cell, column, row) for row, cell in enumerate(self.texts[column], 1)])
+
+    def _refuse_text(self, columns: list[int]) -> None:
+        words = [i for i in columns if i in self.words]
+        if words:
+            shown = listed([f"{self.names[i]} ({self.words[i]})" for i in words])
+            name = self.names[words[0]] if self.named else str(words[0] + 1)
+            or_label = f" If {name} is the label: target={name!r} (--target)." if self.how.target is None else ""
+            count = "a column holds" if len(words) == 1 else f"{len(words)} columns hold"
+            raise ValueError(
+                f"{count} text, dates or the like: {shown}. Put numbers in their place, or leave them out: "
+                f"drop=[{name!r}], on the command line --drop {name}.{or_label}"
+            )
+        if self.points[","] and self.points["."]:
+            raise ValueError(
+                f"numbers are written with points and with commas, {self.points['.']} and {self.points[',']}"
+            )
+
+
+def _is_unnamed(name: str) -> bool:
+    return name == "" or name.startswith("Unnamed: ")  # so pandas calls a column without a name
+
+
+def _numbers_rows(cells: list[str]) -> bool:
+    """Whether a column without a name says which row it is: all its cells differ, and are whole numbers or text."""
+    whole = all(cell.isdecimal() for cell in cells)
+    return len(set(cells)) == len(cells) and (whole or not any(map(is_number, cells)))
+
+
+def _runs(column: np.ndarray) -> bool:
+    """Whether a column counts the rows: whole numbers, each one more than that before."""
+    return len(column) > 2 and float(column[0]).is_integer() and bool((np.diff(column) == 1).all())

@@ -1,0 +1,69 @@
+"""What the first rows of a table say about it: what stands between its columns, and whether they have names."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from filigree.data.samples import MARKERS, is_number
+
+DELIMITERS = (",", ";", "\t", "|")
+Row = list[str]
+
+
+def rows_of(lines: Iterator[str], delimiter: str) -> Iterator[Row]:
+    """The rows of a table, cells without quotes; spaces after a cell are still there. `csv.Error`: bad quotes."""
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+
+
+def preview_of(lines: Sequence[str], delimiter: str) -> list[Row]:
+    """The rows of some lines, cells without spaces around them; bad quotes are taken as they are."""
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+
+
+def delimiter_of(lines: Sequence[str]) -> str:
+    """The delimiter that gives rows of one length, and most numbers. `ValueError`: none gives two columns."""
+    best, found = (0.0, 0.0, 0), ""
+    for delimiter in DELIMITERS:
+        rows = preview_of(lines, delimiter)
+        width, rows_alike = Counter(map(len, rows)).most_common(1)[0]
+        cells = [cell for row in rows for cell in row]
+        numbers = sum(is_number(as_point(cell, delimiter)) for cell in cells)
+        if width > 1 and (score := (rows_alike / len(rows), numbers / len(cells), width)) > best:
+            best, found = score, delimiter
+    if not found:
+        raise ValueError("every row must hold numbers and a label, with commas, semicolons, tabs or | between")
+    return found
+
+
+def as_point(cell: str, delimiter: str) -> str:
+    """A decimal comma as a point, where commas do not stand between columns."""
+    return cell.replace(",", ".") if delimiter != "," and cell.count(",") == 1 and "." not in cell else cell
+
+
+def has_header(rows: Sequence[Row], delimiter: str, target: str | None = None) -> bool:
+    """Whether the first of these rows holds the columns' names.
+
+    It does where it holds the target's name, or no numbers before its last cell. Names may be numbers: those that
+    pandas gives (0, 1, 2, the column of the index without a name), and others that increase, such as years or
+    wavelengths, below a last cell of text that is no row's label.
+    """
+    first, below = rows[0], rows[1:]
+    *names, last = first
+    if target in first and not is_number(target or ""):
+        return True
+    numbers = [float(cell) for cell in (as_point(name, delimiter) for name in names) if is_number(cell)]
+    if not numbers and not any(name.lower() in MARKERS - {""} for name in names):
+        return True
+    labels = [row[-1] for row in below if row[-1].lower() not in MARKERS]
+    is_class = last in labels or len(set(labels)) == len(labels)  # of one row each, as this one may be
+    if not is_number(last):
+        several = len(numbers) > 1 or first[0] == ""
+        return several and not is_class and all(a < b for a, b in itertools.pairwise(numbers))
+    counted = first[1:] if first[0] == "" else first
+    if len(counted) < 2 or counted != [str(i) for i in range(len(counted))]:
+        return False
+    fractions = any("." in as_point(cell, delimiter) for row in below for cell in row[:-1])
+    return first[0] == "" or len(counted) > 2 or fractions or not is_class

@@ -1,0 +1,97 @@
+"""What leads from a data set's raw rows to a network's inputs, and what its inputs and outputs are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.nn.standardize import Standardize
+
+_ATTRIBUTE = "preprocessing"
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """`inputs = (rows - mean) / deviation`, and names.
+
+    A model trained by a recipe has one as its attribute `preprocessing`, which `fg.save` writes and `fg.load` gives
+    back: `model(model.preprocessing(rows))`. `fg.export` writes it into the file, which then reads raw rows. Set it on
+    a model of your own: `model.preprocessing = data.preprocessing`.
+
+    Attributes:
+        mean, deviation: float64, a number for each feature `(features,)`, or `(1,)` one for all.
+        feature_names: of the columns, where they have names. class_names: of the outputs, where they are known.
+        target_name: of the label's column.
+
+    Raises:
+        ValueError: numbers that are not finite, deviations that are not above 0, or another number of names.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    target_name: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "deviation"):
+            numbers = torch.as_tensor(getattr(self, name), dtype=torch.float64).reshape(-1)
+            object.__setattr__(self, name, numbers)
+        for name in ("feature_names", "class_names"):
+            names = tuple(getattr(self, name))
+            if not all(isinstance(each, str) for each in names):
+                raise ValueError(f"Preprocessing: {name} must be text. Got {names[:5]!r}.")
+            object.__setattr__(self, name, names)
+        if self.mean.shape != self.deviation.shape or not len(self.mean):
+            shapes = f"{tuple(self.mean.shape)} and {tuple(self.deviation.shape)}"
+            raise ValueError(f"Preprocessing: mean and deviation must be as many numbers, at least one. Got {shapes}.")
+        if not bool(self.mean.isfinite().all() and self.deviation.isfinite().all() and (self.deviation > 0).all()):
+            raise ValueError("Preprocessing: mean and deviation must be finite, and deviation above 0.")
+        if len(self.mean) > 1 and len(self.feature_names) not in (0, len(self.mean)):
+            features = f"{len(self.mean)} features and {len(self.feature_names)} names"
+            raise ValueError(f"Preprocessing: each feature must have a name, or none. Got {features}.")
+        if not isinstance(self.target_name, str):
+            raise ValueError(f"Preprocessing: target_name must be text. Got {self.target_name!r}.")
+
+    def __call__(self, rows: Any) -> Tensor:
+        """Raw rows `(n, ...)`, a tensor or what numpy takes, as the network's inputs of the same shape, float32."""
+        x = rows if isinstance(rows, Tensor) else torch.tensor(rows)
+        if x.dim() < 2 or (len(self.mean) > 1 and x[0].numel() != len(self.mean)):
+            features = f"{len(self.mean)} features" if len(self.mean) > 1 else "features"
+            raise ValueError(f"preprocessing: rows must be (rows, {features}). Got {tuple(x.shape)}.")
+        return self.layer()(x)
+
+    def raw(self, inputs: Tensor) -> Tensor:
+        """The rows that give these inputs, in the inputs' type."""
+        mean, deviation = (t.to(inputs.device) for t in (self.mean, self.deviation))
+        return (inputs.flatten(1).double() * deviation + mean).to(inputs.dtype).reshape(inputs.shape)
+
+    @property
+    def leaves_numbers(self) -> bool:
+        """Whether inputs are raw rows as they are: there are names only."""
+        return bool((self.mean == 0).all() and (self.deviation == 1).all())
+
+    def layer(self, dtype: torch.dtype = torch.float32) -> Standardize:
+        """The standardisation as a module, which `nn.Sequential(layer, model)` puts before a model."""
+        return Standardize(self.mean, self.deviation, dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "mean": self.mean, "deviation": self.deviation, "feature_names": list(self.feature_names),
+            "class_names": list(self.class_names), "target_name": self.target_name,
+        }  # fmt: skip
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing | None:
+    """What belongs before a model, if it has been set on it."""
+    own = getattr(model, _ATTRIBUTE, None)
+    return own if isinstance(own, Preprocessing) else None
+
+
+def set_preprocessing(model: nn.Module, preprocessing: Preprocessing | None) -> None:
+    """Set it as the model's attribute `preprocessing`; None leaves the model as it is."""
+    if preprocessing is not None:
+        setattr(model, _ATTRIBUTE, preprocessing)

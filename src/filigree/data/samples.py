@@ -1,0 +1,148 @@
+"""Samples as a file of a user's own holds them: how it is read, what its columns are called, what is missing in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from filigree.config import check_choice, clipped
+
+NUMBERS, LABELS = "biuf", "biufSU"  # kinds of numpy's types
+MARKERS = {"", "na", "n/a", "#n/a", "#na", "<na>", "?", "nan", "-nan", "null", "nat"}  # lower case, without spaces
+MISSING, INDEX_COLUMN = ("refuse", "drop"), ("drop", "keep")
+_LISTED = 5  # columns in a message
+_CLASSES = 10  # classes in a message
+_LONGEST = 100  # characters of a name in a message
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read; the arguments are explained in `fg.data.load`."""
+
+    target: str | None = None
+    missing: str = "refuse"
+    index_column: str = "drop"
+    drop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("data", "missing", self.missing, MISSING)
+        check_choice("data", "index_column", self.index_column, INDEX_COLUMN)
+        if isinstance(self.drop, str) or not all(isinstance(name, str) for name in self.drop):
+            raise ValueError(f"data: drop must be a list of columns' names. Got {clipped(self.drop)}.")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a file holds.
+
+    Attributes:
+        x: `(n, ...)`, float32 or float64. labels: `(n,)`, numbers or text.
+        features: the columns' names, where the file has some. label: what the label is called.
+        notes: a line on each thing that was left out or assumed.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    features: tuple[str, ...] = ()
+    label: str = "y"
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, x: np.ndarray, labels: np.ndarray) -> Samples:
+        """Samples and labels of types and sizes that make sense; what float32 may round stays in float64.
+
+        Labels that are all numbers are compared as numbers: 1 and 1.0 are one class, and 10 comes after 2.
+        """
+        if x.dtype.kind not in NUMBERS or labels.dtype.kind not in LABELS:
+            raise ValueError(f"samples of {x.dtype} and labels of {labels.dtype}")
+        if x.ndim < 1 or not x.size or len(x) != labels.size:
+            raise ValueError(f"samples {x.shape} and {labels.size} labels")
+        if labels.dtype.kind == "S":
+            labels = np.char.decode(labels, "utf-8")
+        if labels.dtype.kind == "U":
+            labels = np.char.strip(labels)
+            present = ~np.isin(np.char.lower(labels), sorted(MARKERS))
+            if present.all() and all(map(is_number, labels.flat)):
+                labels = _numbers(labels)
+        exact = x.dtype.kind == "b" or x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2)
+        return cls(np.asarray(x, np.float32 if exact else np.float64), labels.reshape(-1))
+
+    def without_missing(self, how: str, markers: Mapping[str, Counter[str]] | None = None) -> Samples:
+        """The rows that lack nothing, or `ValueError` with what is missing in how many rows.
+
+        Args:
+            how: "refuse" or "drop". markers: what stood where a value is missing, by column; else it was NaN.
+        """
+        flat = self.x.reshape(len(self.x), -1)
+        gaps, unlabelled = np.isnan(flat), self._unlabelled()
+        lacking = gaps.any(1) | unlabelled
+        if not lacking.any():
+            return self
+        columns = {
+            self.features[i] if self.features else f"feature {i + 1}": int(gaps[:, i].sum())
+            for i in np.flatnonzero(gaps.any(0))
+        }
+        if unlabelled.any():
+            columns[f"label {self.label}"] = int(unlabelled.sum())
+        shown = listed([
+            f"{name} {count}{_as_written((markers or {}).get(name.removeprefix('label '), Counter()))}"
+            for name, count in columns.items()
+        ])  # fmt: skip
+        rows = f"{int(lacking.sum())} of {len(lacking)} rows"
+        if how == "refuse":
+            raise ValueError(
+                f"values are missing in {rows}: {shown}. Fill them in, or leave these rows out: missing='drop', on the "
+                "command line --missing drop."
+            )
+        if lacking.all():
+            raise ValueError(f"values are missing in all {len(lacking)} rows: {shown}")
+        note = f"{rows} are left out, as values are missing there: {shown}"
+        kept = Samples.of(self.x[~lacking], self.labels[~lacking])  # labels may all be numbers now
+        return dataclasses.replace(self, x=kept.x, labels=kept.labels, notes=(*self.notes, note))
+
+    def _unlabelled(self) -> np.ndarray:
+        kind = self.labels.dtype.kind
+        if kind == "U":
+            return np.isin(np.char.lower(self.labels), sorted(MARKERS))
+        return np.isnan(self.labels) if kind == "f" else np.zeros(len(self.labels), bool)
+
+    def summary(self, classes: Sequence[str], y: np.ndarray) -> str:
+        """What was read, in a line: "300 rows, 8 features, label 'species': setosa 100, virginica 200"."""
+        sizes = [
+            f"{' '.join(name.split())} {count}" for name, count in zip(classes, np.bincount(y).tolist(), strict=True)
+        ]
+        return (
+            f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features, label {self.label!r}: "
+            f"{listed(sizes, _CLASSES)}"
+        )
+
+
+def listed(names: Sequence[str], most: int = _LISTED) -> str:
+    """Names with commas between, at most so many of them."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:most]) + more
+
+
+def is_number(cell: str | bytes) -> bool:
+    """Whether a cell of a table is a number, "nan" and "inf" included."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in str(cell)  # Python would take 1_1 for 11
+
+
+def _as_written(markers: Counter[str]) -> str:
+    return f" ({', '.join(marker or 'empty' for marker in list(markers)[:_LISTED])})" if markers else ""
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """Labels as numbers; as integers where all are, since large ones would become equal as floats."""
+    try:
+        return np.array([int(label) for label in labels.flat], np.int64).reshape(labels.shape)
+    except (ValueError, OverflowError):
+        return labels.astype(np.float64)

@@ -1,0 +1,47 @@
+"""Put what leads from raw rows to a model's inputs before the model, so that a file reads raw rows."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.data.preprocessing import Preprocessing
+
+_SAMPLES = 32
+
+
+def reads_raw_rows(model: nn.Module, own: Preprocessing) -> nn.Module:
+    """Return a model of raw rows with the same modules, which keep their names where the model is a plain sequence."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    is_plain = type(model) is nn.Sequential and not (model._forward_hooks or model._forward_pre_hooks)
+    parts = dict(model.named_children()) if is_plain else {"model": model}
+    name = "preprocessing"
+    while name in parts:
+        name += "_"
+    return nn.Sequential(OrderedDict({name: own.layer(dtype), **parts}))
+
+
+def raw_example(example: Any, own: Preprocessing) -> Any:
+    """Return the raw rows of an example of the model's inputs; drawn ones where there is none and a width is known.
+
+    Raises:
+        ValueError: several inputs.
+    """
+    if isinstance(example, tuple | list):
+        if len(example) != 1:
+            raise ValueError(f"export: preprocessing is of one input. Got {len(example)}: set raw=False.")
+        example = example[0]
+    if example is None and len(own.mean) > 1:
+        example = torch.randn(_SAMPLES, len(own.mean), generator=torch.Generator().manual_seed(0))
+    return own.raw(example) if isinstance(example, Tensor) and example.dim() > 1 else example
+
+
+def names_for_the_file(own: Preprocessing) -> dict[str, str]:
+    """Return the names as an ONNX file's metadata: lists in JSON."""
+    named = {"feature_names": own.feature_names, "class_names": own.class_names}
+    lists = {key: json.dumps(names, ensure_ascii=False) for key, names in named.items() if names}
+    return lists | ({"target_name": own.target_name} if own.target_name else {})

@@ -1,0 +1,39 @@
+"""The tensors in what a model returns: a tensor, a tuple, a mapping, a dataclass, or these in each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of a model's output, in order; what is neither a tensor nor holds any is left out."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, tuple | list):
+        parts = list(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        parts = [getattr(output, field.name) for field in fields(output)]
+    else:
+        return []
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def numbers_in(output: Any, who: str) -> list[Tensor]:
+    """Those of them that hold real or complex numbers; at least one.
+
+    Raises:
+        ValueError: there is none; by the name of `who` asks.
+    """
+    numbers = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() or tensor.is_complex()]
+    if not numbers:
+        raise ValueError(
+            f"{who}: the model must return a tensor of numbers, or tuples, mappings or dataclasses of them. "
+            f"Got a {type(output).__name__}."
+        )
+    return numbers

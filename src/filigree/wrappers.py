@@ -1,0 +1,32 @@
+"""What wraps a model without being a part of it: compiled modules, and those that run on several devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+_COMPILED = "_orig_mod"  # where torch.compile keeps a module, which is in the names of all that is inside
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without `torch.compile`, `DataParallel` and `DistributedDataParallel` around it."""
+    while True:
+        if _COMPILED in model._modules:
+            model = model.get_submodule(_COMPILED)
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def names_in(model: nn.Module) -> Callable[[str], str]:
+    """A function from names in a wrapped model to those in the model itself, whose parts are not compiled either."""
+    inner = unwrapped(model)
+    whole = next(name for name, module in model.named_modules() if module is inner)
+
+    def name_in(name: str) -> str:
+        own = name.removeprefix(f"{whole}.") if whole and name != whole else name.removeprefix(whole)
+        return ".".join(part for part in own.split(".") if part != _COMPILED)
+
+    return name_in
