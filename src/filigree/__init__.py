@@ -26,6 +26,7 @@ from filigree.compress import (
 from filigree.compress.compression import compress_
 from filigree.convert import convert_
 from filigree.dynamics import (
+    EMA,
     EXD,
     LDV,
     OSV,
@@ -46,6 +47,7 @@ from filigree.dynamics import (
     SelectionSchedule,
     Sequence,
     Static,
+    match_connections_,
 )
 from filigree.export import export
 from filigree.io.saving import load, save
@@ -109,6 +111,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "ACDC",
     "AFDF",
+    "EMA",
     "EXD",
     "LDV",
     "OSV",
@@ -182,6 +185,7 @@ __all__ = [
     "fit",
     "fit_gamma",
     "load",
+    "match_connections_",
     "measure",
     "models",
     "net_deviation",

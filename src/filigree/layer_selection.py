@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -65,22 +65,24 @@ def _wanted(model: nn.Module, fitting: list[str], where: Where, caller: str, con
         kinds = list(dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children())))
         hint = _behind(_conv1d(model, config) + _activations(config))
         raise ValueError(f"{caller}: no module was selected: none can be. There are {listed(kinds, 12)}.{hint}")
-    if isinstance(where, str):
-        where = [where]
+    able = {name: model.get_submodule(name) for name in fitting}
+    return matching(able, where, caller, "module that can be converted")
+
+
+def matching(able: Mapping[str, Any], where: Where, caller: str, what: str) -> list[str]:
+    """Those of some modules by name that `where` wants; at least one. `what` they are is said in the `ValueError`."""
     if where is None:
-        wanted = fitting
-    elif callable(where):
-        wanted = [name for name in fitting if where(name, model.get_submodule(name))]
+        return list(able)
+    if callable(where):
+        wanted = [name for name, module in able.items() if where(name, module)]
     else:
-        for glob in where:
-            if not fnmatch.filter(fitting, glob):
-                raise ValueError(
-                    f"{caller}: where={glob!r} matches no module that can be converted. "
-                    f"Those are: {listed(fitting, 12)}."
-                )
-        wanted = [name for name in fitting if any(fnmatch.fnmatchcase(name, glob) for glob in where)]
+        globs = [where] if isinstance(where, str) else where
+        for glob in globs:
+            if not fnmatch.filter(able, glob):
+                raise ValueError(f"{caller}: where={glob!r} matches no {what}. Those are: {listed(list(able), 12)}.")
+        wanted = [name for name in able if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
     if not wanted:
-        raise ValueError(f"{caller}: no module was selected. Those that can be are: {listed(fitting, 12)}.")
+        raise ValueError(f"{caller}: no module was selected. Those that can be are: {listed(list(able), 12)}.")
     return wanted
 
 

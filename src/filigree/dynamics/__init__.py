@@ -1,5 +1,6 @@
 """What changes while a network trains."""
 
+from filigree.dynamics.average import EMA, match_connections_
 from filigree.dynamics.dropout_annealing import DropoutAnnealing
 from filigree.dynamics.error_feedback import ErrorFeedback
 from filigree.dynamics.evolution import Evolution
@@ -7,6 +8,7 @@ from filigree.dynamics.gradient_noise import GradientNoise
 from filigree.dynamics.mollification_annealing import MollificationAnnealing
 from filigree.dynamics.noise_annealing import NoiseAnnealing
 from filigree.dynamics.presets import EXD, LDV, OSV, SET, RigL
+from filigree.dynamics.rewiring import Rewiring
 from filigree.dynamics.schedules import (
     Adaptive,
     Constant,
@@ -23,6 +25,7 @@ from filigree.dynamics.schedules import (
 from filigree.dynamics.selection_schedule import SelectionSchedule
 
 __all__ = [
+    "EMA",
     "EXD",
     "LDV",
     "OSV",
@@ -40,10 +43,12 @@ __all__ = [
     "NoiseAnnealing",
     "Oscillation",
     "Product",
+    "Rewiring",
     "RigL",
     "Schedule",
     "SelectionSchedule",
     "Sequence",
     "Static",
     "Sum",
+    "match_connections_",
 ]

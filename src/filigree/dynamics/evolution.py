@@ -6,16 +6,22 @@ import functools
 import math
 import os
 import time
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from filigree.dynamics.consistency import check_rewired, gathered
 from filigree.dynamics.horizon import horizon_of
+from filigree.dynamics.optimizer_state import Kept, Reset, find_state, held
 from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
+from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
+from filigree.layer_selection import Where, matching
 from filigree.untrained import mark_untrained
 
 
@@ -39,11 +45,14 @@ class Evolution:
 
     After epoch i each sparse layer loses the fraction `zeta_i` of its smallest positive and of its largest negative
     weights and every exact zero, and gains as many connections where there are none. The number of connections never
-    changes, and the optimizer's state follows: it is permuted with the values and zero at new connections.
+    changes, and the optimizer's state follows: it is permuted with the values, and at new connections zero (or what it
+    starts with in Rprop and Adagrad). Layers whose weights are frozen (`requires_grad` is False) stay as they are.
 
     Args:
         model: holds sparse layers (after `fg.convert_`).
-        optimizer: holds their parameters; any whose state tensors have the parameter's shape. May be None.
+        optimizer: holds the weights of all layers that evolve. A list of several, or a wrapper that holds one in an
+            attribute, will do; may be None. A state that does not go weight by weight (the history of LBFGS, the
+            factors of Adafactor in masked layers) begins anew after each rewiring, with a warning.
         schedule: zeta: a `Schedule`, a number, or a callable `f(epoch) -> zeta`.
         epochs: the horizon: how often `step` will be called, the last call included, which rewires no more. `fg.fit`
             and the callbacks for trainers fill it in. In a loop of your own give it: without it the last call rewires
@@ -57,25 +66,28 @@ class Evolution:
         interval: when a trainer calls `step`: after each "epoch", or after each "step" of the optimizer, which `epochs`
             then counts.
         seed: of removal, growth and new weights.
+        where: which sparse layers evolve, by default all: a predicate `(name, layer) -> bool`, or glob patterns on
+            their names, as in `fg.convert_`.
 
     Of several data-parallel processes each calls `step` after the same update; all remove and grow the same
     connections, by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every
     rewiring is checked: see `check_rewired`.
 
     Attributes:
+        layers: by name those that evolve, as long as they are not frozen.
         epoch: rewirings due so far. rate: the zeta applied last. seconds: time spent in `step`, in seconds.
         births: for each layer the epoch in which each connection was grown (0: from the start).
         deaths: for each layer, rows (born, died, count) of the connections removed so far.
 
     Raises:
-        ValueError: no sparse layers; an optimizer that does not hold their parameters (made before `convert_`); at
-            `step`, a schedule without its horizon or zeta outside [0, 1].
+        ValueError: no sparse layers, or all frozen; an optimizer that does not hold the weights of one that evolves
+            (made before `convert_`, or of others); at `step`, a schedule without its horizon or zeta outside [0, 1].
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: Any,
         schedule: Schedule | float | Callable[..., float],
         epochs: int | None = None,
         *,
@@ -85,14 +97,21 @@ class Evolution:
         every: int = 1,
         interval: Literal["epoch", "step"] = "epoch",
         seed: int = 0,
+        where: Where = None,
     ) -> None:
-        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Evolvable)}
-        if not self.layers:
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Evolvable)}
+        if not layers:
             raise ValueError(
                 "Evolution: the model has no sparse layers. Call fg.convert_(model, fg.Sparse(...)) first."
             )
+        self.layers = {name: layers[name] for name in matching(layers, where, "Evolution", "sparse layer")}
+        if not self._evolving():
+            raise ValueError(
+                "Evolution: at least one sparse layer must train. Frozen (requires_grad is False) are "
+                f"{', '.join(self.layers)}."
+            )
         self.optimizer, self.schedule = optimizer, as_schedule(schedule)
-        _check_optimizer(optimizer, self.layers)
+        _check_optimizer(optimizer, self._evolving())
         for label, number, least in (
             ("epochs", epochs, 1), ("every", every, 1), ("stop_before_end", stop_before_end, 1)
         ):  # fmt: skip
@@ -114,27 +133,50 @@ class Evolution:
         }
         self.deaths = {name: torch.zeros(0, 3, dtype=torch.int64) for name in self.layers}
         self._memory: dict[str, float] = {}
+        self._followers: OrderedDict[int, Follower] = OrderedDict()
+        self._warned = False
         self._checks = os.environ.get("FILIGREE_DEBUG") == "1"
-        self._watch = {name: _Watch(layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
+        self._watch = {name: _Watch(name, layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
 
     def set_horizon(self, calls: int) -> None:
         """A run begins, or goes on, in which `step` is called so many times. `ValueError`: `epochs` contradicts it."""
         self.epochs = horizon_of("Evolution", self._given, self.calls, calls)
 
+    def on_rewire(self, callback: Callable[[Rewiring], Any]) -> RemovableHandle:
+        """Have `callback(rewiring)` called after each rewiring, for each layer that was rewired: a `Rewiring`.
+
+        What goes by the position of a weight follows there, for instance an average of your own:
+
+            average = {name: p.detach().clone() for name, p in model.named_parameters()}
+            evolution.on_rewire(lambda rewiring: rewiring.move_(average[rewiring.parameter]))
+
+        All layers, the optimizer's state and the evolution's own are then those after the rewiring. Callbacks are not
+        part of `state_dict`. The handle's `remove()` ends the calls.
+        """
+        handle = RemovableHandle(self._followers)
+        self._followers[handle.id] = callback
+        return handle
+
     def step(self, metrics: dict[str, Any] | None = None) -> None:
         """The end of an epoch: rewire at the schedule's rate. `metrics` is what `Adaptive` reads.
 
         Raises:
-            ValueError: zeta outside [0, 1], a missing horizon, growth by gradient without a backward pass. Model,
-                optimizer and evolution are then as they were.
+            ValueError: zeta outside [0, 1], a missing horizon, growth by gradient without a backward pass, an optimizer
+                that does not hold the weights of a layer. Model, optimizer and evolution are then as they were.
         """
         began = time.perf_counter()
         is_due = (self.calls + 1) % self.every == 0
+        layers, states, resets = dict[str, Evolvable](), list[list[Kept]](), list[Reset]()
         if is_due:
+            layers = self._evolving()
+            memory = dict(self._memory)
             rate = self._next_rate(metrics)
             if rate > 0:
-                for watch in self._watch.values():
-                    watch.last()
+                try:
+                    states, resets = self._check(layers)
+                except ValueError:
+                    self._memory = memory
+                    raise
             self.rate = rate
         self.calls += 1
         for watch in self._watch.values():
@@ -143,12 +185,41 @@ class Evolution:
             return
         self.epoch += 1
         if self.rate > 0:
-            for name, layer in self.layers.items():
+            rewirings = []
+            for (name, layer), state in zip(layers.items(), states, strict=True):
                 connections = len(self.births[name])
-                self._rewire(name, layer)
+                rewiring = self._rewire(name, layer, state)
+                if rewiring is not None and self._followers:
+                    rewirings.append(rewiring)
                 if self._checks:
                     check_rewired(name, layer, connections)
+            self._reset(resets)
+            for callback in list(self._followers.values()):
+                for rewiring in rewirings:
+                    callback(rewiring)
         self.seconds += time.perf_counter() - began
+
+    def _evolving(self) -> dict[str, Evolvable]:
+        return {name: layer for name, layer in self.layers.items() if layer.connections.requires_grad}
+
+    def _check(self, layers: dict[str, Evolvable]) -> tuple[list[list[Kept]], list[Reset]]:
+        """All that can be refused, before anything moves; and what the optimizer keeps of each layer's weights."""
+        _check_optimizer(self.optimizer, layers)
+        for name in layers:
+            if name in self._watch:
+                self._watch[name].last()
+        return find_state(self.optimizer, [layer.connections for layer in layers.values()])
+
+    def _reset(self, resets: list[Reset]) -> None:
+        for reset in resets:
+            reset.state.clear()
+        if resets and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Evolution: the state of {resets[0].optimizer} ({', '.join(resets[0].names)}) does not go connection "
+                "by connection: it begins anew after each rewiring.",
+                stacklevel=3,
+            )
 
     def _next_rate(self, metrics: dict[str, Any] | None) -> float:
         rewirings = None if self.epochs is None else math.ceil(self.epochs / self.every)
@@ -168,12 +239,12 @@ class Evolution:
         return rate
 
     @torch.no_grad()
-    def _rewire(self, name: str, layer: Evolvable) -> None:
+    def _rewire(self, name: str, layer: Evolvable, state: list[Kept]) -> Rewiring | None:
         flat_indices, weights = layer.flat_indices(), layer.weights()
         keep = survivors(weights, self.rate)
         kept, removed = flat_indices[keep], int((~keep).sum())
         if not removed:
-            return
+            return None
         grown, source = merge(kept, self._grow(name, layer, kept, removed))
         old = keep.nonzero().squeeze(1)  # where in the old order each survivor was
         source = torch.where(source < 0, -1, old[source.clamp(min=0)] if len(old) else source)
@@ -181,12 +252,13 @@ class Evolution:
         new_weights = torch.where(is_new, 0, weights[source.clamp(min=0)])
         new_weights[is_new] = self._new_weights(layer, grown, is_new).to(weights)
         layer.rewire_(grown, new_weights)
-        state = self.optimizer.state.get(layer.connections, {}) if self.optimizer else {}
-        for tensor in (layer.connections.grad, *state.values()):
-            if isinstance(tensor, Tensor) and tensor.shape == layer.connections.shape:
-                layer.permute_optimizer_state_(tensor, source)
+        rewiring = Rewiring(name, layer, flat_indices, grown, source)
+        grad = layer.connections.grad
+        for tensor, new in (*([] if grad is None else [Kept(grad, 0.0)]), *state):
+            rewiring.move_(tensor, new)
         mark_untrained(layer)
         self._remember(name, keep, source, is_new)
+        return rewiring
 
     def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
         if self.grow == "random":
@@ -255,15 +327,16 @@ class _Watch:
     """Holds a layer's inputs and the gradients at its pre-activations, for growth by gradient: of all its calls in the
     last backward pass (a recurrent network calls a layer once a time step)."""
 
-    def __init__(self, layer: Evolvable) -> None:
+    def __init__(self, name: str, layer: Evolvable) -> None:
         assert isinstance(layer, nn.Module)
+        self._name = name
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.fresh = False  # no step has followed yet
         self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
         layer.register_forward_hook(self._forward)
 
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        if not y.requires_grad:
+        if not y.requires_grad or not layer.connections.requires_grad:
             return
         self._over = True
         x, active = inputs[0].detach(), (y.detach() > 0 if getattr(layer, "relu", False) else None)
@@ -277,17 +350,24 @@ class _Watch:
 
     def last(self) -> list[tuple[Tensor, Tensor]]:
         if not self.seen:
-            raise ValueError("Evolution: growth by gradient needs a backward pass before step().")
+            raise ValueError(
+                f"Evolution: growth by gradient needs a backward pass before step(). None reached layer {self._name!r}."
+            )
         return self.seen
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer | None, layers: dict[str, Evolvable]) -> None:
+def _check_optimizer(optimizer: Any, layers: dict[str, Evolvable]) -> None:
     if optimizer is None:
         return
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, layer in layers.items():
-        if id(layer.connections) not in held:
-            raise ValueError(
-                f"Evolution: the optimizer does not hold the weights of layer {name!r}; made before convert_, it holds "
-                "stale parameters. Make the optimizer after convert_."
-            )
+    known = held(optimizer)
+    others = [name for name, layer in layers.items() if id(layer.connections) not in known]
+    if others and len(others) == len(layers):
+        raise ValueError(
+            f"Evolution: the optimizer does not hold the weights of layer {others[0]!r}; made before convert_, it "
+            "holds stale parameters. Make the optimizer after convert_."
+        )
+    if others:
+        raise ValueError(
+            f"Evolution: the optimizer does not hold the weights of layer {others[0]!r}. Freeze it "
+            "(requires_grad_(False)), or choose the layers that evolve by where=."
+        )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from filigree.dynamics.evolution import Evolution
 from filigree.dynamics.schedules import Constant, CosineDecay, ExponentialDecay, LinearDecrease, Oscillation
 
-Optimizer = torch.optim.Optimizer | None
+Optimizer = Any  # one or a list of several, or what holds one; None
 
 
 def SET(

@@ -203,7 +203,7 @@ class PartitionedSparseLinear(SparseLinear):
             return super().forward(x)
         x = self._checked(x)
         rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
-        y = rows_linear(self._pattern, rows, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
+        y = rows_linear(self.pattern, rows, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
         return y.reshape(*x.shape[:-1], self.out_features)
 
 

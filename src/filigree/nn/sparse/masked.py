@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.drop_in import dense_linear
+from filigree.nn.sparse.copies import TracksCopies
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
 
-class MaskedLayer(Capabilities, nn.Module):
+class MaskedLayer(Capabilities, TracksCopies):
     """Base of both: takes over connections and weights of a sparse layer.
 
     In `state_dict`: `weight` in the dense layer's shape, `mask` bool, `bias`.
@@ -24,6 +25,8 @@ class MaskedLayer(Capabilities, nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     mask: Tensor
+    index_names = ("mask",)
+    by_position = False
 
     def __init__(self, layer: SparseLayer, dense: Any) -> None:
         super().__init__()
@@ -80,11 +83,13 @@ class MaskedLayer(Capabilities, nn.Module):
         flat_indices = flat_indices.to(self.mask.device)
         self.mask.zero_().view(-1)[flat_indices] = True
         self.weight.zero_().view(-1)[flat_indices] = weights.to(self.weight)
+        self._copies.rewired(self)
 
-    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None:
-        kept = torch.zeros_like(self.mask).view(-1)
-        kept[self.flat_indices().to(kept.device)[(source >= 0).to(kept.device)]] = True
-        state.mul_(kept.view_as(state))
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor, new: float = 0.0) -> None:
+        flat_indices, is_kept = self.flat_indices().to(state.device), (source >= 0).to(state.device)
+        moved = torch.zeros_like(state).view(-1)
+        moved[flat_indices] = torch.where(is_kept, state.reshape(-1)[flat_indices], new)
+        state.copy_(moved.view_as(state))
 
     # -- export: as the sparse layers that they are equal to ---------------------------------------------------------
 
@@ -108,6 +113,7 @@ class MaskedLinear(MaskedLayer):
         self.relu = layer.relu
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_copies()
         y = F.linear(x, self.weight * self.mask, self.bias)
         return y.relu() if self.relu else y
 
@@ -134,6 +140,7 @@ class MaskedConv2d(MaskedLayer):
         self._like = [dense.to("meta")]  # its hyperparameters; in a list, so that it is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_copies()
         return self._like[0]._conv_forward(x, self.weight * self.mask, self.bias)
 
     def extra_repr(self) -> str:

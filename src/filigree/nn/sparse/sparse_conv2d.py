@@ -65,7 +65,7 @@ class SparseConv2d(SparseLayer):
             x = self._cast(x)
         if self.padding_mode != "zeros":
             x = F.pad(x, self._around, mode=self.padding_mode)
-        return conv2d(self.values, self.bias, x, self.indptr, self.indices, self._geometry)
+        return conv2d(self.values, self.bias, x, *self.pattern[:2], self._geometry)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -77,7 +77,7 @@ class SparseConv2d(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
-        weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
+        weight = reference.dense(*self.pattern[:2], self.values, self.in_features)
         return dense_conv2d(self, weight, self.bias)
 
     @classmethod

@@ -13,18 +13,23 @@ from filigree.modes import is_autocast
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.resizing import resize_
+from filigree.nn.sparse.copies import TracksCopies, fingerprint, is_plain, version
 from filigree.ops.c_steps import csr, floats
 from filigree.ops.pattern import Pattern, csr_pattern
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
-class SparseLayer(Capabilities, DenseWeight, nn.Module):
+class SparseLayer(Capabilities, DenseWeight, TracksCopies):
     """Base of `SparseLinear` and `SparseConv2d`: the nonzeros of a weight matrix `(out_features, in_features)`."""
 
     values: nn.Parameter
     bias: nn.Parameter | None
     indptr: Tensor
     indices: Tensor
+    index_names = ("indptr", "indices")
+    _pattern: Pattern
+    _seen: tuple[int, int] | None = None  # versions of the index for which the pattern is right
+    _fingerprints: tuple[int, int] | None = None  # of the index, and of what is derived from it
 
     def __init__(
         self,
@@ -49,8 +54,17 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
 
     @property
     def pattern(self) -> Pattern:
-        """Where the connections are, with the index of the transpose that the backward pass reads."""
-        return self._pattern
+        """Where the connections are, with the index of the transpose that the backward pass reads.
+
+        It is derived anew where the buffers `indptr` and `indices` were changed in place or are others, as after an
+        average over buffers or in `torch.func.functional_call`.
+
+        Raises:
+            ValueError: they are no index, or the layer is an average that was not told of a rewiring.
+        """
+        if torch.compiler.is_compiling() or self._is_seen():
+            return self._pattern
+        return self._follow_buffers()
 
     @property
     def nnz(self) -> int:
@@ -100,7 +114,7 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
 
     def flat_indices(self) -> Tensor:
         """The sorted flat indices `out * in_features + in` of the connections, int64, on the CPU."""
-        return flat_indices_of(Pattern(*(part.cpu() for part in self._pattern)))
+        return flat_indices_of(Pattern(*(part.cpu() for part in self.pattern)))
 
     def weights(self) -> Tensor:
         """The connections' weights in the order of `flat_indices`, detached, on the CPU."""
@@ -116,11 +130,12 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
             self.values.copy_(weights)
         else:
             resize_(self.values, weights)
+        self._copies.rewired(self)
 
-    def permute_optimizer_state_(self, state: Tensor, source: Tensor) -> None:
+    def permute_optimizer_state_(self, state: Tensor, source: Tensor, new: float = 0.0) -> None:
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
         source = source.to(state.device)
-        state.copy_(torch.where(source < 0, 0, state[source.clamp(min=0)]))
+        state.copy_(torch.where(source < 0, new, state[source.clamp(min=0)]))
 
     # -- export --------------------------------------------------------------------------------------------------
 
@@ -135,11 +150,75 @@ class SparseLayer(Capabilities, DenseWeight, nn.Module):
         self.register_buffer("indices", pattern.indices)
         for name in Pattern._fields[2:]:
             self.register_buffer(name, getattr(pattern, name), persistent=False)
-        self._pattern = pattern
+        self._fingerprints = fingerprint(*pattern[:2]), fingerprint(*pattern[2:])
+        self._copies.known.add(self._fingerprints[0])
+        self._take_buffers()
+
+    def _take_buffers(self) -> None:
+        self._pattern = Pattern(*(self._buffers[name] for name in Pattern._fields))  # type: ignore[arg-type]
+        self._seen = version(self._pattern.indptr), version(self._pattern.indices)
+
+    def _is_seen(self) -> bool:
+        """Whether the pattern is that of the buffers, as far as torch counts writing; content is not looked at."""
+        indptr, indices, buffers = self._pattern.indptr, self._pattern.indices, self._buffers
+        same = buffers["indptr"] is indptr and buffers["indices"] is indices
+        return same and self._seen == (version(indptr), version(indices)) and not self._copies.waiting
+
+    def _follow_buffers(self) -> Pattern:
+        """The pattern that the buffers hold now; what is derived from the index is made anew if that is another."""
+        if not all(is_plain(part) and not part.is_meta for part in self.index_buffers()):
+            self._check_mapped()
+            return self._pattern
+        self._check_copies()
+        derived = [part for name in Pattern._fields[2:] if (part := self._buffers[name]) is not None]
+        now = fingerprint(self.indptr, self.indices), fingerprint(*derived)
+        if now == self._fingerprints:
+            self._take_buffers()
+            return self._pattern
+        if self._fingerprints is None or now[0] != self._fingerprints[0]:
+            name = f"{type(self).__name__}: indptr and indices were changed in place"
+            if self._copies.has_relatives and now[0] not in self._copies.known:
+                raise ValueError(
+                    f"{name} to no topology that the layer or a copy of it has had: an average of weights must leave "
+                    "integer buffers alone, as fg.EMA does."
+                )
+            check_csr(self.indptr, self.indices, self.out_features, self.in_features, name)
+        with torch.inference_mode(False):  # it is kept, and training will read it too
+            parts = csr_pattern(self.indptr.cpu().numpy().copy(), self.indices.cpu().numpy().copy(), self.in_features)
+            self._set_pattern(Pattern(*(part.to(self.values.device) for part in parts)))
+        return self._pattern
+
+    def _check_mapped(self) -> None:
+        """`ValueError` where `torch.vmap` runs over layers of several topologies: there is one pattern for all."""
+        for name in self.index_names:
+            part = self._buffers[name]
+            while part is not None and torch._C._functorch.is_functorch_wrapped_tensor(part):
+                part = torch._C._functorch.get_unwrapped(part)
+            own = getattr(self._pattern, name)
+            if part is None or not is_plain(part) or part.is_meta:
+                continue
+            if part.shape[-1:] != own.shape or not bool((part == own).all()):
+                raise ValueError(
+                    f"{type(self).__name__}: layers that torch.vmap runs together must have the same connections."
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seen = None  # a copy looks at what it holds before it computes
+        if self._fingerprints is not None:
+            self._copies.known.add(self._fingerprints[0])
+
+    def train(self, mode: bool = True) -> Self:
+        if mode != self.training:
+            self._seen = None  # buffers may have been written through `.data`, which nothing counts
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        seen = self._seen is not None and self._is_seen()
         super()._apply(fn, recurse)
-        self._pattern = Pattern(*(self._buffers[name] for name in Pattern._fields))  # type: ignore[arg-type]
+        self._take_buffers()
+        if not seen:
+            self._seen = None
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -68,8 +68,8 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         x = self._checked(x)
         if x.dim() == 2:
-            return sparse.linear(self._pattern, self.values, self.bias, x, self.relu)
-        y = sparse.linear(self._pattern, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
+            return sparse.linear(self.pattern, self.values, self.bias, x, self.relu)
+        y = sparse.linear(self.pattern, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _checked(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class SparseLinear(SparseLayer):
     @torch.no_grad()
     def dense(self) -> nn.Module:
         """The equivalent torch module: an `nn.Linear`, followed by `nn.ReLU` where that is fused in."""
-        weight = reference.dense(self.indptr, self.indices, self.values, self.in_features)
+        weight = reference.dense(*self.pattern[:2], self.values, self.in_features)
         linear = dense_linear(weight, self.bias)
         return nn.Sequential(linear, nn.ReLU()) if self.relu else linear
 
