@@ -132,7 +132,7 @@ def residual_images() -> nn.Module:
     return Wired(run, stem=convs(2, 8), block=block, short=nn.Conv2d(8, 12, 1), head=classifier(12))
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True)
 def densely_connected() -> nn.Module:
     """Each layer reads the concatenation of all before it."""
 

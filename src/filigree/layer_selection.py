@@ -114,6 +114,5 @@ def _activations(config: Any) -> list[str]:
 
 
 ACTIVATION_HINT = (
-    "Activations must be modules of torch.nn, such as nn.Tanh(): functions in a forward, and classes of transformers, "
-    "cannot be replaced."
+    "Activations must be modules of torch.nn, such as nn.Tanh(), not functions in a forward or classes of transformers."
 )

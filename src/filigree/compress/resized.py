@@ -39,19 +39,19 @@ class Resized(Conversion):
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         modules = {name: model.get_submodule(name) for name in names}
         before = {name: Summary.of(module) for name, module in modules.items()}
-        resized: dict[Tensor, Tensor | None] = {}  # one that several modules hold stays one
+        resized: dict[tuple[Tensor, str], Tensor | None] = {}  # one that several modules hold stays one, of one shape
         for name, key, shape in self.tensors:
             module = model.get_submodule(name)
             home: Any = module._parameters if key in module._parameters else module._buffers
             if key not in home:
                 raise ValueError(f"{name!r} has no parameter or buffer {key!r}.")
             old = home[key]
-            if old is None or old not in resized:
+            if old is None or (old, str(shape)) not in resized:
                 new = None if shape is None else _zeros(model, module, key, shape)
                 if old is not None:
-                    resized[old] = new
+                    resized[old, str(shape)] = new
             else:
-                new = resized[old]
+                new = resized[old, str(shape)]
             setattr(module, key, new)
             module._non_persistent_buffers_set.discard(key)
         for name, key, number in self.numbers:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.budget import outputs_on
-from filigree.compress.pruning.refit import better, channels_of, least_squares, may_gain_biases, original_outputs
+from filigree.compress.pruning.refit import better, channels_of, least_squares, original_outputs
 from filigree.compress.pruning.removal import copied
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse, channel_major_
@@ -28,7 +28,7 @@ def prune_connections(
     """Keep the share `config.keep` of each dense layer's weights, those of the highest score.
 
     With data and `compensate="least_squares"` the weights of linear layers that stay are refitted, each unit's on its
-    own connections; without data they stay as they are.
+    own connections, and gain no bias; without data they stay as they are.
     """
     who = type(config).__name__
     if not isinstance(config.keep, float) or config.compensate == "correlation":
@@ -54,8 +54,7 @@ def prune_connections(
     if linear and config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
         refitted, targets = copied(pruned), original_outputs(model, linear, x)
-        biases = may_gain_biases(model)
-        unfit = least_squares(refitted, channels_of(model, [], {}), targets, x, config.damping, biases)
+        unfit = least_squares(refitted, channels_of(model, [], {}), targets, x, config.damping, biases=False)
         pruned, note = better(who, "least_squares", pruned, refitted, x, outputs_on(model, x), unfit)
         changes.append(Change.of("outputs", None, None, note))
     for name in names:

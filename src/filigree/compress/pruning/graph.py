@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from filigree.computed_weights import why_computed
 from filigree.config import one_line
-from filigree.convert import inference_context
+from filigree.convert import inference_context, run_on
 from filigree.modes import evaluating
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.optional import needed
@@ -284,7 +284,7 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 
     hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if has_units(m)]
     with inference_context(model, hooks):
-        model(example)
+        run_on(model, example, "pruning")
     return macs
 
 
