@@ -218,7 +218,7 @@ def of_sample(model):
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own LSTM
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", ["flat", "recurrent"])
+@pytest.mark.parametrize("kind", ["flat", pytest.param("recurrent", marks=pytest.mark.long("loops"))])
 @pytest.mark.parametrize(("label", "config"), [pytest.param(*pair, id=pair[0]) for pair in examples()])
 def test_per_sample_gradients_of_every_method(label, config, kind, training):
     """In eval mode as of one sample after the other; in training too, but for random numbers: there they are finite."""
@@ -321,7 +321,7 @@ def test_what_cannot_be_transformed_is_refused_in_a_line():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own LSTM
-@pytest.mark.parametrize("kind", ["flat", "recurrent"])
+@pytest.mark.parametrize("kind", ["flat", pytest.param("recurrent", marks=pytest.mark.long("loops"))])
 @pytest.mark.parametrize(("label", "config"), [pytest.param(*pair, id=pair[0]) for pair in examples()])
 def test_batched_gradients_in_training_are_those_of_one_after_the_other(label, config, kind):
     model, x = network(kind, config)

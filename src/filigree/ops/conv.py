@@ -273,11 +273,11 @@ def _formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, bias, x, *index = ctx.saved_tensors
     _, need_bias, need_input, *_ = ctx.needs_input_grad
     if torch.is_grad_enabled() or transforming():  # it is to be differentiated itself, or is batched
-        found = gradients(
+        computed = gradients(
             lambda v, b, x: _dense(v, b, x, index[0], index[1], ctx.geometry), (values, bias, x),
             ctx.needs_input_grad[:3], dy,
         )  # fmt: skip
-        return *found, None, None, None
+        return *computed, None, None, None
     dvalues, dbias, dx = torch.ops.filigree.conv2d_backward(values, x, dy, *index, ctx.geometry, need_input, need_bias)
     return dvalues, dbias if need_bias else None, dx if need_input else None, None, None, None
 
