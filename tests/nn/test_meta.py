@@ -25,7 +25,7 @@ def parameters():
         yield pytest.param(config, id=label, marks=slow)
 
 
-@pytest.mark.parametrize("network", ["flat", "images", "recurrent"])
+@pytest.mark.parametrize("network", ["flat", "images", pytest.param("recurrent", marks=pytest.mark.long("loops"))])
 @pytest.mark.parametrize("config", list(parameters()))
 def test_layers_have_shapes_on_meta(config, network):
     model, x = networks()[network]

@@ -218,7 +218,7 @@ def of_sample(model):
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own LSTM
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", ["flat", "recurrent"])
+@pytest.mark.parametrize("kind", ["flat", pytest.param("recurrent", marks=pytest.mark.long("loops"))])
 @pytest.mark.parametrize(("label", "config"), [pytest.param(*pair, id=pair[0]) for pair in examples()])
 def test_per_sample_gradients_of_every_method(label, config, kind, training):
     """In eval mode as of one sample after the other; in training too, but for random numbers: there they are finite."""
@@ -318,3 +318,57 @@ def test_what_cannot_be_transformed_is_refused_in_a_line():
     fg.convert_(feedback, fg.Asymmetric(feedback=1))
     with pytest.raises(ValueError, match="direct feedback alignment"):
         grad(lambda x: feedback(x).sum())(torch.ones(1, 8))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own LSTM
+@pytest.mark.parametrize("kind", ["flat", pytest.param("recurrent", marks=pytest.mark.long("loops"))])
+@pytest.mark.parametrize(("label", "config"), [pytest.param(*pair, id=pair[0]) for pair in examples()])
+def test_batched_gradients_in_training_are_those_of_one_after_the_other(label, config, kind):
+    model, x = network(kind, config)
+    leaf = x[0].clone().requires_grad_()
+    y = model.train()(leaf)
+    y = y if isinstance(y, torch.Tensor) else y[0]
+    wanted = [leaf, *(p for p in model.parameters() if p.requires_grad)]
+    dy = torch.randn(3, *y.shape)
+    options = {"retain_graph": True, "allow_unused": True}
+    batched = torch.autograd.grad(y, wanted, dy, is_grads_batched=True, **options)
+    for number, one in enumerate(dy):
+        for value, truth in zip(batched, torch.autograd.grad(y, wanted, one, **options), strict=True):
+            assert (value is None) == (truth is None)
+            if truth is not None:
+                close(value[number], truth)
+
+
+def test_batched_gradients_can_be_differentiated():
+    layer = fg.nn.SparseLinear(6, 5, DENSITY, relu=True, dtype=torch.float64)
+    dense, jacobian = layer.dense(), torch.autograd.functional.jacobian
+    x = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    (value,), (truth,) = (
+        torch.autograd.grad(
+            jacobian(lambda x, f=f: f(x).square(), x, create_graph=True, vectorize=True).square().sum(), x
+        )
+        for f in (layer, dense)
+    )
+    close(value, truth)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: made(fg.ACDC(), square),
+    lambda: made(fg.Sparse(DENSITY), lambda: nn.Conv2d(3, 3, 3, padding=1)),
+    lambda: fg.nn.SparseLinear(8, 8, DENSITY),
+], ids=["ACDCLinear", "SparseConv2d", "SparseLinear"])  # fmt: skip
+def test_second_derivatives_of_a_layer_that_is_called_twice(make):
+    """The first call's output is made from the parameters of the second one: each has its own share of the gradient."""
+    layer = _float64(make())
+    x = torch.randn(1, *((3, 4, 4) if hasattr(layer, "kernel_size") else (8,)), dtype=torch.float64)
+    names, values = zip(*layer.named_parameters(), strict=True)
+    values = [value.detach().requires_grad_() for value in values]
+
+    def twice(*values):
+        parameters = dict(zip(names, values, strict=True))
+        return functional_call(layer, parameters, (functional_call(layer, parameters, (x,)),)).sum(-1).tanh()
+
+    first = torch.autograd.grad(twice(*values).sum(), values, create_graph=True)
+    for value, truth in zip(first, torch.autograd.grad(twice(*values).sum(), values), strict=True):
+        close(value, truth)
+    assert torch.autograd.gradgradcheck(twice, values, fast_mode=True)

@@ -99,7 +99,7 @@ def _shapes(module: Any) -> dict[str, Shape | None]:
 
 
 def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
-    """The attributes that are whole numbers, or sequences of them."""
+    """The public attributes that are whole numbers, or sequences of them."""
 
     def is_number(value: Any) -> bool:
         return type(value) is int
@@ -107,7 +107,8 @@ def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
     return {
         key: list(value) if isinstance(value, tuple | list) else value
         for key, value in vars(module).items()
-        if is_number(value) or (isinstance(value, tuple | list) and value and all(map(is_number, value)))
+        if not key.startswith("_")
+        and (is_number(value) or (isinstance(value, tuple | list) and value and all(map(is_number, value))))
     }
 
 

@@ -33,7 +33,7 @@ from filigree.ops.sparse import (
     new_matrix,
     resolved,
 )  # fmt: skip
-from filigree.ops.transforms import batched_gradients, transforming
+from filigree.ops.transforms import batched_gradients, gradients, transforming
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2
 
@@ -272,13 +272,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, bias, x, *index = ctx.saved_tensors
     _, need_bias, need_input, *_ = ctx.needs_input_grad
-    if (again := torch.is_grad_enabled()) or transforming():  # it is to be differentiated itself, or is batched
-        needed = [t for t in (values, bias, x) if t is not None and t.requires_grad]
-        with torch.enable_grad():
-            y = _dense(values, bias, x, index[0], index[1], ctx.geometry)
-        gradients = torch.autograd.grad(y, needed, dy, create_graph=again)
-        by_id = dict(zip(map(id, needed), gradients, strict=True))
-        return *(by_id.get(id(t)) for t in (values, bias, x)), None, None, None
+    if torch.is_grad_enabled() or transforming():  # it is to be differentiated itself, or is batched
+        computed = gradients(
+            lambda v, b, x: _dense(v, b, x, index[0], index[1], ctx.geometry), (values, bias, x),
+            ctx.needs_input_grad[:3], dy,
+        )  # fmt: skip
+        return *computed, None, None, None
     dvalues, dbias, dx = torch.ops.filigree.conv2d_backward(values, x, dy, *index, ctx.geometry, need_input, need_bias)
     return dvalues, dbias if need_bias else None, dx if need_input else None, None, None, None
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
 from filigree.ops.sparse import FLOATS, contiguous, in_memory, resolved
-from filigree.ops.transforms import batched_gradients, transforming
+from filigree.ops.transforms import batched_gradients, gradients, transforming
 
 Steps = Sequence[tuple[str, int | None]]
 
@@ -192,19 +192,18 @@ class _Sell(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if (again := torch.is_grad_enabled()) or transforming():  # it is to be differentiated itself, or is batched
-            wanted = [t for t, need in zip((x, *tensors), (needs[0], *needs[4:]), strict=True) if need]
-            with torch.enable_grad():
-                y = reference(x, ctx.steps, ctx.size, ctx.outs, tensors)
-            computed = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
-            dx, *rest = (next(computed) if need else None for need in (needs[0], *needs[4:]))
+        if torch.is_grad_enabled() or transforming():  # it is to be differentiated itself, or is batched
+            dx, *rest = gradients(
+                lambda x, *tensors: reference(x, ctx.steps, ctx.size, ctx.outs, tensors), (x, *tensors),
+                (needs[0], *needs[4:]), dy,
+            )  # fmt: skip
             return dx, None, None, None, *rest
         x, dy = resolved(x), resolved(dy)
         if dy.stride() != x.stride() and min(dy.stride()) != 1:
             dy = dy.contiguous()
         dx = _like(x, x.shape[1]) if needs[0] else None
         held, program = _program(ctx.steps, ctx.size, tensors)
-        gradients: list[Tensor | None] = [None] * len(tensors)
+        totals: list[Tensor | None] = [None] * len(tensors)
         addresses: list[int] = []
         extra: list[tuple[int | None, Tensor | None]] = []
         for _, number in ctx.steps:
@@ -219,9 +218,9 @@ class _Sell(torch.autograd.Function):
         del held
         for number, gradient in extra:
             if gradient is not None and number is not None:  # a tensor may serve several steps
-                before = gradients[number]
-                gradients[number] = gradient if before is None else before + gradient
-        return dx, None, None, None, *gradients
+                before = totals[number]
+                totals[number] = gradient if before is None else before + gradient
+        return dx, None, None, None, *totals
 
 
 def _like(x: Tensor, width: int) -> Tensor:

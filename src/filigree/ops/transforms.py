@@ -8,7 +8,7 @@ be is `opaque`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -114,8 +114,8 @@ class _Opaque(torch.autograd.Function):
         tensors = iter(ctx.saved_tensors)
         args = [next(tensors) if other is None else other[0] for other in ctx.others]
         needs = ctx.needs_input_grad[1:]
-        gradients = iter(opaque(_Gradient(ctx.function, needs), *args, *dy))
-        return None, *(next(gradients) if need else None for need in needs)
+        computed = iter(opaque(_Gradient(ctx.function, needs), *args, *dy))
+        return None, *(next(computed) if need else None for need in needs)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
@@ -145,15 +145,26 @@ class _Gradient:
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         count = len(self.needs)
-        again = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        inner = list(args[:count])
-        for number, need in enumerate(self.needs):
-            if need and not (again and inner[number].requires_grad):
-                inner[number] = inner[number].detach().requires_grad_()
-        with torch.enable_grad():
-            y = self.function(*inner)
-        wanted = [a for a, need in zip(inner, self.needs, strict=True) if need]
-        gradients = torch.autograd.grad(y, wanted, args[count:], create_graph=again, allow_unused=True)
+        computed = gradients(self.function, args[:count], self.needs, args[count:])
         return tuple(
-            torch.zeros_like(a) if gradient is None else gradient for a, gradient in zip(wanted, gradients, strict=True)
+            torch.zeros_like(arg) if gradient is None else gradient
+            for arg, need, gradient in zip(args, self.needs, computed, strict=False)
+            if need
         )
+
+
+def gradients(function: Callable[..., Any], args: Sequence[Any], needs: Sequence[bool], dy: Any) -> list[Tensor | None]:
+    """Gradients of `function(*args)` for the arguments that need one, the others None, from the output's gradient dy.
+
+    They are those by each argument alone, even if another one was made from it. Where gradients are enabled, they can
+    be differentiated again.
+    """
+    again, own = torch.is_grad_enabled(), list(args)
+    with torch.enable_grad():
+        for number, (arg, need) in enumerate(zip(args, needs, strict=True)):
+            if need:
+                own[number] = arg.view_as(arg) if arg.requires_grad else arg.detach().requires_grad_()
+        y = function(*own)
+    wanted = [arg for arg, need in zip(own, needs, strict=True) if need]
+    computed = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))
+    return [next(computed) if need else None for need in needs]
