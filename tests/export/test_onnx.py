@@ -477,7 +477,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         export_onnx(model, tmp_path / "no" / "m.onnx", x)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"export: onnxscript is needed\. pip install 'filigree\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"export: onnxscript is needed\. pip install 'onnx>"):
         export_onnx(model, path, x)
     assert list(tmp_path.iterdir()) == []
 

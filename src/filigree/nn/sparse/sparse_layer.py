@@ -16,6 +16,7 @@ from filigree.nn.resizing import resize_
 from filigree.nn.sparse.copies import TracksCopies, fingerprint, is_plain, version
 from filigree.ops.c_steps import csr, floats
 from filigree.ops.pattern import Pattern, csr_pattern
+from filigree.ops.transforms import outside_transforms
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
@@ -169,6 +170,10 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
         if not all(is_plain(part) and not part.is_meta for part in self.index_buffers()):
             self._check_mapped()
             return self._pattern
+        with outside_transforms():
+            return self._follow_plain_buffers()
+
+    def _follow_plain_buffers(self) -> Pattern:
         self._check_copies()
         derived = [part for name in Pattern._fields[2:] if (part := self._buffers[name]) is not None]
         now = fingerprint(self.indptr, self.indices), fingerprint(*derived)
