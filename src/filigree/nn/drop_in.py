@@ -84,6 +84,14 @@ def dense_conv2d(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Con
     return _filled(nn.Conv2d(**_settings(nn.Conv2d, like), device="meta"), weight, bias)
 
 
+def take_conv_settings_(layer: nn.Module, conv: nn.Module) -> None:
+    """Give a layer the settings of a 2-D convolution under torch's names."""
+    for name, value in _settings(nn.Conv2d, conv).items():
+        if name != "bias":
+            setattr(layer, name, value)
+    layer.transposed, layer.output_padding = False, (0, 0)  # type: ignore[assignment]
+
+
 def _filled(layer: M, weight: Tensor, bias: Tensor | None) -> M:
     for name, numbers in (("weight", weight), ("bias", bias)):
         if numbers is not None:

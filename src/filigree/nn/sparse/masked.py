@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.nn.capabilities import Capabilities
-from filigree.nn.drop_in import dense_linear
+from filigree.nn.drop_in import dense_linear, take_conv_settings_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
@@ -131,6 +131,7 @@ class MaskedConv2d(MaskedLayer):
     def __init__(self, layer: SparseConv2d) -> None:
         dense = layer.dense()
         super().__init__(layer, dense)
+        take_conv_settings_(self, dense)
         self._like = [dense.to("meta")]  # its hyperparameters; in a list, so that it is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
