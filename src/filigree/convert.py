@@ -312,8 +312,8 @@ def _refuse_several_widths(model: nn.Module, name: str, who: str) -> None:
             candidates[other] = units
     if len(set(candidates.values())) > 1:
         raise ValueError(
-            f"{who}: whether {name!r} reads {' or '.join(map(repr, candidates))} is not known, and these have different "
-            "numbers of units. Name others with where=."
+            f"{who}: whether {name!r} reads {' or '.join(map(repr, candidates))} is not known, and these differ "
+            "in their numbers of units. Name others with where=."
         )
 
 

@@ -97,7 +97,7 @@ class PartitionedDropout(ReadsAttributes, Partitions):
 
     inplace = False
     instead: ClassVar[Mapping[str, str]] = {
-        "p": "it drops each unit once in as many steps as it has parts, which no function does that is given a probability"
+        "p": "it drops each unit once in as many steps as it has parts; read its parts"
     }
 
     def __init__(

@@ -30,7 +30,7 @@ class ACDCLinear(ReadsAttributes, DenseWeightAndBias, Sell):
         pad: n is the next power of two of the larger side, where the compiled transforms are; else that side itself.
     """
 
-    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("weight", "bias"), "with a ReLU inside it is not linear; type and device are those of its parameters()")
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("weight", "bias"), "it is not linear; read its parameters()")
 
     def __init__(
         self, in_features: int, out_features: int, order: int = 1, bias: bool = True, relu: bool = False,

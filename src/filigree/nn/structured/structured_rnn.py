@@ -21,7 +21,7 @@ class StructuredRNN(ReadsAttributes, LoopedRNN):
     """
 
     proj_size = 0
-    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("weight_ih", "weight_hh"), "its products with weights are the layers of its attribute products")
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("weight_ih", "weight_hh"), "read its products")
 
     def __init__(self, rnn: Any, build: Callable[[int, int, int], nn.Module]) -> None:
         super().__init__()
