@@ -103,6 +103,28 @@ def check_statements(layer) -> None:
         assert layer.weight_matrix().dim() == 2
 
 
+def check_attributes(layer: nn.Module, replaced: nn.Module) -> None:
+    """What the torch layer that was replaced offers can be read, or the error says in a line what to read instead.
+
+    Tensors are of the same shape, type and device, which is what owners read of them. A bias may be there where none
+    was, or lack where one was: then it is None.
+    """
+    offered = {*vars(replaced), *replaced._parameters, *replaced._buffers}
+    for name in sorted(name for name in offered if not name.startswith("_") and name != "training"):
+        expected = getattr(replaced, name)
+        try:
+            value = getattr(layer, name)
+        except AttributeError as error:
+            reason = str(error)
+            assert reason.startswith(f"{type(layer).__name__} has no {name}: "), reason
+            assert "\n" not in reason
+            continue
+        if isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
+            assert (value.shape, value.dtype, value.device) == (expected.shape, expected.dtype, expected.device), name
+        elif name != "bias":
+            assert value == expected, name
+
+
 def _float64(value):
     """A module or a tensor in double precision, complex numbers too."""
     wide = {torch.float32: torch.float64, torch.complex64: torch.complex128}

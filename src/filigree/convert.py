@@ -284,28 +284,57 @@ def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
     """Return how many units a module without weights reads, those of the layer before it, and along which dimension.
 
     Raises:
-        ValueError: no layer with a width stands before it, in the order in which modules are registered; by `who`.
+        ValueError: by `who`: no layer with a width stands before it, in the order in which modules are registered, or
+            several that differ.
     """
-    width, whole = None, None  # a layer with a width stands for the modules that it consists of, too
+    width: tuple[int, int] | None = None
+    whole = None  # a layer with a width stands for the modules that it consists of, too
     for other, module in model.named_modules():
         if other == name and width is not None:
+            _refuse_several_widths(model, name, who)
             return width
         if whole is not None and other.startswith(whole) and not name.startswith(whole):
             continue
-        if isinstance(units := getattr(module, "out_features", None), int):
-            width = units, -1
-        elif isinstance(units := getattr(module, "out_channels", None), int):
-            width = units, -1 - len(module.kernel_size)
-        elif isinstance(units := getattr(module, "hidden_size", None), int) and hasattr(module, "bidirectional"):
-            width = (getattr(module, "proj_size", 0) or units) * (2 if module.bidirectional else 1), -1
-        elif isinstance(units := getattr(module, "embedding_dim", None), int):
-            width = units, -1
-        else:
-            if isinstance(module, nn.Flatten):
-                width = None  # how many numbers it makes of an image is not known here
-            continue
-        whole = f"{other}." if other else None
+        if (units := _width(module)) is not None:
+            width, whole = units, f"{other}." if other else None
+        elif isinstance(module, nn.Flatten):
+            width = None  # how many numbers it makes of an image is not known here
     raise ValueError(f"{who}: no layer stands before {name!r}, so how many units it has is not known.")
+
+
+def _width(module: nn.Module) -> tuple[int, int] | None:
+    """How many units a layer makes, and along which dimension; None of a module that is no such layer."""
+    layer: Any = module
+    if isinstance(units := getattr(layer, "out_channels", None), int):  # sparse convolutions have out_features too
+        return units, -1 - len(layer.kernel_size)
+    if isinstance(units := getattr(layer, "out_features", None), int):
+        return units, -1
+    if isinstance(units := getattr(layer, "hidden_size", None), int) and hasattr(layer, "bidirectional"):
+        return (getattr(layer, "proj_size", 0) or units) * (2 if layer.bidirectional else 1), -1
+    if isinstance(units := getattr(layer, "embedding_dim", None), int):
+        return units, -1
+    return None
+
+
+def _refuse_several_widths(model: nn.Module, name: str, who: str) -> None:
+    """In a sequence the layer before a module is known; elsewhere several may have been registered before it."""
+    owner_name, _, key = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if isinstance(owner, nn.Sequential):
+        return
+    candidates: dict[str, tuple[int, int]] = {}
+    for other, module in owner.named_children():
+        if other == key:
+            break
+        if type(module) is type(owner.get_submodule(key)):
+            candidates = {}
+        elif (units := _width(module)) is not None:
+            candidates[other] = units
+    if len(set(candidates.values())) > 1:
+        raise ValueError(
+            f"{who}: whether {name!r} reads {' or '.join(map(repr, candidates))} is not known, and these differ "
+            "in their numbers of units. Name others with where=."
+        )
 
 
 def _arrow(pair: tuple[int, int]) -> str:

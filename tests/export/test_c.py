@@ -221,6 +221,19 @@ def test_a_model_that_writes_on_its_input(cc, tmp_path):
     assert export_c(nn.LeakyReLU(0.1, inplace=True), tmp_path / "m.c", torch.randn(4, 6)).relative < 1e-6
 
 
+def test_parametric_relu_has_one_slope_or_one_a_unit_or_channel(cc, tmp_path):
+    each, channels = nn.PReLU(6), nn.PReLU(3)
+    with torch.no_grad():
+        for module in (each, channels):
+            module.weight.copy_(torch.linspace(-0.5, 2, len(module.weight)))
+    assert export_c(nn.Sequential(nn.Linear(6, 6), nn.PReLU(init=0.3), each), tmp_path / "m.c").relative < 1e-6
+    assert (
+        export_c(nn.Sequential(nn.Conv2d(2, 3, 2), channels), tmp_path / "m.c", torch.randn(4, 2, 5, 4)).relative < 1e-6
+    )
+    with pytest.raises(ValueError, match=r"^export: '0' has 3 units\. Got \(4,\)\.$"):
+        export_c(nn.Sequential(channels), tmp_path / "m.c", torch.randn(2, 4))
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("value", [0.0, 0.1])
 def test_a_constant_example_is_checked_on_other_inputs_too(cc, tmp_path, monkeypatch, training, value):

@@ -1,11 +1,13 @@
 """Every layer that a method makes agrees with its dense reference: methods and layers are found, not listed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import filigree as fg
-from contract import check_contract, check_statements
+from contract import check_attributes, check_contract, check_statements
 from filigree.compress.compression import Compression
 from filigree.convert import Conversion, inference_context, layer_inputs
 from filigree.nn.capabilities import Capabilities
@@ -39,6 +41,7 @@ def test_layers_agree_with_their_dense_references(label, config, network):
     model, x = networks()[network]
     if not any(config.accepts(module) for module in model.modules()):
         pytest.skip("the method changes nothing in this network")
+    replaced = {name: copy.deepcopy(module) for name, module in model.named_modules()}
     try:
         if isinstance(config, Conversion):
             fg.convert_(model, config, where=lambda name, module: True)
@@ -50,6 +53,9 @@ def test_layers_agree_with_their_dense_references(label, config, network):
     layers = capable(model)
     for layer in layers.values():
         check_statements(layer)
+    for name, layer in layers.items():
+        if name in replaced and type(replaced[name]).__module__.startswith("torch.nn"):
+            check_attributes(layer, replaced[name])
     compared = [name for name, layer in layers.items() if type(layer).dense is not Capabilities.dense]
     for name, value in layer_inputs(model, called(model, compared, x), x).items():
         check_contract(layers[name], value)
@@ -64,6 +70,16 @@ def called(model, names, x):
     with inference_context(model, hooks):
         model(x)
     return list(dict.fromkeys(found))
+
+
+def test_layers_that_are_not_linear_say_that_they_have_no_weight():
+    layer = fg.nn.ACDCLinear(8, 8, order=2, relu=True)
+    with pytest.raises(
+        AttributeError, match=r"^ACDCLinear has no weight: it is not linear; read its parameters\(\)\.$"
+    ):
+        layer.weight  # noqa: B018
+    with pytest.raises(AttributeError, match=r"^'ACDCLinear' object has no attribute 'wait'$"):
+        layer.wait  # noqa: B018
 
 
 def test_every_layer_has_capabilities():

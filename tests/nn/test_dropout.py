@@ -87,3 +87,60 @@ def test_compiles():
     y.sum().backward()
     assert torch.equal(x.grad != 0, y != 0)
     assert 0.45 < float((y == 0).float().mean()) < 0.55
+
+
+# -- which dropout layers can be replaced ------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """It hands the probability of its dropout to a function, as models of other libraries do."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.dropout, self.out, self.last = nn.Linear(6, 6), nn.Dropout(0.2), nn.Linear(6, 6), nn.Dropout(0.1)
+
+    def forward(self, x):
+        q = self.q(x)
+        y = nn.functional.scaled_dot_product_attention(q, q, x, dropout_p=self.dropout.p if self.training else 0.0)
+        return self.last(self.out(y))
+
+
+@pytest.mark.parametrize("config", [fg.PartitionDropout(2), fg.GaussianDropout(), fg.GuidedDropout()])
+def test_dropout_whose_probability_is_only_read_stays(config):
+    model = nn.Sequential(nn.Linear(6, 6), Attention(), Attention())
+    report = fg.convert_(model, config)
+    assert type(model[1].dropout) is nn.Dropout
+    assert type(model[1].last) is not nn.Dropout
+    assert "stays: Attention (1) hands its p to a function" in str(report)
+    assert model(torch.randn(2, 3, 6)).shape == (2, 3, 6)
+    fresh = nn.Sequential(nn.Linear(6, 6), Attention(), Attention())
+    with pytest.raises(
+        ValueError, match=r": '1.dropout' stays nn.Dropout, since Attention \(1\) hands its p to a functi"
+    ):
+        fg.convert_(fresh, config, where="*.dropout")
+    assert type(fresh[1].dropout) is nn.Dropout
+
+
+def test_partitions_have_no_probability():
+    with pytest.raises(AttributeError, match=r"^PartitionedDropout has no p: .*; read its parts\.$"):
+        fg.nn.PartitionedDropout(3).p  # noqa: B018
+
+
+def test_guided_dropout_refuses_where_the_width_is_not_known():
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow, self.dropout = nn.Linear(4, 9), nn.Linear(9, 4), nn.Dropout(0.2)
+
+        def forward(self, x):
+            return self.narrow(self.dropout(self.wide(x)))
+
+    model = nn.Sequential(Between())
+    with pytest.raises(ValueError, match=r"whether '0\.dropout' reads 'wide' or 'narrow' is not known"):
+        fg.convert_(model, fg.GuidedDropout())
+    assert type(model[0].dropout) is nn.Dropout
+    layer = fg.nn.StrengthDropout(4)
+    with pytest.raises(
+        ValueError, match=r"^StrengthDropout: the input's last side must be its 4 units\. Got \(2, 9\)\.$"
+    ):
+        layer(torch.randn(2, 9))

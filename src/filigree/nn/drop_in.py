@@ -84,6 +84,25 @@ def dense_conv2d(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Con
     return _filled(nn.Conv2d(**_settings(nn.Conv2d, like), device="meta"), weight, bias)
 
 
+class ConvSettings:
+    """Mixin of a layer in place of an `nn.Conv2d`: it has the convolution's settings under torch's names."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+    transposed, output_padding = False, (0, 0)
+
+    def take_settings_(self, conv: nn.Module) -> None:
+        for name, value in _settings(nn.Conv2d, conv).items():
+            if name != "bias":
+                setattr(self, name, value)
+
+
 def _filled(layer: M, weight: Tensor, bias: Tensor | None) -> M:
     for name, numbers in (("weight", weight), ("bias", bias)):
         if numbers is not None:

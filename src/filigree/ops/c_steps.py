@@ -78,6 +78,14 @@ class ScaleShift:
 
 
 @dataclass(frozen=True)
+class ParametricReLU:
+    """`y = max(y, 0) + slope min(y, 0)`; slope has one number, or one a unit or channel."""
+
+    name: str
+    slope: np.ndarray
+
+
+@dataclass(frozen=True)
 class Softmax:
     """It is the softmax over the outputs of a sample, or its logarithm; `dim` is counted as torch does."""
 

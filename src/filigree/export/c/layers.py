@@ -13,6 +13,7 @@ from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
+    ParametricReLU,
     Pool,
     Reshape,
     ScaleShift,
@@ -131,6 +132,7 @@ _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
     nn.Linear: _linear, nn.Conv2d: _conv2d, nn.BatchNorm1d: _batch_norm, nn.BatchNorm2d: _batch_norm,
     nn.ReLU: lambda module, name: [relu(name)],
     nn.LeakyReLU: _activation("leaky_relu", "v < 0.0f ? slope * v : v", slope="negative_slope"),
+    nn.PReLU: lambda module, name: [ParametricReLU(name, floats(module.weight))],
     nn.Tanh: _activation("hyperbolic_tangent", "tanhf(v)"),
     nn.Sigmoid: _activation("sigmoid", "1.0f / (1.0f + expf(-v))"),
     nn.SiLU: _activation("silu", "v / (1.0f + expf(-v))"),

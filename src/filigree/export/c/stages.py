@@ -14,7 +14,17 @@ from torch import nn
 from filigree.config import one_line
 from filigree.export.c.forms import smallest
 from filigree.export.c.source import CConstant, c_type, constant, literal, piece
-from filigree.ops.c_steps import Affine, Elementwise, NoisyExpectation, Pool, Reshape, ScaleShift, Softmax, refuse
+from filigree.ops.c_steps import (
+    Affine,
+    Elementwise,
+    NoisyExpectation,
+    ParametricReLU,
+    Pool,
+    Reshape,
+    ScaleShift,
+    Softmax,
+    refuse,
+)  # fmt: skip
 from filigree.ops.conv import Geometry
 
 KERNELS = "kernels.c.in"
@@ -127,6 +137,15 @@ def _(step: ScaleShift, shape: Shape, label: str) -> Stage:
     call = f"scale_shift($y, {math.prod(shape)}, {', '.join(arrays)}, {run});"
     constants = tuple(constant(name, array) for name, array in arrays.items())
     return Stage(step.name, "scale and shift", shape, "", call, pieces=("scale_shift",), constants=constants)
+
+
+@stage_of.register
+def _(step: ParametricReLU, shape: Shape, label: str) -> Stage:
+    run = _run(step.name, shape, len(step.slope))
+    _check_finite(step.name, step.slope)
+    call = f"parametric_relu($y, {math.prod(shape)}, {label}_slope, {run});"
+    constants = (constant(f"{label}_slope", step.slope),)
+    return Stage(step.name, "parametric_relu", shape, "", call, pieces=("parametric_relu",), constants=constants)
 
 
 @stage_of.register

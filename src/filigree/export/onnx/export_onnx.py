@@ -16,8 +16,11 @@ from filigree.convert import replace_module
 from filigree.export.answers import answers
 from filigree.export.onnx.candidates import Choice, chosen_forms, offered_forms
 from filigree.export.onnx.program import OPSET, Session, onnx_module, translate
+from filigree.export.onnx.stand_in import StandIn, standing_for
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
+from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.protocols import CarriesState
 from filigree.text_table import aligned
 
@@ -126,6 +129,8 @@ def export_onnx(
             reason = one_line(error)
             raise ValueError(f"export: the model does not run on the example: {reason}") from error
         expected = _tensors(outputs)
+        if not expected:
+            raise ValueError("export: the model must return at least one tensor. It returns none.")
         plain, layers = _plain(_alone(model), inputs, sparse, seconds)
         names = ["output"] if len(expected) == 1 else [f"output{i}" for i in range(len(expected))]
         # torch's exporter takes a side of 1 for one that is always 1
@@ -186,19 +191,14 @@ def _plain(
             form = getattr(plain, "form", type(plain).__name__)
         if plain is not module:
             layers.append(OnnxLayer(name, type(module).__name__, form, note))
-            _copy_options(module, plain)
-            model = _put(model, name, plain.eval())
+        if plain is not module or isinstance(module, DenseWeight):
+            model = _put(model, name, standing_for(module, plain.eval()))
+    if any(isinstance(module, StandIn) for module in model.modules()):
+        model(*inputs)  # what the code around the layers reads of them is computed now, on numbers
     return model, layers[::-1]
 
 
-def _copy_options(module: nn.Module, plain: nn.Module) -> None:
-    """Give the module that stands for another its sizes and options, which the code around it may read."""
-    for key, value in vars(module).items():
-        if isinstance(value, bool | int | float | str) and not hasattr(plain, key):
-            setattr(plain, key, value)
-
-
-class _Recording(nn.Module):
+class _Recording(ReadsAttributes, nn.Module):
     """It keeps the last input of a layer. Hooks would not do: some layers share theirs with others."""
 
     input: Tensor | None = None
@@ -206,6 +206,9 @@ class _Recording(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+
+    def attributes_from(self, name: str) -> nn.Module | None:
+        return self._modules.get("layer")
 
     def forward(self, x: Tensor) -> Tensor:
         self.input = x.contiguous()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.config import one_line
 from filigree.optional import needed
 
 OPSET = 21  # the first with integers of 4 bits
@@ -47,11 +48,14 @@ def translate(
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(f"export: {_untranslated(program, error)}") from None
         assert translated is not None
-        optimizer.optimize(translated.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
-        _narrow(translated.model, ir)
-        ir.passes.common.ClearMetadataAndDocStringPass()(translated.model)
-        model = translated.model_proto
-    onnx.checker.check_model(model, full_check=True)
+        try:
+            optimizer.optimize(translated.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
+            _narrow(translated.model, ir)
+            ir.passes.common.ClearMetadataAndDocStringPass()(translated.model)
+            model = translated.model_proto
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:  # of many kinds, as operators of ONNX are narrower than torch's in many ways
+            raise ValueError(f"export: {_culprit(program, error)} cannot be exported: {one_line(error)}") from None
     return model
 
 
@@ -153,6 +157,13 @@ def _untranslated(program: torch.export.ExportedProgram, error: Exception) -> st
             if str(node.target).startswith(match[1]):
                 return f"{_owner(node)} calls {match[1]}, which ONNX does not have."
     return f"the model calls {match[1]}, which ONNX does not have."
+
+
+def _culprit(program: torch.export.ExportedProgram, error: Exception) -> str:
+    """Name the module of the node that an error of ONNX names."""
+    named = {f"node_{node.name}": node for node in program.graph.nodes}
+    nodes = [named[name] for name in re.findall(r"node_\w+", str(error)) if name in named]
+    return _owner(nodes[0]) if nodes else "the model"
 
 
 def _owner(node: Any) -> str:

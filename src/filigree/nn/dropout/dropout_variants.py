@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from filigree.config import check_choice, config
-from filigree.convert import Change, Conversion, replace_module, width_before
+from filigree.convert import Change, Conversion, width_before
 from filigree.nn.capabilities import Capabilities
+from filigree.nn.dropout.replace_dropout import replace_dropouts
 
 
 class GaussianNoise(Capabilities, nn.Dropout):
@@ -32,6 +33,8 @@ class StrengthDropout(Capabilities, nn.Module):
 
     Shape: `(..., units)` to the same. `ValueError`: the input has another number of units.
     """
+
+    inplace = False
 
     def __init__(self, units: int, p: float = 0.5, region: Literal["top", "active"] = "active") -> None:
         super().__init__()
@@ -77,13 +80,7 @@ class GaussianDropout(Conversion):
         return type(module) is nn.Dropout and module.p < 1
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
-        changes = []
-        for name in names:
-            dropout = model.get_submodule(name)
-            noise = GaussianNoise(_p(dropout))
-            replace_module(model, name, noise)
-            changes.append(Change.of(name, dropout, noise))
-        return changes
+        return replace_dropouts(model, names, "GaussianDropout", lambda name, dropout: GaussianNoise(_p(dropout)))
 
 
 @config
@@ -98,16 +95,13 @@ class GuidedDropout(Conversion):
         return type(module) is nn.Dropout and module.p < 1
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
-        changes = []
-        for name in names:
+        def guided(name: str, dropout: nn.Module) -> nn.Module:
             units, side = width_before(model, name, "GuidedDropout")
             if side != -1:
                 raise ValueError(f"GuidedDropout: {name!r} must follow a linear layer, not a convolution.")
-            dropout = model.get_submodule(name)
-            guided = StrengthDropout(units, _p(dropout), self.region)
-            replace_module(model, name, guided)
-            changes.append(Change.of(name, dropout, guided))
-        return changes
+            return StrengthDropout(units, _p(dropout), self.region)
+
+        return replace_dropouts(model, names, "GuidedDropout", guided)
 
 
 def _p(module: Any) -> float:

@@ -6,8 +6,8 @@ It takes a P-th of the random numbers of dropout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import torch
@@ -17,8 +17,10 @@ from filigree.config import check_choice, config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.drop_in import DropIn, dense_linear, recast
+from filigree.nn.dropout.replace_dropout import replace_dropouts
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.step_memory import StepMemory
+from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.ops.dropout import partition_dropout
 from filigree.ops.rows import rows_linear
 from filigree.ops.sparse import FLOATS
@@ -104,7 +106,7 @@ class Partitions(Capabilities, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class PartitionedDropout(Partitions):
+class PartitionedDropout(ReadsAttributes, Partitions):
     """Dropout of probability 1 / P in which every unit or element is dropped exactly once in P steps.
 
     Args:
@@ -119,6 +121,11 @@ class PartitionedDropout(Partitions):
     itself, as attention does, drops with probability 1 / P, but not by partitions. Shape: any, to the same. Dense
     equivalent: `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
     """
+
+    inplace = False
+    instead: ClassVar[Mapping[str, str]] = {
+        "p": "it drops each unit once in as many steps as it has parts; read its parts"
+    }
 
     def __init__(
         self, parts: int, per: Literal["unit", "element"] = "unit", trailing_dims: int | None = None
@@ -267,19 +274,22 @@ class PartitionDropout(Conversion):
         return type(module) in _TRAILING_DIMS
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
-        changes = []
+        if self.connect:
+            return [self._connect(model, name) for name in names]
+        changes = replace_dropouts(
+            model, names, "PartitionDropout",
+            lambda name, old: PartitionedDropout(self.parts, self.per, _TRAILING_DIMS[type(old)]),
+        )  # fmt: skip
         for name in names:
-            old: Any = model.get_submodule(name)
-            new: nn.Module
-            if self.connect:
-                new = PartitionedConnect(old, self.parts)
-            else:
-                new = PartitionedDropout(self.parts, self.per, _TRAILING_DIMS[type(old)])
-            replace_module(model, name, new)
-            changes.append(Change.of(name, old, new))
+            new = model.get_submodule(name)
             if isinstance(new, PartitionedDropout) and self.per == "unit" and not new.trailing_dims:
                 changes += _skip_dropped_rows(model, new)
         return changes
+
+    def _connect(self, model: nn.Module, name: str) -> Change:
+        linear: Any = model.get_submodule(name)
+        replace_module(model, name, connect := PartitionedConnect(linear, self.parts))
+        return Change.of(name, linear, connect)
 
 
 _ELEMENTWISE = (

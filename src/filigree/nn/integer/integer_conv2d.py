@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree.nn.drop_in import dense_conv2d
+from filigree.nn.drop_in import ConvSettings, dense_conv2d
 from filigree.nn.integer.integer_layer import IntegerLayer, by_channel
 from filigree.nn.integer.integer_onnx import PlainIntegerConv2d
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
@@ -16,7 +16,7 @@ from filigree.ops.c_steps import convolution
 from filigree.ops.conv import conv2d
 
 
-class IntegerConv2d(IntegerLayer):
+class IntegerConv2d(ConvSettings, IntegerLayer):
     """A convolution with `W = scale * C * input_scale`, C small integers, most of them zero: for inference.
 
     Stored in a byte a sample; run by the sparse convolution's kernel, whose values are the integers times their scales.
@@ -33,9 +33,7 @@ class IntegerConv2d(IntegerLayer):
         self, conv: Any, counts: Tensor, scale: Tensor, input_scale: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
         super().__init__(counts, scale, input_scale, bias)
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
-        self.dilation, self.padding_mode = conv.dilation, conv.padding_mode
+        self.take_settings_(conv)
         around = conv._around if hasattr(conv, "_around") else conv._reversed_padding_repeated_twice
         self._around = tuple(around)
         self._geometry = conv._geometry if hasattr(conv, "_geometry") else conv_geometry(conv)

@@ -42,7 +42,7 @@ class PlainIntegers(nn.Module):
         self.bias: nn.Parameter | None = layer.bias
         self.activation: nn.Module | None = layer.activation
 
-    def weight(self) -> Tensor:
+    def decoded(self) -> Tensor:
         scale = self.get_buffer("scale")
         return self.get_buffer("integers").to(scale.dtype) * scale
 
@@ -55,7 +55,7 @@ class PlainIntegerLinear(PlainIntegers):
     def forward(self, x: Tensor) -> Tensor:
         if self.activation is not None:
             x = self.activation(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        y = F.linear(x if self.input_scale is None else x * self.input_scale, self.weight(), self.bias)
+        y = F.linear(x if self.input_scale is None else x * self.input_scale, self.decoded(), self.bias)
         return y.relu() if self.relu else y
 
 
@@ -70,4 +70,4 @@ class PlainIntegerConv2d(PlainIntegers):
         if self.input_scale is not None:
             x = x * self.input_scale.view(-1, 1, 1)
         like = self.like[0]
-        return like._conv_forward(x, self.weight().view(like.weight.shape), self.bias)
+        return like._conv_forward(x, self.decoded().view(like.weight.shape), self.bias)

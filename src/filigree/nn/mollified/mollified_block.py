@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from filigree.modes import evaluating
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
 from filigree.nn.mollified.mollified_onnx import PlainBlock
+from filigree.nn.torch_attributes import TORCH_ATTRIBUTES, ReadsAttributes
 
 
 class MollifiedModule(Capabilities, nn.Module):
@@ -40,7 +42,7 @@ class MollifiedModule(Capabilities, nn.Module):
         self.p = float(state)
 
 
-class MollifiedBlock(MollifiedModule):
+class MollifiedBlock(ReadsAttributes, MollifiedModule):
     """`h = pi * skip(x) + (1 - pi) * psi(body(x))`, pi ~ Bernoulli(p) for each unit (Moczulski 2019, 4.27 to 4.30).
 
     At p = 1 it is `skip(x)`, and the body is not computed; at p = 0 it is `psi(body(x))` without noise. pi is drawn for
@@ -55,6 +57,10 @@ class MollifiedBlock(MollifiedModule):
     """
 
     skips = True
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(TORCH_ATTRIBUTES, "read it of a layer of its body")
+
+    def attributes_from(self, name: str) -> nn.Module | None:
+        return self._modules.get("body") if name in TORCH_ATTRIBUTES else None
 
     def __init__(
         self, body: nn.Module, activation: nn.Module | None = None, skip: Literal["pad", "project"] = "pad",

@@ -245,6 +245,7 @@ class NoisyReLU(Capabilities, nn.Module):
     """
 
     sigma: float | Literal["input"]
+    inplace = False
 
     def __init__(self, sigma: float | Literal["input"] = "input") -> None:
         super().__init__()

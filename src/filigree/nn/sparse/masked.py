@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.nn.capabilities import Capabilities
-from filigree.nn.drop_in import dense_linear
+from filigree.nn.drop_in import ConvSettings, dense_linear
 from filigree.nn.sparse.copies import TracksCopies
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer
@@ -131,12 +131,13 @@ class MaskedLinear(MaskedLayer):
         return self.sparse().c_training_form(name)
 
 
-class MaskedConv2d(MaskedLayer):
+class MaskedConv2d(ConvSettings, MaskedLayer):
     """`nn.Conv2d` with the weight `W * mask`: the arithmetic of a `SparseConv2d` at the price of the dense one."""
 
     def __init__(self, layer: SparseConv2d) -> None:
         dense = layer.dense()
         super().__init__(layer, dense)
+        self.take_settings_(dense)
         self._like = [dense.to("meta")]  # its hyperparameters; in a list, so that it is no submodule
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from filigree.nn.drop_in import dense_conv2d
+from filigree.nn.drop_in import ConvSettings, dense_conv2d
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseConv2d, GatherConv2d
 from filigree.ops import reference
@@ -18,7 +18,7 @@ from filigree.ops.conv import Geometry, conv2d
 from filigree.topology import Size
 
 
-class SparseConv2d(SparseLayer):
+class SparseConv2d(ConvSettings, SparseLayer):
     r"""`nn.Conv2d` with a truly sparse weight: memory, forward, backward and optimizer cost O(connections x outputs).
 
     Takes the shape of a convolution from `conv`, an `nn.Conv2d` (any stride, padding, dilation, groups and padding
@@ -47,9 +47,7 @@ class SparseConv2d(SparseLayer):
             size.out_features, size.in_features, flat_indices, conv.bias is not None,
             torch.Generator().manual_seed(seed), device or conv.weight.device, conv.weight.dtype,
         )  # fmt: skip
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
-        self.dilation, self.padding_mode = conv.dilation, conv.padding_mode
+        self.take_settings_(conv)
         self._around = tuple(conv._reversed_padding_repeated_twice)
         self._geometry = conv_geometry(conv)
 

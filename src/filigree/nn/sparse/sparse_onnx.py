@@ -41,10 +41,10 @@ class DenseLinear(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.weight, self.bias, self.relu = _Weight(layer), layer.bias, layer.relu
+        self.scattered, self.bias, self.relu = _Weight(layer), layer.bias, layer.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight(), self.bias)
+        y = F.linear(x, self.scattered(), self.bias)
         return y.relu() if self.relu else y
 
 
@@ -86,12 +86,12 @@ class DenseConv2d(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.weight, self.bias = _Weight(layer), layer.bias
+        self.scattered, self.bias = _Weight(layer), layer.bias
         self.like: Any = [layer.dense().to("meta")]  # its hyperparameters; in a list, so that it is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
         like = self.like[0]
-        return like._conv_forward(x, self.weight().view(like.weight.shape), self.bias)
+        return like._conv_forward(x, self.scattered().view(like.weight.shape), self.bias)
 
 
 class GatherConv2d(nn.Module):

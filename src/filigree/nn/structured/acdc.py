@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -10,10 +11,11 @@ from torch import nn
 from filigree.config import check_choice
 from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.structured.sell import Sell, diagonal
+from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.ops.sell import next_power_of_two
 
 
-class ACDCLinear(DenseWeightAndBias, Sell):
+class ACDCLinear(ReadsAttributes, DenseWeightAndBias, Sell):
     r"""`y = x prod_k A_k C (D_k + bias_k) C^-1` (Moczulski 2019, eq. 3.26 with cosine transforms).
 
     An order has 3 n numbers: `h2 = dct(a * x); h3 = d * h2 + bias; y = idct(h3)`; gradients as eqs. 3.28-3.32.
@@ -27,6 +29,8 @@ class ACDCLinear(DenseWeightAndBias, Sell):
         structure: "diagonal"; "band" or "block" of `width`: the A and D of 3.10.8, which mix neighbours.
         pad: n is the next power of two of the larger side, where the compiled transforms are; else that side itself.
     """
+
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("weight", "bias"), "it is not linear; read its parameters()")
 
     def __init__(
         self, in_features: int, out_features: int, order: int = 1, bias: bool = True, relu: bool = False,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from filigree.nn.rnn import LoopedRNN, gru_cell, is_lstm, lstm_cell, refuse_projections, suffixes
+from filigree.nn.torch_attributes import ReadsAttributes
 
 
-class StructuredRNN(LoopedRNN):
+class StructuredRNN(ReadsAttributes, LoopedRNN):
     """An `nn.LSTM` or `nn.GRU` with structured or sparse layers as weight matrices: arguments and results are the same.
 
     Args:
@@ -19,11 +20,15 @@ class StructuredRNN(LoopedRNN):
         build: `(in_features, out_features, number) -> layer` for each weight matrix, the gates stacked.
     """
 
+    proj_size = 0
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("weight_ih", "weight_hh"), "read its products")
+
     def __init__(self, rnn: Any, build: Callable[[int, int, int], nn.Module]) -> None:
         super().__init__()
         refuse_projections(rnn, "StructuredRNN")
         for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
             setattr(self, name, getattr(rnn, name))
+        self.mode = "LSTM" if is_lstm(rnn) else "GRU"
         self._cell = lstm_cell if is_lstm(rnn) else gru_cell
         out = (4 if is_lstm(rnn) else 3) * rnn.hidden_size
         self.products = nn.ModuleDict()
