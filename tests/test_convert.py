@@ -247,7 +247,7 @@ def test_a_guess_of_the_units_before_a_dropout_is_told_when_it_is_wrong():
 
     model = Reversed()
     fg.convert_(model, fg.GuidedDropout())
-    with pytest.raises(ValueError, match=r"expected 4 units in the last dimension. Got .3, 16.. GuidedDropout takes"):
+    with pytest.raises(ValueError, match=r"last side must be its 4 units. Got .3, 16.. GuidedDropout takes"):
         model(torch.randn(3, 8))
 
 

@@ -642,7 +642,7 @@ REFUSED = {
     "would hide a header of C": (lambda: fg.models.mlp(MLP), "math.c", {}),
     "'0' is a LSTM, which cannot be written as C": (lambda: nn.Sequential(nn.LSTM(3, 4)), "m.c", {}),
     "the model is a LSTM, which cannot be written as C": (lambda: nn.LSTM(3, 4), "m.c", {}),
-    "the model is a PReLU, which cannot be written as C": (nn.PReLU, "m.c", {"example": torch.randn(2, 3)}),
+    "the model is a GLU, which cannot be written as C": (nn.GLU, "m.c", {"example": torch.randn(2, 4)}),
     "the model is a PReLU, which a program that trains cannot hold": (nn.PReLU, "m.c", {"training": True}),
     "makes another shape than (batch, numbers)": (lambda: Called(lambda x: x.view((-1,))), "m.c", {}),
     "'1' has a number that is NaN": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(torch.nan)), "m.c", {}),

@@ -72,13 +72,6 @@ def test_gradients_and_resuming():
     assert torch.equal(its(x), y)
 
 
-def test_what_reads_the_probability_drops_with_it():
-    """Attention gives it to a function of torch's."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
-    fg.convert_(model, fg.PartitionDropout(4))
-    assert model[1].p == model[1].dense().p == 0.25
-
-
 def test_connect():
     model = nn.Sequential(nn.Linear(6, 30))
     plain = model[0]

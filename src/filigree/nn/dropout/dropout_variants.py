@@ -46,7 +46,7 @@ class StrengthDropout(Capabilities, nn.Module):
         units = self.strength.numel()
         if not x.dim() or x.shape[-1] != units:
             raise ValueError(
-                f"StrengthDropout: expected {units} units in the last dimension. Got {tuple(x.shape)}. GuidedDropout "
+                f"StrengthDropout: the input's last side must be its {units} units. Got {tuple(x.shape)}. GuidedDropout "
                 "takes the layer that is registered before a dropout for the one that it follows: choose with where=."
             )
         if not self.training or self.p == 0:

@@ -154,13 +154,8 @@ class PartitionedDropout(ReadsAttributes, Partitions):
         seed, now = self._take((), x.numel(), torch.tensor, 1)
         return partition_dropout(x, now, self.parts, seed)
 
-    @property
-    def p(self) -> float:
-        """The probability 1 / P, under the name that `nn.Dropout` has for it."""
-        return 1 / self.parts
-
     def dense(self) -> nn.Module:
-        return nn.Dropout(self.p)
+        return nn.Dropout(1 / self.parts)
 
     def extra_repr(self) -> str:
         return f"parts={self.parts}, per={self.per!r}"
