@@ -70,7 +70,8 @@ class Mollified(Conversion):
         chosen = [name for name in names if blocks[name] is not None]
         if not chosen:
             raise ValueError(
-                f"Mollified: none of {', '.join(names)} is followed by an activation in an nn.Sequential: no blocks."
+                f"Mollified: none of {len(names)} layer(s) ({names[0]!r} is the first) is followed by an activation in "
+                "an nn.Sequential: no blocks."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
