@@ -46,8 +46,8 @@ class StrengthDropout(Capabilities, nn.Module):
         units = self.strength.numel()
         if not x.dim() or x.shape[-1] != units:
             raise ValueError(
-                f"StrengthDropout: the input's last side must be its {units} units. Got {tuple(x.shape)}. GuidedDropout "
-                "takes the layer that is registered before a dropout for the one that it follows: choose with where=."
+                f"StrengthDropout: the input's last side must be its {units} units. Got {tuple(x.shape)}. "
+                "GuidedDropout takes the layer registered before a dropout for the one that it follows: use where=."
             )
         if not self.training or self.p == 0:
             return x * self.strength
