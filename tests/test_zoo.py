@@ -31,7 +31,7 @@ METHODS = {  # without measuring latencies, which takes long
     if name not in TOLD
 }
 DROPOUT = {"Dropout", "GaussianDropout", "GuidedDropout", "PartitionDropout", "DropConnect"}
-GUESSED = {"GuidedDropout", "Noisy"}  # take the layer that is registered before for the one that they follow
+GUESSED = {"GuidedDropout", "Noisy", "PartitionDropout"}  # what precedes them, or reads them, is known when they run
 EXACT = DROPOUT | {"Sparse, all", "top-k", "partial", "complete", "StochasticDepth"}  # compute in evaluation what was
 UNITS = {name for name, config in METHODS.items() if isinstance(config, fg.compress.pruning.unit_pruning.UnitPruning)}
 UNITS -= {"connections", "budget"}  # a budget may be out of reach
@@ -207,7 +207,7 @@ def check_refusal(error: Exception) -> None:
     """One line of filigree's own, without the traceback of another."""
     message = str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    assert isinstance(error, ValueError | TypeError), f"{type(error).__name__}: {message}"
+    assert isinstance(error, ValueError | TypeError | AttributeError), f"{type(error).__name__}: {message}"
     assert frame.filename.startswith(SOURCE), f"raised in {frame.filename}:{frame.lineno}: {message}"
     assert "\n" not in message, f"more than one line: {message}"
     assert 20 <= len(message) <= 300, f"{len(message)} characters: {message}"
