@@ -93,7 +93,7 @@ def check_export(model, make, path):
 
 
 def cells():
-    """Six models with some twenty-five methods: one in four, or with FILIGREE_EVERY_EXPORT=1 each; all take 13 min."""
+    """Six models with some twenty-five methods: one in four, or with FILIGREE_EVERY_EXPORT=1 each."""
     every = os.environ.get("FILIGREE_EVERY_EXPORT") == "1"
     for i, name in enumerate(["BERT", "GPT-2", "Llama", "T5", "ViT", "Whisper"]):
         for j, (label, config) in enumerate(methods()):

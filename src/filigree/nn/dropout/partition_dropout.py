@@ -117,8 +117,8 @@ class PartitionedDropout(ReadsAttributes, Partitions):
         trailing_dims: with "unit", how many dimensions follow that of the features; None: those of images, where the
             input has more than three dimensions and is `(N, C, ...)`, else none.
 
-    What is kept is multiplied by P / (P - 1). The module is the identity in eval mode. Code that reads `p` to drop by
-    itself, as attention does, drops with probability 1 / P, but not by partitions. Shape: any, to the same. Dense
+    What is kept is multiplied by P / (P - 1). The module is the identity in eval mode. It has no `p`: code that
+    reads it to drop by itself, as attention does, would not drop by partitions. Shape: any, to the same. Dense
     equivalent: `dense()`, `nn.Dropout(1 / P)`, which has the same expectation and a larger variance over steps.
     """
 
