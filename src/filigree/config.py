@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import pydantic
@@ -112,6 +112,14 @@ def check_choice(who: str, name: str, value: Any, known: Collection[Any]) -> Non
 def visible(text: str) -> str:
     """Text from a file for a terminal: what is not printable, as escapes, would steer it."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names with commas between, to be read in a message: of many only the first, of long ones the beginning."""
+    rest = len(names) - most
+    shown = names if rest <= 1 else names[:most]
+    text = ", ".join(name if len(name) <= 100 else f"{name[:100]}..." for name in shown)
+    return text if rest <= 1 else f"{text} and {rest:,} more"
 
 
 def one_line(error: Any, most: int = 200) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from filigree.config import Config, one_line
-from filigree.layer_selection import Where, select
+from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.modes import evaluating
 from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
@@ -81,7 +81,7 @@ class Report:
         return "\n".join([self.title, *aligned(rows), *self.notes])
 
 
-class Conversion(Config):
+class Conversion(ChangesLayers):
     """Base of the configs that `convert_` takes. A new method declares what it converts and how.
 
     Subclasses implement `accepts` (may this module be converted?) and `apply` (convert all selected ones together).
@@ -90,22 +90,8 @@ class Conversion(Config):
     model new modules and new parameters, and does not write into the tensors that the model holds.
 
     What the new modules are to keep of the old ones, `convert_` gives them: which parameters train, modes, hooks
-    (`filigree.preserved`). Layers whose weights are tied or computed (`filigree.ties`, `filigree.computed_weights`) are
-    not offered to a method unless it says that it keeps that.
+    (`filigree.preserved`).
     """
-
-    keeps_ties: ClassVar[bool] = False
-    """Whether the method leaves a weight that another module holds too as it is, or gives both the same."""
-
-    takes_chains: ClassVar[bool] = False
-    """Whether the layers are taken together, one reading the other: then none between them can be left out."""
-
-    def accepts(self, module: nn.Module) -> bool:
-        raise NotImplementedError
-
-    def keeps_computed_weights(self, module: nn.Module) -> bool:
-        """Whether the method leaves this module in the model, so that what computes its weights goes on doing so."""
-        return False
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         raise NotImplementedError

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
 from filigree.computed_weights import why_computed, without_computed_weights
-from filigree.ties import listed, why_tied
+from filigree.config import Config, listed
+from filigree.ties import why_tied
 
 Where = Callable[[str, nn.Module], bool] | Sequence[str] | str | None
+
+
+class ChangesLayers(Config):
+    """Base of the configs of `convert_` and `compress_`: what `select` asks them.
+
+    Layers whose weights are tied or computed (`filigree.ties`, `filigree.computed_weights`) are not offered to a method
+    unless it says that it keeps that.
+    """
+
+    keeps_ties: ClassVar[bool] = False
+    """Whether the method leaves a weight that another module holds too as it is, or gives both the same."""
+
+    takes_chains: ClassVar[bool] = False
+    """Whether the layers are taken together, one reading the other: then none between them can be left out."""
+
+    def accepts(self, module: nn.Module) -> bool:
+        """Whether the method can change this module."""
+        raise NotImplementedError
+
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        """Whether the method leaves this module in the model, so that what computes its weights goes on doing so."""
+        return False
 
 
 class Selection(NamedTuple):
@@ -21,7 +44,7 @@ class Selection(NamedTuple):
     left: list[str]
 
 
-def select(model: nn.Module, config: Any, where: Where, caller: str) -> Selection:
+def select(model: nn.Module, config: ChangesLayers, where: Where, caller: str) -> Selection:
     """Choose the modules that `config` accepts and `where` wants, in the model's order; at least one.
 
     Args:
@@ -59,7 +82,7 @@ def _lines(left: dict[str, str]) -> list[str]:
     ]
 
 
-def _wanted(model: nn.Module, fitting: list[str], where: Where, caller: str, config: Any) -> list[str]:
+def _wanted(model: nn.Module, fitting: list[str], where: Where, caller: str, config: ChangesLayers) -> list[str]:
     """Those of the fitting modules that `where` names; at least one."""
     if not fitting:
         kinds = list(dict.fromkeys(type(m).__name__ for m in model.modules() if not any(m.children())))
@@ -86,7 +109,7 @@ def matching(able: Mapping[str, Any], where: Where, caller: str, what: str) -> l
     return wanted
 
 
-def _reasons_to_leave(model: nn.Module, config: Any) -> dict[str, str]:
+def _reasons_to_leave(model: nn.Module, config: ChangesLayers) -> dict[str, str]:
     """Why modules are not to be changed, by their names, each to be put behind the name."""
     reasons = {} if config.keeps_ties else why_tied(model)
     for name, module in model.named_modules():
@@ -99,7 +122,7 @@ def _behind(hints: list[str]) -> str:
     return "".join(f" {hint}" for hint in hints)
 
 
-def _conv1d(model: nn.Module, config: Any) -> list[str]:
+def _conv1d(model: nn.Module, config: ChangesLayers) -> list[str]:
     """A line about linear layers of the class that GPT-2 and its kin in transformers have, if there are any."""
     kinds = [type(module) for module in model.modules()]
     count = sum(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in kinds)
@@ -109,7 +132,7 @@ def _conv1d(model: nn.Module, config: Any) -> list[str]:
     return [f"{count} Conv1D layers are linear, with a transposed weight: {call} makes them nn.Linear."]
 
 
-def _activations(config: Any) -> list[str]:
+def _activations(config: ChangesLayers) -> list[str]:
     return [ACTIVATION_HINT] if any(map(config.accepts, (nn.Tanh(), nn.ReLU()))) else []
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from filigree.config import listed
 from filigree.summary import numbers_of
-from filigree.ties import listed, shared_parameters
+from filigree.ties import shared_parameters
 
 _HOOKS = (  # of a call; the dicts themselves are taken over, so that handles still remove their hooks
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
+
+from filigree.config import listed
 
 
 def shared_parameters(model: nn.Module) -> dict[int, tuple[nn.Parameter, list[str]]]:
@@ -37,9 +37,3 @@ def why_tied(model: nn.Module) -> dict[str, str]:
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """Names in a row, of many only the first."""
-    rest = len(names) - most
-    return ", ".join(names) if rest <= 1 else f"{', '.join(names[:most])} and {rest} more"

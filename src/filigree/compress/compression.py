@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from filigree.compress.resized import SizesBefore
 from filigree.computed_weights import copyable
-from filigree.config import Config
 from filigree.convert import Change, Conversion, Report, convert_, record, report_of, sums
-from filigree.layer_selection import Where, select
+from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
 
 
-class Compression(Config):
+class Compression(ChangesLayers):
     """Base of the configs that `compress_` takes where a trained model and data are needed.
 
     Subclasses implement `accepts` and `compress`.
@@ -23,18 +22,8 @@ class Compression(Config):
     `compress_` puts the model back as it was where a method fails. A method without data does not write into the
     tensors that the model holds, but gives it new ones: only where there are data are tensors copied before.
 
-    Layers whose weights are tied or computed are not offered to it, and what the new layers are to keep of the old ones
-    is given to them, as of a `Conversion`, where the attributes are explained.
+    What the new layers are to keep of the old ones is given to them, as of a `Conversion`.
     """
-
-    keeps_ties: ClassVar[bool] = False
-    takes_chains: ClassVar[bool] = False
-
-    def accepts(self, module: nn.Module) -> bool:
-        raise NotImplementedError
-
-    def keeps_computed_weights(self, module: nn.Module) -> bool:
-        return False
 
     def compress(
         self, model: nn.Module, names: list[str], data: Tensor | None

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from filigree.config import clipped
+from filigree.config import clipped, listed
 from filigree.data.dialects import Row, as_point, has_header, names_rows
-from filigree.data.samples import MARKERS, Reading, Samples, is_number, listed
+from filigree.data.samples import MARKERS, Reading, Samples, is_number
 
 _LABELS = {"label", "labels", "target", "class", "y"}  # names of columns that hold a label
 

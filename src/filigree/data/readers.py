@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from filigree.config import clipped, one_line
+from filigree.config import clipped, listed, one_line
 from filigree.data.matlab import read_matrices
-from filigree.data.samples import LABELS, Reading, Samples, listed
+from filigree.data.samples import LABELS, Reading, Samples
 from filigree.data.tables import read_table
 
 _DEFLATE = 1040  # no deflated stream unpacks to more than about 1032 times its size

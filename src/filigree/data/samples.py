@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from filigree.config import check_choice, clipped
+from filigree.config import check_choice, clipped, listed
 
 NUMBERS, LABELS = "biuf", "biufSU"  # kinds of numpy's types
 MARKERS = {"", "na", "n/a", "#n/a", "#na", "<na>", "?", "nan", "-nan", "null", "nat"}  # lower case, without spaces
 MISSING, INDEX_COLUMN = ("refuse", "drop"), ("drop", "keep")
 _LISTED = 5  # columns in a message
 _CLASSES = 10  # classes in a message
-_LONGEST = 100  # characters of a name in a message
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,6 @@ class Samples:
             f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features, label {self.label!r}: "
             f"{listed(sizes, _CLASSES)}"
         )
-
-
-def listed(names: Sequence[str], most: int = _LISTED) -> str:
-    """Names with commas between, at most so many of them."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:most]) + more
 
 
 def is_number(cell: str | bytes) -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 
 from filigree import data, models
 from filigree.compress.compression import compress_
-from filigree.config import clipped, one_line
+from filigree.config import clipped, listed, one_line
 from filigree.convert import convert_
 from filigree.data import DataSet
 from filigree.data.preprocessing import set_preprocessing
@@ -131,10 +131,9 @@ def _refuse_earlier(
     tried = [folder for method in methods for folder in (out / SEARCH).glob(f"{glob.escape(method)}-*")]
     earlier = [folder for folder in (*folders, *tried) if any((folder / name).exists() for name in FILES)]
     if earlier:
-        shown = [f"{folder.name} ({'unfinished' if _whole(folder) is None else 'finished'})" for folder in earlier[:5]]
-        more = f" and {len(earlier) - 5} more" if len(earlier) > 5 else ""
+        shown = [f"{folder.name} ({'unfinished' if _whole(folder) is None else 'finished'})" for folder in earlier]
         raise RecipeError(
-            f"{out} holds earlier runs: {', '.join(shown)}{more}. --resume goes on with them and keeps those that are "
+            f"{out} holds earlier runs: {listed(shown)}. --resume goes on with them and keeps those that are "
             "finished, --overwrite replaces them; or give another --out."
         )
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from filigree.compress.pruning.budget import outputs_on
 from filigree.compress.pruning.refit import better, channels_of, least_squares, original_outputs
 from filigree.compress.pruning.removal import copied
+from filigree.config import listed
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse, channel_major_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.ties import listed, why_tied
+from filigree.ties import why_tied
 from filigree.topology import Empty
 
 Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]

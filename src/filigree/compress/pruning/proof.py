@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Reader, Units
 from filigree.compress.pruning.removal import copied, gone_channels, pruned
-from filigree.config import one_line
+from filigree.config import listed, one_line
 from filigree.convert import inference_context
 from filigree.outputs import numbers_in
 
@@ -50,7 +50,7 @@ def refuse(wrong: Mapping[str, str], who: str) -> None:
     """Raise one line that names the groups, and the reason of the first."""
     name, why = next(iter(wrong.items()))
     others = [repr(other) for other in list(wrong)[1:]]
-    also = f" (nor those of {', '.join(others[:4])}{', ...' if len(others) > 4 else ''})" if others else ""
+    also = f" (nor those of {listed(others, 4)})" if others else ""
     raise ValueError(f"{who}: the units of {name!r} cannot be taken out{also}: {why}. Name other layers with where=.")
 
 

@@ -28,14 +28,13 @@ from filigree.compress.pruning.removal import copied, pruned, take_over
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.computed_weights import why_computed
-from filigree.config import config
+from filigree.config import config, listed
 from filigree.convert import Change, Conversion
 from filigree.measure.timing import inference, time_interleaved
 from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.summary import Summary, says
-from filigree.ties import listed
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 

@@ -8,7 +8,7 @@ import pydantic
 import torch
 from torch import nn
 
-from filigree.config import config
+from filigree.config import config, listed
 from filigree.convert import Change, Conversion, replace_module
 from filigree.layer_selection import ACTIVATION_HINT
 from filigree.nn.mollified.mollified_activation import FUNCTIONS, MollifiedActivation
@@ -17,7 +17,6 @@ from filigree.nn.mollified.mollified_rnn import MollifiedGRU, MollifiedGRUGates,
 from filigree.nn.rnn import LoopedRNN, is_lstm, put_gates, refuse_projections, suffixes
 from filigree.protocols import ResidualBlock
 from filigree.summary import Summary
-from filigree.ties import listed
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
