@@ -43,6 +43,14 @@ def _signals():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def _compiled():
+    """What torch.compile has kept is forgotten after each test: it gives up a function that was compiled too often."""
+    yield
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+
+
 @pytest.fixture
 def data_root():
     root = os.environ.get("FILIGREE_DATA")
