@@ -31,10 +31,14 @@ def is_batched(tensor: Tensor) -> bool:
 
 def plain(tensor: Tensor, user: str) -> Tensor:
     """The numbers of a tensor that a transform has wrapped. `ValueError` if each sample has its own, by their user."""
-    *_, innermost = _layers(tensor)
     if is_batched(tensor):
         raise ValueError(f"{user}: all samples of vmap must have the same weights. Got other ones for each.")
-    return innermost
+    return innermost(tensor)
+
+
+def innermost(tensor: Tensor) -> Tensor:
+    """What transforms have wrapped into a tensor: numbers with memory of their own."""
+    return _layers(tensor)[-1]
 
 
 def _layers(tensor: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree.compress.pruning.budget import outputs_on
 from filigree.compress.pruning.refit import better, channels_of, least_squares, original_outputs
-from filigree.compress.pruning.removal import copied
+from filigree.compress.pruning.removal import copy_of
 from filigree.config import listed
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse, channel_major_
@@ -41,7 +41,7 @@ def prune_connections(
     names = [name for name in dense if name not in tied]
     if not names:
         raise ValueError(f"{who}: {dense[0]!r} {tied[dense[0]]}, which cannot be kept.")
-    pruned, changes = copied(model), [Change.of(name, None, None, f"left whole: {why}") for name, why in tied.items()]
+    pruned, changes = copy_of(model), [Change.of(name, None, None, f"left whole: {why}") for name, why in tied.items()]
     for name in names:
         layer: Any = model.get_submodule(name)
         scores = score(layer.weight.detach()).flatten()
@@ -54,7 +54,7 @@ def prune_connections(
     linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
     if linear and config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
-        refitted, targets = copied(pruned), original_outputs(model, linear, x)
+        refitted, targets = copy_of(pruned), original_outputs(model, linear, x)
         unfit = least_squares(refitted, channels_of(model, [], {}), targets, x, config.damping, biases=False)
         pruned, note = better(who, "least_squares", pruned, refitted, x, outputs_on(model, x), unfit)
         changes.append(Change.of("outputs", None, None, note))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Reader, Units
-from filigree.compress.pruning.removal import copied, gone_channels, pruned
+from filigree.compress.pruning.removal import copy_of, gone_channels, pruned
 from filigree.config import listed, one_line
 from filigree.convert import inference_context
 from filigree.outputs import numbers_in
@@ -35,7 +35,7 @@ def with_random_weights(model: nn.Module) -> nn.Module:
     """A copy whose linear layers and convolutions have weights and biases drawn at random, so that what they compute is
     of the size of what they read: nothing of how the network is made hides behind small or equal weights.
     """
-    other = copied(model)
+    other = copy_of(model)
     generator = torch.Generator().manual_seed(1)
     for module in other.modules():
         if type(module) in (nn.Linear, nn.Conv2d):
@@ -103,7 +103,7 @@ def _close(output: Tensor, expected: Tensor) -> bool:
 
 def _masked(model: nn.Module, smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> nn.Module | str:
     """The whole network in which nobody reads the units that went; or why there is none."""
-    masked = copied(model)
+    masked = copy_of(model)
     for group in groups:
         gone = torch.ones(group.count, dtype=torch.bool)
         gone[kept[group.name]] = False

@@ -142,12 +142,12 @@ def _refit_dense(layer: Any, rows: Tensor, y: Tensor, damping: float, biases: bo
         shifts.append(its_mean - solved @ mean)
     layer.weight.copy_(new.view_as(layer.weight))
     if centre:
-        _set_bias(layer, torch.cat(shifts).to(layer.weight.dtype), layer.weight)
+        _set_bias(layer, torch.cat(shifts).to(layer.weight.dtype))
 
 
-def _set_bias(layer: Any, shift: Tensor, like: Tensor) -> None:
+def _set_bias(layer: Any, shift: Tensor) -> None:
     if layer.bias is None:
-        layer.bias = nn.Parameter(shift, requires_grad=like.requires_grad)
+        layer.bias = nn.Parameter(shift)
     else:
         layer.bias.copy_(shift)
 
@@ -170,7 +170,7 @@ def _refit_connections(layer: Any, inputs: Tensor, y: Tensor, damping: float, bi
             layer.values[first:last] = solved.to(layer.values.dtype)
             shift[row] -= solved @ mean[read]
     if centre:
-        _set_bias(layer, shift.to(layer.values.dtype), layer.values)
+        _set_bias(layer, shift.to(layer.values.dtype))
 
 
 def original_outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Recorded]:
@@ -281,7 +281,7 @@ def correlation(
             for column, unit in zip(reader.columns.tolist(), reader.units.tolist(), strict=True):
                 columns.setdefault(unit, []).append(column)
             if layer.bias is None and biases:
-                layer.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
+                layer.bias = nn.Parameter(weight.new_zeros(len(weight)))
             for u, s, a, b in zip(gone.tolist(), to.tolist(), alpha.tolist(), beta.tolist(), strict=True):
                 fed = weight[:, columns[u]]
                 weight[:, columns[s]] += a * fed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,18 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Units, is_depthwise, pruners_of, without
+from filigree.computed_weights import copied
 from filigree.config import one_line
 from filigree.ties import shared_parameters
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Raises:
-        ValueError: torch cannot copy it, in one line.
-    """
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy. `ValueError`: torch cannot copy it, in one line."""
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # of modules that hold computed tensors, open files and so on
         raise ValueError(f"pruning: this model cannot be copied: {one_line(error)}") from None
 
@@ -38,12 +34,12 @@ def gone_channels(groups: Sequence[Units], kept: Mapping[str, Tensor]) -> dict[t
 
 
 def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model with only these units of each group; flags and ties of its parameters stay.
+    """A copy of the model with only these units of each group; its ties stay.
 
     Raises:
         ValueError: names what cannot be made smaller.
     """
-    smaller = copied(model)
+    smaller = copy_of(model)
     pruners = pruners_of(smaller)
     # all before anything shrinks: a grouped convolution may become one of depth
     steps = [
@@ -57,7 +53,7 @@ def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]
             raise ValueError(
                 f"pruning: {name!r} cannot be made smaller: {one_line(error) or type(error).__name__}"
             ) from None
-    _keep_flags_and_ties(model, smaller)
+    _keep_ties(model, smaller)
     return smaller
 
 
@@ -86,10 +82,8 @@ def _shrinking(model: nn.Module, pruners: Any, name: str, side: str, dim: int | 
     return shrink_each
 
 
-def _keep_flags_and_ties(model: nn.Module, smaller: nn.Module) -> None:
-    """Parameters are trainable as before; those that were one and still hold the same numbers are one again."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        smaller.get_parameter(name).requires_grad_(parameter.requires_grad)
+def _keep_ties(model: nn.Module, smaller: nn.Module) -> None:
+    """Parameters that were one and still hold the same numbers are one again, so that a budget counts them once."""
     for _, (first, *others) in shared_parameters(model).values():
         one = smaller.get_parameter(first)
         for name in others:

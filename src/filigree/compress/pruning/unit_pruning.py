@@ -24,7 +24,7 @@ from filigree.compress.pruning.refit import (
     may_gain_biases,
     original_outputs,
 )
-from filigree.compress.pruning.removal import copied, pruned, take_over
+from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.computed_weights import why_computed
@@ -109,11 +109,11 @@ class UnitPruning(Compression):
             if not (compensate and self.compensate):
                 return smaller, ""
             if self.compensate == "least_squares":
-                compensated = copied(smaller)
+                compensated = copy_of(smaller)
                 channels = channels_of(model, groups, kept)
                 unfit = least_squares(compensated, channels, targets, x, self.damping, biases)
             else:
-                source = copied(model)
+                source = copy_of(model)
                 unfit = correlation(source, groups, features, replacements, biases)
                 compensated = pruned(source, groups, kept)
             return better(who, self.compensate, smaller, compensated, x, y, unfit)

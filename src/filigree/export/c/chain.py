@@ -44,8 +44,8 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            what = why_computed(module) or "has forward hooks: remove them"
-            raise ValueError(f"export: {name or 'the model'!r} ({type(module).__name__}) {what}. C has no hooks.")
+            why = why_computed(module) or "has forward hooks: remove them"
+            raise ValueError(f"export: {name or 'the model'!r} ({type(module).__name__}) {why}. C has no hooks.")
     if known(model):
         return [(type(model).__name__, model)]
     tracer = _Tracer(known)

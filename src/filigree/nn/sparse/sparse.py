@@ -103,7 +103,7 @@ class Sparse(Conversion):
         shared = shared_parameters(model)  # a layer that loses one would break the weight tying
         changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
-            if flat_indices is None or (id(layer.weight) in shared and not isinstance(self.topology, Empty)):
+            if flat_indices is None or id(layer.weight) in shared:
                 _materialise(layer)
                 if not self.masked:
                     like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d

@@ -16,7 +16,7 @@ from filigree.nn.resizing import resize_
 from filigree.nn.sparse.copies import TracksCopies, fingerprint, is_plain, version
 from filigree.ops.c_steps import csr, floats
 from filigree.ops.pattern import Pattern, csr_pattern
-from filigree.ops.transforms import outside_transforms
+from filigree.ops.transforms import innermost, outside_transforms
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
 
 
@@ -196,11 +196,8 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
     def _check_mapped(self) -> None:
         """`ValueError` where `torch.vmap` runs over layers of several topologies: there is one pattern for all."""
         for name in self.index_names:
-            part = self._buffers[name]
-            while part is not None and torch._C._functorch.is_functorch_wrapped_tensor(part):
-                part = torch._C._functorch.get_unwrapped(part)
-            own = getattr(self._pattern, name)
-            if part is None or not is_plain(part) or part.is_meta:
+            part, own = innermost(getattr(self, name)), getattr(self._pattern, name)
+            if not is_plain(part) or part.is_meta:
                 continue
             if part.shape[-1:] != own.shape or not bool((part == own).all()):
                 raise ValueError(
