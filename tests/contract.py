@@ -2,8 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
+
+import filigree as fg
+from filigree.convert import Conversion
 
 BATCHES = [0, 1, 2, 3, 7, 16, 17, 100, 128, 131]
 
@@ -124,6 +128,19 @@ def check_attributes(layer: nn.Module, replaced: nn.Module) -> None:
             assert name in layer._parameters or value.shape == expected.shape, name
         elif name != "bias":
             assert value == expected, name
+
+
+def convert_or_skip(model: nn.Module, config, x=None) -> None:
+    """Change all layers that a config accepts; the test is skipped where there are none, or where it refuses them."""
+    if not any(config.accepts(module) for module in model.modules()):
+        pytest.skip("the method changes nothing in this network")
+    try:
+        if isinstance(config, Conversion):
+            fg.convert_(model, config, where=lambda name, module: True)
+        else:
+            fg.compress_(model, config, x)
+    except ValueError as error:
+        pytest.skip(f"refused: {error}")
 
 
 def _float64(value):

@@ -17,13 +17,13 @@ class Picture:
         self.generators = repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
 
     def differences(self, other: "Picture") -> list[str]:
-        found = [] if list(self.modules) == list(other.modules) else [f"modules: {list(other.modules)}"]
+        differences = [] if list(self.modules) == list(other.modules) else [f"modules: {list(other.modules)}"]
         for name, (kind, attributes) in self.modules.items():
             now_kind, now = other.modules.get(name, (None, {}))
-            found += [] if now_kind == kind else [f"{name}: {kind} became {now_kind}"]
-            found += [] if list(now) == list(attributes) else [f"{name}: attributes {list(now)}"]
-            found += [f"{name}.{key}" for key, value in attributes.items() if key in now and now[key] != value]
-        return found + ["generators"] * (self.generators != other.generators)
+            differences += [] if now_kind == kind else [f"{name}: {kind} became {now_kind}"]
+            differences += [] if list(now) == list(attributes) else [f"{name}: attributes {list(now)}"]
+            differences += [f"{name}.{key}" for key, value in attributes.items() if key in now and now[key] != value]
+        return differences + ["generators"] * (self.generators != other.generators)
 
     def _module(self, module: nn.Module) -> tuple[object, dict[str, object]]:
         return (self._id(module), type(module)), {key: self._describe(v) for key, v in module.__dict__.items()}

@@ -46,10 +46,10 @@ def test_own_files(tmp_path):
     np.savez(tmp_path / "own.npz", x=x, y=y == "dog")
     scipy.io.savemat(tmp_path / "own.mat", {"X": x, "Y": (y == "dog") + 1})
     sets = [fg.data.load(tmp_path / f"own.{suffix}") for suffix in ("csv", "npz", "mat")]
-    for made in sets:
-        assert made.classes == 2
-        torch.testing.assert_close(made.train.x, sets[0].train.x)
-        assert torch.equal(made.test.y, sets[0].test.y)
+    for loaded in sets:
+        assert loaded.classes == 2
+        torch.testing.assert_close(loaded.train.x, sets[0].train.x)
+        assert torch.equal(loaded.test.y, sets[0].test.y)
 
 
 def test_cross_validation_tests_each_sample_once_a_repeat(tmp_path):
@@ -177,13 +177,13 @@ def test_without_network(tmp_path, monkeypatch):
 def test_real_data(name, data_root):
     facts = fg.data.describe(name, data_root)
     assert facts.present
-    made = fg.data.load(name, root=data_root, validation=5000 if facts.samples > 10_000 else 0)
-    parts = [part for part in (made.train, made.validation, made.test) if part is not None]
+    loaded = fg.data.load(name, root=data_root, validation=5000 if facts.samples > 10_000 else 0)
+    parts = [part for part in (loaded.train, loaded.validation, loaded.test) if part is not None]
     assert sum(len(part.x) for part in parts) == facts.samples
-    assert made.train.x.shape[1] == facts.features
-    assert len(torch.cat([part.y for part in parts]).unique()) == facts.classes == made.classes
-    if made.validation is not None:
-        assert len(made.validation.x) == 5000
+    assert loaded.train.x.shape[1] == facts.features
+    assert len(torch.cat([part.y for part in parts]).unique()) == facts.classes == loaded.classes
+    if loaded.validation is not None:
+        assert len(loaded.validation.x) == 5000
         with pytest.raises(ValueError, match="test set of its own"):
             next(cross_validation(name, root=data_root))
 
@@ -196,10 +196,10 @@ def test_a_users_own_imagenet_stays_on_disk(tmp_path):
     for part, n in (("train", 6), ("test", 2)):
         np.save(folder / f"{part}_x.npy", np.full((n, 3, 227, 227), 128, np.uint8))
         np.save(folder / f"{part}_y.npy", np.arange(n))
-    made = fg.data.load("imagenet", root=tmp_path, validation=2)
-    assert (len(made.train.x), len(made.validation.x), len(made.test.x)) == (4, 2, 2)
-    assert made.train.x.dtype == torch.uint8
-    assert made.train.y.tolist() == [2, 3, 4, 5]
+    loaded = fg.data.load("imagenet", root=tmp_path, validation=2)
+    assert (len(loaded.train.x), len(loaded.validation.x), len(loaded.test.x)) == (4, 2, 2)
+    assert loaded.train.x.dtype == torch.uint8
+    assert loaded.train.y.tolist() == [2, 3, 4, 5]
     assert fg.data.describe("imagenet", tmp_path).present
     np.save(folder / "test_y.npy", np.arange(3))
     with pytest.raises(ValueError, match="as many samples"):
@@ -238,9 +238,9 @@ def test_labels_are_classes(tmp_path):
         file.write_text("".join(f"{i * 0.5},{i % 3},{label}\n" for i, label in enumerate(labels)))
         return fg.data.load(file)
 
-    made = load(["2", "10", "1", "1.0", "10.00"] * 12)
-    assert made.classes == 3
-    assert torch.bincount(torch.cat([made.train.y, made.test.y])).tolist() == [24, 12, 24]  # 1, 2, 10
+    loaded = load(["2", "10", "1", "1.0", "10.00"] * 12)
+    assert loaded.classes == 3
+    assert torch.bincount(torch.cat([loaded.train.y, loaded.test.y])).tolist() == [24, 12, 24]  # 1, 2, 10
     assert load(["1", "1.0", "one"] * 12).classes == 3  # words are not
     with pytest.raises(ValueError, match=r"must hold two classes at least\. All 30 labels are a"):
         load(["a"] * 30)
@@ -261,9 +261,9 @@ def test_a_large_offset_costs_no_digits(tmp_path, suffix):
         np.savez(file, x=x, y=y)
     else:
         scipy.io.savemat(file, {"X": x, "Y": y})
-    made = fg.data.load(file)
-    assert made.train.x.dtype == torch.float32
-    gaps = torch.cat([made.train.x, made.test.x])[:, 0].sort().values.diff()
+    loaded = fg.data.load(file)
+    assert loaded.train.x.dtype == torch.float32
+    gaps = torch.cat([loaded.train.x, loaded.test.x])[:, 0].sort().values.diff()
     torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=0.01, atol=0)
     file = tmp_path / "large.csv"
     file.write_text("".join(f"{i}e300,{i % 2}\n" for i in range(1, 21)))

@@ -107,11 +107,11 @@ def test_an_index_is_no_feature(tmp_path):
     noise, labels = np.random.default_rng(0).normal(size=(3, 60)).round(3), np.repeat(["a", "b"], 30)
     for name in ("", "Unnamed: 0", "id"):
         file = table(tmp_path, f"{name},f,g,h,kind", range(60), *noise, labels)
-        made = fg.data.load(file)
-        assert made.train.x.shape[1] == 3
-        assert made.feature_names == ("f", "g", "h")
-        assert made.notes[0] == "own.csv: 60 rows, 3 features, label 'kind': a 30, b 30"
-        assert "only numbers the rows and is left out; index_column='keep' (--index-column)" in made.notes[1]
+        loaded = fg.data.load(file)
+        assert loaded.train.x.shape[1] == 3
+        assert loaded.feature_names == ("f", "g", "h")
+        assert loaded.notes[0] == "own.csv: 60 rows, 3 features, label 'kind': a 30, b 30"
+        assert "only numbers the rows and is left out; index_column='keep' (--index-column)" in loaded.notes[1]
         assert fg.data.load(file, index_column="keep").train.x.shape[1] == 4
     file = table(tmp_path, "time,kind", range(60), labels)
     assert fg.data.load(file).feature_names == ("time",)  # what else is there to learn from?
@@ -124,9 +124,9 @@ def test_the_label_is_chosen_by_name(tmp_path):
     with pytest.raises(ValueError, match="unclear which column is the label: the last one, sex, or target"):
         fg.data.load(file)
     for name, label in (("target", sick), ("sex", sex)):
-        made = fg.data.load(file, target=name)
-        assert torch.cat([made.train.y, made.test.y]).bincount().tolist() == np.bincount(label).tolist()
-        assert made.class_names == ("0", "1")
+        loaded = fg.data.load(file, target=name)
+        assert torch.cat([loaded.train.y, loaded.test.y]).bincount().tolist() == np.bincount(label).tolist()
+        assert loaded.class_names == ("0", "1")
     with pytest.raises(ValueError, match=r"there is no column 'agee'. Did you mean age"):
         fg.data.load(file, target="agee")
     file.write_text("".join(f"{'ab'[i % 2]},{i * i % 7}.5,{i % 5}\n" for i in range(40)))
@@ -144,10 +144,10 @@ def test_missing_values_are_listed(tmp_path):
     line = r"values are missing in 3 of 20 rows: a 2 \(NA, empty\), b 1 \(\?\), label kind 1 \(nan\)\. Fill them in, or"
     with pytest.raises(ValueError, match=line + r" leave these rows out: missing='drop', .* --missing drop\.$"):
         fg.data.load(file)
-    made = fg.data.load(file, missing="drop")
-    assert len(made.train.x) + len(made.test.x) == 17
-    assert made.class_names == ("x", "y")
-    assert any(note.startswith("3 of 20 rows are left out") for note in made.notes)
+    loaded = fg.data.load(file, missing="drop")
+    assert len(loaded.train.x) + len(loaded.test.x) == 17
+    assert loaded.class_names == ("x", "y")
+    assert any(note.startswith("3 of 20 rows are left out") for note in loaded.notes)
     with pytest.raises(ValueError, match="missing must be one of 'refuse', 'drop'"):
         fg.data.load(file, missing="mean")
 

@@ -182,18 +182,18 @@ def pools(dims):
 @pytest.mark.long("exports some fifty poolings")
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_pooling_equals_torch_or_is_refused_in_one_line(dims, tmp_path):
-    made = 0
+    exported = 0
     for pool in pools(dims):
         torch.manual_seed(0)
         make = lambda n: torch.randn(n, 3, *range(8, 8 + dims)) - 2  # noqa: E731 - padding of zeros would be the largest
         try:
             check_export(nn.Sequential(pool), make, tmp_path / "m.onnx")
-            made += 1
+            exported += 1
         except ValueError as error:
             refused = one_line(error)
             assert refused.startswith("export: ")
-            assert list(tmp_path.glob("*")) == [tmp_path / "m.onnx"] * bool(made)
-    assert made > 5
+            assert list(tmp_path.glob("*")) == [tmp_path / "m.onnx"] * bool(exported)
+    assert exported > 5
 
 
 def test_what_onnx_infers_otherwise_is_refused_by_name(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import filigree as fg
+from contract import convert_or_skip
 from filigree.convert import Conversion
 from filigree.nn.step_memory import StepMemory
 
@@ -86,12 +87,7 @@ def converted(label, config, name):
             pytest.skip("one network is enough")
         model[1], model[4] = fg.nn.NoisyHardTanh(), fg.nn.NoisyReLU()
     elif config is not None:
-        if not any(config.accepts(module) for module in model.modules()):
-            pytest.skip("the method changes nothing in this network")
-        try:
-            fg.convert_(model, config, where=lambda name, module: True)
-        except ValueError as error:
-            pytest.skip(f"refused: {error}")
+        convert_or_skip(model, config)
     return model, x
 
 

@@ -8,8 +8,8 @@ from test_contract import examples, networks
 from torch import nn
 
 import filigree as fg
+from contract import convert_or_skip
 from filigree.compress.compression import Compression
-from filigree.convert import Conversion
 
 CONFIGS = [
     *examples(),
@@ -29,15 +29,7 @@ def parameters():
 @pytest.mark.parametrize("config", list(parameters()))
 def test_layers_have_shapes_on_meta(config, network):
     model, x = networks()[network]
-    if not any(config.accepts(module) for module in model.modules()):
-        pytest.skip("the method changes nothing in this network")
-    try:
-        if isinstance(config, Conversion):
-            fg.convert_(model, config, where=lambda name, module: True)
-        else:
-            fg.compress_(model, config, x)
-    except ValueError as error:
-        pytest.skip(f"refused: {error}")
+    convert_or_skip(model, config, x)
     for training in (True, False):
         real = model.train(training)(x)
         meta = copy.deepcopy(model).to("meta").train(training)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import filigree as fg
-from contract import _float64
+from contract import _float64, convert_or_skip
 from filigree.convert import Conversion
 
 DENSITY = fg.ErdosRenyi(density=0.5)
@@ -199,12 +199,7 @@ def network(kind, config):
         model, x = nn.Sequential(nn.LSTM(6, 4, batch_first=True)), torch.randn(3, 2, 5, 6)
     else:
         model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 4)), torch.randn(3, 2, 6)
-    if not any(config.accepts(module) for module in model.modules()):
-        pytest.skip("the method changes nothing in this network")
-    try:
-        fg.convert_(model, config, where=lambda name, module: True)
-    except ValueError as error:
-        pytest.skip(f"refused: {error}")
+    convert_or_skip(model, config)
     return model, x
 
 

@@ -85,8 +85,8 @@ def test_the_button_changes_the_axes(records, tmp_path):
         button.nextElementSibling.querySelector('figure').layout.xaxis.type, seen = [button.closest('[role=img]')];
         for (let i = 0; i < 2; i++) { button.click(); seen.push(kind(), button.getAttribute('aria-pressed')) }
         return seen })()"""
-    found = browse(write_report(records, tmp_path / "page.html"), tmp_path, 1280, ask)
-    assert found["own"] == [None, "log", "true", "linear", "false"]
+    page = browse(write_report(records, tmp_path / "page.html"), tmp_path, 1280, ask)
+    assert page["own"] == [None, "log", "true", "linear", "false"]
 
 
 def test_one_epoch_is_a_point(tmp_path):
@@ -100,8 +100,8 @@ def test_one_epoch_is_a_point(tmp_path):
     ask = (
         "[...document.querySelectorAll('figure .scatterlayer .trace')].every(t => t.querySelector('.point, .js-line'))"
     )
-    found = browse(write_report(runs, tmp_path / "page.html"), tmp_path, 1280, ask)
-    assert found["own"] is True
+    page = browse(write_report(runs, tmp_path / "page.html"), tmp_path, 1280, ask)
+    assert page["own"] is True
 
 
 def test_a_page_made_outside_of_git_names_no_commit(records, tmp_path):
@@ -136,5 +136,5 @@ def test_records_from_folders_and_bad_ones(records, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser(records, tmp_path, width):
-    found = browse(write_report(records, tmp_path / "page.html"), tmp_path, width)
-    assert found["places"] == found["drawn"] > 5
+    page = browse(write_report(records, tmp_path / "page.html"), tmp_path, width)
+    assert page["places"] == page["drawn"] > 5
