@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 import filigree as fg
 from composition import AFTER
 from every_method import METHODS, WITHOUT_DATA, apply, is_conversion
-from filigree import rollback
+from filigree import modes, rollback
 from filigree.rollback import AllOrNothing
 from picture import Picture
 
@@ -143,8 +143,8 @@ def _with_lines(file: str) -> set[int]:
 class Steps:
     """Counts the lines of filigree that run, and raises an error at one of them."""
 
-    def __init__(self, at: int | None = None, error: type[BaseException] = RuntimeError) -> None:
-        self.at, self.error, self.count = at, error, 0
+    def __init__(self, at: int | None = None, error: type[BaseException] = RuntimeError, within: str = SOURCE) -> None:
+        self.at, self.error, self.within, self.count = at, error, within, 0
 
     def __enter__(self) -> "Steps":
         self._before = sys.gettrace()  # of a measurement of coverage
@@ -156,7 +156,7 @@ class Steps:
 
     def _call(self, frame, event, arg):
         code = frame.f_code
-        if not code.co_filename.startswith(SOURCE) or code.co_filename in OURS or code.co_name in VERBS:
+        if not code.co_filename.startswith(self.within) or code.co_filename in OURS or code.co_name in VERBS:
             return None
         return self._line
 
@@ -220,6 +220,20 @@ def test_a_failure_changes_nothing(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_failure_at_any_step_changes_nothing(name, net):
     check_every(name, net, spread=60, last=20)
+
+
+@pytest.mark.parametrize("config", [fg.LowRank(4), fg.Sparse(DENSE)], ids=lambda config: type(config).__name__)
+def test_a_failure_while_a_mode_is_set_changes_nothing(config):
+    """Layers with computed weights are put into evaluation mode for a moment already when layers are chosen."""
+    model = network("dense")
+    with Steps(within=modes.__file__) as steps:
+        fg.compress_(copy.deepcopy(model), config)
+    before = Picture(model)
+    assert steps.count > 0
+    for at in range(1, steps.count):
+        with suppress(KeyboardInterrupt), Steps(at, KeyboardInterrupt, within=modes.__file__):
+            fg.compress_(model, config)
+        assert before.differences(Picture(model)) == [], f"failed at step {at} of {steps.count}"
 
 
 # -- what a method may do, and what is beyond the networks above -------------------------------------------------------

@@ -199,8 +199,8 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     """
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
-    names, left = select(model, config, where, f"convert_({type(config).__name__})")
     with AllOrNothing(model, values=isinstance(measure, Tensor)):
+        names, left = select(model, config, where, f"convert_({type(config).__name__})")
         before = Preserved(model)
         if where is None:
             names = [name for name in names if config.gains(model.get_submodule(name))]

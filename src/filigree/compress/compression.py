@@ -63,11 +63,11 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
         return convert_(model, config, where)
     if not isinstance(config, Compression):
         raise TypeError(f"compress_: config must be a compression such as fg.LowRank(0.5). Got {config!r}.")
-    names, left = select(model, config, where, f"compress_({type(config).__name__})")
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"compress_: the model must have weights. {empty[0]!r} is on the meta device.")
     samples = _samples(data)
     with AllOrNothing(model, values=samples is not None):
+        names, left = select(model, config, where, f"compress_({type(config).__name__})")
         before, sizes = Preserved(model), SizesBefore(model)
         with copyable(model):
             changes, steps = config.compress(model, names, samples)
