@@ -21,18 +21,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from filigree.ops import reference
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address, compressed_rows
+from filigree.ops.memory import FLOATS, check_native, contiguous, new_matrix, resolved
 from filigree.ops.pattern import csr_pattern
-from filigree.ops.sparse import (
-    FLOATS,
-    check_layer,
-    check_native,
-    contiguous,
-    define,
-    in_float32,
-    library,
-    new_matrix,
-    resolved,
-)  # fmt: skip
+from filigree.ops.sparse import check_layer, define, in_float32, library
 from filigree.ops.transforms import batched_gradients, gradients, transforming
 
 _CHUNK = 256 << 10  # bytes of packed input at a time: with the output and its gradient, a share of level 2

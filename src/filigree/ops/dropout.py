@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.sparse import check_native
+from filigree.ops.memory import check_native
 from filigree.ops.transforms import batched_gradients, outside_transforms, transforming
 
 

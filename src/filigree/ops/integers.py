@@ -14,7 +14,8 @@ from torch import Tensor
 from filigree.ops import reference
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address, matrix
-from filigree.ops.sparse import FLOATS, define, feature_major, library, new_matrix
+from filigree.ops.memory import FLOATS, feature_major, new_matrix
+from filigree.ops.sparse import define, library
 from filigree.ops.transforms import batched_gradients, transforming
 
 

@@ -16,8 +16,8 @@ from torch.nn import Parameter
 from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address
+from filigree.ops.memory import contiguous
 from filigree.ops.once_differentiable import once_differentiable
-from filigree.ops.sparse import contiguous
 from filigree.ops.transforms import transforming
 
 KINDS = ("NAN", "NAH", "NANI", "NANIL", "NANIS")

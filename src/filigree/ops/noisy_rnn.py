@@ -10,9 +10,9 @@ from torch import Tensor
 from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address
+from filigree.ops.memory import contiguous, resolved
 from filigree.ops.noise import Noise, Seed, noisy_reference
 from filigree.ops.once_differentiable import once_differentiable
-from filigree.ops.sparse import contiguous, resolved
 
 
 def lstm_reference(pre: Tensor, c: Tensor, p: Tensor, xi: list[Tensor | float], noise: Noise) -> tuple[Tensor, Tensor]:

@@ -9,19 +9,10 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address, compressed_rows, index, matrix
+from filigree.ops.memory import FLOATS, contiguous, feature_major, new_matrix, resolved
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.pattern import Pattern
-from filigree.ops.sparse import (
-    FLOATS,
-    check_layer,
-    contiguous,
-    feature_major,
-    linear,
-    new_matrix,
-    resolved,
-    sddmm,
-    spmm_t,
-)  # fmt: skip
+from filigree.ops.sparse import check_layer, linear, sddmm, spmm_t
 from filigree.ops.transforms import transforming
 
 

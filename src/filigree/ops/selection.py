@@ -15,7 +15,8 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.addresses import matrix
-from filigree.ops.sparse import FLOATS, csr_times, in_memory, new_matrix, resolved
+from filigree.ops.memory import FLOATS, in_memory, new_matrix, resolved
+from filigree.ops.sparse import csr_times
 
 # Measured on 784 -> 512 and 1024 -> 1024: above this share of kept entries a dense product of the masked matrix wins,
 DENSE = 0.3

@@ -25,7 +25,7 @@ from torch import Tensor
 from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
 from filigree.ops.addresses import strided
-from filigree.ops.sparse import FLOATS, contiguous, in_memory, resolved
+from filigree.ops.memory import FLOATS, contiguous, in_memory, resolved
 from filigree.ops.transforms import batched_gradients, gradients, transforming
 
 Steps = Sequence[tuple[str, int | None]]

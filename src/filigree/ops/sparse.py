@@ -18,13 +18,11 @@ from torch import Tensor
 
 from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
-from filigree.ops.addresses import address, compressed_rows, index, matrix, strided
+from filigree.ops.addresses import address, compressed_rows, matrix
+from filigree.ops.chain import Link, chain_backward, chain_forward
+from filigree.ops.memory import FLOATS, check_native, contiguous, feature_major, in_memory, new_matrix
 from filigree.ops.pattern import Pattern
 from filigree.ops.transforms import batched_gradients, transforming
-
-FLOATS = (torch.float32, torch.float64)
-_LARGE = 4 << 20  # bytes
-_modes = torch._C._len_torch_dispatch_stack
 
 
 def spmm(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
@@ -74,19 +72,23 @@ def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     return torch.ops.filigree.sddmm(dy, x, *pattern)
 
 
-def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False) -> Tensor:
-    """The sparse layer `y = relu(x W^T + bias)` on batch-major tensors.
+def linear(
+    pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False, by_feature: bool = True
+) -> Tensor:
+    """The sparse layer `y = relu(x W^T + bias)`.
 
     Args:
         pattern: of W, `(out_features, in_features)`.
         values: `(nnz,)`; float32 or float64, or another float type that is computed in float32.
         bias: `(out_features,)` or None.
-        x: `(batch, in_features)`; a transposed view of a feature-major matrix is used as it is, others are copied
-            into that order.
+        x: `(batch, in_features)` in any memory order.
         relu: apply ReLU.
+        by_feature: make the output a transposed view of a feature-major matrix (strides `(1, batch)`), which the next
+            sparse layer reads fastest; else it is contiguous. Compiled graphs and other devices than the CPU always do
+            the former.
 
     Returns:
-        `(batch, out_features)`, a transposed view (strides `(1, batch)`), so that a stack of layers never transposes.
+        `(batch, out_features)`.
     """
     if x.dim() != 2 or x.shape[1] != pattern.cols:
         raise ValueError(f"linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
@@ -95,8 +97,8 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
         return in_float32(lambda v, b, x: linear(pattern, v, b, x, relu), values, bias, x)
     if in_memory(x):
         if torch.is_grad_enabled():
-            return _LinearOnCPU.apply(values, bias, x, pattern, relu)
-        return _linear_forward(pattern, values, bias, x, relu)
+            return _LinearOnCPU.apply(values, bias, x, pattern, relu, by_feature)
+        return chain_forward([Link(pattern, values, bias, relu)], x, by_feature)[0]
     if transforming():
         return reference.linear(pattern, values, bias, x, relu)
     return torch.ops.filigree.linear_forward(values, bias, x, relu, *pattern)
@@ -107,12 +109,6 @@ def in_float32(
 ) -> Tensor:
     """`layer(values, bias, x)` computed in float32, its result in x's type: kernels do not read half precision."""
     return layer(values.float(), None if bias is None else bias.float(), x.float()).to(x.dtype)
-
-
-def in_memory(x: Tensor) -> bool:
-    """Whether a kernel may read x: a plain tensor on the CPU, no transform, tracing or dispatch mode is active."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and not torch.compiler.is_compiling()
-    return plain and not _modes() and not transforming()  # modes: fake tensors, the FLOP counter, ...
 
 
 def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
@@ -128,17 +124,6 @@ def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: 
         raise ValueError(f"{name}: bias must be ({rows},) of x's type {dtype}. Got {given}.")
 
 
-def check_native(*tensors: Tensor) -> None:
-    """Raise `TypeError` unless kernels can read these tensors: all float32 or all float64, on the CPU."""
-    first = tensors[0].dtype
-    for tensor in tensors:
-        if tensor.dtype is not first or first not in FLOATS or not tensor.is_cpu:
-            kinds = ", ".join(f"{t.dtype} on {t.device}" for t in tensors)
-            raise TypeError(
-                f"filigree's kernels: float32 or float64 throughout, on the CPU, was expected. Got {kinds}."
-            )
-
-
 def _check(name: str, values: Tensor, x: Tensor, features: int) -> None:
     if x.dim() != 2 or x.shape[0] != features:
         raise ValueError(f"{name}: expected a feature-major matrix ({features}, batch). Got {tuple(x.shape)}.")
@@ -152,38 +137,6 @@ def _check_values(name: str, pattern: Pattern, values: Tensor) -> None:
 
 
 # -- the compiled path ----------------------------------------------------------------------------------------------
-
-
-def resolved(x: Tensor) -> Tensor:
-    """`x` as its numbers are in memory: complex arithmetic makes views that are negated only when they are read."""
-    return x.resolve_neg() if x.is_neg() else x
-
-
-def feature_major(x: Tensor) -> Tensor:
-    """`x` `(features, batch)` with contiguous rows: itself, or a copy by the blocked transpose."""
-    x = resolved(x)
-    features, batch = x.shape
-    if x.stride(1) == 1 or batch <= 1:
-        return x
-    if x.stride(0) != 1 or not x.is_cpu:
-        return x.contiguous()
-    out = new_matrix(x, features, batch)
-    kernels.transpose(x.dtype is torch.float64, batch, features, (x.data_ptr(), x.stride(1)), matrix(out))
-    return out
-
-
-def new_matrix(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(*shape)`, on huge pages if it is large: with small ones each random read costs a page walk."""
-    new = like.new_empty(shape)
-    bytes_ = new.numel() * new.element_size()
-    if bytes_ >= _LARGE:
-        kernels.advise_huge_pages(new.data_ptr(), bytes_)
-    return new
-
-
-def contiguous(x: Tensor) -> Tensor:
-    x = resolved(x)
-    return x if x.is_contiguous() else x.contiguous()  # the question is cheaper than the call
 
 
 def csr_times(
@@ -232,28 +185,16 @@ def _sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _linear_forward(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor:
-    y = csr_times(pattern.indptr, pattern.indices, None, values, x.t(), bias, relu)
-    return y.t().data  # no view, so that it may be changed in place
+    return chain_forward([Link(pattern, values, bias, relu)], x)[0]
 
 
 def _linear_backward(
     pattern: Pattern, values: Tensor, x: Tensor, y: Tensor | None, dy: Tensor, need_input: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
-    check_native(values, x, dy)
-    batch, out_features = dy.shape
-    y = None if y is None else feature_major(y.t())  # hooks may have changed its strides
-    values, x, dy = contiguous(values), feature_major(x), resolved(dy)
-    dvalues = torch.empty_like(values)
-    dbias = dy.new_empty(out_features) if need_bias else None
-    dx = new_matrix(dy, pattern.cols, batch) if need_input else None
-    ready = y is None and not need_bias and dy.stride(0) == 1  # feature-major already
-    dz = None if ready else new_matrix(dy, out_features, batch)
-    kernels.linear_backward(
-        dy.dtype is torch.float64, index(pattern), values.data_ptr(),
-        (strided(dy), matrix(y), matrix(dz), address(dbias)), matrix(x), matrix(dx), dvalues.data_ptr(), batch,
-    )  # fmt: skip
-    return dvalues, dy.new_empty(0) if dbias is None else dbias, dy.new_empty(0) if dx is None else dx.t()
+    link = Link(pattern, values, None, y is not None)
+    dx, [(dvalues, dbias)] = chain_backward([link], x.t(), None, y, dy, need_input, [need_bias])
+    return dvalues, dy.new_empty(0) if dbias is None else dbias, dy.new_empty(0) if dx is None else dx
 
 
 # -- operators ------------------------------------------------------------------------------------------------------
@@ -396,20 +337,22 @@ class _LinearOnCPU(torch.autograd.Function):
     """`linear` for plain CPU tensors: it calls the kernels directly, which halves the cost of a call."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, relu: bool) -> Tensor:
-        x_rows = feature_major(x.t())
-        y = _linear_forward(pattern, values, bias, x_rows.t(), relu)
-        ctx.save_for_backward(values, x_rows, x, y if relu else None)
+    def forward(
+        ctx: Any, values: Tensor, bias: Tensor | None, x: Tensor, pattern: Pattern, relu: bool, by_feature: bool
+    ) -> Tensor:
+        y, _ = chain_forward([Link(pattern, values, bias, relu)], x, by_feature)
+        ctx.save_for_backward(values, x, y if relu else None)
         ctx.pattern = pattern
         return y
 
     @staticmethod
     @batched_gradients
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        values, x_rows, x, y = ctx.saved_tensors
+        values, x, y = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         _, need_bias, need_input, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled() or transforming():  # the gradient itself is to be differentiated, or is batched
-            return *_gradients(pattern, values, x, y, dy, need_bias), None, None
-        dvalues, dbias, dx = _linear_backward(pattern, values, x_rows, y, dy, need_input, need_bias)
-        return dvalues, dbias if need_bias else None, dx if need_input else None, None, None
+            return *_gradients(pattern, values, x, y, dy, need_bias), None, None, None
+        link = Link(pattern, values, None, y is not None)
+        dx, [(dvalues, dbias)] = chain_backward([link], x, None, y, dy, need_input, [need_bias])
+        return dvalues, dbias, dx, None, None, None

@@ -22,8 +22,8 @@ from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.step_memory import StepMemory
 from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.ops.dropout import partition_dropout
+from filigree.ops.memory import FLOATS
 from filigree.ops.rows import rows_linear
-from filigree.ops.sparse import FLOATS
 from filigree.ops.transforms import transforming
 
 

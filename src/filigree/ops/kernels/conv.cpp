@@ -127,6 +127,11 @@ inline int64_t last_output(const Convolution &c, int64_t images) {
   return ((images - 1) * c.y.rows.pitch + c.y.height - 1) * c.y.cols.pitch + c.y.width;
 }
 
+// Which value the k-th nonzero of a transposed pattern is.
+inline int64_t number_of(const Pattern &wt, int64_t k) {
+  return wt.wide ? static_cast<const int64_t *>(wt.perm)[k] : static_cast<const int32_t *>(wt.perm)[k];
+}
+
 // out[k] = sum over groups of their part's k-th number, for k in [from, to)
 template <class T>
 void add_parts(int groups, int64_t part, const T *parts, T *out, int64_t from, int64_t to) {
@@ -156,6 +161,8 @@ void conv_backward_(const Convolution &c, const void *values, Images x, Images d
   T *backs = scratch<T>(2, dx ? all.threads * ins : 0);
   T *parts = scratch<T>(3, all.groups * part), *more = scratch<T>(4, all.threads * nnz);
   constexpr bool f64 = sizeof(T) == 8;
+  T *ordered = dx ? scratch<T>(5, nnz) : nullptr;  // as the transposed pattern reads them; sums lie in its order too
+  for (int64_t k = 0; dx && k < nnz; ++k) ordered[k] = static_cast<const T *>(values)[number_of(c.wt, k)];
   by_images(c, all, [&](int thread, int group, bool begins, int64_t first, int64_t count) {
     T *packed = inputs + thread * ins, *grads = gradients + thread * outs;
     T *sums = parts + group * part, *products = begins ? sums : more + thread * nnz;
@@ -163,7 +170,7 @@ void conv_backward_(const Convolution &c, const void *values, Images x, Images d
     pack_<T>(some(c.y, count), from<T>(dy, first), grads, c.stride, c.reach);
     if (dx) {
       T *back = backs + thread * ins;
-      backward(f64, c.wt, values, {grads, 1}, {packed, c.stride}, {back, c.stride}, products,
+      backward(f64, c.wt, ordered, {grads, 1}, {packed, c.stride}, {back, c.stride}, products,
                count * c.x.rows.pitch * c.x.cols.pitch);
       const int64_t image = c.x.height * c.x.width;  // channel-major, as the output
       unpack_<T>(some(c.x, count), back, c.stride, from<T>({dx, image, c.x.count * image, c.x.width, 1}, first));
@@ -177,8 +184,9 @@ void conv_backward_(const Convolution &c, const void *values, Images x, Images d
     }
   });
   parallel(team(all.groups * nnz), [&](int thread, int threads) {
-    add_parts(all.groups, part, parts, dvalues, nnz * thread / threads, nnz * (thread + 1) / threads);
+    add_parts(all.groups, part, parts, dx ? ordered : dvalues, nnz * thread / threads, nnz * (thread + 1) / threads);
   });
+  for (int64_t k = 0; dx && k < nnz; ++k) dvalues[number_of(c.wt, k)] = ordered[k];
   if (dbias) add_parts(all.groups, part, parts + nnz, dbias, 0, c.w.rows);
 }
 

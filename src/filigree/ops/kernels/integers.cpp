@@ -1,7 +1,7 @@
 // Products with sparse matrices of small integers, on feature-major matrices: what sampling makes of a layer's weights.
 // The batch is taken so many numbers at a time that the input's part of it stays in level 2: with a tenth of all places
 // connected each input is read hundreds of times.
-#include "vectors.h"
+#include "products.h"
 
 #include <algorithm>
 
@@ -22,20 +22,19 @@ struct IntegerRows {
   template <int L, int NV>
   void run(const Block &block) {
     typedef Vec<T, L> V;
-    constexpr int U = NV >= 4   ? 1
-                      : NV == 1 ? 4
-                                : 2;  // nonzeros side by side, where few vectors would leave adders waiting
-    const At<T, L, NV> at(block);
-    const T *xd = static_cast<const T *>(x.data);
+    constexpr int U = APART<NV>;
+    const Place lies = place(block);
+    const T *xd = at<T>(x, block);
+    T *yd = at<T>(y, block);
     const I *indices = static_cast<const I *>(c.indices);
     for (int64_t r = from; r < to; ++r) {
       V acc[U][NV] = {};
       int32_t k = c.indptr[r];
       const int32_t end = c.indptr[r + 1];
-      const auto add = [&](V *sum, int32_t place) {
-        const T *row = xd + int64_t(indices[place]) * x.stride;
-        const T count = T(c.counts[place]);
-        for (int v = 0; v < NV; ++v) sum[v] += count * load<T, L>(row + at.offset[v]);
+      const auto add = [&](V *sum, int32_t number) {
+        const T *row = xd + int64_t(indices[number]) * x.stride;
+        const T count = T(c.counts[number]);
+        for (int v = 0; v < NV; ++v) sum[v] += count * load<T, L>(row + offset<L, NV>(lies, v));
       };
       for (; k + U <= end; k += U)
         for (int u = 0; u < U; ++u) add(acc[u], k + u);
@@ -45,7 +44,7 @@ struct IntegerRows {
         for (int u = 1; u < U; ++u) sum += acc[u][v];
         sum = sum * scale[r] + (bias ? bias[r] : T(0));
         if (relu) sum = sum < 0 ? V{} : sum;
-        store<T, L>(static_cast<T *>(y.data) + r * y.stride + at.offset[v], sum);
+        store<T, L>(yd + r * y.stride + offset<L, NV>(lies, v), sum);
       }
     }
   }

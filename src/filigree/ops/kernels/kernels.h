@@ -25,6 +25,19 @@ struct Index {
   const void *place;
 };
 
+// A sparse layer y = W x (+ bias), then ReLU, then dropout with probability `drop`, whose numbers are `seed`'s; and where
+// its gradients go, `bias` may be null.
+struct Layer {
+  Index index;
+  const void *values, *bias;
+  bool relu;
+  double drop;
+  uint64_t seed;
+};
+struct Gradients {
+  void *values, *bias;
+};
+
 // Some rows of a layer, ascending.
 struct Chosen {
   const int64_t *rows;

@@ -1,17 +1,24 @@
 // The kernels: KERNEL(result, name, (arguments)). Read wherever something is wanted of each: declarations and the table
 // (kernels.h), its functions (table.cpp), Python's functions (bindings.cpp). `f64`: numbers are double, else float.
 
-// y = W x (+ bias) (then ReLU); values may be null: all ones
+// y = W x (+ bias) (then ReLU)
 KERNEL(void, spmm,
        (bool f64, Pattern w, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu))
 // dvalues[k] = sum_b dy[row(k), b] x[col(k), b]
 KERNEL(void, sddmm, (bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, int64_t batch))
-// by the transposed pattern, in one pass over dy: dx = W^T dy, and dvalues as sddmm
+// both products of a backward pass, by the rows of the transposed pattern, in one pass over dy: dx = W^T dy and, in the
+// order of that pattern, as `ordered` values are, dvalues as sddmm
 KERNEL(void, backward,
-       (bool f64, Pattern wt, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch))
-// a layer's backward pass: `delta` is taken up, then `backward`, or `sddmm` where dx is null
-KERNEL(void, linear_backward,
-       (bool f64, Index index, const void *values, Delta delta, Matrix x, Matrix dx, void *dvalues, int64_t batch))
+       (bool f64, Pattern wt, const void *ordered, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch))
+// sparse layers one after another; `kept` receives what chain_backward needs of the layers between, unless null
+KERNEL(void, chain, (bool f64, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept))
+// how many numbers those are
+KERNEL(int64_t, kept_numbers, (bool f64, const std::vector<Layer> &layers, int64_t batch))
+// gradients of the layers, and dx unless null, from their input x, the output y of the last one (where it has a ReLU) and
+// its gradient dy
+KERNEL(void, chain_backward,
+       (bool f64, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y, Strided dy,
+        Strided dx, const std::vector<Gradients> &gradients))
 // out[j, i] = in[i, j]
 KERNEL(void, transpose, (bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out))
 

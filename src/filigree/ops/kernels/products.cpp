@@ -1,8 +1,8 @@
-// The kernels of sparse layers: products, and a layer's whole backward pass.
-#include "delta.h"
+// Products with one sparse matrix.
 #include "dispatch.h"
 #include "products.h"
-#include "scratch.h"
+
+#include <algorithm>
 
 namespace filigree {
 namespace FILIGREE_ISA {
@@ -10,59 +10,23 @@ namespace {
 
 template <class T, class I>
 void spmm_(Pattern p, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu) {
-  Rows<T, I> w = rows_of<T, I>(p, values);
-  w.bias = static_cast<const T *>(bias);
-  w.relu = relu;
+  const Rows<T, I> w = rows_of<T, I>(p, values);
+  const Finish<T> finish{static_cast<const T *>(bias), relu};
   parallel(team((w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
     const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
-    blocks<LANES<T>, FORWARD>(batch, Spmm<T, I>{w, x, y, from, to});
+    blocks<LANES<T>, FORWARD>(batch, Multiply<T, I>{w, x, y, finish, from, to});
   });
 }
 
+// A dot product a nonzero and, unless `out` is null, the sums that multiply_rows would make.
 template <class T, class I>
-void sddmm_(Pattern p, Matrix dy, Matrix x, void *dvalues, int64_t batch) {
-  Rows<T, I> w = rows_of<T, I>(p, nullptr);
-  w.dvalues = static_cast<T *>(dvalues);
-  parallel(team((w.indptr[p.rows] + p.rows) * batch),
-           [&](int thread, int threads) { sddmm_part(w, p.rows, dy, x, batch, thread, threads); });
-}
-
-template <class T, class I>
-void backward_(Pattern p, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
-  Rows<T, I> w = rows_of<T, I>(p, values);
-  w.dvalues = static_cast<T *>(dvalues);
-  parallel(team(2 * (w.indptr[p.rows] + p.rows) * batch),
-           [&](int thread, int threads) { backward_part(w, p.rows, dy, x, dx, batch, thread, threads); });
-}
-
-// A layer's whole backward pass in one go: the threads stay together.
-template <class T, class I>
-void linear_backward_(const Index &index, const void *values, const Delta &delta, Matrix x, Matrix dx, void *dvalues,
-                      int64_t batch) {
-  Rows<T, I> w = rows_of<T, I>(index.w, values), wt = rows_of<T, I>(index.wt, values);
-  w.dvalues = wt.dvalues = static_cast<T *>(dvalues);
-  const int64_t rows = index.w.rows, nnz = w.indptr[rows];
-  const int many = team(2 * (nnz + rows) * batch);
-  const bool sorted = dx.data && many > 1;  // sums of a column lie in many rows: threads would write to the same lines
-  if (sorted) wt.dvalues = scratch<T>(0, nnz), wt.to = nullptr;
-  parallel(many, [&](int thread, int threads) {
-    Matrix ready{delta.dy.data, delta.dy.by_feature};
-    if (delta.dz.data || delta.dbias) {  // by the rows that the thread made in the forward pass
-      const int64_t from = share(w.indptr, rows, thread, threads), to = share(w.indptr, rows, thread + 1, threads);
-      delta_rows<T>(delta, delta.dz, batch, from, to);
-      ready = delta.dz;
-      if (threads > 1) {
-#pragma omp barrier
-      }
-    }
-    if (dx.data) backward_part(wt, index.wt.rows, ready, x, dx, batch, thread, threads);
-    else sddmm_part(w, rows, ready, x, batch, thread, threads);
-    if (sorted) {
-#pragma omp barrier
-      const I *from = static_cast<const I *>(index.place);
-      for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k)
-        w.dvalues[k] = wt.dvalues[from[k]];
-    }
+void backward_(Pattern p, const void *values, Matrix own, Matrix other, Matrix out, void *dots, int64_t batch) {
+  const Rows<T, I> w = rows_of<T, I>(p, values);
+  T *to_dots = static_cast<T *>(dots);
+  parallel(team((out.data ? 2 : 1) * (w.indptr[p.rows] + p.rows) * batch), [&](int thread, int threads) {
+    const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
+    if (batch == 0) std::fill(to_dots + w.indptr[from], to_dots + w.indptr[to], T(0));
+    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{w, own, other, out, to_dots, from, to});
   });
 }
 
@@ -85,18 +49,13 @@ void spmm(bool f64, Pattern w, const void *values, Matrix x, Matrix y, int64_t b
   });
 }
 void sddmm(bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, int64_t batch) {
-  with_types(f64, w.wide,
-             [&](auto number, auto index) { sddmm_<decltype(number), decltype(index)>(w, dy, x, dvalues, batch); });
-}
-void backward(bool f64, Pattern wt, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
-  with_types(f64, wt.wide, [&](auto number, auto index) {
-    backward_<decltype(number), decltype(index)>(wt, values, dy, x, dx, dvalues, batch);
+  with_types(f64, w.wide, [&](auto number, auto index) {
+    backward_<decltype(number), decltype(index)>(w, nullptr, dy, x, {}, dvalues, batch);
   });
 }
-void linear_backward(bool f64, Index layer, const void *values, Delta delta, Matrix x, Matrix dx, void *dvalues,
-                     int64_t batch) {
-  with_types(f64, layer.w.wide, [&](auto number, auto index) {
-    linear_backward_<decltype(number), decltype(index)>(layer, values, delta, x, dx, dvalues, batch);
+void backward(bool f64, Pattern wt, const void *ordered, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch) {
+  with_types(f64, wt.wide, [&](auto number, auto index) {
+    backward_<decltype(number), decltype(index)>(wt, ordered, x, dy, dx, dvalues, batch);
   });
 }
 void transpose(bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out) {

@@ -15,14 +15,13 @@ template <class T, class I>
 void rows_spmm_(Pattern p, Chosen chosen, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias,
                 bool relu) {
   Rows<T, I> w = rows_of<T, I>(p, values);
-  w.bias = static_cast<const T *>(bias);
-  w.relu = relu;
   w.chosen = chosen.rows;
+  const Finish<T> finish{static_cast<const T *>(bias), relu};
   const int64_t count = chosen.count;
   const int64_t about = w.indptr[p.rows] / (p.rows > 0 ? p.rows : 1) + 1;  // nonzeros of a row
   parallel(team(about * count * batch), [&](int thread, int threads) {
     const int64_t from = count * thread / threads, to = count * (thread + 1) / threads;
-    blocks<LANES<T>, FORWARD>(batch, Spmm<T, I>{w, x, y, from, to});
+    blocks<LANES<T>, FORWARD>(batch, Multiply<T, I>{w, x, y, finish, from, to});
   });
 }
 
@@ -42,12 +41,14 @@ void rows_backward_(const Index &layer, Chosen some, const void *values, const D
   const int many = team(2 * (nnz / (rows > 0 ? rows : 1) * count + cols) * batch);
   // the chosen rows' part of the transposed pattern: each thread's columns, with room for one entry more
   I *all_indptr = scratch<I>(2, cols + many), *all_indices = scratch<I>(3, nnz + many);
-  I *all_numbers = scratch<I>(4, nnz + many), *all_at = scratch<I>(5, nnz + many);
+  I *all_at = scratch<I>(4, nnz + many);
+  T *all_values = scratch<T>(5, nnz + many), *all_dots = scratch<T>(6, nnz + many);
   parallel(many, [&](int thread, int threads) {
     const int64_t from = share(wt.indptr, cols, thread, threads), to = share(wt.indptr, cols, thread + 1, threads);
     const int64_t first = wt.indptr[from], most = int64_t(wt.indptr[to]) - first;
     I *indptr = all_indptr + from + thread, *indices = all_indices + first + thread;
-    I *number = all_numbers + first + thread, *at = all_at + first + thread;
+    I *at = all_at + first + thread;
+    T *ordered = all_values + first + thread, *dots = all_dots + first + thread;
     if (dx.data) std::fill(sums + first, sums + first + most, T(0));
     else std::fill(dv + nnz * thread / threads, dv + nnz * (thread + 1) / threads, T(0));
     int64_t n = 0;
@@ -55,7 +56,7 @@ void rows_backward_(const Index &layer, Chosen some, const void *values, const D
       indptr[c - from] = I(n);
       for (int64_t k = wt.indptr[c]; k < int64_t(wt.indptr[c + 1]); ++k) {
         const int32_t row = row_of[wt.indices[k]];
-        indices[n] = I(row), number[n] = wt.perm[k], at[n] = I(k);
+        indices[n] = I(row), ordered[n] = w.values[wt.perm[k]], at[n] = I(k);
         n += row >= 0;
       }
     }
@@ -73,15 +74,16 @@ void rows_backward_(const Index &layer, Chosen some, const void *values, const D
     const Matrix ready = delta.dz.data ? delta.dz : Matrix{delta.dy.data, delta.dy.by_feature};
     if (!dx.data) {  // only dvalues, by rows
       Rows<T, I> part = w;
-      part.dvalues = dv, part.chosen = chosen;
-      blocks<LANES<T>, FORWARD>(batch,
-                                Sddmm<T, I>{part, ready, x, count * thread / threads, count * (thread + 1) / threads});
+      part.chosen = chosen;
+      const int64_t begin = count * thread / threads, end = count * (thread + 1) / threads;
+      blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{part, ready, x, {}, dv, begin, end});
       return;
     }
-    const Rows<T, I> kept{indptr, indices, number, w.values, nullptr, false, sums, at, nullptr};
+    const Rows<T, I> kept{indptr, indices, nullptr, ordered};
     const Matrix its_x{static_cast<T *>(x.data) + from * x.stride, x.stride};
     const Matrix its_dx{static_cast<T *>(dx.data) + from * dx.stride, dx.stride};
-    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{kept, ready, its_x, its_dx, 0, to - from});
+    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{kept, its_x, ready, its_dx, dots, 0, to - from});
+    for (int64_t k = 0; batch > 0 && k < n; ++k) sums[at[k]] = dots[k];
     if (threads > 1) {  // sums of a column lie in many rows: threads would write to the same lines
 #pragma omp barrier
     }

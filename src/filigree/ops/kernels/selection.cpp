@@ -209,15 +209,15 @@ void top_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix d
     }
     if (thread == 0) transpose_index(batch, outs, e, db);
     if (dx.data) {
-      const Rows<T, int32_t> s{e.indptr, e.indices, nullptr, e.values, nullptr, false, nullptr, nullptr};
-      blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t, true>{s, part(w), part(dx), 0, batch});
+      const Rows<T, int32_t> s{e.indptr, e.indices, nullptr, e.values};
+      blocks<LANES<T>, FORWARD>(to - from, Multiply<T, int32_t, true>{s, part(w), part(dx), {}, 0, batch});
     }
     if (threads > 1) {
 #pragma omp barrier
     }
     if (dw.data) {
-      const Rows<T, int32_t> s{e.t_indptr, e.t_indices, e.t_perm, e.values, nullptr, false, nullptr, nullptr};
-      blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t, true>{s, part(x), part(dw), 0, outs});
+      const Rows<T, int32_t> s{e.t_indptr, e.t_indices, e.t_perm, e.values};
+      blocks<LANES<T>, FORWARD>(to - from, Multiply<T, int32_t, true>{s, part(x), part(dw), {}, 0, outs});
     }
   });
 }
@@ -243,23 +243,23 @@ struct Small {
   template <int L, int NV, int R>
   void tile(const Block &block, int64_t i) const {
     typedef Vec<T, L> V;
-    const At<T, L, NV> at(block);
+    const Place at = place(block);
     V acc[R][NV];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < NV; ++v) acc[r][v] = V{};
     const T *ai = a + i * by_row;
     for (int64_t d = 0; d < depth; ++d) {
-      const T *row = static_cast<const T *>(b.data) + (b_index ? b_index[d] : d) * b.stride;
+      const T *row = static_cast<const T *>(b.data) + block.first + (b_index ? b_index[d] : d) * b.stride;
       V bv[NV];
-      for (int v = 0; v < NV; ++v) bv[v] = load<T, L>(row + at.offset[v]);
+      for (int v = 0; v < NV; ++v) bv[v] = load<T, L>(row + offset<L, NV>(at, v));
       for (int r = 0; r < R; ++r) {
         const T scale = ai[r * by_row + d * by_depth];
         for (int v = 0; v < NV; ++v) acc[r][v] += scale * bv[v];
       }
     }
     for (int r = 0; r < R; ++r) {
-      T *out = static_cast<T *>(c.data) + (c_index ? c_index[i + r] : i + r) * c.stride;
-      for (int v = 0; v < NV; ++v) store<T, L>(out + at.offset[v], acc[r][v]);
+      T *out = static_cast<T *>(c.data) + block.first + (c_index ? c_index[i + r] : i + r) * c.stride;
+      for (int v = 0; v < NV; ++v) store<T, L>(out + offset<L, NV>(at, v), acc[r][v]);
     }
   }
 };

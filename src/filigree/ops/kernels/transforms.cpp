@@ -239,7 +239,7 @@ void add_sums(const Lane<T> *g, const Lane<T> *h, int64_t n, T *out) {
   for (; i + G <= n; i += G) {
     Lane<T> part[4];
     for (int k = 0; k < G; ++k) part[k] = h ? g[i + k] * h[i + k] : g[i + k];
-    const Lane<T> total = sums<T, L>(part);
+    const auto total = sums<T, L>(part);
     for (int k = 0; k < G; ++k) out[i + k] += total[k];
   }
   for (; i < n; ++i) {

@@ -63,21 +63,32 @@ inline V fold(V a, V b, Seq<I...>) {
          __builtin_shufflevector(a, b, ((I & S ? L : 0) + (I | S))...);
 }
 
-// The sums of G vectors, in the first G lanes; G = sums_at_once<L>.
+// v's lower half plus its upper half
+template <class T, int L, int... I>
+inline Vec<T, L / 2> halves(Vec<T, L> v, Seq<I...>) {
+  if constexpr (L == 2) return v[0] + v[1];
+  else return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + L / 2)...);
+}
+
+// The sums of G vectors; G = sums_at_once<L>. Wide vectors are folded first: narrower ones take fewer cycles.
 template <int L>
 constexpr int sums_at_once = L >= 4 ? 4 : L;
 
 template <class T, int L>
-inline Vec<T, L> sums(const Vec<T, L> *s) {
+inline Vec<T, sums_at_once<L>> sums(const Vec<T, L> *s) {
   if constexpr (L == 1) {
     return s[0];
   } else if constexpr (L == 2) {
     return fold<1, L>(s[0], s[1], Range<L>{});
+  } else if constexpr (L == 4) {
+    return fold<2, L>(fold<1, L>(s[0], s[1], Range<L>{}), fold<1, L>(s[2], s[3], Range<L>{}), Range<L>{});
+  } else if constexpr (L == 8) {
+    const Vec<T, L> v = fold<2, L>(fold<1, L>(s[0], s[1], Range<L>{}), fold<1, L>(s[2], s[3], Range<L>{}), Range<L>{});
+    return halves<T, L>(v, Range<L / 2>{});
   } else {
-    Vec<T, L> v = fold<2, L>(fold<1, L>(s[0], s[1], Range<L>{}), fold<1, L>(s[2], s[3], Range<L>{}), Range<L>{});
-    if constexpr (L >= 8) v = fold<4, L>(v, v, Range<L>{});
-    if constexpr (L >= 16) v = fold<8, L>(v, v, Range<L>{});
-    return v;
+    Vec<T, L / 2> half[4];
+    for (int g = 0; g < 4; ++g) half[g] = halves<T, L>(s[g], Range<L / 2>{});
+    return sums<T, L / 2>(half);
   }
 }
 
@@ -88,22 +99,14 @@ struct Block {
   bool begins;   // the first block of the batch: sums are stored, not added to
 };
 
-template <class T, int L, int NV>
-struct At {
-  int64_t offset[NV];
-  explicit At(const Block &b) {
-    for (int v = 0; v < NV; ++v) offset[v] = v == NV - 1 ? b.last : b.first + v * L;
-  }
-};
-
 // v with its repeated lanes at zero; selected, not multiplied, so that a NaN there does not spread. Both factors of a
 // product need it.
 template <class T, int L>
 struct Fresh {
   Vec<T, L> counts{};
-  explicit Fresh(const Block &b) {
+  explicit Fresh(int repeated) {
     if constexpr (L > 1)
-      for (int i = 0; i < L; ++i) counts[i] = T(i >= b.repeated);
+      for (int i = 0; i < L; ++i) counts[i] = T(i >= repeated);
   }
   Vec<T, L> operator()(Vec<T, L> v) const {
     if constexpr (L == 1) return v;

@@ -1,0 +1,96 @@
+"""Sparse layers one after another: their forward and their backward pass in one call of the kernels each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from filigree.ops._load import kernels
+from filigree.ops.addresses import address, index, strided
+from filigree.ops.memory import check_native, contiguous, new_matrix, resolved
+from filigree.ops.pattern import Pattern
+
+
+class Link(NamedTuple):
+    """A layer of a chain: `dropout(relu(x W^T + bias))`.
+
+    `values` `(nnz,)` are those of W at `pattern`. `drop` is the probability with which dropout zeroes a number, after
+    ReLU only; the numbers are those that `filigree.ops.dropout` draws from `seed` for a feature-major matrix.
+    """
+
+    pattern: Pattern
+    values: Tensor
+    bias: Tensor | None
+    relu: bool = False
+    drop: float = 0.0
+    seed: int = 0
+
+
+def chain_forward(
+    links: Sequence[Link], x: Tensor, by_feature: bool = True, keep: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output `(batch, out)` of the last layer and, with `keep`, what `chain_backward` needs of those between.
+
+    Args:
+        x: `(batch, in)`, float32 or float64 as the values, on the CPU, in any memory order.
+        by_feature: whether the output's strides are `(1, batch)`; else it is contiguous.
+    """
+    check_native(links[0].values, x)
+    x, batch, rows = resolved(x), x.shape[0], links[-1].pattern.rows
+    held, layers = _layers(links)
+    y = new_matrix(x, rows, batch).t().data if by_feature else new_matrix(x, batch, rows)  # no view: it may be changed
+    f64 = x.dtype is torch.float64
+    kept = new_matrix(x, kernels.kept_numbers(f64, layers, batch)) if keep and len(links) > 1 else None
+    kernels.chain(f64, layers, batch, strided(x), strided(y), address(kept))
+    del held
+    return y, kept
+
+
+def chain_backward(
+    links: Sequence[Link],
+    x: Tensor,
+    kept: Tensor | None,
+    y: Tensor | None,
+    dy: Tensor,
+    need_input: bool,
+    need_bias: Sequence[bool],
+) -> tuple[Tensor | None, list[tuple[Tensor, Tensor | None]]]:
+    """Gradients of the input, and of each layer's values and bias.
+
+    Args:
+        x, kept: as `chain_forward` took and gave them.
+        y: its output; None where the last layer has no ReLU.
+        dy: the output's gradient `(batch, out)`, in any memory order.
+        need_input, need_bias: whether these gradients are wanted; else they are None.
+    """
+    check_native(links[0].values, x, dy)
+    x, dy, batch = resolved(x), resolved(dy), dy.shape[0]
+    y = None if y is None else resolved(y)
+    held, layers = _layers(links)
+    gradients = [
+        (torch.empty_like(held[i]), dy.new_empty(link.pattern.rows) if need else None)
+        for i, (link, need) in enumerate(zip(links, need_bias, strict=True))
+    ]
+    dx = None
+    if need_input:
+        by_feature = x.stride(0) == 1 and batch > 1
+        dx = new_matrix(x, x.shape[1], batch).t() if by_feature else new_matrix(x, batch, x.shape[1])
+    kernels.chain_backward(
+        dy.dtype is torch.float64, layers, batch, strided(x), address(kept), strided(y), strided(dy), strided(dx),
+        [(values.data_ptr(), address(bias)) for values, bias in gradients],
+    )  # fmt: skip
+    return dx, gradients
+
+
+def _layers(links: Sequence[Link]) -> tuple[list[Tensor], list[Any]]:
+    """The tensors that must live as long as the addresses, values first, and the kernels' layers."""
+    values = [contiguous(link.values) for link in links]
+    biases = [None if link.bias is None else contiguous(link.bias) for link in links]
+    layers = [
+        (index(link.pattern), v.data_ptr(), address(b), link.relu, link.drop, link.seed)
+        for link, v, b in zip(links, values, biases, strict=True)
+    ]
+    return [*values, *(bias for bias in biases if bias is not None)], layers
