@@ -14,7 +14,7 @@ help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
 	@echo "make test    run the tests but for the long ones (real data sets are used where FILIGREE_DATA names them)"
 	@echo "make test-all  run all tests: those of make test, then the long ones"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
 	@echo "make docs    build the documentation into site/"
 	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
@@ -58,6 +58,7 @@ test-all: test test-long
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(SOURCES)) fuzz/*.cpp
 	$(BIN)/mypy
 
 bench: $(DEV)

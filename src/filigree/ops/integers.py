@@ -71,7 +71,7 @@ def integer_linear(
 
 def _forward(integers: Integers, x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     if x.dtype not in FLOATS:
-        return _reference(matrix, x, scale, bias, relu)
+        return _reference(integers, x, scale, bias, relu)
     (batch, cols), (indptr, indices, counts) = x.shape, integers
     rows = indptr.numel() - 1
     columns = feature_major(x.t())

@@ -1,24 +1,23 @@
-// From Python's objects to what the kernels take: a number, an address (an integer), a struct (a tuple of its fields),
-// a vector (a list). An integer costs a hundredth of a microsecond; a tensor read through DLPack would cost five.
+// From Python's objects to what a function takes: a number, an address (an integer), a struct (a tuple of its fields),
+// a vector (a list). Calls go past nanobind, whose dispatch costs as much as all of this.
 #pragma once
-#include <nanobind/nanobind.h>
+#include <Python.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace filigree {
 
-template <class T>
-struct Argument {
-  T value;
-};
-
-class Reader {
- public:
-  Reader(uint32_t flags, nanobind::detail::cleanup_list *cleanup) : flags(flags), cleanup(cleanup) {}
-
+// Where an object is not what is read, `read` is false, and a Python error may be set.
+struct Reader {
   template <class T>
   bool read(PyObject *from, T &to) {
     if constexpr (std::is_pointer_v<T>) {
@@ -28,11 +27,19 @@ class Reader {
       return is_integer;
     } else if constexpr (std::is_enum_v<T>) {
       return read(from, reinterpret_cast<std::underlying_type_t<T> &>(to));
-    } else if constexpr (std::is_arithmetic_v<T>) {
-      nanobind::detail::make_caster<T> caster;
-      if (!caster.from_python(from, flags, cleanup)) return false;
-      to = caster.value;
-      return true;
+    } else if constexpr (std::is_same_v<T, bool>) {
+      to = from == Py_True;
+      return to || from == Py_False;
+    } else if constexpr (std::is_floating_point_v<T>) {
+      to = PyFloat_AsDouble(from);
+      return to != -1 || !PyErr_Occurred();
+    } else if constexpr (std::is_integral_v<T>) {
+      const auto whole = [from] {
+        if constexpr (std::is_signed_v<T>) return PyLong_AsLongLong(from);
+        else return PyLong_AsUnsignedLongLong(from);
+      }();
+      to = T(whole);
+      return to == whole && (whole != decltype(whole)(-1) || !PyErr_Occurred());
     } else {
       return PyTuple_CheckExact(from) && read_fields(from, to);
     }
@@ -83,22 +90,39 @@ class Reader {
     to = T{Field{*this, PyTuple_GET_ITEM(from, Py_ssize_t(I)), good}...};
     return good;
   }
-
-  uint32_t flags;
-  nanobind::detail::cleanup_list *cleanup;
 };
+
+// The function in Python that runs `Function::call` without the interpreter's lock.
+template <class Function, class Result, class... Arguments>
+PyObject *call(PyObject *, PyObject *const *given, Py_ssize_t count) {
+  std::tuple<std::decay_t<Arguments>...> values;
+  const auto read = [&](auto &...value) {
+    Reader reader;
+    return count == Py_ssize_t(sizeof...(value)) && (reader.read(*given++, value) && ...);
+  };
+  PyThreadState *held = nullptr;
+  try {
+    if (!std::apply(read, values)) {
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, Function::expected);
+      return nullptr;
+    }
+    held = PyEval_SaveThread();
+    if constexpr (std::is_void_v<Result>) {
+      std::apply(Function::get(), values);
+      PyEval_RestoreThread(held);
+      Py_RETURN_NONE;
+    } else {
+      const Result result = std::apply(Function::get(), values);
+      PyEval_RestoreThread(held);
+      return PyLong_FromLongLong(result);
+    }
+  } catch (const std::exception &error) {
+    if (held) PyEval_RestoreThread(held);
+    if (dynamic_cast<const std::bad_alloc *>(&error)) return PyErr_NoMemory();
+    const bool refused = dynamic_cast<const std::invalid_argument *>(&error);
+    PyErr_SetString(refused ? PyExc_ValueError : PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
 
 }  // namespace filigree
-
-namespace nanobind::detail {
-
-template <class T>
-struct type_caster<filigree::Argument<T>> {
-  NB_TYPE_CASTER(filigree::Argument<T>, const_name("object"))
-
-  bool from_python(handle source, uint32_t flags, cleanup_list *cleanup) noexcept {
-    return filigree::Reader(flags, cleanup).read(source.ptr(), value.value);
-  }
-};
-
-}  // namespace nanobind::detail

@@ -10,7 +10,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "arguments.h"
@@ -25,7 +24,6 @@ namespace filigree {
 }  // namespace filigree
 
 namespace nb = nanobind;
-using filigree::Argument;
 using filigree::Kernels;
 
 namespace {
@@ -50,20 +48,26 @@ std::vector<InstructionSet> runnable() {
 const std::vector<InstructionSet> instruction_sets = runnable();
 const InstructionSet *now = &instruction_sets.front();
 
-template <class Result, class... Arguments>
-void bind(nb::module_ &m, const char *name, Result (*Kernels::*kernel)(Arguments...)) {
-  m.def(
-      name,
-      [kernel](const Argument<std::decay_t<Arguments>> &...arguments) {
-        return (now->kernels->*kernel)(arguments.value...);
-      },
-      nb::call_guard<nb::gil_scoped_release>());
+// What `Function` names, as a function in Python; its definition lives as long as the process.
+template <class Function, class Result, class... Arguments>
+void bind(nb::module_ &m, const char *name, Result (*Kernels::*)(Arguments...)) {
+  const _PyCFunctionFast function = filigree::call<Function, Result, Arguments...>;
+  static PyMethodDef definition{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(function)), METH_FASTCALL,
+                                nullptr};
+  m.attr(name) = nb::steal(PyCFunction_New(&definition, nullptr));
 }
+
+#define KERNEL(result, name, arguments)                                 \
+  struct bound_##name {                                                 \
+    static constexpr const char *expected = #name " takes " #arguments; \
+    static auto get() { return now->kernels->name; }                    \
+  };
+#include "list.h"
 
 }  // namespace
 
 NB_MODULE(_kernels, m) {
-#define KERNEL(result, name, arguments) bind(m, #name, &Kernels::name);
+#define KERNEL(result, name, arguments) bind<bound_##name>(m, #name, &Kernels::name);
 #include "list.h"
   m.def(
       "isas",
