@@ -32,7 +32,7 @@ class Link(NamedTuple):
 def chain_forward(
     links: Sequence[Link], x: Tensor, by_feature: bool = True, keep: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the output `(batch, out)` of the last layer and, with `keep`, what `chain_backward` needs of those between.
+    """Return the output `(batch, out)` and, with `keep`, what `chain_backward` needs of the layers between.
 
     Args:
         x: `(batch, in)`, float32 or float64 as the values, on the CPU, in any memory order.

@@ -193,7 +193,8 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
     link = Link(pattern, values, None, y is not None)
-    dx, [(dvalues, dbias)] = chain_backward([link], x.t(), None, y, dy, need_input, [need_bias])
+    x = feature_major(x).t()  # so that its gradient has that order, too
+    dx, [(dvalues, dbias)] = chain_backward([link], x, None, y, dy, need_input, [need_bias])
     return dvalues, dy.new_empty(0) if dbias is None else dbias, dy.new_empty(0) if dx is None else dx
 
 

@@ -138,7 +138,7 @@ void backward_rows(const Rows<T, I> &w, const T *own, int64_t own_stride, const 
         }
       }
       if constexpr (N == 1) {
-        const T sum_of_one = total<T, L>(dot[0]);
+        const T sum_of_one = lane<G>(sums<T, L>(dot), 0);  // added up as in a group, to the same bits
         dots[k] = first ? sum_of_one : dots[k] + sum_of_one;
       } else {
         Vec<T, N> each = sums<T, L>(dot);
