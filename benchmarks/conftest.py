@@ -76,7 +76,10 @@ def _short(value):
 def _cache(level):
     """The size of a core's cache of data, as Linux tells it: "1024K"; None where it is not known."""
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        kind, level_of_cache, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        try:
+            kind, level_of_cache, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        except OSError:  # virtual machines may leave sizes out
+            continue
         if level_of_cache == str(level) and kind != "Instruction":
             return size
     return None

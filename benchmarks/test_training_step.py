@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import PEERS, SIZES, densified, ours, peers, step_of
+from networks import SIZES, best_peer, densified, ours, peers, step_of
 from torch.nn import functional as F
 
 from filigree.measure.timing import time_interleaved
@@ -30,7 +30,7 @@ def test_training_step(name, suite, benchmark):
     steps = [step_of(network, x, y) for network in contestants.values()]
     steps.append(step_of(densified(model), x, y, autocast=True))
     timings = dict(zip([*contestants, "dense, bf16 autocast"], time_interleaved(steps, seconds=4), strict=True))
-    best = min((t.median for label, t in timings.items() if label in PEERS), default=None)
+    best = best_peer(timings)
     mine = timings["filigree"].median
     for label, t in timings.items():
         suite.add(
