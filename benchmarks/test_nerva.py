@@ -28,7 +28,7 @@ def test_nerva(suite, benchmark):
     _check(_contestants(model), batches)
     contestants = _contestants(model)
     works = [_steps(network, batches, SHARE) for network in contestants.values()]
-    timings = dict(zip(contestants, time_interleaved(works, seconds=5), strict=True))
+    timings = dict(zip(contestants, time_interleaved(works, seconds=3), strict=True))
     best = best_peer(timings)
     for label, t in timings.items():
         mine, epoch = label == "filigree", len(batches) / 1e3
