@@ -1,7 +1,14 @@
-"""Shared by all benchmarks: what a suite found goes to one small JSON file and one table."""
+"""Shared by all benchmarks: what a suite found goes to one small JSON file and one table.
+
+There is a file a suite, processor and instruction set: `FILIGREE_ISA=avx2 ATEN_CPU_CAPABILITY=avx2` leaves a record
+beside that of AVX-512. Torch's dense products come from MKL and oneDNN, which choose for themselves: the record names
+the variables that tell them, where they are set (`MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`).
+"""
 
 import datetime
+import importlib.metadata
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +19,7 @@ from filigree.ops import kernels
 from filigree.train import Record
 
 RESULTS = Path(__file__).parent / "results"
+CHOICES = ("FILIGREE_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
 class Suite:
@@ -26,11 +34,14 @@ class Suite:
 
     def save(self) -> None:
         record = Record.start(isa=kernels.isa())
-        machine = record.machine | {"level2": _level2()}
-        slug = re.sub(r"[^a-z0-9]+", "-", str(machine["cpu"]).lower()).strip("-")
+        machine = record.machine | {
+            "torch_isa": torch.backends.cpu.get_cpu_capability(), "level2": _cache(2), "level3": _cache(3),
+            "environment": {name: os.environ[name] for name in CHOICES if name in os.environ},
+        }  # fmt: skip
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']}".lower()).strip("-")
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}
         lines = ",\n  ".join(json.dumps(row) for row in self.rows)
-        text = json.dumps(head | {"machine": machine, "versions": record.versions}, indent=1)[:-2]
+        text = json.dumps(head | {"machine": machine, "versions": record.versions | _peers()}, indent=1)[:-2]
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}-{slug}.json").write_text(f'{text},\n "rows": [\n  {lines}\n ]\n}}\n')
 
@@ -52,10 +63,23 @@ def _quiet():
     kernels.flush_denormals(False)
 
 
+def _peers():
+    """The versions of the peers that are installed."""
+    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
+    return {name: installed[name] for name in ("sparseprop", "sparselab") if name in installed}
+
+
 def _short(value):
     return f"{value:.3g}" if isinstance(value, float) else value
 
 
-def _level2():
-    path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-    return path.read_text().strip() if path.is_file() else None
+def _cache(level):
+    """The size of a core's cache of data, as Linux tells it: "1024K"; None where it is not known."""
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level_of_cache, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        except OSError:  # virtual machines may leave sizes out
+            continue
+        if level_of_cache == str(level) and kind != "Instruction":
+            return size
+    return None

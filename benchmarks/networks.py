@@ -45,46 +45,57 @@ class CsrLinear(nn.Module):
         return (weight @ x.t()).t() + self.bias
 
 
-def torch_csr(model):
-    return _rebuilt(model, CsrLinear)
-
-
-def sparseprop(model):
+def sparseprop_linear(layer):
     import sparseprop.modules as theirs
 
-    return _rebuilt(model, lambda layer: theirs.SparseLinear.from_dense(_plain(layer)))
+    return theirs.SparseLinear.from_dense(_plain(layer))
 
 
-def sparselab(model):
+def sparselab_linear(layer):
     import sparselab as theirs
 
-    def build(layer):
-        layer_of_peer = theirs.SparseLinear(layer.in_features, layer.out_features, sparsity=1 - layer.density)
-        weight = _plain(layer).weight.detach()
-        layer_of_peer._csr = theirs.PaddedCSR.from_dense(weight, padding_ratio=0.0)
-        layer_of_peer._values = nn.Parameter(torch.from_numpy(layer_of_peer._csr.values))
+    bias = layer.bias is not None
+    layer_of_peer = theirs.SparseLinear(layer.in_features, layer.out_features, bias, sparsity=1 - layer.density)
+    layer_of_peer._csr = theirs.PaddedCSR.from_dense(_plain(layer).weight.detach(), padding_ratio=0.0)
+    layer_of_peer._values = nn.Parameter(torch.from_numpy(layer_of_peer._csr.values))
+    if bias:
         layer_of_peer.bias.data.copy_(layer.bias.detach())
-        return layer_of_peer
-
-    return _rebuilt(model, build)
+    return layer_of_peer
 
 
-def _plain(layer):
-    dense = layer.dense()
-    return dense[0] if isinstance(dense, nn.Sequential) else dense
+PEERS = {"torch CSR": CsrLinear, "SparseProp": sparseprop_linear, "sparselab": sparselab_linear}  # a layer from ours
 
 
-def _rebuilt(model, build):
+def of_peer(model, build):
+    """The plain network with the same weights as one of ours, a multilayer perceptron, on a peer's layers."""
     layers = []
     for layer in model:
         if isinstance(layer, fg.nn.SparseLinear):
-            layers += [build(layer), nn.ReLU()]
+            layers += [build(layer), *([nn.ReLU()] if layer.relu else [])]
         elif isinstance(layer, nn.Linear):
             layers.append(layer.dense())
     return nn.Sequential(*layers)
 
 
-PEERS = {"torch CSR": torch_csr, "SparseProp": sparseprop, "sparselab": sparselab}
+def peers(model):
+    """The networks of the peers that are installed, by their names."""
+    networks = {}
+    for name, build in PEERS.items():
+        try:
+            networks[name] = of_peer(model, build)
+        except ImportError as error:
+            print(f"  {name}: left out ({error})")
+    return networks
+
+
+def best_peer(timings):
+    """The time of the best library of those that are installed; None where none is."""
+    return min((t.median for label, t in timings.items() if label in ("SparseProp", "sparselab")), default=None)
+
+
+def _plain(layer):
+    dense = layer.dense()
+    return dense[0] if isinstance(dense, nn.Sequential) else dense
 
 
 def step_of(network, x, y, autocast=False):

@@ -81,7 +81,7 @@ def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
     """Milliseconds of dense torch and of filigree in one run, their ratio, and the ratio to the best peer if any."""
     lines = [_line("", "dense torch", "filigree", "times dense", "times the best peer"), "|---|---|---|---|---|"]
     for what, suite, key in rows:
-        records = json.loads((ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc.json").read_text())["rows"]
+        records = json.loads((ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-avx512.json").read_text())["rows"]
         row = next(r for r in records if key.items() <= r.items())
         times = row["times_dense"] if "times_dense" in row else 1 / row["times_torch"]
         peers = [r for r in records if r.get("contestant") == "SparseProp" and _setting(r) == _setting(row)]
@@ -92,7 +92,7 @@ def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
 
 def genes() -> str:
     """scikit-learn's estimators beside `SparseMLPClassifier`, on the same folds."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "sklearn_genes-amd-epyc.json").read_text())["rows"]
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sklearn_genes-amd-epyc-avx512.json").read_text())["rows"]
     lines = [_line("data", "estimator", "accuracy", "ours more accurate by", "its time of `fit` / ours (quartiles)")]
     lines.append("|---|---|---|---|---|")
     for row in rows:
