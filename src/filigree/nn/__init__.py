@@ -25,6 +25,7 @@ from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse.online_paths import PathLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_sequential import SparseSequential
 from filigree.nn.standardize import Standardize
 from filigree.nn.structured.acdc import ACDCLinear
 from filigree.nn.structured.fastfood import FastfoodBlock, FastfoodLinear
@@ -77,6 +78,7 @@ __all__ = [
     "Sell",
     "SparseConv2d",
     "SparseLinear",
+    "SparseSequential",
     "Standardize",
     "StrengthDropout",
     "StructuredRNN",

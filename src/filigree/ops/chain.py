@@ -22,7 +22,7 @@ class Link(NamedTuple):
     """
 
     pattern: Pattern
-    values: Tensor
+    values: Any
     bias: Tensor | None
     relu: bool = False
     drop: float = 0.0
@@ -90,7 +90,7 @@ def _layers(links: Sequence[Link]) -> tuple[list[Tensor], list[Any]]:
     values = [contiguous(link.values) for link in links]
     biases = [None if link.bias is None else contiguous(link.bias) for link in links]
     layers = [
-        (index(link.pattern), v.data_ptr(), address(b), link.relu, link.drop, link.seed)
+        (index(link.pattern), v.data_ptr(), address(b), link.relu, link.drop, link.seed % 2**64)
         for link, v, b in zip(links, values, biases, strict=True)
     ]
     return [*values, *(bias for bias in biases if bias is not None)], layers

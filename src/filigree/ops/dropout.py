@@ -27,8 +27,13 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
         raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or transforming():
         return torch.nn.functional.dropout(x, p)
-    key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64) if seed is None else torch.tensor(seed)
+    key = torch.tensor(new_seed() if seed is None else seed)
     return _CounterDropout.apply(x, 0.0, p, key)
+
+
+def new_seed() -> int:
+    """64 bits, as an int64, from torch's global generator."""
+    return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))
 
 
 def partition_dropout(x: Tensor, part: int, parts: int, seed: Tensor) -> Tensor:

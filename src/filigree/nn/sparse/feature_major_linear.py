@@ -32,13 +32,19 @@ class FeatureMajorLinear(DropIn, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype or transforming():
             return super().forward(x)
-        if self.out_features <= _NARROW and x.is_cpu and not torch.compiler.is_compiling():
-            full = full_pattern(self.out_features, self.in_features)
-            return sparse.linear(full, self.weight.view(-1), self.bias, x)
+        if self.is_narrow() and x.is_cpu and not torch.compiler.is_compiling():
+            return sparse.linear(self.full_pattern(), self.weight.view(-1), self.bias, x)
         rows = x.t()
         if self.bias is None:
             return (self.weight @ rows).t()
         return torch.addmm(self.bias.unsqueeze(1), self.weight, rows).t()
+
+    def is_narrow(self) -> bool:
+        """Whether the sparse kernels are the faster ones for it."""
+        return self.out_features <= _NARROW
+
+    def full_pattern(self) -> Pattern:
+        return full_pattern(self.out_features, self.in_features)
 
     def c_training_form(self, name: str) -> list[Any]:
         return [trained_linear(self, name)]

@@ -23,6 +23,7 @@ from filigree.nn.sparse.masked import MaskedConv2d, MaskedLayer, MaskedLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_sequential import SparseSequential
 from filigree.nn.structured.structured_rnn import StructuredRNN
 from filigree.ties import shared_parameters
 from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
@@ -122,6 +123,9 @@ class Sparse(Conversion):
             converted = _masked(sparse) if self.masked else sparse
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
+        for module in list(model.modules()):
+            if type(module) is nn.Sequential and any(type(part) is SparseLinear for part in module):
+                module.__class__ = SparseSequential
         return [*changes, *(change for change in channel_major_(model) if change.name not in names)]
 
     def _sparse(

@@ -69,7 +69,8 @@ class SparseLinear(SparseLayer):
         x = self._checked(x)
         if x.dim() == 2:
             return sparse.linear(self.pattern, self.values, self.bias, x, self.relu)
-        y = sparse.linear(self.pattern, self.values, self.bias, x.reshape(-1, self.in_features), self.relu)
+        rows = x.reshape(-1, self.in_features)
+        y = sparse.linear(self.pattern, self.values, self.bias, rows, self.relu, by_feature=False)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _checked(self, x: Tensor) -> Tensor:

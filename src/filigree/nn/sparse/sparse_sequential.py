@@ -1,0 +1,102 @@
+"""A sequence that runs the sparse layers in it, with what lies between them, in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.modes import is_autocast
+from filigree.nn.dropout.dropout import FastDropout
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
+from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.ops.chain import Link
+from filigree.ops.dropout import new_seed
+from filigree.ops.linear_chain import linear_chain
+from filigree.ops.memory import in_memory
+from filigree.preserved import has_hooks
+
+_has_global_hooks = torch.nn.modules.module._has_any_global_hook
+
+
+class SparseSequential(nn.Sequential):
+    """An `nn.Sequential` in which consecutive sparse layers cost one call forward and one backward.
+
+    Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and dropout (`nn.Dropout`, `FastDropout`) after them run by
+    one team of threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters,
+    `state_dict`, rewiring, slices. Wherever a module has hooks or is of another kind, it is called as in an
+    `nn.Sequential`, and so are all of them under `torch.compile`, autocast, transforms of `torch.func`, on tensors of
+    other devices and where some module's input does not fit.
+
+    `convert_` with `Sparse` makes this of every plain `nn.Sequential` that holds a sparse layer. Dense equivalent:
+    `nn.Sequential`. The results are the same up to the rounding of sums; a dropout draws one seed from torch's global
+    generator.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _has_global_hooks() or not _is_plain(x):
+            return super().forward(x)
+        chain = _Chain()
+        for module in self._modules.values():
+            if not chain.takes(module):
+                x = module(chain.run(x))
+                chain = _Chain()
+        return chain.run(x)
+
+
+class _Chain:
+    """Modules that can be run together, as they come."""
+
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+        self.modules: list[Any] = []
+
+    def takes(self, module: Any) -> bool:
+        """Whether the module goes with those before it; if so it is one of them from now on."""
+        kind, links = type(module), self.links
+        if has_hooks(module):
+            return False
+        if kind is SparseLinear:
+            if links and links[-1].pattern.rows != module.in_features:
+                return False
+            links.append(Link(module.pattern, module.values, module.bias, module.relu))
+        elif kind is FeatureMajorLinear and links and module.is_narrow():
+            if links[-1].pattern.rows != module.in_features:
+                return False
+            links.append(Link(module.full_pattern(), module.weight.view(-1), module.bias))
+        elif kind is nn.ReLU and links and not links[-1].drop:
+            links[-1] = links[-1]._replace(relu=True)
+        elif kind in (nn.Dropout, FastDropout) and links:
+            if module.training and module.p:
+                if not links[-1].relu or links[-1].drop or module.p >= 1:
+                    return False  # the backward pass tells by the output what was dropped
+                links[-1] = links[-1]._replace(drop=float(module.p))
+        elif kind is not nn.Identity:
+            return False
+        self.modules.append(module)
+        return True
+
+    def run(self, x: Tensor) -> Tensor:
+        if len(self.modules) < 2 or not self._fits(x):
+            for module in self.modules:
+                x = module(x)
+            return x
+        links = [link._replace(seed=new_seed()) if link.drop else link for link in self.links]
+        if x.dim() == 2:
+            return linear_chain(links, x)
+        return linear_chain(links, x.reshape(-1, x.shape[-1]), by_feature=False).unflatten(0, x.shape[:-1])
+
+    def _fits(self, x: Tensor) -> bool:
+        links = self.links
+        return (
+            bool(links)
+            and _is_plain(x)
+            and x.dim() > 1
+            and x.shape[-1] == links[0].pattern.cols
+            and all(link.values.dtype is x.dtype and link.values.is_cpu for link in links)
+        )
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64) and in_memory(x) and not is_autocast(x)
