@@ -249,7 +249,7 @@ class Driver:
         x, scale = self.matrix(batch, cols), self.vector(pattern.rows)
         bias = self.vector(pattern.rows) if self.random.random() < 0.5 else None
         mine = self.integers.integer_linear(integers, cols, x, scale / 300, bias, False)
-        expected = self.integers._reference(x, scale / 300, bias, False, *integers)
+        expected = self.integers._reference(integers, x, scale / 300, bias, False)
         tolerance = 1e-8 if self.dtype == torch.float64 else 2e-2
         torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
 
