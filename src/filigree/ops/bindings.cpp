@@ -4,7 +4,6 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <omp.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "openmp.h"
 
 namespace nb = nanobind;
 using filigree::Matrix;
@@ -77,12 +77,29 @@ std::vector<Kernels> runnable() {
 #ifdef FILIGREE_HAVE_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(KERNELS(avx2));
 #endif
+#ifdef FILIGREE_HAVE_neon
+  found.push_back(KERNELS(neon));  // every 64-bit ARM has it
+#endif
   found.push_back(KERNELS(portable));
   return found;
 }
 
 const std::vector<Kernels> kernels = runnable();
 const Kernels *now = &kernels.front();
+
+// of this thread
+void flush_denormals(bool on) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(on ? __builtin_ia32_stmxcsr() | 0x8040u : __builtin_ia32_stmxcsr() & ~0x8040u);
+#elif defined(__aarch64__)
+  constexpr uint64_t FLUSH = uint64_t(1) << 24;
+  uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" : : "r"(on ? control | FLUSH : control & ~FLUSH));
+#else
+  (void)on;
+#endif
+}
 
 void *at(uintptr_t address) { return reinterpret_cast<void *>(address); }
 Matrix matrix(uintptr_t address, int64_t stride) { return {at(address), stride}; }
@@ -277,13 +294,8 @@ NB_MODULE(_kernels, m) {
     throw std::invalid_argument("set_isa: this processor has no kernels for '" + name + "'.");
   });
   m.def("flush_denormals", [](bool on) {
-#if defined(__x86_64__)
     // the control word belongs to a thread: every thread of the pool (torch's own function sets the caller's only)
-#pragma omp parallel num_threads(omp_get_max_threads())
-    __builtin_ia32_ldmxcsr(on ? __builtin_ia32_stmxcsr() | 0x8040u : __builtin_ia32_stmxcsr() & ~0x8040u);
-#else
-    (void)on;
-#endif
+    filigree::by_team(omp_get_max_threads(), [on] { flush_denormals(on); });
   }, "Treat denormal numbers as zero (or not) in all threads of the pool that torch and the kernels share.");
   m.def("advise_huge_pages", [](P address, int64_t bytes) {
 #if defined(__linux__)

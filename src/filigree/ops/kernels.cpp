@@ -8,8 +8,6 @@
 // Threads share out rows by their nonzeros, and no sum crosses threads: results do not depend on their number.
 #include "vectors.h"
 
-#include <omp.h>
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -303,16 +301,14 @@ void linear_backward_(Pattern p, Pattern pt, const void *place, const void *valu
       const int64_t from = share(w.indptr, p.rows, thread, threads), to = share(w.indptr, p.rows, thread + 1, threads);
       delta_rows(d, dy_feature, dy_sample, y, dz, static_cast<T *>(dbias), batch, from, to);
       ready = dz;
-      if (threads > 1) {
-#pragma omp barrier
-      }
+      wait_for(threads);
     }
     if (dx.data)
       backward_part(wt, pt.rows, ready, x, dx, batch, thread, threads);
     else
       sddmm_part(w, p.rows, ready, x, batch, thread, threads);
     if (sorted) {
-#pragma omp barrier
+      wait_for(threads);
       const I *from = static_cast<const I *>(place);
       for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k) w.dvalues[k] = wt.dvalues[from[k]];
     }
@@ -356,9 +352,7 @@ void rows_backward_(Pattern p, Pattern pt, const int64_t *chosen, int64_t count,
                    chosen[s] + 1);
       }
     }
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    wait_for(threads);
     const Matrix ready = dz.data ? dz : dy;
     if (!dx.data) {  // only dvalues, by rows
       Rows<T, I> part = w;
@@ -370,9 +364,7 @@ void rows_backward_(Pattern p, Pattern pt, const int64_t *chosen, int64_t count,
     const Matrix its_x{static_cast<T *>(x.data) + from * x.stride, x.stride};
     const Matrix its_dx{static_cast<T *>(dx.data) + from * dx.stride, dx.stride};
     blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{kept, ready, its_x, its_dx, 0, to - from});
-    if (threads > 1) {  // sums of a column lie in many rows: threads would write to the same lines
-#pragma omp barrier
-    }
+    wait_for(threads);  // sums of a column lie in many rows: threads would write to the same lines
     for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k) dv[k] = sums[place[k]];
   });
 }
@@ -646,6 +638,10 @@ inline uint32_t above(const T *x, Bits<T> bound) {
 #elif defined(FILIGREE_ISA_avx2)
   const auto greater = magnitudes<T>(x) > bound;
   if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)greater); else return _mm256_movemask_pd((__m256d)greater);
+#elif defined(FILIGREE_ISA_neon)
+  const auto greater = magnitudes<T>(x) > bound;
+  if constexpr (sizeof(T) == 4) return vaddvq_u32((uint32x4_t)greater & uint32x4_t{1, 2, 4, 8});
+  else return uint32_t(vaddvq_u64((uint64x2_t)greater & uint64x2_t{1, 2}));
 #else
   uint32_t mask = 0;
   for (int l = 0; l < LANES<T>; ++l) mask |= uint32_t(magnitude(x[l]) > bound) << l;
@@ -701,9 +697,7 @@ void top_part(int64_t rows, int64_t cols, int64_t k, const T *x, int64_t stride,
     kept[r] = find_largest(x + r * stride, cols, k, guess);
     guess = kept[r].bound;
   }
-  if (threads > 1) {
-#pragma omp barrier
-  }
+  wait_for(threads);
   int32_t at = 0;  // each thread adds up for itself: cheaper than another wait
   for (int64_t r = 0; r < to; ++r) {
     if (r >= from) e.indptr[r] = at;
@@ -746,17 +740,13 @@ void top_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix d
     const int64_t vectors = (ins + LANES<T> - 1) / LANES<T>;
     const int64_t from = vectors * thread / threads * LANES<T>, to = std::min(ins, vectors * (thread + 1) / threads * LANES<T>);
     const auto part = [&](Matrix m) { return Matrix{static_cast<T *>(m.data) + from, m.stride}; };
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    wait_for(threads);
     if (thread == 0) transpose_index(batch, outs, e, db);
     if (dx.data) {
       const Rows<T, int32_t> s{e.indptr, e.indices, nullptr, e.values, nullptr, false, nullptr, nullptr};
       blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t, true>{s, part(w), part(dx), 0, batch});
     }
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    wait_for(threads);
     if (dw.data) {
       const Rows<T, int32_t> s{e.t_indptr, e.t_indices, e.t_perm, e.values, nullptr, false, nullptr, nullptr};
       blocks<LANES<T>, FORWARD>(to - from, Spmm<T, int32_t, true>{s, part(x), part(dw), 0, outs});
@@ -823,27 +813,22 @@ void unified_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matr
     return std::min(n, (n + L - 1) / L * thread / threads * L);
   };
   parallel(team(batch * k * ins), [&](int thread, int threads) {
-    const auto wait = [&] {
-      if (threads > 1) {
-#pragma omp barrier
-      }
-    };
     int64_t from = split(outs, thread, threads), to = split(outs, thread + 1, threads);
     std::fill(sum + from, sum + to, T(0));
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t j = from; j < to; ++j) sum[j] += std::abs(d[b * delta.stride + j]);
-    wait();
+    wait_for(threads);
     if (thread == 0) {
       const Kept<T> kept = find_largest(sum, outs, k, Bits<T>(0));
       keep(sum, outs, kept, chosen, values);
       many = kept.count;
     }
-    wait();
+    wait_for(threads);
     T *few = values + k;
     for (int64_t b = batch * thread / threads; b < batch * (thread + 1) / threads; ++b)
       for (int64_t s = 0; s < many; ++s) few[b * many + s] = d[b * delta.stride + chosen[s]];
     if (db && thread == 0) std::fill(db, db + outs, T(0));
-    wait();
+    wait_for(threads);
     if (db && thread == 0)
       for (int64_t b = 0; b < batch; ++b)
         for (int64_t s = 0; s < many; ++s) db[chosen[s]] += few[b * many + s];

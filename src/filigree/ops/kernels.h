@@ -162,5 +162,6 @@ struct Layout {
 FILIGREE_DECLARE(portable)
 FILIGREE_DECLARE(avx2)
 FILIGREE_DECLARE(avx512)
+FILIGREE_DECLARE(neon)
 
 }  // namespace filigree
