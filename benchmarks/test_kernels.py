@@ -8,6 +8,7 @@ import filigree as fg
 from filigree.measure.cost import training_step
 from filigree.measure.timing import time_interleaved
 from filigree.ops import kernels
+from filigree.ops.addresses import NO_MATRIX, index, matrix, strided
 
 
 def _kernel_works(layer, x_rows, need_input):
@@ -15,18 +16,18 @@ def _kernel_works(layer, x_rows, need_input):
     p, rows, cols, batch = layer.pattern, layer.out_features, layer.in_features, x_rows.shape[1]
     y, dy, dz = torch.randn(rows, batch), torch.randn(rows, batch), torch.randn(rows, batch)
     dx, dvalues, dbias = torch.empty(cols, batch), torch.empty_like(layer.values), torch.empty(rows)
-    at = {name: tensor.data_ptr() for name, tensor in locals().items() if isinstance(tensor, torch.Tensor)}
-    index = [part.data_ptr() for part in p]
+    at = {name: matrix(tensor) for name, tensor in locals().items() if isinstance(tensor, torch.Tensor)}
+    both = index(p)
     values, bias = layer.values.data_ptr(), layer.bias.data_ptr()
     held = (y, dy, dz, dx, dvalues, dbias, x_rows, layer)  # addresses outlive nothing
 
     def forward(_=held):
-        kernels.spmm(False, False, rows, *index[:2], 0, values, at["x_rows"], batch, at["y"], batch, batch, bias, True)
+        kernels.spmm(False, both[0], values, at["x_rows"], at["y"], batch, bias, True)
 
     def backward(_=held):
         kernels.linear_backward(
-            False, False, rows, *index[:2], cols, *index[2:], values, at["dy"], batch, 1, at["y"], batch, at["dz"],
-            batch, at["dbias"], at["x_rows"], batch, at["dx"] if need_input else 0, batch, at["dvalues"], batch,
+            False, both, values, (strided(dy.t()), at["y"], at["dz"], dbias.data_ptr()), at["x_rows"],
+            at["dx"] if need_input else NO_MATRIX, dvalues.data_ptr(), batch,
         )  # fmt: skip
 
     return {"forward": forward, "backward": backward}

@@ -39,6 +39,7 @@ class Driver:
     def __init__(self, seed: int) -> None:
         from filigree.ops import (
             _load,
+            addresses,
             conv,
             dropout,
             integers,
@@ -52,7 +53,7 @@ class Driver:
         )
         from filigree.topology import flat_indices
 
-        self.kernels = _load.kernels
+        self.kernels, self.addresses = _load.kernels, addresses
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
         self.reference, self.rows, self.selection, self.sell, self.sparse, self.flat_indices = (
             reference, rows, selection, sell, sparse, flat_indices
@@ -130,9 +131,8 @@ class Driver:
             torch.randn(pattern.nnz, dtype=self.dtype), torch.empty_like(x), torch.empty(pattern.nnz, dtype=self.dtype)
         )  # fmt: skip
         self.kernels.backward(
-            self.dtype is torch.float64, pattern.indptr.dtype is torch.int64, cols, pattern.t_indptr.data_ptr(),
-            pattern.t_indices.data_ptr(), pattern.t_perm.data_ptr(), values.data_ptr(), dy.data_ptr(), batch,
-            x.data_ptr(), batch, dx.data_ptr(), batch, dvalues.data_ptr(), batch,
+            self.dtype is torch.float64, self.addresses.index(pattern)[1], values.data_ptr(), self.addresses.matrix(dy),
+            self.addresses.matrix(x), self.addresses.matrix(dx), dvalues.data_ptr(), batch,
         )  # fmt: skip
         self.close(dx, self.reference.spmm_t(pattern, values, dy))
         self.close(dvalues, self.reference.sddmm(pattern, dy, x))
@@ -332,9 +332,9 @@ def break_rules(seed: int) -> None:
     """Read beyond a matrix's end, and write one from two threads: what the two kinds of tools are for."""
     kernels, x = Driver(seed).kernels, torch.randn(7, 33)
     y = torch.empty(33, 7)
-    kernels.transpose(False, 8, 33, x.data_ptr(), 33, y.data_ptr(), 7)
+    kernels.transpose(False, 8, 33, (x.data_ptr(), 33), (y.data_ptr(), 7))
     x, y = torch.randn(512, 512), torch.zeros(512)
-    kernels.transpose(False, 512, 512, x.data_ptr(), 512, y.data_ptr(), 0)
+    kernels.transpose(False, 512, 512, (x.data_ptr(), 512), (y.data_ptr(), 0))
 
 
 def main() -> None:

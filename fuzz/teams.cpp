@@ -1,5 +1,6 @@
-// The few calls of an OpenMP runtime that the kernels make, on plain threads: linked into the build for ThreadSanitizer.
-// That tool does not see the barriers of libgomp, which is not built for it, and would report races that are none.
+// The few calls of an OpenMP runtime that the kernels make, on plain threads: linked into the build for
+// ThreadSanitizer. That tool does not see the barriers of libgomp, which is not built for it, and would report races
+// that are none.
 #include <pthread.h>
 
 #include <cstdlib>

@@ -11,7 +11,6 @@ Images are packed a few at a time, each thread its own, so that what is packed s
 
 from __future__ import annotations
 
-import atexit
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
+from filigree.ops.addresses import address, compressed_rows
 from filigree.ops.pattern import csr_pattern
 from filigree.ops.sparse import (
     FLOATS,
@@ -93,12 +93,11 @@ class _Axis(NamedTuple):
 class _Plan(NamedTuple):
     """The addresses of the nonzeros for an input's size, as the kernels read them, and the tensors that hold them."""
 
-    convolution: Any
+    convolution: tuple[Any, ...]
     held: tuple[Tensor, ...]
 
 
 _plans: Any = WeakTensorKeyDictionary()  # by the pattern's indices: rewired layers bring new ones
-atexit.register(_plans.clear)  # nanobind reports objects that are alive after the interpreter's end as leaks
 
 
 def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
@@ -124,11 +123,10 @@ def _plan(indptr: Tensor, indices: Tensor, x: Tensor, g: Geometry) -> _Plan:
     back = by_plane.t_indices.numpy() * stride + reach - shift[by_plane.t_perm.numpy()]
     offsets, t_offsets = (torch.from_numpy(a.astype(dtype)) for a in (plane * stride + shift, back))
     held = by_plane.indptr, offsets, by_plane.t_indptr, t_offsets, by_plane.t_perm
-    address = [part.data_ptr() for part in held]
-    convolution = kernels.Convolution(
-        dtype is np.int64, outs, *address[:2], planes, *address[2:], x.shape, (images, outs, rows.out, cols.out),
-        (rows.lead, rows.stride, rows.phases, rows.pitch), (cols.lead, cols.stride, cols.phases, cols.pitch),
-        stride, reach, chunk,
+    axes = [(axis.lead, axis.stride, axis.phases, axis.pitch) for axis in (rows, cols)]
+    convolution = (
+        (*x.shape, *axes), (images, outs, rows.out, cols.out, (0, 1, 1, rows.pitch), (0, 1, 1, cols.pitch)),
+        compressed_rows(*held[:2]), compressed_rows(*held[2:]), stride, reach, chunk,
     )  # fmt: skip
     if len(plans) > 8:
         plans.clear()
@@ -179,8 +177,8 @@ def _forward(
         values, bias, x = contiguous(values), None if bias is None else contiguous(bias), resolved(x)
         plan = _plan(indptr, indices, x, g)
         kernels.conv(
-            plan.convolution, x.dtype is torch.float64, values.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            x.data_ptr(), x.stride(), y.data_ptr(), y.stride(),
+            x.dtype is torch.float64, plan.convolution, values.data_ptr(), address(bias), (x.data_ptr(), *x.stride()),
+            (y.data_ptr(), *y.stride()),
         )  # fmt: skip
     return y.data  # no view of another tensor, so that it may be changed in place
 
@@ -197,8 +195,9 @@ def _backward(
     if dy.numel():
         plan = _plan(indptr, indices, x, Geometry.of(geometry))
         kernels.conv_backward(
-            plan.convolution, x.dtype is torch.float64, values.data_ptr(), x.data_ptr(), x.stride(), dy.data_ptr(),
-            dy.stride(), dvalues.data_ptr(), dbias.data_ptr() if need_bias else 0, dx.data_ptr() if need_input else 0,
+            x.dtype is torch.float64, plan.convolution, values.data_ptr(), (x.data_ptr(), *x.stride()),
+            (dy.data_ptr(), *dy.stride()), dvalues.data_ptr(), dbias.data_ptr() if need_bias else 0,
+            dx.data_ptr() if need_input else 0,
         )  # fmt: skip
     return dvalues, dbias, dx
 

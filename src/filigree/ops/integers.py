@@ -13,6 +13,7 @@ from torch import Tensor
 
 from filigree.ops import reference
 from filigree.ops._load import kernels
+from filigree.ops.addresses import address, matrix
 from filigree.ops.sparse import FLOATS, define, feature_major, library, new_matrix
 from filigree.ops.transforms import batched_gradients, transforming
 
@@ -67,18 +68,18 @@ def integer_linear(
     return torch.ops.filigree.integer_linear(x, scale.to(x.dtype), bias, relu, *matrix)
 
 
-def _forward(matrix: Integers, x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def _forward(integers: Integers, x: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     if x.dtype not in FLOATS:
         return _reference(matrix, x, scale, bias, relu)
-    (batch, cols), (indptr, indices, counts) = x.shape, matrix
+    (batch, cols), (indptr, indices, counts) = x.shape, integers
     rows = indptr.numel() - 1
     columns = feature_major(x.t())
     y = new_matrix(x, rows, batch)
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     kernels.integer_spmm(
-        x.dtype is torch.float64, rows, cols, indptr.data_ptr(), indices.dtype is torch.int16, indices.data_ptr(),
-        counts.data_ptr(), columns.data_ptr(), columns.stride(0), y.data_ptr(), batch, scale.data_ptr(),
-        0 if bias is None else bias.data_ptr(), relu,
+        x.dtype is torch.float64,
+        (rows, indptr.data_ptr(), indices.data_ptr(), counts.data_ptr(), indices.dtype is torch.int16), cols,
+        matrix(columns), matrix(y), batch, scale.data_ptr(), address(bias), relu,
     )  # fmt: skip
     return y.t().data  # no view, so that it may be changed in place
 

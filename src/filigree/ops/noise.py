@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
+from filigree.ops.addresses import address
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous
 from filigree.ops.transforms import transforming
@@ -33,12 +34,12 @@ class Noise:
     c: float = 0.5
     sigma: float = 0.05
 
-    def native(self, seed: Seed, step: int = 0) -> Any:
+    def native(self, seed: Seed, step: int = 0) -> tuple[Any, ...]:
         """These numbers as kernels take them; each step of a sequence has a seed of its own."""
         random = isinstance(seed, Tensor)
         key = (int(seed) + step * 0x9E3779B97F4A7C15) % 2**64 if random else 0
         value = 0.0 if random else float(seed)
-        return kernels.Noisy(KINDS.index(self.kind), self.alpha, self.c, self.sigma, random, value, key)
+        return KINDS.index(self.kind), self.alpha, self.c, self.sigma, random, value, key
 
 
 def draw_seed() -> Tensor:
@@ -158,7 +159,7 @@ class _Noisy(torch.autograd.Function):
         y = torch.empty_like(x)
         kept = torch.empty_like(x) if any(ctx.needs_input_grad[:2]) else None
         kernels.noisy(
-            x.dtype is torch.float64, noise.native(seed), tanh, *ctx.arguments[3], x.data_ptr(), p.data_ptr(),
+            x.dtype is torch.float64, noise.native(seed), tanh, ctx.arguments[3], x.data_ptr(), p.data_ptr(),
             y.data_ptr(), address(kept),
         )  # fmt: skip
         ctx.save_for_backward(x, p, kept)
@@ -172,7 +173,7 @@ class _Noisy(torch.autograd.Function):
         x, kept, dy, p = _in_order(x, order), _in_order(kept, order), _in_order(dy, order), contiguous(p)
         dx, dp = torch.empty_like(x), torch.empty_like(p) if ctx.needs_input_grad[1] else None
         kernels.noisy_backward(
-            x.dtype is torch.float64, noise.native(seed), tanh, *layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),
+            x.dtype is torch.float64, noise.native(seed), tanh, layout, x.data_ptr(), p.data_ptr(), kept.data_ptr(),
             dy.data_ptr(), dx.data_ptr(), address(dp),
         )  # fmt: skip
         return dx, dp, None, None, None, None
@@ -184,7 +185,3 @@ def _in_order(x: Tensor, order: tuple[int, ...]) -> Tensor:
 
 
 _apply = outside_graphs(_Noisy.apply)
-
-
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

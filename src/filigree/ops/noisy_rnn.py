@@ -9,7 +9,8 @@ from torch import Tensor
 
 from filigree.modes import outside_graphs
 from filigree.ops._load import kernels
-from filigree.ops.noise import Noise, Seed, address, noisy_reference
+from filigree.ops.addresses import address
+from filigree.ops.noise import Noise, Seed, noisy_reference
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.sparse import contiguous, resolved
 

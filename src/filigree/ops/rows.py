@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
+from filigree.ops.addresses import address, compressed_rows, index, matrix
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.pattern import Pattern
 from filigree.ops.sparse import (
@@ -58,12 +59,9 @@ def _rows_backward(
     dx, dvalues = new_matrix(x, pattern.cols, batch) if need_input else None, torch.empty_like(values)
     dz, dbias = (new_matrix(x, len(chosen), batch), x.new_zeros(pattern.rows)) if whole else (None, None)
     kernels.rows_backward(
-        x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
-        pattern.indices.data_ptr(), pattern.cols, pattern.t_indptr.data_ptr(), pattern.t_indices.data_ptr(),
-        pattern.t_perm.data_ptr(), chosen.data_ptr(), len(chosen), values.data_ptr(), dy.data_ptr(), dy.stride(0),
-        0 if y is None else y.data_ptr(), 0 if y is None else y.stride(0), 0 if dz is None else dz.data_ptr(),
-        0 if dbias is None else dbias.data_ptr(), x.data_ptr(), x.stride(0), 0 if dx is None else dx.data_ptr(),
-        pattern.t_place.data_ptr(), dvalues.data_ptr(), batch,
+        x.dtype is torch.float64, index(pattern), (chosen.data_ptr(), len(chosen)), values.data_ptr(),
+        ((dy.data_ptr(), 1, dy.stride(0)), matrix(y), matrix(dz), address(dbias)), matrix(x), matrix(dx),
+        dvalues.data_ptr(), batch,
     )  # fmt: skip
     return dx, dvalues, dbias
 
@@ -79,9 +77,8 @@ class _RowsLinear(torch.autograd.Function):
         y = x.new_zeros(pattern.rows, x.shape[0])
         biases = None if bias is None else contiguous(bias)
         kernels.rows_spmm(
-            x.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
-            pattern.indices.data_ptr(), rows.data_ptr(), len(rows), values.data_ptr(), columns.data_ptr(),
-            columns.stride(0), y.data_ptr(), x.shape[0], 0 if biases is None else biases.data_ptr(), relu,
+            x.dtype is torch.float64, compressed_rows(pattern.indptr, pattern.indices), (rows.data_ptr(), len(rows)),
+            values.data_ptr(), matrix(columns), matrix(y), x.shape[0], address(biases), relu,
         )  # fmt: skip
         ctx.save_for_backward(values, columns, rows, y if relu else None)
         ctx.pattern = pattern

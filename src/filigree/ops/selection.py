@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
+from filigree.ops.addresses import matrix
 from filigree.ops.sparse import FLOATS, csr_times, in_memory, new_matrix, resolved
 
 # Measured on 784 -> 512 and 1024 -> 1024: above this share of kept entries a dense product of the masked matrix wins,
@@ -48,12 +49,16 @@ class Rows:
     def rows(self) -> int:
         return self.indptr.numel() - 1
 
+    def addresses(self) -> tuple[int, ...]:
+        """A `Top` of the kernels."""
+        index = (0, 0, 0) if self.transpose is None else [part.data_ptr() for part in self.transpose[:3]]
+        return self.indptr.data_ptr(), self.indices.data_ptr(), self.values.data_ptr(), *index, 0
+
     def dense(self) -> Tensor:
         """The dense matrix, `(rows, width)`."""
         out = self.values.new_empty(self.rows, self.width)
         kernels.spread(
-            out.dtype is torch.float64, self.rows, self.width, self.indptr.data_ptr(), self.indices.data_ptr(),
-            self.values.data_ptr(), out.data_ptr(),
+            out.dtype is torch.float64, self.rows, self.width, self.addresses(), out.data_ptr(),
         )  # fmt: skip
         return out
 
@@ -124,8 +129,8 @@ def _rows(x: Tensor, k: int, transposed: bool) -> Rows:
     values, sums = x.new_empty(room), x.new_empty(width if transposed else 0)
     addresses = [part.data_ptr() for part in parts[2:]] or [0, 0, 0]
     nnz = kernels.top(
-        x.dtype is torch.float64, rows, width, k, x.data_ptr(), x.stride(0), parts[0].data_ptr(), parts[1].data_ptr(),
-        values.data_ptr(), *addresses, sums.data_ptr(),
+        x.dtype is torch.float64, rows, width, k, matrix(x),
+        (parts[0].data_ptr(), parts[1].data_ptr(), values.data_ptr(), *addresses, sums.data_ptr()),
     )  # fmt: skip
     if not transposed:
         return Rows(width, values[:nnz].clone() if nnz < room else values, parts[0], parts[1][:nnz])
@@ -177,9 +182,8 @@ def top_backward(
     dw = new_matrix(delta, *w.shape) if need_weight else None
     db = delta.new_empty(len(w))
     kernels.top_backward(
-        delta.dtype is torch.float64, unified, len(delta), len(w), w.shape[1], k, delta.data_ptr(), delta.stride(0),
-        x.data_ptr(), x.stride(0), w.data_ptr(), w.stride(0), 0 if dx is None else dx.data_ptr(),
-        0 if dw is None else dw.data_ptr(), db.data_ptr(),
+        delta.dtype is torch.float64, unified, len(delta), len(w), w.shape[1], k, matrix(delta), matrix(x), matrix(w),
+        matrix(dx), matrix(dw), db.data_ptr(),
     )  # fmt: skip
     return dx, dw, db
 
@@ -212,10 +216,6 @@ def _placed(part: Tensor, side: int, index: Tensor, width: int) -> Tensor:
 
 
 def _outer(s: Rows, x: Rows) -> Tensor:
-    y, index = new_matrix(s.values, s.width, x.width), s.transpose
-    kernels.outer(
-        y.dtype is torch.float64, s.width, index.indptr.data_ptr(), index.indices.data_ptr(),
-        index.perm.data_ptr(), s.values.data_ptr(), x.width, x.indptr.data_ptr(), x.indices.data_ptr(),
-        x.values.data_ptr(), y.data_ptr(), x.width,
-    )  # fmt: skip
+    y = new_matrix(s.values, s.width, x.width)
+    kernels.outer(y.dtype is torch.float64, s.width, s.addresses(), x.width, x.addresses(), matrix(y))
     return y

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from filigree.ops import gpu_sell
 from filigree.ops._load import kernels
+from filigree.ops.addresses import strided
 from filigree.ops.sparse import FLOATS, contiguous, in_memory, resolved
 from filigree.ops.transforms import batched_gradients, gradients, transforming
 
@@ -183,7 +184,7 @@ class _Sell(torch.autograd.Function):
         ctx.save_for_backward(x, *tensors)
         y = _like(x, outs)
         held, program = _program(steps, size, tensors)
-        kernels.sell(x.dtype is torch.float64, *program, *_matrix(x), *_matrix(y)[1:])
+        kernels.sell(x.dtype is torch.float64, program, *x.shape, strided(x), outs, strided(y))
         del held
         return y.data  # no view, so that it may be changed in place
 
@@ -212,8 +213,7 @@ class _Sell(torch.autograd.Function):
             addresses.append(0 if gradient is None else gradient.data_ptr())
             extra.append((number, gradient))
         kernels.sell_backward(
-            x.dtype is torch.float64, *program, *_matrix(x), *_matrix(dy)[1:],
-            *((0, 0, 0) if dx is None else _matrix(dx)[2:]), addresses,
+            x.dtype is torch.float64, program, *x.shape, strided(x), ctx.outs, strided(dy), strided(dx), addresses,
         )  # fmt: skip
         del held
         for number, gradient in extra:
@@ -230,12 +230,8 @@ def _like(x: Tensor, width: int) -> Tensor:
     return x.new_empty(x.shape[0], width)
 
 
-def _matrix(x: Tensor) -> tuple[int, ...]:
-    return x.shape[0], x.shape[1], x.data_ptr(), x.stride(0), x.stride(1)
-
-
 def _program(steps: Any, size: int, tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """The tensors that must live as long as the addresses, and the kernels' arguments."""
+    """The tensors that must live as long as the addresses, and the `Program` of the kernels."""
     held = [contiguous(t) for t in tensors]
     data = [0 if number is None else held[number].data_ptr() for _, number in steps]
     return held, (size, [_NATIVE.index(kind) for kind, _ in steps], data)

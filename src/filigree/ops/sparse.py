@@ -18,6 +18,7 @@ from torch import Tensor
 
 from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
+from filigree.ops.addresses import address, compressed_rows, index, matrix, strided
 from filigree.ops.pattern import Pattern
 from filigree.ops.transforms import batched_gradients, transforming
 
@@ -167,17 +168,17 @@ def feature_major(x: Tensor) -> Tensor:
     if x.stride(0) != 1 or not x.is_cpu:
         return x.contiguous()
     out = new_matrix(x, features, batch)
-    kernels.transpose(x.dtype is torch.float64, batch, features, x.data_ptr(), x.stride(1), out.data_ptr(), batch)
+    kernels.transpose(x.dtype is torch.float64, batch, features, (x.data_ptr(), x.stride(1)), matrix(out))
     return out
 
 
 def new_matrix(like: Tensor, *shape: int) -> Tensor:
     """`like.new_empty(*shape)`, on huge pages if it is large: with small ones each random read costs a page walk."""
-    matrix = like.new_empty(shape)
-    bytes_ = matrix.numel() * matrix.element_size()
+    new = like.new_empty(shape)
+    bytes_ = new.numel() * new.element_size()
     if bytes_ >= _LARGE:
-        kernels.advise_huge_pages(matrix.data_ptr(), bytes_)
-    return matrix
+        kernels.advise_huge_pages(new.data_ptr(), bytes_)
+    return new
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -202,12 +203,11 @@ def csr_times(
     check_native(values, x)
     x, values = feature_major(x), contiguous(values)
     bias = None if bias is None else contiguous(bias)
-    rows, batch = indptr.numel() - 1, x.shape[1]
+    rows, batch = indptr.shape[0] - 1, x.shape[1]
     y = new_matrix(x, rows, batch)
     kernels.spmm(
-        x.dtype is torch.float64, indptr.dtype is torch.int64, rows, indptr.data_ptr(), indices.data_ptr(),
-        0 if perm is None else perm.data_ptr(), values.data_ptr(), x.data_ptr(), x.stride(0), y.data_ptr(), batch,
-        batch, 0 if bias is None else bias.data_ptr(), relu,
+        x.dtype is torch.float64, compressed_rows(indptr, indices, perm), values.data_ptr(), matrix(x), matrix(y),
+        batch, address(bias), relu,
     )  # fmt: skip
     return y
 
@@ -225,8 +225,8 @@ def _sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     dy, x = feature_major(dy), feature_major(x)
     out = dy.new_empty(pattern.nnz)
     kernels.sddmm(
-        dy.dtype is torch.float64, pattern.indptr.dtype is torch.int64, pattern.rows, pattern.indptr.data_ptr(),
-        pattern.indices.data_ptr(), dy.data_ptr(), dy.stride(0), x.data_ptr(), x.stride(0), out.data_ptr(), dy.shape[1],
+        dy.dtype is torch.float64, compressed_rows(pattern.indptr, pattern.indices), matrix(dy), matrix(x),
+        out.data_ptr(), dy.shape[1],
     )  # fmt: skip
     return out
 
@@ -242,22 +242,18 @@ def _linear_backward(
     """Gradients of values, bias and input; `x` `(in, batch)`, `y` and `dy` `(batch, out)`."""
     check_native(values, x, dy)
     batch, out_features = dy.shape
-    y = None if y is None else feature_major(y.t()).t()  # hooks may have changed its strides
+    y = None if y is None else feature_major(y.t())  # hooks may have changed its strides
     values, x, dy = contiguous(values), feature_major(x), resolved(dy)
     dvalues = torch.empty_like(values)
-    dbias = dy.new_empty(out_features if need_bias else 0)
+    dbias = dy.new_empty(out_features) if need_bias else None
     dx = new_matrix(dy, pattern.cols, batch) if need_input else None
     ready = y is None and not need_bias and dy.stride(0) == 1  # feature-major already
     dz = None if ready else new_matrix(dy, out_features, batch)
     kernels.linear_backward(
-        dy.dtype is torch.float64, pattern.indptr.dtype is torch.int64, out_features, pattern.indptr.data_ptr(),
-        pattern.indices.data_ptr(), pattern.cols, pattern.t_indptr.data_ptr(), pattern.t_indices.data_ptr(),
-        pattern.t_perm.data_ptr(), pattern.t_place.data_ptr(), values.data_ptr(), dy.data_ptr(), dy.stride(1),
-        dy.stride(0), 0 if y is None else y.data_ptr(), 0 if y is None else y.stride(1),
-        0 if dz is None else dz.data_ptr(), batch, dbias.data_ptr() if need_bias else 0, x.data_ptr(), x.stride(0),
-        0 if dx is None else dx.data_ptr(), batch, dvalues.data_ptr(), batch,
+        dy.dtype is torch.float64, index(pattern), values.data_ptr(),
+        (strided(dy), matrix(y), matrix(dz), address(dbias)), matrix(x), matrix(dx), dvalues.data_ptr(), batch,
     )  # fmt: skip
-    return dvalues, dbias, dy.new_empty(0) if dx is None else dx.t()
+    return dvalues, dy.new_empty(0) if dbias is None else dbias, dy.new_empty(0) if dx is None else dx.t()
 
 
 # -- operators ------------------------------------------------------------------------------------------------------

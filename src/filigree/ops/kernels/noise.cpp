@@ -1,6 +1,6 @@
-// Noisy activations (Moczulski 2019, 4.3): hard saturating functions with noise where they saturate, and the cells of recurrent
-// networks made of them. The i-th number of a tensor in memory has the i-th normal number of a seed: any number of threads
-// finds the same noise, and so does the backward pass of a cell.
+// Noisy activations (Moczulski 2019, 4.3): hard saturating functions with noise where they saturate, and the cells of
+// recurrent networks made of them. The i-th number of a tensor in memory has the i-th normal number of a seed: any
+// number of threads finds the same noise, and so does the backward pass of a cell.
 #include "vectors.h"
 
 #include <algorithm>
@@ -35,7 +35,8 @@ struct Numbers {
   explicit Numbers(const Noisy &n) : seed(n.seed), drawn(n.random), value(n.value) {}
   explicit Numbers(uint64_t seed) : seed(seed) {}
   template <class T, int L>
-  __attribute__((always_inline)) Vec<T, L> at(int64_t place) const {  // the normal numbers of L places, or the value that stands for them
+  __attribute__((always_inline)) Vec<T, L> at(
+      int64_t place) const {  // the normal numbers of L places, or the value that stands for them
     if (!drawn) return Vec<T, L>{} + T(value);
     Vec<uint32_t, L> lane;
     for (int i = 0; i < L; ++i) lane[i] = i;
@@ -102,8 +103,14 @@ struct Activation {
   T slope, offset, low, high, alpha, c, sigma, direction;
 
   Activation(const Noisy &n, bool tanh)
-      : slope(tanh ? 1 : 0.25), offset(tanh ? 0 : 0.5), low(tanh ? -1 : 0), high(1), alpha(n.alpha),
-        c(n.c), sigma(n.sigma), direction(1 - n.alpha >= 0 ? -1 : 1) {}
+      : slope(tanh ? 1 : 0.25),
+        offset(tanh ? 0 : 0.5),
+        low(tanh ? -1 : 0),
+        high(1),
+        alpha(n.alpha),
+        c(n.c),
+        sigma(n.sigma),
+        direction(1 - n.alpha >= 0 ? -1 : 1) {}
 
   // The function, and in `kept` what its derivatives need beside x and p: of noise at the output its derivative by p
   // Delta; of NANIL that of the input's noise, infinite where the function is flat; of the others that by x.
@@ -114,7 +121,8 @@ struct Activation {
     V u = slope * x + offset;
     if constexpr (K == NANI || K == NANIS) {
       const V noise = (slope * sigma) * xi;
-      if constexpr (K == NANI) u += noise; else u += ((u <= low) | (u >= high)) ? noise : zero;
+      if constexpr (K == NANI) u += noise;
+      else u += ((u <= low) | (u >= high)) ? noise : zero;
       const V h = clipped(u, low, high);
       kept = (h == u) ? zero + slope : zero;
       return h;
@@ -134,7 +142,8 @@ struct Activation {
 
   // Its derivatives by x and by p.
   template <int K, int L>
-  __attribute__((always_inline)) void gradients(Vec<T, L> x, Vec<T, L> p, Vec<T, L> kept, Vec<T, L> &dx, Vec<T, L> &dp) const {
+  __attribute__((always_inline)) void gradients(Vec<T, L> x, Vec<T, L> p, Vec<T, L> kept, Vec<T, L> &dx,
+                                                Vec<T, L> &dp) const {
     typedef Vec<T, L> V;
     const V zero{};
     if constexpr (K == NANI || K == NANIS) {
@@ -166,11 +175,16 @@ struct Activation {
 template <class Body>
 inline void with_kind(NoisyKind kind, Body body) {
   switch (kind) {
-    case NAN_: return body(std::integral_constant<int, NAN_>{});
-    case NAH: return body(std::integral_constant<int, NAH>{});
-    case NANI: return body(std::integral_constant<int, NANI>{});
-    case NANIL: return body(std::integral_constant<int, NANIL>{});
-    default: return body(std::integral_constant<int, NANIS>{});
+    case NAN_:
+      return body(std::integral_constant<int, NAN_>{});
+    case NAH:
+      return body(std::integral_constant<int, NAH>{});
+    case NANI:
+      return body(std::integral_constant<int, NANI>{});
+    case NANIL:
+      return body(std::integral_constant<int, NANIL>{});
+    default:
+      return body(std::integral_constant<int, NANIS>{});
   }
 }
 
@@ -225,30 +239,33 @@ void noisy_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *
   const Numbers numbers(n);
   const int64_t size = l.size();
   parallel(team(size * 4), [=](int thread, int threads) {  // copies, that what is written cannot be them
-    segments(l.row(), size * thread / threads, size * (thread + 1) / threads, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
-      const Parameters<T> of_row(l, p, row);
-      vectors<T>(from, to, [=](int64_t i, int count) {
-        Vec<T, L> keep;
-        const Vec<T, L> at_p = of_row.template at<L>(i - begin, count);
-        put<T, L>(y + i, count, f.template at<K::value, L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i), keep));
-        if (kept) put<T, L>(kept + i, count, keep);
-      });
-    });
+    segments(l.row(), size * thread / threads, size * (thread + 1) / threads,
+             [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+               const Parameters<T> of_row(l, p, row);
+               vectors<T>(from, to, [=](int64_t i, int count) {
+                 Vec<T, L> keep;
+                 const Vec<T, L> at_p = of_row.template at<L>(i - begin, count);
+                 put<T, L>(y + i, count,
+                           f.template at<K::value, L>(some<T, L>(x + i, count), at_p, numbers.at<T, L>(i), keep));
+                 if (kept) put<T, L>(kept + i, count, keep);
+               });
+             });
   });
 }
 
 template <class T, class K>
-void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, const T *kept, const T *dy, T *dx,
-                     T *dp) {
+void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, const T *p, const T *kept, const T *dy,
+                     T *dx, T *dp) {
   constexpr int L = LANES<T>;
   const Activation<T> f(n, tanh);
   const int64_t size = l.size();
-  // p's sums: in pieces that the shape alone decides, so that results do not depend on the number of threads, of columns
-  // whose sums the first cache holds, and of rows
+  // p's sums: in pieces that the shape alone decides, so that results do not depend on the number of threads, of
+  // columns whose sums the first cache holds, and of rows
   constexpr int64_t PIECES = 16, GRAIN = 16384, WIDE = 512;
   const int most = team(size);
   const bool by_column = dp && l.by_column();
-  const int64_t width = by_column ? WIDE : std::max<int64_t>(l.row(), 1), across = by_column ? (l.units + WIDE - 1) / WIDE : 1;
+  const int64_t width = by_column ? WIDE : std::max<int64_t>(l.row(), 1),
+                across = by_column ? (l.units + WIDE - 1) / WIDE : 1;
   const int64_t down = dp ? std::max<int64_t>(1, std::min(PIECES / across, size / GRAIN)) : most;
   std::vector<T> parts(dp ? (down - 1) * l.units : 0);  // of all rows but the first ones, whose sums are put into dp
   T *const others = parts.data();
@@ -272,10 +289,11 @@ void noisy_backward_(K, const Noisy &n, bool tanh, const Layout &l, const T *x, 
         if (part && !l.by_column())
           for (int i = 0; i < L; ++i) part[row % l.units] += lane<L>(total, i);
       };
-      segments(l.row(), size * at / down, size * (at + 1) / down, [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
-        from = std::max(from, begin + column), to = std::min(to, begin + column + width);
-        if (from < to) rows(row, begin, from, to);
-      });
+      segments(l.row(), size * at / down, size * (at + 1) / down,
+               [=](int64_t row, int64_t begin, int64_t from, int64_t to) {
+                 from = std::max(from, begin + column), to = std::min(to, begin + column + width);
+                 if (from < to) rows(row, begin, from, to);
+               });
     }
   });
   for (int64_t at = 1; dp && at < down; ++at)
@@ -307,7 +325,9 @@ void noisy_lstm_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *pr
       V y[4];
       for (int g = 0; g < 4; ++g) {
         const int64_t place = (s * 4 + g) * hidden + j;
-        y[g] = (g == 2 ? tanh : gate).template all<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place)).y;
+        y[g] = (g == 2 ? tanh : gate)
+                   .template all<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place))
+                   .y;
       }
       const int64_t at = s * hidden + j;
       const V old = some<T, L>(c + at, count), now = y[1] * old + y[0] * y[2];
@@ -319,7 +339,8 @@ void noisy_lstm_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *pr
   });
 }
 
-// dh and dc are those of h and of the cell state after the step; dc becomes that of the state before it, dpre is written
+// dh and dc are those of h and of the cell state after the step; dc becomes that of the state before it, dpre is
+// written
 template <class T, class K>
 void noisy_lstm_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *pre, const T *p, const T *before,
                           const T *dh, T *dc, T *dpre, T *dp) {
@@ -334,7 +355,8 @@ void noisy_lstm_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, co
       Values<T, L> v[4];
       for (int g = 0; g < 4; ++g) {
         const int64_t place = (s * 4 + g) * hidden + j;
-        v[g] = (g == 2 ? tanh : gate).template all<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
+        v[g] = (g == 2 ? tanh : gate)
+                   .template all<K::value, L>(some<T, L>(pre + place, count), ps[g], numbers.at<T, L>(place));
       }
       const int64_t at = s * hidden + j;
       const V old = some<T, L>(before + at, count), now = v[1].y * old + v[0].y * v[2].y;
@@ -375,7 +397,8 @@ struct GRU {
 };
 
 template <class T, class K>
-void noisy_gru_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p, T *h, T *before) {
+void noisy_gru_(K, const Noisy &n, int64_t samples, int64_t hidden, const T *px, const T *ph, const T *p, T *h,
+                T *before) {
   constexpr int L = LANES<T>;
   const GRU<T, K, L> cell(n, hidden);
   columns<T>(samples, hidden, [&](int64_t j, int count) {
@@ -407,7 +430,8 @@ void noisy_gru_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, con
       cell.at(s, j, count, px, ph, ps, v, candidate);
       const int64_t at = s * hidden + j;
       const V of_h = some<T, L>(dh + at, count), old = some<T, L>(before + at, count);
-      const V of_n = of_h * (1 - v[1].y), inner = of_n * v[2].dx, of_z = of_h * (old - v[2].y), of_r = inner * candidate;
+      const V of_n = of_h * (1 - v[1].y), inner = of_n * v[2].dx, of_z = of_h * (old - v[2].y),
+              of_r = inner * candidate;
       const V at_x[3] = {of_r * v[0].dx, of_z * v[1].dx, inner};
       for (int g = 0; g < 3; ++g) {
         put<T, L>(dpx + (s * 3 + g) * hidden + j, count, at_x[g]);
@@ -442,10 +466,11 @@ void noisy(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, 
   with_kind(n.kind, [&](auto kind) { f64 ? noisy_<double> ARGS(double) : noisy_<float> ARGS(float); });
 #undef ARGS
 }
-void noisy_backward(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, const void *kept,
-                    const void *dy, void *dx, void *dp) {
+void noisy_backward(bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p,
+                    const void *kept, const void *dy, void *dx, void *dp) {
 #define ARGS(T) (kind, n, tanh, l, IN(T)(x), IN(T)(p), IN(T)(kept), IN(T)(dy), OUT(T)(dx), OUT(T)(dp))
-  with_kind(n.kind, [&](auto kind) { f64 ? noisy_backward_<double> ARGS(double) : noisy_backward_<float> ARGS(float); });
+  with_kind(n.kind,
+            [&](auto kind) { f64 ? noisy_backward_<double> ARGS(double) : noisy_backward_<float> ARGS(float); });
 #undef ARGS
 }
 void noisy_lstm(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p, void *c,
@@ -456,8 +481,11 @@ void noisy_lstm(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const
 }
 void noisy_lstm_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p,
                          const void *before, const void *dh, void *dc, void *dpre, void *dp) {
-#define ARGS(T) (kind, n, samples, hidden, IN(T)(pre), IN(T)(p), IN(T)(before), IN(T)(dh), OUT(T)(dc), OUT(T)(dpre), OUT(T)(dp))
-  with_kind(n.kind, [&](auto kind) { f64 ? noisy_lstm_backward_<double> ARGS(double) : noisy_lstm_backward_<float> ARGS(float); });
+#define ARGS(T) \
+  (kind, n, samples, hidden, IN(T)(pre), IN(T)(p), IN(T)(before), IN(T)(dh), OUT(T)(dc), OUT(T)(dpre), OUT(T)(dp))
+  with_kind(n.kind, [&](auto kind) {
+    f64 ? noisy_lstm_backward_<double> ARGS(double) : noisy_lstm_backward_<float> ARGS(float);
+  });
 #undef ARGS
 }
 void noisy_gru(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph, const void *p,
@@ -468,9 +496,12 @@ void noisy_gru(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const 
 }
 void noisy_gru_backward(bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph,
                         const void *p, const void *before, void *dh, void *dpx, void *dph, void *dp) {
-#define ARGS(T) \
-  (kind, n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), IN(T)(before), OUT(T)(dh), OUT(T)(dpx), OUT(T)(dph), OUT(T)(dp))
-  with_kind(n.kind, [&](auto kind) { f64 ? noisy_gru_backward_<double> ARGS(double) : noisy_gru_backward_<float> ARGS(float); });
+#define ARGS(T)                                                                                                   \
+  (kind, n, samples, hidden, IN(T)(px), IN(T)(ph), IN(T)(p), IN(T)(before), OUT(T)(dh), OUT(T)(dpx), OUT(T)(dph), \
+   OUT(T)(dp))
+  with_kind(n.kind, [&](auto kind) {
+    f64 ? noisy_gru_backward_<double> ARGS(double) : noisy_gru_backward_<float> ARGS(float);
+  });
 #undef ARGS
 }
 

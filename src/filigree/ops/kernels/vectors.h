@@ -1,10 +1,6 @@
 // What all kernels share: vectors of one instruction set, sums over them, transposes in registers, teams of threads.
 // Read once for each instruction set that kernels are compiled for; GCC's vector extension turns into its registers.
 #pragma once
-#if defined(FILIGREE_ISA_neon)
-#include <arm_neon.h>
-#endif
-
 #include <cstdint>
 
 #include "kernels.h"
@@ -48,7 +44,8 @@ inline void store(T *p, Vec<T, L> v) {
 
 template <int L, class V>
 inline auto lane(const V &v, int i) {
-  if constexpr (L == 1) return v; else return v[i];
+  if constexpr (L == 1) return v;
+  else return v[i];
 }
 
 template <int... I>
@@ -112,7 +109,8 @@ struct Fresh {
       for (int i = 0; i < L; ++i) counts[i] = T(i >= b.repeated);
   }
   Vec<T, L> operator()(Vec<T, L> v) const {
-    if constexpr (L == 1) return v; else return counts > 0 ? v : Vec<T, L>{};
+    if constexpr (L == 1) return v;
+    else return counts > 0 ? v : Vec<T, L>{};
   }
 };
 
@@ -143,7 +141,8 @@ inline int64_t share(const I *indptr, int64_t rows, int thread, int threads) {
   int64_t low = 0, high = rows;
   while (low < high) {
     const int64_t mid = (low + high) / 2;
-    if (double(indptr[mid] + ROW * mid) < want) low = mid + 1; else high = mid;
+    if (double(indptr[mid] + ROW * mid) < want) low = mid + 1;
+    else high = mid;
   }
   return low;
 }
@@ -193,7 +192,8 @@ inline void transpose_registers(V *rows) {
 
 // out[j, i] = in[i, j] for rows [from, to) of `out`
 template <class T>
-void transpose_rows(const T *in, int64_t in_stride, T *out, int64_t out_stride, int64_t cols, int64_t from, int64_t to) {
+void transpose_rows(const T *in, int64_t in_stride, T *out, int64_t out_stride, int64_t cols, int64_t from,
+                    int64_t to) {
   constexpr int L = LANES<T>;
   typedef Vec<T, L> V;
   int64_t j = from;

@@ -22,7 +22,9 @@ struct IntegerRows {
   template <int L, int NV>
   void run(const Block &block) {
     typedef Vec<T, L> V;
-    constexpr int U = NV >= 4 ? 1 : NV == 1 ? 4 : 2;  // nonzeros side by side, where few vectors would leave adders waiting
+    constexpr int U = NV >= 4   ? 1
+                      : NV == 1 ? 4
+                                : 2;  // nonzeros side by side, where few vectors would leave adders waiting
     const At<T, L, NV> at(block);
     const T *xd = static_cast<const T *>(x.data);
     const I *indices = static_cast<const I *>(c.indices);

@@ -1,7 +1,8 @@
 // Structured layers as programs: diagonals, permutations and fast transforms, run one after another on a block of
-// samples that stays in cache. A block holds one vector of samples for each feature, so that every step, the butterflies
-// too, is plain arithmetic on vectors, whatever the transform. Sums over the batch are kept in a fixed number of parts:
-// results do not depend on the number of threads.
+// samples that stays in cache. A block holds one vector of samples for each feature, so that every step, the
+// butterflies too, is plain arithmetic on vectors, whatever the transform. Sums over the batch are kept in a fixed
+// number of parts: results do not depend on the number of threads.
+#include "scratch.h"
 #include "vectors.h"
 
 #include <algorithm>
@@ -9,6 +10,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace filigree {
@@ -20,7 +23,8 @@ constexpr int64_t PARTS = 16;
 template <class T>
 using Lane = Vec<T, LANES<T>>;
 
-// -- Walsh-Hadamard ----------------------------------------------------------------------------------------------------
+// -- Walsh-Hadamard
+// ----------------------------------------------------------------------------------------------------
 
 template <int R, class V>
 inline void butterflies(V *x) {  // Walsh-Hadamard of R registers
@@ -57,17 +61,18 @@ void hadamard(Lane<T> *v, int64_t n) {
   if (n / h == 2) hadamard_pass<T, 2>(v, n, h, scale);
 }
 
-// -- cosine ------------------------------------------------------------------------------------------------------------
+// -- cosine
+// ------------------------------------------------------------------------------------------------------------
 
 // The discrete cosine transform of n real numbers by a complex Fourier transform of n / 2, n a power of two: even
 // numbers and the odd ones backwards, two neighbours as one complex number; then one rotation a frequency.
 template <class T>
 struct Cosine {
-  int64_t n, m;                     // m = n / 2
-  std::vector<T> wr, wi;            // exp(-2 pi i k / m), k < m
-  std::vector<T> cr, ci;            // exp(-pi i k / 2 n), k <= m
-  std::vector<T> hr, hi;            // exp(-2 pi i k / n), k <= m
-  std::vector<int32_t> reversed;    // of m
+  int64_t n, m;                   // m = n / 2
+  std::vector<T> wr, wi;          // exp(-2 pi i k / m), k < m
+  std::vector<T> cr, ci;          // exp(-pi i k / 2 n), k <= m
+  std::vector<T> hr, hi;          // exp(-2 pi i k / n), k <= m
+  std::vector<int32_t> reversed;  // of m
 
   explicit Cosine(int64_t size) : n(size), m(size / 2) {
     const double turn = -2 * std::acos(-1.0);
@@ -193,7 +198,8 @@ struct Cosine {
   }
 };
 
-// -- blocks ------------------------------------------------------------------------------------------------------------
+// -- blocks
+// ------------------------------------------------------------------------------------------------------------
 
 // samples [at, at + count) of the first `width` features into a block, the rest zero; and back
 template <class T>
@@ -242,20 +248,12 @@ void add_sums(const Lane<T> *g, const Lane<T> *h, int64_t n, T *out) {
   }
 }
 
-template <class T>
-Lane<T> *aligned_scratch(int64_t vectors) {
-  thread_local std::vector<T> held;
-  const size_t size = size_t(vectors + 1) * LANES<T>;
-  if (held.size() < size) held.resize(size);
-  return reinterpret_cast<Lane<T> *>((reinterpret_cast<uintptr_t>(held.data()) + BYTES - 1) / BYTES * BYTES);
-}
-
 // Run the steps on a block. With `saved`, what the backward pass reads (the input of each diagonal, the output of each
 // ReLU) is kept: a step's output goes to fresh memory, and saved[s] says where.
 template <class T>
 Lane<T> *run(const Program &p, Lane<T> *x, Lane<T> *spare, Lane<T> *fresh, Lane<T> **saved) {
   const int64_t n = p.size;
-  for (int64_t s = 0; s < p.steps; ++s) {
+  for (int64_t s = 0; s < p.steps(); ++s) {
     const T *d = static_cast<const T *>(p.data[s]);
     switch (p.kinds[s]) {
       case DIAGONAL: {
@@ -283,26 +281,50 @@ Lane<T> *run(const Program &p, Lane<T> *x, Lane<T> *spare, Lane<T> *fresh, Lane<
         std::swap(x, spare);
         break;
       }
-      case HADAMARD: hadamard<T>(x, n); break;
-      case COSINE: Cosine<T>::of(n).forward(x, spare); break;
-      case INVERSE_COSINE: Cosine<T>::of(n).inverse(x, spare); break;
+      case HADAMARD:
+        hadamard<T>(x, n);
+        break;
+      case COSINE:
+        Cosine<T>::of(n).forward(x, spare);
+        break;
+      case INVERSE_COSINE:
+        Cosine<T>::of(n).inverse(x, spare);
+        break;
     }
   }
   return x;
 }
 
 inline int64_t kept(const Program &p) {
-  return std::count_if(p.kinds, p.kinds + p.steps, [](int32_t kind) { return kind == DIAGONAL || kind == RELU; });
+  return std::count_if(p.kinds.begin(), p.kinds.end(), [](int32_t kind) { return kind == DIAGONAL || kind == RELU; });
 }
 
-inline int workers(const Program &p, int64_t batch) { return team(batch * p.size * (4 * p.steps + 1)); }
+// What must be there before the threads start. A permutation may come from a file: what it names must exist. O(size),
+// beside a batch of work.
+template <class T>
+void prepare(const Program &p) {
+  for (int64_t s = 0; s < p.steps(); ++s) {
+    if (p.kinds[s] == COSINE || p.kinds[s] == INVERSE_COSINE) Cosine<T>::of(p.size);
+    if (p.kinds[s] != PERMUTE) continue;
+    const int64_t *from = static_cast<const int64_t *>(p.data[s]);
+    for (int64_t i = 0; i < p.size; ++i)
+      if (from[i] < 0 || from[i] >= p.size)
+        throw std::invalid_argument("sell: a permutation must name places in [0, " + std::to_string(p.size) +
+                                    "). Got " + std::to_string(from[i]) + ".");
+  }
+}
+
+inline int workers(const Program &p, int64_t batch) { return team(batch * p.size * (4 * p.steps() + 1)); }
 
 template <class T>
 void sell_(const Program &p, int64_t batch, int64_t ins, const Strided &x, int64_t outs, const Strided &y) {
   constexpr int64_t L = LANES<T>;
-  const int64_t blocks = (batch + L - 1) / L;
-  parallel(workers(p, batch), [&](int thread, int threads) {
-    Lane<T> *room = aligned_scratch<T>(2 * p.size);
+  const int64_t blocks = (batch + L - 1) / L, vectors = 2 * p.size;
+  const int many = workers(p, batch);
+  Lane<T> *const rooms = scratch<Lane<T>>(0, many * vectors);
+  prepare<T>(p);
+  parallel(many, [&](int thread, int threads) {
+    Lane<T> *room = rooms + thread * vectors;
     for (int64_t b = blocks * thread / threads; b < blocks * (thread + 1) / threads; ++b) {
       const int64_t count = std::min(L, batch - b * L);
       load_block(x, ins, p.size, b * L, count, reinterpret_cast<T *>(room));
@@ -314,27 +336,30 @@ void sell_(const Program &p, int64_t batch, int64_t ins, const Strided &x, int64
 
 template <class T>
 void sell_backward_(const Program &p, int64_t batch, int64_t ins, const Strided &x, int64_t outs, const Strided &dy,
-                    const Strided &dx, void *const *gradients) {
+                    const Strided &dx, const std::vector<void *> &gradients) {
   constexpr int64_t L = LANES<T>;
   const int64_t n = p.size, blocks = (batch + L - 1) / L, parts = std::min(PARTS, blocks);
-  std::vector<int64_t> place(p.steps, -1);  // of each step's gradient in a part
+  std::vector<int64_t> place(p.steps(), -1);  // of each step's gradient in a part
   int64_t width = 0;
-  for (int64_t s = 0; s < p.steps; ++s)
+  for (int64_t s = 0; s < p.steps(); ++s)
     if (gradients[s]) place[s] = width, width += n;
+  const int many = std::min<int>(workers(p, 3 * batch), int(std::max<int64_t>(parts, 1)));
+  const int64_t vectors = (kept(p) + 4) * n;
+  Lane<T> *const rooms = scratch<Lane<T>>(0, many * vectors);
   std::vector<T> sums(parts * width);
-  parallel(std::min<int>(workers(p, 3 * batch), int(std::max<int64_t>(parts, 1))), [&](int thread, int threads) {
-    const int64_t many = kept(p);
-    Lane<T> *room = aligned_scratch<T>((many + 4) * n);
+  std::vector<Lane<T> *> all_saved(many * p.steps());
+  prepare<T>(p);
+  parallel(many, [&](int thread, int threads) {
+    Lane<T> *room = rooms + thread * vectors, **saved = all_saved.data() + thread * p.steps();
     Lane<T> *g = room, *spare = g + n, *first = spare + n, *fresh = first + 2 * n;
-    std::vector<Lane<T> *> saved(p.steps);
     for (int64_t part = thread; part < parts; part += threads)
       for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b) {
         const int64_t count = std::min(L, batch - b * L);
         load_block(x, ins, n, b * L, count, reinterpret_cast<T *>(first));
-        run<T>(p, first, first + n, fresh, saved.data());
+        run<T>(p, first, first + n, fresh, saved);
         g = room, spare = g + n;
         load_block(dy, outs, n, b * L, count, reinterpret_cast<T *>(g));
-        for (int64_t s = p.steps - 1; s >= 0; --s) {
+        for (int64_t s = p.steps() - 1; s >= 0; --s) {
           const T *d = static_cast<const T *>(p.data[s]);
           T *sum = place[s] < 0 ? nullptr : sums.data() + part * width + place[s];
           switch (p.kinds[s]) {
@@ -354,15 +379,21 @@ void sell_backward_(const Program &p, int64_t batch, int64_t ins, const Strided 
               std::swap(g, spare);
               break;
             }
-            case HADAMARD: hadamard<T>(g, n); break;
-            case COSINE: Cosine<T>::of(n).inverse(g, spare); break;
-            case INVERSE_COSINE: Cosine<T>::of(n).forward(g, spare); break;
+            case HADAMARD:
+              hadamard<T>(g, n);
+              break;
+            case COSINE:
+              Cosine<T>::of(n).inverse(g, spare);
+              break;
+            case INVERSE_COSINE:
+              Cosine<T>::of(n).forward(g, spare);
+              break;
           }
         }
         if (dx.data) store_block(dx, ins, b * L, count, reinterpret_cast<const T *>(g));
       }
   });
-  for (int64_t s = 0; s < p.steps; ++s)
+  for (int64_t s = 0; s < p.steps(); ++s)
     if (gradients[s]) {
       T *out = static_cast<T *>(gradients[s]);
       std::fill(out, out + n, T(0));
@@ -376,8 +407,8 @@ void sell_backward_(const Program &p, int64_t batch, int64_t ins, const Strided 
 void sell(bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided y) {
   f64 ? sell_<double>(p, batch, ins, x, outs, y) : sell_<float>(p, batch, ins, x, outs, y);
 }
-void sell_backward(bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided dy, Strided dx,
-                   void *const *gradients) {
+void sell_backward(bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided dy,
+                   Strided dx, const std::vector<void *> &gradients) {
   f64 ? sell_backward_<double>(p, batch, ins, x, outs, dy, dx, gradients)
       : sell_backward_<float>(p, batch, ins, x, outs, dy, dx, gradients);
 }

@@ -1,0 +1,121 @@
+// Python's functions: one for each kernel, run by the instruction set in use. Tensors are checked on the Python side,
+// where their lifetime is held.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "arguments.h"
+#include "kernels.h"
+#include "openmp.h"
+
+namespace filigree {
+#define INSTRUCTION_SET(name, runs) \
+  namespace name {                  \
+  extern const Kernels kernels;     \
+  }
+#include "instruction_sets.h"
+}  // namespace filigree
+
+namespace nb = nanobind;
+using filigree::Argument;
+using filigree::Kernels;
+
+namespace {
+
+struct InstructionSet {
+  const char *name;
+  const Kernels *kernels;
+};
+
+// what this processor can run, the fastest first
+std::vector<InstructionSet> runnable() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  std::vector<InstructionSet> found;
+#define INSTRUCTION_SET(name, runs) \
+  if (runs) found.push_back({#name, &filigree::name::kernels});
+#include "instruction_sets.h"
+  return found;
+}
+
+const std::vector<InstructionSet> instruction_sets = runnable();
+const InstructionSet *now = &instruction_sets.front();
+
+// of this thread
+void flush_denormals(bool on) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(on ? __builtin_ia32_stmxcsr() | 0x8040u : __builtin_ia32_stmxcsr() & ~0x8040u);
+#elif defined(__aarch64__)
+  constexpr uint64_t FLUSH = uint64_t(1) << 24;
+  uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" : : "r"(on ? control | FLUSH : control & ~FLUSH));
+#else
+  (void)on;
+#endif
+}
+
+template <class Result, class... Arguments>
+void bind(nb::module_ &m, const char *name, Result (*Kernels::*kernel)(Arguments...)) {
+  m.def(
+      name,
+      [kernel](const Argument<std::decay_t<Arguments>> &...arguments) {
+        return (now->kernels->*kernel)(arguments.value...);
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+#define KERNEL(result, name, arguments) bind(m, #name, &Kernels::name);
+#include "list.h"
+  m.def(
+      "isas",
+      [] {
+        std::vector<std::string> names;
+        for (const InstructionSet &each : instruction_sets) names.push_back(each.name);
+        return names;
+      },
+      "The instruction sets that this processor can run, the fastest first.");
+  m.def("isa", [] { return std::string(now->name); }, "The instruction set in use.");
+  m.def("set_isa", [](const std::string &name) {
+    for (const InstructionSet &each : instruction_sets)
+      if (name == each.name) {
+        now = &each;
+        return;
+      }
+    throw std::invalid_argument("set_isa: this processor has no kernels for '" + name + "'.");
+  });
+  m.def(
+      "flush_denormals",
+      [](bool on) {
+        // the control word belongs to a thread: every thread of the pool (torch's own function sets the caller's only)
+        filigree::by_team(omp_get_max_threads(), [on] { flush_denormals(on); });
+      },
+      "Treat denormal numbers as zero (or not) in all threads of the pool that torch and the kernels share.");
+  m.def(
+      "advise_huge_pages",
+      [](uintptr_t address, int64_t bytes) {
+#if defined(__linux__)
+        const uintptr_t page = uintptr_t(1) << 21, first = (address + page - 1) / page * page,
+                        last = (address + bytes) / page * page;
+        if (last > first)
+          madvise(reinterpret_cast<void *>(first), last - first,
+                  MADV_HUGEPAGE);  // advice: no harm where it is not taken
+#else
+        (void)address, (void)bytes;
+#endif
+      },
+      "Ask the system to back a fresh block of memory with pages of 2 MB.");
+  m.def("max_threads", &omp_get_max_threads, "Threads a kernel may use: torch.get_num_threads().");
+}

@@ -1,0 +1,137 @@
+// What the compiled kernels take, and the table of them that every instruction set fills.
+//
+// From Python a struct is a tuple of its fields, in this order; an address is an integer, 0 for null.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace filigree {
+
+// A sparsity pattern in compressed rows. `perm`, when given, says where in `values` the k-th nonzero
+// lives: it is how the transposed pattern reads the one array of values.
+struct Pattern {
+  bool wide;  // int64 indices; else int32
+  int64_t rows;
+  const void *indptr, *indices, *perm;
+
+  int64_t nnz() const {
+    return wide ? static_cast<const int64_t *>(indptr)[rows] : static_cast<const int32_t *>(indptr)[rows];
+  }
+};
+
+// The pattern of a sparse layer, that of its transpose, and `place`, the inverse of the latter's perm.
+struct Index {
+  Pattern w, wt;
+  const void *place;
+};
+
+// Some rows of a layer, ascending.
+struct Chosen {
+  const int64_t *rows;
+  int64_t count;
+};
+
+// Small integers in compressed rows: counts in [-127, 127], int16 columns (`narrow`) or int32.
+struct Integers {
+  int64_t rows;
+  const int32_t *indptr;
+  const void *indices;
+  const int8_t *counts;
+  bool narrow;
+};
+
+// A feature-major matrix: `features` rows of `batch` contiguous numbers, `stride` numbers apart.
+struct Matrix {
+  void *data;
+  int64_t stride;
+};
+
+// A matrix of samples and features in any order, of which one side is contiguous or both are strided.
+struct Strided {
+  void *data;
+  int64_t by_sample, by_feature;
+};
+
+// The gradient of a layer's output, as its backward pass takes it up: dz = dy where y > 0 (where y is null: dy), and
+// dbias the sums of dz (unless null). Where dz is null, dy is used as it is, feature-major.
+struct Delta {
+  Strided dy;
+  Matrix y, dz;
+  void *dbias;
+};
+
+// Images in any memory order.
+struct Images {
+  void *data;
+  int64_t by_image, by_channel, by_row, by_column;
+};
+
+// The flat planes that images are packed into: an image's row i, column j lie in the plane of their phases, at
+// ((i + lead) / step, (j + lead) / step), rows and images `pitch` apart. All else is zero.
+struct Axis {
+  int64_t lead, step, phases, pitch;
+};
+struct Planes {
+  int64_t count, channels, height, width;  // of the images
+  Axis rows, cols;
+};
+
+// A convolution as products of shifted planes: `w` has the output channels as rows and addresses in the planes of the
+// input as indices, `wt` the planes as rows and addresses in the planes of the output's gradient.
+struct Convolution {
+  Planes x, y;
+  Pattern w, wt;
+  int64_t stride, reach;  // from plane to plane; of the farthest tap
+  int64_t images;         // packed at a time
+};
+
+// A sparse matrix by rows, with the transposed index and the sums of its columns where those are wanted (else null).
+struct Top {
+  int32_t *indptr, *indices;
+  void *values;
+  int32_t *t_indptr, *t_indices, *t_perm;
+  void *sums;
+};
+
+// A structured layer: steps on vectors of `size` numbers. Data: numbers of a diagonal or a bias, int64 of a
+// permutation.
+enum Step : int32_t { DIAGONAL, BIAS, RELU, PERMUTE, HADAMARD, COSINE, INVERSE_COSINE };
+struct Program {
+  int64_t size;
+  std::vector<int32_t> kinds;
+  std::vector<const void *> data;
+
+  int64_t steps() const { return int64_t(kinds.size()); }
+};
+
+// A noisy activation; `seed` of its normal numbers, for all of which `value` stands where they are not random.
+enum NoisyKind : int32_t { NAN_, NAH, NANI, NANIL, NANIS };
+struct Noisy {
+  NoisyKind kind;
+  double alpha, c, sigma;
+  bool random;
+  double value;
+  uint64_t seed;
+};
+// A tensor in memory as (outer, units, inner); each unit has a p.
+struct Layout {
+  int64_t outer, units, inner;
+  int64_t size() const { return outer * units * inner; }
+  bool by_column() const { return inner == 1 && units > 1; }
+  int64_t row() const { return by_column() ? units : units > 1 ? inner : outer * inner; }  // numbers that are alike
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+#define KERNEL(result, name, arguments) result(*name) arguments;
+#include "list.h"
+};
+
+#ifdef FILIGREE_ISA
+namespace FILIGREE_ISA {
+#define KERNEL(result, name, arguments) result name arguments;
+#include "list.h"
+}  // namespace FILIGREE_ISA
+#endif
+
+}  // namespace filigree

@@ -1,0 +1,89 @@
+// The kernels: KERNEL(result, name, (arguments)). Read wherever something is wanted of each: declarations and the table
+// (kernels.h), its functions (table.cpp), Python's functions (bindings.cpp). `f64`: numbers are double, else float.
+
+// y = W x (+ bias) (then ReLU); values may be null: all ones
+KERNEL(void, spmm,
+       (bool f64, Pattern w, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias, bool relu))
+// dvalues[k] = sum_b dy[row(k), b] x[col(k), b]
+KERNEL(void, sddmm, (bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, int64_t batch))
+// by the transposed pattern, in one pass over dy: dx = W^T dy, and dvalues as sddmm
+KERNEL(void, backward,
+       (bool f64, Pattern wt, const void *values, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch))
+// a layer's backward pass: `delta` is taken up, then `backward`, or `sddmm` where dx is null
+KERNEL(void, linear_backward,
+       (bool f64, Index index, const void *values, Delta delta, Matrix x, Matrix dx, void *dvalues, int64_t batch))
+// out[j, i] = in[i, j]
+KERNEL(void, transpose, (bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out))
+
+// y[chosen] = W[chosen] x (+ bias) (then ReLU); other rows of y stay as they are
+KERNEL(void, rows_spmm,
+       (bool f64, Pattern w, Chosen chosen, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias,
+        bool relu))
+// dx = W[chosen]^T dy (unless null) and dvalues (zero in other rows). Where dz is null, dy holds the chosen rows only;
+// else all, and the chosen ones go to dz, their sums to dbias[chosen]
+KERNEL(void, rows_backward,
+       (bool f64, Index index, Chosen chosen, const void *values, Delta delta, Matrix x, Matrix dx, void *dvalues,
+        int64_t batch))
+
+// y = scale C x (+ bias) (then ReLU), C of small integers by rows; `scale` and `bias` by row
+KERNEL(void, integer_spmm,
+       (bool f64, Integers c, int64_t cols, Matrix x, Matrix y, int64_t batch, const void *scale, const void *bias,
+        bool relu))
+
+// y = conv(x) (+ bias)
+KERNEL(void, conv, (bool f64, const Convolution &c, const void *values, const void *bias, Images x, Images y))
+// its gradients; dx, channel-major in memory, and dbias may be null
+KERNEL(void, conv_backward,
+       (bool f64, const Convolution &c, const void *values, Images x, Images dy, void *dvalues, void *dbias, void *dx))
+
+// of each row of x (rows, cols) the k largest magnitudes but no zeros, ties by lower index; how many they are
+KERNEL(int64_t, top, (bool f64, int64_t rows, int64_t cols, int64_t k, Matrix x, Top out))
+// backward pass of a dense layer from the k largest of each row of delta (batch, outs), or by one choice for the batch:
+// dx = S W, dW = S^T X, db = sums of S; dx, dw and db may be null
+KERNEL(void, top_backward,
+       (bool f64, bool unified, int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix delta, Matrix x, Matrix w,
+        Matrix dx, Matrix dw, void *db))
+// the matrix with its zeros
+KERNEL(void, spread, (bool f64, int64_t rows, int64_t cols, Top in, void *out))
+// y = A^T B, dense
+KERNEL(void, outer, (bool f64, int64_t a_cols, Top a, int64_t b_cols, Top b, Matrix y))
+
+// run a program on x (batch, ins), padded with zeros to its size, and keep the first `outs` numbers
+KERNEL(void, sell, (bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided y))
+// its gradients: dx (may be null), and one for each step (null where it has none or none is wanted)
+KERNEL(void, sell_backward,
+       (bool f64, const Program &p, int64_t batch, int64_t ins, Strided x, int64_t outs, Strided dy, Strided dx,
+        const std::vector<void *> &gradients))
+
+// out[i] = 0 where the i-th random number of `seed` lies in [first, first + threshold), else in[i] * scale
+KERNEL(void, dropout,
+       (bool f64, int64_t size, uint64_t seed, uint32_t first, uint32_t threshold, double scale, const void *in,
+        void *out))
+
+// the normal numbers of a seed
+KERNEL(void, normals, (bool f64, int64_t size, uint64_t seed, void *out))
+// y = a noisy hard tanh, or hard sigmoid, of x; `kept`, unless null, is what its gradients need beside x and p
+KERNEL(void, noisy,
+       (bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, void *y, void *kept))
+// dx, and dp summed over each unit, unless null
+KERNEL(void, noisy_backward,
+       (bool f64, const Noisy &n, bool tanh, const Layout &l, const void *x, const void *p, const void *kept,
+        const void *dy, void *dx, void *dp))
+// a step of an LSTM from the gates' pre-activations (samples, 4, hidden) and p (5, hidden), the last of c's function: c
+// becomes the new state, `before` what it was
+KERNEL(void, noisy_lstm,
+       (bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p, void *c, void *h,
+        void *before))
+// its gradients: dc becomes that of `before`, dp is added to, unless null
+KERNEL(void, noisy_lstm_backward,
+       (bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *pre, const void *p, const void *before,
+        const void *dh, void *dc, void *dpre, void *dp))
+// a step of a GRU from the products (samples, 3, hidden) with input and state, p (3, hidden); likewise
+KERNEL(void, noisy_gru,
+       (bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph, const void *p,
+        void *h, void *before))
+KERNEL(void, noisy_gru_backward,
+       (bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph, const void *p,
+        const void *before, void *dh, void *dpx, void *dph, void *dp))
+
+#undef KERNEL
