@@ -87,7 +87,8 @@ NB_MODULE(_kernels, m) {
         return names;
       },
       "The instruction sets that this processor can run, the fastest first.");
-  m.def("isa", [] { return std::string(now->name); }, "The instruction set in use.");
+  m.def(
+      "isa", [] { return std::string(now->name); }, "The instruction set in use.");
   m.def("set_isa", [](const std::string &name) {
     for (const InstructionSet &each : instruction_sets)
       if (name == each.name) {

@@ -1,5 +1,6 @@
-// What kernels call of an OpenMP runtime, without OpenMP's syntax: GCC makes these calls of it too, but Clang others that
-// only LLVM's runtime has. Torch brings GNU's on Linux and LLVM's on macOS, and both have these; neither is linked.
+// What kernels call of an OpenMP runtime, without OpenMP's syntax: GCC makes these calls of it too, but Clang others
+// that only LLVM's runtime has. Torch brings GNU's on Linux and LLVM's on macOS, and both have these; neither is
+// linked.
 #pragma once
 
 extern "C" {

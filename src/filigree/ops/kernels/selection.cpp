@@ -109,10 +109,8 @@ inline uint32_t above(const T *x, Bits<T> bound) {
   else return _mm256_movemask_pd((__m256d)greater);
 #elif defined(FILIGREE_ISA_neon)
   const auto greater = magnitudes<T>(x) > bound;
-  if constexpr (sizeof(T) == 4)
-    return vaddvq_u32((uint32x4_t)greater & uint32x4_t{1, 2, 4, 8});
-  else
-    return uint32_t(vaddvq_u64((uint64x2_t)greater & uint64x2_t{1, 2}));
+  if constexpr (sizeof(T) == 4) return vaddvq_u32((uint32x4_t)greater & uint32x4_t{1, 2, 4, 8});
+  else return uint32_t(vaddvq_u64((uint64x2_t)greater & uint64x2_t{1, 2}));
 #else
   uint32_t mask = 0;
   for (int l = 0; l < LANES<T>; ++l) mask |= uint32_t(magnitude(x[l]) > bound) << l;
