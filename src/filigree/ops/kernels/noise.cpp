@@ -423,7 +423,7 @@ void noisy_gru_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, con
   typedef Vec<T, L> V;
   const GRU<T, K, L> cell(n, hidden);
   columns<T>(samples, hidden, [&](int64_t j, int count) {
-    V ps[3], totals[3] = {}, candidate;
+    V ps[3], totals[3] = {}, candidate{};
     for (int g = 0; g < 3; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
     for (int64_t s = 0; s < samples; ++s) {
       Values<T, L> v[3];
