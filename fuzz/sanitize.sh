@@ -12,9 +12,9 @@ case $kind in
   thread) flags="-fsanitize=thread" isas="portable" ;;
   *) echo "sanitize: expected address or thread. Got $kind." >&2; exit 2 ;;
 esac
-[ "$(uname -m)" = x86_64 ] || isas=portable
+[ "$(uname -m)" = x86_64 ] || isas="portable neon"
 common="-std=c++17 -fPIC -fvisibility=hidden -O1 -g1 -w -fno-omit-frame-pointer $flags"
-declare -A own=([portable]="" [avx2]="-mavx2 -mfma"
+declare -A own=([portable]="" [neon]="" [avx2]="-mavx2 -mfma"
                 [avx512]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512")
 compile() {  # object, source, flags: only what has changed
   if [ ! "$1" -nt "$2" ] || [ -n "$(find "$kernels" -name '*.h' -newer "$1" -print -quit 2>/dev/null)" ]; then
@@ -27,7 +27,7 @@ have=""
 for isa in $isas; do
   have+=" -DFILIGREE_HAVE_$isa"
   for source in $sources; do
-    compile "$build/${source%.cpp}-$isa.o" "$kernels/$source" -fopenmp -ffp-contract=fast -fno-math-errno -fno-trapping-math \
+    compile "$build/${source%.cpp}-$isa.o" "$kernels/$source" -ffp-contract=fast -fno-math-errno -fno-trapping-math \
       ${own[$isa]} "-DFILIGREE_ISA=$isa" "-DFILIGREE_ISA_$isa"
   done
 done
@@ -36,7 +36,7 @@ include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"]
 compile "$build/nanobind.o" "$nanobind/src/nb_combined.cpp" -fno-strict-aliasing "-I$nanobind/include" \
   "-I$nanobind/ext/robin_map/include" "-I$include"
 compile "$build/scratch.o" "$kernels/scratch.cpp"
-compile "$build/bindings.o" "$kernels/bindings.cpp" -fopenmp "-I$nanobind/include" "-I$include" $have
+compile "$build/bindings.o" "$kernels/bindings.cpp" "-I$nanobind/include" "-I$include" $have
 if [ "$kind" = thread ]; then compile "$build/teams.o" "$root/fuzz/teams.cpp"; fi
 g++ -shared $flags "$build"/*.o -o "$build/_kernels.so"
 

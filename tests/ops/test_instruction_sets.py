@@ -19,8 +19,9 @@ def test_the_environment_names_it():
 
 
 def test_one_that_the_processor_lacks_is_refused():
-    refused = isa_of("neon")
+    lacking = "avx512" if "neon" in kernels.isas() else "neon"
+    refused = isa_of(lacking)
     assert refused.returncode == 1
     assert refused.stderr.strip().endswith(
-        f"must be one of {', '.join(kernels.isas())}, what this processor has. Got 'neon'."
+        f"must be one of {', '.join(kernels.isas())}, what this processor has. Got {lacking!r}."
     )

@@ -1,7 +1,7 @@
 // From Python's objects to what a function takes: a number, an address (an integer), a struct (a tuple of its fields),
 // a vector (a list). Calls go past nanobind, whose dispatch costs as much as all of this.
 #pragma once
-#include <Python.h>
+#include <nanobind/nanobind.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -48,9 +48,9 @@ struct Reader {
   template <class T>
   bool read(PyObject *from, std::vector<T> &to) {
     if (!PyList_CheckExact(from)) return false;
-    to.resize(size_t(PyList_GET_SIZE(from)));
+    to.resize(size_t(NB_LIST_GET_SIZE(from)));
     for (size_t i = 0; i < to.size(); ++i)
-      if (!read(PyList_GET_ITEM(from, Py_ssize_t(i)), to[i])) return false;
+      if (!read(NB_LIST_GET_ITEM(from, Py_ssize_t(i)), to[i])) return false;
     return true;
   }
 
@@ -82,12 +82,12 @@ struct Reader {
   template <class T>
   bool read_fields(PyObject *from, T &to) {
     constexpr size_t count = fields<T>();
-    return PyTuple_GET_SIZE(from) == Py_ssize_t(count) && read_fields(from, to, std::make_index_sequence<count>());
+    return NB_TUPLE_GET_SIZE(from) == Py_ssize_t(count) && read_fields(from, to, std::make_index_sequence<count>());
   }
   template <class T, size_t... I>
   bool read_fields(PyObject *from, T &to, std::index_sequence<I...>) {
     bool good = true;
-    to = T{Field{*this, PyTuple_GET_ITEM(from, Py_ssize_t(I)), good}...};
+    to = T{Field{*this, NB_TUPLE_GET_ITEM(from, Py_ssize_t(I)), good}...};
     return good;
   }
 };

@@ -3,7 +3,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <omp.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -14,6 +13,7 @@
 
 #include "arguments.h"
 #include "kernels.h"
+#include "openmp.h"
 
 namespace filigree {
 #define INSTRUCTION_SET(name, runs) \
@@ -48,10 +48,24 @@ std::vector<InstructionSet> runnable() {
 const std::vector<InstructionSet> instruction_sets = runnable();
 const InstructionSet *now = &instruction_sets.front();
 
+// of this thread
+void flush_denormals(bool on) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(on ? __builtin_ia32_stmxcsr() | 0x8040u : __builtin_ia32_stmxcsr() & ~0x8040u);
+#elif defined(__aarch64__)
+  constexpr uint64_t FLUSH = uint64_t(1) << 24;
+  uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" : : "r"(on ? control | FLUSH : control & ~FLUSH));
+#else
+  (void)on;
+#endif
+}
+
 // What `Function` names, as a function in Python; its definition lives as long as the process.
 template <class Function, class Result, class... Arguments>
 void bind(nb::module_ &m, const char *name, Result (*Kernels::*)(Arguments...)) {
-  const _PyCFunctionFast function = filigree::call<Function, Result, Arguments...>;
+  PyObject *(*const function)(PyObject *, PyObject *const *, Py_ssize_t) = filigree::call<Function, Result, Arguments...>;
   static PyMethodDef definition{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(function)), METH_FASTCALL,
                                 nullptr};
   m.attr(name) = nb::steal(PyCFunction_New(&definition, nullptr));
@@ -77,7 +91,8 @@ NB_MODULE(_kernels, m) {
         return names;
       },
       "The instruction sets that this processor can run, the fastest first.");
-  m.def("isa", [] { return std::string(now->name); }, "The instruction set in use.");
+  m.def(
+      "isa", [] { return std::string(now->name); }, "The instruction set in use.");
   m.def("set_isa", [](const std::string &name) {
     for (const InstructionSet &each : instruction_sets)
       if (name == each.name) {
@@ -89,13 +104,8 @@ NB_MODULE(_kernels, m) {
   m.def(
       "flush_denormals",
       [](bool on) {
-#if defined(__x86_64__)
-  // the control word belongs to a thread: every thread of the pool (torch's own function sets the caller's only)
-#pragma omp parallel num_threads(omp_get_max_threads())
-        __builtin_ia32_ldmxcsr(on ? __builtin_ia32_stmxcsr() | 0x8040u : __builtin_ia32_stmxcsr() & ~0x8040u);
-#else
-        (void)on;
-#endif
+        // the control word belongs to a thread: every thread of the pool (torch's own function sets the caller's only)
+        filigree::by_team(omp_get_max_threads(), [on] { flush_denormals(on); });
       },
       "Treat denormal numbers as zero (or not) in all threads of the pool that torch and the kernels share.");
   m.def(

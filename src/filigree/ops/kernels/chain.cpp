@@ -301,20 +301,15 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
       }
     };
     if (!me.idle()) work();
-    const auto all_wait = [&] {
-      if (all > 1) {
-#pragma omp barrier
-      }
-    };
     const auto mine = [&](int64_t n, int which) { return n * (thread + which) / all; };
-    all_wait();
+    wait_for(all);
     for (int64_t k = mine(sums, 0); groups > 1 && k < mine(sums, 1);) {  // a cache's worth at a time
       const int64_t end = std::min(k + 2048, mine(sums, 1));
       for (int64_t g = 1; g < groups; ++g)
         for (int64_t j = k; j < end; ++j) parts[j] += parts[g * sums + j];
       k = end;
     }
-    if (groups > 1) all_wait();
+    if (groups > 1) wait_for(all);
     const T *part = parts;
     for (int64_t i = 0; i < number; ++i) {
       const int64_t rows = layers[i].index.w.rows, nnz = layers[i].index.w.nnz();

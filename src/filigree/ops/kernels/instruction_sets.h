@@ -8,6 +8,9 @@ INSTRUCTION_SET(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_suppo
 #ifdef FILIGREE_HAVE_avx2
 INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #endif
+#ifdef FILIGREE_HAVE_neon
+INSTRUCTION_SET(neon, true)  // every 64-bit ARM has it
+#endif
 INSTRUCTION_SET(portable, true)
 
 #undef INSTRUCTION_SET

@@ -19,8 +19,7 @@ template <int L>
 inline Vec<float, L> normal(Vec<uint32_t, L> number) {
   typedef Vec<float, L> V;
   const auto sum = (number & 0x7ffu) + ((number >> 11) & 0x7ffu) + ((number >> 22) << 1);
-  const V t = __builtin_convertvector(reinterpret_cast<const Vec<int32_t, L> &>(sum), V) * (1 / 3070.0f) - 1.0f,
-          t2 = t * t;
+  const V t = __builtin_convertvector((Vec<int32_t, L>)sum, V) * (1 / 3070.0f) - 1.0f, t2 = t * t;
   V f = t2 * 12.980541f - 26.483062f;
   f = f * t2 + 21.318427f;
   f = f * t2 - 7.2732172f;
@@ -82,15 +81,15 @@ constexpr SignBits<T> SIGN = std::numeric_limits<SignBits<T>>::min();
 template <class T, int L>
 inline Vec<T, L> absolute(Vec<T, L> x) {
   typedef Vec<SignBits<T>, L> B;
-  const B bits = reinterpret_cast<B &>(x) & ~SIGN<T>;
-  return reinterpret_cast<const Vec<T, L> &>(bits);
+  const B bits = (B)x & ~SIGN<T>;
+  return (Vec<T, L>)bits;
 }
 // x with its sign changed where that of `other` is set
 template <class T, int L>
 inline Vec<T, L> along(Vec<T, L> x, Vec<T, L> other) {
   typedef Vec<SignBits<T>, L> B;
-  const B bits = reinterpret_cast<B &>(x) ^ (reinterpret_cast<B &>(other) & SIGN<T>);
-  return reinterpret_cast<const Vec<T, L> &>(bits);
+  const B bits = (B)x ^ ((B)other & SIGN<T>);
+  return (Vec<T, L>)bits;
 }
 
 template <class T, int L>
@@ -424,7 +423,7 @@ void noisy_gru_backward_(K, const Noisy &n, int64_t samples, int64_t hidden, con
   typedef Vec<T, L> V;
   const GRU<T, K, L> cell(n, hidden);
   columns<T>(samples, hidden, [&](int64_t j, int count) {
-    V ps[3], totals[3] = {}, candidate;
+    V ps[3], totals[3] = {}, candidate{};
     for (int g = 0; g < 3; ++g) ps[g] = some<T, L>(p + g * hidden + j, count);
     for (int64_t s = 0; s < samples; ++s) {
       Values<T, L> v[3];

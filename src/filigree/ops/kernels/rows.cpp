@@ -68,9 +68,7 @@ void rows_backward_(const Index &layer, Chosen some, const void *values, const D
         delta_rows<T>(delta, row, batch, chosen[s], chosen[s] + 1);
       }
     }
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    wait_for(threads);
     const Matrix ready = delta.dz.data ? delta.dz : Matrix{delta.dy.data, delta.dy.by_feature};
     if (!dx.data) {  // only dvalues, by rows
       Rows<T, I> part = w;
@@ -84,9 +82,7 @@ void rows_backward_(const Index &layer, Chosen some, const void *values, const D
     const Matrix its_dx{static_cast<T *>(dx.data) + from * dx.stride, dx.stride};
     blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{kept, its_x, ready, its_dx, dots, 0, to - from});
     for (int64_t k = 0; batch > 0 && k < n; ++k) sums[at[k]] = dots[k];
-    if (threads > 1) {  // sums of a column lie in many rows: threads would write to the same lines
-#pragma omp barrier
-    }
+    wait_for(threads);  // sums of a column lie in many rows: threads would write to the same lines
     for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k) dv[k] = sums[place[k]];
   });
 }

@@ -5,6 +5,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(FILIGREE_ISA_neon)
+#include <arm_neon.h>
 #endif
 
 #include <algorithm>
@@ -105,6 +107,10 @@ inline uint32_t above(const T *x, Bits<T> bound) {
   const auto greater = magnitudes<T>(x) > bound;
   if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)greater);
   else return _mm256_movemask_pd((__m256d)greater);
+#elif defined(FILIGREE_ISA_neon)
+  const auto greater = magnitudes<T>(x) > bound;
+  if constexpr (sizeof(T) == 4) return vaddvq_u32((uint32x4_t)greater & uint32x4_t{1, 2, 4, 8});
+  else return uint32_t(vaddvq_u64((uint64x2_t)greater & uint64x2_t{1, 2}));
 #else
   uint32_t mask = 0;
   for (int l = 0; l < LANES<T>; ++l) mask |= uint32_t(magnitude(x[l]) > bound) << l;
@@ -160,9 +166,7 @@ void top_part(int64_t rows, int64_t cols, int64_t k, const T *x, int64_t stride,
     kept[r] = find_largest(x + r * stride, cols, k, guess);
     guess = kept[r].bound;
   }
-  if (threads > 1) {
-#pragma omp barrier
-  }
+  wait_for(threads);
   int32_t at = 0;  // each thread adds up for itself: cheaper than another wait
   for (int64_t r = 0; r < to; ++r) {
     if (r >= from) e.indptr[r] = at;
@@ -204,17 +208,13 @@ void top_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matrix d
     const int64_t from = vectors * thread / threads * LANES<T>,
                   to = std::min(ins, vectors * (thread + 1) / threads * LANES<T>);
     const auto part = [&](Matrix m) { return Matrix{static_cast<T *>(m.data) + from, m.stride}; };
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    wait_for(threads);
     if (thread == 0) transpose_index(batch, outs, e, db);
     if (dx.data) {
       const Rows<T, int32_t> s{e.indptr, e.indices, nullptr, e.values};
       blocks<LANES<T>, FORWARD>(to - from, Multiply<T, int32_t, true>{s, part(w), part(dx), {}, 0, batch});
     }
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    wait_for(threads);
     if (dw.data) {
       const Rows<T, int32_t> s{e.t_indptr, e.t_indices, e.t_perm, e.values};
       blocks<LANES<T>, FORWARD>(to - from, Multiply<T, int32_t, true>{s, part(x), part(dw), {}, 0, outs});
@@ -278,27 +278,22 @@ void unified_backward_(int64_t batch, int64_t outs, int64_t ins, int64_t k, Matr
     return std::min(n, (n + L - 1) / L * thread / threads * L);
   };
   parallel(team(batch * k * ins), [&](int thread, int threads) {
-    const auto wait = [&] {
-      if (threads > 1) {
-#pragma omp barrier
-      }
-    };
     int64_t from = split(outs, thread, threads), to = split(outs, thread + 1, threads);
     std::fill(sum + from, sum + to, T(0));
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t j = from; j < to; ++j) sum[j] += std::abs(d[b * delta.stride + j]);
-    wait();
+    wait_for(threads);
     if (thread == 0) {
       const Kept<T> kept = find_largest(sum, outs, k, Bits<T>(0));
       keep(sum, outs, kept, chosen, values);
       many = kept.count;
     }
-    wait();
+    wait_for(threads);
     T *few = values + k;
     for (int64_t b = batch * thread / threads; b < batch * (thread + 1) / threads; ++b)
       for (int64_t s = 0; s < many; ++s) few[b * many + s] = d[b * delta.stride + chosen[s]];
     if (db && thread == 0) std::fill(db, db + outs, T(0));
-    wait();
+    wait_for(threads);
     if (db && thread == 0)
       for (int64_t b = 0; b < batch; ++b)
         for (int64_t s = 0; s < many; ++s) db[chosen[s]] += few[b * many + s];

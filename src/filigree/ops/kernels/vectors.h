@@ -1,11 +1,10 @@
 // What all kernels share: vectors of one instruction set, sums over them, transposes in registers, teams of threads.
 // Read once for each instruction set that kernels are compiled for; GCC's vector extension turns into its registers.
 #pragma once
-#include <omp.h>
-
 #include <cstdint>
 
 #include "kernels.h"
+#include "openmp.h"
 
 namespace filigree {
 namespace FILIGREE_ISA {
@@ -15,28 +14,32 @@ namespace {
 constexpr int BYTES = 64, FORWARD = 8, BACKWARD = 8;  // vector size; vectors of a block, by registers to hold them
 #elif defined(FILIGREE_ISA_avx2)
 constexpr int BYTES = 32, FORWARD = 8, BACKWARD = 4;
+#elif defined(FILIGREE_ISA_neon)
+constexpr int BYTES = 16, FORWARD = 16, BACKWARD = 8;
 #else
 constexpr int BYTES = 16, FORWARD = 8, BACKWARD = 4;
 #endif
 
 template <class T, int L>
 struct Lanes {
-  typedef T type __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias));
+  typedef T type __attribute__((vector_size(L * sizeof(T))));
+  typedef type anywhere __attribute__((aligned(sizeof(T)), may_alias));  // in memory, among numbers
 };
 template <class T>
 struct Lanes<T, 1> {
   typedef T type;  // a vector of one number would go through memory
+  typedef T anywhere __attribute__((may_alias));
 };
 template <class T, int L>
 using Vec = typename Lanes<T, L>::type;
 
 template <class T, int L>
 inline Vec<T, L> load(const T *p) {
-  return *reinterpret_cast<const Vec<T, L> *>(p);
+  return *reinterpret_cast<const typename Lanes<T, L>::anywhere *>(p);
 }
 template <class T, int L>
 inline void store(T *p, Vec<T, L> v) {
-  *reinterpret_cast<Vec<T, L> *>(p) = v;
+  *reinterpret_cast<typename Lanes<T, L>::anywhere *>(p) = v;
 }
 
 template <int L, class V>
@@ -156,8 +159,7 @@ inline int team(int64_t work) {
 template <class Body>
 inline void parallel(int threads, Body body) {
   if (threads == 1) return body(0, 1);
-#pragma omp parallel num_threads(threads)
-  body(omp_get_thread_num(), omp_get_num_threads());
+  by_team(threads, [&] { body(omp_get_thread_num(), omp_get_num_threads()); });
 }
 
 template <class T>
