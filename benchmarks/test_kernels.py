@@ -1,6 +1,8 @@
-"""Each kernel alone at batch 128, their sum against the whole step, and the bound that they run into."""
+"""Each kernel alone at batch 128: the whole step against their sum, plain intrinsics, the bound that they run into."""
 
+import intrinsics
 import pytest
+import scipy.sparse
 import torch
 from networks import SIZES, ours
 
@@ -8,29 +10,34 @@ import filigree as fg
 from filigree.measure.cost import training_step
 from filigree.measure.timing import time_interleaved
 from filigree.ops import kernels
-from filigree.ops.addresses import NO_MATRIX, index, matrix, strided
+from filigree.ops.addresses import index, strided
 
 
 def _kernel_works(layer, x_rows, need_input):
     """Forward and backward of one layer as the module calls them, on ready buffers; bias and ReLU included."""
-    p, rows, cols, batch = layer.pattern, layer.out_features, layer.in_features, x_rows.shape[1]
-    y, dy, dz = torch.randn(rows, batch), torch.randn(rows, batch), torch.randn(rows, batch)
-    dx, dvalues, dbias = torch.empty(cols, batch), torch.empty_like(layer.values), torch.empty(rows)
-    at = {name: matrix(tensor) for name, tensor in locals().items() if isinstance(tensor, torch.Tensor)}
-    both = index(p)
-    values, bias = layer.values.data_ptr(), layer.bias.data_ptr()
-    held = (y, dy, dz, dx, dvalues, dbias, x_rows, layer)  # addresses outlive nothing
+    y, dy = (torch.randn(layer.out_features, x_rows.shape[1]) for _ in range(2))
+    return _works(layer, x_rows, y, dy, need_input, True)[0]
+
+
+def _works(layer, x, y, dy, need_input, finish):
+    """The kernels' calls on feature-major matrices, and the tensors that they write; `finish`: with bias and ReLU."""
+    batch, values, bias = x.shape[1], layer.values.detach(), layer.bias.detach()
+    dx, dvalues, dbias = torch.empty_like(x), torch.empty_like(values), torch.empty_like(bias)
+    layers = [(index(layer.pattern), values.data_ptr(), bias.data_ptr() if finish else 0, finish, 0.0, 0)]
+    gradients = [(dvalues.data_ptr(), dbias.data_ptr() if finish else 0)]
+    to_x, to_y, to_dy, to_dx = (strided(tensor.t()) for tensor in (x, y, dy, dx))
+    held = (layer, x, y, dy, dx, dvalues, dbias)  # addresses outlive nothing
 
     def forward(_=held):
-        kernels.spmm(False, both[0], values, at["x_rows"], at["y"], batch, bias, True)
+        kernels.chain(False, layers, batch, to_x, to_y, 0)
 
     def backward(_=held):
-        kernels.linear_backward(
-            False, both, values, (strided(dy.t()), at["y"], at["dz"], dbias.data_ptr()), at["x_rows"],
-            at["dx"] if need_input else NO_MATRIX, dvalues.data_ptr(), batch,
+        kernels.chain_backward(
+            False, layers, batch, to_x, 0, to_y if finish else strided(None), to_dy,
+            to_dx if need_input else strided(None), gradients,
         )  # fmt: skip
 
-    return {"forward": forward, "backward": backward}
+    return {"forward": forward, "backward": backward}, {"forward": [y], "backward": [dx, dvalues]}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -76,3 +83,79 @@ def test_bound(width, suite, benchmark):
             share_of_bound=bound.median / mine.median, goal=0.7,
         )  # fmt: skip
     benchmark.pedantic(works[1], rounds=50, warmup_rounds=5)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return intrinsics.build(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.mark.parametrize("width", [1000, 4000, 16000])
+def test_against_intrinsics(width, library, suite, benchmark):
+    """How near the kernels come to the best variant of plain intrinsics (`reference.cpp`): goal 0.9.
+
+    Once with nothing between the calls, and once with the input "just written": all threads write x and dy anew before
+    each call, as layers do in a network; the time that this takes alone is subtracted.
+    """
+    per_row, batch = 40, 128
+    layer = fg.nn.SparseLinear(width, width, fg.ErdosRenyi(density=per_row / width))
+    x, dy, y = torch.randn(width, batch), torch.randn(width, batch), torch.empty(width, batch)
+    references = intrinsics.contestants(library, layer, x, dy)
+    mine, written = _works(layer, x, y, dy, True, False)
+    expected = _products(layer, x, dy)
+    for kernel, flops in (("forward", 2), ("backward", 4)):
+        variants, outputs = references[kernel]
+        for works, tensors in ((variants, outputs), ({"ours": mine[kernel]}, written[kernel])):
+            for name, work in works.items():
+                _check(f"{kernel}, {name}", work, tensors, expected[kernel])
+        works = [mine[kernel], *variants.values()]
+        ours, *timings = time_interleaved(works, seconds=0.5)
+        best = min(range(len(timings)), key=lambda i: timings[i].median)
+        best_name = list(variants)[best]
+        rate = flops * layer.nnz * batch / 1e6
+        suite.add(
+            width=width, kernel=kernel, ms=ours.median, gflops=rate / ours.median,
+            reference=best_name, reference_gflops=rate / timings[best].median,
+            share_of_reference=timings[best].median / ours.median, goal=0.9,
+            variants={name: round(rate / t.median, 1) for name, t in zip(variants, timings, strict=True)},
+        )  # fmt: skip
+        ours_after, best_after = _after_writing([mine[kernel], variants[best_name]], x, dy)
+        suite.add(
+            width=width, kernel=kernel, input="just written", ms=ours_after, gflops=rate / ours_after,
+            reference=best_name, reference_gflops=rate / best_after, share_of_reference=best_after / ours_after,
+        )  # fmt: skip
+    benchmark.pedantic(mine["forward"], rounds=50, warmup_rounds=5)
+
+
+def _after_writing(works, x, dy):
+    """The milliseconds of each call after all threads wrote x and dy anew, without those of the writing."""
+
+    def write():
+        x.mul_(1)
+        dy.mul_(1)
+
+    def after(work):
+        return lambda: (write(), work())
+
+    writing, *timings = time_interleaved([write, *map(after, works)], seconds=0.5)
+    return [t.median - writing.median for t in timings]
+
+
+def _products(layer, x, dy):
+    """Outputs of the forward and the backward pass by scipy, and by a dot product for each connection."""
+    pattern = layer.pattern
+    shape = (pattern.rows, pattern.cols)
+    weight = scipy.sparse.csr_array((layer.values.detach(), pattern.indices, pattern.indptr), shape=shape)
+    coordinates = weight.tocoo()
+    rows, columns = (torch.from_numpy(c).long().split(65536) for c in (coordinates.row, coordinates.col))
+    dvalues = torch.cat([(dy[r] * x[c]).sum(1) for r, c in zip(rows, columns, strict=True)])
+    y, dx = (torch.from_numpy(product) for product in (weight @ x.numpy(), weight.T @ dy.numpy()))
+    return {"forward": [y], "backward": [dx, dvalues]}
+
+
+def _check(name, work, written, expected):
+    for tensor in written:
+        tensor.fill_(float("nan"))
+    work()
+    for mine, right in zip(written, expected, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-3, atol=1e-3, msg=lambda m: f"{name}: {m}")

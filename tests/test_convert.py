@@ -115,6 +115,33 @@ def test_measure_with_an_example(stopwatch):
         fg.convert_(fresh, fg.Sparse(fg.ErdosRenyi(density=0.1)), measure=-1)
 
 
+def test_measure_reads_the_input_in_the_order_of_the_model(monkeypatch):
+    """Both contestants get what the layer gets in the model, and all leading sides are rows."""
+    seen = []
+
+    def time_interleaved(works, seconds):
+        for work in works:
+            tensors = [
+                part for part in (cell.cell_contents for cell in work.__closure__) if isinstance(part, torch.Tensor)
+            ]
+            seen.append(sorted((tuple(t.shape), t.stride()) for t in tensors))
+            assert all(gradient.isfinite().all() for gradient in work())
+        return [Timing(1, 1, 1), Timing(2, 2, 2)]
+
+    monkeypatch.setattr("filigree.nn.sparse.sparse.time_interleaved", time_interleaved)
+    sparse = fg.Sparse(fg.ErdosRenyi(density=0.5))
+    example = torch.randn(6, 4, 3).transpose(0, 1)
+    report = fg.convert_(nn.Sequential(nn.Linear(3, 5)), sparse, measure=example)
+    assert report.changes[0].note.endswith("at batch 24")
+    with_input = ((4, 6, 3), example.stride())
+    assert all(with_input in tensors for tensors in seen)
+    assert seen[0] == seen[1]  # the gradient, too
+    seen.clear()
+    report = fg.convert_(nn.Sequential(nn.Linear(3, 5)), sparse, measure=True)
+    assert report.changes[0].note.endswith("at batch 128")
+    assert seen == [[((128, 3), (3, 1)), ((128, 5), (5, 1))]] * 2
+
+
 def test_shared_modules_and_tied_weights():
     shared = nn.Linear(6, 6)
     model = nn.Sequential(shared, nn.ReLU(), shared)

@@ -180,7 +180,11 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
             (`["layers.*", "head"]`); by default all that the config can convert.
         measure: a layer is converted only where a forward and backward pass is faster on this machine than the dense
             one's, and the report gives both times. A batch size (True: 128) for linear layers; an example batch for
-            the model, which is run once, where a layer's input has more sides than that.
+            the model, which is run once, where a layer's input has more sides than that. Both layers read the input in
+            the memory order that it has in the model as it is (a batch size makes it batch-major), and what that costs
+            the sparse one is counted; a layer between sparse ones gets their order and is rather faster than measured.
+            All leading sides count as rows. Give the rows that training brings: wide batches move the density from
+            which dense layers are faster (docs/performance.md).
 
     Returns:
         A printable report: per layer, what changed, parameters and MACs before and after.

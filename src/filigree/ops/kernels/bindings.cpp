@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "caches.h"
 #include "kernels.h"
 #include "openmp.h"
 
@@ -101,6 +102,8 @@ NB_MODULE(_kernels, m) {
       }
     throw std::invalid_argument("set_isa: this processor has no kernels for '" + name + "'.");
   });
+  m.def("level2_bytes", &filigree::level2_bytes, "The bytes of a core's level-2 cache, which decide the panels' width.");
+  m.def("set_level2_bytes", &filigree::set_level2_bytes, "For tests: let panels be as wide as with such a cache.");
   m.def(
       "flush_denormals",
       [](bool on) {

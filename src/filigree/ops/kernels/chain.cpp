@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <memory>
+#include <numeric>
 #include <thread>
 
 namespace filigree {
@@ -283,8 +284,15 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
           } else if (i > 0) {
             const Layer &previous = layers[i - 1];
             T *its_sums = gradients[i - 1].bias ? part + at - cols + from : nullptr;
-            run(from, to - from, next + (panel.at - before) * cols + from * panel.width, panel.width,
-                {previous.relu, Drop<T>(previous.drop, previous.seed, 0).scale, its_sums});
+            T *const out = next + (panel.at - before) * cols + from * panel.width;
+            const bool padded = panel.count < panel.width && !previous.relu;  // zero times an infinite value is NaN
+            run(from, to - from, out, panel.width,
+                {previous.relu, Drop<T>(previous.drop, previous.seed, 0).scale, padded ? nullptr : its_sums});
+            for (int64_t c = 0; padded && c < to - from; ++c) {
+              T *const row = out + c * panel.width;
+              std::fill(row + panel.count, row + panel.width, T(0));
+              if (its_sums) its_sums[c] = std::accumulate(row, row + panel.count, begins(p) ? T(0) : its_sums[c]);
+            }
           } else if (is_packed(dx, panel)) {
             run(from, to - from, static_cast<T *>(dx.data) + from * dx.by_feature + panel.first, dx.by_feature, {});
           } else {
