@@ -164,7 +164,7 @@ class _Hadamard(torch.autograd.Function):
         x = x if x.stride(1) == 1 else x.contiguous()
         y = x.new_empty(rows, n)
         if rows:
-            _hadamard_kernel[(rows,)](x, y, x.stride(0), n**-0.5, N=n, LOG=_log2(n))
+            _hadamard_kernel[(rows,)](x, y, x.stride(0), n**-0.5, N=n, LOG=_log2(n), num_warps=_warps(n))
         return y
 
     @staticmethod
@@ -184,7 +184,7 @@ class _Acdc(torch.autograd.Function):
         if rows:
             _acdc_kernel[(rows,)](
                 x, a, d, d if bias is None else bias, y, tables, positions, ins, outs, x.stride(0), outs, N=n,
-                LOG=_log2(n) - 1, HAS_BIAS=bias is not None,
+                LOG=_log2(n) - 1, HAS_BIAS=bias is not None, num_warps=_warps(n),
             )  # fmt: skip
         return y
 
@@ -200,7 +200,7 @@ class _Acdc(torch.autograd.Function):
         if rows:
             _acdc_backward_kernel[(rows,)](
                 x, a, d, dy, dx, da, dd, dbias, tables, positions, ins, dy.shape[1], x.stride(0), dy.stride(0), N=n,
-                LOG=_log2(n) - 1,
+                LOG=_log2(n) - 1, num_warps=_warps(n),
             )  # fmt: skip
         return dx, da.sum(0), dd.sum(0), dbias.sum(0) if ctx.needs_input_grad[3] else None, None
 
@@ -217,6 +217,11 @@ def acdc(x: Tensor, a: Tensor, d: Tensor, bias: Tensor | None, outs: int) -> Ten
 
 def _log2(n: int) -> int:
     return n.bit_length() - 1
+
+
+def _warps(n: int) -> int:
+    """16 numbers of a row a thread, so that they stay in registers: rows of 16,384 take the most warps that there are."""
+    return max(1, min(32, n // 512))
 
 
 @functools.lru_cache(maxsize=32)
