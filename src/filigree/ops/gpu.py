@@ -87,13 +87,16 @@ class Tile(NamedTuple):
 
 
 def tile(batch: int) -> Tile:
-    """The tile for a batch of at least one sample: 2,048 products at a time, 16 a thread, where there are as many.
+    """The tile of `spmm` for a batch of at least one sample; that of `sddmm` has twice its nonzeros and warps.
 
-    It is not chosen by timing, as `triton.autotune` would: the order of a sum, and so its last bits, depend on it.
+    Each warp then reads 16 bytes a thread of several rows of x at once, and has fewer indices (in `sddmm`: samples)
+    than threads, so that all read their own and none goes through shared memory. The tile is not chosen by timing, as
+    `triton.autotune` would: the order of a sum, and so its last bits, depend on it.
     """
+    if batch == 1:
+        return Tile(128, 1, 1)
     samples = min(128, triton.next_power_of_2(batch))
-    nonzeros = min(128, 2048 // samples)
-    return Tile(nonzeros, samples, max(1, nonzeros * samples // 512))
+    return Tile(min(64, 2048 // samples), samples, 4)
 
 
 def spmm(pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -120,7 +123,7 @@ def _csr_times(
             _spmm_kernel[grid](
                 values, indptr, indices, indices if perm is None else perm, x, y, values if bias is None else bias,
                 batch, x.stride(0), y.stride(0), HAS_PERM=perm is not None, HAS_BIAS=bias is not None, RELU=relu,
-                **_options(x),
+                **_options(x, tile(batch)),
             )  # fmt: skip
     return y
 
@@ -132,10 +135,12 @@ def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
         return dy.new_zeros(pattern.nnz)
     out = dy.new_empty(pattern.nnz)
     if out.numel():
+        nonzeros, samples, warps = tile(x.shape[1])
         with torch.cuda.device_of(x):
             _sddmm_kernel[(pattern.rows,)](
-                pattern.indptr, pattern.indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0), **_options(x)
-            )
+                pattern.indptr, pattern.indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0),
+                **_options(x, Tile(2 * nonzeros, samples, 2 * warps)),
+            )  # fmt: skip
     return out
 
 
@@ -143,12 +148,11 @@ def _feature_major(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _options(x: Tensor) -> dict[str, Any]:
-    """What the kernels are compiled for: the tile, the type of sums, and whether addresses in x need 64 bits."""
-    nonzeros, samples, warps = tile(x.shape[1])
+def _options(x: Tensor, tile: Tile) -> dict[str, Any]:
+    """What the kernels are compiled for: whether addresses in x need 64 bits, the type of sums, the tile."""
     return {
         "WIDE": x.shape[0] * x.stride(0) >= 1 << 31, "SUM": tl.float64 if x.dtype is torch.float64 else tl.float32,
-        "K": nonzeros, "B": samples, "num_warps": warps,
+        "K": tile.nonzeros, "B": tile.samples, "num_warps": tile.warps,
     }  # fmt: skip
 
 
