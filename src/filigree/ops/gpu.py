@@ -99,6 +99,11 @@ def tile(batch: int) -> Tile:
     return Tile(min(64, 2048 // samples), samples, 4)
 
 
+def takes(x: Tensor) -> bool:
+    """Whether the kernels read half precision as it is: sums are in float32, results are rounded once."""
+    return available and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
 def spmm(pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """`relu(W x + bias)` on a feature-major `x` `(in_features, batch)`."""
     return _csr_times(pattern.indptr, pattern.indices, None, values, x, bias, relu)
