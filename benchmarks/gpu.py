@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCTS = ("training step", "forward", "input gradient", "weight gradient")
+BUILDING = 180  # seconds at most
 RESERVE = 15  # seconds for the last record and tables
 
 
@@ -54,13 +56,17 @@ def load_filigree() -> str:
         return "installed"
     target = ROOT / "build" / "gpu"
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(target)]
+    command = [sys.executable, "-m", "pip", "install", *options, str(ROOT)]
+    pip = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", *options, str(ROOT)], capture_output=True, text=True, timeout=150
-        )
-        problem = done.stderr.strip()[-500:] if done.returncode else ""
+        _, errors = pip.communicate(timeout=BUILDING)
+        problem = errors.strip()[-500:] if pip.returncode else ""
     except subprocess.TimeoutExpired:
-        problem = "the build took more than 150 s"
+        os.killpg(pip.pid, signal.SIGTERM)  # ninja then ends its compilers
+        pip.wait()
+        problem = f"the build took more than {BUILDING} s"
     if not problem:
         sys.path.insert(0, str(target))
         return "built"
