@@ -186,7 +186,8 @@ def machine(device: str) -> dict:
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name, "multiprocessors": properties.multi_processor_count, "cuda": torch.version.cuda,
-        "memory_gib": round(properties.total_memory / 2**30, 1), "level2_mib": properties.L2_cache_size / 2**20,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "level2_mib": getattr(properties, "L2_cache_size", 0) / 2**20,
     }  # fmt: skip
 
 

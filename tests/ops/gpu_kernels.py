@@ -56,11 +56,12 @@ def check_far_addresses(device):
     """A matrix whose rows lie 2^31 numbers apart; only a few pages of it are touched."""
     flat = torch.arange(6)
     p = type(q := pattern_from_flat_indices(flat, 2, 3))(*(part.to(device) for part in q))
-    x = torch.empty((1 << 31) + 2, dtype=torch.float16, device=device).as_strided((3, 2), (1 << 30, 1))
-    x.copy_(torch.arange(6).view(3, 2))
-    values, dy = torch.arange(6, dtype=x.dtype, device=device), torch.ones(2, 2, dtype=x.dtype, device=device)
-    assert torch.equal(gpu.spmm(p, values, x), values.view(2, 3) @ x)
-    assert torch.equal(gpu.sddmm(p, dy, x), (dy @ x.t()).flatten())
+    near = torch.arange(6, dtype=torch.float16, device=device).view(3, 2)
+    x = near.new_empty((1 << 31) + 2).as_strided((3, 2), (1 << 30, 1))
+    x.copy_(near)
+    values, dy = near.flatten(), near.new_ones(2, 2)
+    assert torch.equal(gpu.spmm(p, values, x), values.view(2, 3) @ near)
+    assert torch.equal(gpu.sddmm(p, dy, x), (dy @ near.t()).flatten())
 
 
 def check_structured(device, n, dtype):
