@@ -24,8 +24,11 @@ from filigree.report import write_computed
 SOURCE, ROOT = Path(fg.__file__).parent, Path(__file__).parent.parent
 
 # Beyond what `import torch` loads. pydantic is accepted: configs are pydantic dataclasses, made where they are
-# declared. safetensors is a small extension module. Names with an underscore are parts of compiled modules.
-ACCEPTED = {"filigree", "scipy", "safetensors", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"}
+# declared. safetensors is a small extension module. Triton, where it is installed, takes 0.2 s: kernels are declared in
+# its language. Names with an underscore are parts of compiled modules.
+ACCEPTED = {
+    "filigree", "scipy", "safetensors", "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "triton"
+}  # fmt: skip
 
 # Each line may import those above it, and itself; so may TYPE_CHECKING imports. The rest of a package follows where its
 # own name stands: `measure` is all of it but `measure.timing`.

@@ -1,45 +1,74 @@
-"""The Triton kernels in Triton's interpreter, on CPU tensors; in a process of their own, where it is switched on."""
+"""The Triton kernels in Triton's interpreter, and compiled for a GPU that need not be there; in processes of their own,
+since the interpreter is switched on as a process starts."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from filigree.ops import gpu
 
-SCRIPT = """
-import torch
-from filigree.ops import gpu, reference
-from filigree.topology.flat_indices import distinct, pattern_from_flat_indices
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not gpu.available, reason="Triton is not installed")
 
-for rows, cols, nnz, batch, dtype in [
-    (7, 5, 12, 3, torch.float32), (40, 33, 300, 130, torch.float32), (40, 33, 300, 64, torch.float64),
-    (6, 4, 0, 3, torch.float32), (6, 4, 24, 0, torch.float32), (1, 70, 50, 1, torch.float64),
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from filigree.ops import gpu, gpu_sell
+import triton.language as tl
+
+INTEGERS = {"batch": "i32", "n_in": "i32", "n_out": "i32", "indptr": "*i32", "indices": "*i32", "perm": "*i32",
+            "positions": "*i32", "scale": "fp32"}
+PRODUCT = {"WIDE": False, "SUM": tl.float32, "K": 16, "B": 128}
+for kernel, constants in [
+    (gpu._spmm_kernel, PRODUCT | {"HAS_PERM": False, "HAS_BIAS": True, "RELU": True}),
+    (gpu._spmm_kernel, PRODUCT | {"HAS_PERM": True, "HAS_BIAS": False, "RELU": False, "WIDE": True}),
+    (gpu._sddmm_kernel, PRODUCT),
+    (gpu_sell._acdc_kernel, {"N": 64, "LOG": 5, "HAS_BIAS": True}),
+    (gpu_sell._acdc_backward_kernel, {"N": 64, "LOG": 5}),
+    (gpu_sell._hadamard_kernel, {"N": 64, "LOG": 6}),
 ]:
-    p = pattern_from_flat_indices(distinct(rows * cols, nnz, torch.Generator().manual_seed(nnz)), rows, cols)
-    values, bias = torch.randn(nnz, dtype=dtype), torch.randn(rows, dtype=dtype)
-    x, dy = torch.randn(cols, batch, dtype=dtype), torch.randn(batch, rows, dtype=dtype).t()
-    close = torch.testing.assert_close
-    close(gpu.spmm(p, values, x), reference.spmm(p, values, x))
-    close(gpu.spmm_t(p, values, dy), reference.spmm_t(p, values, dy))
-    close(gpu.sddmm(p, dy, x), reference.sddmm(p, dy, x))
-    y = gpu.linear(p, values, bias, x.t(), True)
-    expected = reference.linear(p, values, bias, x.t(), True)
-    close(y, expected)
-    v, b, inner = (t.detach().clone().requires_grad_() for t in (values, bias, x.t()))
-    dense = reference.linear(p, v, b, inner, True)
-    wanted = torch.autograd.grad(dense, [v, b, inner], dy.t())
-    for a, e in zip(gpu.linear_backward(p, values, x, y, dy.t(), True, True), wanted, strict=True):
-        close(a, e)
+    types = {name: "i32" if name.endswith("_stride") else INTEGERS.get(name, "*fp32") for name in kernel.arg_names}
+    source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+    assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 print("ok")
 """
 
 
-@pytest.mark.skipif(not gpu.available, reason="triton is not installed")
-def test_kernels_equal_the_reference_in_the_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+def run(*arguments, interpret):
+    environment = os.environ | ({"TRITON_INTERPRET": "1"} if interpret else {})
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, cwd=ROOT)
     if "only 0-dimensional arrays can be converted" in done.stderr:
         pytest.skip("the interpreter of this Triton does not run with numpy 2.4")
-    assert done.stdout.strip() == "ok", done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.long("the interpreter takes half a minute")
+def test_kernels_equal_the_reference_in_the_interpreter():
+    assert run("tests/ops/gpu_kernels.py", "cpu", interpret=True).strip() == "ok"
+
+
+@pytest.mark.long("compiles six kernels")
+def test_kernels_compile_for_hopper():
+    assert run("-c", COMPILE, interpret=False).strip() == "ok"
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installation without the benchmarks")
+def test_the_benchmark_is_rehearsed(tmp_path):
+    printed = run("benchmarks/gpu.py", "--rehearse", "--record", str(tmp_path / "gpu.json"), interpret=True)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["rehearsal"]
+    assert not record["left_out"]
+    rows = record["rows"]
+    assert {row["kind"] for row in rows} == {"sparse", "structured", "tiles"}
+    assert {row["product"] for row in rows} == {"forward", "input gradient", "weight gradient", "training step"}
+    names = {"sparse fp32", "sparse bf16", "cuSPARSE", "dense fp32", "dense tf32", "dense bf16", "ACDC", "Fastfood"}
+    assert {row["contestant"] for row in rows} == names
+    assert all(row["ms"] > 0 for row in rows if "failed" not in row)
+    assert not [row for row in rows if "failed" in row]
+    assert "| training step |" in printed

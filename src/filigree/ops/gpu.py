@@ -7,8 +7,9 @@ Where Triton is not installed, `available` is False and `filigree.ops.reference`
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from filigree.ops import reference
@@ -22,52 +23,85 @@ try:
 except ImportError:
     available = False
 
-_K = 16  # nonzeros at a time
-_BATCH = 64  # samples of a program
-
 if available:
 
     @triton.jit
     def _spmm_kernel(
         values, indptr, indices, perm, x, y, bias, batch, x_stride, y_stride,
-        HAS_PERM: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
+        HAS_PERM: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
+        K: tl.constexpr, B: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         b = tl.program_id(1) * B + tl.arange(0, B)
         start, end = tl.load(indptr + row), tl.load(indptr + row + 1)
-        total = tl.zeros((B,), dtype=y.dtype.element_ty)
+        total = tl.zeros((K, B), dtype=SUM)  # the threads' own sums, added up once, after the loop
         for k in range(start, end, K):
             at = k + tl.arange(0, K)
             there = at < end
-            column = tl.load(indices + at, mask=there, other=0).to(tl.int64)
+            column = tl.load(indices + at, mask=there, other=0)
+            if WIDE:
+                column = column.to(tl.int64)
             if HAS_PERM:
                 at = tl.load(perm + at, mask=there, other=0)
-            value = tl.load(values + at, mask=there, other=0.0)
+            value = tl.load(values + at, mask=there, other=0.0).to(SUM)
             both = there[:, None] & (b < batch)[None, :]
-            inputs = tl.load(x + column[:, None] * x_stride + b[None, :], mask=both, other=0.0)
-            total += tl.sum(value[:, None] * inputs, axis=0)
+            inputs = tl.load(x + (column * x_stride)[:, None] + b[None, :], mask=both, other=0.0)
+            total += value[:, None] * inputs.to(SUM)
+        result = tl.sum(total, axis=0)
         if HAS_BIAS:
-            total += tl.load(bias + row)
+            result += tl.load(bias + row).to(SUM)
         if RELU:
-            total = tl.where(total < 0, 0.0, total)  # keeps NaN, as torch does
-        tl.store(y + row * y_stride + b, total, mask=b < batch)
+            result = tl.where(result < 0, 0.0, result)  # keeps NaN, as torch does
+        tl.store(y + row * y_stride + b, result, mask=b < batch)
 
     @triton.jit
-    def _sddmm_kernel(indptr, indices, dy, x, dvalues, batch, dy_stride, x_stride, K: tl.constexpr, B: tl.constexpr):
+    def _sddmm_kernel(
+        indptr, indices, dy, x, dvalues, batch, dy_stride, x_stride,
+        WIDE: tl.constexpr, SUM: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         start, end = tl.load(indptr + row), tl.load(indptr + row + 1)
         for k in range(start, end, K):
             at = k + tl.arange(0, K)
             there = at < end
-            column = tl.load(indices + at, mask=there, other=0).to(tl.int64)
-            total = tl.zeros((K,), dtype=dvalues.dtype.element_ty)
+            column = tl.load(indices + at, mask=there, other=0)
+            if WIDE:
+                column = column.to(tl.int64)
+            inputs_of = x + (column * x_stride)[:, None]
+            total = tl.zeros((K, B), dtype=SUM)
             for first in range(0, batch, B):
                 b = first + tl.arange(0, B)
-                gradient = tl.load(dy + row * dy_stride + b, mask=b < batch, other=0.0)
+                gradient = tl.load(dy + row * dy_stride + b, mask=b < batch, other=0.0).to(SUM)
                 both = there[:, None] & (b < batch)[None, :]
-                inputs = tl.load(x + column[:, None] * x_stride + b[None, :], mask=both, other=0.0)
-                total += tl.sum(gradient[None, :] * inputs, axis=1)
-            tl.store(dvalues + at, total, mask=there)
+                inputs = tl.load(inputs_of + b[None, :], mask=both, other=0.0)
+                total += gradient[None, :] * inputs.to(SUM)
+            tl.store(dvalues + at, tl.sum(total, axis=1), mask=there)
+
+
+class Tile(NamedTuple):
+    """The nonzeros and samples that a program takes at a time, and the warps that share them."""
+
+    nonzeros: int
+    samples: int
+    warps: int
+
+
+def tile(batch: int) -> Tile:
+    """The tile of `spmm` for a batch of at least one sample; that of `sddmm` has twice its nonzeros and warps.
+
+    Each warp then reads 16 bytes a thread of several rows of x at once, and has fewer indices (in `sddmm`: samples)
+    than threads, so that all read their own and none goes through shared memory. The tile is not chosen by timing, as
+    `triton.autotune` would: the order of a sum, and so its last bits, depend on it.
+    """
+    if batch == 1:
+        return Tile(128, 1, 1)
+    samples = min(128, triton.next_power_of_2(batch))
+    return Tile(min(64, 2048 // samples), samples, 4)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels read half precision as it is: sums are in float32, results are rounded once."""
+    return available and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
 def spmm(pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -83,29 +117,48 @@ def spmm_t(pattern: Pattern, values: Tensor, dy: Tensor) -> Tensor:
 def _csr_times(
     indptr: Tensor, indices: Tensor, perm: Tensor | None, values: Tensor, x: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
-    """As `filigree.ops.sparse.csr_times`."""
+    """As `filigree.ops.sparse.csr_times`; half precision is summed in float32."""
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = _feature_major(x)
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = x.new_empty(rows, batch)
     if y.numel():
-        grid: Any = (rows, triton.cdiv(batch, _BATCH))
-        _spmm_kernel[grid](
-            values, indptr, indices, indices if perm is None else perm, x, y, values if bias is None else bias, batch,
-            x.stride(0), y.stride(0), HAS_PERM=perm is not None, HAS_BIAS=bias is not None, RELU=relu, K=_K, B=_BATCH,
-        )  # fmt: skip
+        grid: Any = (rows, triton.cdiv(batch, tile(batch).samples))
+        with torch.cuda.device_of(x):
+            _spmm_kernel[grid](
+                values, indptr, indices, indices if perm is None else perm, x, y, values if bias is None else bias,
+                batch, x.stride(0), y.stride(0), HAS_PERM=perm is not None, HAS_BIAS=bias is not None, RELU=relu,
+                **_options(x, tile(batch)),
+            )  # fmt: skip
     return y
 
 
 def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     """`(dy x^T)` at the nonzeros, of feature-major matrices."""
-    dy, x = (t if t.stride(1) == 1 else t.contiguous() for t in (dy, x))
-    out = dy.new_zeros(pattern.nnz)
-    if out.numel() and dy.shape[1]:
-        _sddmm_kernel[(pattern.rows,)](
-            pattern.indptr, pattern.indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0), K=_K, B=_BATCH
-        )
+    dy, x = _feature_major(dy), _feature_major(x)
+    if not dy.shape[1]:
+        return dy.new_zeros(pattern.nnz)
+    out = dy.new_empty(pattern.nnz)
+    if out.numel():
+        nonzeros, samples, warps = tile(x.shape[1])
+        with torch.cuda.device_of(x):
+            _sddmm_kernel[(pattern.rows,)](
+                pattern.indptr, pattern.indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0),
+                **_options(x, Tile(2 * nonzeros, samples, 2 * warps)),
+            )  # fmt: skip
     return out
+
+
+def _feature_major(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _options(x: Tensor, tile: Tile) -> dict[str, Any]:
+    """What the kernels are compiled for: whether addresses in x need 64 bits, the type of sums, the tile."""
+    return {
+        "WIDE": x.shape[0] * x.stride(0) >= 1 << 31, "SUM": tl.float64 if x.dtype is torch.float64 else tl.float32,
+        "K": tile.nonzeros, "B": tile.samples, "num_warps": tile.warps,
+    }  # fmt: skip
 
 
 def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor:

@@ -37,29 +37,40 @@ if available:
         return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (N,))
 
     @triton.jit
+    def _rotations(wr, wi, H: tl.constexpr, M: tl.constexpr):
+        turn = tl.arange(0, H) * (M // (2 * H))
+        return tl.load(wr + turn)[None, :], tl.load(wi + turn)[None, :]
+
+    @triton.jit
+    def _in_time(zr, zi, wr, wi, H: tl.constexpr, M: tl.constexpr):
+        """Butterflies of numbers H apart: rotated, then added and subtracted."""
+        c, d = _rotations(wr, wi, H, M)
+        ar, br = _pairs(zr, H, M)
+        ai, bi = _pairs(zi, H, M)
+        er, ei = br * c - bi * d, br * d + bi * c
+        return _joined(ar + er, ar - er, H, M), _joined(ai + ei, ai - ei, H, M)
+
+    @triton.jit
+    def _in_frequency(zr, zi, wr, wi, H: tl.constexpr, M: tl.constexpr):
+        """Their transpose: added and subtracted, then rotated back."""
+        c, d = _rotations(wr, wi, H, M)
+        ar, br = _pairs(zr, H, M)
+        ai, bi = _pairs(zi, H, M)
+        er, ei = ar - br, ai - bi
+        return _joined(ar + br, er * c + ei * d, H, M), _joined(ai + bi, ei * c - er * d, H, M)
+
+    @triton.jit
     def _fourier(zr, zi, wr, wi, M: tl.constexpr, LOG: tl.constexpr):
         """From bit-reversed to natural order, decimation in time."""
         for s in tl.static_range(LOG):
-            H: tl.constexpr = 1 << s
-            turn = tl.arange(0, H) * (M // (2 * H))
-            c, d = tl.load(wr + turn)[None, :], tl.load(wi + turn)[None, :]
-            ar, br = _pairs(zr, H, M)
-            ai, bi = _pairs(zi, H, M)
-            er, ei = br * c - bi * d, br * d + bi * c
-            zr, zi = _joined(ar + er, ar - er, H, M), _joined(ai + ei, ai - ei, H, M)
+            zr, zi = _in_time(zr, zi, wr, wi, 1 << s, M)
         return zr, zi
 
     @triton.jit
     def _inverse_fourier(zr, zi, wr, wi, M: tl.constexpr, LOG: tl.constexpr):
         """From natural to bit-reversed order, decimation in frequency, conjugate rotations; M times the inverse."""
         for s in tl.static_range(LOG):
-            H: tl.constexpr = M >> (s + 1)
-            turn = tl.arange(0, H) * (M // (2 * H))
-            c, d = tl.load(wr + turn)[None, :], tl.load(wi + turn)[None, :]
-            ar, br = _pairs(zr, H, M)
-            ai, bi = _pairs(zi, H, M)
-            er, ei = ar - br, ai - bi
-            zr, zi = _joined(ar + br, er * c + ei * d, H, M), _joined(ai + bi, ei * c - er * d, H, M)
+            zr, zi = _in_frequency(zr, zi, wr, wi, M >> (s + 1), M)
         return zr, zi
 
     @triton.jit
@@ -146,14 +157,17 @@ if available:
         tl.store(dx + row * n_in + q, ai * ri, mask=q < n_in)
 
     @triton.jit
+    def _sums_and_differences(v, H: tl.constexpr, N: tl.constexpr):
+        a, b = _pairs(v, H, N)
+        return _joined(a + b, a - b, H, N)
+
+    @triton.jit
     def _hadamard_kernel(x, y, x_stride, scale, N: tl.constexpr, LOG: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, N)
         v = tl.load(x + row * x_stride + at)
         for s in tl.static_range(LOG):
-            H: tl.constexpr = 1 << s
-            a, b = _pairs(v, H, N)
-            v = _joined(a + b, a - b, H, N)
+            v = _sums_and_differences(v, 1 << s, N)
         tl.store(y + row * N + at, v * scale)
 
 
@@ -164,7 +178,7 @@ class _Hadamard(torch.autograd.Function):
         x = x if x.stride(1) == 1 else x.contiguous()
         y = x.new_empty(rows, n)
         if rows:
-            _hadamard_kernel[(rows,)](x, y, x.stride(0), n**-0.5, N=n, LOG=_log2(n))
+            _hadamard_kernel[(rows,)](x, y, x.stride(0), n**-0.5, N=n, LOG=_log2(n), num_warps=_warps(n))
         return y
 
     @staticmethod
@@ -184,7 +198,7 @@ class _Acdc(torch.autograd.Function):
         if rows:
             _acdc_kernel[(rows,)](
                 x, a, d, d if bias is None else bias, y, tables, positions, ins, outs, x.stride(0), outs, N=n,
-                LOG=_log2(n) - 1, HAS_BIAS=bias is not None,
+                LOG=_log2(n) - 1, HAS_BIAS=bias is not None, num_warps=_warps(n),
             )  # fmt: skip
         return y
 
@@ -200,7 +214,7 @@ class _Acdc(torch.autograd.Function):
         if rows:
             _acdc_backward_kernel[(rows,)](
                 x, a, d, dy, dx, da, dd, dbias, tables, positions, ins, dy.shape[1], x.stride(0), dy.stride(0), N=n,
-                LOG=_log2(n) - 1,
+                LOG=_log2(n) - 1, num_warps=_warps(n),
             )  # fmt: skip
         return dx, da.sum(0), dd.sum(0), dbias.sum(0) if ctx.needs_input_grad[3] else None, None
 
@@ -217,6 +231,11 @@ def acdc(x: Tensor, a: Tensor, d: Tensor, bias: Tensor | None, outs: int) -> Ten
 
 def _log2(n: int) -> int:
     return n.bit_length() - 1
+
+
+def _warps(n: int) -> int:
+    """8 numbers of a row a thread, so that they stay in registers, up to the most warps that there are."""
+    return max(1, min(32, n // 256))
 
 
 @functools.lru_cache(maxsize=32)

@@ -79,7 +79,8 @@ def linear(
 
     Args:
         pattern: of W, `(out_features, in_features)`.
-        values: `(nnz,)`; float32 or float64, or another float type that is computed in float32.
+        values: `(nnz,)`; float32 or float64, or another float type that is computed in float32 (by
+            the GPU kernels: that is summed in float32).
         bias: `(out_features,)` or None.
         x: `(batch, in_features)` in any memory order.
         relu: apply ReLU.
@@ -93,7 +94,7 @@ def linear(
     if x.dim() != 2 or x.shape[1] != pattern.cols:
         raise ValueError(f"linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
     check_layer("linear", values, bias, x, pattern.nnz, pattern.rows)
-    if x.dtype not in FLOATS:
+    if x.dtype not in FLOATS and not gpu.takes(x):
         return in_float32(lambda v, b, x: linear(pattern, v, b, x, relu), values, bias, x)
     if in_memory(x):
         if torch.is_grad_enabled():
