@@ -174,7 +174,10 @@ def _words(name: str) -> set[str]:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is called before or after the module's forward or backward."""
-    return any(vars(module)[key] for key in _HOOKS)
+    own = vars(module)  # the other dicts of hooks say more of some of these
+    return bool(
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    )
 
 
 def _take_hooks(now: nn.Module, before: nn.Module) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.modes import is_autocast
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ops.chain import Link
 from filigree.ops.dropout import new_seed
 from filigree.ops.linear_chain import linear_chain
-from filigree.ops.memory import in_memory
+from filigree.ops.memory import FLOATS, in_memory
 from filigree.preserved import has_hooks
 
 _has_global_hooks = torch.nn.modules.module._has_any_global_hook
@@ -60,11 +59,13 @@ class _Chain:
         if kind is SparseLinear:
             if links and links[-1].pattern.rows != module.in_features:
                 return False
-            links.append(Link(module.pattern, module.values, module.bias, module.relu))
+            own = module._parameters  # attributes of a module are found ten times slower
+            links.append(Link(module.pattern, own["values"], own.get("bias"), module.relu))
         elif kind is FeatureMajorLinear and links and module.is_narrow():
             if links[-1].pattern.rows != module.in_features:
                 return False
-            links.append(Link(module.full_pattern(), module.weight.view(-1), module.bias))
+            own = module._parameters
+            links.append(Link(module.full_pattern(), own["weight"].view(-1), own["bias"]))
         elif kind is nn.ReLU and links and not links[-1].drop:
             links[-1] = links[-1]._replace(relu=True)
         elif kind in (nn.Dropout, FastDropout) and links:
@@ -99,4 +100,4 @@ class _Chain:
 
 
 def _is_plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64) and in_memory(x) and not is_autocast(x)
+    return isinstance(x, Tensor) and x.dtype in FLOATS and in_memory(x) and not torch.is_autocast_enabled("cpu")
