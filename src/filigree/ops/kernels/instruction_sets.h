@@ -6,7 +6,7 @@ INSTRUCTION_SET(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_suppo
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
 #endif
 #ifdef FILIGREE_HAVE_avx2
-INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
 #endif
 INSTRUCTION_SET(portable, true)
 
