@@ -40,6 +40,12 @@ using Words = Vec<uint32_t, L>;
 
 template <int L>
 inline Vec<float, L> widened(Vec<uint16_t, L> bits, bfloat16) {
+#if defined(FILIGREE_ISA_avx512)  // GCC 12 makes several instructions of this one
+  if constexpr (L == 16) return as<Vec<float, L>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(as<__m256i>(bits)), 16));
+#endif
+#if defined(FILIGREE_ISA_avx2) || defined(FILIGREE_ISA_avx512)
+  if constexpr (L == 8) return as<Vec<float, L>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(as<__m128i>(bits)), 16));
+#endif
   return as<Vec<float, L>>(Words<L>(converted<uint32_t, L>(bits) << 16));
 }
 template <int L>
