@@ -131,13 +131,6 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert x.grad.dtype == dtype
 
 
-def test_autocast_computes_in_float32():
-    made, x = layer(), torch.randn(4, 23)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = made(x.bfloat16())
-    assert y.dtype == torch.float32
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_compiles_in_a_model():
     model = nn.Sequential(nn.Linear(5, 23), layer(relu=True), nn.Linear(11, 2))

@@ -5,11 +5,13 @@ An address is valid while its tensor lives; 0 stands for None.
 
 from __future__ import annotations
 
-from torch import Tensor, int64
+from torch import Tensor, bfloat16, float16, float32, float64, int64
 
 from filigree.ops.pattern import Pattern
 
 NO_MATRIX = (0, 0)
+NUMBERS = {float32: 0, float64: 1, bfloat16: 2, float16: 3}
+"""The kernels' `Number` of a type."""
 
 
 def address(tensor: Tensor | None) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.addresses import address, index, strided
-from filigree.ops.memory import check_native, contiguous, new_matrix, resolved
+from filigree.ops.addresses import NUMBERS, address, index, strided
+from filigree.ops.memory import check_activations, contiguous, new_matrix, resolved
 from filigree.ops.pattern import Pattern
 
 
@@ -35,16 +35,17 @@ def chain_forward(
     """Return the output `(batch, out)` and, with `keep`, what `chain_backward` needs of the layers between.
 
     Args:
-        x: `(batch, in)`, float32 or float64 as the values, on the CPU, in any memory order.
+        x: `(batch, in)`, float32 or float64 as the values, on the CPU, in any memory order; or bfloat16 or float16
+            where the values are float32. All activations are then in that type, sums, values and biases in float32.
         by_feature: whether the output's strides are `(1, batch)`; else it is contiguous.
     """
-    check_native(links[0].values, x)
+    check_activations(links[0].values, x)
     x, batch, rows = resolved(x), x.shape[0], links[-1].pattern.rows
     held, layers = _layers(links)
     y = new_matrix(x, rows, batch).t().data if by_feature else new_matrix(x, batch, rows)  # no view: it may be changed
-    f64 = x.dtype is torch.float64
-    kept = new_matrix(x, kernels.kept_numbers(f64, layers, batch)) if keep and len(links) > 1 else None
-    kernels.chain(f64, layers, batch, strided(x), strided(y), address(kept))
+    stored = NUMBERS[x.dtype]
+    kept = new_matrix(x, kernels.kept_numbers(stored, layers, batch)) if keep and len(links) > 1 else None
+    kernels.chain(stored, layers, batch, strided(x), strided(y), address(kept))
     del held
     return y, kept
 
@@ -66,12 +67,12 @@ def chain_backward(
         dy: the output's gradient `(batch, out)`, in any memory order.
         need_input, need_bias: whether these gradients are wanted; else they are None.
     """
-    check_native(links[0].values, x, dy)
+    check_activations(links[0].values, x, dy)
     x, dy, batch = resolved(x), resolved(dy), dy.shape[0]
     y = None if y is None else resolved(y)
     held, layers = _layers(links)
     gradients = [
-        (torch.empty_like(held[i]), dy.new_empty(link.pattern.rows) if need else None)
+        (torch.empty_like(held[i]), held[i].new_empty(link.pattern.rows) if need else None)
         for i, (link, need) in enumerate(zip(links, need_bias, strict=True))
     ]
     dx = None
@@ -79,7 +80,7 @@ def chain_backward(
         by_feature = x.stride(0) == 1 and batch > 1
         dx = new_matrix(x, x.shape[1], batch).t() if by_feature else new_matrix(x, batch, x.shape[1])
     kernels.chain_backward(
-        dy.dtype is torch.float64, layers, batch, strided(x), address(kept), strided(y), strided(dy), strided(dx),
+        NUMBERS[dy.dtype], layers, batch, strided(x), address(kept), strided(y), strided(dy), strided(dx),
         [(values.data_ptr(), address(bias)) for values, bias in gradients],
     )  # fmt: skip
     return dx, gradients

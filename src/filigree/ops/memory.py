@@ -10,6 +10,7 @@ from filigree.ops.addresses import matrix
 from filigree.ops.transforms import transforming
 
 FLOATS = (torch.float32, torch.float64)
+SHORT = (torch.bfloat16, torch.float16)  # of activations that are summed in float32
 _LARGE = 4 << 20  # bytes
 _modes = torch._C._len_torch_dispatch_stack
 
@@ -31,6 +32,17 @@ def check_native(*tensors: Tensor) -> None:
             )
 
 
+def check_activations(values: Tensor, *activations: Tensor) -> None:
+    """As `check_native`, but beside float32 values activations may be all bfloat16 or all float16."""
+    stored = activations[0].dtype
+    if stored not in SHORT or values.dtype is not torch.float32:
+        return check_native(values, *activations)
+    if not values.is_cpu or not all(x.is_cpu and x.dtype is stored for x in activations):
+        kinds = ", ".join(f"{t.dtype} on {t.device}" for t in activations)
+        raise TypeError(f"filigree's kernels: activations of one type, on the CPU, were expected. Got {kinds}.")
+    return None
+
+
 def resolved(x: Tensor) -> Tensor:
     """`x` as its numbers are in memory: complex arithmetic makes views that are negated only when they are read."""
     return x.resolve_neg() if x.is_neg() else x
@@ -42,7 +54,7 @@ def feature_major(x: Tensor) -> Tensor:
     features, batch = x.shape
     if x.stride(1) == 1 or batch <= 1:
         return x
-    if x.stride(0) != 1 or not x.is_cpu:
+    if x.stride(0) != 1 or not x.is_cpu or x.dtype in SHORT:
         return x.contiguous()
     out = new_matrix(x, features, batch)
     kernels.transpose(x.dtype is torch.float64, batch, features, (x.data_ptr(), x.stride(1)), matrix(out))

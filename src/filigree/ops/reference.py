@@ -42,9 +42,9 @@ def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
 
 
 def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor:
-    """`relu(x @ W.T + bias)` on a batch-major `x` `(batch, in_features)`."""
-    y = torch.nn.functional.linear(x, _dense(pattern, values), bias)
-    return y.relu() if relu else y
+    """`relu(x @ W.T + bias)` on a batch-major `x` `(batch, in_features)`, computed in the values' type."""
+    y = torch.nn.functional.linear(x.to(values.dtype), _dense(pattern, values), bias)
+    return (y.relu() if relu else y).to(x.dtype)
 
 
 def linear_backward(
@@ -60,10 +60,10 @@ def linear_backward(
     Returns:
         `(nnz,)`, `(out_features,)` and `(batch, in_features)`; the last two are empty if they are not needed.
     """
-    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t().contiguous()
-    dbias = dz.sum(1) if need_bias else dy.new_empty(0)
-    dx = spmm_t(pattern, values, dz).t() if need_input else dy.new_empty(0)
-    return sddmm(pattern, dz, x), dbias, dx
+    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t().to(values.dtype).contiguous()
+    dbias = dz.sum(1) if need_bias else values.new_empty(0)
+    dx = spmm_t(pattern, values, dz).t().to(x.dtype) if need_input else dy.new_empty(0)
+    return sddmm(pattern, dz, x.to(values.dtype)), dbias, dx
 
 
 def _dense(pattern: Pattern, values: Tensor) -> Tensor:

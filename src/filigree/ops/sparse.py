@@ -20,7 +20,7 @@ from filigree.ops import gpu, reference
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address, compressed_rows, matrix
 from filigree.ops.chain import Link, chain_backward, chain_forward
-from filigree.ops.memory import FLOATS, check_native, contiguous, feature_major, in_memory, new_matrix
+from filigree.ops.memory import FLOATS, SHORT, check_native, contiguous, feature_major, in_memory, new_matrix
 from filigree.ops.pattern import Pattern
 from filigree.ops.transforms import batched_gradients, transforming
 
@@ -79,8 +79,8 @@ def linear(
 
     Args:
         pattern: of W, `(out_features, in_features)`.
-        values: `(nnz,)`; float32 or float64, or another float type that is computed in float32 (by
-            the GPU kernels: that is summed in float32).
+        values: `(nnz,)` of x's type. Where that is bfloat16 or float16, they may also be float32; the layer reads and
+            writes activations in 16 bits, and sums, values and the gradients of values and bias are float32.
         bias: `(out_features,)` or None.
         x: `(batch, in_features)` in any memory order.
         relu: apply ReLU.
@@ -93,8 +93,12 @@ def linear(
     """
     if x.dim() != 2 or x.shape[1] != pattern.cols:
         raise ValueError(f"linear: x must be (batch, {pattern.cols}). Got {tuple(x.shape)}.")
-    check_layer("linear", values, bias, x, pattern.nnz, pattern.rows)
-    if x.dtype not in FLOATS and not gpu.takes(x):
+    short = x.dtype in SHORT
+    wanted = torch.float32 if short and values.dtype not in SHORT else None
+    check_layer("linear", values, bias, x, pattern.nnz, pattern.rows, wanted)
+    if short and x.is_cpu:
+        values, bias = values.float(), None if bias is None else bias.float()
+    elif x.dtype not in FLOATS and not (gpu.takes(x) and values.dtype is x.dtype):
         return in_float32(lambda v, b, x: linear(pattern, v, b, x, relu), values, bias, x)
     if in_memory(x):
         if torch.is_grad_enabled():
@@ -112,9 +116,14 @@ def in_float32(
     return layer(values.float(), None if bias is None else bias.float(), x.float()).to(x.dtype)
 
 
-def check_layer(name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int) -> None:
-    """Raise `ValueError` unless values `(nnz,)` and bias `(rows,)` are of x's type: kernels read memory by address."""
-    dtype = x.dtype
+def check_layer(
+    name: str, values: Tensor, bias: Tensor | None, x: Tensor, nnz: int, rows: int, dtype: torch.dtype | None = None
+) -> None:
+    """Raise `ValueError` unless values `(nnz,)` and bias `(rows,)` are of a type, by default x's.
+
+    Kernels read memory by address.
+    """
+    dtype = dtype or x.dtype
     if values.device != x.device:
         raise ValueError(f"{name}: values and x must be on one device. Got {values.device} and {x.device}.")
     if values.dtype is not dtype or values.shape != (nnz,):
@@ -196,7 +205,7 @@ def _linear_backward(
     link = Link(pattern, values, None, y is not None)
     x = feature_major(x).t()  # so that its gradient has that order, too
     dx, [(dvalues, dbias)] = chain_backward([link], x, None, y, dy, need_input, [need_bias])
-    return dvalues, dy.new_empty(0) if dbias is None else dbias, dy.new_empty(0) if dx is None else dx
+    return dvalues, values.new_empty(0) if dbias is None else dbias, dy.new_empty(0) if dx is None else dx
 
 
 # -- operators ------------------------------------------------------------------------------------------------------
@@ -268,7 +277,7 @@ define(
     reference.linear_backward,
     lambda pattern, values, x, y, dy, need_input, need_bias: (
         torch.empty_like(values),
-        dy.new_empty(dy.shape[1] if need_bias else 0),
+        values.new_empty(dy.shape[1] if need_bias else 0),
         dy.new_empty(x.shape).t() if need_input else dy.new_empty(0),
     ),
     gpu.linear_backward,
@@ -330,8 +339,8 @@ def _gradients(
     pattern: Pattern, values: Tensor, x: Tensor, y: Tensor | None, dy: Tensor, need_bias: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Gradients of values, bias and input by operations that can be differentiated and transformed again."""
-    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t()
-    dvalues, dx = sddmm(pattern, dz, x.t()), spmm_t(pattern, values, dz).t()
+    dz = (dy if y is None else torch.where(y <= 0, 0, dy)).t().to(values.dtype)
+    dvalues, dx = sddmm(pattern, dz, x.t().to(values.dtype)), spmm_t(pattern, values, dz).t().to(x.dtype)
     return dvalues, dz.sum(1) if need_bias else None, dx
 
 

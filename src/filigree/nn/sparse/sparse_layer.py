@@ -82,7 +82,7 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
         if not is_autocast(x):
             name = type(self).__name__
             raise TypeError(f"{name}: the input must be {self.values.dtype}, as the values are. Got {x.dtype}.")
-        return x.to(self.values.dtype)  # kernels are float32 and float64: under autocast sparse products stay float32
+        return x.to(self.values.dtype)
 
     def _fill(self, module: Any) -> Self:
         """Take over the weights and biases of the dense layer at the connections."""

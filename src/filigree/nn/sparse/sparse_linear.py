@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from filigree.modes import is_autocast
 from filigree.nn.drop_in import dense_linear
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
@@ -34,6 +35,10 @@ class SparseLinear(SparseLayer):
 
     Parameters and buffers, all in `state_dict`: `values` `(nnz,)` in CSR order (rows are outputs, columns sorted),
     `bias` `(out_features,)`, `indptr` `(out_features + 1,)`, `indices` `(nnz,)`, int32 or int64.
+
+    Under `torch.autocast` on the CPU, a layer with float32 values reads and writes its activations in autocast's type,
+    as `nn.Linear` does; values, sums and their gradients stay float32. So do sums in a layer of bfloat16 or float16
+    values.
 
     Initial values are drawn from N(0, 2 / k) with k the real fan-in of the unit (He et al. 2015), biases are 0.
 
@@ -66,18 +71,21 @@ class SparseLinear(SparseLayer):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._checked(x)
+        x = self._checked(x, lower=True)
         if x.dim() == 2:
             return sparse.linear(self.pattern, self.values, self.bias, x, self.relu)
         rows = x.reshape(-1, self.in_features)
         y = sparse.linear(self.pattern, self.values, self.bias, rows, self.relu, by_feature=False)
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def _checked(self, x: Tensor) -> Tensor:
+    def _checked(self, x: Tensor, lower: bool = False) -> Tensor:
+        """The input in a type that the layer takes: under autocast the values' or, if it can be `lower`, autocast's."""
         if x.shape[-1] != self.in_features:
             raise ValueError(
                 f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
             )
+        if lower and x.is_cpu and self.values.dtype is torch.float32 and is_autocast(x):
+            return x.to(torch.get_autocast_dtype("cpu"))
         return x if x.dtype == self.values.dtype else self._cast(x)
 
     def extra_repr(self) -> str:

@@ -22,8 +22,8 @@ _has_global_hooks = torch.nn.modules.module._has_any_global_hook
 class SparseSequential(nn.Sequential):
     """An `nn.Sequential` in which consecutive sparse layers cost one call forward and one backward.
 
-    Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and dropout (`nn.Dropout`, `FastDropout`) after them run by
-    one team of threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters,
+    Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and dropout (`nn.Dropout`, `FastDropout`) after them are
+    run by one team of threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters,
     `state_dict`, rewiring, slices. Wherever a module has hooks or is of another kind, it is called as in an
     `nn.Sequential`, and so are all of them under `torch.compile`, autocast, transforms of `torch.func`, on tensors of
     other devices and where some module's input does not fit.

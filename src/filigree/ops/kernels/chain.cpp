@@ -63,9 +63,9 @@ Finish<T> finish_of(const Layer &layer, int64_t batch) {
 }
 
 // Rows [first, first + count) of a layer's product on a panel x, to rows of `y`.
-template <class T, class I>
-void multiply(const Layer &layer, int64_t batch, const Panel &panel, bool far, const T *x, int64_t first, int64_t count,
-              T *y, int64_t y_stride) {
+template <class T, class I, class S>
+void multiply(const Layer &layer, int64_t batch, const Panel &panel, bool far, const S *x, int64_t first, int64_t count,
+              S *y, int64_t y_stride) {
   const Rows<T, I> w = rows_from<T, I>(layer.index.w, static_cast<const T *>(layer.values), first);
   Finish<T> finish = finish_of<T>(layer, batch);
   if (finish.bias) finish.bias += first;
@@ -81,8 +81,7 @@ void multiply(const Layer &layer, int64_t batch, const Panel &panel, bool far, c
   });
 }
 
-template <class T>
-int64_t widest(const std::vector<Layer> &layers) {
+inline int64_t widest(const std::vector<Layer> &layers) {
   int64_t most = 1;
   for (const Layer &layer : layers) most = std::max({most, layer.index.w.rows, layer.index.wt.rows});
   return most;
@@ -94,49 +93,49 @@ inline int64_t work_of(const std::vector<Layer> &layers, int64_t batch) {
   return work;
 }
 
-template <class T, class I>
-void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x, const Strided &y, T *kept) {
-  const int64_t most = widest<T>(layers), wide = panel_width<T>(most), number = int64_t(layers.size());
+template <class T, class S, class I>
+void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x, const Strided &y, S *kept) {
+  const int64_t most = widest(layers), wide = panel_width<S>(most), number = int64_t(layers.size());
   const Panels panels(batch, wide);
   if (batch == 0) return;
   const int threads = team(work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, panels.count());
-  const bool far = most * wide * int64_t(sizeof(T)) > level2_bytes() / 2;
-  T *buffers = scratch<T>(0, 2 * teams * most * wide), *strips = scratch<T>(1, threads * STRIP * wide);
+  const bool far = most * wide * int64_t(sizeof(S)) > level2_bytes() / 2;
+  S *buffers = scratch<S>(0, 2 * teams * most * wide), *strips = scratch<S>(1, threads * STRIP * wide);
   std::unique_ptr<Meeting[]> meetings(new Meeting[teams]);
   parallel(threads, [&](int thread, int all) {
     const Member me(thread, all, panels.count());
     if (me.idle()) return;
     const auto wait = [&] { meetings[me.team].wait(me.members); };
-    T *const mine = buffers + 2 * me.team * most * wide, *strip = strips + thread * STRIP * wide;
+    S *const mine = buffers + 2 * me.team * most * wide, *strip = strips + thread * STRIP * wide;
     for (int64_t p = panels.count() * me.team / me.teams; p < panels.count() * (me.team + 1) / me.teams; ++p) {
       const Panel panel = panels[p];
       const int64_t ins = layers[0].index.wt.rows;
-      const T *from = mine;
-      pack<T>(x, panel, me.from(ins), me.to(ins), mine + me.from(ins) * panel.width);
+      const S *from = mine;
+      pack<S>(x, panel, me.from(ins), me.to(ins), mine + me.from(ins) * panel.width);
       wait();
-      T *place = kept;
+      S *place = kept;
       for (int64_t i = 0; i < number; ++i) {
         const Layer &layer = layers[i];
         const I *indptr = static_cast<const I *>(layer.index.w.indptr);
         const int64_t rows = layer.index.w.rows;
         const int64_t begin = share(indptr, rows, me.member, me.members), end = share(indptr, rows, me.member + 1, me.members);
         if (i < number - 1) {
-          T *to = kept ? place + panel.at * rows : mine + (i + 1) % 2 * most * wide;
+          S *to = kept ? place + panel.at * rows : mine + (i + 1) % 2 * most * wide;
           multiply<T, I>(layer, batch, panel, far, from, begin, end - begin, to + begin * panel.width, panel.width);
           if (panel.count < panel.width)  // so that an infinity there meets no zero of a gradient
             for (int64_t r = begin; r < end; ++r)
-              std::fill(to + r * panel.width + panel.count, to + (r + 1) * panel.width, T(0));
+              std::fill(to + r * panel.width + panel.count, to + (r + 1) * panel.width, S{});
           if (kept) place += rows * panels.padded();
           from = to;
         } else if (is_packed(y, panel)) {
-          T *to = static_cast<T *>(y.data) + begin * y.by_feature + panel.first;
+          S *to = static_cast<S *>(y.data) + begin * y.by_feature + panel.first;
           multiply<T, I>(layer, batch, panel, far, from, begin, end - begin, to, y.by_feature);
         } else {
           for (int64_t r = begin; r < end; r += STRIP) {
             const int64_t some = std::min(STRIP, end - r);
             multiply<T, I>(layer, batch, panel, far, from, r, some, strip, panel.width);
-            unpack<T>(strip, panel, r, r + some, y);
+            unpack<S>(strip, panel, r, r + some, y);
           }
         }
         wait();
@@ -146,9 +145,9 @@ void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x,
 }
 
 // Rows [first, first + count) of backward_rows on a panel: a dot product a nonzero, and `out` unless null.
-template <class T, class I>
-void backward_part(const Rows<T, I> &w, const Panel &panel, bool far, const T *own, int64_t own_stride, const T *other,
-                   T *dots, bool begins, T *out, int64_t out_stride, const Through<T> &through, int64_t count) {
+template <class T, class I, class S>
+void backward_part(const Rows<T, I> &w, const Panel &panel, bool far, const S *own, int64_t own_stride, const S *other,
+                   T *dots, bool begins, S *out, int64_t out_stride, const Through<T> &through, int64_t count) {
   panel_blocks<T, BACKWARD>(panel.width, [&](auto lanes, auto vectors, int64_t column) {
     constexpr int L = decltype(lanes)::value, NV = decltype(vectors)::value;
     const bool first = begins && column == 0;
@@ -164,28 +163,28 @@ void backward_part(const Rows<T, I> &w, const Panel &panel, bool far, const T *o
 }
 
 // dz = dy where y > 0, times the scale of dropout, for units [from, to) of a panel; their sums are added to `sums`.
-template <class T>
+template <class T, class S>
 void take_up(const Layer &layer, const Strided &dy, const Strided &y, const Panel &panel, int64_t from, int64_t to,
-             T *strip, T *dz, T *sums, bool first) {
+             S *strip, S *dz, T *sums, bool first) {
   const T scale = Drop<T>(layer.drop, layer.seed, 0).scale;
   const int64_t width = panel.width;
   for (int64_t unit = from; unit < to; unit += STRIP) {
     const int64_t units = std::min(STRIP, to - unit);
-    T *const out = dz + unit * width;
-    const auto rows_of = [&](const Strided &m, T *packed) {  // where they are, or packed
-      if (is_packed(m, panel)) return Strided{static_cast<T *>(m.data) + unit * m.by_feature + panel.first, 1, m.by_feature};
-      pack<T>(m, panel, unit, unit + units, packed);
+    S *const out = dz + unit * width;
+    const auto rows_of = [&](const Strided &m, S *packed) {  // where they are, or packed
+      if (is_packed(m, panel)) return Strided{static_cast<S *>(m.data) + unit * m.by_feature + panel.first, 1, m.by_feature};
+      pack<S>(m, panel, unit, unit + units, packed);
       return Strided{packed, 1, width};
     };
     const Strided in = rows_of(dy, out), output = layer.relu ? rows_of(y, strip) : Strided{};
     panel_blocks<T, 1>(width, [&](auto lanes, auto, int64_t column) {
       constexpr int L = decltype(lanes)::value;
       for (int64_t u = 0; u < units; ++u) {
-        const T *row = static_cast<const T *>(in.data) + u * in.by_feature + column;
+        const S *row = static_cast<const S *>(in.data) + u * in.by_feature + column;
         if (u + 16 < units) prefetch(row + 16 * in.by_feature, L);
         Vec<T, L> v = load<T, L>(row);
         if (layer.relu)
-          v = load<T, L>(static_cast<const T *>(output.data) + u * output.by_feature + column) <= 0 ? Vec<T, L>{} : v * scale;
+          v = load<T, L>(static_cast<const S *>(output.data) + u * output.by_feature + column) <= 0 ? Vec<T, L>{} : v * scale;
         store<T, L>(out + u * width + column, v);
         if (sums) {
           const T sum = total<T, L>(v);
@@ -197,10 +196,10 @@ void take_up(const Layer &layer, const Strided &dy, const Strided &y, const Pane
   }
 }
 
-template <class T, class I>
-void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x, const T *kept, const Strided &y,
+template <class T, class S, class I>
+void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x, const S *kept, const Strided &y,
                const Strided &dy, const Strided &dx, const std::vector<Gradients> &gradients) {
-  const int64_t most = widest<T>(layers), wide = panel_width<T>(most), number = int64_t(layers.size());
+  const int64_t most = widest(layers), wide = panel_width<S>(most), number = int64_t(layers.size());
   const Panels panels(batch, wide);
   int64_t sums = 0, most_nonzeros = 1;  // numbers that are summed over the batch
   for (const Layer &layer : layers) {
@@ -219,10 +218,10 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   const auto group_of = [&](int64_t panel) { return panel * groups / panels.count(); };
   const int threads = team(2 * work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, groups), ins = layers[0].index.wt.rows;
-  const bool far = most * wide * int64_t(sizeof(T)) > level2_bytes() / 2;
-  T *parts = scratch<T>(0, groups * sums), *deltas = scratch<T>(1, 2 * most * panels.padded());
-  T *inputs = scratch<T>(2, teams * ins * wide), *strips = scratch<T>(3, threads * STRIP * wide);
-  T *ordered = scratch<T>(4, teams * most_nonzeros);
+  const bool far = most * wide * int64_t(sizeof(S)) > level2_bytes() / 2;
+  T *parts = scratch<T>(0, groups * sums), *ordered = scratch<T>(4, teams * most_nonzeros);
+  S *deltas = scratch<S>(1, 2 * most * panels.padded());
+  S *inputs = scratch<S>(2, teams * ins * wide), *strips = scratch<S>(3, threads * STRIP * wide);
   std::unique_ptr<Meeting[]> meetings(new Meeting[teams]);
   const auto with_input = [&](int64_t i) { return i > 0 || dx.data; };  // whether the gradient of its input is wanted
   parallel(threads, [&](int thread, int all) {
@@ -231,18 +230,18 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
     const auto work = [&] {
       const int64_t begin = first_panel(groups * me.team / me.teams), end = first_panel(groups * (me.team + 1) / me.teams);
       const int64_t before = panels[begin].at, width = panels[end - 1].at + panels[end - 1].width - before;
-      T *delta = deltas + 2 * most * before, *next = delta + most * width;
-      T *const values = ordered + me.team * most_nonzeros, *const packed = inputs + me.team * ins * wide;
-      T *const strip = strips + thread * STRIP * wide;
+      S *delta = deltas + 2 * most * before, *next = delta + most * width;
+      T *const values = ordered + me.team * most_nonzeros;
+      S *const packed = inputs + me.team * ins * wide, *const strip = strips + thread * STRIP * wide;
       const auto begins = [&](int64_t p) { return p == begin || group_of(p) != group_of(p - 1); };
       const Layer &last = layers[number - 1];
       int64_t at = sums - last.index.w.rows;  // where a part holds the sums at hand: a layer's dots, then its bias's
-      const T *activations = kept;
+      const S *activations = kept;
       for (int64_t i = 0; i + 1 < number; ++i) activations += layers[i].index.w.rows * panels.padded();
       for (int64_t p = begin; p < end; ++p) {
         const int64_t rows = last.index.w.rows;
         T *its_sums = gradients[number - 1].bias ? parts + group_of(p) * sums + at : nullptr;
-        take_up<T>(last, dy, y, panels[p], me.from(rows), me.to(rows), strip, delta + (panels[p].at - before) * rows,
+        take_up<T, S>(last, dy, y, panels[p], me.from(rows), me.to(rows), strip, delta + (panels[p].at - before) * rows,
                    its_sums, begins(p));
       }
       for (int64_t i = number - 1; i >= 0; --i) {
@@ -260,17 +259,17 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
         for (int64_t p = begin; p < end; ++p) {
           const Panel panel = panels[p];
           T *const part = parts + group_of(p) * sums;
-          const T *input = activations + panel.at * cols, *d = delta + (panel.at - before) * rows;
+          const S *input = activations + panel.at * cols, *d = delta + (panel.at - before) * rows;
           int64_t stride = panel.width;
           if (i == 0 && dx.data && is_packed(x, panel)) {
-            input = static_cast<const T *>(x.data) + panel.first, stride = x.by_feature;
+            input = static_cast<const S *>(x.data) + panel.first, stride = x.by_feature;
           } else if (i == 0) {
             if (p > begin) wait();
-            pack<T>(x, panel, me.from(cols), me.to(cols), packed + me.from(cols) * panel.width);
+            pack<S>(x, panel, me.from(cols), me.to(cols), packed + me.from(cols) * panel.width);
             wait();
             input = packed;
           }
-          const auto run = [&](int64_t first, int64_t count, T *out, int64_t out_stride, const Through<T> &through) {
+          const auto run = [&](int64_t first, int64_t count, S *out, int64_t out_stride, const Through<T> &through) {
             const Rows<T, I> w = rows_from<T, I>(by, values, first);
             if (with_input(i))
               backward_part<T, I>(w, panel, far, input + first * stride, stride, d, part + at, begins(p), out, out_stride,
@@ -294,12 +293,12 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
               if (its_sums) its_sums[c] = std::accumulate(row, row + panel.count, begins(p) ? T(0) : its_sums[c]);
             }
           } else if (is_packed(dx, panel)) {
-            run(from, to - from, static_cast<T *>(dx.data) + from * dx.by_feature + panel.first, dx.by_feature, {});
+            run(from, to - from, static_cast<S *>(dx.data) + from * dx.by_feature + panel.first, dx.by_feature, {});
           } else {
             for (int64_t c = from; c < to; c += STRIP) {
               const int64_t some = std::min(STRIP, to - c);
               run(c, some, strip, panel.width, {});
-              unpack<T>(strip, panel, c, c + some, dx);
+              unpack<S>(strip, panel, c, c + some, dx);
             }
           }
         }
@@ -337,25 +336,23 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
 
 }  // namespace
 
-int64_t kept_numbers(bool f64, const std::vector<Layer> &layers, int64_t batch) {
-  return int64_t(with_number(f64, [&](auto number) {
-    typedef decltype(number) T;
-    const Panels panels(batch, panel_width<T>(widest<T>(layers)));
-    int64_t units = 0;
-    for (size_t i = 0; i + 1 < layers.size(); ++i) units += layers[i].index.w.rows;
-    return units * panels.padded();
-  }));
+int64_t kept_numbers(Number stored, const std::vector<Layer> &layers, int64_t batch) {
+  int64_t padded = 0, units = 0;
+  with_storage(stored, [&](auto, auto s) { padded = Panels(batch, panel_width<decltype(s)>(widest(layers))).padded(); });
+  for (size_t i = 0; i + 1 < layers.size(); ++i) units += layers[i].index.w.rows;
+  return units * padded;
 }
-void chain(bool f64, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept) {
-  with_types(f64, layers[0].index.w.wide, [&](auto number, auto index) {
-    forward_<decltype(number), decltype(index)>(layers, batch, x, y, static_cast<decltype(number) *>(kept));
+void chain(Number stored, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept) {
+  with_storage(stored, layers[0].index.w.wide, [&](auto t, auto s, auto index) {
+    typedef decltype(s) S;
+    forward_<decltype(t), S, decltype(index)>(layers, batch, x, y, static_cast<S *>(kept));
   });
 }
-void chain_backward(bool f64, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y,
+void chain_backward(Number stored, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y,
                     Strided dy, Strided dx, const std::vector<Gradients> &gradients) {
-  with_types(f64, layers[0].index.w.wide, [&](auto number, auto index) {
-    backward_<decltype(number), decltype(index)>(layers, batch, x, static_cast<const decltype(number) *>(kept), y, dy, dx,
-                                                 gradients);
+  with_storage(stored, layers[0].index.w.wide, [&](auto t, auto s, auto index) {
+    typedef decltype(s) S;
+    backward_<decltype(t), S, decltype(index)>(layers, batch, x, static_cast<const S *>(kept), y, dy, dx, gradients);
   });
 }
 

@@ -7,6 +7,9 @@
 
 namespace filigree {
 
+// What activations are stored as; what is computed of 16 bits is float.
+enum Number : int32_t { FLOAT, DOUBLE, BFLOAT16, FLOAT16 };
+
 // A sparsity pattern in compressed rows. `perm`, when given, says where in `values` the k-th nonzero
 // lives: it is how the transposed pattern reads the one array of values.
 struct Pattern {

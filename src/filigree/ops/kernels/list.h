@@ -10,14 +10,14 @@ KERNEL(void, sddmm, (bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, in
 // order of that pattern, as `ordered` values are, dvalues as sddmm
 KERNEL(void, backward,
        (bool f64, Pattern wt, const void *ordered, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch))
-// sparse layers one after another; `kept` receives what chain_backward needs of the layers between, unless null
-KERNEL(void, chain, (bool f64, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept))
+// sparse layers one after another, activations and their gradients of type `s`; `kept` receives what chain_backward needs of the layers between, unless null
+KERNEL(void, chain, (Number s, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept))
 // how many numbers those are
-KERNEL(int64_t, kept_numbers, (bool f64, const std::vector<Layer> &layers, int64_t batch))
+KERNEL(int64_t, kept_numbers, (Number s, const std::vector<Layer> &layers, int64_t batch))
 // gradients of the layers, and dx unless null, from their input x, the output y of the last one (where it has a ReLU) and
 // its gradient dy
 KERNEL(void, chain_backward,
-       (bool f64, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y, Strided dy,
+       (Number s, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y, Strided dy,
         Strided dx, const std::vector<Gradients> &gradients))
 // out[j, i] = in[i, j]
 KERNEL(void, transpose, (bool f64, int64_t rows, int64_t cols, Matrix in, Matrix out))

@@ -3,6 +3,7 @@
 // one block of the batch.
 #pragma once
 #include "drop.h"
+#include "storage.h"
 
 #include <type_traits>
 
@@ -48,9 +49,9 @@ constexpr int AHEAD = 8;  // nonzeros between a prefetch and its use
 template <int NV>
 constexpr int APART = NV >= 8 ? 1 : NV >= 3 ? 2 : 4;
 
-// y[r] = sum_k value[k] x[column[k]] for rows [from, to)
-template <class T, class I, int L, int NV, bool ORDERED = false, bool FAR = false>
-void multiply_rows(const Rows<T, I> &w, const T *x, int64_t x_stride, T *y, int64_t y_stride, Place place,
+// y[r] = sum_k value[k] x[column[k]] for rows [from, to); x and y are of S, T or shorter.
+template <class T, class I, int L, int NV, bool ORDERED = false, bool FAR = false, class S>
+void multiply_rows(const Rows<T, I> &w, const S *x, int64_t x_stride, S *y, int64_t y_stride, Place place,
                    const Finish<T> &finish, int64_t sample, int64_t from, int64_t to) {
   typedef Vec<T, L> V;
   constexpr int U = ORDERED ? 1 : APART<NV>;
@@ -64,7 +65,7 @@ void multiply_rows(const Rows<T, I> &w, const T *x, int64_t x_stride, T *y, int6
       for (int v = 0; v < NV; ++v) sum[u][v] = V{} + (u == 0 && finish.bias ? finish.bias[r] : T(0));
     const auto add = [&](int64_t k, V *to_sum) {
       const T value = perm ? values[perm[k]] : values[k];
-      const T *row = x + int64_t(indices[k]) * x_stride;
+      const S *row = x + int64_t(indices[k]) * x_stride;
       if constexpr (FAR) prefetch(x + int64_t(indices[k + AHEAD < end ? k + AHEAD : k]) * x_stride, NV * L);
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) to_sum[v] += value * load<T, L>(row + offset<L, NV>(place, v));
@@ -75,7 +76,7 @@ void multiply_rows(const Rows<T, I> &w, const T *x, int64_t x_stride, T *y, int6
       for (int u = 0; u < U; ++u) add(k + u, sum[u]);
     if constexpr (U > 1)
       for (; k < end; ++k) add(k, sum[0]);
-    T *out = y + r * y_stride;
+    S *out = y + r * y_stride;
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) {
       V total = sum[0][v];
@@ -107,9 +108,9 @@ struct Through {
 
 // For rows r in [from, to): dots[k] = own[r] . other[column[k]] (stored in the `first` block of the batch, else added),
 // and, with SUM, out[r] = sum_k value[k] other[column[k]], in one pass over `other`.
-template <class T, class I, int L, int NV, bool SUM, bool RAGGED = false, bool FAR = false>
-void backward_rows(const Rows<T, I> &w, const T *own, int64_t own_stride, const T *other, int64_t other_stride, T *dots,
-                   bool first, T *out, int64_t out_stride, Place place, const Through<T> &through, int64_t from,
+template <class T, class I, int L, int NV, bool SUM, bool RAGGED = false, bool FAR = false, class S>
+void backward_rows(const Rows<T, I> &w, const S *own, int64_t own_stride, const S *other, int64_t other_stride, T *dots,
+                   bool first, S *out, int64_t out_stride, Place place, const Through<T> &through, int64_t from,
                    int64_t to) {
   typedef Vec<T, L> V;
   constexpr int G = sums_at_once<L>;
@@ -127,7 +128,7 @@ void backward_rows(const Rows<T, I> &w, const T *own, int64_t own_stride, const 
       V dot[G] = {};
 #pragma GCC unroll 4
       for (int g = 0; g < N; ++g) {
-        const T *row = other + int64_t(indices[k + g]) * other_stride;
+        const S *row = other + int64_t(indices[k + g]) * other_stride;
         if constexpr (FAR) prefetch(other + int64_t(indices[k + g + AHEAD < end ? k + g + AHEAD : k + g]) * other_stride, NV * L);
         const T value = SUM ? values[k + g] : T(0);
 #pragma GCC unroll 16

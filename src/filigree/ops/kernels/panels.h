@@ -67,7 +67,7 @@ inline void panel_blocks(int64_t width, Call call) {
 }
 
 // Units [from, to) of a panel of `m`, to rows of `out`: unit `from` comes first.
-template <class T>
+template <class T, std::enable_if_t<!is_short<T>, int> = 0>
 void pack(const Strided &m, const Panel &panel, int64_t from, int64_t to, T *out) {
   const T *in = static_cast<const T *>(m.data) + panel.first * m.by_sample + from * m.by_feature;
   const int64_t units = to - from, width = panel.width, count = panel.count;
@@ -94,7 +94,7 @@ void pack(const Strided &m, const Panel &panel, int64_t from, int64_t to, T *out
 }
 
 // The inverse: rows to units [from, to) of a panel of `m`.
-template <class T>
+template <class T, std::enable_if_t<!is_short<T>, int> = 0>
 void unpack(const T *in, const Panel &panel, int64_t from, int64_t to, const Strided &m) {
   T *out = static_cast<T *>(m.data) + panel.first * m.by_sample + from * m.by_feature;
   const int64_t units = to - from, width = panel.width, count = panel.count;
@@ -102,6 +102,16 @@ void unpack(const T *in, const Panel &panel, int64_t from, int64_t to, const Str
     return transpose_rows(in, width, out, m.by_sample, units, 0, count);
   for (int64_t u = 0; u < units; ++u)
     for (int64_t i = 0; i < count; ++i) out[u * m.by_feature + i * m.by_sample] = in[u * width + i];
+}
+
+// Numbers of 16 bits are moved as they are.
+template <class S, std::enable_if_t<is_short<S>, int> = 0>
+void pack(const Strided &m, const Panel &panel, int64_t from, int64_t to, S *out) {
+  pack<uint16_t>(m, panel, from, to, &out->bits);
+}
+template <class S, std::enable_if_t<is_short<S>, int> = 0>
+void unpack(const S *in, const Panel &panel, int64_t from, int64_t to, const Strided &m) {
+  unpack<uint16_t>(&in->bits, panel, from, to, m);
 }
 
 }  // namespace

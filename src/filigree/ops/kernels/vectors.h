@@ -197,7 +197,7 @@ inline void transpose_registers(V *rows) {
 template <class T>
 void transpose_rows(const T *in, int64_t in_stride, T *out, int64_t out_stride, int64_t cols, int64_t from,
                     int64_t to) {
-  constexpr int L = LANES<T>;
+  constexpr int L = sizeof(T) == 2 && BYTES > 16 ? LANES<T> / 2 : LANES<T>;  // registers hold the tile
   typedef Vec<T, L> V;
   int64_t j = from;
   for (; j + L <= to; j += L) {
