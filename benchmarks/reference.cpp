@@ -1,6 +1,6 @@
-// The products of a sparse layer in plain intrinsics, one function each, 128 samples a row: what the kernels are measured
-// against. Rows are divided among the threads; nothing is tiled, packed or chosen by the machine. `ahead`: how many
-// nonzeros ahead rows are prefetched, 0 (not at all), 4 or 8.
+// The products of a sparse layer in plain intrinsics, one function each, 128 samples a row: what the kernels are
+// measured against. Rows are divided among the threads; nothing is tiled, packed or chosen by the machine. `ahead`: how
+// many nonzeros ahead rows are prefetched, 0 (not at all), 4 or 8.
 #include <omp.h>
 
 #include <algorithm>
@@ -132,12 +132,9 @@ void dot_products(int64_t rows, const int32_t *indptr, const int32_t *indices, c
 
 template <class Body>
 void with_ahead(int ahead, Body body) {
-  if (ahead == 8)
-    body(std::integral_constant<int, 8>{});
-  else if (ahead == 4)
-    body(std::integral_constant<int, 4>{});
-  else
-    body(std::integral_constant<int, 0>{});
+  if (ahead == 8) body(std::integral_constant<int, 8>{});
+  else if (ahead == 4) body(std::integral_constant<int, 4>{});
+  else body(std::integral_constant<int, 0>{});
 }
 
 }  // namespace
@@ -158,8 +155,8 @@ void sddmm(int ahead, int64_t rows, const int32_t *indptr, const int32_t *indice
   });
 }
 
-// Both in one pass over dy, by the transposed pattern: dx = W^T dy, and dvalues by way of `ordered`, their values in the
-// transposed order. place: where each is there.
+// Both in one pass over dy, by the transposed pattern: dx = W^T dy, and dvalues by way of `ordered`, their values in
+// the transposed order. place: where each is there.
 void fused(int ahead, int64_t columns, int64_t nnz, const int32_t *t_indptr, const int32_t *t_indices,
            const int32_t *t_perm, const int32_t *place, const float *values, const float *x, const float *dy, float *dx,
            float *ordered, float *dvalues) {

@@ -217,4 +217,4 @@ def test_without_a_terminal_lines_come_on_request_only(tmp_path: Path, capsys: p
     train(tmp_path, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert [line[:22] for line in err.splitlines()] == [f"Sequential epoch {i}/6 l" for i in range(1, 7)]
+    assert [line[:28] for line in err.splitlines()] == [f"SparseSequential epoch {i}/6 l" for i in range(1, 7)]

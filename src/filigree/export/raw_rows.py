@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.data.preprocessing import Preprocessing
+from filigree.nn.sparse.sparse_sequential import SEQUENCES
 
 _SAMPLES = 32
 
@@ -17,7 +18,7 @@ _SAMPLES = 32
 def reads_raw_rows(model: nn.Module, own: Preprocessing) -> nn.Module:
     """Return a model of raw rows with the same modules, which keep their names where the model is a plain sequence."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    is_plain = type(model) is nn.Sequential and not (model._forward_hooks or model._forward_pre_hooks)
+    is_plain = type(model) in SEQUENCES and not (model._forward_hooks or model._forward_pre_hooks)
     parts = dict(model.named_children()) if is_plain else {"model": model}
     name = "preprocessing"
     while name in parts:

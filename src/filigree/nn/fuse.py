@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from filigree.nn.sparse.sparse_sequential import SEQUENCES
 from filigree.preserved import has_hooks
 
 
@@ -11,7 +12,7 @@ def fuse_relu(model: nn.Module, layer: nn.Module) -> bool:
     Returns whether that was so.
     """
     uses = [(parent, key) for parent in model.modules() for key, child in parent._modules.items() if child is layer]
-    if len(uses) != 1 or type(uses[0][0]) is not nn.Sequential:
+    if len(uses) != 1 or type(uses[0][0]) not in SEQUENCES:
         return False
     parent, key = uses[0]
     keys = list(parent._modules)

@@ -19,6 +19,7 @@ from filigree.nn.capabilities import Capabilities
 from filigree.nn.drop_in import DropIn, dense_linear, recast
 from filigree.nn.dropout.replace_dropout import replace_dropouts
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_sequential import SEQUENCES
 from filigree.nn.step_memory import StepMemory
 from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.ops.dropout import partition_dropout
@@ -297,7 +298,7 @@ def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Ch
     """Let the layer before a dropout compute only what is kept, where a sequence says which layer that is."""
     changes = []
     for parent_name, parent in list(model.named_modules()):
-        if type(parent) is not nn.Sequential or dropout not in parent._modules.values():
+        if type(parent) not in SEQUENCES or dropout not in parent._modules.values():
             continue
         keys = list(parent._modules)
         before = keys[: list(parent._modules.values()).index(dropout)]

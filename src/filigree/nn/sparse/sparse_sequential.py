@@ -22,15 +22,14 @@ _has_global_hooks = torch.nn.modules.module._has_any_global_hook
 class SparseSequential(nn.Sequential):
     """An `nn.Sequential` in which consecutive sparse layers cost one call forward and one backward.
 
-    Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and dropout (`nn.Dropout`, `FastDropout`) after them are
-    run by one team of threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters,
-    `state_dict`, rewiring, slices. Wherever a module has hooks or is of another kind, it is called as in an
-    `nn.Sequential`, and so are all of them under `torch.compile`, autocast, transforms of `torch.func`, on tensors of
-    other devices and where some module's input does not fit.
+    Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and `FastDropout` after them are run by one team of
+    threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters, `state_dict`,
+    rewiring, slices. Wherever a module has hooks or is of another kind (as `nn.Dropout`, which `fg.Dropout()`
+    converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, autocast, transforms
+    of `torch.func`, on tensors of other devices and where some module's input does not fit.
 
     `convert_` with `Sparse` makes this of every plain `nn.Sequential` that holds a sparse layer. Dense equivalent:
-    `nn.Sequential`. The results are the same up to the rounding of sums; a dropout draws one seed from torch's global
-    generator.
+    `nn.Sequential`, to whose results these are equal up to the rounding of sums.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ class _Chain:
             links.append(Link(module.full_pattern(), own["weight"].view(-1), own["bias"]))
         elif kind is nn.ReLU and links and not links[-1].drop:
             links[-1] = links[-1]._replace(relu=True)
-        elif kind in (nn.Dropout, FastDropout) and links:
+        elif kind is FastDropout and links:  # torch's own draws its numbers otherwise
             if module.training and module.p:
                 if not links[-1].relu or links[-1].drop or module.p >= 1:
                     return False  # the backward pass tells by the output what was dropped
@@ -93,7 +92,7 @@ class _Chain:
         return (
             bool(links)
             and _is_plain(x)
-            and x.dim() > 1
+            and (x.dim() == 2 or (x.dim() > 2 and not any(link.drop for link in links)))
             and x.shape[-1] == links[0].pattern.cols
             and all(link.values.dtype is x.dtype and link.values.is_cpu for link in links)
         )
@@ -101,3 +100,7 @@ class _Chain:
 
 def _is_plain(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in FLOATS and in_memory(x) and not torch.is_autocast_enabled("cpu")
+
+
+SEQUENCES = (nn.Sequential, SparseSequential)
+"""The classes that call their modules one after another and do nothing else."""

@@ -66,7 +66,8 @@ void flush_denormals(bool on) {
 // What `Function` names, as a function in Python; its definition lives as long as the process.
 template <class Function, class Result, class... Arguments>
 void bind(nb::module_ &m, const char *name, Result (*Kernels::*)(Arguments...)) {
-  PyObject *(*const function)(PyObject *, PyObject *const *, Py_ssize_t) = filigree::call<Function, Result, Arguments...>;
+  PyObject *(*const function)(PyObject *, PyObject *const *, Py_ssize_t) =
+      filigree::call<Function, Result, Arguments...>;
   static PyMethodDef definition{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(function)), METH_FASTCALL,
                                 nullptr};
   m.attr(name) = nb::steal(PyCFunction_New(&definition, nullptr));
@@ -92,8 +93,7 @@ NB_MODULE(_kernels, m) {
         return names;
       },
       "The instruction sets that this processor can run, the fastest first.");
-  m.def(
-      "isa", [] { return std::string(now->name); }, "The instruction set in use.");
+  m.def("isa", [] { return std::string(now->name); }, "The instruction set in use.");
   m.def("set_isa", [](const std::string &name) {
     for (const InstructionSet &each : instruction_sets)
       if (name == each.name) {
@@ -102,7 +102,8 @@ NB_MODULE(_kernels, m) {
       }
     throw std::invalid_argument("set_isa: this processor has no kernels for '" + name + "'.");
   });
-  m.def("level2_bytes", &filigree::level2_bytes, "The bytes of a core's level-2 cache, which decide the panels' width.");
+  m.def("level2_bytes", &filigree::level2_bytes,
+        "The bytes of a core's level-2 cache, which decide the panels' width.");
   m.def("set_level2_bytes", &filigree::set_level2_bytes, "For tests: let panels be as wide as with such a cache.");
   m.def(
       "flush_denormals",

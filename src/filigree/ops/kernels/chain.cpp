@@ -1,11 +1,12 @@
-// Sparse layers one after another, with their activations: the forward and the backward pass of all of them in one call.
+// Sparse layers one after another, with their activations: the forward and the backward pass of all of them in one
+// call.
 //
-// Each thread takes panels of the batch through all layers, so that what a layer writes is in the thread's own cache when
-// the next one reads it, and threads do not wait for one another. Where there are fewer panels than threads, several
-// threads share a panel and divide the rows of each product.
+// Each thread takes panels of the batch through all layers, so that what a layer writes is in the thread's own cache
+// when the next one reads it, and threads do not wait for one another. Where there are fewer panels than threads,
+// several threads share a panel and divide the rows of each product.
 //
-// Sums over the batch are kept in groups of panels, which only the batch determines, so that results do not depend on the
-// number of threads.
+// Sums over the batch are kept in groups of panels, which only the batch determines, so that results do not depend on
+// the number of threads.
 #include "dispatch.h"
 #include "panels.h"
 #include "scratch.h"
@@ -74,10 +75,11 @@ void multiply(const Layer &layer, int64_t batch, const Panel &panel, bool far, c
     constexpr int L = decltype(lanes)::value, NV = decltype(vectors)::value;
     const auto run = [&](auto is_far) {
       multiply_rows<T, I, L, NV, false, decltype(is_far)::value>(w, x + column, panel.width, y + column, y_stride,
-                                                                Place{(NV - 1) * L}, finish, panel.first + column, 0,
-                                                                count);
+                                                                 Place{(NV - 1) * L}, finish, panel.first + column, 0,
+                                                                 count);
     };
-    if (L == LANES<T> && far) run(std::true_type{}); else run(std::false_type{});
+    if (L == LANES<T> && far) run(std::true_type{});
+    else run(std::false_type{});
   });
 }
 
@@ -119,7 +121,8 @@ void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x,
         const Layer &layer = layers[i];
         const I *indptr = static_cast<const I *>(layer.index.w.indptr);
         const int64_t rows = layer.index.w.rows;
-        const int64_t begin = share(indptr, rows, me.member, me.members), end = share(indptr, rows, me.member + 1, me.members);
+        const int64_t begin = share(indptr, rows, me.member, me.members),
+                      end = share(indptr, rows, me.member + 1, me.members);
         if (i < number - 1) {
           S *to = kept ? place + panel.at * rows : mine + (i + 1) % 2 * most * wide;
           multiply<T, I>(layer, batch, panel, far, from, begin, end - begin, to + begin * panel.width, panel.width);
@@ -154,11 +157,12 @@ void backward_part(const Rows<T, I> &w, const Panel &panel, bool far, const S *o
     const Place place{(NV - 1) * L};
     const auto run = [&](auto sum, auto is_far) {
       backward_rows<T, I, L, NV, decltype(sum)::value, false, decltype(is_far)::value>(
-          w, own + column, own_stride, other + column, panel.width, dots, first, out + column, out_stride, place, through, 0,
-          count);
+          w, own + column, own_stride, other + column, panel.width, dots, first, out + column, out_stride, place,
+          through, 0, count);
     };
     const auto with_sum = [&](auto is_far) { out ? run(std::true_type{}, is_far) : run(std::false_type{}, is_far); };
-    if (L == LANES<T> && far) with_sum(std::true_type{}); else with_sum(std::false_type{});
+    if (L == LANES<T> && far) with_sum(std::true_type{});
+    else with_sum(std::false_type{});
   });
 }
 
@@ -172,7 +176,8 @@ void take_up(const Layer &layer, const Strided &dy, const Strided &y, const Pane
     const int64_t units = std::min(STRIP, to - unit);
     S *const out = dz + unit * width;
     const auto rows_of = [&](const Strided &m, S *packed) {  // where they are, or packed
-      if (is_packed(m, panel)) return Strided{static_cast<S *>(m.data) + unit * m.by_feature + panel.first, 1, m.by_feature};
+      if (is_packed(m, panel))
+        return Strided{static_cast<S *>(m.data) + unit * m.by_feature + panel.first, 1, m.by_feature};
       pack<S>(m, panel, unit, unit + units, packed);
       return Strided{packed, 1, width};
     };
@@ -184,7 +189,8 @@ void take_up(const Layer &layer, const Strided &dy, const Strided &y, const Pane
         if (u + 16 < units) prefetch(row + 16 * in.by_feature, L);
         Vec<T, L> v = load<T, L>(row);
         if (layer.relu)
-          v = load<T, L>(static_cast<const S *>(output.data) + u * output.by_feature + column) <= 0 ? Vec<T, L>{} : v * scale;
+          v = load<T, L>(static_cast<const S *>(output.data) + u * output.by_feature + column) <= 0 ? Vec<T, L>{}
+                                                                                                    : v * scale;
         store<T, L>(out + u * width + column, v);
         if (sums) {
           const T sum = total<T, L>(v);
@@ -228,7 +234,8 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
     const Member me(thread, all, groups);
     const auto wait = [&] { meetings[me.team].wait(me.members); };
     const auto work = [&] {
-      const int64_t begin = first_panel(groups * me.team / me.teams), end = first_panel(groups * (me.team + 1) / me.teams);
+      const int64_t begin = first_panel(groups * me.team / me.teams),
+                    end = first_panel(groups * (me.team + 1) / me.teams);
       const int64_t before = panels[begin].at, width = panels[end - 1].at + panels[end - 1].width - before;
       S *delta = deltas + 2 * most * before, *next = delta + most * width;
       T *const values = ordered + me.team * most_nonzeros;
@@ -242,7 +249,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
         const int64_t rows = last.index.w.rows;
         T *its_sums = gradients[number - 1].bias ? parts + group_of(p) * sums + at : nullptr;
         take_up<T, S>(last, dy, y, panels[p], me.from(rows), me.to(rows), strip, delta + (panels[p].at - before) * rows,
-                   its_sums, begins(p));
+                      its_sums, begins(p));
       }
       for (int64_t i = number - 1; i >= 0; --i) {
         const Layer &layer = layers[i];
@@ -253,7 +260,8 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
         const int64_t from = share(indptr, by.rows, me.member, me.members);
         const int64_t to = share(indptr, by.rows, me.member + 1, me.members);
         if (with_input(i))  // each thread those that it reads itself
-          for (int64_t k = indptr[from]; k < int64_t(indptr[to]); ++k) values[k] = static_cast<const T *>(layer.values)[perm[k]];
+          for (int64_t k = indptr[from]; k < int64_t(indptr[to]); ++k)
+            values[k] = static_cast<const T *>(layer.values)[perm[k]];
         if (i > 0) activations -= cols * panels.padded();
         wait();
         for (int64_t p = begin; p < end; ++p) {
@@ -272,8 +280,8 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
           const auto run = [&](int64_t first, int64_t count, S *out, int64_t out_stride, const Through<T> &through) {
             const Rows<T, I> w = rows_from<T, I>(by, values, first);
             if (with_input(i))
-              backward_part<T, I>(w, panel, far, input + first * stride, stride, d, part + at, begins(p), out, out_stride,
-                                  through, count);
+              backward_part<T, I>(w, panel, far, input + first * stride, stride, d, part + at, begins(p), out,
+                                  out_stride, through, count);
             else
               backward_part<T, I>(w, panel, far, d + first * panel.width, panel.width, input, part + at, begins(p), out,
                                   out_stride, through, count);
@@ -283,14 +291,17 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
           } else if (i > 0) {
             const Layer &previous = layers[i - 1];
             T *its_sums = gradients[i - 1].bias ? part + at - cols + from : nullptr;
-            T *const out = next + (panel.at - before) * cols + from * panel.width;
+            S *const out = next + (panel.at - before) * cols + from * panel.width;
             const bool padded = panel.count < panel.width && !previous.relu;  // zero times an infinite value is NaN
             run(from, to - from, out, panel.width,
                 {previous.relu, Drop<T>(previous.drop, previous.seed, 0).scale, padded ? nullptr : its_sums});
             for (int64_t c = 0; padded && c < to - from; ++c) {
-              T *const row = out + c * panel.width;
-              std::fill(row + panel.count, row + panel.width, T(0));
-              if (its_sums) its_sums[c] = std::accumulate(row, row + panel.count, begins(p) ? T(0) : its_sums[c]);
+              S *const row = out + c * panel.width;
+              std::fill(row + panel.count, row + panel.width, S{});
+              if (!its_sums) continue;
+              T sum = begins(p) ? T(0) : its_sums[c];
+              for (int64_t b = 0; b < panel.count; ++b) sum += load<T, 1>(row + b);
+              its_sums[c] = sum;
             }
           } else if (is_packed(dx, panel)) {
             run(from, to - from, static_cast<S *>(dx.data) + from * dx.by_feature + panel.first, dx.by_feature, {});
@@ -338,7 +349,8 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
 
 int64_t kept_numbers(Number stored, const std::vector<Layer> &layers, int64_t batch) {
   int64_t padded = 0, units = 0;
-  with_storage(stored, [&](auto, auto s) { padded = Panels(batch, panel_width<decltype(s)>(widest(layers))).padded(); });
+  with_storage(stored,
+               [&](auto, auto s) { padded = Panels(batch, panel_width<decltype(s)>(widest(layers))).padded(); });
   for (size_t i = 0; i + 1 < layers.size(); ++i) units += layers[i].index.w.rows;
   return units * padded;
 }
@@ -348,8 +360,8 @@ void chain(Number stored, const std::vector<Layer> &layers, int64_t batch, Strid
     forward_<decltype(t), S, decltype(index)>(layers, batch, x, y, static_cast<S *>(kept));
   });
 }
-void chain_backward(Number stored, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y,
-                    Strided dy, Strided dx, const std::vector<Gradients> &gradients) {
+void chain_backward(Number stored, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept,
+                    Strided y, Strided dy, Strided dx, const std::vector<Gradients> &gradients) {
   with_storage(stored, layers[0].index.w.wide, [&](auto t, auto s, auto index) {
     typedef decltype(s) S;
     backward_<decltype(t), S, decltype(index)>(layers, batch, x, static_cast<const S *>(kept), y, dy, dx, gradients);

@@ -25,10 +25,14 @@ inline void with_types(bool f64, bool wide, Body body) {
 template <class Body>
 inline void with_storage(Number stored, Body body) {
   switch (stored) {
-    case FLOAT: return body(float(), float());
-    case DOUBLE: return body(double(), double());
-    case BFLOAT16: return body(float(), bfloat16());
-    case FLOAT16: return body(float(), float16());
+    case FLOAT:
+      return body(float(), float());
+    case DOUBLE:
+      return body(double(), double());
+    case BFLOAT16:
+      return body(float(), bfloat16());
+    case FLOAT16:
+      return body(float(), float16());
   }
   throw std::invalid_argument("kernels: no such type of numbers");
 }

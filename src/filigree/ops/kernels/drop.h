@@ -9,10 +9,8 @@ namespace {
 // v * scale where the number is at least the threshold, else 0
 template <class T, int L>
 inline Vec<T, L> kept(Vec<T, L> v, Vec<uint32_t, L> number, uint32_t threshold, T scale) {
-  if constexpr (L == 1 || sizeof(T) == 4)
-    return number >= threshold ? v * scale : Vec<T, L>{};
-  else
-    return __builtin_convertvector(number >= threshold, Vec<int64_t, L>) ? v * scale : Vec<T, L>{};
+  if constexpr (L == 1 || sizeof(T) == 4) return number >= threshold ? v * scale : Vec<T, L>{};
+  else return __builtin_convertvector(number >= threshold, Vec<int64_t, L>) ? v * scale : Vec<T, L>{};
 }
 
 // The random numbers of elements at, at + 1, ...

@@ -28,8 +28,8 @@ struct Index {
   const void *place;
 };
 
-// A sparse layer y = W x (+ bias), then ReLU, then dropout with probability `drop`, whose numbers are `seed`'s; and where
-// its gradients go, `bias` may be null.
+// A sparse layer y = W x (+ bias), then ReLU, then dropout with probability `drop`, whose numbers are `seed`'s; and
+// where its gradients go, `bias` may be null.
 struct Layer {
   Index index;
   const void *values, *bias;

@@ -10,12 +10,13 @@ KERNEL(void, sddmm, (bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, in
 // order of that pattern, as `ordered` values are, dvalues as sddmm
 KERNEL(void, backward,
        (bool f64, Pattern wt, const void *ordered, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch))
-// sparse layers one after another, activations and their gradients of type `s`; `kept` receives what chain_backward needs of the layers between, unless null
+// sparse layers one after another, activations and their gradients of type `s`; `kept` receives what chain_backward
+// needs of the layers between, unless null
 KERNEL(void, chain, (Number s, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept))
 // how many numbers those are
 KERNEL(int64_t, kept_numbers, (Number s, const std::vector<Layer> &layers, int64_t batch))
-// gradients of the layers, and dx unless null, from their input x, the output y of the last one (where it has a ReLU) and
-// its gradient dy
+// gradients of the layers, and dx unless null, from their input x, the output y of the last one (where it has a ReLU)
+// and its gradient dy
 KERNEL(void, chain_backward,
        (Number s, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept, Strided y, Strided dy,
         Strided dx, const std::vector<Gradients> &gradients))

@@ -1,6 +1,6 @@
 // The two inner loops of all sparse products: `multiply_rows` (y = W x) and `backward_rows` (a dot product for each
-// nonzero and, in the same pass, the other factor's gradient). Every nonzero is a fused multiply-add over the vectors of
-// one block of the batch.
+// nonzero and, in the same pass, the other factor's gradient). Every nonzero is a fused multiply-add over the vectors
+// of one block of the batch.
 #pragma once
 #include "drop.h"
 #include "storage.h"
@@ -44,10 +44,12 @@ inline void prefetch(const T *row, int64_t numbers) {
 }
 constexpr int AHEAD = 8;  // nonzeros between a prefetch and its use
 
-// How many nonzeros are summed apart from one another, so that no adder waits for another sum. One where the order of the
-// sum must not depend on the block.
+// How many nonzeros are summed apart from one another, so that no adder waits for another sum. One where the order of
+// the sum must not depend on the block.
 template <int NV>
-constexpr int APART = NV >= 8 ? 1 : NV >= 3 ? 2 : 4;
+constexpr int APART = NV >= 8   ? 1
+                      : NV >= 3 ? 2
+                                : 4;
 
 // y[r] = sum_k value[k] x[column[k]] for rows [from, to); x and y are of S, T or shorter.
 template <class T, class I, int L, int NV, bool ORDERED = false, bool FAR = false, class S>
@@ -91,14 +93,12 @@ void multiply_rows(const Rows<T, I> &w, const S *x, int64_t x_stride, S *y, int6
 // The sum of a vector's numbers.
 template <class T, int L>
 inline T total(Vec<T, L> v) {
-  if constexpr (L == 1)
-    return v;
-  else
-    return total<T, L / 2>(halves<T, L>(v, Range<L / 2>{}));
+  if constexpr (L == 1) return v;
+  else return total<T, L / 2>(halves<T, L>(v, Range<L / 2>{}));
 }
 
-// What becomes of a row of the gradient: zero where the row's own numbers, an activation's output, are not positive, and
-// times `scale`, where that activation was ReLU (with dropout); its sum goes to `sums`, unless null.
+// What becomes of a row of the gradient: zero where the row's own numbers, an activation's output, are not positive,
+// and times `scale`, where that activation was ReLU (with dropout); its sum goes to `sums`, unless null.
 template <class T>
 struct Through {
   bool relu = false;
@@ -129,7 +129,8 @@ void backward_rows(const Rows<T, I> &w, const S *own, int64_t own_stride, const 
 #pragma GCC unroll 4
       for (int g = 0; g < N; ++g) {
         const S *row = other + int64_t(indices[k + g]) * other_stride;
-        if constexpr (FAR) prefetch(other + int64_t(indices[k + g + AHEAD < end ? k + g + AHEAD : k + g]) * other_stride, NV * L);
+        if constexpr (FAR)
+          prefetch(other + int64_t(indices[k + g + AHEAD < end ? k + g + AHEAD : k + g]) * other_stride, NV * L);
         const T value = SUM ? values[k + g] : T(0);
 #pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) {

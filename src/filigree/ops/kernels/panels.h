@@ -1,6 +1,6 @@
-// Panels: the batch cut into a few samples at a time. A panel holds its samples' numbers unit by unit, in rows of `width`
-// contiguous numbers, one or two pairs of cache lines each. What a sparse product reads at random then stays in a core's
-// own level-2 cache, whatever the batch and the memory order of the tensors. Rows are padded with zeros.
+// Panels: the batch cut into a few samples at a time. A panel holds its samples' numbers unit by unit, in rows of
+// `width` contiguous numbers, one or two pairs of cache lines each. What a sparse product reads at random then stays in
+// a core's own level-2 cache, whatever the batch and the memory order of the tensors. Rows are padded with zeros.
 #pragma once
 #include "caches.h"
 #include "loops.h"
@@ -11,8 +11,8 @@ namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
 
-// The widest panels that a product uses which reads `units` numbers of each sample: 256 bytes a row where vectors are as
-// wide as a cache line and a panel fills at most half of the level-2 cache, else 128 bytes.
+// The widest panels that a product uses which reads `units` numbers of each sample: 256 bytes a row where vectors are
+// as wide as a cache line and a panel fills at most half of the level-2 cache, else 128 bytes.
 template <class T>
 inline int64_t panel_width(int64_t units) {
   const bool fits = units * 256 <= level2_bytes() / 2;
@@ -41,9 +41,7 @@ class Panels {
   }
   int64_t count() const { return full + pieces; }
   int64_t padded() const { return pieces ? tail[pieces - 1].at + tail[pieces - 1].width : full * wide; }
-  Panel operator[](int64_t i) const {
-    return i < full ? Panel{i * wide, wide, wide, i * wide} : tail[i - full];
-  }
+  Panel operator[](int64_t i) const { return i < full ? Panel{i * wide, wide, wide, i * wide} : tail[i - full]; }
 
  private:
   int64_t wide, full, pieces;
@@ -51,9 +49,7 @@ class Panels {
 };
 
 // Whether a panel of `m` is already in rows of `width` contiguous numbers.
-inline bool is_packed(const Strided &m, const Panel &panel) {
-  return m.by_sample == 1 && panel.count == panel.width;
-}
+inline bool is_packed(const Strided &m, const Panel &panel) { return m.by_sample == 1 && panel.count == panel.width; }
 
 // call(lanes, vectors, column) for the blocks of a panel's rows, each of at most MOST vectors.
 template <class T, int MOST, int L = LANES<T>, int NV = MOST, class Call>
@@ -84,8 +80,7 @@ void pack(const Strided &m, const Panel &panel, int64_t from, int64_t to, T *out
     });
     return;
   }
-  if (m.by_sample != 1 && m.by_feature == 1)
-    transpose_rows(in, m.by_sample, out, width, count, 0, units);
+  if (m.by_sample != 1 && m.by_feature == 1) transpose_rows(in, m.by_sample, out, width, count, 0, units);
   else
     for (int64_t u = 0; u < units; ++u)
       for (int64_t i = 0; i < count; ++i) out[u * width + i] = in[u * m.by_feature + i * m.by_sample];
@@ -98,8 +93,7 @@ template <class T, std::enable_if_t<!is_short<T>, int> = 0>
 void unpack(const T *in, const Panel &panel, int64_t from, int64_t to, const Strided &m) {
   T *out = static_cast<T *>(m.data) + panel.first * m.by_sample + from * m.by_feature;
   const int64_t units = to - from, width = panel.width, count = panel.count;
-  if (m.by_sample != 1 && m.by_feature == 1)
-    return transpose_rows(in, width, out, m.by_sample, units, 0, count);
+  if (m.by_sample != 1 && m.by_feature == 1) return transpose_rows(in, width, out, m.by_sample, units, 0, count);
   for (int64_t u = 0; u < units; ++u)
     for (int64_t i = 0; i < count; ++i) out[u * m.by_feature + i * m.by_sample] = in[u * width + i];
 }

@@ -1,5 +1,5 @@
-// Products with sparse matrices on feature-major matrices as they lie, without panels: where rows are long, or read only a
-// few times.
+// Products with sparse matrices on feature-major matrices as they lie, without panels: where rows are long, or read
+// only a few times.
 //
 // A batch is cut into blocks of at most NV vectors, held in registers while a row's nonzeros stream by. A last, partial
 // vector is moved back so that it ends with the batch: it overlaps its neighbour, computes the same numbers twice, and

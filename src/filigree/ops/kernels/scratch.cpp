@@ -22,7 +22,7 @@ void *scratch_bytes(int which, size_t bytes) {
   Block &block = blocks[which];
   if (!block.memory || block.bytes < bytes) {
     block.bytes = 0;
-    block.memory.reset();  // before the new one is taken: both together may be too much
+    block.memory.reset();                                  // before the new one is taken: both together may be too much
     const size_t page = bytes < LARGE ? LINE : HUGE_PAGE;  // with small pages each random read costs a page walk
     const size_t size = (bytes / page + 1) * page;
     if (size < bytes) throw std::bad_alloc();
