@@ -60,6 +60,8 @@ SPEEDS = [  # what is measured, the suite whose record holds it, how to find the
     ("784-1000-1000-1000-10", "training_step", {"network": "3 x 1000", "contestant": "filigree"}),
     ("784-4000-1000-4000-10", "training_step", {"network": "4000-1000-4000", "contestant": "filigree"}),
     ("784-4000-4000-4000-4000-10", "training_step", {"network": "4 x 4000", "contestant": "filigree"}),
+    ("GPT of 40 million parameters, attention 70% and feed-forward 90% sparse, 8 x 128 tokens", "gpt",
+     {"contestant": "filigree"}),
     ("3x3 convolution, 64 channels at 32 x 32, 95% sparse, batch 64", "conv",
      {"channels": 64, "batch": 64, "contestant": "filigree"}),
     ("residual network, 3x3 convolutions 95% sparse, batch 64", "conv",
@@ -78,16 +80,33 @@ SPEEDS = [  # what is measured, the suite whose record holds it, how to find the
 
 
 def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
-    """Milliseconds of dense torch and of filigree in one run, their ratio, and the ratio to the best peer if any."""
-    lines = [_line("", "dense torch", "filigree", "times dense", "times the best peer"), "|---|---|---|---|---|"]
+    """Milliseconds of dense torch and of filigree in one run, their ratio, and the ratio to the best peer if any.
+
+    The last two columns are the same ratios with the kernels of AVX2, where there is a record of them.
+    """
+    heads = "", "dense torch", "filigree", "times dense", "times the best peer", "AVX2: times dense", "times the best peer"
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
     for what, suite, key in rows:
-        records = json.loads((ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-avx512.json").read_text())["rows"]
-        row = next(r for r in records if key.items() <= r.items())
-        times = row["times_dense"] if "times_dense" in row else 1 / row["times_torch"]
-        peers = [r for r in records if r.get("contestant") == "SparseProp" and _setting(r) == _setting(row)]
-        peer = row.get("times_best_peer") or (peers[0]["ms"] / row["ms"] if peers else None)
-        lines.append(_line(what, f"{_ms(row['ms'] * times)} ms", f"{_ms(row['ms'])} ms", _ms(times), _ms(peer)))
+        found = {isa: _speed(suite, isa, key) for isa in ("avx512", "avx2")}
+        if found["avx512"] is None:
+            continue
+        row, times, peer = found["avx512"]
+        _, times_avx2, peer_avx2 = found["avx2"] or (None, None, None)
+        shown = _ms(times), _ms(peer), _ms(times_avx2), _ms(peer_avx2)
+        lines.append(_line(what, f"{_ms(row['ms'] * times)} ms", f"{_ms(row['ms'])} ms", *shown))
     return "\n".join(lines)
+
+
+def _speed(suite: str, isa: str, key: dict[str, Any]) -> tuple[dict[str, Any], float, float | None] | None:
+    """The row of a record, its time as dense torch's over ours, and as the best peer's; None where there is no record."""
+    file = ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-{isa}.json"
+    records = json.loads(file.read_text())["rows"] if file.is_file() else []
+    row = next((r for r in records if key.items() <= r.items()), None)
+    if row is None:
+        return None
+    times = row["times_dense"] if "times_dense" in row else 1 / row["times_torch"]
+    peers = [r for r in records if r.get("contestant") == "SparseProp" and _setting(r) == _setting(row)]
+    return row, times, row.get("times_best_peer") or (peers[0]["ms"] / row["ms"] if peers else None)
 
 
 def genes() -> str:
@@ -119,9 +138,30 @@ def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def crossovers() -> str:
+    """Of a transformer's layers, by rows of the batch: times dense at 90% and 70% sparsity, and where sparse begins to win."""
+    heads = "layer", "rows", "90% sparse: times dense", "70%: times dense", "faster than dense from"
+    lines = [_line(*heads, "AVX2: 90%", "70%", "from"), "|---" * 8 + "|"]
+    records = {
+        isa: json.loads(file.read_text())["rows"]
+        for isa in ("avx512", "avx2")
+        if (file := ROOT / "benchmarks" / "results" / f"wide_batches-amd-epyc-{isa}.json").is_file()
+    }
+    for layer, rows in dict.fromkeys((r["layer"], r["rows"]) for r in records.get("avx512", [])):
+        cells: list[str] = []
+        for isa in ("avx512", "avx2"):
+            mine = [r for r in records.get(isa, []) if (r["layer"], r["rows"]) == (layer, rows)]
+            times = [next((_ms(r["times_dense"]) for r in mine if r.get("sparsity") == s), "") for s in (0.9, 0.7)]
+            crossing = next((r["crossover"] for r in mine if "crossover" in r), "")
+            cells += [*times, crossing if isinstance(crossing, str) else f"{crossing:.0%}"]
+        lines.append(_line(layer, str(rows), *cells))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
+    "crossovers": crossovers,
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},
