@@ -67,10 +67,11 @@ class _Chain:
             links.append(Link(module.full_pattern(), own["weight"].view(-1), own["bias"]))
         elif kind is nn.ReLU and links and not links[-1].drop:
             links[-1] = links[-1]._replace(relu=True)
-        elif kind is FastDropout and links:  # torch's own draws its numbers otherwise
+        elif kind in (nn.Dropout, FastDropout):
             if module.training and module.p:
-                if not links[-1].relu or links[-1].drop or module.p >= 1:
-                    return False  # the backward pass tells by the output what was dropped
+                # torch's own draws its numbers otherwise; and the backward pass tells by the output what was dropped
+                if kind is nn.Dropout or not links or not links[-1].relu or links[-1].drop or module.p >= 1:
+                    return False
                 links[-1] = links[-1]._replace(drop=float(module.p))
         elif kind is not nn.Identity:
             return False
