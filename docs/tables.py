@@ -84,7 +84,7 @@ def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
 
     The last two columns are the same ratios with the kernels of AVX2, where there is a record of them.
     """
-    heads = "", "dense torch", "filigree", "times dense", "times the best peer", "AVX2: times dense", "times the best peer"
+    heads = "", "dense torch", "filigree", "times dense", "times the best peer", "AVX2: times dense", "the best peer"
     lines = [_line(*heads), "|---" * len(heads) + "|"]
     for what, suite, key in rows:
         found = {isa: _speed(suite, isa, key) for isa in ("avx512", "avx2")}
@@ -98,7 +98,7 @@ def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
 
 
 def _speed(suite: str, isa: str, key: dict[str, Any]) -> tuple[dict[str, Any], float, float | None] | None:
-    """The row of a record, its time as dense torch's over ours, and as the best peer's; None where there is no record."""
+    """The row of a record, dense torch's time over ours, and the best peer's; None where there is no record."""
     file = ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-{isa}.json"
     records = json.loads(file.read_text())["rows"] if file.is_file() else []
     row = next((r for r in records if key.items() <= r.items()), None)
@@ -139,7 +139,7 @@ def _line(*cells: str) -> str:
 
 
 def crossovers() -> str:
-    """Of a transformer's layers, by rows of the batch: times dense at 90% and 70% sparsity, and where sparse begins to win."""
+    """A transformer's layers by rows of the batch: times dense at 90% and 70%, and from where on sparse is faster."""
     heads = "layer", "rows", "90% sparse: times dense", "70%: times dense", "faster than dense from"
     lines = [_line(*heads, "AVX2: 90%", "70%", "from"), "|---" * 8 + "|"]
     records = {
@@ -153,7 +153,7 @@ def crossovers() -> str:
             mine = [r for r in records.get(isa, []) if (r["layer"], r["rows"]) == (layer, rows)]
             times = [next((_ms(r["times_dense"]) for r in mine if r.get("sparsity") == s), "") for s in (0.9, 0.7)]
             crossing = next((r["crossover"] for r in mine if "crossover" in r), "")
-            cells += [*times, crossing if isinstance(crossing, str) else f"{crossing:.0%}"]
+            cells += [*times, "below 50%" if crossing == "below 0.5" else f"{crossing:.0%}" if crossing else ""]
         lines.append(_line(layer, str(rows), *cells))
     return "\n".join(lines)
 
