@@ -87,11 +87,11 @@ def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
     heads = "", "dense torch", "filigree", "times dense", "times the best peer", "AVX2: times dense", "the best peer"
     lines = [_line(*heads), "|---" * len(heads) + "|"]
     for what, suite, key in rows:
-        found = {isa: _speed(suite, isa, key) for isa in ("avx512", "avx2")}
-        if found["avx512"] is None:
+        speed_by_isa = {isa: _speed(suite, isa, key) for isa in ("avx512", "avx2")}
+        if speed_by_isa["avx512"] is None:
             continue
-        row, times, peer = found["avx512"]
-        _, times_avx2, peer_avx2 = found["avx2"] or (None, None, None)
+        row, times, peer = speed_by_isa["avx512"]
+        _, times_avx2, peer_avx2 = speed_by_isa["avx2"] or (None, None, None)
         shown = _ms(times), _ms(peer), _ms(times_avx2), _ms(peer_avx2)
         lines.append(_line(what, f"{_ms(row['ms'] * times)} ms", f"{_ms(row['ms'])} ms", *shown))
     return "\n".join(lines)
