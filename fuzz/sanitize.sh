@@ -14,8 +14,8 @@ case $kind in
 esac
 [ "$(uname -m)" = x86_64 ] || isas="portable neon"
 common="-std=c++17 -fPIC -fvisibility=hidden -O1 -g1 -w -fno-omit-frame-pointer $flags"
-declare -A own=([portable]="" [neon]="" [avx2]="-mavx2 -mfma"
-                [avx512]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512")
+declare -A own=([portable]="" [neon]="" [avx2]="-mavx2 -mfma -mf16c"
+                [avx512]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512")
 compile() {  # object, source, flags: only what has changed
   if [ ! "$1" -nt "$2" ] || [ -n "$(find "$kernels" -name '*.h' -newer "$1" -print -quit 2>/dev/null)" ]; then
     echo "compiling $(basename "$1")"
@@ -35,7 +35,7 @@ nanobind=$("$python" -c 'import nanobind; print(nanobind.source_dir() + "/..")')
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
 compile "$build/nanobind.o" "$nanobind/src/nb_combined.cpp" -fno-strict-aliasing "-I$nanobind/include" \
   "-I$nanobind/ext/robin_map/include" "-I$include"
-compile "$build/scratch.o" "$kernels/scratch.cpp"
+for source in caches scratch; do compile "$build/$source.o" "$kernels/$source.cpp"; done
 compile "$build/bindings.o" "$kernels/bindings.cpp" "-I$nanobind/include" "-I$include" $have
 if [ "$kind" = thread ]; then compile "$build/teams.o" "$root/fuzz/teams.cpp"; fi
 g++ -shared $flags "$build"/*.o -o "$build/_kernels.so"
