@@ -28,12 +28,12 @@ def build(folder):
         pytest.skip(f"reference.cpp has no intrinsics for '{isa}'")
     if compiler is None:
         pytest.skip("no C++ compiler: reference.cpp cannot be compiled")
-    source, made = Path(__file__).with_name("reference.cpp"), Path(folder) / "reference.o"
+    source, compiled = Path(__file__).with_name("reference.cpp"), Path(folder) / "reference.o"
     options = ["-O3", "-std=c++17", "-fopenmp", "-fPIC", *FLAGS[isa].split()]
-    subprocess.run([compiler, *options, "-c", source, "-o", made], check=True)
+    subprocess.run([compiler, *options, "-c", source, "-o", compiled], check=True)
     undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-    subprocess.run([compiler, "-shared", *undefined, made, "-o", made.with_suffix(".so")], check=True)
-    return ctypes.CDLL(str(made.with_suffix(".so")))
+    subprocess.run([compiler, "-shared", *undefined, compiled, "-o", compiled.with_suffix(".so")], check=True)
+    return ctypes.CDLL(str(compiled.with_suffix(".so")))
 
 
 def contestants(library, layer, x, dy):

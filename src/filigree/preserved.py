@@ -126,7 +126,7 @@ class Preserved:
             now = _module(model, name)
             if now is not None and id(now) not in self._training:
                 _take_hooks(now, before)
-            elif any(vars(before)[key] for key in _HOOKS):
+            elif has_hooks(before):
                 lost.append(name)
             ids = {key for kind in _STATE_HOOKS for key in vars(before)[kind]}
             if ids - {key for kind in _STATE_HOOKS for key in (vars(now)[kind] if now is not None else ())}:

@@ -26,7 +26,7 @@ class SparseSequential(nn.Sequential):
     threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters, `state_dict`,
     rewiring, slices. Wherever a module has hooks or is of another kind (as `nn.Dropout`, which `fg.Dropout()`
     converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, autocast, transforms
-    of `torch.func`, on tensors of other devices and where some module's input does not fit.
+    of `torch.func`, on tensors of other devices and where the input does not fit.
 
     `convert_` with `Sparse` makes this of every plain `nn.Sequential` that holds a sparse layer. Dense equivalent:
     `nn.Sequential`, to whose results these are equal up to the rounding of sums.
