@@ -128,6 +128,49 @@ def test_finished_and_unfinished_work_is_kept(tmp_path, monkeypatch, capsys):
     assert (code, "SET-0 (unfinished)" in err) == (2, True)
 
 
+def test_predict_and_show(tmp_path, monkeypatch, capsys):
+    """A model of an own file is enough: it knows columns, their scaling and the classes' names."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{i % 7},{'dog' if i % 2 else 'cat'},{10 * (i % 2) + i % 3}" for i in range(60)]
+    Path("pets.csv").write_text("\n".join(["age,kind,weight", *rows]) + "\n")
+    train = "train", "demo", "--data", "pets.csv", "--target", "kind", "--method", "SET", "--out", "r", *SMALL
+    code, out, err = call(monkeypatch, capsys, *train, "--set", "training.epochs=8")
+    assert code == 0, err
+    assert "filigree show r/SET-0" in out
+    code, out, err = call(monkeypatch, capsys, "predict", "r/SET-0", "pets.csv", "-o", "out.csv")
+    assert code == 0, err
+    assert "accuracy 100.00%: 60 of 60 rows with a label" in out
+    written = Path("out.csv").read_text().splitlines()
+    assert written[0] == "row,kind,prediction,p(cat),p(dog)"
+    assert written[1].startswith("1,cat,cat,")
+    Path("new.csv").write_text("weight;age\n11,5;2\n0;3\n")
+    code, out, err = call(monkeypatch, capsys, "predict", "r/SET-0/model.safetensors", "new.csv")
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [["1", "dog"], ["2", "cat"]], err
+    assert "accuracy" not in out
+    code, out, err = call(monkeypatch, capsys, "show", "r/SET-0")
+    assert code == 0, err
+    for said in (
+        "method SET, seed 0, 8 epochs",
+        "reads 2 features: age, weight",
+        "says kind: cat, dog",
+        "Linear(60, 2)",
+    ):
+        assert said in out
+    assert "bytes on disk" in out
+
+
+def test_predict_needs_a_model_that_knows_its_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fg.save(fg.models.mlp([3, 4, 2]), "m.safetensors")
+    Path("new.csv").write_text("1,2,3\n")
+    code, _, err = call(monkeypatch, capsys, "predict", "m.safetensors", "new.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the model does not know its data" in err
+    code, _, err = call(monkeypatch, capsys, "predict", "m.safetensors", "digits")
+    assert code == 2
+    assert call(monkeypatch, capsys, "show", "m.safetensors")[0] == 0
+
+
 def test_out_is_a_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import re
 
 import numpy as np
 import pytest
@@ -193,3 +194,62 @@ def test_a_packed_table_costs_what_its_file_does(tmp_path):
     (tmp_path / "own.csv.gz").write_bytes(gzip.compress(b"1" * (80 << 20)))
     with pytest.raises(ValueError, match="a line of more than"):
         read_csv(tmp_path / "own.csv.gz")
+
+
+# -- rows for a model --------------------------------------------------------------------------------------------------
+
+KNOWN = fg.data.Preprocessing([3.0, 5.0], [2.0, 1.0], ("age", "weight"), ("cat", "dog"), "kind")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("age,kind,weight\n1,cat,2.5\n3,dog,4\n", ["cat", "dog"]),
+        ("weight;id;age\n2,5;a;1\n4;b;3\n", None),  # another order, a column more, decimal commas, no label
+        ("1,2.5\n3,4\n", None),
+        ("1\t2.5\tcat\n3\t4\t\n", ["cat", ""]),
+    ],
+    ids=["as trained", "another order", "no names", "no names, labels"],
+)
+def test_rows_for_a_model(tmp_path, text, labels):
+    (tmp_path / "new.csv").write_text(text)
+    rows = fg.data.read_rows(tmp_path / "new.csv", KNOWN)
+    assert rows.x.tolist() == [[1, 2.5], [3, 4]]
+    assert (rows.labels, rows.numbers) == (labels, [1, 2])
+    assert KNOWN(rows.x).tolist() == [[-1, -2.5], [0, -1]]
+
+
+def test_rows_for_a_model_of_arrays(tmp_path):
+    x = np.array([[1, 2.5], [3, 4]])
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "xy.npz", X=x, Y=["dog", "cat"])
+    assert fg.data.read_rows(tmp_path / "x.npz", KNOWN).labels is None
+    assert fg.data.read_rows(tmp_path / "xy.npz", KNOWN).labels == ["dog", "cat"]
+    assert fg.data.read_rows(tmp_path / "xy.npz", KNOWN).x.tolist() == x.tolist()
+
+
+def test_rows_that_lack_values(tmp_path):
+    (tmp_path / "new.csv").write_text("age,weight\n1,\n3,4\n")
+    rows = fg.data.read_rows(tmp_path / "new.csv", KNOWN, missing="drop")
+    assert (rows.x.tolist(), rows.numbers) == ([[3, 4]], [2])
+    assert rows.notes == ("1 of 2 rows are left out, as values are missing there: weight 1",)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("age,wight\n1,2\n", {}, "the model reads columns that it lacks: weight. Did you mean that wight is weight?"),
+        ("1,2,3,4\n", {}, "the model reads 2 columns, age, weight. It has 4"),
+        ("age,weight\n1,heavy\n", {}, "a column holds text, dates or the like where the model reads numbers: weight"),
+        ("age,weight\n1,\n3,4\n", {}, "values are missing in 1 of 2 rows: weight 1"),
+        ("age,weight\n1,\n", {"missing": "drop"}, "values are missing in all 1 rows"),
+        ("age,weight\n1,2\n", {"target": "knd"}, "target: there is no column 'knd'"),
+        ("age,weight\n1,2\n", {"missing": "mean"}, "missing must be one of 'refuse', 'drop'"),
+        ("age,weight\n", {}, "it holds no rows below its header"),
+    ],
+)
+def test_rows_that_no_model_reads(tmp_path, text, options, message):
+    (tmp_path / "new.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        fg.data.read_rows(tmp_path / "new.csv", KNOWN, **options)
+    assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from filigree.cli import analyze, compare, compress, demo, export, list_command, report, sweep, train
+from filigree.cli import analyze, compare, compress, demo, export, list_command, predict, report, show, sweep, train
 from filigree.cli.exits import State, run
 from filigree.cli.missing import add_missing
 from filigree.extensions import add_commands
@@ -51,6 +51,8 @@ def build() -> typer.Typer:
     app.command("list")(list_command.list_)
     app.command("train")(train.train)
     app.command("sweep")(sweep.sweep)
+    app.command("predict")(predict.predict)
+    app.command("show")(show.show)
     app.command("compress")(compress.compress)
     app.command("export")(export.export_)
     app.command("compare")(compare.compare)

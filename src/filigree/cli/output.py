@@ -74,7 +74,7 @@ def run_recipe(
     show(records, json)
     for note in dict.fromkeys(note for record in records for note in record["notes"] if note not in facts.notes):
         out.print(f"[dim]- {escape(visible(note))}[/dim]")
-    tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree export {folders[-1]} -o model.onnx")
+    tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree show {folders[-1]}")
     if report:
         tell(f"report: {write_report(records, folder / 'report.html')}")
 

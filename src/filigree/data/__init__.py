@@ -5,6 +5,7 @@ from filigree.data.dataset import DataSet, Split, check
 from filigree.data.intervals import mean_interval, overlap, paired_interval
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.readers import SUFFIXES
+from filigree.data.rows import Rows, read_rows
 from filigree.data.sets import cross_validation, describe, load, names
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Augment",
     "DataSet",
     "Preprocessing",
+    "Rows",
     "Split",
     "check",
     "cross_validation",
@@ -21,4 +23,5 @@ __all__ = [
     "names",
     "overlap",
     "paired_interval",
+    "read_rows",
 ]

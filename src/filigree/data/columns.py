@@ -11,7 +11,7 @@ import numpy as np
 
 from filigree.config import clipped, listed
 from filigree.data.dialects import Row, as_point, has_header, names_rows
-from filigree.data.samples import MARKERS, Reading, Samples, is_number
+from filigree.data.samples import MARKERS, Reading, Samples, Wanted, is_number
 
 _LABELS = {"label", "labels", "target", "class", "y"}  # names of columns that hold a label
 
@@ -24,7 +24,7 @@ class Columns:
         self.delimiter, self.how = delimiter, how
         self.ends = all(row[-1] == "" for row in preview)  # each line ends with a delimiter
         rows = [row[:-1] for row in preview] if self.ends else preview
-        self.named = has_header(rows, delimiter, how.target)
+        self.named = _names_wanted(rows[0], how.wanted) or has_header(rows, delimiter, how.target)
         if self.ends and not self.named:  # then it is the label that is missing
             self.ends, rows = False, preview
         width = self.width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -33,12 +33,15 @@ class Columns:
             raise ValueError(f"its header has {len(header)} columns, its rows have {width}")
         self.unnamed = [i for i, name in enumerate(header) if self.named and _is_unnamed(name)]
         self.names = [" ".join(name.split()) or f"column {i + 1}" for i, name in enumerate(header)]
-        self.target = self._find(how.target, "target") if how.target is not None else self._last()
-        left_out = {self._find(name, "drop") for name in how.drop}
-        if self.target in left_out:
-            raise ValueError(f"drop names the label, {self.names[self.target]}")
-        self.unnamed = [i for i in self.unnamed if i not in left_out and i != self.target]
-        self.columns = [i for i in range(width) if i not in left_out and i != self.target]
+        if how.wanted is None:
+            self.target: int | None = self._find(how.target, "target") if how.target is not None else self._last()
+            left_out = {self._find(name, "drop") for name in how.drop}
+            if self.target in left_out:
+                raise ValueError(f"drop names the label, {self.names[self.target]}")
+            self.unnamed = [i for i in self.unnamed if i not in left_out and i != self.target]
+            self.columns = [i for i in range(width) if i not in left_out and i != self.target]
+        else:
+            self.columns, self.target, self.unnamed = *self._wanted(how.wanted), []
         self.rows = 0
         self.labels: list[str] = []
         self.texts: dict[int, list[str]] = {i: [] for i in self.unnamed}
@@ -65,6 +68,25 @@ class Columns:
             f"{argument}: there is no column {clipped(name)}. {hint}Its columns are {listed(self.names, 10)}"
         )
 
+    def _wanted(self, wanted: Wanted) -> tuple[list[int], int | None]:
+        """The columns that a model reads, in its order, and the label's, if there is one."""
+        target = self.names.index(wanted.label) if self.named and wanted.label in self.names else None
+        if self.how.target is not None:
+            target = self._find(self.how.target, "target")
+        if wanted.names and self.named:
+            if absent := [name for name in wanted.names if name not in self.names]:
+                close = difflib.get_close_matches(absent[0], self.names, n=1)
+                hint = f" Did you mean that {close[0]} is {absent[0]}?" if close else ""
+                raise ValueError(f"the model reads columns that it lacks: {listed(absent)}.{hint}")
+            return [self._find(name, "the model's columns") for name in wanted.names], target
+        if target is None and wanted.count is not None and self.width == wanted.count + 1:
+            target = self.width - 1
+        columns = [i for i in range(self.width) if i != target]
+        if wanted.count not in (None, len(columns)):
+            names = f", {listed(wanted.names, 10)}" if wanted.names else ""
+            raise ValueError(f"the model reads {wanted.count} columns{names}. It has {self.width}")
+        return columns, target
+
     def _last(self) -> int:
         others = [name for name in self.names[:-1] if name.lower() in _LABELS]
         if self.named and others and self.names[-1].lower() not in _LABELS:
@@ -80,7 +102,8 @@ class Columns:
         for number, row in enumerate(block, self.rows + 1):
             if len(row) != self.width and not (self.ends and len(row) == self.width + 1 and row[-1].strip() == ""):
                 raise ValueError(f"row {number} has {len(row)} columns where {self.width} were expected")
-        self.labels += [row[self.target].strip() for row in block]
+        if self.target is not None:
+            self.labels += [row[self.target].strip() for row in block]
         for i, column in self.texts.items():
             column += [row[i].strip() for row in block]
         numeric = [i for i in self.columns if i not in self.texts]
@@ -121,6 +144,17 @@ class Columns:
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
+    def rows_for_a_model(self, check: Callable[[int], None]) -> Samples:
+        """Rows of the model's columns in its order; labels are as they are written, and "" where there is none."""
+        if not self.rows:
+            raise ValueError("it holds no rows below its header")
+        self._refuse_text(self.columns)
+        labels = self.labels or [""] * self.rows
+        check(4 * max(map(len, labels)) * self.rows)
+        names = tuple(self.names[i] for i in self.columns) if self.named else ()
+        label = "" if self.target is None else self.names[self.target]
+        return Samples(np.concatenate(self.blocks), np.array(labels), names, label)
+
     def samples(self, check: Callable[[int], None]) -> Samples:
         if not self.rows:
             raise ValueError("it holds no rows below its header")
@@ -144,6 +178,7 @@ class Columns:
         self._refuse_text([i for i in numeric if i not in index])
         if not kept:
             raise ValueError("every row must hold numbers and a label. It holds no features")
+        assert self.target is not None
         longest = max(map(len, self.labels))
         check(4 * longest * self.rows)  # numpy pads all labels to the longest
         counts = self.markers | {self.names[self.target]: Counter(c for c in self.labels if c.lower() in MARKERS)}
@@ -167,6 +202,8 @@ class Columns:
             name = self.names[words[0]] if self.named else str(words[0] + 1)
             or_label = f" If {name} is the label: target={name!r} (--target)." if self.how.target is None else ""
             count = "a column holds" if len(words) == 1 else f"{len(words)} columns hold"
+            if self.how.wanted is not None:
+                raise ValueError(f"{count} text, dates or the like where the model reads numbers: {shown}")
             raise ValueError(
                 f"{count} text, dates or the like: {shown}. Put numbers in their place, or leave them out: "
                 f"drop=[{name!r}], on the command line --drop {name}.{or_label}"
@@ -175,6 +212,11 @@ class Columns:
             raise ValueError(
                 f"numbers are written with points and with commas, {self.points['.']} and {self.points[',']}"
             )
+
+
+def _names_wanted(first: Row, wanted: Wanted | None) -> bool:
+    """Whether a first row holds the name of a column that a model reads."""
+    return wanted is not None and any(" ".join(cell.split()) in wanted.names for cell in first)
 
 
 def _is_unnamed(name: str) -> bool:

@@ -63,8 +63,8 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_mat(path: Path, how: Reading = AS_IT_IS) -> Samples:
     """A MATLAB file (versions 5 to 7.2) with numbers `X` (samples x features) and `Y` (labels)."""
     try:
-        content = read_matrices(path, ("X", "Y"), check_unpacked)
-        samples = Samples.of(content["X"], content["Y"])
+        content = read_matrices(path, ("X",) if how.wanted else ("X", "Y"), check_unpacked)
+        samples = _unlabelled(content["X"]) if how.wanted else Samples.of(content["X"], content["Y"])
     except KeyError as error:
         raise ValueError(f"data: {path} must hold X and Y. {error} is missing.") from None
     except (OSError, ValueError, zlib.error) as error:
@@ -78,10 +78,14 @@ def read_npz(path: Path, how: Reading = AS_IT_IS) -> Samples:
         with zipfile.ZipFile(path) as archive:
             present = {entry.removesuffix(".npy") for entry in archive.namelist()}
             x, y = (name if name in present else name.upper() for name in ("x", "y"))
-            samples = Samples.of(npz_array(archive, x), npz_array(archive, y))
+            if how.wanted and y not in present:
+                samples = _unlabelled(npz_array(archive, x))
+            else:
+                samples = Samples.of(npz_array(archive, x), npz_array(archive, y))
     except KeyError:
+        wanted = "an array x" if how.wanted else "arrays x and y"
         raise ValueError(
-            f"data: {path} must hold arrays x and y. Got {listed(sorted(map(clipped, present))) or 'none'}."
+            f"data: {path} must hold {wanted}. Got {listed(sorted(map(clipped, present))) or 'none'}."
         ) from None
     except Exception as error:  # zipfile's reader fails in many ways on a damaged file
         raise ValueError(f"data: {path} is no .npz file that can be read ({_brief(error)}).") from None
@@ -148,8 +152,14 @@ def read_file(path: str | Path, how: Reading = AS_IT_IS) -> Samples:
     return reader(path, how)
 
 
+def _unlabelled(x: np.ndarray) -> Samples:
+    return Samples.of(x, np.full(len(x) if x.ndim else 0, ""))
+
+
 def _of_arrays(path: Path, samples: Samples, how: Reading) -> Samples:
     """The samples of a file that names no columns, without rows that lack values."""
+    if how.wanted is not None:
+        return samples
     if given := [name for name, value in (("target", how.target), ("drop", how.drop)) if value]:
         raise ValueError(f"data: {given[0]} names a column of a table. The arrays of {path} have none.")
     try:

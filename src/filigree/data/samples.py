@@ -19,13 +19,25 @@ _CLASSES = 10  # classes in a message
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The columns that a model reads: their number, where it is known, and their names, where they have some; and what
+    the label was called in its training."""
+
+    count: int | None
+    names: tuple[str, ...] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class Reading:
-    """How a file is read; the arguments are explained in `fg.data.load`."""
+    """How a file is read; the arguments are explained in `fg.data.load`. With `wanted`, it holds rows for a model, and
+    labels only where they are there."""
 
     target: str | None = None
     missing: str = "refuse"
     index_column: str = "drop"
     drop: tuple[str, ...] = ()
+    wanted: Wanted | None = None
 
     def __post_init__(self) -> None:
         check_choice("data", "missing", self.missing, MISSING)

@@ -24,7 +24,8 @@ def read_table(path: Path, how: Reading, check_unpacked: Callable[[Path, int], N
     """A table with one label a row: by default its last column, else `how.target`.
 
     What stands between the columns and whether the first line holds their names is found out (`dialects.py`). Empty
-    lines and lines that begin with # are left out. `check_unpacked(path, size)` refuses what claims too much memory.
+    lines and lines that begin with # are left out. With `how.wanted`, values may be missing.
+    `check_unpacked(path, size)` refuses what claims too much memory.
     """
     try:
         with _open(path) as file:
@@ -72,4 +73,4 @@ def _read(lines: Iterator[str], how: Reading, check: Callable[[int], None]) -> S
         next(rows)
     while block := list(itertools.islice(rows, _BLOCK)):
         table.add(block)
-    return table.samples(check)
+    return table.samples(check) if how.wanted is None else table.rows_for_a_model(check)

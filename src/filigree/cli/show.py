@@ -1,0 +1,87 @@
+"""`filigree show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+from torch import nn
+
+from filigree.analyze import patterns
+from filigree.cli.options import Model
+from filigree.cli.output import print_whole, tell
+from filigree.cli.trained import load_trained
+from filigree.config import listed
+from filigree.convert import conversions
+from filigree.data.preprocessing import preprocessing_of
+from filigree.measure.cost import stored
+from filigree.recipes import MODEL
+from filigree.summary import label_of, macs_of, nonzeros_of, numbers_of, says
+from filigree.topology import science
+from filigree.train import Record
+
+_LINES, _COLUMNS = 12, 64  # of the picture of a pattern
+_SHADES = " .:-=+*#%@"
+
+
+def show(model: Model) -> None:
+    """Show what a model file holds: inputs and classes, layers, connections, bytes, and how it was trained."""
+    network = load_trained(model)
+    for line in [*_origin(model / MODEL if model.is_dir() else model), *_use(network)]:
+        tell(line)
+    table = Table("layer", "what it is", "parameters", "nonzeros", "density", "multiply-adds")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name, layer in network.named_modules():
+        if (says(layer) or not [*layer.children()]) and (numbers := numbers_of(layer)):
+            nonzeros = nonzeros_of(layer)
+            density = f"{100 * getattr(layer, 'density', nonzeros / numbers):.1f}%"
+            table.add_row(
+                name, label_of(layer), f"{numbers:,}", f"{nonzeros:,}", density, f"{macs_of(layer):,}"
+            )  # fmt: skip
+    print_whole(table)
+    tell(str(stored(network)))
+    for name, pattern in patterns(network).items():
+        tell(f"\nconnections of {name}: inputs from left to right, outputs from top to bottom")
+        for line in _picture(pattern):
+            tell(line)
+
+
+def _origin(file: Path) -> list[str]:
+    """Lines on a model's file, and on the run that left it there."""
+    lines = [f"{file}: {file.stat().st_size:,} bytes"]
+    try:
+        record = Record.load(file.parent)
+    except (FileNotFoundError, ValueError):
+        return lines
+    accuracy = record.metrics.get("test_accuracy")
+    judged = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f}%"
+    lines.append(
+        f"trained by recipe {record.recipe}, method {record.method}, seed {record.seed}, "
+        f"{len(record.history)} epochs{judged}"
+    )
+    return lines + record.notes
+
+
+def _use(network: nn.Module) -> list[str]:
+    """Lines on what a model reads and says, and on its conversions."""
+    lines = [f"converted by {config}: {listed(list(names))}" for config, names in conversions(network)]
+    if (own := preprocessing_of(network)) is not None:
+        count = len(own.feature_names) or len(own.mean)
+        names = f": {listed(own.feature_names, 10)}" if own.feature_names else ""
+        if count > 1:
+            lines.append(f"reads {count:,} features{names}")
+        if own.class_names:
+            lines.append(f"says {own.target_name or 'the class'}: {listed(own.class_names, 10)}")
+    return lines
+
+
+def _picture(pattern: science.SparseMatrix) -> list[str]:
+    """A pattern in lines of text: the more connections in a part of it, the darker its sign."""
+    lines, columns = (min(most, side) for most, side in zip((_LINES, _COLUMNS), pattern.shape, strict=True))
+    rows, inputs = pattern.nonzero()
+    parts = rows * lines // pattern.shape[0] * columns + inputs * columns // pattern.shape[1]
+    counts = np.bincount(parts, minlength=lines * columns).reshape(lines, columns)
+    shades = np.ceil(counts / max(1, counts.max()) * (len(_SHADES) - 1)).astype(int)
+    return ["".join(_SHADES[shade] for shade in line) for line in shades]
