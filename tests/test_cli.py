@@ -97,7 +97,7 @@ def test_a_table_says_what_was_read(tmp_path, monkeypatch, capsys):
     assert "pets.csv: 57 rows, 2 features, label 'kind': cat 38, dog 19\n" in out
     assert "column 1, without a name, only numbers the rows and is left out" in out
     assert "EXD's interest" not in out
-    assert "SET-0 -o model.onnx" in out
+    assert "filigree show" in out
     code, out, err = call(
         monkeypatch, capsys, "compress", runs / "SET-0", "MonteCarlo", "--data", tmp_path / "pets.csv", "-o",
         tmp_path / "small.safetensors",
@@ -169,6 +169,29 @@ def test_predict_needs_a_model_that_knows_its_data(tmp_path, monkeypatch, capsys
     code, _, err = call(monkeypatch, capsys, "predict", "m.safetensors", "digits")
     assert code == 2
     assert call(monkeypatch, capsys, "show", "m.safetensors")[0] == 0
+
+
+def test_a_language_model_generates(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.txt").write_text("to be or not to be\n" * 60)
+    small = [f"model.arguments.{key}={value}" for key, value in (("width", 8), ("blocks", 1), ("heads", 1))]
+    settings = [part for each in (*small, "data.length=16", "training.epochs=1") for part in ("--set", each)]
+    train = "train", "gpt-shakespeare", "--data", "own.txt", *settings, "--method", "SET", "--method", "dense"
+    code, out, err = call(monkeypatch, capsys, *train, "--out", "r")
+    assert code == 0, err
+    assert "own: characters, 8 different ones" in out
+    assert "perplexity" in out
+    assert Record.load(Path("r/SET-0")).metrics["test_perplexity"] > 1
+    code, out, err = call(monkeypatch, capsys, "generate", "r/SET-0", "to be", "--tokens", "9", "--seed", "3")
+    assert (code, out[:5], len(out)) == (0, "to be", 5 + 9 + 1), err
+    for wrong, message in (("to bé", "it lacks 'é'"), ("", "must hold one token at least")):
+        code, _, err = call(monkeypatch, capsys, "generate", "r/SET-0", wrong)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    fg.save(fg.models.mlp([3, 4, 2]), "m.safetensors")
+    assert call(monkeypatch, capsys, "generate", "m.safetensors", "a")[0] == 2
+    code, _, err = call(monkeypatch, capsys, *train[:14], "--set", "model.arguments.wdth=3", "--out", "r2")
+    assert (code, "wdth" in err, err.count("\n")) == (2, True, 1)
 
 
 def test_out_is_a_folder(tmp_path, monkeypatch, capsys):

@@ -24,6 +24,17 @@ def tensors_in(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_in(part)]
 
 
+def by_class(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and labels as torch's cross entropy takes them, classes second.
+
+    Outputs `(batch, length, classes)` of labels `(batch, length)`, as language models give them, become
+    `(batch * length, classes)` and `(batch * length,)`; all else is returned as it is.
+    """
+    sides = output.shape
+    last = output.dim() == y.dim() + 1 > 2 and sides[:-1] == y.shape and (sides[0], *sides[2:]) != y.shape
+    return (output.flatten(0, -2), y.flatten()) if last else (output, y)
+
+
 def numbers_in(output: Any, who: str) -> list[Tensor]:
     """Those of them that hold real or complex numbers; at least one.
 

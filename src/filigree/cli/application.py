@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from filigree.cli import analyze, compare, compress, demo, export, list_command, predict, report, show, sweep, train
+from filigree.cli import (
+    analyze,
+    compare,
+    compress,
+    demo,
+    export,
+    generate,
+    list_command,
+    predict,
+    report,
+    show,
+    sweep,
+    train,
+)
 from filigree.cli.exits import State, run
 from filigree.cli.missing import add_missing
 from filigree.extensions import add_commands
@@ -52,6 +65,7 @@ def build() -> typer.Typer:
     app.command("train")(train.train)
     app.command("sweep")(sweep.sweep)
     app.command("predict")(predict.predict)
+    app.command("generate")(generate.generate)
     app.command("show")(show.show)
     app.command("compress")(compress.compress)
     app.command("export")(export.export_)

@@ -55,10 +55,8 @@ def run_recipe(
         needed("plotly", "write_report", "report")  # fails before hours of training, not after them
     recipe = recipes.on(recipe, source)
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
-    reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop"})
-    facts = data.describe(recipe.data.name, **reading)
-    sizes = f"{facts.samples:,} samples, {facts.features:,} features, {facts.classes:,} classes"
-    for line in facts.notes or [f"{recipe.data.name}: {sizes}; {facts.source}"]:
+    about_data = _about(recipe)
+    for line in about_data:
         tell(line)
     again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     if needs_resume:
@@ -72,11 +70,22 @@ def run_recipe(
     records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))
     show(records, json)
-    for note in dict.fromkeys(note for record in records for note in record["notes"] if note not in facts.notes):
+    for note in dict.fromkeys(note for record in records for note in record["notes"] if note not in about_data):
         out.print(f"[dim]- {escape(visible(note))}[/dim]")
-    tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree show {folders[-1]}")
+    use = "show" if recipe.data.unit is None else "generate"
+    tell(f"models: {folder / 'METHOD-RUN' / MODEL}; next, for instance: filigree {use} {folders[-1]}")
     if report:
         tell(f"report: {write_report(records, folder / 'report.html')}")
+
+
+def _about(recipe: Recipe) -> list[str]:
+    """Lines on a recipe's data before it runs."""
+    if recipe.data.unit is not None:
+        return data.load_text(recipe.data.name, unit=recipe.data.unit, length=recipe.data.length).notes
+    reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop"})
+    facts = data.describe(recipe.data.name, **reading)
+    sizes = f"{facts.samples:,} samples, {facts.features:,} features, {facts.classes:,} classes"
+    return list(facts.notes) or [f"{recipe.data.name}: {sizes}; {facts.source}"]
 
 
 def known(recipe: Recipe, methods: list[str] | None) -> list[str] | None:

@@ -7,6 +7,8 @@ from filigree.data.preprocessing import Preprocessing
 from filigree.data.readers import SUFFIXES
 from filigree.data.rows import Rows, read_rows
 from filigree.data.sets import cross_validation, describe, load, names
+from filigree.data.text import load_text
+from filigree.data.vocabulary import Vocabulary
 
 __all__ = [
     "SUFFIXES",
@@ -15,10 +17,12 @@ __all__ = [
     "Preprocessing",
     "Rows",
     "Split",
+    "Vocabulary",
     "check",
     "cross_validation",
     "describe",
     "load",
+    "load_text",
     "mean_interval",
     "names",
     "overlap",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from filigree.data.preprocessing import Preprocessing
+from filigree.data.vocabulary import Vocabulary
 
 Standardize = Literal["feature", "global"] | None
 
@@ -30,7 +31,8 @@ class DataSet:
         input_shape: of one sample, as an image where it is one. augment: `augment(x, generator)` on a training batch.
         notes: how it was split and standardised; of a file, first of all what was read.
         feature_names: the columns' names, where a file has some. class_names: of the labels 0, 1, ..., where they are
-            known. preprocessing: what made the samples' numbers of those that were read.
+            known. preprocessing: what made the samples' numbers of those that were read. vocabulary: of a text
+            (`fg.data.load_text`), whose samples are int64 tokens.
     """
 
     name: str
@@ -44,6 +46,7 @@ class DataSet:
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    vocabulary: Vocabulary | None = None
 
 
 def check(x: Any, y: Any, classes: int, name: str) -> None:

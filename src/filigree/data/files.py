@@ -15,6 +15,7 @@ from filigree.optional import needed
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 _ASU = "https://raw.githubusercontent.com/jundongl/scikit-feature/master/skfeature/data"
+_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 
@@ -69,6 +70,16 @@ FILES = {
     "tox-171": {"": Source("asu/TOX-171.mat", (
         "sha256:f52f57e61775b7830c84750456d7fadfd220d1cc8eed26419c3390eb9216cc84",), f"{_ASU}/TOX-171.mat")},
     "lung": {"": Source("asu/lung.mat", ("git:becb82c675f788b040d5ced741955e19b94ce9b8",))},
+    "ptb": {  # the text is the LDC's: it has to be brought
+        part: Source(f"ptb/ptb.{part}.txt", (f"sha256:{checksum}",))
+        for part, checksum in {
+            "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        }.items()
+    },
+    "tiny-shakespeare": {"": Source("tiny-shakespeare/input.txt", (
+        "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",), _SHAKESPEARE)},
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from filigree import models
 from filigree.config import Config, clipped, one_line
 from filigree.convert import Conversion, conversions, record
 from filigree.data.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
+from filigree.data.vocabulary import Vocabulary, set_vocabulary, vocabulary_of
 from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.io.tensors import memory_order, order_, tie_, untie_
@@ -26,7 +27,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     The file is about as large as its values and indices, and takes the place of an older one only when it is whole.
     Of a compiled model, or one in `DataParallel` or `DistributedDataParallel`, the model inside is written. The model's
-    attribute `preprocessing` (`fg.data.Preprocessing`) goes along.
+    attributes `preprocessing` (`fg.data.Preprocessing`) and `vocabulary` (`fg.data.Vocabulary`) go along.
 
     Raises:
         TypeError: a conversion that cannot be written as plain data.
@@ -79,6 +80,8 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
             order_(model, stored.get("memory_orders", {}))
             if (plain := stored.get("preprocessing")) is not None:
                 set_preprocessing(model, Preprocessing(**plain))
+            if (plain := stored.get("vocabulary")) is not None:
+                set_vocabulary(model, Vocabulary(**plain))
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
         reason = one_line(error, 300)
         raise ValueError(f"load: {path} does not fit {_name(into, made_by)}: {reason}") from None
@@ -97,7 +100,7 @@ def description(model: nn.Module) -> dict[str, Any]:
         "state_dict": state,
         "memory_orders": orders,
         "preprocessing": None if (own := preprocessing_of(model)) is None else own.to_dict(),
-    }
+    } | ({} if (tokens := vocabulary_of(model)) is None else {"vocabulary": tokens.to_dict()})
 
 
 def _is_as_made(model: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Plain torch networks of the papers. Each records how it was built, so that `fg.load` can build it again."""
 
+from filigree.models.gpt import gpt
 from filigree.models.language import language_model
 from filigree.models.networks import (
     BasicBlock,
@@ -24,6 +25,7 @@ __all__ = [
     "builder",
     "caffenet",
     "cnn_cifar",
+    "gpt",
     "language_model",
     "lenet5",
     "lenet_300_100",

@@ -67,7 +67,8 @@ class _Settings(
 class DataSettings(_Settings):
     """Which data, and how they are split; the other keys are arguments of `fg.data.load`.
 
-    With `folds`, the runs are the folds of a repeated stratified cross-validation instead of seeds.
+    With `unit` they are a text, read by `fg.data.load_text` in pieces of `length` tokens. With `folds`, the runs are
+    the folds of a repeated stratified cross-validation instead of seeds.
     """
 
     name: str
@@ -81,6 +82,8 @@ class DataSettings(_Settings):
     missing: Literal["refuse", "drop"] = "refuse"
     index_column: Literal["drop", "keep"] = "drop"
     drop: list[str] = []
+    unit: Literal["characters", "words"] | None = None
+    length: int = pydantic.Field(128, ge=1)
     folds: int | None = pydantic.Field(None, ge=2, le=1000)
     repeats: int = pydantic.Field(1, ge=1, le=1000)
 
@@ -90,6 +93,7 @@ class ModelSettings(_Settings):
 
     `dropout` and `activation` are of the mlp, `blocks` and `width` of the resnet. `init: xavier` draws the weights of
     dense layers from Glorot's uniform distribution and sets biases to 0; "torch" leaves them as torch makes them.
+    `arguments` are those of `gpt`, but for `tokens` and `context`, which follow from the data.
     """
 
     name: Literal[
@@ -102,6 +106,7 @@ class ModelSettings(_Settings):
         "vgg16_cifar",
         "caffenet",
         "resnet",
+        "gpt",
     ] = "mlp"
     hidden: list[Annotated[int, pydantic.Field(ge=1)]] = [1000, 1000, 1000]
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
@@ -109,6 +114,7 @@ class ModelSettings(_Settings):
     blocks: list[Annotated[int, pydantic.Field(ge=1)]] = [1, 1, 1]
     width: int = pydantic.Field(64, ge=1)
     init: Literal["torch", "xavier"] = "torch"
+    arguments: dict[str, Any] = {}
 
 
 class TrainingSettings(_Settings):

@@ -7,6 +7,7 @@ import functools
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -26,6 +27,7 @@ from filigree.config import clipped, listed, one_line
 from filigree.convert import convert_
 from filigree.data import DataSet
 from filigree.data.preprocessing import set_preprocessing
+from filigree.data.vocabulary import set_vocabulary
 from filigree.dynamics import Evolution, MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.dynamics.evolution import Evolvable
 from filigree.io import saving
@@ -157,6 +159,11 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
         model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout, settings.activation)
     elif settings.name == "lenet_300_100":
         model = models.lenet_300_100(inputs, split.classes)
+    elif settings.name == "gpt":
+        try:
+            model = models.build("gpt", tokens=split.classes, context=inputs, **settings.arguments)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"model.arguments: {one_line(error)}") from None
     elif settings.name != "resnet":
         model = models.build(settings.name, channels=split.train.x.shape[1], classes=split.classes)
     else:
@@ -226,7 +233,9 @@ def data_of(record: Record) -> DataSet:
 
 
 def _data(chosen: DataSettings, number: int, name: str) -> DataSet:
-    settings = chosen.model_dump(exclude={"folds", "repeats", "name"})
+    if chosen.unit is not None:
+        return data.load_text(chosen.name, unit=chosen.unit, length=chosen.length)
+    settings = chosen.model_dump(exclude={"folds", "repeats", "name", "unit", "length"})
     if settings["standardize"] == "default":
         del settings["standardize"]
     if chosen.folds is None:
@@ -271,6 +280,9 @@ def _train(
     if used.joules is not None and not interrupted:
         history.metrics["train_joules"] = used.joules + float(history.metrics.get("train_joules") or 0)
     set_preprocessing(model, split.preprocessing)
+    set_vocabulary(model, split.vocabulary)
+    if split.vocabulary is not None:
+        history.metrics["test_perplexity"] = math.exp(min(evaluate(model, split.test)["loss"], 700.0))
     saving.save(model, folder / MODEL)
     record.finished = record.finished or now()
     record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics

@@ -18,6 +18,7 @@ RecordLike = Mapping[str, Any]
 
 # key, heading, how to write it
 COSTS = [
+    ("test_perplexity", "perplexity", "{:.4g}"),
     ("parameters", "parameters", "{:,.0f}"),
     ("nonzeros", "nonzeros", "{:,.0f}"),
     ("bytes_disk", "bytes on disk", "{:,.0f}"),
@@ -32,7 +33,7 @@ COSTS = [
 ]
 COMPARISON = "filigree-comparison/1"
 ORDER = ["dense", "Static", "SET", "LDV", "OSV", "EXD"]  # of rows; others follow as they come
-_MEASURED = ("train_seconds", "train_joules")  # in a record's metrics; the others are in its cost
+_MEASURED = ("train_seconds", "train_joules", "test_perplexity")  # in a record's metrics; the others are in its cost
 _LEFT_OUT = ("bytes_memory", "macs_forward", "backward_ms", "nonzeros")  # of the terminal's table
 
 

@@ -17,14 +17,24 @@ from filigree.untrained import warn_if_untrained
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def evaluate(model: nn.Module, data: Any, *, loss: Loss | None = None, batch_size: int = 1024) -> dict[str, float]:
+def evaluation_batch(data: Any) -> int:
+    """How many samples are evaluated at a time: 1024 labels' worth, as outputs of long sequences are large."""
+    y = data[1] if isinstance(data, tuple | list) and len(data) == 2 else getattr(data, "y", None)
+    each = y[0].numel() if isinstance(y, Tensor) and y.dim() > 1 and len(y) and not y.is_floating_point() else 1
+    return max(1, 1024 // max(1, each))
+
+
+def evaluate(
+    model: nn.Module, data: Any, *, loss: Loss | None = None, batch_size: int | None = None
+) -> dict[str, float]:
     """Mean loss and accuracy of `model` on `data`: in evaluation mode, without gradients.
 
     Args:
         model: any torch module; batches are moved to where it is. Every module's mode is restored.
         data: a pair `(x, y)` of tensors, an object with `.x` and `.y`, a Dataset or a DataLoader.
         loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
-        batch_size: samples at a time (a DataLoader keeps its own).
+        batch_size: samples at a time (a DataLoader keeps its own); by default 1024, fewer of sequences with many
+            labels each.
 
     Returns:
         `{"loss": ..., "accuracy": ...}`, accuracy in [0, 1] and only for integer labels.
@@ -34,7 +44,8 @@ def evaluate(model: nn.Module, data: Any, *, loss: Loss | None = None, batch_siz
             have no output.
     """
     warn_if_untrained(model, "evaluate")
-    batches = make_batches(data, "evaluate: data", batch_size, device_of(model))
+    size = evaluation_batch(data) if batch_size is None else batch_size
+    batches = make_batches(data, "evaluate: data", size, device_of(model))
     return evaluate_batches(model, batches, loss or checked_cross_entropy("evaluate", {"data": batches}))
 
 

@@ -17,7 +17,7 @@ from filigree.train.accelerator_engine import make_engine
 from filigree.train.batches import Augment, augmenting, make_batches
 from filigree.train.checkpoints import Checkpoint
 from filigree.train.engine import Prepared
-from filigree.train.evaluation import Loss, evaluate_batches
+from filigree.train.evaluation import Loss, evaluate_batches, evaluation_batch
 from filigree.train.history import History, Row
 from filigree.train.labels import checked_cross_entropy
 from filigree.train.meter import Meter
@@ -62,7 +62,7 @@ class FitRun:
         except TypeError:  # a DataLoader of a stream has no length
             self.steps = None
         self.held_out = {
-            prefix: make_batches(data, name, max(batch_size, 1024), **where)
+            prefix: make_batches(data, name, max(batch_size, evaluation_batch(data)), **where)
             for prefix, name, data in (("val", "validation", validation), ("test", "test", test))
             if data is not None
         }

@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from filigree.outputs import by_class
+
 
 def checked_cross_entropy(caller: str, data: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross entropy whose first call refuses labels that have no output.
+    """Cross entropy whose first call refuses labels that have no output; classes are second, or last in sequences.
 
     Args:
         caller: "fit" or "evaluate". data: the batches of each argument; those that hold their labels in a tensor `y`
@@ -24,8 +26,9 @@ def checked_cross_entropy(caller: str, data: Mapping[str, Any]) -> Callable[[Ten
     def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
         if pending:
             for name, labels in pending.items():
-                _check(f"{caller}: {name}", labels, output)
+                _check(f"{caller}: {name}", labels, by_class(output, y)[0])
             pending.clear()
+        output, y = by_class(output, y)
         try:
             return functional.cross_entropy(output, y)
         except IndexError:

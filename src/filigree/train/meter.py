@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from filigree.outputs import by_class
+
 
 class Meter:
     """Means over samples of the batches' losses, and the share of samples whose largest output is the label.
@@ -15,7 +17,8 @@ class Meter:
     a GPU) the wait for the device is paid in every step. Copies, not references: small tensors kept alive between the
     large ones of each step scatter those over the heap, out of the caches (+6% on a step of a sparse 3 x 1000 network).
 
-    Accuracy is defined where labels are integers and outputs have one dimension more (classes second).
+    Accuracy is defined where labels are integers and outputs have one dimension more (classes second, or last in
+    sequences).
     """
 
     def __init__(self) -> None:
@@ -25,6 +28,7 @@ class Meter:
 
     def add(self, loss: Tensor, output: Tensor, y: Tensor) -> None:
         """One batch: its mean loss, outputs and labels."""
+        output, y = by_class(output, y)
         i = self._used
         if output.shape != self._shape or i == self._slots:
             self.flush()

@@ -1,9 +1,9 @@
 """Data that only the papers' experiments need."""
 
+from filigree.data.text import Text, characters, language_model_batches, words
 from filigree_papers.data import tasks
 from filigree_papers.data.captions import Captions, captions
 from filigree_papers.data.parallel import Parallel, parallel, parallel_batches
-from filigree_papers.data.text import Text, characters, language_model_batches, words
 
 __all__ = [
     "Captions",

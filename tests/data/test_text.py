@@ -3,9 +3,10 @@ import hashlib
 import pytest
 import torch
 
+import filigree as fg
 from filigree.data import files as sources
+from filigree.data import text as own_data
 from filigree.data.files import Source
-from filigree_papers import data as own_data
 
 
 def decoded(text, part):
@@ -49,9 +50,7 @@ def test_characters(small):
 
 
 def test_texts_that_are_not_there(tmp_path, small):
-    with pytest.raises(ValueError, match=r"words: name must be one of ptb. Got 'tiny-shakespeare'"):
-        own_data.words("tiny-shakespeare", root=small)
-    with pytest.raises(ValueError, match=r"characters: name must be one of ptb, tiny-shakespeare. Got 'bible'"):
+    with pytest.raises(ValueError, match=r"a text must be one of ptb, tiny-shakespeare, or a file .txt. Got 'bible'"):
         own_data.characters("bible", root=small)
     with pytest.raises(FileNotFoundError, match=r"ptbtrain is absent. Put the file there; it cannot be downloaded"):
         own_data.words(root=tmp_path / "elsewhere")
@@ -113,3 +112,49 @@ def test_real_characters(name, sizes, types, data_root):
     text = own_data.characters(name, root=data_root)
     assert [len(part) for part in (text.train, text.validation, text.test)] == sizes
     assert len(text.vocabulary) == types
+
+
+def test_a_text_in_pieces(small):
+    data = fg.data.load_text("tiny-shakespeare", length=7, root=small)
+    assert (data.classes, data.input_shape, len(data.vocabulary)) == (17, (7,), 17)
+    assert data.train.x.shape == data.train.y.shape == (21, 7)
+    whole = "abcde fghij\nklmno" * 10
+    assert data.vocabulary.decode(data.train.x.flatten()) == whole[:147]
+    assert data.vocabulary.decode(data.train.y.flatten()) == whole[1:148]
+    words = fg.data.load_text("ptb", unit="words", length=2, root=small)
+    assert words.vocabulary.decode(words.train.x.flatten()) == "the cat <unk>\nthe dog"
+    assert words.notes == ["ptb: words, 5 different ones; 7 train, 3 validate, 3 test; in pieces of 2"]
+
+
+def test_a_text_of_one_s_own(tmp_path):
+    (tmp_path / "own.txt").write_text("äöü €\n" * 40, encoding="utf-8")
+    data = fg.data.load_text(tmp_path / "own.txt", length=5)
+    assert data.vocabulary.tokens == ("\n", " ", "ä", "ö", "ü", "€")
+    assert (data.name, len(data.validation.x), len(data.test.x)) == ("own", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("absent.txt", {}, "there is no file absent.txt"),
+        ("bible", {}, "a text must be one of ptb, tiny-shakespeare, or a file .txt. Got 'bible'"),
+        ("tiny-shakespeare", {"length": 9}, "its validation part must hold 10 characters at least. Got 8"),
+        ("tiny-shakespeare", {"length": 0}, "length must be at least 1. Got 0"),
+        ("tiny-shakespeare", {"unit": "bytes"}, "unit must be one of 'characters', 'words'. Got 'bytes'"),
+    ],
+)
+def test_texts_that_are_refused(small, name, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        fg.data.load_text(name, root=small, **options)
+
+
+def test_vocabulary():
+    known = fg.data.Vocabulary(("<eos>", "<unk>", "a", "b"), "words")
+    assert known.encode("a zebra\nb").tolist() == [2, 1, 0, 3]
+    assert known.decode([2, 0, 3, 0]) == "a\nb\n"
+    assert fg.data.Vocabulary(**known.to_dict()) == known
+    with pytest.raises(ValueError, match=r"it lacks 'c'. It has 2 characters"):
+        fg.data.Vocabulary(("a", "b")).encode("abc")
+    for tokens in (("a", "a"), ("a", 1)):
+        with pytest.raises(ValueError, match="tokens must be text, each another"):
+            fg.data.Vocabulary(tokens)
