@@ -87,7 +87,7 @@ class Preserved:
                 flags = self._flags_before(name)
                 exact = len(flags) == 1 and self._is_same_kind(model, name)
                 trains = any(flags) and (parameter.requires_grad or exact) if flags else parameter.requires_grad
-                mixed += [name] if len(set(flags)) > 1 else []
+                mixed += [name] if trains and len(set(flags)) > 1 else []
             if parameter.requires_grad != trains:
                 parameter.requires_grad_(trains)
         return [f"of several parameters, some frozen, became one that trains: {listed(mixed)}"] if mixed else []

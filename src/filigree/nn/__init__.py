@@ -13,6 +13,7 @@ from filigree.nn.dropout.partition_dropout import PartitionedConnect, Partitione
 from filigree.nn.integer.integer_conv2d import IntegerConv2d
 from filigree.nn.integer.integer_layer import SampledActivation
 from filigree.nn.integer.integer_linear import IntegerLinear
+from filigree.nn.layered_attention import LayeredAttention
 from filigree.nn.mollified.mollified_activation import MollifiedActivation
 from filigree.nn.mollified.mollified_block import MollifiedBlock
 from filigree.nn.mollified.mollified_rnn import MollifiedGates, MollifiedGRU, MollifiedLSTM
@@ -55,6 +56,7 @@ __all__ = [
     "IntegerConv2d",
     "IntegerLinear",
     "LayerUsage",
+    "LayeredAttention",
     "LowRankLinear",
     "MaskedConv2d",
     "MaskedLinear",

@@ -16,6 +16,7 @@ from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.measure.timing import time_interleaved
 from filigree.nn.fuse import fuse_relu
+from filigree.nn.layered_attention import LayeredAttention
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
@@ -31,14 +32,15 @@ from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
 
 @config
 class Sparse(Conversion):
-    """Make linear layers, 2-D convolutions, LSTMs and GRUs sparse from scratch, before training.
+    """Make linear layers, 2-D convolutions, LSTMs, GRUs and attention sparse from scratch, before training.
 
     Args:
         topology: which connections exist, for instance `ErdosRenyi(epsilon=20)` or, for a whole network,
             `ErdosRenyiKernel(density=0.05)`. A linear layer that it leaves dense (p = 1) keeps its parameters and reads
             the sparse layers' memory order (`filigree.nn.FeatureMajorLinear`, an `nn.Linear`); so do the batch norms
             and dense convolutions of a network with sparse ones (`filigree.nn.ChannelMajorBatchNorm2d`, `...Conv2d`).
-            An `nn.LSTM` or `nn.GRU` becomes a `filigree.nn.StructuredRNN`, a loop over sparse products.
+            An `nn.LSTM` or `nn.GRU` becomes a `filigree.nn.StructuredRNN`, a loop over sparse products, an
+            `nn.MultiheadAttention` a `filigree.nn.LayeredAttention`, whose four projections are sparse.
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
@@ -68,7 +70,9 @@ class Sparse(Conversion):
         }
 
     def accepts(self, module: nn.Module) -> bool:
-        # a subclass may be read by its owner (as in nn.MultiheadAttention)
+        # a subclass may be read by its owner (as out_proj of nn.MultiheadAttention)
+        if type(module) is nn.MultiheadAttention:
+            return LayeredAttention.why_not(module) is None
         return type(module) in (nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU)
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
@@ -77,7 +81,12 @@ class Sparse(Conversion):
     def apply_if_faster(
         self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
-        changes = self._apply(model, names, inputs)
+        whole = [name for name in names if isinstance(model.get_submodule(name), nn.MultiheadAttention)]
+        names = [name for name in names if name not in whole]
+        changes = self._apply(model, names, inputs) if names else []
+        for name in whole:
+            attention = model.get_submodule(name)
+            changes.append(_stays(name, attention, "measure cannot judge its projections"))
         kinds: tuple[tuple[Topology, Any], ...] = (  # drawn for fewer layers the topology may leave others dense
             (ErdosRenyi(density=1.0), FeatureMajorLinear | ChannelMajorConv2d),
             (Empty(), SparseLayer | MaskedLayer),  # connections come from the file
@@ -89,6 +98,11 @@ class Sparse(Conversion):
         return changes, steps
 
     def _apply(self, model: nn.Module, names: list[str], inputs: dict[str, Tensor] | None) -> list[Change]:
+        shared = shared_parameters(model)  # a layer that loses one would break the weight tying
+        tied = [name for name in names if isinstance(part := model.get_submodule(name), nn.MultiheadAttention)
+                and any(id(parameter) in shared for parameter in part.parameters())]  # fmt: skip
+        changes = [_stays(name, model.get_submodule(name), "its weight is shared") for name in tied]
+        names = [name for name in names if name not in tied]
         unfolded = {name: _unfolded(model.get_submodule(name), name, inputs) for name in names}
         products_by_name = {
             f"{name}.{path}".removesuffix("."): layer
@@ -101,8 +115,6 @@ class Sparse(Conversion):
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
-        shared = shared_parameters(model)  # a layer that loses one would break the weight tying
-        changes = []
         for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
             if flat_indices is None or id(layer.weight) in shared:
                 _materialise(layer)
@@ -149,11 +161,22 @@ class Sparse(Conversion):
             sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
         elif values is not None:
             sparse.values.data.copy_(values)
+        sparse.values.requires_grad_(layer.weight.requires_grad)
+        if sparse.bias is not None and layer.bias is not None:
+            sparse.bias.requires_grad_(layer.bias.requires_grad)
         return sparse
 
 
+def _stays(name: str, module: nn.Module, reason: str) -> Change:
+    return Change.of(name, module, module, f"stays dense: {reason}")
+
+
 def _unfolded(module: nn.Module, name: str, inputs: dict[str, Tensor] | None) -> tuple[nn.Module, dict[str, Any]]:
-    """What is to be sparse in a module, by its path there: itself, or the products of a recurrent network."""
+    """What is to be sparse in a module, by its path there: itself, the products of a recurrent network, or the
+    projections of an attention."""
+    if isinstance(module, nn.MultiheadAttention):
+        layered = LayeredAttention(module)
+        return layered, dict(layered.named_children())
     if not isinstance(module, nn.RNNBase):
         return module, {"": module}
     if inputs is not None:
