@@ -63,6 +63,7 @@ LAYERS = [
     "analyze",
     "train",
     "report",
+    "plot",
     "recipes",
     "integrations",
     "sklearn",
@@ -75,7 +76,7 @@ AGAINST_THE_ORDER: dict[tuple[str, str], str] = {}
 
 # modules that import filigree's own inside a function: why
 INSIDE_FUNCTIONS = {
-    "": "the front door loads `report` and `sklearn` when they are used: they bring rich and scikit-learn"
+    "": "the front door loads `plot`, `report` and `sklearn` when they are used: they bring rich and scikit-learn"
 }
 
 

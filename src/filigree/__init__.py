@@ -76,6 +76,7 @@ from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
 
 if TYPE_CHECKING:
+    from filigree import plot as plot
     from filigree import report as report
     from filigree import sklearn as sklearn
     from filigree.report import write_report
@@ -93,7 +94,7 @@ for _module in [value for name, value in globals().items() if f"{name}_" in glob
     _module.__class__ = _ModuleOfAFunction
 
 
-_WHEN_USED = ("report", "sklearn")  # they bring rich, and scikit-learn with threads of its own
+_WHEN_USED = ("plot", "report", "sklearn")  # they bring rich, and scikit-learn with threads of its own
 
 
 def __getattr__(name: str) -> Any:

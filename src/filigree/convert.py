@@ -16,7 +16,7 @@ from filigree.modes import evaluating
 from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
-from filigree.text_table import aligned
+from filigree.text_table import Tabular
 from filigree.wrappers import names_in, unwrapped
 
 
@@ -52,7 +52,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tabular):
     """What `convert_` or `compress_` did, layer by layer. It prints as a table.
 
     `notes` are lines about what stands in no row: layers that were left as they are and why, hooks and tied weights
@@ -74,11 +74,17 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
-        rows = [("layer", "before", "after", "parameters", "MACs", "")]
+    @property
+    def heading(self) -> str:  # type: ignore[override]
+        return self.title
+
+    def table_rows(self) -> list[Sequence[str]]:
+        rows: list[Sequence[str]] = [("layer", "before", "after", "parameters", "MACs", "")]
         rows += [(c.name, c.before, c.after, *c.counts(), c.note) for c in self.changes]
-        rows += [("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
-        return "\n".join([self.title, *aligned(rows), *self.notes])
+        return [*rows, ("total", "", "", _arrow(self.parameters), _arrow(self.macs), "")]
+
+    def table_notes(self) -> list[str]:
+        return self.notes
 
 
 class Conversion(ChangesLayers):

@@ -23,7 +23,7 @@ class Split(NamedTuple):
     y: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataSet:
     """The parts of a data set, and how they were split and standardised.
 
@@ -47,6 +47,12 @@ class DataSet:
     class_names: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     vocabulary: Vocabulary | None = None
+
+    def __repr__(self) -> str:
+        held = 0 if self.validation is None else len(self.validation.x)
+        shape = " x ".join(map(str, self.input_shape))
+        sizes = f"{len(self.train.x):,} train, {held:,} validate, {len(self.test.x):,} test"
+        return f"DataSet({self.name}: {sizes}; samples of {shape}, {self.classes:,} classes)"
 
 
 def check(x: Any, y: Any, classes: int, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
 from filigree.outputs import by_class, tensors_in
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
+from filigree.text_table import Tabular
 from filigree.untrained import warn_if_untrained
 from filigree.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Tabular):
     """The costs that `measure` returns.
 
     Attributes:
@@ -50,7 +51,9 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
+    has_header = False
+
+    def table_rows(self) -> list[Sequence[str]]:
         rows = [
             ("parameters", f"{self.parameters:,}"),
             ("nonzeros", f"{self.nonzeros:,}"),
@@ -62,7 +65,7 @@ class Cost:
             ("single sample", self.single_ms),
             ("training step", self.train_step_ms),
         ]
-        return "\n".join(f"{name:16} {value}" for name, value in rows if value is not None)
+        return [(name, str(value)) for name, value in rows if value is not None]
 
 
 def measure(

@@ -106,7 +106,7 @@ def _parts(packed: nn.Parameter) -> list[nn.Parameter]:
     return [nn.Parameter(part, packed.requires_grad) for part in packed.detach().chunk(3)]
 
 
-def _linear(layer: Any) -> nn.Linear:
+def _linear(layer: Any) -> Any:
     return layer.dense() if isinstance(layer, Capabilities) else layer
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy  # its parts load at their first use
 
+from filigree.text_table import Tabular
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array as SparseMatrix
 
@@ -197,7 +199,7 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
-class NetworkReport:
+class NetworkReport(Tabular):
     """The figures of `analyze`; prints as a table."""
 
     layers: list[GraphReport]
@@ -206,12 +208,10 @@ class NetworkReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
+    def table_rows(self) -> list[Sequence[str]]:
         head = ("layer", "connections", "clustering (null, z)", "path length (null, z)", "small world",
                 "fan-out sd (null, z)", "power law of fan-out")  # fmt: skip
-        rows = [head, *(_cells(row) for row in [*self.layers, self.network])]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return [head, *(_cells(row) for row in [*self.layers, self.network])]
 
 
 def analyze(
