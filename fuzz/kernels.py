@@ -132,15 +132,14 @@ class Driver:
         rows, cols, batch = self.side(), self.side(), self.side(0)
         pattern = self.pattern(rows, cols)
         x, dy = torch.randn(cols, batch, dtype=self.dtype), torch.randn(rows, batch, dtype=self.dtype)
-        values, dx, dvalues = (
-            torch.randn(pattern.nnz, dtype=self.dtype), torch.empty_like(x), torch.empty(pattern.nnz, dtype=self.dtype)
-        )  # fmt: skip
+        values, order = torch.randn(pattern.nnz, dtype=self.dtype), pattern.t_perm.long()
+        ordered, dx, dvalues = values[order], torch.empty_like(x), torch.empty_like(values)
         self.kernels.backward(
-            self.dtype is torch.float64, self.addresses.index(pattern)[1], values.data_ptr(), self.addresses.matrix(dy),
-            self.addresses.matrix(x), self.addresses.matrix(dx), dvalues.data_ptr(), batch,
+            self.dtype is torch.float64, self.addresses.index(pattern)[1], ordered.data_ptr(),
+            self.addresses.matrix(dy), self.addresses.matrix(x), self.addresses.matrix(dx), dvalues.data_ptr(), batch,
         )  # fmt: skip
         self.close(dx, self.reference.spmm_t(pattern, values, dy))
-        self.close(dvalues, self.reference.sddmm(pattern, dy, x))
+        self.close(dvalues, self.reference.sddmm(pattern, dy, x)[order])
 
     def run_linear(self) -> None:
         rows, cols, batch = self.side(), self.side(), self.side(0)
