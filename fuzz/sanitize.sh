@@ -2,7 +2,8 @@
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer (all instruction sets), or under ThreadSanitizer (the
 # portable one, whose threads share out work as the others' do), by the project's own CMake and gcc, apart from the package.
 #     fuzz/sanitize.sh address [rounds] [seed]      fuzz/sanitize.sh thread [rounds] [seed]
-# The last line says what ran and what was found. A second call compiles only what has changed. JOBS=2 compiles two at a time.
+# The last line says what ran and what was found. A second call compiles only what has changed. JOBS=2 compiles two at a
+# time; ISAS="portable;avx2" takes these instruction sets only.
 set -euo pipefail
 kind=${1:-address} rounds=${2:-2000} seed=${3:-0}
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,8 +13,8 @@ stage="starting"
 trap 'code=$?; [ $code = 0 ] || say "FAILED while $stage"; exit $code' EXIT
 
 case $kind in
-  address) flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined" isas="" runtimes="libasan.so libubsan.so" ;;
-  thread) flags="-fsanitize=thread" isas="portable" runtimes="libtsan.so" ;;
+  address) flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined" isas=${ISAS:-} runtimes="libasan.so libubsan.so" ;;
+  thread) flags="-fsanitize=thread" isas=${ISAS:-portable} runtimes="libtsan.so" ;;
   *) kind=; say "expected address or thread. Got $1."; exit 2 ;;
 esac
 library() { g++ -print-file-name="$1"; }
@@ -55,4 +56,4 @@ stage="checking the tool: a deliberate error was not reported"
 if drive --broken >/dev/null 2>&1; then exit 1; fi
 stage="running rounds of seed $seed" began=$SECONDS
 drive --rounds "$rounds" --seed "$seed"
-say "$rounds rounds of seed $seed, no error; compiled in $compiled s, ran in $((SECONDS - began)) s"
+say "$rounds rounds of seed $seed${isas:+ on $isas}, no error; compiled in $compiled s, ran in $((SECONDS - began)) s"
