@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import importlib.util
+import itertools
 import os
 import random
 import sys
@@ -40,6 +41,7 @@ class Driver:
         from filigree.ops import (
             _load,
             addresses,
+            chain,
             conv,
             dropout,
             integers,
@@ -51,9 +53,11 @@ class Driver:
             sell,
             sparse,
         )
+        from filigree.ops.linear_chain import linear_chain
         from filigree.topology import flat_indices
 
         self.kernels, self.addresses = _load.kernels, addresses
+        self.link, self.linear_chain = chain.Link, linear_chain
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
         self.reference, self.rows, self.selection, self.sell, self.sparse, self.flat_indices = (
             reference, rows, selection, sell, sparse, flat_indices
@@ -65,6 +69,7 @@ class Driver:
     def round(self) -> str:
         self.kernels.set_isa(self.random.choice(self.kernels.isas()))
         torch.set_num_threads(self.random.choice(THREADS))
+        self.kernels.set_level2_bytes(self.random.choice((1, 1 << 30)))  # narrow and wide panels
         self.dtype = self.random.choice((torch.float32, torch.float64))
         case = self.random.choice(self.cases)
         case()
@@ -127,15 +132,14 @@ class Driver:
         rows, cols, batch = self.side(), self.side(), self.side(0)
         pattern = self.pattern(rows, cols)
         x, dy = torch.randn(cols, batch, dtype=self.dtype), torch.randn(rows, batch, dtype=self.dtype)
-        values, dx, dvalues = (
-            torch.randn(pattern.nnz, dtype=self.dtype), torch.empty_like(x), torch.empty(pattern.nnz, dtype=self.dtype)
-        )  # fmt: skip
+        values, order = torch.randn(pattern.nnz, dtype=self.dtype), pattern.t_perm.long()
+        ordered, dx, dvalues = values[order], torch.empty_like(x), torch.empty_like(values)
         self.kernels.backward(
-            self.dtype is torch.float64, self.addresses.index(pattern)[1], values.data_ptr(), self.addresses.matrix(dy),
-            self.addresses.matrix(x), self.addresses.matrix(dx), dvalues.data_ptr(), batch,
+            self.dtype is torch.float64, self.addresses.index(pattern)[1], ordered.data_ptr(),
+            self.addresses.matrix(dy), self.addresses.matrix(x), self.addresses.matrix(dx), dvalues.data_ptr(), batch,
         )  # fmt: skip
         self.close(dx, self.reference.spmm_t(pattern, values, dy))
-        self.close(dvalues, self.reference.sddmm(pattern, dy, x))
+        self.close(dvalues, self.reference.sddmm(pattern, dy, x)[order])
 
     def run_linear(self) -> None:
         rows, cols, batch = self.side(), self.side(), self.side(0)
@@ -154,6 +158,40 @@ class Driver:
         grads = [torch.autograd.grad(y, wanted, dy) for y in (mine, expected)]
         if not relu:  # a sum next to zero may fall on either side of it
             for a, b in zip(*grads, strict=True):
+                self.close(a, b)
+
+    def run_chain(self) -> None:
+        """Layers in one call, with dropout between them, stored in any type; gradients in float64 with ReLU, too."""
+        batch, sides = self.side(0), [self.side() for _ in range(self.random.randint(2, 5))]
+        links = []
+        for cols, rows in itertools.pairwise(sides):
+            pattern, relu = self.pattern(rows, cols), self.random.random() < 0.7
+            drop = self.random.choice((0.0, 0.3, 0.5)) if relu else 0.0
+            bias = torch.randn(rows, dtype=self.dtype, requires_grad=True) if self.random.random() < 0.7 else None
+            values = (self.vector(pattern.nnz) / (1 + pattern.nnz / rows) ** 0.5).detach().requires_grad_()
+            links.append(self.link(pattern, values, bias, relu, drop, self.random.randrange(-(2**63), 2**63)))
+        if len({link.pattern.indices.dtype for link in links}) > 1:
+            links = [
+                link._replace(pattern=self.sparse.Pattern(*(part.long() for part in link.pattern))) for link in links
+            ]
+        x = self.matrix(batch, sides[0])
+        short = self.dtype is torch.float32 and self.random.random() < 0.5
+        x = x.to(self.random.choice((torch.bfloat16, torch.float16))) if short else x
+        x = x.detach().requires_grad_(self.random.random() < 0.7)
+        mine, expected = self.linear_chain(links, x, self.random.random() < 0.5), x.to(self.dtype)
+        for link in links:
+            expected = self.reference.linear(link.pattern, link.values, link.bias, expected, link.relu)
+            if link.drop:
+                expected = self.dropout.dropout(expected.t().contiguous().t(), link.drop, link.seed)
+        if short:
+            assert (mine.double() - expected).norm() <= 0.03 * (1 + expected.detach().double().norm())
+        else:
+            self.close(mine, expected)
+        dy, wanted = self.matrix(batch, sides[-1]), [t for link in links for t in link[1:3] if t is not None]
+        wanted += [x] if x.requires_grad else []
+        grads = torch.autograd.grad(mine, wanted, dy.to(mine.dtype))
+        if self.dtype is torch.float64 or not (short or any(link.relu for link in links)):  # as in run_linear
+            for a, b in zip(grads, torch.autograd.grad(expected, wanted, dy), strict=True):
                 self.close(a, b)
 
     def run_rows(self) -> None:

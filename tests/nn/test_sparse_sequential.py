@@ -143,6 +143,18 @@ def test_it_follows_rewiring_copies_and_files(tmp_path):
     torch.testing.assert_close(loaded(x), expected)
 
 
+def test_layers_with_indices_of_different_types_are_run_apart(calls):
+    """A state dict may hold int64 indices for some layers only, and narrow dense layers have int32."""
+    model, x = network(), torch.randn(7, 20)
+    expected = results(model, x)
+    state = model.state_dict()
+    model.load_state_dict({k: t.long() if k in ("3.indptr", "3.indices") else t for k, t in state.items()})
+    calls.clear()
+    for one, other in zip(results(model, x), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert 4 not in calls
+
+
 def test_a_wrong_width_is_said_by_the_layer():
     with pytest.raises(ValueError, match=r"SparseLinear: the input's last side must be in_features=20. Got \(7, 19\)"):
         network()(torch.randn(7, 19))

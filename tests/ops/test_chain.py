@@ -208,3 +208,11 @@ def test_dropout_is_that_of_a_feature_major_tensor(isa, panels):
         y = chain_forward([layer], x)[0]
         dropped = chain_forward([layer._replace(drop=0.5, seed=2**63 - 9)], x)[0]
         assert torch.equal(dropped, dropout(y.t().contiguous().t(), 0.5, 2**63 - 9))
+
+
+def test_indices_of_two_types_are_refused():
+    links = [link(5, 4, 9), link(3, 5, 7, wide=True)]
+    with pytest.raises(ValueError, match="chain: the indices of all layers must be of one type"):
+        chain_forward(links, torch.randn(2, 4))
+    with pytest.raises(ValueError, match="chain: the indices of all layers must be of one type"):
+        chain_backward(links, torch.randn(2, 4), None, None, torch.randn(2, 3), True, [True, True])

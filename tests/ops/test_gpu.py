@@ -18,19 +18,19 @@ COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from filigree.ops import gpu, gpu_sell
+from filigree.ops import triton_products, triton_transforms
 import triton.language as tl
 
 INTEGERS = {"batch": "i32", "n_in": "i32", "n_out": "i32", "indptr": "*i32", "indices": "*i32", "perm": "*i32",
             "positions": "*i32", "scale": "fp32"}
 PRODUCT = {"WIDE": False, "SUM": tl.float32, "K": 16, "B": 128}
 for kernel, constants in [
-    (gpu._spmm_kernel, PRODUCT | {"HAS_PERM": False, "HAS_BIAS": True, "RELU": True}),
-    (gpu._spmm_kernel, PRODUCT | {"HAS_PERM": True, "HAS_BIAS": False, "RELU": False, "WIDE": True}),
-    (gpu._sddmm_kernel, PRODUCT),
-    (gpu_sell._acdc_kernel, {"N": 64, "LOG": 5, "HAS_BIAS": True}),
-    (gpu_sell._acdc_backward_kernel, {"N": 64, "LOG": 5}),
-    (gpu_sell._hadamard_kernel, {"N": 64, "LOG": 6}),
+    (triton_products.spmm_kernel, PRODUCT | {"HAS_PERM": False, "HAS_BIAS": True, "RELU": True}),
+    (triton_products.spmm_kernel, PRODUCT | {"HAS_PERM": True, "HAS_BIAS": False, "RELU": False, "WIDE": True}),
+    (triton_products.sddmm_kernel, PRODUCT),
+    (triton_transforms.acdc_kernel, {"N": 64, "LOG": 5, "HAS_BIAS": True}),
+    (triton_transforms.acdc_backward_kernel, {"N": 64, "LOG": 5}),
+    (triton_transforms.hadamard_kernel, {"N": 64, "LOG": 6}),
 ]:
     types = {name: "i32" if name.endswith("_stride") else INTEGERS.get(name, "*fp32") for name in kernel.arg_names}
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)

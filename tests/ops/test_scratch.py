@@ -79,6 +79,23 @@ def test_a_kernel_works_after_one_that_found_no_memory():
     torch.testing.assert_close(y.norm(), x.norm())
 
 
+def test_a_thread_keeps_a_little_for_its_next_call_and_no_more(isa):
+    """Of no images: the memory is taken, but not written to."""
+
+    def conv(numbers):
+        (_, _, *rest), _held = convolution(numbers)
+        nothing = (0, *PLANES[1:])
+        kernels.conv(False, (nothing, nothing, *rest), 0, 0, IMAGES, IMAGES)
+        return kernels.kept_scratch()
+
+    assert 2**20 <= conv(2**18) <= 2**28
+    assert conv(2**26) == 0  # for the input and for the output
+    assert conv(0) < 2**20
+    with pytest.raises(MemoryError):
+        conv(HUGE)
+    assert kernels.kept_scratch() < 2**20
+
+
 @pytest.mark.parametrize(
     "x", [0, (0,), (0, 0, 0), [0, 0], (0, "a"), (0, 0.5)], ids=["int", "short", "long", "list", "str", "float"]
 )

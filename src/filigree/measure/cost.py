@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from filigree.computed_weights import copied
 from filigree.io.saving import description
@@ -114,7 +114,7 @@ def stored(model: nn.Module) -> Cost:
 
 
 def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
-    """Multiply-adds of forward and backward on one sample, by torch's counter (sparse products register theirs).
+    """Multiply-adds of forward and backward on one sample, by torch's counter and `_FORMULAS`.
 
     A layer whose arithmetic the counter does not see (it is `uncounted`, or a recurrent network of torch) counts its
     own `macs` for each position of its input, and twice that backward.
@@ -124,8 +124,9 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     for module in duplicate.modules():
         if isinstance(module, nn.RNNBase) or (says(module) and module.uncounted):
             _count_itself(module, own)
+    flop_counter = importlib.import_module("torch.utils.flop_counter")  # which loads Triton: 0.2 s
     try:
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter.FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
             outputs = tensors_in(duplicate(sample))
             forward = counter.get_total_flops()
             sum((out.sum() for out in outputs if out.requires_grad), torch.zeros(())).backward()
@@ -189,38 +190,44 @@ def _bytes_on_disk(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors) + names + plain + 200
 
 
-@register_flop_formula(torch.ops.filigree.linear_forward)
 def _linear_forward_flops(values: Any, bias: Any, x: Any, *_: Any, **__: Any) -> int:
     return 2 * values[0] * x[0]
 
 
-@register_flop_formula(torch.ops.filigree.linear_backward)
 def _linear_backward_flops(values: Any, x: Any, y: Any, dy: Any, *rest: Any, **__: Any) -> int:
     need_input = rest[6]
     return 2 * values[0] * dy[0] * (2 if need_input else 1)
 
 
-@register_flop_formula(torch.ops.filigree.integer_linear)
 def _integer_linear_flops(x: Any, scale: Any, bias: Any, relu: Any, indptr: Any, *rest: Any, **__: Any) -> int:
     return 2 * rest[0][0] * x[0]
 
 
-@register_flop_formula([torch.ops.filigree.spmm, torch.ops.filigree.spmm_t])
 def _spmm_flops(values: Any, x: Any, *_: Any, **__: Any) -> int:
     return 2 * values[0] * x[1]
 
 
-@register_flop_formula(torch.ops.filigree.sddmm)
 def _sddmm_flops(dy: Any, x: Any, indptr: Any, indices: Any, *_: Any, **__: Any) -> int:
     return 2 * indices[0] * x[1]
 
 
-@register_flop_formula(torch.ops.filigree.conv2d_forward)
 def _conv2d_forward_flops(values: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return 2 * values[0] * out_shape[0] * out_shape[2] * out_shape[3]
 
 
-@register_flop_formula(torch.ops.filigree.conv2d_backward)
 def _conv2d_backward_flops(values: Any, x: Any, dy: Any, *rest: Any, **__: Any) -> int:
     need_input = rest[3]
     return 2 * values[0] * dy[0] * dy[2] * dy[3] * (2 if need_input else 1)
+
+
+# floating-point operations of the operators of filigree, from the shapes of their arguments
+_FORMULAS = {
+    torch.ops.filigree.linear_forward: _linear_forward_flops,
+    torch.ops.filigree.linear_backward: _linear_backward_flops,
+    torch.ops.filigree.integer_linear: _integer_linear_flops,
+    torch.ops.filigree.spmm: _spmm_flops,
+    torch.ops.filigree.spmm_t: _spmm_flops,
+    torch.ops.filigree.sddmm: _sddmm_flops,
+    torch.ops.filigree.conv2d_forward: _conv2d_forward_flops,
+    torch.ops.filigree.conv2d_backward: _conv2d_backward_flops,
+}

@@ -1,12 +1,14 @@
-"""The sparse products as Triton kernels, for CUDA tensors: a program a row, no atomics, the same bits every time.
+"""The sparse products as Triton kernels, for CUDA tensors.
 
-Where Triton is not installed, `available` is False and `filigree.ops.reference` is used. Triton's interpreter
-(`TRITON_INTERPRET=1`) runs the same code on CPU tensors: it is how these kernels are tested without a GPU.
+The kernels are in `triton_products.py`, which is loaded when the first of them is called, and Triton with it: that
+takes 0.2 s. Where Triton is not installed, `available` is False and `filigree.ops.reference` is used. Triton's
+interpreter (`TRITON_INTERPRET=1`) runs the same code on CPU tensors: it is how it is tested without a GPU.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any, NamedTuple
 
 import torch
@@ -14,68 +16,14 @@ from torch import Tensor
 
 from filigree.ops import reference
 from filigree.ops.pattern import Pattern
+from filigree.optional import needed
 
-try:
-    import triton
-    import triton.language as tl
+available = importlib.util.find_spec("triton") is not None
 
-    available = True
-except ImportError:
-    available = False
 
-if available:
-
-    @triton.jit
-    def _spmm_kernel(
-        values, indptr, indices, perm, x, y, bias, batch, x_stride, y_stride,
-        HAS_PERM: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
-        K: tl.constexpr, B: tl.constexpr,
-    ):  # fmt: skip
-        row = tl.program_id(0).to(tl.int64)
-        b = tl.program_id(1) * B + tl.arange(0, B)
-        start, end = tl.load(indptr + row), tl.load(indptr + row + 1)
-        total = tl.zeros((K, B), dtype=SUM)  # the threads' own sums, added up once, after the loop
-        for k in range(start, end, K):
-            at = k + tl.arange(0, K)
-            there = at < end
-            column = tl.load(indices + at, mask=there, other=0)
-            if WIDE:
-                column = column.to(tl.int64)
-            if HAS_PERM:
-                at = tl.load(perm + at, mask=there, other=0)
-            value = tl.load(values + at, mask=there, other=0.0).to(SUM)
-            both = there[:, None] & (b < batch)[None, :]
-            inputs = tl.load(x + (column * x_stride)[:, None] + b[None, :], mask=both, other=0.0)
-            total += value[:, None] * inputs.to(SUM)
-        result = tl.sum(total, axis=0)
-        if HAS_BIAS:
-            result += tl.load(bias + row).to(SUM)
-        if RELU:
-            result = tl.where(result < 0, 0.0, result)  # keeps NaN, as torch does
-        tl.store(y + row * y_stride + b, result, mask=b < batch)
-
-    @triton.jit
-    def _sddmm_kernel(
-        indptr, indices, dy, x, dvalues, batch, dy_stride, x_stride,
-        WIDE: tl.constexpr, SUM: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
-    ):  # fmt: skip
-        row = tl.program_id(0).to(tl.int64)
-        start, end = tl.load(indptr + row), tl.load(indptr + row + 1)
-        for k in range(start, end, K):
-            at = k + tl.arange(0, K)
-            there = at < end
-            column = tl.load(indices + at, mask=there, other=0)
-            if WIDE:
-                column = column.to(tl.int64)
-            inputs_of = x + (column * x_stride)[:, None]
-            total = tl.zeros((K, B), dtype=SUM)
-            for first in range(0, batch, B):
-                b = first + tl.arange(0, B)
-                gradient = tl.load(dy + row * dy_stride + b, mask=b < batch, other=0.0).to(SUM)
-                both = there[:, None] & (b < batch)[None, :]
-                inputs = tl.load(inputs_of + b[None, :], mask=both, other=0.0)
-                total += gradient[None, :] * inputs.to(SUM)
-            tl.store(dvalues + at, tl.sum(total, axis=1), mask=there)
+@functools.cache
+def _kernels() -> Any:
+    return needed("filigree.ops.triton_products", "filigree.ops.gpu", "gpu")
 
 
 class Tile(NamedTuple):
@@ -95,7 +43,7 @@ def tile(batch: int) -> Tile:
     """
     if batch == 1:
         return Tile(128, 1, 1)
-    samples = min(128, triton.next_power_of_2(batch))
+    samples = min(128, 1 << (batch - 1).bit_length())
     return Tile(min(64, 2048 // samples), samples, 4)
 
 
@@ -123,9 +71,9 @@ def _csr_times(
     rows, batch = indptr.numel() - 1, x.shape[1]
     y = x.new_empty(rows, batch)
     if y.numel():
-        grid: Any = (rows, triton.cdiv(batch, tile(batch).samples))
+        grid: Any = (rows, -(-batch // tile(batch).samples))
         with torch.cuda.device_of(x):
-            _spmm_kernel[grid](
+            _kernels().spmm_kernel[grid](
                 values, indptr, indices, indices if perm is None else perm, x, y, values if bias is None else bias,
                 batch, x.stride(0), y.stride(0), HAS_PERM=perm is not None, HAS_BIAS=bias is not None, RELU=relu,
                 **_options(x, tile(batch)),
@@ -142,7 +90,7 @@ def sddmm(pattern: Pattern, dy: Tensor, x: Tensor) -> Tensor:
     if out.numel():
         nonzeros, samples, warps = tile(x.shape[1])
         with torch.cuda.device_of(x):
-            _sddmm_kernel[(pattern.rows,)](
+            _kernels().sddmm_kernel[(pattern.rows,)](
                 pattern.indptr, pattern.indices, dy, x, out, dy.shape[1], dy.stride(0), x.stride(0),
                 **_options(x, Tile(2 * nonzeros, samples, 2 * warps)),
             )  # fmt: skip
@@ -155,6 +103,7 @@ def _feature_major(x: Tensor) -> Tensor:
 
 def _options(x: Tensor, tile: Tile) -> dict[str, Any]:
     """What the kernels are compiled for: whether addresses in x need 64 bits, the type of sums, the tile."""
+    tl = _kernels().tl
     return {
         "WIDE": x.shape[0] * x.stride(0) >= 1 << 31, "SUM": tl.float64 if x.dtype is torch.float64 else tl.float32,
         "K": tile.nonzeros, "B": tile.samples, "num_warps": tile.warps,

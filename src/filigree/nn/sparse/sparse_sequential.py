@@ -14,6 +14,7 @@ from filigree.ops.chain import Link
 from filigree.ops.dropout import new_seed
 from filigree.ops.linear_chain import linear_chain
 from filigree.ops.memory import FLOATS, in_memory
+from filigree.ops.pattern import Pattern
 from filigree.preserved import has_hooks
 
 _has_global_hooks = torch.nn.modules.module._has_any_global_hook
@@ -56,15 +57,17 @@ class _Chain:
         if has_hooks(module):
             return False
         if kind is SparseLinear:
-            if links and links[-1].pattern.rows != module.in_features:
+            pattern = module.pattern
+            if links and not _follows(links[-1].pattern, pattern, module.in_features):
                 return False
             own = module._parameters  # attributes of a module are found ten times slower
-            links.append(Link(module.pattern, own["values"], own.get("bias"), module.relu))
+            links.append(Link(pattern, own["values"], own.get("bias"), module.relu))
         elif kind is FeatureMajorLinear and links and module.is_narrow():
-            if links[-1].pattern.rows != module.in_features:
+            pattern = module.full_pattern()
+            if not _follows(links[-1].pattern, pattern, module.in_features):
                 return False
             own = module._parameters
-            links.append(Link(module.full_pattern(), own["weight"].view(-1), own["bias"]))
+            links.append(Link(pattern, own["weight"].view(-1), own["bias"]))
         elif kind is nn.ReLU and links and not links[-1].drop:
             links[-1] = links[-1]._replace(relu=True)
         elif kind in (nn.Dropout, FastDropout):
@@ -97,6 +100,11 @@ class _Chain:
             and x.shape[-1] == links[0].pattern.cols
             and all(link.values.dtype is x.dtype and link.values.is_cpu for link in links)
         )
+
+
+def _follows(before: Pattern, pattern: Pattern, in_features: int) -> bool:
+    """Whether sizes meet, and indices are of one type: a model that was loaded may mix int32 and int64."""
+    return before.rows == in_features and before.indices.dtype is pattern.indices.dtype
 
 
 def _is_plain(x: Any) -> bool:

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "scratch.h"
+
 namespace filigree {
 
 // Where an object is not what is read, `read` is false, and a Python error may be set.
@@ -92,6 +94,10 @@ struct Reader {
   }
 };
 
+struct EndOfCall {
+  ~EndOfCall() { end_of_call(); }
+};
+
 // The function in Python that runs `Function::call` without the interpreter's lock.
 template <class Function, class Result, class... Arguments>
 PyObject *call(PyObject *, PyObject *const *given, Py_ssize_t count) {
@@ -107,12 +113,16 @@ PyObject *call(PyObject *, PyObject *const *given, Py_ssize_t count) {
       return nullptr;
     }
     held = PyEval_SaveThread();
+    const auto run = [&] {
+      const EndOfCall end;
+      return std::apply(Function::get(), values);
+    };
     if constexpr (std::is_void_v<Result>) {
-      std::apply(Function::get(), values);
+      run();
       PyEval_RestoreThread(held);
       Py_RETURN_NONE;
     } else {
-      const Result result = std::apply(Function::get(), values);
+      const Result result = run();
       PyEval_RestoreThread(held);
       return PyLong_FromLongLong(result);
     }

@@ -15,6 +15,7 @@
 #include "caches.h"
 #include "kernels.h"
 #include "openmp.h"
+#include "scratch.h"
 
 namespace filigree {
 #define INSTRUCTION_SET(name, runs) \
@@ -105,6 +106,8 @@ NB_MODULE(_kernels, m) {
   m.def("level2_bytes", &filigree::level2_bytes,
         "The bytes of a core's level-2 cache, which decide the panels' width.");
   m.def("set_level2_bytes", &filigree::set_level2_bytes, "For tests: let panels be as wide as with such a cache.");
+  m.def("kept_scratch", &filigree::kept_scratch,
+        "The bytes of scratch memory that this thread keeps for its next call of a kernel.");
   m.def(
       "flush_denormals",
       [](bool on) {

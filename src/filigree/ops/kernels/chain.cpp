@@ -89,6 +89,14 @@ inline int64_t widest(const std::vector<Layer> &layers) {
   return most;
 }
 
+// Whether indices are int64: all of them, or none.
+inline bool wide_indices(const std::vector<Layer> &layers) {
+  for (const Layer &layer : layers)
+    if (layer.index.w.wide != layers[0].index.w.wide)
+      throw std::invalid_argument("chain: the indices of all layers must be of one type");
+  return layers[0].index.w.wide;
+}
+
 inline int64_t work_of(const std::vector<Layer> &layers, int64_t batch) {
   int64_t work = 0;
   for (const Layer &layer : layers) work += (layer.index.w.nnz() + layer.index.w.rows) * batch;
@@ -355,14 +363,14 @@ int64_t kept_numbers(Number stored, const std::vector<Layer> &layers, int64_t ba
   return units * padded;
 }
 void chain(Number stored, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept) {
-  with_storage(stored, layers[0].index.w.wide, [&](auto t, auto s, auto index) {
+  with_storage(stored, wide_indices(layers), [&](auto t, auto s, auto index) {
     typedef decltype(s) S;
     forward_<decltype(t), S, decltype(index)>(layers, batch, x, y, static_cast<S *>(kept));
   });
 }
 void chain_backward(Number stored, const std::vector<Layer> &layers, int64_t batch, Strided x, const void *kept,
                     Strided y, Strided dy, Strided dx, const std::vector<Gradients> &gradients) {
-  with_storage(stored, layers[0].index.w.wide, [&](auto t, auto s, auto index) {
+  with_storage(stored, wide_indices(layers), [&](auto t, auto s, auto index) {
     typedef decltype(s) S;
     backward_<decltype(t), S, decltype(index)>(layers, batch, x, static_cast<const S *>(kept), y, dy, dx, gradients);
   });
