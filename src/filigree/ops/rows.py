@@ -45,7 +45,7 @@ def _rows_backward(
     whole: bool,
     need_input: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Gradients of input, values and, where dy holds all rows (`whole`), bias; dy is masked by y unless that is None."""
+    """Gradients of input, values and, where dy holds all rows (`whole`), bias; dy is masked by y where y is given."""
     x, values, dy, batch = feature_major(x), contiguous(values), resolved(dy), x.shape[1]
     dx, dvalues = new_matrix(x, pattern.cols, batch) if need_input else None, torch.empty_like(values)
     dbias = x.new_zeros(pattern.rows) if whole else None
