@@ -36,6 +36,17 @@ def build(folder):
     return ctypes.CDLL(str(compiled.with_suffix(".so")))
 
 
+def _call(library, name, *arguments):
+    """A call of one of its functions: addresses of tensors, null for None, int64 for other numbers."""
+    plain = [
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor)
+        else None if a is None else ctypes.c_int64(a) if isinstance(a, int) else a
+        for a in arguments
+    ]  # fmt: skip
+    function, held = getattr(library, name), arguments  # addresses outlive nothing
+    return lambda: (function(*plain), held)[0]
+
+
 def contestants(library, layer, x, dy):
     """The reference's variants of a layer's products on feature-major x and dy, without bias and ReLU.
 
@@ -51,13 +62,7 @@ def contestants(library, layer, x, dy):
     )
 
     def call(name, *arguments):
-        plain = [
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else None if a is None else ctypes.c_int64(a)
-            for a in arguments
-        ]
-        function = getattr(library, name)
-        held = arguments  # addresses outlive nothing
-        return lambda ahead: (function(ctypes.c_int(ahead), *plain), held)[0]
+        return lambda ahead: _call(library, name, ctypes.c_int(ahead), *arguments)()
 
     multiply = call("multiply", p.rows, p.indptr, p.indices, None, values, x, y)
     transposed = call("multiply", p.cols, p.t_indptr, p.t_indices, p.t_perm, values, dy, dx)
@@ -69,3 +74,55 @@ def contestants(library, layer, x, dy):
     backward = {f"fused, ahead {a}": lambda a=a: fused(a) for a in AHEAD}
     backward |= {f"apart, ahead {a}": lambda a=a: (transposed(a), sddmm(a)) for a in AHEAD}
     return {"forward": (forward, [y]), "backward": (backward, [dx, dvalues])}
+
+
+def rows(library, layer, chosen, x, dy):
+    """The reference's products of chosen rows on feature-major x and dy, which holds those rows only.
+
+    Returns:
+        For "forward" and "backward" the calls by name and the tensors that they write.
+    """
+    p, values = layer.pattern, layer.values.detach()
+    y, dx, dvalues = x.new_zeros(p.rows, x.shape[1]), torch.empty_like(x), torch.empty_like(values)
+    forward = _call(library, "rows_multiply", len(chosen), chosen, p.indptr, p.indices, values, x, y)
+    backward = _call(
+        library, "rows_backward", len(chosen), chosen, p.cols, p.nnz, p.indptr, p.indices, values, dy, x, dx,
+        values.new_empty(2 * p.nnz), dvalues,
+    )  # fmt: skip
+    return {"forward": ({"rows": forward}, [y]), "backward": ({"samples": backward}, [dx, dvalues])}
+
+
+def entries(library, kept, w, x):
+    """The reference's products of a matrix with few entries a row: `kept @ w` and `kept.T @ x`.
+
+    Returns:
+        For each the calls by name and the tensor that they write.
+    """
+    y, yt, t = w.new_empty(kept.rows, w.shape[1]), x.new_empty(kept.width, x.shape[1]), kept.transpose
+
+    def variants(name, *arguments):
+        shared = {"rows": 0, "columns": 1}
+        return {by: _call(library, name, ctypes.c_int(flag), *arguments) for by, flag in shared.items()}
+
+    times = variants("entries_times", kept.rows, kept.indptr, kept.indices, None, kept.values, w, w.shape[1], y)
+    t_times = variants("entries_times", kept.width, t.indptr, t.indices, t.perm, kept.values, x, x.shape[1], yt)
+    return {"times": (times, [y]), "t_times": (t_times, [yt])}
+
+
+def convolution(library, plan, values, x, y, dy):
+    """The reference's 3 x 3 convolution, padding 1, by our plan of addresses; x, y, dy channel-major.
+
+    Returns:
+        For "forward" and "backward" the calls by name and the tensors that they write.
+    """
+    indptr, indices, t_indptr, t_indices, t_perm = plan.held
+    count, channels, height, width = x.shape
+    stride, _, some = plan.convolution[-3:]
+    sizes = count, channels, y.shape[1], height, width, some, stride
+    y, dx, dvalues = torch.empty_like(y), torch.empty_like(x), torch.empty_like(values)
+    parts = values.new_empty(torch.get_num_threads() * len(values))
+    forward = _call(library, "conv", *sizes, indptr, indices, values, x, y)
+    backward = _call(
+        library, "conv_backward", *sizes, len(values), t_indptr, t_indices, t_perm, values, x, dy, dx, parts, dvalues
+    )
+    return {"forward": ({"images": forward}, [y]), "backward": ({"images": backward}, [dx, dvalues])}

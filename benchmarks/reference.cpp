@@ -1,11 +1,13 @@
-// The products of a sparse layer in plain intrinsics, one function each, 128 samples a row: what the kernels are
-// measured against. Rows are divided among the threads; nothing is tiled, packed or chosen by the machine. `ahead`: how
-// many nonzeros ahead rows are prefetched, 0 (not at all), 4 or 8.
+// The products of sparse layers, whole or of chosen rows, of sparse convolutions and of a batch's largest gradients in
+// plain intrinsics: what the kernels are measured against. A layer's rows are 128 samples long. Rows, samples or images
+// are divided among the threads; nothing else is chosen by shape or machine. `ahead`: how many nonzeros ahead rows are
+// prefetched, 0 (not at all), 4 or 8.
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -130,6 +132,69 @@ void dot_products(int64_t rows, const int32_t *indptr, const int32_t *indices, c
   });
 }
 
+// body(vectors, first) for the blocks of `n` numbers, which are rounded up to whole vectors
+template <int MOST, class Body>
+void blocks(int64_t n, Body body) {
+  int64_t first = 0;
+  for (; first + MOST * LANES <= n; first += MOST * LANES) body(std::integral_constant<int, MOST>{}, first);
+  for (; first < n; first += LANES) body(std::integral_constant<int, 1>{}, first);
+}
+
+// y[s] = sum_k value[k] x[indices[k] * scale ...] for rows [from, to), `chosen` ones if given, and n numbers of each
+void multiply_some(int64_t from, int64_t to, const int64_t *chosen, const int32_t *indptr, const int32_t *indices,
+                   const int32_t *perm, const float *values, const float *x, int64_t scale, float *y, int64_t stride,
+                   int64_t n) {
+  blocks<FORWARD>(n, [=](auto many, int64_t first) {
+    constexpr int NV = decltype(many)::value;
+    for (int64_t s = from; s < to; ++s) {
+      const int64_t r = chosen ? chosen[s] : s;
+      V sum[NV];
+      for (int v = 0; v < NV; ++v) sum[v] = all(0);
+      for (int64_t k = indptr[r]; k < indptr[r + 1]; ++k) {
+        const float *row = x + int64_t(indices[k]) * scale + first;
+        const V value = all(perm ? values[perm[k]] : values[k]);
+        for (int v = 0; v < NV; ++v) sum[v] = fma(value, load(row + v * LANES), sum[v]);
+      }
+      for (int v = 0; v < NV; ++v) store(y + r * stride + first + v * LANES, sum[v]);
+    }
+  });
+}
+
+// A 3 x 3 convolution's images, packed a few at a time: planes that share the zeros at their sides, so that a tap is a
+// shift. `stride` from plane to plane, rounded up by MARGIN for blocks that run over the end.
+struct Images {
+  int64_t count, channels, height, width;
+  int64_t pitch() const { return width + 1; }
+  int64_t size() const { return (height + 1) * pitch(); }
+};
+constexpr int64_t MARGIN = 256;
+
+// images [first, first + some) of channel-major x to planes, whose row i begins at (i + top) * pitch + left
+void pack(const Images &m, int64_t first, int64_t some, const float *x, int64_t front, float *planes, int64_t stride) {
+  std::fill(planes, planes + m.channels * stride, 0.f);
+  for (int64_t c = 0; c < m.channels; ++c)
+    for (int64_t n = 0; n < some; ++n)
+      for (int64_t i = 0; i < m.height; ++i) {
+        const float *row = x + ((c * m.count + first + n) * m.height + i) * m.width;
+        std::copy(row, row + m.width, planes + c * stride + front + n * m.size() + i * m.pitch());
+      }
+}
+void unpack(const Images &m, int64_t first, int64_t some, const float *planes, int64_t front, int64_t stride,
+            float *x) {
+  for (int64_t c = 0; c < m.channels; ++c)
+    for (int64_t n = 0; n < some; ++n)
+      for (int64_t i = 0; i < m.height; ++i) {
+        const float *row = planes + c * stride + front + n * m.size() + i * m.pitch();
+        std::copy(row, row + m.width, x + ((c * m.count + first + n) * m.height + i) * m.width);
+      }
+}
+
+template <class Body>
+void parallel_images(int64_t count, int64_t some, Body body) {
+  parallel_rows((count + some - 1) / some,
+                [=](int64_t from, int64_t to) { body(from * some, std::min(count, to * some)); });
+}
+
 template <class Body>
 void with_ahead(int ahead, Body body) {
   if (ahead == 8) body(std::integral_constant<int, 8>{});
@@ -165,6 +230,159 @@ void fused(int ahead, int64_t columns, int64_t nnz, const int32_t *t_indptr, con
   });
   parallel_rows(nnz, [=](int64_t from, int64_t to) {
     for (int64_t k = from; k < to; ++k) dvalues[k] = ordered[place[k]];
+  });
+}
+
+// y[chosen] = W[chosen] x
+void rows_multiply(int64_t count, const int64_t *chosen, const int32_t *indptr, const int32_t *indices,
+                   const float *values, const float *x, float *y) {
+  parallel_rows(count, [=](int64_t from, int64_t to) {
+    multiply_some(from, to, chosen, indptr, indices, nullptr, values, x, BATCH, y, BATCH, BATCH);
+  });
+}
+
+// dx = W[chosen]^T dy and dvalues[k] = dy[row(k)] . x[column(k)], 0 in other rows; dy holds the chosen rows only. Each
+// thread takes a part of the samples; its dot products go to its part of `parts` (2 * nnz numbers).
+void rows_backward(int64_t count, const int64_t *chosen, int64_t columns, int64_t nnz, const int32_t *indptr,
+                   const int32_t *indices, const float *values, const float *dy, const float *x, float *dx,
+                   float *parts, float *dvalues) {
+  constexpr int NV = 4, PARTS = 2, PART = BATCH / PARTS;
+  parallel_rows(PARTS, [=](int64_t from, int64_t to) {
+    for (int64_t part = from; part < to; ++part) {
+      float *dots = parts + part * nnz;
+      for (int64_t c = 0; c < columns; ++c) std::fill_n(dx + c * BATCH + part * PART, PART, 0.f);
+      for (int64_t s = 0; s < count; ++s) std::fill(dots + indptr[chosen[s]], dots + indptr[chosen[s] + 1], 0.f);
+      for (int64_t block = part * PART; block < (part + 1) * PART; block += NV * LANES)
+        for (int64_t s = 0; s < count; ++s) {
+          V mine[NV];
+          for (int v = 0; v < NV; ++v) mine[v] = load(dy + s * BATCH + block + v * LANES);
+          const auto one = [&](int64_t k) {
+            const int64_t row = int64_t(indices[k]) * BATCH + block;
+            const V value = all(values[k]);
+            V dot = all(0);
+            for (int v = 0; v < NV; ++v) {
+              dot = fma(mine[v], load(x + row + v * LANES), dot);
+              store(dx + row + v * LANES, fma(value, mine[v], load(dx + row + v * LANES)));
+            }
+            return dot;
+          };
+          int64_t k = indptr[chosen[s]];
+          const int64_t end = indptr[chosen[s] + 1];
+          for (; k + GROUP <= end; k += GROUP) {
+            const V dot[GROUP] = {one(k), one(k + 1), one(k + 2), one(k + 3)};
+            sums(dot, dots + k);
+          }
+          for (; k < end; ++k) {
+            const V dot[GROUP] = {one(k), all(0), all(0), all(0)};
+            float four[GROUP] = {};
+            sums(dot, four);
+            dots[k] += four[0];
+          }
+        }
+    }
+  });
+  parallel_rows(nnz, [=](int64_t from, int64_t to) { std::fill(dvalues + from, dvalues + to, 0.f); });
+  parallel_rows(count, [=](int64_t from, int64_t to) {
+    for (int64_t s = from; s < to; ++s)
+      for (int64_t k = indptr[chosen[s]]; k < indptr[chosen[s] + 1]; ++k) dvalues[k] = parts[k] + parts[nnz + k];
+  });
+}
+
+// y = A B, A in compressed rows, B dense with rows of `width` numbers, a multiple of 16; threads take rows or columns
+void entries_times(int by_columns, int64_t rows, const int32_t *indptr, const int32_t *indices, const int32_t *perm,
+                   const float *values, const float *b, int64_t width, float *y) {
+  if (!by_columns)
+    parallel_rows(rows, [=](int64_t from, int64_t to) {
+      multiply_some(from, to, nullptr, indptr, indices, perm, values, b, width, y, width, width);
+    });
+  else
+    parallel_rows(width / 16, [=](int64_t from, int64_t to) {
+      multiply_some(0, rows, nullptr, indptr, indices, perm, values, b + 16 * from, width, y + 16 * from, width,
+                    16 * (to - from));
+    });
+}
+
+// A 3 x 3 convolution with padding 1, x and y channel-major, `some` images at a time; `indices` are addresses in the
+// planes of the input, `stride` numbers apart
+void conv(int64_t count, int64_t channels, int64_t outs, int64_t height, int64_t width, int64_t some, int64_t stride,
+          const int32_t *indptr, const int32_t *indices, const float *values, const float *x, float *y) {
+  const Images in{count, channels, height, width}, out{count, outs, height, width};
+  const int64_t out_stride = some * in.size() + MARGIN;
+  parallel_images(count, some, [=](int64_t from, int64_t to) {
+    static thread_local std::vector<float> planes, products;
+    planes.resize(channels * stride + MARGIN), products.resize(outs * out_stride);
+    for (int64_t first = from; first < to; first += some) {
+      const int64_t n = std::min(some, to - first);
+      pack(in, first, n, x, in.pitch() + 1, planes.data(), stride);
+      multiply_some(0, outs, nullptr, indptr, indices, nullptr, values, planes.data(), 1, products.data(), out_stride,
+                    n * in.size());
+      unpack(out, first, n, products.data(), 0, out_stride, y);
+    }
+  });
+}
+
+// Its gradients by the transposed pattern, whose indices are addresses in the planes of dy; `parts`: nnz numbers for
+// each thread
+void conv_backward(int64_t count, int64_t channels, int64_t outs, int64_t height, int64_t width, int64_t some,
+                   int64_t stride, int64_t nnz, const int32_t *t_indptr, const int32_t *t_indices,
+                   const int32_t *t_perm, const float *values, const float *x, const float *dy, float *dx, float *parts,
+                   float *dvalues) {
+  const Images in{count, channels, height, width}, out{count, outs, height, width};
+  const int64_t reach = 2 * in.pitch() + 2, dx_stride = some * in.size() + MARGIN;
+  const int threads = omp_get_max_threads();
+  std::fill(parts, parts + threads * nnz, 0.f);
+  parallel_images(count, some, [=](int64_t from, int64_t to) {
+    static thread_local std::vector<float> planes, deltas, products;
+    planes.resize(channels * dx_stride), products.resize(channels * dx_stride);
+    deltas.resize(outs * stride + MARGIN);
+    float *dots = parts + omp_get_thread_num() * nnz;
+    for (int64_t first = from; first < to; first += some) {
+      const int64_t n = std::min(some, to - first);
+      pack(in, first, n, x, in.pitch() + 1, planes.data(), dx_stride);
+      pack(out, first, n, dy, reach, deltas.data(), stride);
+      blocks<BACKWARD>(n * in.size(), [&](auto many, int64_t block) {
+        constexpr int NV = decltype(many)::value;
+        for (int64_t c = 0; c < channels; ++c) {
+          V mine[NV], sum[NV];
+          for (int v = 0; v < NV; ++v) {
+            mine[v] = load(planes.data() + c * dx_stride + block + v * LANES);
+            sum[v] = all(0);
+          }
+          const auto one = [&](int64_t k) {
+            const float *row = deltas.data() + t_indices[k] + block;
+            const V value = all(values[t_perm[k]]);
+            V dot = all(0);
+            for (int v = 0; v < NV; ++v) {
+              const V theirs = load(row + v * LANES);
+              sum[v] = fma(value, theirs, sum[v]);
+              dot = fma(mine[v], theirs, dot);
+            }
+            return dot;
+          };
+          int64_t k = t_indptr[c];
+          const int64_t end = t_indptr[c + 1];
+          for (; k + GROUP <= end; k += GROUP) {
+            const V dot[GROUP] = {one(k), one(k + 1), one(k + 2), one(k + 3)};
+            sums(dot, dots + k);
+          }
+          for (; k < end; ++k) {
+            const V dot[GROUP] = {one(k), all(0), all(0), all(0)};
+            float four[GROUP] = {};
+            sums(dot, four);
+            dots[k] += four[0];
+          }
+          for (int v = 0; v < NV; ++v) store(products.data() + c * dx_stride + block + v * LANES, sum[v]);
+        }
+      });
+      unpack(in, first, n, products.data(), in.pitch() + 1, dx_stride, dx);
+    }
+  });
+  parallel_rows(nnz, [=](int64_t from, int64_t to) {
+    for (int64_t k = from; k < to; ++k) {
+      float sum = 0;
+      for (int t = 0; t < threads; ++t) sum += parts[t * nnz + k];
+      dvalues[t_perm[k]] = sum;
+    }
   });
 }
 }

@@ -5,12 +5,14 @@ import pytest
 import scipy.sparse
 import torch
 from networks import SIZES, ours
+from torch import nn
 
 import filigree as fg
 from filigree.measure.cost import training_step
 from filigree.measure.timing import time_interleaved
-from filigree.ops import kernels
-from filigree.ops.addresses import index, strided
+from filigree.ops import kernels, selection
+from filigree.ops.addresses import compressed_rows, index, matrix, strided
+from filigree.ops.conv import _plan as conv_plan
 
 
 def _kernel_works(layer, x_rows, need_input):
@@ -127,6 +129,103 @@ def test_against_intrinsics(width, library, suite, benchmark):
     benchmark.pedantic(mine["forward"], rounds=50, warmup_rounds=5)
 
 
+def _share(suite, mine, references, flops, expected, written, **what):
+    """Add a row for each product: ours beside the best of the reference's variants, results checked first."""
+    for kernel, (variants, outputs) in references.items():
+        for works, tensors in ((variants, outputs), ({"ours": mine[kernel]}, written[kernel])):
+            for name, work in works.items():
+                _check(f"{kernel}, {name}", work, tensors, expected[kernel])
+        ours, *timings = time_interleaved([mine[kernel], *variants.values()], seconds=0.5)
+        best, name = min((t.median, name) for t, name in zip(timings, variants, strict=True))
+        rate = flops[kernel] / 1e6
+        suite.add(
+            **what, kernel=kernel, ms=ours.median, gflops=rate / ours.median, reference=name,
+            reference_gflops=rate / best, share_of_reference=best / ours.median, goal=0.9,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 32), (128, 16), (256, 8)])
+def test_convolution_against_intrinsics(channels, side, library, suite, benchmark):
+    """3 x 3 convolutions, 95% sparse, 64 images: packing and unpacking included on both sides."""
+    mask = torch.rand(channels, channels, 3, 3) < 0.05
+    layer = fg.nn.SparseConv2d.from_dense(nn.Conv2d(channels, channels, 3, padding=1, bias=False), mask)
+    x, dy, y, dx = (torch.randn(channels, 64, side, side).transpose(0, 1) for _ in range(4))
+    values = layer.values.detach()
+    plan, dvalues = conv_plan(*layer.pattern[:2], x, layer._geometry), torch.empty_like(values)
+    images = {name: (t.data_ptr(), *t.stride()) for name, t in {"x": x, "y": y, "dy": dy}.items()}
+    mine = {
+        "forward": lambda: kernels.conv(False, plan.convolution, values.data_ptr(), 0, images["x"], images["y"]),
+        "backward": lambda: kernels.conv_backward(
+            False, plan.convolution, values.data_ptr(), images["x"], images["dy"], dvalues.data_ptr(), 0, dx.data_ptr()
+        ),
+    }
+    inner, weight = x.clone().requires_grad_(), layer.dense().weight.detach().requires_grad_()
+    right = nn.functional.conv2d(inner, weight, padding=1)
+    to_x, to_weight = torch.autograd.grad(right, [inner, weight], dy)
+    expected = {"forward": [right.detach()], "backward": [to_x, to_weight[mask]]}
+    work = layer.nnz * 64 * side * side
+    _share(
+        suite, mine, intrinsics.convolution(library, plan, values, x, y, dy),
+        {"forward": 2 * work, "backward": 4 * work}, expected, {"forward": [y], "backward": [dx, dvalues]},
+        convolution=f"{channels} channels, {side} x {side}",
+    )  # fmt: skip
+    benchmark.pedantic(mine["forward"], rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize(("width", "count"), [(1000, 40), (1000, 125), (4000, 40), (4000, 500)])
+def test_chosen_rows_against_intrinsics(width, count, library, suite, benchmark):
+    """Some rows of a layer, as unified top-k and partitioned dropout compute them."""
+    layer = fg.nn.SparseLinear(width, width, fg.ErdosRenyi(density=40 / width))
+    p, values = layer.pattern, layer.values.detach()
+    chosen = torch.randperm(width)[:count].sort().values
+    x, dy, y = torch.randn(width, 128), torch.randn(count, 128), torch.zeros(width, 128)
+    dx, dvalues = torch.empty_like(x), torch.empty_like(values)
+    some = chosen.data_ptr(), count
+    rows_of_w = compressed_rows(p.indptr, p.indices)
+    mine = {
+        "forward": lambda: kernels.rows_spmm(
+            False, rows_of_w, some, values.data_ptr(), matrix(x), matrix(y), 128, 0, False
+        ),
+        "backward": lambda: kernels.rows_backward(
+            False, index(p), some, values.data_ptr(), matrix(dy), False, matrix(None), matrix(x), matrix(dx),
+            dvalues.data_ptr(), 0, 128,
+        ),
+    }  # fmt: skip
+    products = _products(layer, x, torch.zeros_like(y).index_copy_(0, chosen, dy))
+    left = torch.full_like(y, float("nan")).index_copy_(0, chosen, products["forward"][0][chosen])  # as they were
+    references = intrinsics.rows(library, layer, chosen, x, dy)
+    work = 128 * int(p.indptr.diff()[chosen].sum())
+    _share(
+        suite, mine, references, {"forward": 2 * work, "backward": 4 * work},
+        {**products, "forward": [left]}, {"forward": [y], "backward": [dx, dvalues]}, width=width, chosen=count,
+    )  # fmt: skip
+    benchmark.pedantic(mine["backward"], rounds=50, warmup_rounds=5)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(784, 512), (1024, 1024)])
+def test_largest_against_intrinsics(n_in, n_out, library, suite, benchmark):
+    """Both products with the 40 largest gradients of each of 128 samples."""
+    w, x = torch.randn(n_out, n_in), torch.randn(128, n_in)
+    kept = selection.top(torch.randn(128, n_out), 40)
+    dense, t = kept.dense(), kept.transpose
+    y, yt = torch.empty(128, n_in), torch.empty(n_out, n_in)
+
+    def product(rows, by, out):
+        return lambda: kernels.spmm(False, rows, kept.values.data_ptr(), matrix(by), matrix(out), n_in, 0, False)
+
+    mine = {
+        "times": product(compressed_rows(kept.indptr, kept.indices), w, y),
+        "t_times": product(compressed_rows(t.indptr, t.indices, t.perm), x, yt),
+    }
+    work = 2 * 128 * 40 * n_in
+    _share(
+        suite, mine, intrinsics.entries(library, kept, w, x), {"times": work, "t_times": work},
+        {"times": [dense @ w], "t_times": [dense.t() @ x]}, {"times": [y], "t_times": [yt]},
+        layer=f"{n_in} -> {n_out}, top 40",
+    )  # fmt: skip
+    benchmark.pedantic(mine["times"], rounds=50, warmup_rounds=5)
+
+
 def _after_writing(works, x, dy):
     """The milliseconds of each call after all threads wrote x and dy anew, without those of the writing."""
 
@@ -158,4 +257,4 @@ def _check(name, work, written, expected):
         tensor.fill_(float("nan"))
     work()
     for mine, right in zip(written, expected, strict=True):
-        torch.testing.assert_close(mine, right, rtol=1e-3, atol=1e-3, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(mine, right, rtol=1e-3, atol=1e-3, equal_nan=True, msg=lambda m: f"{name}: {m}")

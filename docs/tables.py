@@ -97,6 +97,31 @@ def speeds(rows: list[tuple[str, str, dict[str, Any]]] = SPEEDS) -> str:
     return "\n".join(lines)
 
 
+def shares() -> str:
+    """Our kernels as shares of plain intrinsics and of the bound of a stream, with AVX-512 and with AVX2."""
+    rows = {isa: _kernels(isa) for isa in ("avx512", "avx2")}
+    heads = "", "AVX-512: of the reference", "of the bound", "AVX2: of the reference", "of the bound"
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
+    for what in dict.fromkeys(what for found in rows.values() for what in found):
+        cells = [rows[isa].get(what, {}).get(f"share_of_{of}") for isa in rows for of in ("reference", "bound")]
+        lines.append(_line(what, *("" if share is None else f"{share:.2f}" for share in cells)))
+    return "\n".join(lines)
+
+
+def _kernels(isa: str) -> dict[str, dict[str, Any]]:
+    """The shares in the record of the kernels, by what was measured."""
+    file = ROOT / "benchmarks" / "results" / f"kernels-amd-epyc-{isa}.json"
+    found: dict[str, dict[str, Any]] = {}
+    for row in json.loads(file.read_text())["rows"] if file.is_file() else []:
+        if "goal" in row and "network" not in row:
+            if "chosen" in row:
+                what = f"{row['chosen']} rows of {row['width']}"
+            else:
+                what = row.get("convolution") or row.get("layer") or f"{row['width']} units"
+            found.setdefault(f"{what}, {row['kernel']}", {}).update(row)
+    return found
+
+
 def _speed(suite: str, isa: str, key: dict[str, Any]) -> tuple[dict[str, Any], float, float | None] | None:
     """The row of a record, dense torch's time over ours, and the best peer's; None where there is no record."""
     file = ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-{isa}.json"
@@ -162,6 +187,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
     "crossovers": crossovers,
+    "kernels": shares,
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},

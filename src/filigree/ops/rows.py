@@ -45,14 +45,13 @@ def _rows_backward(
     whole: bool,
     need_input: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Gradients of input, values and, where dy holds all rows (`whole`) and is to be masked by y, bias."""
+    """Gradients of input, values and, where dy holds all rows (`whole`), bias; dy is masked by y where y is given."""
     x, values, dy, batch = feature_major(x), contiguous(values), resolved(dy), x.shape[1]
     dx, dvalues = new_matrix(x, pattern.cols, batch) if need_input else None, torch.empty_like(values)
-    dz, dbias = (new_matrix(x, len(chosen), batch), x.new_zeros(pattern.rows)) if whole else (None, None)
+    dbias = x.new_zeros(pattern.rows) if whole else None
     kernels.rows_backward(
         x.dtype is torch.float64, index(pattern), (chosen.data_ptr(), len(chosen)), values.data_ptr(),
-        ((dy.data_ptr(), 1, dy.stride(0)), matrix(y), matrix(dz), address(dbias)), matrix(x), matrix(dx),
-        dvalues.data_ptr(), batch,
+        matrix(dy), whole, matrix(y), matrix(x), matrix(dx), dvalues.data_ptr(), address(dbias), batch,
     )  # fmt: skip
     return dx, dvalues, dbias
 

@@ -68,14 +68,6 @@ struct Strided {
   int64_t by_sample, by_feature;
 };
 
-// The gradient of a layer's output, as its backward pass takes it up: dz = dy where y > 0 (where y is null: dy), and
-// dbias the sums of dz (unless null). Where dz is null, dy is used as it is, feature-major.
-struct Delta {
-  Strided dy;
-  Matrix y, dz;
-  void *dbias;
-};
-
 // Images in any memory order.
 struct Images {
   void *data;

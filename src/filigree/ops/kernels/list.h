@@ -27,11 +27,11 @@ KERNEL(void, transpose, (bool f64, int64_t rows, int64_t cols, Matrix in, Matrix
 KERNEL(void, rows_spmm,
        (bool f64, Pattern w, Chosen chosen, const void *values, Matrix x, Matrix y, int64_t batch, const void *bias,
         bool relu))
-// dx = W[chosen]^T dy (unless null) and dvalues (zero in other rows). Where dz is null, dy holds the chosen rows only;
-// else all, and the chosen ones go to dz, their sums to dbias[chosen]
+// dx = W[chosen]^T dz (unless null), dvalues (zero in other rows) and dbias[chosen] (unless null), where dz = dy where
+// y > 0 (where y is null: dy); dy holds the `whole` layer's rows or only the chosen ones
 KERNEL(void, rows_backward,
-       (bool f64, Index index, Chosen chosen, const void *values, Delta delta, Matrix x, Matrix dx, void *dvalues,
-        int64_t batch))
+       (bool f64, Index index, Chosen chosen, const void *values, Matrix dy, bool whole, Matrix y, Matrix x, Matrix dx,
+        void *dvalues, void *dbias, int64_t batch))
 
 // y = scale C x (+ bias) (then ReLU), C of small integers by rows; `scale` and `bias` by row
 KERNEL(void, integer_spmm,

@@ -1,8 +1,6 @@
 // Sparse layers of which only some rows are computed.
-#include "delta.h"
 #include "dispatch.h"
 #include "products.h"
-#include "scratch.h"
 
 #include <algorithm>
 
@@ -25,65 +23,90 @@ void rows_spmm_(Pattern p, Chosen chosen, const void *values, Matrix x, Matrix y
   });
 }
 
-// A layer's backward pass by some of its rows: each thread takes their nonzeros out of its columns, and runs on those.
+// The gradients of chosen rows for columns [from, to) of W, one row after another: dots[k] = dz[row(k)] . x[column(k)]
+// and, unless dx.data is null, dx[column(k)] += value[k] dz[row(k)]; dz = dy where y > 0 (where y is null: dy), and its
+// sums go to `sums`, unless null. Few rows touch few columns: no transposed pattern is looked through for them.
 template <class T, class I>
-void rows_backward_(const Index &layer, Chosen some, const void *values, const Delta &delta, Matrix x, Matrix dx,
-                    void *dvalues, int64_t batch) {
-  const Rows<T, I> w = rows_of<T, I>(layer.w, values), wt = rows_of<T, I>(layer.wt, values);
-  T *dv = static_cast<T *>(dvalues);
-  const I *place = static_cast<const I *>(layer.place);
-  const int64_t *chosen = some.rows, count = some.count;
-  const int64_t rows = layer.w.rows, cols = layer.wt.rows, nnz = w.indptr[rows];
-  T *sums = scratch<T>(0, nnz);
-  int32_t *row_of = scratch<int32_t>(1, rows);  // where in dy
-  std::fill(row_of, row_of + rows, -1);
-  for (int64_t s = 0; s < count; ++s) row_of[chosen[s]] = int32_t(s);
-  const int many = team(2 * (nnz / (rows > 0 ? rows : 1) * count + cols) * batch);
-  // the chosen rows' part of the transposed pattern: each thread's columns, with room for one entry more
-  I *all_indptr = scratch<I>(2, cols + many), *all_indices = scratch<I>(3, nnz + many);
-  I *all_at = scratch<I>(4, nnz + many);
-  T *all_values = scratch<T>(5, nnz + many), *all_dots = scratch<T>(6, nnz + many);
-  parallel(many, [&](int thread, int threads) {
-    const int64_t from = share(wt.indptr, cols, thread, threads), to = share(wt.indptr, cols, thread + 1, threads);
-    const int64_t first = wt.indptr[from], most = int64_t(wt.indptr[to]) - first;
-    I *indptr = all_indptr + from + thread, *indices = all_indices + first + thread;
-    I *at = all_at + first + thread;
-    T *ordered = all_values + first + thread, *dots = all_dots + first + thread;
-    if (dx.data) std::fill(sums + first, sums + first + most, T(0));
-    else std::fill(dv + nnz * thread / threads, dv + nnz * (thread + 1) / threads, T(0));
-    int64_t n = 0;
-    for (int64_t c = from; dx.data && c < to; ++c) {
-      indptr[c - from] = I(n);
-      for (int64_t k = wt.indptr[c]; k < int64_t(wt.indptr[c + 1]); ++k) {
-        const int32_t row = row_of[wt.indices[k]];
-        indices[n] = I(row), ordered[n] = w.values[wt.perm[k]], at[n] = I(k);
-        n += row >= 0;
+struct Scatter {
+  Rows<T, I> w;
+  int64_t count;
+  bool whole;  // whether dy holds all rows, else the chosen ones
+  Matrix dy, y, x, dx;
+  T *dots, *sums;
+  int64_t from, to;
+
+  template <int L, int NV>
+  void run(const Block &block) const {
+    if (block.repeated) dx.data ? rows<L, NV, true, true>(block) : rows<L, NV, true, false>(block);
+    else dx.data ? rows<L, NV, false, true>(block) : rows<L, NV, false, false>(block);
+  }
+
+ private:
+  template <int L, int NV, bool RAGGED, bool ADD>
+  void rows(const Block &block) const {
+    typedef Vec<T, L> V;
+    constexpr int G = sums_at_once<L>;
+    const Place place = filigree::FILIGREE_ISA::place(block);
+    const Fresh<T, L> fresh_lanes(block.repeated);
+    const auto fresh = [&](V v, int i) { return RAGGED && i == NV - 1 ? fresh_lanes(v) : v; };
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t r = w.chosen[s];
+      const T *own = at<T>(dy, block) + (whole ? r : s) * dy.stride;
+      const T *output = y.data ? at<T>(y, block) + r * y.stride : nullptr;
+      V mine[NV], added = {};
+      for (int v = 0; v < NV; ++v) {
+        mine[v] = load<T, L>(own + offset<L, NV>(place, v));
+        if (output) mine[v] = load<T, L>(output + offset<L, NV>(place, v)) <= 0 ? V{} : mine[v];
+        mine[v] = fresh(mine[v], v);
+        added += mine[v];
       }
+      if (sums) sums[r] = block.begins ? total<T, L>(added) : sums[r] + total<T, L>(added);
+      const auto group = [&](int64_t k, auto many) {
+        constexpr int N = decltype(many)::value;
+        V dot[G] = {};
+#pragma GCC unroll 4
+        for (int g = 0; g < N; ++g) {
+          const int64_t column = w.indices[k + g];
+          const T *row = at<T>(x, block) + column * x.stride;
+          T *out = ADD ? at<T>(dx, block) + column * dx.stride : nullptr;
+          const T value = w.values[k + g];
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) {
+            const int64_t i = offset<L, NV>(place, v);
+            dot[g] += mine[v] * fresh(load<T, L>(row + i), v);  // zero times infinity would be NaN
+            if constexpr (ADD) store<T, L>(out + i, load<T, L>(out + i) + fresh(value * mine[v], v));
+          }
+        }
+        const Vec<T, G> each = filigree::FILIGREE_ISA::sums<T, L>(dot);
+        for (int g = 0; g < N; ++g) dots[k + g] = lane<G>(each, g) + (block.begins ? T(0) : dots[k + g]);
+      };
+      const I *end = w.indices + w.indptr[r + 1], *first = std::lower_bound(w.indices + w.indptr[r], end, from);
+      int64_t k = first - w.indices;
+      const int64_t last = std::lower_bound(first, end, to) - w.indices;
+      for (; k + G <= last; k += G) group(k, std::integral_constant<int, G>{});
+      for (; k < last; ++k) group(k, std::integral_constant<int, 1>{});
     }
-    indptr[to - from] = I(n);
-    if (delta.dz.data) {
-      const int64_t stride = delta.dz.stride;
-      for (int64_t s = count * thread / threads; s < count * (thread + 1) / threads; ++s) {
-        const Matrix row{static_cast<T *>(delta.dz.data) + (s - chosen[s]) * stride, stride};
-        delta_rows<T>(delta, row, batch, chosen[s], chosen[s] + 1);
-      }
+  }
+};
+
+// Each thread takes columns of W, so that none writes to another's.
+template <class T, class I>
+void rows_backward_(const Index &layer, Chosen chosen, const void *values, Matrix dy, bool whole, Matrix y, Matrix x,
+                    Matrix dx, T *dvalues, T *dbias, int64_t batch) {
+  Rows<T, I> w = rows_of<T, I>(layer.w, values);
+  w.chosen = chosen.rows;
+  const I *t_indptr = static_cast<const I *>(layer.wt.indptr);
+  const int64_t rows = layer.w.rows, cols = layer.wt.rows, nnz = w.indptr[rows], count = chosen.count;
+  parallel(team(2 * (nnz / (rows > 0 ? rows : 1) * count + cols) * batch), [&](int thread, int threads) {
+    const int64_t from = share(t_indptr, cols, thread, threads), to = share(t_indptr, cols, thread + 1, threads);
+    std::fill(dvalues + nnz * thread / threads, dvalues + nnz * (thread + 1) / threads, T(0));
+    for (int64_t c = from; dx.data && c < to; ++c) {
+      T *out = static_cast<T *>(dx.data) + c * dx.stride;
+      std::fill(out, out + batch, T(0));
     }
     wait_for(threads);
-    const Matrix ready = delta.dz.data ? delta.dz : Matrix{delta.dy.data, delta.dy.by_feature};
-    if (!dx.data) {  // only dvalues, by rows
-      Rows<T, I> part = w;
-      part.chosen = chosen;
-      const int64_t begin = count * thread / threads, end = count * (thread + 1) / threads;
-      blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{part, ready, x, {}, dv, begin, end});
-      return;
-    }
-    const Rows<T, I> kept{indptr, indices, nullptr, ordered};
-    const Matrix its_x{static_cast<T *>(x.data) + from * x.stride, x.stride};
-    const Matrix its_dx{static_cast<T *>(dx.data) + from * dx.stride, dx.stride};
-    blocks<LANES<T>, BACKWARD>(batch, Backward<T, I>{kept, its_x, ready, its_dx, dots, 0, to - from});
-    for (int64_t k = 0; batch > 0 && k < n; ++k) sums[at[k]] = dots[k];
-    wait_for(threads);  // sums of a column lie in many rows: threads would write to the same lines
-    for (int64_t k = nnz * thread / threads; k < nnz * (thread + 1) / threads; ++k) dv[k] = sums[place[k]];
+    blocks<LANES<T>, BACKWARD>(
+        batch, Scatter<T, I>{w, count, whole, dy, y, x, dx, dvalues, thread == 0 ? dbias : nullptr, from, to});
   });
 }
 
@@ -95,10 +118,12 @@ void rows_spmm(bool f64, Pattern w, Chosen chosen, const void *values, Matrix x,
     rows_spmm_<decltype(number), decltype(index)>(w, chosen, values, x, y, batch, bias, relu);
   });
 }
-void rows_backward(bool f64, Index layer, Chosen chosen, const void *values, Delta delta, Matrix x, Matrix dx,
-                   void *dvalues, int64_t batch) {
+void rows_backward(bool f64, Index layer, Chosen chosen, const void *values, Matrix dy, bool whole, Matrix y, Matrix x,
+                   Matrix dx, void *dvalues, void *dbias, int64_t batch) {
   with_types(f64, layer.w.wide, [&](auto number, auto index) {
-    rows_backward_<decltype(number), decltype(index)>(layer, chosen, values, delta, x, dx, dvalues, batch);
+    typedef decltype(number) T;
+    rows_backward_<T, decltype(index)>(layer, chosen, values, dy, whole, y, x, dx, static_cast<T *>(dvalues),
+                                       static_cast<T *>(dbias), batch);
   });
 }
 
