@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import filigree as fg
-from filigree.nn import FastDropout, SparseLinear, SparseSequential
+from filigree.nn import FastDropout, FeatureMajorLinear, SparseLinear, SparseSequential
 from filigree.nn.sparse import sparse_sequential
 
 both_types = pytest.mark.parametrize("activations", ["bfloat16", "float16"])
@@ -79,7 +79,8 @@ def test_a_sequence_is_one_call_and_equals_its_layers(activations, monkeypatch):
             calls.append((len(links), x.dtype)) or run(links, x, *args, **options)
         ),
     )
-    layers = [layer_of(20, 30, activations), nn.ReLU(), layer_of(30, 17, activations, relu=True), nn.Linear(17, 5)]
+    layers = [layer_of(20, 30, activations), nn.ReLU(), layer_of(30, 17, activations, relu=True)]
+    layers.append(FeatureMajorLinear(17, 5))
     model = fg.nn.SparseSequential(*layers)
     alone = nn.Sequential(*copy.deepcopy(layers))
     for x in (torch.randn(40, 20), torch.randn(2, 20, 20)):
@@ -89,7 +90,7 @@ def test_a_sequence_is_one_call_and_equals_its_layers(activations, monkeypatch):
         torch.testing.assert_close(dx, expected_dx, rtol=0.02, atol=0.02)
         torch.testing.assert_close(layers[0].values.grad, alone[0].values.grad, rtol=0.02, atol=0.05)
         model.zero_grad(), alone.zero_grad()
-    assert calls == [(2, getattr(torch, activations))] * 2
+    assert calls == [(3, getattr(torch, activations))] * 2
     short = model[:3](torch.randn(4, 20).to(getattr(torch, activations)))
     assert short.dtype is getattr(torch, activations)
 

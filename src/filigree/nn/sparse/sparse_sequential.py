@@ -28,7 +28,8 @@ class SparseSequential(nn.Sequential):
     converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, transforms of
     `torch.func`, on tensors of other devices and where the input does not fit.
 
-    Under autocast, and where all layers have the same `activations`, what lies between them is kept in 16 bits.
+    Under autocast, and where all sparse layers have the same `activations`, what lies between them is kept in 16 bits,
+    and a `FeatureMajorLinear` among them, whose weights stay float32, writes 16 bits as they do.
 
     `convert_` with `Sparse` makes this of every plain `nn.Sequential` that holds a sparse layer. Dense equivalent:
     `nn.Sequential`, to whose results these are equal up to the rounding of sums.
@@ -64,7 +65,7 @@ class _Chain:
             self.activations = module.activations
             own = module._parameters  # attributes of a module are found ten times slower
             links.append(Link(module.pattern, own["values"], own.get("bias"), module.relu))
-        elif kind is FeatureMajorLinear and links and module.is_narrow() and not self.activations:
+        elif kind is FeatureMajorLinear and links and module.is_narrow():
             if links[-1].pattern.rows != module.in_features:
                 return False
             own = module._parameters
