@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from filigree.nn import SparseLinear
-from filigree.ops import reference
+from filigree.ops import kernels, reference
 from filigree.ops.chain import Link, chain_backward, chain_forward
 
 TYPES = [torch.bfloat16, torch.float16]
@@ -49,6 +49,31 @@ def test_equals_the_dense_reference(isa, dtype, order, batch):
     torch.testing.assert_close(dx, expected[2])
     _, [(alone, _)] = chain_backward([link], x, None, y, dy, False, [True])
     torch.testing.assert_close(alone, dvalues, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [7, 64, 300])
+def test_processors_with_and_without_products_of_pairs_agree(isa, batch):
+    """To the rounding of sums; what is infinite or NaN is so in both."""
+    torch.manual_seed(batch)
+    layer, has = made(), kernels.multiplies_pairs()
+    link = Link(layer.pattern, layer.values.detach(), None)
+    x, dy = (torch.randn(batch, n).bfloat16().t().contiguous().t() for n in (37, 41))
+    x[0, :2] = torch.tensor([torch.inf, torch.nan])
+    results = []
+    try:
+        for on in (False, has):
+            kernels.set_multiplies_pairs(on)
+            results.append(chain_backward([link], x, None, None, dy, True, [True]))
+            results.append(chain_backward([link], x, None, None, dy, False, [True]))
+    finally:
+        kernels.set_multiplies_pairs(has)
+    (dx, [(expected, dbias)]), *others = results
+    assert not expected.isfinite().all()
+    assert dbias.isfinite().all()
+    for other_dx, [(dvalues, other_dbias)] in others:
+        torch.testing.assert_close(dvalues, expected, atol=1e-4, rtol=1e-5, equal_nan=True)
+        torch.testing.assert_close(other_dbias, dbias, atol=1e-4, rtol=1e-5)
+        assert other_dx is None or torch.equal(other_dx, dx)
 
 
 @both_types

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.memory import check_native
+from filigree.ops.memory import FLOATS, SHORT, check_native
 from filigree.ops.transforms import batched_gradients, outside_transforms, transforming
 
 
@@ -19,13 +19,15 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
     instead of keeping a mask.
 
     Args:
-        x: any shape; float32 and float64 on the CPU run the kernel, all else is torch's own dropout.
+        x: any shape; on the CPU the kernel runs, in float32 for 16 bits; all else is torch's own dropout.
         p: in [0, 1].
         seed: 64 bits; by default drawn from torch's global generator, so that `torch.manual_seed` determines it.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or transforming():
+    if x.is_cpu and x.dtype in SHORT:
+        return dropout(x.float(), p, seed).to(x.dtype)
+    if x.device.type != "cpu" or x.dtype not in FLOATS or transforming():
         return torch.nn.functional.dropout(x, p)
     key = torch.tensor(new_seed() if seed is None else seed)
     return _CounterDropout.apply(x, 0.0, p, key)

@@ -18,8 +18,8 @@ def linear_chain(links: Sequence[Link], x: Tensor, by_feature: bool = True) -> T
     """`dropout(relu(x W^T + bias))` for each of the links in turn, in one call of the kernels.
 
     Args:
-        links: at least one; all values and biases of x's type.
-        x: `(batch, in)`, float32 or float64, on the CPU, with memory of its own (`filigree.ops.memory.in_memory`).
+        links: at least one; all values and biases of x's type, float32 where that has 16 bits.
+        x: `(batch, in)`, floating-point, on the CPU, with memory of its own (`filigree.ops.memory.in_memory`).
         by_feature: as in `filigree.ops.linear`.
 
     Returns:

@@ -20,6 +20,7 @@ from filigree.export.onnx.stand_in import StandIn, standing_for
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.protocols import CarriesState
 from filigree.text_table import aligned
@@ -172,6 +173,8 @@ def _alone(model: nn.Module) -> nn.Module:
         if isinstance(module, CarriesState):  # a file keeps no state from call to call
             module.reset()
             module.carry = False
+        if isinstance(module, SparseLinear):
+            module.activations = None  # a file computes in float32
     return duplicate
 
 

@@ -48,6 +48,8 @@ class Sparse(Conversion):
         fuse: in an `nn.Sequential`, fold an `nn.ReLU` that directly follows into the sparse layer's kernel; an
             `nn.Identity` stays in its place.
         seed: of topology and values.
+        activations: "bfloat16" or "float16": linear layers of float32 values read their inputs and write their outputs
+            rounded to these 16 bits, sums stay float32; see `filigree.nn.SparseLinear`. Convolutions do not.
 
     A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
     dense form would not fit in memory can be built.
@@ -60,6 +62,11 @@ class Sparse(Conversion):
     init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
     fuse: bool = True
     seed: int = 0
+    activations: Literal["bfloat16", "float16"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.masked and self.activations:
+            raise ValueError(f"Sparse: activations={self.activations!r} is for sparse kernels, not for masked=True.")
 
     @classmethod
     def examples(cls) -> dict[str, Self]:
@@ -151,7 +158,7 @@ class Sparse(Conversion):
         else:
             sparse = SparseLinear(
                 layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
-                seed=seed, device=device, dtype=layer.weight.dtype,
+                seed=seed, device=device, dtype=layer.weight.dtype, activations=self.activations,
             )  # fmt: skip
         if self.init == "keep":
             with torch.no_grad():

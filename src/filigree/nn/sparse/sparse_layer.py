@@ -101,7 +101,8 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
 
     def label(self) -> str:
         relu = " + ReLU" if getattr(self, "relu", False) else ""
-        return f"{type(self).__name__}({self.density:.2%}){relu}"
+        activations = f", {kind}" if (kind := getattr(self, "activations", None)) else ""
+        return f"{type(self).__name__}({self.density:.2%}{activations}){relu}"
 
     def why_not_prunable(self) -> str | None:
         return None

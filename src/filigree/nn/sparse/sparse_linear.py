@@ -13,9 +13,13 @@ from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
 from filigree.ops import reference, sparse
 from filigree.ops.c_steps import TrainedLinear, floats, linear, relu
+from filigree.ops.memory import SHORT
 from filigree.ops.sparse import Pattern
 from filigree.topology import ErdosRenyi, Size, Topology
 from filigree.topology.flat_indices import pattern_from_flat_indices
+
+SHORT_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SHORT}
+"""The types of 16 bits by the names that `activations` may have."""
 
 
 class SparseLinear(SparseLayer):
@@ -28,6 +32,7 @@ class SparseLinear(SparseLayer):
         bias: add a bias, one a unit.
         relu: apply ReLU to the output, fused into the kernel.
         seed: of topology and initial values.
+        activations: "bfloat16" or "float16": 16 bits in which the layer reads and writes, see below.
         flat_indices: the sorted connections `out * in_features + in` themselves, in place of a topology.
 
     Shape: `(..., in_features)` to `(..., out_features)`. The output is a transposed view of a feature-major matrix:
@@ -40,6 +45,14 @@ class SparseLinear(SparseLayer):
     as `nn.Linear` does; values, sums and their gradients stay float32. So do sums in a layer of bfloat16 or float16
     values.
 
+    With `activations` a layer of float32 values does so without autocast: it rounds its input to that type, keeps it so
+    for the backward pass (half the memory), sums in float32, rounds the output and returns it in the input's type:
+    float32, or the 16 bits themselves. In the backward pass the gradients of output and input are rounded the same,
+    not those of values and bias. So it equals `F.linear(x.to(short), w, b)` summed in float32, then
+    `.to(short).to(x.dtype)`, up to the rounding of sums. Autocast's own type holds where that is on; layers of other
+    values compute as without the option, and so do sparsified backward passes and partition dropout. float16 ends at
+    65504 and needs a scaled loss (`torch.amp.GradScaler`); bfloat16 does not.
+
     Initial values are drawn from N(0, 2 / k) with k the real fan-in of the unit (He et al. 2015), biases are 0.
 
     Equivalent to `self.dense()`, an `nn.Linear` with zeros where there is no connection.
@@ -47,6 +60,8 @@ class SparseLinear(SparseLayer):
     Raises:
         ValueError: an input whose last side is not `in_features`, by name.
     """
+
+    activations: str | None = None
 
     def __init__(
         self,
@@ -57,6 +72,7 @@ class SparseLinear(SparseLayer):
         relu: bool = False,
         seed: int = 0,
         *,
+        activations: str | None = None,
         flat_indices: Tensor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -64,34 +80,52 @@ class SparseLinear(SparseLayer):
         for name, side in (("in_features", in_features), ("out_features", out_features)):
             if side < 1:
                 raise ValueError(f"SparseLinear: {name} must be at least 1. Got {side}.")
+        if activations is not None and activations not in SHORT_TYPES:
+            raise ValueError(
+                f"SparseLinear: activations must be None, {' or '.join(SHORT_TYPES)}. Got {activations!r}."
+            )
         generator = torch.Generator().manual_seed(seed)
         if flat_indices is None:
             flat_indices = (topology or ErdosRenyi(epsilon=20)).draw_one(Size(out_features, in_features), generator)
         super().__init__(out_features, in_features, flat_indices, bias, generator, device, dtype)
         self.relu = relu
+        self.activations = activations
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._checked(x, lower=True)
+        given, x = x, self._checked(x, lower=True)
         if x.dim() == 2:
-            return sparse.linear(self.pattern, self.values, self.bias, x, self.relu)
-        rows = x.reshape(-1, self.in_features)
-        y = sparse.linear(self.pattern, self.values, self.bias, rows, self.relu, by_feature=False)
-        return y.reshape(*x.shape[:-1], self.out_features)
+            y = sparse.linear(self.pattern, self.values, self.bias, x, self.relu)
+        else:
+            rows = x.reshape(-1, self.in_features)
+            y = sparse.linear(self.pattern, self.values, self.bias, rows, self.relu, by_feature=False)
+            y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.activations is None or is_autocast(given) else y.to(given.dtype)
+
+    def short_type(self, x: Tensor) -> torch.dtype | None:
+        """The 16 bits in which the layer reads and writes for this input, by autocast or `activations`; None: none."""
+        if self.values.dtype is not torch.float32:
+            return None
+        if is_autocast(x):
+            return torch.get_autocast_dtype("cpu") if x.is_cpu else None
+        short = None if self.activations is None else SHORT_TYPES[self.activations]
+        return short if x.dtype in (torch.float32, short) else None
 
     def _checked(self, x: Tensor, lower: bool = False) -> Tensor:
-        """The input in a type that the layer takes: under autocast the values' or, if it can be `lower`, autocast's."""
+        """The input in a type that the layer takes: the values' or, if it can be `lower`, one of 16 bits."""
         if x.shape[-1] != self.in_features:
             raise ValueError(
                 f"SparseLinear: the input's last side must be in_features={self.in_features}. Got {tuple(x.shape)}."
             )
-        if lower and x.is_cpu and self.values.dtype is torch.float32 and is_autocast(x):
-            return x.to(torch.get_autocast_dtype("cpu"))
+        if lower and (short := self.short_type(x)):
+            return x.to(short)
         return x if x.dtype == self.values.dtype else self._cast(x)
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
-            f"density={self.density:.4g}, bias={self.bias is not None}" + (", relu=True" if self.relu else "")
+            f"density={self.density:.4g}, bias={self.bias is not None}"
+            + (", relu=True" if self.relu else "")
+            + (f", activations={self.activations}" if self.activations else "")
         )
 
     @torch.no_grad()

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.sparse.sparse_linear import SHORT_TYPES, SparseLinear
 from filigree.ops.chain import Link
 from filigree.ops.dropout import new_seed
 from filigree.ops.linear_chain import linear_chain
-from filigree.ops.memory import FLOATS, in_memory
+from filigree.ops.memory import FLOATS, SHORT, in_memory
 from filigree.ops.pattern import Pattern
 from filigree.preserved import has_hooks
 
@@ -26,8 +26,11 @@ class SparseSequential(nn.Sequential):
     Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and `FastDropout` after them are run by one team of
     threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters, `state_dict`,
     rewiring, slices. Wherever a module has hooks or is of another kind (as `nn.Dropout`, which `fg.Dropout()`
-    converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, autocast, transforms
-    of `torch.func`, on tensors of other devices and where the input does not fit.
+    converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, transforms of
+    `torch.func`, on tensors of other devices and where the input does not fit.
+
+    Under autocast, and where all sparse layers have the same `activations`, what lies between them is kept in 16 bits,
+    and a `FeatureMajorLinear` among them, whose weights stay float32, writes 16 bits as they do.
 
     `convert_` with `Sparse` makes this of every plain `nn.Sequential` that holds a sparse layer. Dense equivalent:
     `nn.Sequential`, to whose results these are equal up to the rounding of sums.
@@ -50,6 +53,7 @@ class _Chain:
     def __init__(self) -> None:
         self.links: list[Link] = []
         self.modules: list[Any] = []
+        self.activations: str | None = None
 
     def takes(self, module: Any) -> bool:
         """Whether the module goes with those before it; if so it is one of them from now on."""
@@ -58,8 +62,12 @@ class _Chain:
             return False
         if kind is SparseLinear:
             pattern = module.pattern
-            if links and not _follows(links[-1].pattern, pattern, module.in_features):
+            follows = not links or (
+                _follows(links[-1].pattern, pattern, module.in_features) and self.activations == module.activations
+            )
+            if not follows:
                 return False
+            self.activations = module.activations
             own = module._parameters  # attributes of a module are found ten times slower
             links.append(Link(pattern, own["values"], own.get("bias"), module.relu))
         elif kind is FeatureMajorLinear and links and module.is_narrow():
@@ -82,23 +90,36 @@ class _Chain:
         return True
 
     def run(self, x: Tensor) -> Tensor:
-        if len(self.modules) < 2 or not self._fits(x):
+        short = self._short_type()
+        if len(self.modules) < 2 or not self._fits(x, short):
             for module in self.modules:
                 x = module(x)
             return x
         links = [link._replace(seed=new_seed()) if link.drop else link for link in self.links]
+        given, x = x.dtype, x if short is None else x.to(short)
         if x.dim() == 2:
-            return linear_chain(links, x)
-        return linear_chain(links, x.reshape(-1, x.shape[-1]), by_feature=False).unflatten(0, x.shape[:-1])
+            y = linear_chain(links, x)
+        else:
+            y = linear_chain(links, x.reshape(-1, x.shape[-1]), by_feature=False).unflatten(0, x.shape[:-1])
+        return y if short is None or torch.is_autocast_enabled("cpu") else y.to(given)
 
-    def _fits(self, x: Tensor) -> bool:
+    def _short_type(self) -> torch.dtype | None:
+        """The 16 bits in which the layers read and write, as `SparseLinear.short_type` has it."""
+        if torch.is_autocast_enabled("cpu"):
+            return torch.get_autocast_dtype("cpu")
+        return SHORT_TYPES[self.activations] if self.activations else None
+
+    def _fits(self, x: Tensor, short: torch.dtype | None) -> bool:
         links = self.links
+        values_type = x.dtype if short is None else torch.float32
         return (
             bool(links)
             and _is_plain(x)
+            and values_type in FLOATS
+            and x.dtype in (values_type, short)
             and (x.dim() == 2 or (x.dim() > 2 and not any(link.drop for link in links)))
             and x.shape[-1] == links[0].pattern.cols
-            and all(link.values.dtype is x.dtype and link.values.is_cpu for link in links)
+            and all(link.values.dtype is values_type and link.values.is_cpu for link in links)
         )
 
 
@@ -108,7 +129,7 @@ def _follows(before: Pattern, pattern: Pattern, in_features: int) -> bool:
 
 
 def _is_plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype in FLOATS and in_memory(x) and not torch.is_autocast_enabled("cpu")
+    return isinstance(x, Tensor) and x.dtype in (*FLOATS, *SHORT) and in_memory(x)
 
 
 SEQUENCES = (nn.Sequential, SparseSequential)

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "bfloat16.h"
 #include "caches.h"
 #include "kernels.h"
 #include "openmp.h"
@@ -108,6 +109,9 @@ NB_MODULE(_kernels, m) {
   m.def("set_level2_bytes", &filigree::set_level2_bytes, "For tests: let panels be as wide as with such a cache.");
   m.def("kept_scratch", &filigree::kept_scratch,
         "The bytes of scratch memory that this thread keeps for its next call of a kernel.");
+  m.def("multiplies_pairs", &filigree::multiplies_pairs,
+        "Whether dot products of bfloat16s are one instruction for two, which AVX-512 has on some processors.");
+  m.def("set_multiplies_pairs", &filigree::set_multiplies_pairs, "For tests: false as on a processor without it.");
   m.def(
       "flush_denormals",
       [](bool on) {

@@ -110,7 +110,7 @@ void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x,
   if (batch == 0) return;
   const int threads = team(work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, panels.count());
-  const bool far = most * wide * int64_t(sizeof(S)) > level2_bytes() / 2;
+  const bool far = is_far<S>(most, wide);
   S *buffers = scratch<S>(0, 2 * teams * most * wide), *strips = scratch<S>(1, threads * STRIP * wide);
   std::unique_ptr<Meeting[]> meetings(new Meeting[teams]);
   parallel(threads, [&](int thread, int all) {
@@ -229,7 +229,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   const auto group_of = [&](int64_t panel) { return panel * groups / panels.count(); };
   const int threads = team(2 * work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, groups), ins = layers[0].index.wt.rows;
-  const bool far = most * wide * int64_t(sizeof(S)) > level2_bytes() / 2;
+  const bool far = is_far<S>(most, wide);
   T *parts = scratch<T>(0, groups * sums), *ordered = scratch<T>(4, sums);  // by the transposed patterns
   S *deltas = scratch<S>(1, 2 * most * panels.padded());
   S *inputs = scratch<S>(2, teams * ins * wide), *strips = scratch<S>(3, threads * STRIP * wide);

@@ -13,12 +13,12 @@ inline Vec<T, L> kept(Vec<T, L> v, Vec<uint32_t, L> number, uint32_t threshold, 
   else return __builtin_convertvector(number >= threshold, Vec<int64_t, L>) ? v * scale : Vec<T, L>{};
 }
 
-// The random numbers of elements at, at + 1, ...
-template <int L>
+// The random numbers of elements at, at + STEP, ...
+template <int L, int STEP = 1>
 inline Vec<uint32_t, L> element_numbers(uint64_t seed, int64_t at) {
   Vec<uint32_t, L> lane{};
   if constexpr (L > 1)
-    for (int i = 0; i < L; ++i) lane[i] = i;
+    for (int i = 0; i < L; ++i) lane[i] = i * STEP;
   const uint32_t high = uint32_t(seed >> 32) + uint32_t(at >> 32) * 0x9e3779b9u;
   return random<L>(lane + uint32_t(at), uint32_t(seed), high);
 }
@@ -37,9 +37,9 @@ struct Drop {
     threshold = uint32_t(p * 4294967296.0 < most ? p * 4294967296.0 : most);
     scale = p < 1 ? T(1 / (1 - p)) : T(0);
   }
-  template <int L>
+  template <int L, int STEP = 1>  // STEP: from lane to lane, in samples
   Vec<T, L> apply(Vec<T, L> v, int64_t row, int64_t sample) const {
-    return kept<T, L>(v, element_numbers<L>(seed, (first_row + row) * batch + sample), threshold, scale);
+    return kept<T, L>(v, element_numbers<L, STEP>(seed, (first_row + row) * batch + sample), threshold, scale);
   }
 };
 

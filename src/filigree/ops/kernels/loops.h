@@ -3,24 +3,13 @@
 // of one block of the batch.
 #pragma once
 #include "drop.h"
-#include "storage.h"
+#include "pairs.h"
 
 #include <type_traits>
 
 namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
-
-// Where a block's NV vectors of L lanes lie: one after another, but for the last one, which lies at `tail` and may so
-// overlap its neighbour. `repeated` of its lanes are the neighbour's then.
-struct Place {
-  int64_t tail;
-  int repeated = 0;
-};
-template <int L, int NV>
-inline int64_t offset(const Place &place, int v) {
-  return v < NV - 1 ? v * L : place.tail;
-}
 
 // Compressed rows. `chosen`: the rows that are meant, null: all; `values` is read at `perm` where that is given.
 template <class T, class I>
@@ -69,8 +58,7 @@ void multiply_rows(const Rows<T, I> &w, const S *x, int64_t x_stride, S *y, int6
       const T value = perm ? values[perm[k]] : values[k];
       const S *row = x + int64_t(indices[k]) * x_stride;
       if constexpr (FAR) prefetch(x + int64_t(indices[k + AHEAD < end ? k + AHEAD : k]) * x_stride, NV * L);
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) to_sum[v] += value * load<T, L>(row + offset<L, NV>(place, v));
+      read_vectors<T, L, NV>(row, place, [&](int v, V theirs) { to_sum[v] += value * theirs; });
     };
     int64_t k = w.indptr[r];
     for (; k + U <= end; k += U)
@@ -78,15 +66,17 @@ void multiply_rows(const Rows<T, I> &w, const S *x, int64_t x_stride, S *y, int6
       for (int u = 0; u < U; ++u) add(k + u, sum[u]);
     if constexpr (U > 1)
       for (; k < end; ++k) add(k, sum[0]);
-    S *out = y + r * y_stride;
+    for (int u = 1; u < U; ++u)
+      for (int v = 0; v < NV; ++v) sum[0][v] += sum[u][v];
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) {
-      V total = sum[0][v];
-      for (int u = 1; u < U; ++u) total += sum[u][v];
+      V &total = sum[0][v];
       if (finish.relu) total = total < 0 ? V{} : total;  // keeps NaN, as torch does
-      if (finish.drop.threshold) total = finish.drop.template apply<L>(total, r, sample + offset<L, NV>(place, v));
-      store<T, L>(out + offset<L, NV>(place, v), total);
+      if (finish.drop.threshold)
+        total =
+            finish.drop.template apply<L, sample_step<S, L, NV>>(total, r, sample + first_sample<S, L, NV>(place, v));
     }
+    write_vectors<T, L, NV>(y + r * y_stride, place, sum[0]);
   }
 }
 
@@ -107,11 +97,16 @@ struct Through {
 };
 
 // For rows r in [from, to): dots[k] = own[r] . other[column[k]] (stored in the `first` block of the batch, else added),
-// and, with SUM, out[r] = sum_k value[k] other[column[k]], in one pass over `other`.
-template <class T, class I, int L, int NV, bool SUM, bool RAGGED = false, bool FAR = false, class S>
+// and, with SUM, out[r] = sum_k value[k] other[column[k]], in one pass over `other`. PAIRS: dot products of bfloat16s
+// by the processor's own instruction, where it has one.
+template <class T, class I, int L, int NV, bool SUM, bool RAGGED = false, bool FAR = false, bool PAIRS = false, class S>
 void backward_rows(const Rows<T, I> &w, const S *own, int64_t own_stride, const S *other, int64_t other_stride, T *dots,
                    bool first, S *out, int64_t out_stride, Place place, const Through<T> &through, int64_t from,
                    int64_t to) {
+  if constexpr (has_pair_products<S, L, NV> && !PAIRS)
+    if (multiplies_pairs())
+      return backward_rows<T, I, L, NV, SUM, RAGGED, FAR, true>(w, own, own_stride, other, other_stride, dots, first,
+                                                                out, out_stride, place, through, from, to);
   typedef Vec<T, L> V;
   constexpr int G = sums_at_once<L>;
   const Fresh<T, L> fresh(place.repeated);
@@ -121,7 +116,7 @@ void backward_rows(const Rows<T, I> &w, const S *own, int64_t own_stride, const 
     const int64_t r = w.chosen ? w.chosen[s] : s;
     const int64_t end = w.indptr[r + 1];
     V mine[NV], sum[NV] = {};
-    for (int v = 0; v < NV; ++v) mine[v] = load<T, L>(own + s * own_stride + offset<L, NV>(place, v));
+    read_vectors<T, L, NV>(own + s * own_stride, place, [&](int v, V own_vector) { mine[v] = own_vector; });
     if constexpr (RAGGED) mine[NV - 1] = fresh(mine[NV - 1]);
     const auto group = [&](int64_t k, auto many) {
       constexpr int N = decltype(many)::value;
@@ -132,12 +127,15 @@ void backward_rows(const Rows<T, I> &w, const S *own, int64_t own_stride, const 
         if constexpr (FAR)
           prefetch(other + int64_t(indices[k + g + AHEAD < end ? k + g + AHEAD : k + g]) * other_stride, NV * L);
         const T value = SUM ? values[k + g] : T(0);
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) {
-          const V theirs = load<T, L>(row + offset<L, NV>(place, v));
+        read_vectors<T, L, NV>(row, place, [&](int v, V theirs) {
           if constexpr (SUM) sum[v] += value * theirs;
-          dot[g] += mine[v] * (RAGGED && v == NV - 1 ? fresh(theirs) : theirs);  // zero times infinity would be NaN
-        }
+          if constexpr (!PAIRS)
+            dot[g] += mine[v] * (RAGGED && v == NV - 1 ? fresh(theirs) : theirs);  // zero times infinity would be NaN
+        });
+        if constexpr (PAIRS)
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; v += 2)
+            dot[g] = add_products(dot[g], pairs<L>(own + s * own_stride + v * L), pairs<L>(row + v * L));
       }
       if constexpr (N == 1) {
         const T sum_of_one = lane<G>(sums<T, L>(dot), 0);  // added up as in a group, to the same bits
@@ -157,8 +155,8 @@ void backward_rows(const Rows<T, I> &w, const S *own, int64_t own_stride, const 
       for (int v = 0; v < NV; ++v) {
         if (through.relu) sum[v] = mine[v] <= 0 ? V{} : sum[v] * through.scale;
         added += sum[v];
-        store<T, L>(out + r * out_stride + offset<L, NV>(place, v), sum[v]);
       }
+      write_vectors<T, L, NV>(out + r * out_stride, place, sum);
       if (through.sums) {
         const T all = total<T, L>(added);
         through.sums[r] = first ? all : through.sums[r] + all;

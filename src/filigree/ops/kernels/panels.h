@@ -19,6 +19,13 @@ inline int64_t panel_width(int64_t units) {
   return (BYTES == 64 && fits ? 256 : 128) / int64_t(sizeof(T));
 }
 
+// Whether a panel of so many units is so large that its rows are worth fetching ahead of their use: to widen 16 bits
+// takes instructions beside which a prefetch costs nothing.
+template <class S>
+inline bool is_far(int64_t units, int64_t width) {
+  return units * width * int64_t(sizeof(S)) > level2_bytes() / (is_short<S> ? 4 : 2);
+}
+
 struct Panel {
   int64_t first, count;  // of the batch's samples
   int64_t width;         // a power of two, at least `count`

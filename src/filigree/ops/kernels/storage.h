@@ -48,11 +48,16 @@ inline Vec<float, L> widened(Vec<uint16_t, L> bits, bfloat16) {
 #endif
   return as<Vec<float, L>>(Words<L>(converted<uint32_t, L>(bits) << 16));
 }
+// The nearest bfloat16 in the upper half of each word; the lower half is left as it comes.
+template <int L>
+inline Words<L> rounded(Vec<float, L> v) {
+  const Words<L> word = as<Words<L>>(v);
+  const Words<L> nearest = word + 0x7fffu + ((word >> 16) & 1u), nan = Words<L>{} + 0x7fc00000u;
+  return v == v ? nearest : nan;
+}
 template <int L>
 inline Vec<uint16_t, L> narrowed(Vec<float, L> v, bfloat16) {
-  const Words<L> word = as<Words<L>>(v);
-  const Words<L> nearest = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16, nan = Words<L>{} + 0x7fc0u;
-  return converted<uint16_t, L>(Words<L>(v == v ? nearest : nan));
+  return converted<uint16_t, L>(Words<L>(rounded<L>(v) >> 16));
 }
 
 template <int L>
