@@ -7,14 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.dropout.dropout import FastDropout
-from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.sparse_linear import SparseLinear
-from filigree.ops.chain import Link
-from filigree.ops.dropout import new_seed
-from filigree.ops.linear_chain import linear_chain
-from filigree.ops.memory import FLOATS, in_memory
-from filigree.preserved import has_hooks
+from filigree.nn.sparse.chain_plan import ChainPlan, is_plain
 
 _has_global_hooks = torch.nn.modules.module._has_any_global_hook
 
@@ -32,75 +25,18 @@ class SparseSequential(nn.Sequential):
     `nn.Sequential`, to whose results these are equal up to the rounding of sums.
     """
 
+    _plan: ChainPlan | None = None
+
     def forward(self, x: Tensor) -> Tensor:
-        if _has_global_hooks() or not _is_plain(x):
+        if _has_global_hooks() or not is_plain(x) or not self._modules:
             return super().forward(x)
-        chain = _Chain()
-        for module in self._modules.values():
-            if not chain.takes(module):
-                x = module(chain.run(x))
-                chain = _Chain()
-        return chain.run(x)
+        plan, modules = self._plan, self._modules.values()
+        if plan is None or not plan.holds(modules):
+            plan = self.__dict__["_plan"] = ChainPlan(modules)
+        return plan.run(x)
 
-
-class _Chain:
-    """Modules that can be run together, as they come."""
-
-    def __init__(self) -> None:
-        self.links: list[Link] = []
-        self.modules: list[Any] = []
-
-    def takes(self, module: Any) -> bool:
-        """Whether the module goes with those before it; if so it is one of them from now on."""
-        kind, links = type(module), self.links
-        if has_hooks(module):
-            return False
-        if kind is SparseLinear:
-            if links and links[-1].pattern.rows != module.in_features:
-                return False
-            own = module._parameters  # attributes of a module are found ten times slower
-            links.append(Link(module.pattern, own["values"], own.get("bias"), module.relu))
-        elif kind is FeatureMajorLinear and links and module.is_narrow():
-            if links[-1].pattern.rows != module.in_features:
-                return False
-            own = module._parameters
-            links.append(Link(module.full_pattern(), own["weight"].view(-1), own["bias"]))
-        elif kind is nn.ReLU and links and not links[-1].drop:
-            links[-1] = links[-1]._replace(relu=True)
-        elif kind in (nn.Dropout, FastDropout):
-            if module.training and module.p:
-                # torch's own draws its numbers otherwise; and the backward pass tells by the output what was dropped
-                if kind is nn.Dropout or not links or not links[-1].relu or links[-1].drop or module.p >= 1:
-                    return False
-                links[-1] = links[-1]._replace(drop=float(module.p))
-        elif kind is not nn.Identity:
-            return False
-        self.modules.append(module)
-        return True
-
-    def run(self, x: Tensor) -> Tensor:
-        if len(self.modules) < 2 or not self._fits(x):
-            for module in self.modules:
-                x = module(x)
-            return x
-        links = [link._replace(seed=new_seed()) if link.drop else link for link in self.links]
-        if x.dim() == 2:
-            return linear_chain(links, x)
-        return linear_chain(links, x.reshape(-1, x.shape[-1]), by_feature=False).unflatten(0, x.shape[:-1])
-
-    def _fits(self, x: Tensor) -> bool:
-        links = self.links
-        return (
-            bool(links)
-            and _is_plain(x)
-            and (x.dim() == 2 or (x.dim() > 2 and not any(link.drop for link in links)))
-            and x.shape[-1] == links[0].pattern.cols
-            and all(link.values.dtype is x.dtype and link.values.is_cpu for link in links)
-        )
-
-
-def _is_plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype in FLOATS and in_memory(x) and not torch.is_autocast_enabled("cpu")
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_plan"}  # copies make their own
 
 
 SEQUENCES = (nn.Sequential, SparseSequential)

@@ -1,0 +1,162 @@
+"""What a sequence with sparse layers calls, kept for as long as its modules are as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.nn.dropout.dropout import FastDropout
+from filigree.nn.sparse.copies import version
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
+from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.ops.chain import Chain, Link
+from filigree.ops.dropout import new_seed
+from filigree.ops.linear_chain import linear_chain
+from filigree.ops.memory import FLOATS, in_memory
+from filigree.preserved import has_hooks
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_plain(x: Any) -> bool:
+    """Whether the kernels may read x, and nothing is to see the layers one by one."""
+    return isinstance(x, Tensor) and x.dtype in FLOATS and in_memory(x) and not torch.is_autocast_enabled("cpu")
+
+
+class ChainPlan:
+    """The modules of a sequence, those that can be run together as one call each.
+
+    A plan reads what it must know of the modules once. `holds` asks whether that is still so: the same objects at the
+    same names, no hooks, indices that nothing has written to. Attributes of a module are found ten times slower than
+    entries of its dict, so these are what is compared.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = list(modules)
+        self._types = list(map(type, self._modules))
+        self._seen: list[tuple[dict[str, Any], str, Any]] = []  # what a dict holds at a key
+        self._hooks: list[dict[int, Any]] = []
+        self._lengths: list[int] = []
+        self._index: list[Tensor] = []
+        self._calls: list[Any] = []
+        self._is_lasting = True
+        run = _Run()
+        for module in self._modules:
+            if has_hooks(module) or "forward" in vars(module):
+                self._is_lasting, taken = False, False
+            else:
+                self._watch(module)
+                taken = run.takes(module)
+            if not taken:
+                self._calls += [*run.calls(), module]
+                run = _Run()
+        self._calls += run.calls()
+        self._dicts = list(map(vars, self._modules))
+        self._lengths = list(map(len, self._dicts))
+        self._versions = list(map(version, self._index))
+
+    def _watch(self, module: nn.Module) -> None:
+        own = vars(module)
+        self._hooks += [own[name] for name in _HOOKS]
+        names: tuple[str, ...] = ()
+        if type(module) is SparseLinear:
+            pattern = module.pattern  # derived anew, where that is due
+            names = ("relu", "_pattern", "_seen", "_copies")
+            self._seen += [(own["_buffers"], name, getattr(pattern, name)) for name in module.index_names]
+            self._seen.append((vars(module._copies), "waiting", False))
+            self._index += pattern[:2]
+        elif isinstance(module, nn.Dropout):
+            names = ("training", "p")
+        if type(module) in (SparseLinear, FeatureMajorLinear):
+            parameters = own["_parameters"]
+            held = {name: parameters.get(name) for name in ("values", "weight", "bias")}
+            self._seen += [(parameters, name, parameter) for name, parameter in held.items()]
+            # what is no parameter may hold on to a whole graph, which a plan must not
+            self._is_lasting &= all(type(each) in (nn.Parameter, type(None)) for each in held.values())
+        self._seen += [(own, name, own[name]) for name in names]
+
+    def holds(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether it is the plan of these modules, as they are now."""
+        modules = list(modules)
+        if not self._is_lasting or len(modules) != len(self._modules) or not all(map(is_, modules, self._modules)):
+            return False
+        if any(self._hooks) or list(map(type, modules)) != self._types or list(map(len, self._dicts)) != self._lengths:
+            return False
+        for entries, key, value in self._seen:
+            if entries.get(key) is not value:
+                return False
+        return list(map(version, self._index)) == self._versions
+
+    def run(self, x: Any) -> Any:
+        """The output for an input that `is_plain`; the modules are as they were."""
+        first, *others = self._calls
+        x = first.run(x) if type(first) is _Call else first(x)
+        for call in others:
+            x = call(x)
+        return x
+
+
+class _Run:
+    """Modules that can be run together, as they come."""
+
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+        self.modules: list[Any] = []
+
+    def takes(self, module: Any) -> bool:
+        """Whether the module, which has no hooks, goes with those before it; if so it is one of them from now on."""
+        kind, links, own = type(module), self.links, module._parameters
+        if kind is SparseLinear:
+            if links and links[-1].pattern.rows != module.in_features:
+                return False
+            links.append(Link(module.pattern, own["values"], own.get("bias"), module.relu))
+        elif kind is FeatureMajorLinear and links and module.is_narrow():
+            if links[-1].pattern.rows != module.in_features:
+                return False
+            links.append(Link(module.full_pattern(), own["weight"], own.get("bias")))
+        elif kind is nn.ReLU and links and not links[-1].drop:
+            links[-1] = links[-1]._replace(relu=True)
+        elif kind in (nn.Dropout, FastDropout):
+            if module.training and module.p:
+                # torch's own draws its numbers otherwise; and the backward pass tells by the output what was dropped
+                if kind is nn.Dropout or not links or not links[-1].relu or links[-1].drop or module.p >= 1:
+                    return False
+                links[-1] = links[-1]._replace(drop=float(module.p))
+        elif kind is not nn.Identity:
+            return False
+        self.modules.append(module)
+        return True
+
+    def calls(self) -> list[Any]:
+        if len(self.modules) < 2 or not self.links:
+            return self.modules
+        return [_Call(self.modules, Chain(self.links))]
+
+
+class _Call:
+    """Modules as one call, or one by one where the input does not fit."""
+
+    def __init__(self, modules: list[nn.Module], chain: Chain) -> None:
+        self._modules, self._chain, self._width = modules, chain, chain[0].pattern.cols
+
+    def __call__(self, x: Any) -> Any:
+        return self.run(x) if is_plain(x) else self._one_by_one(x)
+
+    def run(self, x: Tensor) -> Any:
+        chain, dims = self._chain, x.dim()
+        if dims < 2 or (dims > 2 and chain.has_dropout) or x.shape[-1] != self._width or not chain.fits(x.dtype):
+            return self._one_by_one(x)
+        if chain.has_dropout:
+            chain = chain.with_seeds(new_seed() if link.drop else 0 for link in chain)
+        if dims == 2:
+            return linear_chain(chain, x)
+        return linear_chain(chain, x.reshape(-1, x.shape[-1]), by_feature=False).unflatten(0, x.shape[:-1])
+
+    def _one_by_one(self, x: Any) -> Any:
+        for module in self._modules:
+            x = module(x)
+        return x
