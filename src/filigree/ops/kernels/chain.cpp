@@ -207,11 +207,8 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
                const Strided &dy, const Strided &dx, const std::vector<Gradients> &gradients) {
   const int64_t most = widest(layers), wide = panel_width<S>(most), number = int64_t(layers.size());
   const Panels panels(batch, wide);
-  int64_t sums = 0, most_nonzeros = 1;  // numbers that are summed over the batch
-  for (const Layer &layer : layers) {
-    const int64_t nnz = layer.index.w.nnz();
-    sums += nnz + layer.index.w.rows, most_nonzeros = std::max(most_nonzeros, nnz);
-  }
+  int64_t sums = 0;  // numbers that are summed over the batch
+  for (const Layer &layer : layers) sums += layer.index.w.nnz() + layer.index.w.rows;
   if (batch == 0) {
     for (int64_t i = 0; i < number; ++i) {
       std::fill_n(static_cast<T *>(gradients[i].values), layers[i].index.w.nnz(), T(0));
@@ -225,7 +222,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   const int threads = team(2 * work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, groups), ins = layers[0].index.wt.rows;
   const bool far = most * wide * int64_t(sizeof(S)) > level2_bytes() / 2;
-  T *parts = scratch<T>(0, groups * sums), *ordered = scratch<T>(4, teams * most_nonzeros);
+  T *parts = scratch<T>(0, groups * sums), *ordered = scratch<T>(4, sums);  // by the transposed patterns
   S *deltas = scratch<S>(1, 2 * most * panels.padded());
   S *inputs = scratch<S>(2, teams * ins * wide), *strips = scratch<S>(3, threads * STRIP * wide);
   std::unique_ptr<Meeting[]> meetings(new Meeting[teams]);
@@ -233,12 +230,21 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   parallel(threads, [&](int thread, int all) {
     const Member me(thread, all, groups);
     const auto wait = [&] { meetings[me.team].wait(me.members); };
+    const auto mine = [&](int64_t n, int which) { return n * (thread + which) / all; };
+    T *in_order = ordered;
+    for (int64_t i = 0; i < number; ++i) {
+      const int64_t nnz = layers[i].index.w.nnz();
+      const T *values = static_cast<const T *>(layers[i].values);
+      const I *perm = static_cast<const I *>(layers[i].index.wt.perm);
+      for (int64_t k = mine(nnz, 0); with_input(i) && k < mine(nnz, 1); ++k) in_order[k] = values[perm[k]];
+      in_order += nnz + layers[i].index.w.rows;
+    }
+    wait_for(all);
     const auto work = [&] {
       const int64_t begin = first_panel(groups * me.team / me.teams),
                     end = first_panel(groups * (me.team + 1) / me.teams);
       const int64_t before = panels[begin].at, width = panels[end - 1].at + panels[end - 1].width - before;
       S *delta = deltas + 2 * most * before, *next = delta + most * width;
-      T *const values = ordered + me.team * most_nonzeros;
       S *const packed = inputs + me.team * ins * wide, *const strip = strips + thread * STRIP * wide;
       const auto begins = [&](int64_t p) { return p == begin || group_of(p) != group_of(p - 1); };
       const Layer &last = layers[number - 1];
@@ -256,12 +262,10 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
         const int64_t rows = layer.index.w.rows, cols = layer.index.wt.rows;
         at -= layer.index.w.nnz();
         const Pattern &by = with_input(i) ? layer.index.wt : layer.index.w;
-        const I *indptr = static_cast<const I *>(by.indptr), *perm = static_cast<const I *>(by.perm);
+        const I *indptr = static_cast<const I *>(by.indptr);
+        const T *const values = ordered + at;
         const int64_t from = share(indptr, by.rows, me.member, me.members);
         const int64_t to = share(indptr, by.rows, me.member + 1, me.members);
-        if (with_input(i))  // each thread those that it reads itself
-          for (int64_t k = indptr[from]; k < int64_t(indptr[to]); ++k)
-            values[k] = static_cast<const T *>(layer.values)[perm[k]];
         if (i > 0) activations -= cols * panels.padded();
         wait();
         for (int64_t p = begin; p < end; ++p) {
@@ -319,7 +323,6 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
       }
     };
     if (!me.idle()) work();
-    const auto mine = [&](int64_t n, int which) { return n * (thread + which) / all; };
     wait_for(all);
     for (int64_t k = mine(sums, 0); groups > 1 && k < mine(sums, 1);) {  // a cache's worth at a time
       const int64_t end = std::min(k + 2048, mine(sums, 1));
