@@ -18,8 +18,9 @@ from filigree.ops.pattern import Pattern
 class Link(NamedTuple):
     """A layer of a chain: `dropout(relu(x W^T + bias))`.
 
-    `values`, `nnz` numbers in any shape, are those of W at `pattern`. `drop` is the probability with which dropout zeroes a number, after
-    ReLU only; the numbers are those that `filigree.ops.dropout` draws from `seed` for a feature-major matrix.
+    `values`, `nnz` numbers of any shape, are W's at `pattern`. `drop` is the probability with which dropout zeroes
+    a number, after ReLU only; the numbers are those that `filigree.ops.dropout` draws from `seed` for a feature-major
+    matrix.
     """
 
     pattern: Pattern
@@ -47,7 +48,7 @@ class Chain(tuple[Link, ...]):
         return (
             list(map(Tensor.numel, parameters)) == self._sizes
             and all(map(Tensor.is_contiguous, parameters))
-            and all([parameter.dtype is dtype for parameter in parameters])
+            and all(parameter.dtype is dtype for parameter in parameters)
         )
 
     def with_seeds(self, seeds: Iterable[int]) -> Chain:
@@ -82,7 +83,7 @@ def chain_forward(
     check_activations(links[0].values, x)
     x, batch, rows = resolved(x), x.shape[0], links[-1].pattern.rows
     held, layers = _packed(links)
-    y = new_matrix(x, rows, batch).t().data if by_feature else new_matrix(x, batch, rows)  # no view: it may be changed
+    y = new_matrix(x, batch, rows, by_column=by_feature)
     stored = NUMBERS[x.dtype]
     kept = new_matrix(x, kernels.kept_numbers(stored, layers, batch)) if keep and len(links) > 1 else None
     kernels.chain(stored, layers, batch, strided(x), strided(y), address(kept))
@@ -118,7 +119,7 @@ def chain_backward(
     dx = None
     if need_input:
         by_feature = x.stride(0) == 1 and batch > 1
-        dx = new_matrix(x, x.shape[1], batch).t() if by_feature else new_matrix(x, batch, x.shape[1])
+        dx = new_matrix(x, batch, x.shape[1], by_column=by_feature)
     kernels.chain_backward(
         NUMBERS[dy.dtype], layers, batch, strided(x), address(kept), strided(y), strided(dy), strided(dx),
         [(values.data_ptr(), address(bias)) for values, bias in gradients],

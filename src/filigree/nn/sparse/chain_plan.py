@@ -40,24 +40,31 @@ class ChainPlan:
         self._types = list(map(type, self._modules))
         self._seen: list[tuple[dict[str, Any], str, Any]] = []  # what a dict holds at a key
         self._hooks: list[dict[int, Any]] = []
-        self._lengths: list[int] = []
         self._index: list[Tensor] = []
         self._calls: list[Any] = []
+        self._ends: list[int] = []  # where in the modules those go on that follow a call which may change them; else 0
         self._is_lasting = True
         run = _Run()
-        for module in self._modules:
-            if has_hooks(module) or "forward" in vars(module):
-                self._is_lasting, taken = False, False
-            else:
+        for number, module in enumerate(self._modules, 1):
+            is_plain = not has_hooks(module) and "forward" not in vars(module)
+            if is_plain:
                 self._watch(module)
-                taken = run.takes(module)
-            if not taken:
-                self._calls += [*run.calls(), module]
-                run = _Run()
-        self._calls += run.calls()
+            self._is_lasting &= is_plain
+            if is_plain and run.takes(module):
+                continue
+            self._add(run)
+            run = _Run()
+            if not (is_plain and run.takes(module)):
+                self._calls.append(module)
+                self._ends.append(0 if is_plain and type(module).__module__.startswith("torch.nn.") else number)
+        self._add(run)
         self._dicts = list(map(vars, self._modules))
         self._lengths = list(map(len, self._dicts))
         self._versions = list(map(version, self._index))
+
+    def _add(self, run: _Run) -> None:
+        self._calls += (calls := run.calls())
+        self._ends += [0] * len(calls)
 
     def _watch(self, module: nn.Module) -> None:
         own = vars(module)
@@ -81,8 +88,10 @@ class ChainPlan:
 
     def holds(self, modules: Iterable[nn.Module]) -> bool:
         """Whether it is the plan of these modules, as they are now."""
-        modules = list(modules)
-        if not self._is_lasting or len(modules) != len(self._modules) or not all(map(is_, modules, self._modules)):
+        return self._is_lasting and self._is_current(list(modules))
+
+    def _is_current(self, modules: list[nn.Module]) -> bool:
+        if len(modules) != len(self._modules) or not all(map(is_, modules, self._modules)):
             return False
         if any(self._hooks) or list(map(type, modules)) != self._types or list(map(len, self._dicts)) != self._lengths:
             return False
@@ -91,12 +100,16 @@ class ChainPlan:
                 return False
         return list(map(version, self._index)) == self._versions
 
-    def run(self, x: Any) -> Any:
-        """The output for an input that `is_plain`; the modules are as they were."""
-        first, *others = self._calls
-        x = first.run(x) if type(first) is _Call else first(x)
-        for call in others:
+    def run(self, modules: Iterable[nn.Module], x: Any) -> Any:
+        """The output of these modules, whose plan this is, for an input that `is_plain`."""
+        if len(self._calls) == 1 and type(call := self._calls[0]) is _Call:
+            return call.run(x)
+        for call, end in zip(self._calls, self._ends, strict=True):
             x = call(x)
+            if end and not self._is_current(now := list(modules)):
+                for module in now[end:]:
+                    x = module(x)
+                break
         return x
 
 

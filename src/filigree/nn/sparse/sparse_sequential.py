@@ -33,7 +33,7 @@ class SparseSequential(nn.Sequential):
         plan, modules = self._plan, self._modules.values()
         if plan is None or not plan.holds(modules):
             plan = self.__dict__["_plan"] = ChainPlan(modules)
-        return plan.run(x)
+        return plan.run(modules, x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_plan"}  # copies make their own
