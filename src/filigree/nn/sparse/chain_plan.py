@@ -13,6 +13,7 @@ from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.copies import version
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.ops import kernels
 from filigree.ops.chain import Chain, Link
 from filigree.ops.dropout import new_seed
 from filigree.ops.linear_chain import linear_chain
@@ -61,6 +62,7 @@ class ChainPlan:
         self._dicts = list(map(vars, self._modules))
         self._lengths = list(map(len, self._dicts))
         self._versions = list(map(version, self._index))
+        self._entries = tuple(self._seen)
 
     def _add(self, run: _Run) -> None:
         self._calls += (calls := run.calls())
@@ -95,10 +97,7 @@ class ChainPlan:
             return False
         if any(self._hooks) or list(map(type, modules)) != self._types or list(map(len, self._dicts)) != self._lengths:
             return False
-        for entries, key, value in self._seen:
-            if entries.get(key) is not value:
-                return False
-        return list(map(version, self._index)) == self._versions
+        return kernels.all_hold(self._entries) and list(map(version, self._index)) == self._versions
 
     def run(self, modules: Iterable[nn.Module], x: Any) -> Any:
         """The output of these modules, whose plan this is, for an input that `is_plain`."""
