@@ -143,7 +143,7 @@ def test_no_samples(isa, need_input):
 
 def test_threads_change_no_bit(isa, panels, threads):
     links = [link(90, 100, 5000, relu=True, drop=0.3, seed=7), link(100, 90, 5000)]
-    for batch in (9, 130, 200):  # a panel that threads share, and several
+    for batch in (3, 9, 130, 200):  # a panel that threads share, and several
         x, dy = torch.randn(batch, 100), torch.randn(batch, 100)
         results = []
         for number in (1, 2, 3, 5):

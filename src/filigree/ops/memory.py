@@ -61,9 +61,12 @@ def feature_major(x: Tensor) -> Tensor:
     return out
 
 
-def new_matrix(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(*shape)`, on huge pages if it is large: with small ones each random read costs a page walk."""
-    new = like.new_empty(shape)
+def new_matrix(like: Tensor, *shape: int, by_column: bool = False) -> Tensor:
+    """`like.new_empty(*shape)`, on huge pages if it is large: with small ones each random read costs a page walk.
+
+    `by_column`: columns are contiguous, not rows.
+    """
+    new = like.new_empty_strided(shape, (1, max(shape[0], 1))) if by_column else like.new_empty(shape)
     bytes_ = new.numel() * new.element_size()
     if bytes_ >= _LARGE:
         kernels.advise_huge_pages(new.data_ptr(), bytes_)

@@ -7,15 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.nn.dropout.dropout import FastDropout
-from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
-from filigree.nn.sparse.sparse_linear import SHORT_TYPES, SparseLinear
-from filigree.ops.chain import Link
-from filigree.ops.dropout import new_seed
-from filigree.ops.linear_chain import linear_chain
-from filigree.ops.memory import FLOATS, SHORT, in_memory
-from filigree.ops.pattern import Pattern
-from filigree.preserved import has_hooks
+from filigree.nn.sparse.chain_plan import ChainPlan, is_plain
 
 _has_global_hooks = torch.nn.modules.module._has_any_global_hook
 
@@ -36,100 +28,18 @@ class SparseSequential(nn.Sequential):
     `nn.Sequential`, to whose results these are equal up to the rounding of sums.
     """
 
+    _plan: ChainPlan | None = None
+
     def forward(self, x: Tensor) -> Tensor:
-        if _has_global_hooks() or not _is_plain(x):
+        if _has_global_hooks() or not is_plain(x) or not self._modules:
             return super().forward(x)
-        chain = _Chain()
-        for module in self._modules.values():
-            if not chain.takes(module):
-                x = module(chain.run(x))
-                chain = _Chain()
-        return chain.run(x)
+        plan, modules = self._plan, self._modules.values()
+        if plan is None or not plan.holds(modules):
+            plan = self.__dict__["_plan"] = ChainPlan(modules)
+        return plan.run(modules, x)
 
-
-class _Chain:
-    """Modules that can be run together, as they come."""
-
-    def __init__(self) -> None:
-        self.links: list[Link] = []
-        self.modules: list[Any] = []
-        self.activations: str | None = None
-
-    def takes(self, module: Any) -> bool:
-        """Whether the module goes with those before it; if so it is one of them from now on."""
-        kind, links = type(module), self.links
-        if has_hooks(module):
-            return False
-        if kind is SparseLinear:
-            pattern = module.pattern
-            follows = not links or (
-                _follows(links[-1].pattern, pattern, module.in_features) and self.activations == module.activations
-            )
-            if not follows:
-                return False
-            self.activations = module.activations
-            own = module._parameters  # attributes of a module are found ten times slower
-            links.append(Link(pattern, own["values"], own.get("bias"), module.relu))
-        elif kind is FeatureMajorLinear and links and module.is_narrow():
-            pattern = module.full_pattern()
-            if not _follows(links[-1].pattern, pattern, module.in_features):
-                return False
-            own = module._parameters
-            links.append(Link(pattern, own["weight"].view(-1), own["bias"]))
-        elif kind is nn.ReLU and links and not links[-1].drop:
-            links[-1] = links[-1]._replace(relu=True)
-        elif kind in (nn.Dropout, FastDropout):
-            if module.training and module.p:
-                # torch's own draws its numbers otherwise; and the backward pass tells by the output what was dropped
-                if kind is nn.Dropout or not links or not links[-1].relu or links[-1].drop or module.p >= 1:
-                    return False
-                links[-1] = links[-1]._replace(drop=float(module.p))
-        elif kind is not nn.Identity:
-            return False
-        self.modules.append(module)
-        return True
-
-    def run(self, x: Tensor) -> Tensor:
-        short = self._short_type()
-        if len(self.modules) < 2 or not self._fits(x, short):
-            for module in self.modules:
-                x = module(x)
-            return x
-        links = [link._replace(seed=new_seed()) if link.drop else link for link in self.links]
-        given, x = x.dtype, x if short is None else x.to(short)
-        if x.dim() == 2:
-            y = linear_chain(links, x)
-        else:
-            y = linear_chain(links, x.reshape(-1, x.shape[-1]), by_feature=False).unflatten(0, x.shape[:-1])
-        return y if short is None or torch.is_autocast_enabled("cpu") else y.to(given)
-
-    def _short_type(self) -> torch.dtype | None:
-        """The 16 bits in which the layers read and write, as `SparseLinear.short_type` has it."""
-        if torch.is_autocast_enabled("cpu"):
-            return torch.get_autocast_dtype("cpu")
-        return SHORT_TYPES[self.activations] if self.activations else None
-
-    def _fits(self, x: Tensor, short: torch.dtype | None) -> bool:
-        links = self.links
-        values_type = x.dtype if short is None else torch.float32
-        return (
-            bool(links)
-            and _is_plain(x)
-            and values_type in FLOATS
-            and x.dtype in (values_type, short)
-            and (x.dim() == 2 or (x.dim() > 2 and not any(link.drop for link in links)))
-            and x.shape[-1] == links[0].pattern.cols
-            and all(link.values.dtype is values_type and link.values.is_cpu for link in links)
-        )
-
-
-def _follows(before: Pattern, pattern: Pattern, in_features: int) -> bool:
-    """Whether sizes meet, and indices are of one type: a model that was loaded may mix int32 and int64."""
-    return before.rows == in_features and before.indices.dtype is pattern.indices.dtype
-
-
-def _is_plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype in (*FLOATS, *SHORT) and in_memory(x)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_plan"}  # copies make their own
 
 
 SEQUENCES = (nn.Sequential, SparseSequential)

@@ -65,6 +65,16 @@ void flush_denormals(bool on) {
 #endif
 }
 
+// Whether each dict of (dict, key, object) holds that very object at the key; None is also what it does not hold.
+bool all_hold(nb::tuple entries) {
+  for (Py_ssize_t i = 0; i < NB_TUPLE_GET_SIZE(entries.ptr()); ++i) {
+    PyObject *const entry = NB_TUPLE_GET_ITEM(entries.ptr(), i);
+    PyObject *const found = PyDict_GetItemWithError(NB_TUPLE_GET_ITEM(entry, 0), NB_TUPLE_GET_ITEM(entry, 1));
+    if ((found ? found : Py_None) != NB_TUPLE_GET_ITEM(entry, 2)) return false;
+  }
+  return true;
+}
+
 // What `Function` names, as a function in Python; its definition lives as long as the process.
 template <class Function, class Result, class... Arguments>
 void bind(nb::module_ &m, const char *name, Result (*Kernels::*)(Arguments...)) {
@@ -133,5 +143,7 @@ NB_MODULE(_kernels, m) {
 #endif
       },
       "Ask the system to back a fresh block of memory with pages of 2 MB.");
+  m.def("all_hold", &all_hold,
+        "Whether each dict of the tuples (dict, key, object) holds that very object, or has no key where it is None.");
   m.def("max_threads", &omp_get_max_threads, "Threads a kernel may use: torch.get_num_threads().");
 }

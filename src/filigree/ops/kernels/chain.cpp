@@ -20,6 +20,9 @@ namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
 
+// Samples up to which putting values into the order of the transposed pattern, and their gradients back, costs more
+// than it saves: both products of the backward pass are computed apart then, each by its own pattern.
+constexpr int64_t FEW = 4;
 constexpr int64_t STRIP = 64;  // units that are computed before they are written to a tensor in another order
 
 // Threads that share panels. `wait` returns when all of them have called it.
@@ -174,6 +177,26 @@ void backward_part(const Rows<T, I> &w, const Panel &panel, bool far, const S *o
   });
 }
 
+// The gradient of a layer's input for a panel of few samples: rows [first, first + count) of W^T, through `own`.
+template <class T, class I, class S>
+void multiply_few(const Layer &layer, const Panel &panel, const S *d, const S *own, S *out, const Through<T> &through,
+                  int64_t first, int64_t count) {
+  const Rows<T, I> wt = rows_from<T, I>(layer.index.wt, static_cast<const T *>(layer.values), first);
+  const int64_t width = panel.width;
+  panel_blocks<T, 1>(width, [&](auto lanes, auto, int64_t column) {
+    constexpr int L = decltype(lanes)::value;
+    if constexpr (L <= FEW) {
+      multiply_rows<T, I, L, 1>(wt, d + column, width, out + column, width, Place{0}, Finish<T>{}, 0, 0, count);
+      for (int64_t r = 0; r < count; ++r) {
+        Vec<T, L> v = load<T, L>(out + r * width + column);
+        if (through.relu) v = load<T, L>(own + r * width + column) <= 0 ? Vec<T, L>{} : v * through.scale;
+        store<T, L>(out + r * width + column, v);
+        if (through.sums) through.sums[r] = total<T, L>(v) + (column > 0 ? through.sums[r] : T(0));
+      }
+    }
+  });
+}
+
 // dz = dy where y > 0, times the scale of dropout, for units [from, to) of a panel; their sums are added to `sums`.
 template <class T, class S>
 void take_up(const Layer &layer, const Strided &dy, const Strided &y, const Panel &panel, int64_t from, int64_t to,
@@ -235,6 +258,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   S *inputs = scratch<S>(2, teams * ins * wide), *strips = scratch<S>(3, threads * STRIP * wide);
   std::unique_ptr<Meeting[]> meetings(new Meeting[teams]);
   const auto with_input = [&](int64_t i) { return i > 0 || dx.data; };  // whether the gradient of its input is wanted
+  const auto apart = [&](int64_t i) { return i > 0 && batch <= FEW && !is_short<S>; };
   parallel(threads, [&](int thread, int all) {
     const Member me(thread, all, groups);
     const auto wait = [&] { meetings[me.team].wait(me.members); };
@@ -244,7 +268,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
       const int64_t nnz = layers[i].index.w.nnz();
       const T *values = static_cast<const T *>(layers[i].values);
       const I *perm = static_cast<const I *>(layers[i].index.wt.perm);
-      for (int64_t k = mine(nnz, 0); with_input(i) && k < mine(nnz, 1); ++k) in_order[k] = values[perm[k]];
+      for (int64_t k = mine(nnz, 0); with_input(i) && !apart(i) && k < mine(nnz, 1); ++k) in_order[k] = values[perm[k]];
       in_order += nnz + layers[i].index.w.rows;
     }
     wait_for(all);
@@ -305,8 +329,19 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
             T *its_sums = gradients[i - 1].bias ? part + at - cols + from : nullptr;
             S *const out = next + (panel.at - before) * cols + from * panel.width;
             const bool padded = panel.count < panel.width && !previous.relu;  // zero times an infinite value is NaN
-            run(from, to - from, out, panel.width,
-                {previous.relu, Drop<T>(previous.drop, previous.seed, 0).scale, padded ? nullptr : its_sums});
+            const Through<T> through{previous.relu, Drop<T>(previous.drop, previous.seed, 0).scale,
+                                     padded ? nullptr : its_sums};
+            if (apart(i)) {
+              multiply_few<T, I>(layer, panel, d, input + from * panel.width, out, through, from, to - from);
+              const I *by_row = static_cast<const I *>(layer.index.w.indptr);
+              const int64_t first = share(by_row, rows, me.member, me.members),
+                            last_row = share(by_row, rows, me.member + 1, me.members);
+              backward_part<T, I>(rows_from<T, I>(layer.index.w, values, first), panel, far, d + first * panel.width,
+                                  panel.width, input, static_cast<T *>(gradients[i].values), true,
+                                  static_cast<S *>(nullptr), 0, {}, last_row - first);
+            } else {
+              run(from, to - from, out, panel.width, through);
+            }
             for (int64_t c = 0; padded && c < to - from; ++c) {
               S *const row = out + c * panel.width;
               std::fill(row + panel.count, row + panel.width, S{});
@@ -344,7 +379,8 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
       const int64_t rows = layers[i].index.w.rows, nnz = layers[i].index.w.nnz();
       T *values = static_cast<T *>(gradients[i].values), *bias = static_cast<T *>(gradients[i].bias);
       const int64_t from = mine(nnz, 0), to = mine(nnz, 1);
-      if (with_input(i)) {
+      if (apart(i)) {  // they are there
+      } else if (with_input(i)) {
         const I *place = static_cast<const I *>(layers[i].index.place);
         for (int64_t k = from; k < to; ++k) values[k] = part[place[k]];
       } else {
