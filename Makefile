@@ -51,7 +51,7 @@ test: $(DEV)
 	$(BIN)/python -m pytest -n 2 -m 'not long'
 
 test-long: $(DEV)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 test-all: test test-long
 

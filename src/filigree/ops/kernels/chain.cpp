@@ -77,9 +77,9 @@ void multiply(const Layer &layer, int64_t batch, const Panel &panel, bool far, c
   panel_blocks<T, FORWARD>(panel.width, [&](auto lanes, auto vectors, int64_t column) {
     constexpr int L = decltype(lanes)::value, NV = decltype(vectors)::value;
     const auto run = [&](auto is_far) {
-      multiply_rows<T, I, L, NV, false, decltype(is_far)::value>(w, x + column, panel.width, y + column, y_stride,
-                                                                 Place{(NV - 1) * L}, finish, panel.first + column, 0,
-                                                                 count);
+      multiply_rows<T, I, L, NV, false, decltype(is_far)::value, false>(w, x + column, panel.width, y + column,
+                                                                        y_stride, Place{(NV - 1) * L}, finish,
+                                                                        panel.first + column, 0, count);
     };
     if (L == LANES<T> && far) run(std::true_type{});
     else run(std::false_type{});

@@ -40,8 +40,8 @@ constexpr int APART = NV >= 8   ? 1
                       : NV >= 3 ? 2
                                 : 4;
 
-// y[r] = sum_k value[k] x[column[k]] for rows [from, to); x and y are of S, T or shorter.
-template <class T, class I, int L, int NV, bool ORDERED = false, bool FAR = false, class S>
+// y[r] = sum_k value[k] x[column[k]] for rows [from, to); x and y are of S, T or shorter. PERM: values may be permuted.
+template <class T, class I, int L, int NV, bool ORDERED = false, bool FAR = false, bool PERM = true, class S>
 void multiply_rows(const Rows<T, I> &w, const S *x, int64_t x_stride, S *y, int64_t y_stride, Place place,
                    const Finish<T> &finish, int64_t sample, int64_t from, int64_t to) {
   typedef Vec<T, L> V;
@@ -55,7 +55,7 @@ void multiply_rows(const Rows<T, I> &w, const S *x, int64_t x_stride, S *y, int6
     for (int u = 0; u < U; ++u)
       for (int v = 0; v < NV; ++v) sum[u][v] = V{} + (u == 0 && finish.bias ? finish.bias[r] : T(0));
     const auto add = [&](int64_t k, V *to_sum) {
-      const T value = perm ? values[perm[k]] : values[k];
+      const T value = PERM && perm ? values[perm[k]] : values[k];
       const S *row = x + int64_t(indices[k]) * x_stride;
       if constexpr (FAR) prefetch(x + int64_t(indices[k + AHEAD < end ? k + AHEAD : k]) * x_stride, NV * L);
       read_vectors<T, L, NV>(row, place, [&](int v, V theirs) { to_sum[v] += value * theirs; });
