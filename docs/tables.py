@@ -102,7 +102,7 @@ def shares() -> str:
     rows = {isa: _kernels(isa) for isa in ("avx512", "avx2")}
     heads = "", "AVX-512: of the reference", "of the bound", "AVX2: of the reference", "of the bound"
     lines = [_line(*heads), "|---" * len(heads) + "|"]
-    for what in dict.fromkeys(what for found in rows.values() for what in found):
+    for what in dict.fromkeys(what for by_product in rows.values() for what in by_product):
         cells = [rows[isa].get(what, {}).get(f"share_of_{of}") for isa in rows for of in ("reference", "bound")]
         lines.append(_line(what, *("" if share is None else f"{share:.2f}" for share in cells)))
     return "\n".join(lines)
@@ -111,15 +111,15 @@ def shares() -> str:
 def _kernels(isa: str) -> dict[str, dict[str, Any]]:
     """The shares in the record of the kernels, by what was measured."""
     file = ROOT / "benchmarks" / "results" / f"kernels-amd-epyc-{isa}.json"
-    found: dict[str, dict[str, Any]] = {}
+    by_product: dict[str, dict[str, Any]] = {}
     for row in json.loads(file.read_text())["rows"] if file.is_file() else []:
         if "goal" in row and "network" not in row:
             if "chosen" in row:
                 what = f"{row['chosen']} rows of {row['width']}"
             else:
                 what = row.get("convolution") or row.get("layer") or f"{row['width']} units"
-            found.setdefault(f"{what}, {row['kernel']}", {}).update(row)
-    return found
+            by_product.setdefault(f"{what}, {row['kernel']}", {}).update(row)
+    return by_product
 
 
 def _speed(suite: str, isa: str, key: dict[str, Any]) -> tuple[dict[str, Any], float, float | None] | None:

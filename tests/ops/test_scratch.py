@@ -24,12 +24,6 @@ def convolution(stride):
     return (PLANES, PLANES, of_nothing, of_nothing, stride, 0, 1), held
 
 
-def rows_backward(f64):
-    index, held = pattern(HUGE)
-    delta = (STRIDED, NULL, NULL, 0)
-    kernels.rows_backward(f64, (index, index, 0), (held.data_ptr(), 0), 0, delta, NULL, NULL, 0, 1)
-
-
 def conv(f64):
     c, _held = convolution(HUGE)
     kernels.conv(f64, c, 0, 0, IMAGES, IMAGES)
@@ -60,7 +54,7 @@ def sell_backward(f64):
     kernels.sell_backward(f64, (HUGE, [4], [0]), 1, 1, STRIDED, 1, STRIDED, STRIDED, [0])
 
 
-CALLS = [rows_backward, conv, conv_backward, top, top_backward, unified_backward, sell, sell_backward]
+CALLS = [conv, conv_backward, top, top_backward, unified_backward, sell, sell_backward]
 
 
 @pytest.mark.parametrize("f64", [False, True])
