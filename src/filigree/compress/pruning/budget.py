@@ -87,7 +87,7 @@ class Allocation:
 
 def allocate(
     keep: Budget | MaxError, model: nn.Module, redundancies: Mapping[str, Redundancy], chosen: Chosen, built: Built,
-    data: Calibration, error: OutputError, round_to: int,
+    error: OutputError, round_to: int,
 ) -> Allocation:  # fmt: skip
     """How many units of each group stay.
 
@@ -97,8 +97,9 @@ def allocate(
     time. The state that meets the target is then found by bisection.
 
     Args:
-        data, error: the data of the search, to which nothing is fitted where there are enough of them.
+        error: of the outputs, on the data of the search, to which nothing is fitted where there are enough of them.
     """
+    data = error.data
     groups = [redundancy.group for redundancy in redundancies.values()]
     curves: dict[str, list[tuple[int, float]]] = {}
     of_bound = isinstance(keep, MaxError) and keep.of == "bound"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -121,7 +121,12 @@ def calls_of(model: nn.Module, data: Calibration, names: Sequence[str]) -> dict[
 
 
 def unit_activations(
-    model: nn.Module, groups: Sequence[Any], x: Tensor | Calibration, pooled: bool, also: dict[str, Hook] | None = None
+    model: nn.Module,
+    groups: Sequence[Any],
+    x: Tensor | Calibration,
+    pooled: bool,
+    also: dict[str, Hook] | None = None,
+    returned: Callable[[Any], None] | None = None,
 ) -> dict[str, Tensor]:
     """What the first reader of each group reads of its units: `(units, numbers)`, by the group's name.
 
@@ -129,7 +134,7 @@ def unit_activations(
     `FEATURES`, drawn over all), or if `pooled` its mean over them.
 
     Args:
-        also: further hooks of the same pass over the data.
+        also, returned: further hooks of the same pass over the data, and what sees the model's outputs.
 
     Raises:
         ValueError: the data do not reach a layer, or activations are not finite.
@@ -164,7 +169,7 @@ def unit_activations(
 
         return hook
 
-    run_hooked(model, data, {name: keep(name) for name in weighted})
+    run_hooked(model, data, {name: keep(name) for name in weighted}, returned=returned)
     _check_reached(model, [name for name in weighted if name not in reached], data[:256])
     activations = {name: torch.cat(parts).T.contiguous() for name, parts in parts_by_group.items()}
     for name, features in activations.items():

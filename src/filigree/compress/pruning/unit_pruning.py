@@ -48,12 +48,13 @@ class _Found:
     """What is known of a network that is pruned.
 
     Attributes:
-        data: what is fitted to. held: what nothing is fitted to, None: there is none. left: groups that stay whole.
+        data: what is fitted to. error: of outputs, where there are such, on data to which nothing is fitted. left:
+            groups that stay whole.
         biases: whether layers may gain some. kept, replacements, notes: by group, of those that were chosen.
     """
 
     data: Calibration
-    held: Calibration | None
+    error: OutputError
     groups: list[Units]
     left: dict[str, str]
     targets: dict[str, Target]
@@ -62,15 +63,6 @@ class _Found:
     kept: dict[str, Tensor] = field(default_factory=dict)
     replacements: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def tested(self) -> Calibration:
-        return self.data if self.held is None else self.held
-
-    def error(self, model: nn.Module) -> OutputError:
-        """The error of the outputs, on data that nothing is fitted to where there are some."""
-        held = self.held
-        return OutputError(model, self.tested, "" if held is None else f" on {len(held):,} held-out samples")
 
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
@@ -117,7 +109,9 @@ class UnitPruning(Compression):
         """
         raise NotImplementedError
 
-    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor | None:
+    def ranking(
+        self, group: Units, redundancy: Redundancy, covariance: Tensor, count: int, model: nn.Module
+    ) -> Tensor | None:
         """The units in the order in which they stay, the first `count` or more, where fewer are always the first of
         more; None: `choose` says which ones stay."""
         return None
@@ -185,12 +179,15 @@ class UnitPruning(Compression):
         if self.compensate == "least_squares":
             targets = targets_of(model, readers, groups, calls_of(model, data, readers))
         hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
-        features = unit_activations(model, groups, data, self.features == "pooled", hooks)
-        tested = unit_activations(model, groups, held, self.features == "pooled") if held is not None else {}
+        pooled, tested = self.features == "pooled", {}
+        error = OutputError(data if held is None else held, "" if held is None else _held_out(held))
+        features = unit_activations(model, groups, data, pooled, hooks, error.add if held is None else None)
+        if held is not None:
+            tested = unit_activations(model, groups, held, pooled, returned=error.add)
         redundancies = {
             group.name: Redundancy(group, model, features[group.name], tested.get(group.name)) for group in groups
         }
-        found = _Found(data, held, groups, left, targets, redundancies, may_gain_biases(model))
+        found = _Found(data, error, groups, left, targets, redundancies, may_gain_biases(model))
         self._choose_all(model, found)
         return found
 
@@ -215,7 +212,7 @@ class UnitPruning(Compression):
         smaller, _ = self._candidate(model, found, kept, found.replacements, False)
         if not self.compensate:
             return smaller, ""
-        error = found.error(model)
+        error = found.error
         if self.compensate == "correlation":
             compensated, unfit = self._candidate(model, found, kept, found.replacements, True)
             return better(who, self.compensate, smaller, compensated, error, unfit)
@@ -274,8 +271,8 @@ class UnitPruning(Compression):
                 return self._candidate(model, found, kept, replacements, compensate)[0]
 
             allocation = allocate(
-                self.keep, model, found.redundancies, lambda group, count: chosen(group, count)[0], built, found.tested,
-                found.error(model), self.round_to,
+                self.keep, model, found.redundancies, lambda group, count: chosen(group, count)[0], built, found.error,
+                self.round_to,
             )  # fmt: skip
             counts, notes = allocation.counts, allocation.notes
         else:
@@ -302,7 +299,7 @@ class UnitPruning(Compression):
         if self.normalize:
             norms = f.norm(dim=1, keepdim=True).clamp(min=1e-30)
             f, covariance = f / norms, covariance / (norms @ norms.T)
-        few, replacement_of, note = self._chosen(_part(group, alive), f, covariance, count, model, rankings)
+        few, replacement_of, note = self._chosen(_part(group, alive), redundancy, f, covariance, count, model, rankings)
         kept = alive[few]
         replacements = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
         replacements[alive] = alive[replacement_of]
@@ -322,7 +319,9 @@ class UnitPruning(Compression):
         together = redundancy.features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
         covariance = redundancy.covariance.view(group.tie, each, group.tie, each).diagonal(dim1=0, dim2=2).mean(-1)
         few = None if count is None else max(1, count // group.tie)
-        kept, replacements, note = self._chosen(_part(group, first), together, covariance, few, model, rankings)
+        kept, replacements, note = self._chosen(
+            _part(group, first), redundancy, together, covariance, few, model, rankings
+        )
         blocks = (torch.arange(group.tie) * each)[:, None]
         return (
             (kept + blocks).flatten(),
@@ -331,14 +330,14 @@ class UnitPruning(Compression):
         )
 
     def _chosen(
-        self, group: Units, features: Tensor, covariance: Tensor, count: int | None, model: nn.Module,
-        rankings: dict[str, Tensor],
+        self, group: Units, redundancy: Redundancy, features: Tensor, covariance: Tensor, count: int | None,
+        model: nn.Module, rankings: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor, str]:  # fmt: skip
         """What `choose` says, or the first of the method's `ranking`, which a search makes once."""
         most = len(features) if count is None else min(count, len(features))
         if group.name not in rankings or len(rankings[group.name]) < most:
             length = len(features) if isinstance(self.keep, Budget | MaxError) else most
-            ranking = self.ranking(group, covariance, length, model)
+            ranking = self.ranking(group, redundancy, covariance, length, model)
             if ranking is None:
                 return self.choose(group, features, count, model)
             rankings[group.name] = ranking
@@ -353,6 +352,10 @@ class UnitPruning(Compression):
             return group.count
         wanted = as_count(share, group.count)
         return min(group.count, -(-wanted // self.round_to) * self.round_to)
+
+
+def _held_out(held: Calibration) -> str:
+    return f" on {len(held):,} samples that nothing was fitted to"
 
 
 def by_layer(value: Any, group: Units, who: str) -> Any:
