@@ -22,6 +22,7 @@ from filigree.compress.pruning.graph import Graph, Units, layer_macs
 from filigree.compress.pruning.proof import refuse, with_random_weights, wrong_groups
 from filigree.compress.pruning.redundancy import Redundancy, fold
 from filigree.compress.pruning.refit import (
+    EXACT,
     Channels,
     Target,
     better,
@@ -86,6 +87,7 @@ class UnitPruning(Compression):
     keep: Share | dict[str, Share] | MaxError | Budget = 0.5
     compensate: Literal["least_squares", "correlation"] | None = "least_squares"
     damping: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    exact: Annotated[int, pydantic.Field(ge=0)] = EXACT
     features: Literal["flattened", "pooled"] = "flattened"
     normalize: bool = False
     round_to: Annotated[int, pydantic.Field(ge=1)] = 1
@@ -171,13 +173,13 @@ class UnitPruning(Compression):
             data, held = data.split(self.samples, self.seed)
         if held is None and isinstance(self.keep, MaxError):
             raise ValueError(f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=).")
+        groups, left = self._removable(model, names, data[:8])
         data = in_chunks(model, data)
         held = None if held is None else in_chunks(model, held)
-        groups, left = self._removable(model, names, data[:8])
         readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
         targets: dict[str, Target] = {}
         if self.compensate == "least_squares":
-            targets = targets_of(model, readers, groups, calls_of(model, data, readers))
+            targets = targets_of(model, readers, groups, calls_of(model, data, ["", *readers]), self.exact)
         hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
         pooled, tested = self.features == "pooled", {}
         error = OutputError(data if held is None else held, "" if held is None else _held_out(held))
