@@ -23,6 +23,7 @@ from filigree.compress.pruning.samples import (
     ROWS,
     Patches,
     channel_rows,
+    row_numbers,
     rows_made,
     rows_read,
     seed_of,
@@ -121,9 +122,6 @@ class Target:
             self.columns = columns_of(layer, groups, name)
             self.by_units = (self.columns.shape[1] > 1 and width > exact) or outputs > width
         self.width = len(self.columns) if self.by_units else outputs  # numbers in a row
-        need = bytes_of(len(self.columns), len(self.columns)) if self.by_units else bytes_of(width, outputs)
-        if need > MEMORY:
-            self.problem = f"its {len(self.columns) if self.by_units else width:,} columns need {need / 1e9:.1f} GB"
 
     def add(self, layer: Any, value: Any, y: Any, chunk: Chunk) -> None:
         """A call of the layer in the original."""
@@ -143,10 +141,12 @@ class Target:
                 plain: Any = copy.copy(layer)
                 plain.relu = False
                 y = plain.forward(value)
-            read, rows = rows_read(layer, value, most, seed)
-            own.append(rows_made(layer, y, rows).clone())
             if self.calls > self.times:
+                read, rows = rows_read(layer, value, most, seed)
                 self.inputs.setdefault(chunk.number, []).append(read.clone())
+            else:
+                rows = row_numbers(layer, value, most, seed)
+            own.append(rows_made(layer, y, rows).clone())
 
 
 def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:
@@ -215,6 +215,8 @@ def least_squares(
         for name, target in targets.items()
         if name not in left
     }
+    left |= {name: fit.problem for name, fit in fits.items() if fit.problem}
+    fits = {name: fit for name, fit in fits.items() if name not in left}
     for name in [name for name, fit in fits.items() if fit.target.calls > fit.target.times]:
         if problem := fits.pop(name).on_original():
             left[name] = problem
@@ -289,6 +291,13 @@ class _Fit:
             self.stay = self.inputs if is_conv else torch.isin(target.columns[:, 0], self.inputs).nonzero().squeeze(1)
             columns = target.columns[self.stay]
             self.columns = columns_of(layer, [], "") if is_conv else torch.searchsorted(self.inputs, columns)
+            width, outputs = len(self.stay), len(target.columns)
+        else:
+            outputs, width = len(self.outputs), len(self.inputs)
+            if isinstance(layer, CONVOLUTIONS):
+                width *= layer.weight[0, 0].numel()
+        if (need := bytes_of(width, outputs)) > MEMORY:
+            self.problem = f"its {width:,} columns need {need / 1e9:.1f} GB"
 
     def add(self, value: Any, chunk: Chunk) -> None:
         """What the layer now reads of a chunk."""

@@ -81,6 +81,12 @@ def rows_read(layer: Any, x: Tensor, most: float, seed: int) -> tuple[Tensor, Te
     return flat[rows][None], rows
 
 
+def row_numbers(layer: Any, x: Tensor, most: float, seed: int) -> Tensor:
+    """Which rows those are."""
+    total = Patches(layer, x).rows if isinstance(layer, CONVOLUTIONS) else x[..., 0].numel()
+    return drawn(total, most, seed)
+
+
 def rows_made(layer: Any, y: Tensor, rows: Tensor) -> Tensor:
     """These rows of its output, `(rows, out_features)`."""
     if not isinstance(layer, CONVOLUTIONS):
