@@ -143,7 +143,7 @@ def test_memory_stays_within_the_bound():
 
 
 def test_layers_too_wide_to_refit_say_so(monkeypatch):
-    monkeypatch.setattr("filigree.compress.pruning.refit.MEMORY", 10_000)
+    monkeypatch.setattr("filigree.compress.pruning.refit.bytes_of", lambda width, outputs: 2 * MEMORY)
     x = images(60)
     model = made(convolutions, x)
     report = fg.compress_(model, PRUNE, x)
