@@ -39,12 +39,12 @@ def seed_of(name: str, number: int) -> int:
 
 
 class Patches:
-    """Where a convolution reads for each position of its output: `x` padded, and flat places of all taps."""
+    """Where a convolution reads for each position of its output: `x` padded, and flat indices into it."""
 
     def __init__(self, layer: Any, x: Tensor) -> None:
         mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
         padded = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
-        self.padded = padded.flatten(2).transpose(1, 2)  # (samples, places, channels)
+        self.padded = padded.flatten(2).transpose(1, 2)  # (samples, padded positions, channels)
         sides = padded.shape[2:]
         spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
         self.output = [(s - span) // step + 1 for s, span, step in zip(sides, spans, layer.stride, strict=True)]
@@ -60,8 +60,8 @@ class Patches:
     def at(self, rows: Tensor, groups: int) -> Tensor:
         """What these outputs read, `(groups, rows, channels x taps)`."""
         sample, position = rows // len(self._starts), rows % len(self._starts)
-        places = self._starts[position][:, None] + self._taps  # (rows, taps)
-        read = self.padded.contiguous()[sample[:, None], places]  # (rows, taps, channels)
+        flat_indices = self._starts[position][:, None] + self._taps  # (rows, taps)
+        read = self.padded.contiguous()[sample[:, None], flat_indices]  # (rows, taps, channels)
         return read.transpose(1, 2).reshape(len(rows), groups, -1).transpose(0, 1)
 
     def means(self) -> Tensor:

@@ -45,7 +45,7 @@ from filigree.summary import Summary, says
 
 
 @dataclass
-class _Found:
+class _Observed:
     """What is known of a network that is pruned.
 
     Attributes:
@@ -139,24 +139,24 @@ class UnitPruning(Compression):
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         who = type(self).__name__
-        found = self._found(model, names, data)
-        groups, kept, notes = found.groups, found.kept, found.notes
-        if wrong := wrong_groups(model, groups, kept, found.data[:8]):
+        observed = self._observed(model, names, data)
+        groups, kept, notes = observed.groups, observed.kept, observed.notes
+        if wrong := wrong_groups(model, groups, kept, observed.data[:8]):
             refuse(wrong, who)
-        smaller, outcome = self._compensated(model, found)
+        smaller, outcome = self._compensated(model, observed)
         for group in groups:
-            notes[group.name] += f"; own error {found.redundancies[group.name].own_error(kept[group.name]):.1%}"
-        changes = _changes(model, smaller, found.data[:1], groups, kept, notes)
-        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in found.left.items()]
+            notes[group.name] += f"; own error {observed.redundancies[group.name].own_error(kept[group.name]):.1%}"
+        changes = _changes(model, smaller, observed.data[:1], groups, kept, notes)
+        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in observed.left.items()]
         if outcome:
             changes.append(Change.of("outputs", None, None, outcome))
         if self.measure:
-            changes.append(Change.of("latency", None, None, speed(model, smaller, found.data)))
+            changes.append(Change.of("latency", None, None, speed(model, smaller, observed.data)))
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
         return changes, []
 
-    def _found(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Found:
+    def _observed(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Observed:
         """Which units stay, and what was recorded of the network on the way."""
         who = type(self).__name__
         if data is None:
@@ -189,43 +189,43 @@ class UnitPruning(Compression):
         redundancies = {
             group.name: Redundancy(group, model, features[group.name], tested.get(group.name)) for group in groups
         }
-        found = _Found(data, error, groups, left, targets, redundancies, may_gain_biases(model))
-        self._choose_all(model, found)
-        return found
+        observed = _Observed(data, error, groups, left, targets, redundancies, may_gain_biases(model))
+        self._choose_all(model, observed)
+        return observed
 
     def _candidate(
-        self, model: nn.Module, found: _Found, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
+        self, model: nn.Module, observed: _Observed, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
         compensate: bool,
     ) -> tuple[nn.Module, dict[str, str]]:  # fmt: skip
         """A network with these units, compensated from what is known, in no pass over the data."""
         if not compensate or self.compensate is None:
-            return pruned(model, found.groups, kept), {}
+            return pruned(model, observed.groups, kept), {}
         source, unfit = copy_of(model), {}
         if self.compensate == "correlation":
-            features = {name: redundancy.features for name, redundancy in found.redundancies.items()}
-            unfit = correlation(source, found.groups, features, replacements, found.biases)
+            features = {name: redundancy.features for name, redundancy in observed.redundancies.items()}
+            unfit = correlation(source, observed.groups, features, replacements, observed.biases)
         else:
-            fold(source, list(found.redundancies.values()), kept, self.damping, found.biases)
-        return pruned(source, found.groups, kept), unfit
+            fold(source, list(observed.redundancies.values()), kept, self.damping, observed.biases)
+        return pruned(source, observed.groups, kept), unfit
 
-    def _compensated(self, model: nn.Module, found: _Found) -> tuple[nn.Module, str]:
+    def _compensated(self, model: nn.Module, observed: _Observed) -> tuple[nn.Module, str]:
         """The network that the report is about, and a note of its error."""
-        kept, who = found.kept, type(self).__name__
-        smaller, _ = self._candidate(model, found, kept, found.replacements, False)
+        kept, who = observed.kept, type(self).__name__
+        smaller, _ = self._candidate(model, observed, kept, observed.replacements, False)
         if not self.compensate:
             return smaller, ""
-        error = found.error
+        error = observed.error
         if self.compensate == "correlation":
-            compensated, unfit = self._candidate(model, found, kept, found.replacements, True)
+            compensated, unfit = self._candidate(model, observed, kept, observed.replacements, True)
             return better(who, self.compensate, smaller, compensated, error, unfit)
-        less = [group for group in found.groups if len(kept[group.name]) < group.count]
+        less = [group for group in observed.groups if len(kept[group.name]) < group.count]
         read = {reader.name for group in less for reader in group.readers}
-        targets = {name: target for name, target in found.targets.items() if name in read}
+        targets = {name: target for name, target in observed.targets.items() if name in read}
         compensated = copy_of(smaller)
-        channels = channels_of(model, found.groups, kept)
-        unfit = least_squares(compensated, channels, targets, found.data, self.damping, found.biases)
+        channels = channels_of(model, observed.groups, kept)
+        unfit = least_squares(compensated, channels, targets, observed.data, self.damping, observed.biases)
         if isinstance(self.keep, MaxError | Budget):  # what the search has seen may be the better one
-            folded, _ = self._candidate(model, found, kept, found.replacements, True)
+            folded, _ = self._candidate(model, observed, kept, observed.replacements, True)
             compensated = min(compensated, folded, key=error)
         return better(who, self.compensate, smaller, compensated, error, unfit)
 
@@ -251,7 +251,7 @@ class UnitPruning(Compression):
             refuse(wrong, who)
         return left, wrong
 
-    def _choose_all(self, model: nn.Module, found: _Found) -> None:
+    def _choose_all(self, model: nn.Module, observed: _Observed) -> None:
         """Choose the units of all groups, as many as `keep` says."""
         choices: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
         rankings: dict[str, Tensor] = {}
@@ -259,32 +259,32 @@ class UnitPruning(Compression):
         def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
             key = group.name, count
             if key not in choices:
-                choices[key] = self._alive(group, found.redundancies[group.name], count, model, rankings)
+                choices[key] = self._alive(group, observed.redundancies[group.name], count, model, rankings)
             return choices[key]
 
         if isinstance(self.keep, Budget | MaxError):
-            whole = {group.name: torch.arange(group.count) for group in found.groups}
+            whole = {group.name: torch.arange(group.count) for group in observed.groups}
 
             def built(counts: Counts, compensate: bool) -> nn.Module:
-                some = [group for group in found.groups if group.name in counts]
+                some = [group for group in observed.groups if group.name in counts]
                 choice_of = {group.name: chosen(group, counts[group.name]) for group in some}
                 kept = whole | {name: choice[0] for name, choice in choice_of.items()}
                 replacements = whole | {name: choice[1] for name, choice in choice_of.items()}
-                return self._candidate(model, found, kept, replacements, compensate)[0]
+                return self._candidate(model, observed, kept, replacements, compensate)[0]
 
             allocation = allocate(
-                self.keep, model, found.redundancies, lambda group, count: chosen(group, count)[0], built, found.error,
-                self.round_to,
+                self.keep, model, observed.redundancies, lambda group, count: chosen(group, count)[0], built,
+                observed.error, self.round_to,
             )  # fmt: skip
             counts, notes = allocation.counts, allocation.notes
         else:
-            counts, notes = {group.name: self._count(group) for group in found.groups}, {}
-        for group in found.groups:
+            counts, notes = {group.name: self._count(group) for group in observed.groups}, {}
+        for group in observed.groups:
             name = group.name
-            found.kept[name], found.replacements[name], found.notes[name] = chosen(group, counts[name])
+            observed.kept[name], observed.replacements[name], observed.notes[name] = chosen(group, counts[name])
             if name in notes:
-                found.kept[name] = found.replacements[name] = torch.arange(group.count)
-                found.left[name] = notes[name].removeprefix("left whole: ")
+                observed.kept[name] = observed.replacements[name] = torch.arange(group.count)
+                observed.left[name] = notes[name].removeprefix("left whole: ")
 
     def _alive(
         self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
