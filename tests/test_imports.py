@@ -37,6 +37,7 @@ LAYERS = [
     "text_table",
     "modes",
     "outputs",
+    "calibration",
     "summary",
     "untrained",
     "wrappers",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.convert import inference_context, run_on
@@ -75,17 +76,19 @@ class Graph:
         ValueError: a model that cannot be traced, in one line.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, makers: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, example: Tensor | Calibration, makers: Collection[str]) -> None:
         self.model = model
+        data = example if isinstance(example, Calibration) else Calibration(example)
+        inputs = data.chunks()[0]
         self.names = {module: name for name, module in model.named_modules()}
         self._pruners = pruners_of(model)
         try:
             with evaluating(model), trainable(model), torch.enable_grad():  # it is traced by its graph of gradients
-                self._input = _offset(example)  # that the input has channels, too, which layers may join
+                self._input = _offset(inputs)  # that the input has channels, too, which layers may join
                 self._pruners.build_dependency(
                     model,
-                    example if self._input is None else example + self._input,
-                    forward_fn=lambda network, x: network(x),
+                    inputs if self._input is None else inputs + self._input,
+                    forward_fn=data.call,
                     output_transform=_traced,
                     verbose=False,
                     unwrapped_parameters=_unwrapped(self._input),
@@ -207,9 +210,9 @@ class _Index(NamedTuple):
     root_idx: int | None
 
 
-def _offset(example: Tensor) -> nn.Parameter | None:
+def _offset(example: Any) -> nn.Parameter | None:
     """Zeros to add to the input, one for each of its channels: torch-pruning knows parameters, but not inputs."""
-    if not example.is_floating_point() or example.dim() < 2:
+    if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 2:
         return None
     if example.dim() < 4:
         return nn.Parameter(example.new_zeros(example.shape[-1]))
@@ -271,7 +274,7 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
 
 
-def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+def layer_macs(model: nn.Module, example: Tensor | Calibration) -> dict[str, int]:
     """Multiply-adds of each linear layer and convolution on one sample."""
     macs: dict[str, int] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.pruning.graph import Reader, Units
 from filigree.compress.pruning.removal import copy_of, gone_channels, pruned
 from filigree.config import listed, one_line
@@ -15,7 +16,9 @@ from filigree.convert import inference_context
 from filigree.outputs import numbers_in
 
 
-def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor], x: Tensor) -> dict[str, str]:
+def wrong_groups(
+    model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor], data: Calibration
+) -> dict[str, str]:
     """The groups from which these units cannot be taken, each with the reason; empty where the network is right.
 
     All outputs of the smaller network, on the data and on random ones like them, must be those of the whole network
@@ -24,7 +27,9 @@ def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, T
     shows it even where the network's own are small).
     """
     some = [group for group in groups if group.problem or len(kept[group.name]) < group.count]
-    samples = [x, _random_like(x)]
+    samples = [data]
+    if data.tensor is not None:  # what other batches hold may be indices and masks
+        samples.append(data.with_inputs(_random_like(data.tensor)))
     if not some or not _why_not(model, some, kept, samples):
         return {}
     wrong = {group.name: why for group in some if (why := _why_not(model, [group], kept, samples))}
@@ -64,7 +69,7 @@ def _random_like(x: Tensor) -> Tensor:
     return (torch.randn(x.shape, generator=generator, dtype=torch.float64) * (spread or 1.0) + mean).to(x)
 
 
-def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], samples: list[Tensor]) -> str:
+def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], samples: list[Calibration]) -> str:
     """Why the network without these units would be another one; "" where it is the same."""
     if problem := next((group.problem for group in groups if group.problem), ""):
         return f"they {problem}"
@@ -85,10 +90,10 @@ def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], 
     return ""
 
 
-def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+def _outputs(model: nn.Module, data: Calibration) -> list[Tensor]:
     with inference_context(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # noise that does not stop in eval mode
-        return numbers_in(model(x), "pruning")
+        return [tensor for output in data.outputs(model) for tensor in numbers_in(output, "pruning")]
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:

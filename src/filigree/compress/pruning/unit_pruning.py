@@ -3,42 +3,70 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
-from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error, outputs_on
-from filigree.compress.pruning.clusters import dead
+from filigree.compress.layer_speed import Times
+from filigree.compress.passes import Hook, in_chunks
+from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
+from filigree.compress.pruning.clusters import dead, replacements_of
+from filigree.compress.pruning.errors import OutputError
 from filigree.compress.pruning.graph import Graph, Units, layer_macs
 from filigree.compress.pruning.proof import refuse, with_random_weights, wrong_groups
+from filigree.compress.pruning.redundancy import Redundancy, fold
 from filigree.compress.pruning.refit import (
+    EXACT,
     Channels,
+    Target,
     better,
     channels_of,
     correlation,
     least_squares,
     may_gain_biases,
-    original_outputs,
+    targets_of,
 )
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
-from filigree.compress.pruning.samples import unit_activations
+from filigree.compress.pruning.samples import calls_of, unit_activations
 from filigree.compress.pruning.subclusters import as_count
+from filigree.compress.speed import speed
 from filigree.computed_weights import why_computed
 from filigree.config import config, listed
 from filigree.convert import Change, Conversion
-from filigree.measure.timing import inference, time_interleaved
-from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.summary import Summary, says
 
-Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
-Build = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], bool], nn.Module]  # kept, replacements, compensated?
+@dataclass
+class _Observed:
+    """What is known of a network that is pruned.
+
+    Attributes:
+        data: what is fitted to. error: of outputs, where there are such, on data to which nothing is fitted. left:
+            groups that stay whole.
+        biases: whether layers may gain some. kept, replacements, notes: by group, of those that were chosen.
+    """
+
+    data: Calibration
+    error: OutputError
+    groups: list[Units]
+    left: dict[str, str]
+    targets: dict[str, Target]
+    redundancies: dict[str, Redundancy]
+    biases: bool
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    replacements: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
 
 @config
@@ -59,6 +87,7 @@ class UnitPruning(Compression):
     keep: Share | dict[str, Share] | MaxError | Budget = 0.5
     compensate: Literal["least_squares", "correlation"] | None = "least_squares"
     damping: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    exact: Annotated[int, pydantic.Field(ge=0)] = EXACT
     features: Literal["flattened", "pooled"] = "flattened"
     normalize: bool = False
     round_to: Annotated[int, pydantic.Field(ge=1)] = 1
@@ -82,60 +111,125 @@ class UnitPruning(Compression):
         """
         raise NotImplementedError
 
+    def ranking(
+        self, group: Units, redundancy: Redundancy, covariance: Tensor, count: int, model: nn.Module
+    ) -> Tensor | None:
+        """The units in the order in which they stay, the first `count` or more, where fewer are always the first of
+        more; None: `choose` says which ones stay."""
+        return None
+
+    def most_samples(self) -> int | None:
+        return self.samples + -(-self.samples // 4)
+
+    def trial(self) -> Compression:
+        return replace(self, compensate=None, measure=False)
+
+    def faster(self, model: nn.Module, names: list[str], times: Times, example: Calibration) -> list[str]:
+        """All that make units whose makers and readers together take less time when some have gone."""
+        faster: list[str] = []
+        for group in Graph(model, example[:1], names).units:
+            layers = [*group.makers, *(reader.name for reader in group.readers)]
+            before, after = (sum(times[name][i] for name in layers if name in times) for i in (0, 1))
+            if after < before:
+                faster += group.makers
+        return [name for name in names if name in faster]
+
     @torch.no_grad()
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         who = type(self).__name__
-        if data is None:
-            raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
-        if len(data) < 2:
-            raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
-        for name, module in model.named_modules():
-            if says(module) and (reason := module.why_not_prunable()):
-                raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
-        x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
-        groups, left = self._removable(model, names, x[:8])
-        features = unit_activations(model, groups, x, self.features == "pooled")
-        y = outputs_on(model, x) if self.compensate else []
-        weighted = [name for name, m in model.named_modules() if has_units(m)]
-        targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
-        biases = may_gain_biases(model)
-
-        def build(
-            kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor], compensate: bool
-        ) -> tuple[nn.Module, str]:
-            smaller = pruned(model, groups, kept)
-            if not (compensate and self.compensate):
-                return smaller, ""
-            if self.compensate == "least_squares":
-                compensated = copy_of(smaller)
-                channels = channels_of(model, groups, kept)
-                unfit = least_squares(compensated, channels, targets, x, self.damping, biases)
-            else:
-                source = copy_of(model)
-                unfit = correlation(source, groups, features, replacements, biases)
-                compensated = pruned(source, groups, kept)
-            return better(who, self.compensate, smaller, compensated, x, y, unfit)
-
-        kept, replacements, notes = self._choices(model, groups, features, x, lambda *args: build(*args)[0])
-        if wrong := wrong_groups(model, groups, kept, x[:8]):
+        observed = self._observed(model, names, data)
+        groups, kept, notes = observed.groups, observed.kept, observed.notes
+        if wrong := wrong_groups(model, groups, kept, observed.data[:8]):
             refuse(wrong, who)
-        smaller, outcome = build(kept, replacements, True)
+        smaller, outcome = self._compensated(model, observed)
         for group in groups:
-            own = output_error(group, features[group.name], kept[group.name], model)
-            notes[group.name] += f"; own error {own:.1%}"
-        changes = _changes(model, smaller, x[:1], groups, kept, notes)
-        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in left.items()]
+            notes[group.name] += f"; own error {observed.redundancies[group.name].own_error(kept[group.name]):.1%}"
+        changes = _changes(model, smaller, observed.data[:1], groups, kept, notes)
+        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in observed.left.items()]
         if outcome:
             changes.append(Change.of("outputs", None, None, outcome))
         if self.measure:
-            changes.append(Change.of("latency", None, None, _latencies(model, smaller, x)))
+            changes.append(Change.of("latency", None, None, speed(model, smaller, observed.data)))
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
         return changes, []
 
-    def _removable(self, model: nn.Module, names: list[str], x: Tensor) -> tuple[list[Units], dict[str, str]]:
+    def _observed(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Observed:
+        """Which units stay, and what was recorded of the network on the way."""
+        who = type(self).__name__
+        if data is None:
+            raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
+        if data.tensor is not None and len(data) < 2:
+            raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
+        for name, module in model.named_modules():
+            if says(module) and (reason := module.why_not_prunable()):
+                raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
+        searches, held = isinstance(self.keep, MaxError | Budget), data.validation
+        if held is not None or not searches:
+            data = data.some(self.samples, self.seed)
+        else:
+            data, held = data.split(self.samples, self.seed)
+        if held is None and isinstance(self.keep, MaxError):
+            raise ValueError(f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=).")
+        groups, left = self._removable(model, names, data[:8])
+        data = in_chunks(model, data)
+        held = None if held is None else in_chunks(model, held)
+        readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
+        targets: dict[str, Target] = {}
+        if self.compensate == "least_squares":
+            targets = targets_of(model, readers, groups, calls_of(model, data, ["", *readers]), self.exact)
+        hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
+        pooled, tested = self.features == "pooled", {}
+        error = OutputError(data if held is None else held, "" if held is None else _held_out(held))
+        features = unit_activations(model, groups, data, pooled, hooks, error.add if held is None else None)
+        if held is not None:
+            tested = unit_activations(model, groups, held, pooled, returned=error.add)
+        redundancies = {
+            group.name: Redundancy(group, model, features[group.name], tested.get(group.name)) for group in groups
+        }
+        observed = _Observed(data, error, groups, left, targets, redundancies, may_gain_biases(model))
+        self._choose_all(model, observed)
+        return observed
+
+    def _candidate(
+        self, model: nn.Module, observed: _Observed, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
+        compensate: bool,
+    ) -> tuple[nn.Module, dict[str, str]]:  # fmt: skip
+        """A network with these units, compensated from what is known, in no pass over the data."""
+        if not compensate or self.compensate is None:
+            return pruned(model, observed.groups, kept), {}
+        source, unfit = copy_of(model), {}
+        if self.compensate == "correlation":
+            features = {name: redundancy.features for name, redundancy in observed.redundancies.items()}
+            unfit = correlation(source, observed.groups, features, replacements, observed.biases)
+        else:
+            fold(source, list(observed.redundancies.values()), kept, self.damping, observed.biases)
+        return pruned(source, observed.groups, kept), unfit
+
+    def _compensated(self, model: nn.Module, observed: _Observed) -> tuple[nn.Module, str]:
+        """The network that the report is about, and a note of its error."""
+        kept, who = observed.kept, type(self).__name__
+        smaller, _ = self._candidate(model, observed, kept, observed.replacements, False)
+        if not self.compensate:
+            return smaller, ""
+        error = observed.error
+        if self.compensate == "correlation":
+            compensated, unfit = self._candidate(model, observed, kept, observed.replacements, True)
+            return better(who, self.compensate, smaller, compensated, error, unfit)
+        less = [group for group in observed.groups if len(kept[group.name]) < group.count]
+        read = {reader.name for group in less for reader in group.readers}
+        targets = {name: target for name, target in observed.targets.items() if name in read}
+        compensated = copy_of(smaller)
+        channels = channels_of(model, observed.groups, kept)
+        unfit = least_squares(compensated, channels, targets, observed.data, self.damping, observed.biases)
+        if isinstance(self.keep, MaxError | Budget):  # what the search has seen may be the better one
+            folded, _ = self._candidate(model, observed, kept, observed.replacements, True)
+            compensated = min(compensated, folded, key=error)
+        return better(who, self.compensate, smaller, compensated, error, unfit)
+
+    def _removable(self, model: nn.Module, names: list[str], x: Calibration) -> tuple[list[Units], dict[str, str]]:
         """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.
 
         Returned are also those that cannot, with the reason, where no layer was named by the caller.
@@ -157,44 +251,57 @@ class UnitPruning(Compression):
             refuse(wrong, who)
         return left, wrong
 
-    def _choices(
-        self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    def _choose_all(self, model: nn.Module, observed: _Observed) -> None:
+        """Choose the units of all groups, as many as `keep` says."""
         choices: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
+        rankings: dict[str, Tensor] = {}
 
         def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
             key = group.name, count
             if key not in choices:
-                choices[key] = self._alive(group, features[group.name], count, model)
+                choices[key] = self._alive(group, observed.redundancies[group.name], count, model, rankings)
             return choices[key]
 
         if isinstance(self.keep, Budget | MaxError):
+            whole = {group.name: torch.arange(group.count) for group in observed.groups}
 
             def built(counts: Counts, compensate: bool) -> nn.Module:
-                choice_of = {group.name: chosen(group, counts[group.name]) for group in groups}
-                kept = {name: choice[0] for name, choice in choice_of.items()}
-                return build(kept, {name: choice[1] for name, choice in choice_of.items()}, compensate)
+                some = [group for group in observed.groups if group.name in counts]
+                choice_of = {group.name: chosen(group, counts[group.name]) for group in some}
+                kept = whole | {name: choice[0] for name, choice in choice_of.items()}
+                replacements = whole | {name: choice[1] for name, choice in choice_of.items()}
+                return self._candidate(model, observed, kept, replacements, compensate)[0]
 
-            counts = allocate(self.keep, model, groups, features, chosen, built, x, self.round_to)
+            allocation = allocate(
+                self.keep, model, observed.redundancies, lambda group, count: chosen(group, count)[0], built,
+                observed.error, self.round_to,
+            )  # fmt: skip
+            counts, notes = allocation.counts, allocation.notes
         else:
-            counts = {group.name: self._count(group) for group in groups}
-        kept, replacements, notes = {}, {}, {}
-        for group in groups:
-            kept[group.name], replacements[group.name], notes[group.name] = chosen(group, counts[group.name])
-        return kept, replacements, notes
+            counts, notes = {group.name: self._count(group) for group in observed.groups}, {}
+        for group in observed.groups:
+            name = group.name
+            observed.kept[name], observed.replacements[name], observed.notes[name] = chosen(group, counts[name])
+            if name in notes:
+                observed.kept[name] = observed.replacements[name] = torch.arange(group.count)
+                observed.left[name] = notes[name].removeprefix("left whole: ")
 
-    def _alive(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
-        """`choose` among the units that are not dead; the dead ones go first. Tied units stay or go together."""
+    def _alive(
+        self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, str]:
+        """The choice among the units that are not dead; the dead ones go first. Tied units stay or go together."""
+        features = redundancy.features
         if group.tie > 1:
-            return self._tied(group, features, count, model)
+            return self._tied(group, redundancy, count, model, rankings)
         gone = dead(features)
         alive = (~gone).nonzero().squeeze(1)
         if not len(alive):
             alive = torch.arange(1)
-        f = features[alive]
+        f, covariance = features[alive], redundancy.covariance[alive][:, alive]
         if self.normalize:
-            f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        few, replacement_of, note = self.choose(_part(group, alive), f, count, model)
+            norms = f.norm(dim=1, keepdim=True).clamp(min=1e-30)
+            f, covariance = f / norms, covariance / (norms @ norms.T)
+        few, replacement_of, note = self._chosen(_part(group, alive), redundancy, f, covariance, count, model, rankings)
         kept = alive[few]
         replacements = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
         replacements[alive] = alive[replacement_of]
@@ -205,13 +312,18 @@ class UnitPruning(Compression):
             f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else ""),
         )
 
-    def _tied(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+    def _tied(
+        self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, str]:
         """Of a group with grouped convolutions: unit j of each block, described by the activations of them all."""
         each = group.count // group.tie
         first = torch.arange(each)  # those of the first block stand for the others in norms and biases
-        together = features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
+        together = redundancy.features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
+        covariance = redundancy.covariance.view(group.tie, each, group.tie, each).diagonal(dim1=0, dim2=2).mean(-1)
         few = None if count is None else max(1, count // group.tie)
-        kept, replacements, note = self.choose(_part(group, first), together, few, model)
+        kept, replacements, note = self._chosen(
+            _part(group, first), redundancy, together, covariance, few, model, rankings
+        )
         blocks = (torch.arange(group.tie) * each)[:, None]
         return (
             (kept + blocks).flatten(),
@@ -219,12 +331,33 @@ class UnitPruning(Compression):
             f"{group.count} units in {group.tie} blocks" + (f"; {note}" if note else ""),
         )
 
+    def _chosen(
+        self, group: Units, redundancy: Redundancy, features: Tensor, covariance: Tensor, count: int | None,
+        model: nn.Module, rankings: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor, str]:  # fmt: skip
+        """What `choose` says, or the first of the method's `ranking`, which a search makes once."""
+        most = len(features) if count is None else min(count, len(features))
+        if group.name not in rankings or len(rankings[group.name]) < most:
+            length = len(features) if isinstance(self.keep, Budget | MaxError) else most
+            ranking = self.ranking(group, redundancy, covariance, length, model)
+            if ranking is None:
+                return self.choose(group, features, count, model)
+            rankings[group.name] = ranking
+        kept = rankings[group.name][:most].sort().values
+        if self.compensate == "correlation":
+            return kept, replacements_of(kept, features), ""
+        return kept, kept[torch.zeros(len(features), dtype=torch.long)], ""
+
     def _count(self, group: Units) -> int | None:
         share = by_layer(self.keep, group, type(self).__name__)
         if share is None:
             return group.count
         wanted = as_count(share, group.count)
         return min(group.count, -(-wanted // self.round_to) * self.round_to)
+
+
+def _held_out(held: Calibration) -> str:
+    return f" on {len(held):,} samples that nothing was fitted to"
 
 
 def by_layer(value: Any, group: Units, who: str) -> Any:
@@ -299,21 +432,8 @@ def _remember(smaller: nn.Module, channels: Channels) -> None:
             module.__dict__["kept_inputs"] = channels.inputs[name]
 
 
-def _latencies(model: nn.Module, smaller: nn.Module, x: Tensor) -> str:
-    """How long both take here, in turns, for one sample and for 128."""
-    parts = []
-    for batch in (1, 128):
-        inputs = x[torch.arange(batch) % len(x)]
-        with evaluating(model), evaluating(smaller):
-            works = [inference(network, inputs) for network in (model, smaller)]
-            before, after = (timing.median for timing in time_interleaved(works, seconds=0.05))
-        verdict = f"{before / after:.1f}x" if after < 0.98 * before else "not faster"
-        parts.append(f"batch {batch}: {before:.3g} -> {after:.3g} ms ({verdict})")
-    return "; ".join(parts)
-
-
 def _changes(
-    model: nn.Module, smaller: nn.Module, example: Tensor, groups: list[Units], kept: Mapping[str, Tensor],
+    model: nn.Module, smaller: nn.Module, example: Calibration, groups: list[Units], kept: Mapping[str, Tensor],
     notes: Mapping[str, str],
 ) -> list[Change]:  # fmt: skip
     before, after = (layer_macs(m, example) for m in (model, smaller))
