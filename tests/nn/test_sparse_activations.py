@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import filigree as fg
 from filigree.nn import FastDropout, FeatureMajorLinear, SparseLinear, SparseSequential
-from filigree.nn.sparse import sparse_sequential
+from filigree.nn.sparse import chain_plan
 
 both_types = pytest.mark.parametrize("activations", ["bfloat16", "float16"])
 
@@ -73,9 +73,9 @@ def test_keeps_the_input_in_16_bits_for_the_backward_pass(activations):
 def test_a_sequence_is_one_call_and_equals_its_layers(activations, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        sparse_sequential,
+        chain_plan,
         "linear_chain",
-        lambda links, x, *args, run=sparse_sequential.linear_chain, **options: (
+        lambda links, x, *args, run=chain_plan.linear_chain, **options: (
             calls.append((len(links), x.dtype)) or run(links, x, *args, **options)
         ),
     )
