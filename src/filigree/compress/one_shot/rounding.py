@@ -23,11 +23,13 @@ def rounded(
     Args:
         weight: W `(groups, rows, columns)`. moments: H. mask: truth values. start: the W with the mask's zeros that is
             to be rounded. bits: of an integer with its sign: `-(2^(bits - 1) - 1)` to `2^(bits - 1) - 1`.
+        scale: s, where it is given; else it is searched.
     """
-    most = 2 ** (bits - 1) - 1
-    scale = _scale(start, moments, most)
+    most, given = 2 ** (bits - 1) - 1, scale is not None
+    scale = nearest_scale(start, moments.diagonal(dim1=1, dim2=2), bits) if scale is None else scale
     counts = _walk(start, moments, mask, scale, most)
-    scale = _best_scale(counts, scale, weight, moments)
+    if not given:
+        scale = _best_scale(counts, scale, weight, moments)
     error = lost(counts * scale[..., None] - weight, moments)
     for _ in range(SWEEPS):
         again = _descend(counts.clone(), scale, weight, moments, mask, most)

@@ -14,17 +14,24 @@ from torch import Tensor
 
 from filigree.compress.one_shot.patterns import Pattern
 
-EXACT = 3e8  # rows x columns^3 up to which weights are taken out one by one
+EXACT = 1e8  # rows x columns^3 up to which weights are taken out one by one
 SOLVED = 3e10  # and up to which each row's equations are solved directly
 NUMBERS = 2**23  # of a batch of matrices, at most
+ROUNDS = 60  # of `alternating`, at most
 BLOCK = 128  # columns whose weights are chosen together
 
 
 def surgeon(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -> Tensor:
-    """Which weights stay, as truth values: exactly, one by one, where that is affordable, else column by column."""
+    """Which weights stay, as truth values: exactly, one by one, where that is affordable; else as `column_by_column`
+    and `alternating` after it say.
+    """
     groups, rows, columns = weight.shape
-    exact = groups * rows * columns**3 <= EXACT and groups * rows * columns**2 <= 8 * NUMBERS
-    return (one_by_one if exact and pattern.columns == 1 else column_by_column)(weight, moments, keep, pattern)
+    if pattern.columns == 1 and groups * rows * columns**3 <= EXACT and groups * rows * columns**2 <= NUMBERS:
+        return one_by_one(weight, moments, keep, pattern)
+    first = column_by_column(weight, moments, keep, pattern)
+    again = alternating(weight, moments, keep, pattern, first)
+    costs = [float(lost(refitted(weight, moments, mask) - weight, moments).sum()) for mask in (first, again)]
+    return again if costs[1] <= costs[0] else first
 
 
 def one_by_one(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -> Tensor:
@@ -96,6 +103,31 @@ def column_by_column(weight: Tensor, moments: Tensor, keep: float, pattern: Patt
             w[:, :, j:last] -= error[:, :, None] * upper[:, None, j, j:last]
             errors[:, :, j - first] = error
         w[:, :, last:] -= errors @ upper[:, first:last, last:]
+    return mask
+
+
+def alternating(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, mask: Tensor) -> Tensor:
+    """A better choice of the weights that stay, from a first one: the alternating direction method of multipliers.
+
+    As ALPS does (Meng et al. 2024): in turn V near to W in what it computes, near to a Z with few weights; Z the
+    largest weights of V; and U, what still parts them, with a pull that grows until the choice stays what it is.
+    """
+    size = moments.diagonal(dim1=1, dim2=2).sqrt()
+    values, vectors = torch.linalg.eigh(moments / size.unsqueeze(1) / size.unsqueeze(2))
+    goal = weight * size.unsqueeze(1)
+    wanted = (goal @ vectors) * values.unsqueeze(1)
+    z, u, pull = goal * mask, torch.zeros_like(goal), 0.1
+    for step in range(ROUNDS):
+        v = ((wanted + (pull * z - u) @ vectors) / (values + pull).unsqueeze(1)) @ vectors.transpose(1, 2)
+        moved = v + u / pull
+        chosen = pattern.largest(moved.square(), keep)
+        changed = int((chosen != mask).sum())
+        mask, z = chosen, moved * chosen
+        u += pull * (v - z)
+        if step % 3 == 2:
+            pull *= 1.3 if changed > 0.1 * int(mask.sum()) else 1.15
+        if not changed and step > 10:
+            break
     return mask
 
 
