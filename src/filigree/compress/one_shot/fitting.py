@@ -54,15 +54,16 @@ def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fi
 
 
 def fitted(
-    weight: Tensor, moments: Moments, keep: float, how: How, taps: int, scale: Tensor | None = None
-) -> Fitted:
+    weight: Tensor, moments: Moments, keep: float, how: How, taps: int, scale: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Fitted:  # fmt: skip
     """New weights V of a product, those of the mask only, that change least what it computes on the data.
 
     With x' what it reads now and x what the original does: first `W' = argmin E|W' x' - W x|^2 + d |W' - W|^2`, d the
     share `damping` of the mean variance; then V near to W' in `tr((V - W') (E[x' x'^T] + d) (V - W')^T)`.
 
     Args:
-        scale: of integers, where it is given; else it is searched.
+        scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
     """
     order = _order(weight.shape[2], how.pattern, taps)
     weight = weight.double()[..., order]
@@ -74,7 +75,9 @@ def fitted(
     if how.refit:
         right = weight @ cross.transpose(1, 2) + ridge[:, None, None] * weight
         target = torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(damped)).transpose(1, 2)
-    if keep == 1 and not how.pattern.m:
+    if mask is not None:
+        mask = mask[..., order]
+    elif keep == 1 and not how.pattern.m:
         mask = torch.ones_like(weight, dtype=torch.bool)
     elif how.method == "obs":
         mask = surgeon(target, damped, keep, how.pattern)

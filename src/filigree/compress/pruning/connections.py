@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.compress.one_shot.fitting import How, fitted, side_by_side
+from filigree.compress.one_shot.moments import chunks_of, moments_of, order_of
+from filigree.compress.one_shot.patterns import Pattern
+from filigree.compress.one_shot.products import products_of
 from filigree.compress.pruning.budget import outputs_on
-from filigree.compress.pruning.refit import better, channels_of, least_squares, original_outputs
+from filigree.compress.pruning.refit import better
 from filigree.compress.pruning.removal import copy_of
 from filigree.config import listed
 from filigree.convert import Change, Conversion, replace_module
@@ -28,8 +32,8 @@ def prune_connections(
 ) -> Compressed:
     """Keep the share `config.keep` of each dense layer's weights, those of the highest score.
 
-    With data and `compensate="least_squares"` the weights of linear layers that stay are refitted, each unit's on its
-    own connections, and gain no bias; without data they stay as they are.
+    With data and `compensate="least_squares"` the weights that stay are refitted, each unit's or filter's on its own
+    connections, on what the pruned network computes for it; layers gain no bias. Without data they stay as they are.
     """
     who = type(config).__name__
     if not isinstance(config.keep, float) or config.compensate == "correlation":
@@ -42,22 +46,43 @@ def prune_connections(
     if not names:
         raise ValueError(f"{who}: {dense[0]!r} {tied[dense[0]]}, which cannot be kept.")
     pruned, changes = copy_of(model), [Change.of(name, None, None, f"left whole: {why}") for name, why in tied.items()]
+    masks: dict[str, Tensor] = {}
     for name in names:
-        layer: Any = model.get_submodule(name)
+        layer: Any = pruned.get_submodule(name)
         scores = score(layer.weight.detach()).flatten()
         mask = torch.zeros(scores.numel(), dtype=torch.bool)
         mask[scores.topk(max(1, round(config.keep * scores.numel()))).indices] = True
-        mask = mask.view_as(layer.weight)
-        new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
-        replace_module(pruned, name, new)
-        changes.append(Change.of(name, layer, new))
-    linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
-    if linear and config.compensate == "least_squares" and data is not None:
+        masks[name] = mask.view_as(layer.weight)
+        layer.weight = nn.Parameter(layer.weight * masks[name])
+    if config.compensate == "least_squares" and data is not None:
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
-        refitted, targets = copy_of(pruned), original_outputs(model, linear, x)
-        unfit = least_squares(refitted, channels_of(model, [], {}), targets, x, config.damping, biases=False)
+        refitted = copy_of(pruned)
+        unfit = _refit(config, model, refitted, masks, x)
         pruned, note = better(who, "least_squares", pruned, refitted, x, outputs_on(model, x), unfit)
         changes.append(Change.of("outputs", None, None, note))
     for name in names:
-        replace_module(model, name, pruned.get_submodule(name))
+        old: Any = model.get_submodule(name)
+        kind: Any = SparseConv2d if isinstance(old, nn.Conv2d) else SparseLinear
+        new = kind.from_dense(pruned.get_submodule(name), masks[name])
+        replace_module(model, name, new)
+        changes.append(Change.of(name, old, new))
     return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]
+
+
+def _refit(
+    config: Any, model: nn.Module, pruned: nn.Module, masks: dict[str, Tensor], x: Tensor
+) -> dict[str, str]:
+    """Refit the layers of a pruned copy in the order in which they run; returns why others are not refitted."""
+    chunks, how = chunks_of(x), How("magnitude", Pattern(), True, config.damping)
+    runs = order_of(pruned, list(masks), chunks)
+    for name, times in runs.items():
+        (product,) = products_of(pruned.get_submodule(name)).values()
+        weight = product.matrix(model.get_submodule(name))
+        mask = masks[name].view_as(weight)
+        parts = [
+            fitted(weight[..., at], moments, 1.0, how, product.taps, mask=mask[..., at])
+            for at, moments in moments_of(product, name, (model, pruned), chunks, times, config.seed)
+        ]
+        new = side_by_side(parts)
+        product.write_(pruned.get_submodule(name), new.weight, new.shift)
+    return {name: "the data do not reach it" for name in masks if name not in runs}
