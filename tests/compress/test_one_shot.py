@@ -168,7 +168,9 @@ def test_what_columns_read_times_the_matrix_is_what_the_layer_computes(kind):
     y = torch.cat(list(rows @ matrix.transpose(1, 2)), 1)  # (positions, outputs)
     y = y if layer.bias is None else y + layer.bias
     expected = layer(x)
-    expected = expected.flatten(0, -2) if isinstance(layer, nn.Linear) else expected.flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = (
+        expected.flatten(0, -2) if isinstance(layer, nn.Linear) else expected.flatten(2).transpose(1, 2).flatten(0, 1)
+    )
     torch.testing.assert_close(y, expected)
     before = copy.deepcopy(layer.state_dict())
     product.write_(layer, matrix, None)
@@ -209,7 +211,9 @@ NETWORKS = {
     "series": (lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.ConvTranspose1d(8, 4, 2, 2)), (2, 12)),
     "attention": (Attention, (5, 12)),
     "attention, apart": (lambda: Attention(kdim=12, vdim=12, bias=False, add_bias_kv=True), (5, 12)),
-    "encoder": (lambda: nn.Sequential(nn.TransformerEncoderLayer(12, 2, 20, batch_first=True), nn.Linear(12, 3)), (5, 12)),
+    "encoder": (
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(12, 2, 20, batch_first=True), nn.Linear(12, 3)), (5, 12)
+    ),
     "recurrent": (Recurrent, (5, 6)),
 }  # fmt: skip
 
@@ -313,7 +317,10 @@ def test_allocation():
     assert sum(shares[name] * size for name, size in (("a", 100), ("b", 300))) == pytest.approx(200)
     assert shares["a"] > 0.9 > shares["b"]
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 2)), correlated((12,))
+    model, x = (
+        nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 2)),
+        correlated((12,)),
+    )
     error, kept = {}, {}
     for how in ("uniform", "error"):
         pruned = copy.deepcopy(model)
@@ -351,7 +358,7 @@ def test_seeds_and_what_is_refused():
     for config, data, message in (
         (fg.OneShot(0.5), None, "data are needed"),
         (fg.OneShot({"0": 0.5}), x, "no pattern for '2'"),
-        (fg.OneShot(0.5), torch.full_like(x, 1e30), "not finite"),
+        (fg.OneShot(0.5), 1e30 * x, "not finite"),
     ):
         with pytest.raises(ValueError, match=message):
             fg.compress_(model, config, data)

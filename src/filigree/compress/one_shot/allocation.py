@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 LEVELS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12, 0.06, 0.03)  # shares that are tried
 
@@ -11,17 +12,17 @@ def by_error(sizes: Mapping[str, int], keep: float, error: Callable[[str, float]
     """Shares of the layers' weights that keep `keep` of all, with the least sum of squared errors.
 
     Args:
-        sizes: the number of weights of each layer. error: of the network's outputs with this share of this layer alone.
+        sizes: the number of weights of each layer. error: of the network's outputs with this share of one layer.
 
-    The errors at `LEVELS`, made convex, are followed from the dense network on: always in the layer that costs least for
-    each weight that goes.
+    The errors at `LEVELS`, made convex, are followed from the dense network on: always in the layer that costs least
+    for each weight that goes.
     """
     steps = []
     for name, size in sizes.items():
         points = [(1.0, 0.0), *((level, error(name, level) ** 2) for level in LEVELS[1:])]
         for (high, before), (low, after) in _convex(points):
             steps.append(((after - before) / ((high - low) * size), name, high, low))
-    left = {name: 1.0 for name in sizes}
+    left = dict.fromkeys(sizes, 1.0)
     surplus = sum(sizes.values()) * (1 - keep)
     for _, name, high, low in sorted(steps):
         taken = min((high - low) * sizes[name], surplus)
@@ -43,4 +44,4 @@ def _convex(points: list[tuple[float, float]]) -> list[tuple[tuple[float, float]
                 break
             hull.pop()
         hull.append((share, cost))
-    return list(zip(hull[:-1], hull[1:], strict=True))
+    return list(pairwise(hull))

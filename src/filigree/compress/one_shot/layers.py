@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from filigree.compress.one_shot.fitting import Fitted
 from filigree.compress.one_shot.products import products_of
@@ -97,7 +97,9 @@ def _layer(layer: Any, found: Mapping[str, Fitted], pruned: Any) -> Any:
         return integer_layer(layer, counts, scale, None, pruned.bias)
     product = products_of(layer)[""]
     mask = torch.ones_like(pruned.weight, dtype=torch.bool) if part is None else product.mask(layer, part.mask)
-    return (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(pruned, mask.view_as(pruned.weight))
+    return (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(
+        pruned, mask.view_as(pruned.weight)
+    )
 
 
 def _take_parameters(module: nn.Module, pruned: nn.Module) -> None:

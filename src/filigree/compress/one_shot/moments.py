@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,8 @@ def calls_of(model: nn.Module, name: str, x: Any, most: int | None = None) -> li
             raise _ReachedError
 
     hook = (model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True) for _ in range(1))
-    with inference_context(model, hook), _without_shortcuts():
-        try:
-            run_on(model, x, "OneShot")
-        except _ReachedError:
-            pass
+    with inference_context(model, hook), _without_shortcuts(), suppress(_ReachedError):
+        run_on(model, x, "OneShot")
     return calls
 
 

@@ -6,7 +6,7 @@ import copy
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 import torch
@@ -48,8 +48,8 @@ class OneShot(Compression):
         sparsity: the share of each layer's weights that goes, 0 to 1; or a mapping of layer names (globs) to that.
             Default: what the pattern leaves, else 0.5.
         pattern: None: any weight. "n:m", such as "2:4": n of each m neighbours along the inputs stay; of a convolution
-            m channels at the same tap. `(rows, columns)`: blocks of the weight matrix `(out, in / groups * kernel)` stay
-            or go whole, `(1, 9)` the kernels of a 3 x 3 convolution.
+            m channels at the same tap. `(rows, columns)`: blocks of the weight matrix `(out, in / groups * kernel)`
+            stay or go whole, `(1, 9)` the kernels of a 3 x 3 convolution.
         method: what the choice goes by: "obs"; "wanda": `|w| |x|` in each row (Sun et al. 2024); "magnitude".
         compensate: "least_squares"; None: the weights that stay are what they were.
         allocation: "uniform": each layer loses the same share. "error": `sparsity` of all weights go, more of them
@@ -83,7 +83,7 @@ class OneShot(Compression):
 
     @classmethod
     def examples(cls) -> dict[str, Self]:
-        return {"OneShot": cls(0.6), "OneShot, 2:4, 4 bits": cls(pattern="2:4", bits=4)}
+        return {"OneShot": cls(0.6)}
 
     def __post_init__(self) -> None:
         pattern = Pattern.of(self.pattern)
@@ -177,7 +177,9 @@ class OneShot(Compression):
         if self.allocation == "uniform":
             return {name: self._keep(name) for name in runs}
         sizes = {
-            name: sum(product.matrix(before.get_submodule(name)).numel() for product in _products(before, name).values())
+            name: sum(
+                product.matrix(before.get_submodule(name)).numel() for product in _products(before, name).values()
+            )
             for name in runs
         }
         sample = x[:: -(-len(x) // HELD_OUT)]

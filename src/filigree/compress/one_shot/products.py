@@ -24,7 +24,8 @@ class Product(ABC):
     """A matrix of weights of a module, `(groups, rows, columns)`: each group of rows reads columns of its own.
 
     Args:
-        weight, bias: the names of the module's parameters. part: the first of their rows and the one behind the last; all by default.
+        weight, bias: the names of the module's parameters. part: which of their rows, from the first on up to the one
+            before the second; all by default.
         taps: how many columns an input channel has, next to each other.
     """
 
@@ -137,7 +138,8 @@ class TransposedConvolution(Product):
         x = x if x.dim() == len(module.kernel_size) + 2 else x.unsqueeze(0)
         sides = [(side - 1) * stride + 1 for side, stride in zip(x.shape[2:], module.stride, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *sides)
-        spread[(..., *(slice(None, None, stride) for stride in module.stride))] = x
+        steps = tuple(slice(None, None, stride) for stride in module.stride)
+        spread[:, :, *steps] = x
         around: list[int] = []
         sizes = (module.kernel_size, module.dilation, module.padding, module.output_padding)
         for kernel, dilation, padding, more in reversed(list(zip(*sizes, strict=True))):

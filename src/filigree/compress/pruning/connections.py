@@ -69,9 +69,7 @@ def prune_connections(
     return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]
 
 
-def _refit(
-    config: Any, model: nn.Module, pruned: nn.Module, masks: dict[str, Tensor], x: Tensor
-) -> dict[str, str]:
+def _refit(config: Any, model: nn.Module, pruned: nn.Module, masks: dict[str, Tensor], x: Tensor) -> dict[str, str]:
     """Refit the layers of a pruned copy in the order in which they run; returns why others are not refitted."""
     chunks, how = chunks_of(x), How("magnitude", Pattern(), True, config.damping)
     runs = order_of(pruned, list(masks), chunks)

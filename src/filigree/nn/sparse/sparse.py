@@ -42,7 +42,9 @@ class Sparse(Conversion):
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
-            authors: 0.1); "keep" keeps the dense layer's weights at the connections.
+            authors: 0.1); "keep" keeps the dense layer's weights at the connections, which the topology draws
+            whatever the weights are; "largest" puts as many connections as it draws at each layer's largest weights,
+            and keeps these: for a network that is trained already (with data, `fg.OneShot` does better there).
         fuse: in an `nn.Sequential`, fold an `nn.ReLU` that directly follows into the sparse layer's kernel; an
             `nn.Identity` stays in its place.
         seed: of topology and values.
@@ -55,7 +57,7 @@ class Sparse(Conversion):
 
     topology: Topology
     masked: bool = False
-    init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
+    init: Literal["he", "keep", "largest"] | Annotated[float, pydantic.Field(gt=0)] = "he"
     fuse: bool = True
     seed: int = 0
 
@@ -133,6 +135,8 @@ class Sparse(Conversion):
     ) -> SparseLinear | SparseConv2d:
         """The sparse layer with these connections, and the topology's initial values if it has them."""
         seed, device = _mix(self.seed, number), _device(layer)
+        if self.init == "largest":
+            flat_indices = layer.weight.detach().abs().flatten().topk(len(flat_indices)).indices.sort().values.cpu()
         sparse: SparseLinear | SparseConv2d
         if isinstance(layer, nn.Conv2d):
             sparse = SparseConv2d(layer, flat_indices, seed, device=device)
@@ -141,10 +145,10 @@ class Sparse(Conversion):
                 layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
                 seed=seed, device=device, dtype=layer.weight.dtype,
             )  # fmt: skip
-        if self.init == "keep":
+        if self.init in ("keep", "largest"):
             with torch.no_grad():
                 sparse._fill(layer)
-        elif self.init != "he":
+        elif not isinstance(self.init, str):
             fan_in = sparse.indptr.diff().repeat_interleave(sparse.indptr.diff().long())
             sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
         elif values is not None:
