@@ -41,8 +41,8 @@ def digits() -> Case:
     torch.manual_seed(0)
     data = fg.data.load("digits")
     model = nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * 36, 64), nn.ReLU(), nn.Linear(64, 10),
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 9, 64), nn.ReLU(), nn.Linear(64, 10),
     )  # fmt: skip
     fg.fit(model, data.train, optimizer=torch.optim.Adam(model.parameters()), epochs=8, batch_size=64, progress=False)
     return Case(model.eval(), data.train.x[:800], data.test.x, lambda y: y[0].argmax(1))

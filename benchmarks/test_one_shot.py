@@ -67,8 +67,8 @@ def rounded_by(how, original, x, bits, sparsity):
         (product,) = products_of(module).values()
         weight = product.matrix(module).double()
         parts = []
-        for at, found in moments_of(product, name, (model, model), chunks, runs, 0):
-            parts.append(_rounded(how, weight[..., at], found.own, bits, sparsity))
+        for at, moments in moments_of(product, name, (model, model), chunks, runs, 0):
+            parts.append(_rounded(how, weight[..., at], moments.own, bits, sparsity))
         product.write_(module, Fitted(torch.cat(parts, 2), weight != 0).weight, None)
     return model
 

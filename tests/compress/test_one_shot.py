@@ -248,6 +248,7 @@ def test_networks(name, tmp_path):
         torch.manual_seed(1)
         again = fg.load(tmp_path / "m.safetensors", into=make())
         assert torch.equal(outputs(again, other), y)
+        assert [type(module) for module in again.modules()] == [type(module) for module in pruned.modules()]
         assert all(torch.equal(v, pruned.state_dict()[k]) for k, v in again.state_dict().items())
         assert "not fitted to" in str(report)
     assert error["obs"] < 0.9 * error["magnitude"]

@@ -12,7 +12,7 @@ from filigree.compress.one_shot.fitting import Fitted
 from filigree.compress.one_shot.products import products_of
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.integer.empty_integer_layers import EmptyIntegerLayers, has_integer_form, integer_layer
-from filigree.nn.sparse.sparse import Sparse, channel_major_
+from filigree.nn.sparse.sparse import Sparse, around_sparse_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.structured.structured_rnn import StructuredRNN
@@ -40,13 +40,13 @@ def unfold_(models: Sequence[nn.Module], name: str) -> list[str]:
 
 
 def with_layers(
-    model: nn.Module, pruned: nn.Module, names: Sequence[str], found: Mapping[str, Mapping[str, Fitted]],
+    model: nn.Module, pruned: nn.Module, names: Sequence[str], fits: Mapping[str, Mapping[str, Fitted]],
     left: Mapping[str, str],
 ) -> tuple[list[Change], Steps]:  # fmt: skip
     """Give the model the weights of its pruned copy, in layers that know of their zeros where there are such.
 
     Args:
-        names: of modules of the model. found: what became of the products of each, or of a recurrent network's, by
+        names: of modules of the model. fits: what became of the products of each, or of a recurrent network's, by
             name. left: why others stay whole.
 
     Returns:
@@ -59,21 +59,21 @@ def with_layers(
         module, copy = model.get_submodule(name), pruned.get_submodule(name)
         if isinstance(copy, StructuredRNN):
             inner = [f"{name}.products.{key}" for key in copy.products]
-            taken = [path for path in inner if path in found]
+            taken = [path for path in inner if path in fits]
             if not taken:
                 continue
             for path in inner:
                 layer: Any = copy.get_submodule(path.removeprefix(f"{name}."))
-                new = _layer(layer, found.get(path, {}), layer)
-                changes.append(Change.of(path, layer, new, _note(found.get(path, {}), new)))
+                new = _layer(layer, fits.get(path, {}), layer)
+                changes.append(Change.of(path, layer, new, _note(fits.get(path, {}), new)))
                 replace_module(pruned, path, new)
                 if not isinstance(new, SparseLinear):
                     steps.append((EmptyIntegerLayers.like(new), [path]))
             replace_module(model, name, copy)
             sparse.append(name)
-        elif name in found:
-            new = _layer(module, found[name], copy)
-            changes.append(Change.of(name, module, new, _note(found[name], new)))
+        elif name in fits:
+            new = _layer(module, fits[name], copy)
+            changes.append(Change.of(name, module, new, _note(fits[name], new)))
             if new is copy:
                 _take_parameters(module, copy)
                 continue
@@ -84,14 +84,14 @@ def with_layers(
                 steps.append((EmptyIntegerLayers.like(new), [name]))
     if sparse:
         steps.insert(0, (Sparse(Empty(), fuse=False), sparse))
-    return [*changes, *channel_major_(model)], steps
+    return [*changes, *around_sparse_(model)], steps
 
 
-def _layer(layer: Any, found: Mapping[str, Fitted], pruned: Any) -> Any:
+def _layer(layer: Any, fits: Mapping[str, Fitted], pruned: Any) -> Any:
     """What takes a layer's place, with the weights of its pruned copy; the copy where it can only be dense."""
     if type(layer) not in (nn.Linear, nn.Conv2d):
         return pruned
-    part = found.get("")
+    part = fits.get("")
     if part is not None and part.counts is not None and part.scale is not None and has_integer_form(layer):
         counts, scale = part.counts.flatten(0, 1).to(torch.int32), part.scale.flatten().to(pruned.weight)
         return integer_layer(layer, counts, scale, None, pruned.bias)
@@ -109,8 +109,8 @@ def _take_parameters(module: nn.Module, pruned: nn.Module) -> None:
                 own._parameters[key] = parameter
 
 
-def _note(found: Mapping[str, Fitted], new: Any) -> str:
-    parts = list(found.values())
+def _note(fits: Mapping[str, Fitted], new: Any) -> str:
+    parts = list(fits.values())
     if not parts:
         return "left whole"
     weights, kept = sum(part.mask.numel() for part in parts), sum(int(part.mask.sum()) for part in parts)

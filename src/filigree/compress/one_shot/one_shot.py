@@ -112,8 +112,8 @@ class OneShot(Compression):
         before, after = copied(model), copied(model)
         inner, left = self._fitting(before, [part for name in names for part in unfold_((before, after), name)])
         if data is None:
-            found = {name: self._by_magnitude(after, name) for name in inner}
-            return with_layers(model, after, names, found, left)
+            fits = {name: self._by_magnitude(after, name) for name in inner}
+            return with_layers(model, after, names, fits, left)
         x, held_out = self._split(data)
         chunks = chunks_of(x)
         runs = order_of(after, inner, chunks)
@@ -121,8 +121,8 @@ class OneShot(Compression):
         if not runs:
             raise ValueError(f"OneShot: the data do not reach {inner[0]!r}.")
         shares = self._shares(before, after, chunks, runs, x)
-        found = {name: self._fit(before, after, name, chunks, runs[name], shares[name]) for name in runs}
-        changes, steps = with_layers(model, after, names, found, left)
+        fits = {name: self._fit(before, after, name, chunks, runs[name], shares[name]) for name in runs}
+        changes, steps = with_layers(model, after, names, fits, left)
         which = held_out if held_out is not None else x[:HELD_OUT]
         error = relative_error(after, which, outputs_on(before, which))
         note = "not fitted to" if held_out is not None else "fitted to"
@@ -212,17 +212,17 @@ class OneShot(Compression):
     # -- one layer -----------------------------------------------------------------------------------------------------
 
     def _by_magnitude(self, after: nn.Module, name: str) -> dict[str, Fitted]:
-        module, found = after.get_submodule(name), {}
+        module, fits = after.get_submodule(name), {}
         for key, product in _products(after, name).items():
-            found[key] = by_magnitude(product.matrix(module), self._keep(name), Pattern.of(self.pattern), product.taps)
-            product.write_(module, found[key].weight, None)
-        return found
+            fits[key] = by_magnitude(product.matrix(module), self._keep(name), Pattern.of(self.pattern), product.taps)
+            product.write_(module, fits[key].weight, None)
+        return fits
 
     def _fit(
         self, before: nn.Module, after: nn.Module, name: str, chunks: Sequence[Tensor], runs: int, keep: float
     ) -> dict[str, Fitted]:
         """The new weights of each product of a module, which the module of the pruned network has from then on."""
-        module, found = after.get_submodule(name), {}
+        module, fits = after.get_submodule(name), {}
         networks = before, after if self.sequential else before
         for key, product in _products(before, name).items():
             weight, how, parts = product.matrix(before.get_submodule(name)), self._how(), []
@@ -231,9 +231,9 @@ class OneShot(Compression):
                     raise ValueError(f"OneShot: the inputs of {name!r} are not finite on these data.")
                 scale = self._common_scale(weight, moments, columns)
                 parts.append(fitted(weight[..., columns], moments, keep, how, product.taps, scale))
-            found[key] = side_by_side(parts)
-            product.write_(module, found[key].weight, found[key].shift)
-        return found
+            fits[key] = side_by_side(parts)
+            product.write_(module, fits[key].weight, fits[key].shift)
+        return fits
 
     def _common_scale(self, weight: Tensor, moments: Moments, columns: slice) -> Tensor | None:
         """Of the integers of a matrix that is taken in several parts."""

@@ -157,8 +157,8 @@ def refitted(weight: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
 def _conjugate_gradients(weight: Tensor, moments: Tensor, mask: Tensor, steps: int = 50) -> Tensor:
     """The same for wide matrices, all rows at a time; no step makes a row's error larger."""
     stays = mask.to(weight.dtype)
-    found = weight * stays
-    residual = (weight - found) @ moments * stays
+    solution = weight * stays
+    residual = (weight - solution) @ moments * stays
     scale = 1 / moments.diagonal(dim1=1, dim2=2).unsqueeze(1)
     z = residual * scale
     direction, before = z.clone(), (residual * z).sum(2, keepdim=True)
@@ -166,7 +166,7 @@ def _conjugate_gradients(weight: Tensor, moments: Tensor, mask: Tensor, steps: i
     for _ in range(steps):
         ahead = direction @ moments * stays
         length = before / (direction * ahead).sum(2, keepdim=True).clamp(min=1e-300)
-        found += length * direction
+        solution += length * direction
         residual -= length * ahead
         z = residual * scale
         now = (residual * z).sum(2, keepdim=True)
@@ -174,7 +174,7 @@ def _conjugate_gradients(weight: Tensor, moments: Tensor, mask: Tensor, steps: i
             break
         direction = z + now / before.clamp(min=1e-300) * direction
         before = now
-    return found
+    return solution
 
 
 def lost(change: Tensor, moments: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from filigree.compress.pruning.refit import better
 from filigree.compress.pruning.removal import copy_of
 from filigree.config import listed
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse.sparse import Sparse, channel_major_
+from filigree.nn.sparse.sparse import Sparse, around_sparse_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ties import why_tied
@@ -66,7 +66,7 @@ def prune_connections(
         new = kind.from_dense(pruned.get_submodule(name), masks[name])
         replace_module(model, name, new)
         changes.append(Change.of(name, old, new))
-    return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]
+    return [*changes, *around_sparse_(model)], [(Sparse(Empty(), fuse=False), names)]
 
 
 def _refit(config: Any, model: nn.Module, pruned: nn.Module, masks: dict[str, Tensor], x: Tensor) -> dict[str, str]:

@@ -86,8 +86,8 @@ def _bits(values: np.ndarray) -> int:
     return int(np.abs(values.astype(np.int64)).max(initial=1)).bit_length() + 1
 
 
-def _packed_bytes(places: int, numbers: int, bits: int) -> int:
-    return 1 + -(-places // 8) + -(-numbers * bits // 8)
+def _packed_bytes(positions: int, numbers: int, bits: int) -> int:
+    return 1 + -(-positions // 8) + -(-numbers * bits // 8)
 
 
 def _pack(matrix: np.ndarray, values: np.ndarray) -> Tensor:
@@ -99,12 +99,12 @@ def _pack(matrix: np.ndarray, values: np.ndarray) -> Tensor:
 
 
 def _unpack(stored: np.ndarray, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    places = rows * cols
-    bits, behind = int(stored[0]) if len(stored) else 0, 1 + -(-places // 8)
+    positions = rows * cols
+    bits, behind = int(stored[0]) if len(stored) else 0, 1 + -(-positions // 8)
     if not 2 <= bits <= 32 or len(stored) < behind:
-        raise ValueError(f"code: expected the packed numbers of {rows} x {cols} places. Got {len(stored)} bytes.")
-    row, col = np.unpackbits(stored[1:behind], count=places).reshape(rows, cols).nonzero()
-    if len(stored) != (size := _packed_bytes(places, len(row), bits)):
+        raise ValueError(f"code: expected the packed numbers of {rows} x {cols} positions. Got {len(stored)} bytes.")
+    row, col = np.unpackbits(stored[1:behind], count=positions).reshape(rows, cols).nonzero()
+    if len(stored) != (size := _packed_bytes(positions, len(row), bits)):
         raise ValueError(f"code: expected {size} bytes of packed numbers. Got {len(stored)}.")
     digits = np.unpackbits(stored[behind:], count=len(row) * bits).reshape(-1, bits).astype(np.int64)
     values = (digits << np.arange(bits)).sum(1) - (1 << (bits - 1))

@@ -125,10 +125,7 @@ class Sparse(Conversion):
             converted = _masked(sparse) if self.masked else sparse
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
-        for module in list(model.modules()):
-            if type(module) is nn.Sequential and any(type(part) is SparseLinear for part in module):
-                module.__class__ = SparseSequential
-        return [*changes, *(change for change in channel_major_(model) if change.name not in names)]
+        return [*changes, *(change for change in around_sparse_(model) if change.name not in names)]
 
     def _sparse(
         self, layer: nn.Linear | nn.Conv2d, flat_indices: Tensor, number: int, values: Tensor | None
@@ -174,7 +171,18 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 
-def channel_major_(model: nn.Module) -> list[Change]:
+def around_sparse_(model: nn.Module) -> list[Change]:
+    """Let what stands around sparse layers go with them: rows of layers as one call, dense ones in their memory order.
+
+    Whatever makes layers sparse ends with this, so that loading, which makes them by `Sparse`, gives the same network.
+    """
+    for module in list(model.modules()):
+        if type(module) is nn.Sequential and any(type(part) is SparseLinear for part in module):
+            module.__class__ = SparseSequential
+    return _channel_major_(model)
+
+
+def _channel_major_(model: nn.Module) -> list[Change]:
     """Let what stays dense beside sparse convolutions read and write in their memory order."""
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
     changes: list[Change] = []
