@@ -66,7 +66,7 @@ def fitted(
         scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
     """
     order = _order(weight.shape[2], how.pattern, taps)
-    weight = weight.double()[..., order]
+    weight = weight.double().cpu()[..., order]
     own, cross = (part[:, order][:, :, order] for part in (moments.own, moments.cross))
     mean, mean_before = moments.mean[:, order], moments.mean_before[:, order]
     ridge = how.damping * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)

@@ -99,10 +99,12 @@ class _Sums:
         self.parts: list[Tensor] = []
 
     def add(self, now: Tensor, before: Tensor) -> None:
-        now, before = now[:, :, self.columns], before[:, :, self.columns]
+        now, before = (rows[:, :, self.columns] for rows in (now, before))
+        if now.dtype != torch.float64:
+            now, before = now.float(), before.float()
         if not self.count:
             self.shift = now.mean(1, keepdim=True), before.mean(1, keepdim=True)
-        same = now is before or torch.equal(now, before)
+        same = torch.equal(now, before)
         now, before = now - self.shift[0], before - self.shift[1]
         own = now.transpose(1, 2) @ now
         parts = [own, own if same else now.transpose(1, 2) @ before, now.sum(1), before.sum(1)]
@@ -114,10 +116,11 @@ class _Sums:
         self.count += now.shape[1]
 
     def moments(self, centred: bool) -> Moments:
-        own, cross, mean, mean_before = (part / self.count for part in self.parts)
+        own, cross, mean, mean_before = (part.cpu() / self.count for part in self.parts)
+        shift, shift_before = (shift[:, 0].double().cpu() for shift in self.shift)
         own -= mean.unsqueeze(2) * mean.unsqueeze(1)
         cross -= mean.unsqueeze(2) * mean_before.unsqueeze(1)
-        mean, mean_before = mean + self.shift[0][:, 0], mean_before + self.shift[1][:, 0]
+        mean, mean_before = mean + shift, mean_before + shift_before
         if centred:
             return Moments(own, cross, mean, mean_before)
         own += mean.unsqueeze(2) * mean.unsqueeze(1)

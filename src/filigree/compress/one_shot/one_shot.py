@@ -63,8 +63,9 @@ class OneShot(Compression):
     products. Other convolutions, transposed ones, attention's packed projections, recurrent cells and the linear layers
     of GPT-2 stay dense, with zeros, as the report says. Layers that the data do not reach stay whole.
 
-    Memory: the moments of one layer, `2 columns^2` numbers in float64, at most a gigabyte; a matrix of more than 4,096
-    columns is taken as several side by side, each made up for on its own.
+    Memory: two copies of the model, what its layers read of 64 samples, and the moments of one layer: `2 columns^2`
+    numbers in float64, a gigabyte at most, and as much again to solve for 4,096 columns; a matrix with more of them is
+    taken as several side by side, each made up for on its own, in several passes over the data.
 
     Raises:
         ValueError: no data, unless for method="magnitude", whose weights then stay what they were; numbers that are not
@@ -239,7 +240,8 @@ class OneShot(Compression):
         """Of the integers of a matrix that is taken in several parts."""
         if self.bits is None or columns == slice(0, weight.shape[2]):
             return None
-        return nearest_scale(weight.double(), weight.new_ones(weight.shape[0], weight.shape[2]).double(), self.bits)
+        weight = weight.double().cpu()
+        return nearest_scale(weight, torch.ones_like(weight[:, 0]), self.bits)
 
 
 def _products(model: nn.Module, name: str) -> dict[str, Product]:
