@@ -61,7 +61,7 @@ def one_by_one(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -
         order.append(at)
         costs.append(least)
         column = inverse[bands, at] / own[bands, at, None]  # (bands, columns)
-        pass
+        w -= w[bands, :, at].unsqueeze(2) * column.unsqueeze(1)
         inverse -= inverse[bands, :, at].unsqueeze(2) * column.unsqueeze(1)
         gone[bands, at] = True
         w.masked_fill_(gone.unsqueeze(1), 0)
