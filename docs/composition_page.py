@@ -20,6 +20,7 @@ DROPOUT = {"PartitionDropout", "Dropout", "GaussianDropout", "GuidedDropout"}
 NOISE = {"Noisy", "NoisyRectifier"}
 PRUNING = {"SubsetPruning", "ClusterPruning", "SubClustering", "MagnitudePruning", "RandomPruning"}
 INTEGERS = {"RoundToNearest", "MonteCarlo"}
+DRAWN = {"PathSampling", "OneShot"}  # connections of a trained network
 KINDS = {  # as the table names them
     "sparse layers (`Sparse`, `Paths`)": SPARSE,
     "sparse with a mask (`masked=True`)": {"Sparse, masked"},
@@ -33,11 +34,11 @@ KINDS = {  # as the table names them
     "`Mollified`": {"Mollified"},
     "pruning of units (all five kinds)": PRUNING,
     "small integers (`MonteCarlo`, `RoundToNearest`)": INTEGERS,
-    "`PathSampling`": {"PathSampling"},
+    "connections of a trained network (`OneShot`, `PathSampling`)": DRAWN,
     "`FitStructured`": {"FitStructured"},
 }
 FORMS = {*SPARSE, "Sparse, masked", "OnlinePaths", *ASYMMETRIC, *TRANSFORMS, "PHD", "LowRank"}  # of a linear layer
-REWRITTEN = FORMS - {"LowRank"} | INTEGERS | {"PathSampling", "FitStructured"}  # no plain linear layer is left
+REWRITTEN = FORMS - {"LowRank"} | INTEGERS | DRAWN | {"FitStructured"}  # no plain linear layer is left
 
 
 class Rule(NamedTuple):
@@ -80,11 +81,11 @@ RULES = [
     ),
     Rule(
         "**Small integers** are made of plain and sparse layers (and of the sparse factor of `PHD`), pruned or not.",
-        REWRITTEN - SPARSE - {"PHD", "PathSampling"}, INTEGERS, "nothing left",
+        REWRITTEN - SPARSE - {"PHD"} - DRAWN, INTEGERS, "nothing left",
     ),
     Rule(
-        "**`PathSampling` and `FitStructured`** read plain linear layers only.",
-        REWRITTEN, {"PathSampling", "FitStructured"}, "nothing left",
+        "**`OneShot`, `PathSampling` and `FitStructured`** read plain linear layers only.",
+        REWRITTEN, DRAWN | {"FitStructured"}, "nothing left",
     ),
     Rule("**Everything else works**, in either order.", set(), set(), WORKS),
 ]  # fmt: skip

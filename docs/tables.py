@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md", "docs/performance.md")
+PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md", "docs/one-shot.md", "docs/performance.md")
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
@@ -183,11 +183,33 @@ def crossovers() -> str:
     return "\n".join(lines)
 
 
+def one_shot(bits: bool = False) -> str:
+    """Error of the outputs and decisions kept, by network and method, at each sparsity or number of bits."""
+    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("one_shot-*.json"))), None)
+    rows = [row for row in json.loads(file.read_text())["rows"] if ("bits" in row) == bits] if file else []
+    settings = list(dict.fromkeys(_one_shot_setting(row) for row in rows))
+    lines = [_line("network", "method", *settings), "|---" * (len(settings) + 2) + "|"]
+    named = ""
+    for network, method in dict.fromkeys((row["network"], row["method"]) for row in rows):
+        mine = [row for row in rows if (row["network"], row["method"]) == (network, method)]
+        shown = {_one_shot_setting(row): f"{row['error']:.2f}, {100 * row['agree']:.1f}%" for row in mine}
+        lines.append(_line("" if network == named else network, method, *(shown.get(each, "") for each in settings)))
+        named = network
+    return "\n".join(lines)
+
+
+def _one_shot_setting(row: dict[str, Any]) -> str:
+    gone = f"{row['sparsity']:.0%} gone"
+    return gone if "bits" not in row else f"{row['bits']} bits" + (f", {gone}" if row["sparsity"] else "")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
     "crossovers": crossovers,
     "kernels": shares,
+    "one-shot": one_shot,
+    "one-shot bits": lambda: one_shot(bits=True),
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},

@@ -17,6 +17,7 @@ MORE = {
     "connections": fg.MagnitudePruning(keep=0.5, of="connections"),
     "correlation": fg.RandomPruning(keep=0.5, compensate="correlation", measure=False),
     "budget": fg.MagnitudePruning(keep=fg.Budget(macs=0.6), measure=False),
+    "2:4 and 4 bits": fg.OneShot(pattern="2:4", bits=4),
     "from weights alone": fg.MonteCarlo(samples=1.0),
 }
 METHODS = BEFORE | AFTER | MORE

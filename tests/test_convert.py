@@ -55,6 +55,17 @@ def test_keep_holds_the_weights():
     assert bool(((dense == weight) | (dense == 0)).all())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_largest_keeps_the_largest_weights(masked):
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(24, 5))
+    weights = [model[i].weight.detach().clone() for i in (0, 2)]
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3), init="largest", masked=masked))
+    for i, weight in zip((0, 2), weights, strict=True):
+        least = weight.abs().flatten().topk(model[i].nnz).values[-1]
+        assert 0 < model[i].nnz < weight.numel()
+        assert torch.equal(model[i].dense().weight, weight * (weight.abs() >= least))
+
+
 def test_a_number_is_the_standard_deviation_of_the_values():
     model = fg.models.mlp([900, 400, 3])
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.1), init=0.1), "fc1")

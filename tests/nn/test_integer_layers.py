@@ -38,6 +38,14 @@ def test_a_sample_is_a_byte():
     assert len(encode(counts)) == 10 * (6 + 1)  # and one byte ends a row
 
 
+def test_few_bits_are_packed():
+    counts = torch.arange(-3, 4, dtype=torch.int32).repeat(10, 10)  # 10 x 70, a seventh are zeros
+    code = encode(counts)
+    assert len(code) == 1 + 88 + 225  # 3 bits for each of 600, a bit for each of 700
+    assert torch.equal(dense_of(*decode(code, 10, 70), 10, 70), counts)
+    assert encode(counts, packed=False).dim() == 2
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -47,6 +55,11 @@ def test_a_sample_is_a_byte():
         torch.tensor([254, 255, 254, 2, 255], dtype=torch.uint8),  # column 128 of 8
         torch.tensor([255, 255, 2], dtype=torch.uint8),  # something behind the last end
         torch.zeros(2, 9, dtype=torch.int8),
+        torch.zeros(0, dtype=torch.int8),  # packed, without its bits
+        torch.tensor([40, 0, 0], dtype=torch.int8),  # numbers of 40 bits
+        torch.tensor([3, 1, 0], dtype=torch.int8),  # a number that is not there
+        torch.tensor([3, 0, 0, 1], dtype=torch.int8),  # a byte too many
+        torch.tensor([3, 1, 0, 32], dtype=torch.int8),  # a zero among the others
         torch.zeros(2, 8, dtype=torch.float32),
         torch.zeros(3, dtype=torch.int32),
     ],

@@ -3,6 +3,7 @@
 from filigree.compress.compression import Compression, compress_
 from filigree.compress.fit_structured import FitStructured
 from filigree.compress.monte_carlo import MonteCarlo
+from filigree.compress.one_shot.one_shot import OneShot
 from filigree.compress.path_sampling import PathSampling
 from filigree.compress.pruning import (
     Budget,
@@ -28,6 +29,7 @@ __all__ = [
     "MagnitudePruning",
     "MaxError",
     "MonteCarlo",
+    "OneShot",
     "PathSampling",
     "RandomPruning",
     "Resized",

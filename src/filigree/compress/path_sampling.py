@@ -12,7 +12,7 @@ from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse.sparse import Sparse, channel_major_
+from filigree.nn.sparse.sparse import Sparse, around_sparse_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.topology import Empty
@@ -77,4 +77,4 @@ class PathSampling(Compression):
             merged = " (merged)" if self.paths > weight.numel() else ""
             changes.append(Change.of(name, layer, sparse, f"{self.paths:,} paths on {sparse.nnz:,} weights{merged}"))
         # what rebuilds the layers on loading: their connections come from the file
-        return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]
+        return [*changes, *around_sparse_(model)], [(Sparse(Empty(), fuse=False), names)]

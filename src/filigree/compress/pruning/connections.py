@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from filigree.calibration import Calibration
-from filigree.compress.passes import in_chunks, run_hooked
+from filigree.compress.one_shot.fitting import How, fitted, side_by_side
+from filigree.compress.one_shot.moments import chunks_of, moments_of, order_of
+from filigree.compress.one_shot.patterns import Pattern
+from filigree.compress.one_shot.products import products_of
 from filigree.compress.pruning.errors import OutputError
-from filigree.compress.pruning.refit import better, channels_of, least_squares, targets_of
+from filigree.compress.pruning.refit import better
 from filigree.compress.pruning.removal import copy_of
-from filigree.compress.pruning.samples import calls_of
 from filigree.config import listed
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.sparse.sparse import Sparse, channel_major_
+from filigree.nn.sparse.sparse import Sparse, around_sparse_
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.ties import why_tied
@@ -31,8 +33,8 @@ def prune_connections(
 ) -> Compressed:
     """Keep the share `config.keep` of each dense layer's weights, those of the highest score.
 
-    With data and `compensate="least_squares"` the weights of linear layers that stay are refitted, each unit's on its
-    own connections, and gain no bias; without data they stay as they are.
+    With data and `compensate="least_squares"` the weights that stay are refitted, each unit's or filter's on its own
+    connections, on what the pruned network computes for it; layers gain no bias. Without data they stay as they are.
     """
     who = type(config).__name__
     if not isinstance(config.keep, float) or config.compensate == "correlation":
@@ -45,23 +47,42 @@ def prune_connections(
     if not names:
         raise ValueError(f"{who}: {dense[0]!r} {tied[dense[0]]}, which cannot be kept.")
     pruned, changes = copy_of(model), [Change.of(name, None, None, f"left whole: {why}") for name, why in tied.items()]
+    masks: dict[str, Tensor] = {}
     for name in names:
-        layer: Any = model.get_submodule(name)
+        layer: Any = pruned.get_submodule(name)
         scores = score(layer.weight.detach()).flatten()
         mask = torch.zeros(scores.numel(), dtype=torch.bool)
         mask[scores.topk(max(1, round(config.keep * scores.numel()))).indices] = True
-        mask = mask.view_as(layer.weight)
-        new = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, mask)
-        replace_module(pruned, name, new)
-        changes.append(Change.of(name, layer, new))
-    linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
-    if linear and config.compensate == "least_squares" and data is not None:
-        some = in_chunks(model, data.some(config.samples, config.seed))
-        refitted, targets = copy_of(pruned), targets_of(model, linear, [], calls_of(model, some, ["", *linear]))
-        run_hooked(model, some, {name: target.add for name, target in targets.items()})
-        unfit = least_squares(refitted, channels_of(model, [], {}), targets, some, config.damping, biases=False)
+        masks[name] = mask.view_as(layer.weight)
+        layer.weight = nn.Parameter(layer.weight * masks[name])
+    if config.compensate == "least_squares" and data is not None:
+        some, refitted = data.some(config.samples, config.seed), copy_of(pruned)
+        unfit = _refit(config, model, refitted, masks, some)
         pruned, note = better(who, "least_squares", pruned, refitted, OutputError.of(model, some), unfit)
         changes.append(Change.of("outputs", None, None, note))
     for name in names:
-        replace_module(model, name, pruned.get_submodule(name))
-    return [*changes, *channel_major_(model)], [(Sparse(Empty(), fuse=False), names)]
+        old: Any = model.get_submodule(name)
+        kind: Any = SparseConv2d if isinstance(old, nn.Conv2d) else SparseLinear
+        new = kind.from_dense(pruned.get_submodule(name), masks[name])
+        replace_module(model, name, new)
+        changes.append(Change.of(name, old, new))
+    return [*changes, *around_sparse_(model)], [(Sparse(Empty(), fuse=False), names)]
+
+
+def _refit(
+    config: Any, model: nn.Module, pruned: nn.Module, masks: dict[str, Tensor], data: Calibration
+) -> dict[str, str]:
+    """Refit the layers of a pruned copy in the order in which they run; returns why others are not refitted."""
+    chunks, how = chunks_of(data), How("magnitude", Pattern(), True, config.damping)
+    runs = order_of(pruned, list(masks), chunks)
+    for name, times in runs.items():
+        (product,) = products_of(pruned.get_submodule(name)).values()
+        weight = product.matrix(model.get_submodule(name))
+        mask = masks[name].view_as(weight)
+        parts = [
+            fitted(weight[..., at], moments, 1.0, how, product.taps, mask=mask[..., at])
+            for at, moments in moments_of(product, name, (model, pruned), chunks, times, config.seed)
+        ]
+        new = side_by_side(parts)
+        product.write_(pruned.get_submodule(name), new.weight, new.shift)
+    return {name: "the data do not reach it" for name in masks if name not in runs}

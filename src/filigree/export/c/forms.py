@@ -80,7 +80,7 @@ def _integers(matrix: Any) -> Iterator[Form]:
             words = {"each": str(each), "bits": str(bits), "mask": str(2**bits - 1), "middle": str(largest)}
             label = "ternary, 2 bits a weight" if bits == 2 else "integers of 4 bits"
             yield Form(label, "walk packed", {"codes": digits.sum(2).astype(np.uint8)}, words)
-    stream = encode(torch.from_numpy(matrix.toarray().astype(np.int32)))
+    stream = encode(torch.from_numpy(matrix.toarray().astype(np.int32)), packed=False)
     if stream.dim() == 1:  # otherwise a byte a weight is smaller
         yield Form("a byte a sample", "walk samples", {"samples": stream.numpy()})
     if most <= 1:

@@ -19,9 +19,10 @@ from filigree.ops.integers import Integers
 class IntegerLayer(Capabilities, DenseWeight, nn.Module):
     """Base of `IntegerLinear` and `IntegerConv2d`: `W = scale * C * input_scale`, C a matrix of small integers.
 
-    In `state_dict`: `code`, C in a byte a sample or in int8 (`filigree.nn.integer.integer_code`); `scale`, one for the
-    layer or one a row; `input_scale`, one an input (channel), or absent; `bias`. The integers are constants: nothing
-    but the bias can be trained. The form that the kernels read, with int16 or int32 columns, is made from the code.
+    In `state_dict`: `code`, C in a byte a sample, packed, or in int8 (`filigree.nn.integer.integer_code`); `scale`, one
+    for the layer or one a row; `input_scale`, one an input (channel), or absent; `bias`. The integers are constants:
+    nothing but the bias can be trained. The form that the kernels read, with int16 or int32 columns, is made from
+    the code.
     """
 
     code: Tensor

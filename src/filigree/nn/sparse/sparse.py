@@ -44,7 +44,9 @@ class Sparse(Conversion):
         masked: keep the weights dense and multiply them by a mask, as the papers' Keras code does: for comparison, and
             for devices without kernels; saves nothing.
         init: "he" draws values from N(0, 2 / k), k the real fan-in; a number s from N(0, s^2) (the public code of SET's
-            authors: 0.1); "keep" keeps the dense layer's weights at the connections.
+            authors: 0.1); "keep" keeps the dense layer's weights at the connections, which the topology draws
+            whatever the weights are; "largest" puts as many connections as it draws at each layer's largest weights,
+            and keeps these: for a network that is trained already (with data, `fg.OneShot` does better there).
         fuse: in an `nn.Sequential`, fold an `nn.ReLU` that directly follows into the sparse layer's kernel; an
             `nn.Identity` stays in its place.
         seed: of topology and values.
@@ -59,7 +61,7 @@ class Sparse(Conversion):
 
     topology: Topology
     masked: bool = False
-    init: Literal["he", "keep"] | Annotated[float, pydantic.Field(gt=0)] = "he"
+    init: Literal["he", "keep", "largest"] | Annotated[float, pydantic.Field(gt=0)] = "he"
     fuse: bool = True
     seed: int = 0
     activations: Literal["bfloat16", "float16"] | None = None
@@ -142,16 +144,15 @@ class Sparse(Conversion):
             converted = _masked(sparse) if self.masked else sparse
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
-        for module in list(model.modules()):
-            if type(module) is nn.Sequential and any(type(part) is SparseLinear for part in module):
-                module.__class__ = SparseSequential
-        return [*changes, *(change for change in channel_major_(model) if change.name not in names)]
+        return [*changes, *(change for change in around_sparse_(model) if change.name not in names)]
 
     def _sparse(
         self, layer: nn.Linear | nn.Conv2d, flat_indices: Tensor, number: int, values: Tensor | None
     ) -> SparseLinear | SparseConv2d:
         """The sparse layer with these connections, and the topology's initial values if it has them."""
         seed, device = _mix(self.seed, number), _device(layer)
+        if self.init == "largest":
+            flat_indices = layer.weight.detach().abs().flatten().topk(len(flat_indices)).indices.sort().values.cpu()
         sparse: SparseLinear | SparseConv2d
         if isinstance(layer, nn.Conv2d):
             sparse = SparseConv2d(layer, flat_indices, seed, device=device)
@@ -160,10 +161,10 @@ class Sparse(Conversion):
                 layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
                 seed=seed, device=device, dtype=layer.weight.dtype, activations=self.activations,
             )  # fmt: skip
-        if self.init == "keep":
+        if self.init in ("keep", "largest"):
             with torch.no_grad():
                 sparse._fill(layer)
-        elif self.init != "he":
+        elif not isinstance(self.init, str):
             fan_in = sparse.indptr.diff().repeat_interleave(sparse.indptr.diff().long())
             sparse.values.data.mul_(self.init * (fan_in / 2).sqrt().to(sparse.values.dtype))
         elif values is not None:
@@ -200,7 +201,18 @@ def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 
-def channel_major_(model: nn.Module) -> list[Change]:
+def around_sparse_(model: nn.Module) -> list[Change]:
+    """Let what stands around sparse layers go with them: rows of layers as one call, dense ones in their memory order.
+
+    Whatever makes layers sparse ends with this, so that loading, which makes them by `Sparse`, gives the same network.
+    """
+    for module in list(model.modules()):
+        if type(module) is nn.Sequential and any(type(part) is SparseLinear for part in module):
+            module.__class__ = SparseSequential
+    return _channel_major_(model)
+
+
+def _channel_major_(model: nn.Module) -> list[Change]:
     """Let what stays dense beside sparse convolutions read and write in their memory order."""
     duplicates: dict[type[nn.Module], Any] = {nn.BatchNorm2d: ChannelMajorBatchNorm2d, nn.Conv2d: ChannelMajorConv2d}
     changes: list[Change] = []

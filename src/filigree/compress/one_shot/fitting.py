@@ -1,0 +1,122 @@
+"""One product made sparse: what it should compute, which of its weights stay, and what they become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from filigree.compress.one_shot.moments import Moments
+from filigree.compress.one_shot.patterns import Pattern
+from filigree.compress.one_shot.rounding import rounded
+from filigree.compress.one_shot.surgery import lost, refitted, surgeon
+
+Method = Literal["obs", "wanda", "magnitude"]
+
+
+@dataclass(frozen=True)
+class How:
+    """What is done to every product; the arguments of `OneShot`."""
+
+    method: Method
+    pattern: Pattern
+    refit: bool
+    damping: float
+    bits: int | None = None
+
+
+@dataclass
+class Fitted:
+    """A product's new weights `(groups, rows, columns)`.
+
+    Attributes:
+        mask: which stay. shift: of the outputs, for the bias, `(groups * rows,)`, or None.
+        counts, scale: the integers, and what one of them is worth in each row.
+        lost, size: the variance of what it computes that is lost, and all of it, summed over rows.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    shift: Tensor | None = None
+    counts: Tensor | None = None
+    scale: Tensor | None = None
+    lost: float = 0.0
+    size: float = 0.0
+
+
+def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fitted:
+    """The largest weights, as they are: what can be done without data."""
+    order = _order(weight.shape[2], pattern, taps)
+    mask = pattern.largest(weight.abs()[..., order], keep)[..., order.argsort()]
+    return Fitted(weight * mask, mask)
+
+
+def fitted(
+    weight: Tensor, moments: Moments, keep: float, how: How, taps: int, scale: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Fitted:  # fmt: skip
+    """New weights V of a product, those of the mask only, that change least what it computes on the data.
+
+    With x' what it reads now and x what the original does: first `W' = argmin E|W' x' - W x|^2 + d |W' - W|^2`, d the
+    share `damping` of the mean variance; then V near to W' in `tr((V - W') (E[x' x'^T] + d) (V - W')^T)`.
+
+    Args:
+        scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
+    """
+    order = _order(weight.shape[2], how.pattern, taps)
+    weight = weight.double().cpu()[..., order]
+    own, cross = (part[:, order][:, :, order] for part in (moments.own, moments.cross))
+    mean, mean_before = moments.mean[:, order], moments.mean_before[:, order]
+    ridge = how.damping * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    damped = own + ridge[:, None, None] * torch.eye(len(order), dtype=own.dtype)
+    target = weight
+    if how.refit:
+        right = weight @ cross.transpose(1, 2) + ridge[:, None, None] * weight
+        target = torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(damped)).transpose(1, 2)
+    if mask is not None:
+        mask = mask[..., order]
+    elif keep == 1 and not how.pattern.m:
+        mask = torch.ones_like(weight, dtype=torch.bool)
+    elif how.method == "obs":
+        mask = surgeon(target, damped, keep, how.pattern)
+    elif how.method == "wanda":
+        size = (own.diagonal(dim1=1, dim2=2) + mean.square()).sqrt().unsqueeze(1)
+        mask = how.pattern.largest(weight.abs() * size, keep, by_row=how.pattern.rows == 1)
+    else:
+        mask = how.pattern.largest(weight.abs(), keep)
+    new = refitted(target, damped, mask) if how.refit else weight * mask
+    counts = None
+    if how.bits is not None:
+        counts, scale = rounded(target, damped, mask, new, how.bits, scale)
+        new = counts * scale[..., None]
+    shift = None
+    if how.refit:
+        shift = ((weight @ mean_before.unsqueeze(2)) - (new @ mean.unsqueeze(2))).flatten()
+    back = order.argsort()
+    counts = None if counts is None else counts[..., back]
+    parts = float(lost(new - target, own).sum()), float(lost(target, own).sum())
+    return Fitted(new[..., back], mask[..., back], shift, counts, scale, *parts)
+
+
+def side_by_side(parts: list[Fitted]) -> Fitted:
+    """Parts of a product's columns as one."""
+    if len(parts) == 1:
+        return parts[0]
+    shifts = [part.shift for part in parts if part.shift is not None]
+    together = Fitted(
+        torch.cat([part.weight for part in parts], 2), torch.cat([part.mask for part in parts], 2),
+        torch.stack(shifts).sum(0) if shifts else None,
+    )  # fmt: skip
+    if parts[0].counts is not None:
+        together.scale = parts[0].scale
+        together.counts = torch.cat([part.counts for part in parts if part.counts is not None], 2)
+    together.lost, together.size = sum(part.lost for part in parts), sum(part.size for part in parts)
+    return together
+
+
+def _order(columns: int, pattern: Pattern, taps: int) -> Tensor:
+    """The columns so that neighbours are what n:m counts: the channels that are read at one tap of a kernel."""
+    numbers = torch.arange(columns)
+    return numbers.view(-1, taps).t().flatten() if pattern.m and taps > 1 else numbers
