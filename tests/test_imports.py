@@ -59,6 +59,7 @@ LAYERS = [
     "compress",
     "io",
     "measure",
+    "optimize",
     "export",
     "analyze",
     "train",
