@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md", "docs/performance.md")
+PAGES = ("README.md", "docs/comparison.md", "docs/inference.md", "docs/integrations.md", "docs/performance.md")
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
@@ -158,10 +158,27 @@ def crossovers() -> str:
     return "\n".join(lines)
 
 
+def inference() -> str:
+    """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
+    file = ROOT / "benchmarks" / "results" / "optimize-amd-epyc-avx512.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    names = {"ours 1.0": "dense, optimised", "ours, integers": "integers, optimised"}
+    heads = [names.get(kind, f"{kind[5:]} of the connections" if kind.startswith("ours") else kind) for kind in kinds]
+    lines = [_line("", "batch", "torch", *heads), "|---" * (len(kinds) + 3) + "|"]
+    for network, batch in dict.fromkeys((row["network"], row["batch"]) for row in rows):
+        mine = {row["kind"]: row for row in rows if (row["network"], row["batch"]) == (network, batch)}
+        torch_ms = next(iter(mine.values()))["torch_ms"]
+        cells = (f"{mine[kind]['times_torch']:.2g}" if kind in mine else "" for kind in kinds)
+        lines.append(_line(network, str(batch), f"{_ms(torch_ms)} ms", *cells))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
     "crossovers": crossovers,
+    "inference": inference,
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},

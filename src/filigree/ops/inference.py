@@ -17,9 +17,9 @@ from filigree.ops._load import kernels
 from filigree.ops.addresses import address
 
 PANEL, WIDTH = 16, 4
-CODINGS = ("floats", "bytes", "bitmap", "rows")
-"""How a weight is stored: dense float32; int8 (with a scale for each output); the numbers that are not zero, with a mask
-for each input; the numbers that are not zero by rows, with columns of 16 bits."""
+CODINGS = ("floats", "bytes", "bitmap", "rows", "tiles")
+"""How a weight is stored: dense float32; int8, with a scale for each output; the nonzeros with a mask for each input;
+the nonzeros by rows with columns of 16 bits, for few vectors of inputs and for many."""
 
 GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU = range(7)
 
@@ -44,11 +44,13 @@ class Finishing(NamedTuple):
 
     def packed(self, outputs: int) -> Finishing:
         """Padded with zeros to whole panels."""
-        parts = (None if part is None else _filled(part.float().expand(outputs), padded(outputs)) for part in self[:5])
-        return Finishing(*parts, self.relu)
+        parts: list[Any] = [
+            None if part is None else _filled(part.float().expand(outputs), padded(outputs)) for part in self[:5]
+        ]
+        return Finishing(parts[0], parts[1], parts[2], parts[3], parts[4], self.relu)
 
     def plain(self) -> tuple[Any, ...]:
-        return (*map(address, self[:5]), self.relu)
+        return (*(address(part) for part in self[:5]), self.relu)
 
 
 class PanelWeight(NamedTuple):
@@ -77,18 +79,20 @@ def pack(coding: str, weight: Tensor, positions: Tensor) -> PanelWeight:
     """Pack a weight `(outputs, depth)`, float32 or (for "bytes") int8.
 
     Args:
-        positions: `(depth,)`, distinct: where each input lies from the first one that is read; for "rows" below 65,536.
+        positions: `(depth,)`, distinct: where each input lies from the first one that is read. For "rows" they, for
+            "tiles" their number, must be below 65,536.
     """
     outputs, depth = weight.shape
     order = torch.argsort(positions)
     positions, weight = positions[order], weight[:, order]
     panels = padded(outputs) // PANEL
     runs = _runs(positions)
-    if coding == "rows":
+    if coding in ("rows", "tiles"):
         row, column = weight.nonzero(as_tuple=True)
         starts = torch.zeros(panels * PANEL + 1, dtype=torch.int64)
         starts[1:] = torch.bincount(row, minlength=panels * PANEL).cumsum(0)
-        columns = torch.from_numpy(positions[column].numpy().astype(np.uint16))
+        lies = column if coding == "tiles" else positions[column]
+        columns = torch.from_numpy(lies.numpy().astype(np.uint16))
         values = _aligned([weight[row, column].float()], torch.float32)
         return PanelWeight(coding, depth, panels, values, _aligned([columns], torch.uint16), starts, runs)
     whole = weight.new_zeros(panels * PANEL, depth)
@@ -111,10 +115,12 @@ def unpack(weight: PanelWeight, outputs: int) -> Tensor:
     """The dense weight of the order of `positions` sorted, for comparison."""
     panels, depth = weight.panels, weight.depth
     out = torch.zeros(panels * PANEL, depth)
-    if weight.coding == "rows":
-        assert weight.starts is not None and weight.masks is not None
-        at = {int(p): i for i, p in enumerate(_positions(weight.runs))}
-        columns = torch.tensor([at[int(c)] for c in weight.masks.numpy()], dtype=torch.int64)
+    if weight.coding in ("rows", "tiles"):
+        assert weight.starts is not None
+        assert weight.masks is not None
+        columns = torch.from_numpy(weight.masks.numpy().astype(np.int64))
+        if weight.coding == "rows":
+            columns = torch.searchsorted(torch.tensor(_positions(weight.runs)), columns)
         row = torch.repeat_interleave(torch.arange(panels * PANEL), weight.starts.diff())
         out[row, columns] = weight.values
         return out[:outputs]
@@ -215,7 +221,7 @@ def _positions(runs: Tensor) -> list[int]:
 
 
 def _aligned(parts: list[Tensor], kind: torch.dtype) -> Tensor:
-    """The parts one after another, from an address that is a multiple of a cache line, on huge pages if they are many."""
+    """The parts one after another, from the beginning of a cache line, on huge pages if they are many."""
     count = sum(part.numel() for part in parts)
     memory = torch.empty(count + 64, dtype=kind)
     shift = -memory.data_ptr() % 64 // memory.element_size()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
-
-import operator
 
 from torch import fx, nn
 
 from filigree.optimize.layouts import Layout
-from filigree.optimize.planning import NotTaken, Plan
+from filigree.optimize.nodes import take
+from filigree.optimize.planning import Plan
 from filigree.optimize.runtime import Program
 from filigree.optimize.tracing import Traced
 
@@ -23,15 +23,16 @@ def plans_of(traced: Traced, left: set[fx.Node]) -> list[Plan]:
     plans: list[Plan] = []
     for node in traced.graph.nodes:
         first = node.args[0] if node.args else None
-        if node in left or node.op not in ("call_module", "call_function", "call_method") or not isinstance(first, fx.Node):
+        if (
+            node in left
+            or node.op not in ("call_module", "call_function", "call_method")
+            or not isinstance(first, fx.Node)
+        ):
             continue
-        if not any(_takes(plan, node) for plan in plans if first in plan.layouts):
-            try:
-                plan = Plan(traced, first)
-                plan.take(node)
-            except NotTaken:
-                continue
-            plans.append(plan)
+        if not any(take(plan, node) for plan in plans if first in plan.layouts):
+            plan = Plan.of(traced, first)
+            if plan is not None and take(plan, node):
+                plans.append(plan)
     return [plan for plan in plans if any(draft.layer is not None for draft in plan.drafts)]
 
 
@@ -68,14 +69,6 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
         elif node.op == "get_attr":
             modules[str(node.target)] = _attribute(traced.root, str(node.target))
     return fx.GraphModule(modules, graph)
-
-
-def _takes(plan: Plan, node: fx.Node) -> bool:
-    try:
-        plan.take(node)
-    except NotTaken:
-        return False
-    return True
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

@@ -74,7 +74,7 @@ def numbers_by_pixel(channels: int, sizes: Sequence[int], halo: Sequence[tuple[i
 
 
 def sums_of(positions: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Positions `(inputs, pixels)` as `first[pixel] + input[...]`; None where they are no such sums, or zeros lie nowhere."""
+    """Positions `(inputs, pixels)` as sums of one of the pixel and one of the input; None where they are none."""
     if positions.numel() == 0 or int(positions.min()) < 0:
         return None
     first, inputs = positions[0], positions[:, 0] - positions[0, 0]

@@ -219,7 +219,7 @@ class _Work:
         for draft in plan.drafts:
             if (node := draft.node) is None:
                 continue
-            source = traced.values[node.args[0]]
+            source = traced.values[node.all_input_nodes[0]]
             works = {form: plan.alone(draft, form, len(source)) for form in draft.forms}
             if node not in ours:
                 works[_TORCH] = _running(traced.module_of(node), [source])

@@ -30,16 +30,16 @@ def layers_of(rnn: Any) -> list[list[Direction]] | None:
     """
     if type(rnn) not in (nn.LSTM, nn.GRU, StructuredRNN) or computed_tensors(rnn):
         return None
-    if not rnn.batch_first or getattr(rnn, "proj_size", 0) or getattr(rnn, "has_gates", False):
+    if not rnn.batch_first or rnn.proj_size or getattr(rnn, "has_gates", False):
         return None
-    found = []
+    directions = []
     for suffix in suffixes(rnn):
         weights = [_weight(rnn, part, suffix) for part in ("ih", "hh")]
         if weights[0] is None or weights[1] is None:
             return None
-        found.append(Direction(weights[0], weights[1], rnn.hidden_size))
+        directions.append(Direction(weights[0], weights[1], rnn.hidden_size))
     count = 2 if rnn.bidirectional else 1
-    return [found[i : i + count] for i in range(0, len(found), count)]
+    return [directions[i : i + count] for i in range(0, len(directions), count)]
 
 
 def _weight(rnn: Any, part: str, suffix: str) -> LayerWeight | None:
@@ -49,10 +49,10 @@ def _weight(rnn: Any, part: str, suffix: str) -> LayerWeight | None:
         if matrix.dtype is not torch.float32 or not matrix.is_cpu:
             return None
         return _by_gates(LayerWeight(matrix, bias), rnn.hidden_size)
-    found = weight_of(rnn.products[part + suffix])
-    if found is None or found[1].relu or found[1].bias is not None:
+    product = weight_of(rnn.products[part + suffix])
+    if product is None or product[1].relu or product[1].bias is not None:
         return None
-    return _by_gates(replace(found[1], bias=bias), rnn.hidden_size)
+    return _by_gates(replace(product[1], bias=bias), rnn.hidden_size)
 
 
 def _by_gates(weight: LayerWeight, hidden: int) -> LayerWeight:

@@ -17,7 +17,7 @@ _KEY = "_filigree_runtime"
 
 
 class Program(nn.Module):
-    """Steps as a module: a tensor in, one or several out. It holds no parameters and is not changed: copies share it."""
+    """Steps as a module: a tensor in, one or several out. It has no parameters and never changes: copies share it."""
 
     def __init__(self, steps: Steps, shapes: Sequence[tuple[int, ...]], batch_dims: Sequence[int]) -> None:
         super().__init__()
@@ -132,12 +132,12 @@ def runtimes_of(model: nn.Module) -> list[Runtime]:
 
 def restore_(model: nn.Module) -> bool:
     """Undo `optimize_`: the model and all modules in it run as before. Returns whether any was optimised."""
-    found = [module for module in model.modules() if isinstance(module, _Optimized)]
-    for module in found:
+    optimised = [module for module in model.modules() if isinstance(module, _Optimized)]
+    for module in optimised:
         kind = _original(module)
         module.__class__ = kind
         del module.__dict__[_KEY]
-    return bool(found)
+    return bool(optimised)
 
 
 def _original(model: Any) -> Any:

@@ -15,7 +15,8 @@ from filigree.nn.sparse.masked import MaskedLayer
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.ops.inference import Finishing, PanelWeight, pack
 
-_MOST_ROWS = 65536  # columns of 16 bits
+_MOST_COLUMNS = 65536  # of 16 bits
+_FEW = 8  # vectors of inputs, for which the nonzeros of each row may be taken one by one
 _SPARSE = 0.75  # the density from which on no sparse form is tried
 
 
@@ -29,26 +30,30 @@ class LayerWeight:
     scale: Tensor | None = None
     relu: bool = False
 
-    def forms(self, positions: Tensor, alone: bool) -> dict[str, tuple[PanelWeight, Tensor | None]]:
+    def forms(self, positions: Tensor, points: int) -> dict[str, tuple[PanelWeight, Tensor | None]]:
         """Packed weights by the names of their codings, each with the scale of its sums.
 
         Args:
-            positions: `(inputs,)`, where they lie from the first one. alone: whether few vectors of inputs are
-                multiplied, so that the nonzeros of each row may be taken one by one.
+            positions: `(inputs,)`, where they lie from the first one. points: how many vectors of inputs are multiplied
+                at a time.
         """
         density = float(self.matrix.count_nonzero()) / max(1, self.matrix.numel())
-        found: dict[str, tuple[PanelWeight, Tensor | None]] = {"floats": (pack("floats", self.matrix, positions), None)}
+        forms_by_coding: dict[str, tuple[PanelWeight, Tensor | None]] = {
+            "floats": (pack("floats", self.matrix, positions), None)
+        }
         if self.integers is not None:
-            found["bytes"] = pack("bytes", self.integers, positions), self.scale
+            forms_by_coding["bytes"] = pack("bytes", self.integers, positions), self.scale
         if density < _SPARSE:
-            found["bitmap"] = pack("bitmap", self.matrix, positions), None
-            if alone and int(positions.max()) < _MOST_ROWS:
-                found["rows"] = pack("rows", self.matrix, positions), None
-        return found
+            forms_by_coding["bitmap"] = pack("bitmap", self.matrix, positions), None
+            if points <= _FEW and int(positions.max()) < _MOST_COLUMNS:
+                forms_by_coding["rows"] = pack("rows", self.matrix, positions), None
+            if points > _FEW and len(positions) <= _MOST_COLUMNS:
+                forms_by_coding["tiles"] = pack("tiles", self.matrix, positions), None
+        return forms_by_coding
 
 
 def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
-    """The equivalent `nn.Linear` or convolution of a layer, for its settings, and its weight; None: it is of no such kind.
+    """The `nn.Linear` or convolution that a layer equals, for its settings, and its weight; None: there is none.
 
     Weights that are computed, grouped convolutions and other padding than zeros are not taken.
     """

@@ -5,6 +5,7 @@
 // reads is given by two short tables, so that no patch is ever copied; weights are packed in panels of 16 outputs, as
 // floats, as bytes, or as the numbers that are not zero with a mask of 16 bits for each input.
 #include "caches.h"
+#include "point_tiles.h"
 #include "recurrent.h"
 #include "scratch.h"
 
@@ -60,7 +61,14 @@ inline void tiles(const Operation &o, Area in, Area out, int64_t from, int64_t t
   }
 }
 
-void multiply(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
+void multiply(const Operation &o, Area in, Area out, int64_t images, int thread, int threads, float *tile) {
+  if (o.weight.coding == TILES) {
+    const Part part(images * o.points, thread, threads);
+    tiles<TILE>(o, in, out, part.from, part.to, [&](int count, const float *const *x, float *const *y) {
+      multiply_point_tile(o.weight, count, x, y, o.finish, tile);
+    });
+    return;
+  }
   if (o.weight.coding == ROWS) {
     const Part part(o.weight.panels * LANES_OF_A_PANEL, thread, threads);
     for (int64_t i = 0; i < images; ++i)
@@ -123,7 +131,8 @@ void add(const Operation &o, Area in, Area other, Area out, int64_t images, int 
   }
 }
 
-void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t images, int thread, int threads) {
+void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t images, int thread, int threads,
+              float *tile) {
   const Area in = memory(o.from, first), out = memory(o.to, first);
   if (o.clear)  // what lies around the pixels is zero
     for (int64_t i = thread; i < images; i += threads)
@@ -133,7 +142,7 @@ void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t i
     case GATHER:
       return gather(o, in, out, images, thread, threads);
     case MULTIPLY:
-      return multiply(o, in, out, images, thread, threads);
+      return multiply(o, in, out, images, thread, threads, tile);
     case MAXIMUM:
       return pool<true>(o, in, out, images, thread, threads);
     case MEAN:
@@ -155,12 +164,16 @@ void inference(const std::vector<Span> &spans, const std::vector<Operation> &ste
   if (apart) chunk = std::max<int64_t>(1, std::min(chunk, images / threads));
   const int64_t each = chunk * numbers + 64;  // vectors may be read beyond the last number
   float *own = scratch<float>(0, apart ? each * threads : each);
+  int64_t tile = 0;
+  for (const Operation &step : steps) tile = std::max(tile, tile_scratch(step.weight));
+  float *tiles_of_threads = scratch<float>(1, tile * threads);
   parallel(threads, [&](int thread, int count) {
     const Part part(images, apart ? thread : 0, apart ? count : 1);
     const Memory memory(spans, own + (apart ? thread * each : 0), chunk);
     for (int64_t first = part.from; first < part.to; first += chunk)
       for (const Operation &step : steps) {
-        run_step(step, memory, first, std::min(chunk, part.to - first), apart ? 0 : thread, apart ? 1 : count);
+        run_step(step, memory, first, std::min(chunk, part.to - first), apart ? 0 : thread, apart ? 1 : count,
+                 tiles_of_threads + thread * tile);
         if (!apart) wait_for(count);
       }
   });

@@ -137,7 +137,8 @@ struct Layout {
   int64_t row() const { return by_column() ? units : units > 1 ? inner : outer * inner; }  // numbers that are alike
 };
 
-// Inference (inference.cpp). Numbers of each image: at `data`, or `offset` numbers into the scratch memory; `size` apart.
+// Inference (inference.cpp). Numbers of each image: at `data`, or `offset` numbers into the scratch memory; `size`
+// apart.
 struct Span {
   void *data;
   int64_t offset, size;
@@ -151,8 +152,9 @@ struct Finishing {
 };
 
 // A weight in panels of 16 outputs (panel_weights.h). `depth` inputs in `runs` runs of neighbours: pairs of where one
-// begins, from the first number that is read, and how long it is. ROWS: `masks` are columns, `starts` rows.
-enum Coding : int32_t { FLOATS, SIGNED_BYTES, BITMAP, ROWS };
+// begins, from the first number that is read, and how long it is. ROWS and TILES: the nonzeros by rows, which begin at
+// `starts`; `masks` are columns, of TILES as numbers of inputs, else as positions.
+enum Coding : int32_t { FLOATS, SIGNED_BYTES, BITMAP, ROWS, TILES };
 struct PanelWeight {
   Coding coding;
   int64_t depth, panels;
@@ -164,7 +166,8 @@ struct PanelWeight {
 };
 
 // A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin
-// (`reads`, of ADD `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its outputs go (`writes`).
+// (`reads`, of ADD `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its outputs go
+// (`writes`).
 enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU };
 struct Operation {
   OperationKind kind;

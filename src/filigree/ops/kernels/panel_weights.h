@@ -54,8 +54,11 @@ inline PanelBlock panel_block(const PanelWeight &w, int64_t number) {
 // The panels that are multiplied at a time, and the vectors of inputs: as many sums as registers hold.
 #if defined(FILIGREE_ISA_avx512)
 constexpr bool WHOLE_BLOCKS = true;
+constexpr __mmask16 ALL = 0xffff;
 template <Coding C, int B>
-constexpr int tile_size = B <= 2 ? 12 : B == 3 ? 8 : 6;
+constexpr int tile_size = B <= 2   ? 12
+                          : B == 3 ? 8
+                                   : 6;
 #else
 constexpr bool WHOLE_BLOCKS = false;
 #if defined(FILIGREE_ISA_neon)
@@ -73,8 +76,7 @@ struct Spread {
   int32_t lanes[256][8];
   Spread() {
     for (int mask = 0; mask < 256; ++mask)
-      for (int lane = 0, next = 0; lane < 8; ++lane)
-        lanes[mask][lane] = mask >> lane & 1 ? next++ : INT32_MIN;
+      for (int lane = 0, next = 0; lane < 8; ++lane) lanes[mask][lane] = mask >> lane & 1 ? next++ : INT32_MIN;
   }
 };
 inline const Spread SPREAD;
@@ -112,11 +114,12 @@ class Stream {
 
   static V of_bytes(const int8_t *w) {
 #if defined(FILIGREE_ISA_avx512)
-    return V(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(w)))));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w));  // masked: GCC warns of the others
+    return V(_mm512_maskz_cvtepi32_ps(ALL, _mm512_maskz_cvtepi8_epi32(ALL, bytes)));
 #elif defined(FILIGREE_ISA_avx2)
     return V(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(w)))));
 #else
-    V all;
+    V all{};
     for (int i = 0; i < LANES<float>; ++i) all[i] = float(w[i]);
     return all;
 #endif
@@ -137,8 +140,11 @@ class Stream {
     }
     values = reinterpret_cast<const char *>(w);
 #else
-    for (int v = 0; v < VECTORS; ++v)
-      for (int i = 0; i < LANES<float>; ++i, mask = uint16_t(mask >> 1)) to[v][i] = mask & 1 ? *w++ : 0.0f;
+    for (int v = 0; v < VECTORS; ++v) {
+      V all{};
+      for (int i = 0; i < LANES<float>; ++i, mask = uint16_t(mask >> 1)) all[i] = mask & 1 ? *w++ : 0.0f;
+      to[v] = all;
+    }
     values = reinterpret_cast<const char *>(w);
 #endif
   }
@@ -149,8 +155,8 @@ template <Coding C, int B, int P>
 void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, const float *const *x, float *const *y,
                    const Finishing &finish) {
   constexpr int N = B * VECTORS;
-  // sums of one input after another wait for each other: a few are kept apart where there are few of them
-  constexpr int APART_SUMS = P * N >= 4 ? 1 : 4 / (P * N);
+  // sums of one input after another wait for each other; that their order depends on no batch, they do so for any P
+  constexpr int APART_SUMS = N == 1 ? 2 : 1;
   V sum[APART_SUMS][P][N] = {};
   Stream<C, B> weights(block, panel);
   for (int64_t r = 0; r < w.runs; ++r) {
@@ -191,12 +197,13 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
 inline V gathered(const float *x, const uint16_t *columns) {
 #if defined(FILIGREE_ISA_avx512)
   const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(columns));
-  return V(_mm512_i32gather_ps(_mm512_cvtepu16_epi32(narrow), x, 4));
+  const __m512i all = _mm512_maskz_cvtepu16_epi32(ALL, narrow);
+  return V(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), ALL, all, x, 4));
 #elif defined(FILIGREE_ISA_avx2)
   const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i *>(columns));
   return V(_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(narrow), 4));
 #else
-  V all;
+  V all{};
   for (int i = 0; i < LANES<float>; ++i) all[i] = x[columns[i]];
   return all;
 #endif
@@ -215,8 +222,7 @@ inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, con
       __builtin_prefetch(values + k + FAR);
       __builtin_prefetch(values + k + FAR + L);
       __builtin_prefetch(w.masks + k + FAR);
-      for (int u = 0; u < 2; ++u)
-        sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
+      for (int u = 0; u < 2; ++u) sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
     }
     float all = total<float, L>(sum[0] + sum[1]);
     for (; k < end; ++k) all += values[k] * x[w.masks[k]];
