@@ -4,6 +4,8 @@ Sparse networks keep random connections of a dense one; `times_torch` is against
 """
 
 import copy
+import importlib.util
+import itertools
 
 import pytest
 import torch
@@ -16,55 +18,66 @@ from filigree.measure.timing import inference, time_interleaved
 GOALS = {("R-Net", 1): 3, ("R-Net", 128): 2.5, ("CREPE tiny", 1): 3, ("CREPE tiny", 128): 2.5}
 
 
-def session(model, x, folder, integers):
-    """What ONNX Runtime runs in place of the model, on as many threads; None where it is not installed."""
-    try:
-        import onnxruntime
-        from onnxruntime import quantization
-    except ImportError:
-        return None
-    path = folder / "model.onnx"
-    torch.onnx.export(model, (x,), str(path), dynamo=True, external_data=False, verbose=False)
-    if integers:
-        batches = iter([{"x": torch.randn_like(x).numpy()} for _ in range(4)])
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The networks as ONNX files, float and of static integers, by name and kind; {} without ONNX Runtime."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return {}
+    from onnxruntime import quantization
+
+    paths = {}
+    for name, (make, shape) in NETWORKS.items():
+        if name == "speaker LSTM":  # its static int8 leaves recurrent layers as they are
+            continue
+        folder = tmp_path_factory.mktemp("onnx")
+        plain, integers = folder / "float.onnx", folder / "int8.onnx"
+        fg.export(make().eval(), plain, torch.randn(2, *shape))
+        paths[name] = {"ONNX Runtime": plain, "ONNX Runtime int8": integers}
+        batches = iter([{_session(plain).get_inputs()[0].name: torch.randn(2, *shape).numpy()} for _ in range(4)])
 
         class Reader(quantization.CalibrationDataReader):
-            def get_next(self):
+            def get_next(self, batches=batches):
                 return next(batches, None)
 
-        quantised = folder / "int8.onnx"
         quantization.quantize_static(
-            str(path), str(quantised), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+            str(plain), str(integers), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
         )
-        path = quantised
+    return paths
+
+
+def _session(path):
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    running, inputs = onnxruntime.InferenceSession(str(path), options), {"x": x.numpy()}
-    return lambda: running.run(None, inputs)
+    return onnxruntime.InferenceSession(str(path), options)
 
 
-@pytest.mark.parametrize("batch", [1, 128])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_whole_networks(name, batch, suite, tmp_path):
+def running(path, x):
+    session = _session(path)
+    inputs = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"), [*itertools.product(("R-Net", "CREPE tiny"), (1, 128)), ("speaker LSTM", 1), ("speaker LSTM", 4)]
+)
+def test_whole_networks(name, batch, suite, files):
     make, shape = NETWORKS[name]
     dense = make().eval()
     x = torch.randn(batch, *shape)
-    kept = (1.0, 0.3) if batch == 1 or name != "speaker LSTM" else (1.0,)
     works = {"torch": inference(dense, x)}
-    for density in kept:
+    for density in (1.0, 0.3):
         model = copy.deepcopy(dense)
         if density < 1:
             fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=density), init="keep"))
         expected = model(x)
-        fg.optimize_(model, x)
+        fg.optimize_(model, x, seconds=0.03)
         with torch.no_grad():
             torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-4)
         works[f"ours {density}"] = inference(model, x)
-    if name != "speaker LSTM":  # ONNX Runtime's static int8 leaves recurrent layers as they are
-        for kind, integers in (("ONNX Runtime", False), ("ONNX Runtime int8", True)):
-            if (work := session(dense, x, tmp_path, integers)) is not None:
-                works[kind] = work
-    times = dict(zip(works, time_interleaved(list(works.values()), seconds=1.5), strict=True))
+    works |= {kind: running(path, x) for kind, path in files.get(name, {}).items()}
+    times = dict(zip(works, time_interleaved(list(works.values()), seconds=0.4), strict=True))
     for kind, timing in times.items():
         if kind != "torch":
             suite.add(
@@ -80,8 +93,8 @@ def test_one_linear_layer_of_4096(density, goal, suite):
     model = nn.Sequential(copy.deepcopy(dense)).eval()
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=density), init="keep"))
     x = torch.randn(1, 4096)
-    report = fg.optimize_(model, x)
-    times = [timing.median for timing in time_interleaved([inference(dense, x), inference(model, x)], seconds=1.5)]
+    report = fg.optimize_(model, x, seconds=0.03)
+    times = [timing.median for timing in time_interleaved([inference(dense, x), inference(model, x)], seconds=0.4)]
     suite.add(
         network="Linear(4096, 4096)", batch=1, kind=f"ours {density}", form=report.layers[0].form, ms=times[1],
         torch_ms=times[0], times_torch=times[0] / times[1], goal=goal,
@@ -98,9 +111,9 @@ def test_layers_of_integers(batch, suite):
         model = copy.deepcopy(dense)
         fg.compress_(model, fg.RoundToNearest(bits=8))
         plain = copy.deepcopy(model)
-        report = fg.optimize_(model, x)
+        report = fg.optimize_(model, x, seconds=0.03)
         works = [inference(each, x) for each in (dense, plain, model)]
-        times = [timing.median for timing in time_interleaved(works, seconds=0.7)]
+        times = [timing.median for timing in time_interleaved(works, seconds=0.4)]
         suite.add(
             network=name, batch=batch, kind="ours, integers", form=report.layers[0].form, ms=times[2],
             torch_ms=times[0], times_torch=times[0] / times[2], times_torch_before=times[0] / times[1], goal=1,
