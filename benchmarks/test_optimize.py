@@ -10,7 +10,6 @@ import itertools
 import pytest
 import torch
 from small_networks import NETWORKS
-from torch import nn
 
 import filigree as fg
 from filigree.measure.timing import inference, time_interleaved
@@ -85,36 +84,3 @@ def test_whole_networks(name, batch, suite, files):
                 times_torch=times["torch"].median / timing.median,
                 goal=GOALS.get((name, batch)) if kind == "ours 1.0" else None,
             )  # fmt: skip
-
-
-@pytest.mark.parametrize(("density", "goal"), [(0.5, 1.3), (0.2, 3), (0.1, 6)])
-def test_one_linear_layer_of_4096(density, goal, suite):
-    dense = nn.Linear(4096, 4096).eval()
-    model = nn.Sequential(copy.deepcopy(dense)).eval()
-    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=density), init="keep"))
-    x = torch.randn(1, 4096)
-    report = fg.optimize_(model, x, seconds=0.03)
-    times = [timing.median for timing in time_interleaved([inference(dense, x), inference(model, x)], seconds=0.4)]
-    suite.add(
-        network="Linear(4096, 4096)", batch=1, kind=f"ours {density}", form=report.layers[0].form, ms=times[1],
-        torch_ms=times[0], times_torch=times[0] / times[1], goal=goal,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("batch", [1, 128])
-def test_layers_of_integers(batch, suite):
-    for name, layer, shape in [
-        ("Conv2d(48, 64, 3x3)", nn.Conv2d(48, 64, 3), (48, 16, 16)),
-        ("Linear(1024, 1024)", nn.Linear(1024, 1024), (1024,)),
-    ]:  # fmt: skip
-        dense, x = nn.Sequential(layer).eval(), torch.randn(batch, *shape)
-        model = copy.deepcopy(dense)
-        fg.compress_(model, fg.RoundToNearest(bits=8))
-        plain = copy.deepcopy(model)
-        report = fg.optimize_(model, x, seconds=0.03)
-        works = [inference(each, x) for each in (dense, plain, model)]
-        times = [timing.median for timing in time_interleaved(works, seconds=0.4)]
-        suite.add(
-            network=name, batch=batch, kind="ours, integers", form=report.layers[0].form, ms=times[2],
-            torch_ms=times[0], times_torch=times[0] / times[2], times_torch_before=times[0] / times[1], goal=1,
-        )  # fmt: skip

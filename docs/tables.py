@@ -160,8 +160,10 @@ def crossovers() -> str:
 
 def inference() -> str:
     """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
-    file = ROOT / "benchmarks" / "results" / "optimize-amd-epyc-avx512.json"
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    files = [
+        ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-avx512.json" for suite in ("optimize", "optimize_layers")
+    ]
+    rows = [row for file in files if file.is_file() for row in json.loads(file.read_text())["rows"]]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     names = {"ours 1.0": "dense, optimised", "ours, integers": "integers, optimised"}
     heads = [names.get(kind, f"{kind[5:]} of the connections" if kind.startswith("ours") else kind) for kind in kinds]

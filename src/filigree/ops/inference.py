@@ -6,6 +6,7 @@ padding and flattening cost nothing. Weights are packed in panels of 16 outputs,
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -223,13 +224,21 @@ def _positions(runs: Tensor) -> list[int]:
 def _aligned(parts: list[Tensor], kind: torch.dtype) -> Tensor:
     """The parts one after another, from the beginning of a cache line, on huge pages if they are many."""
     count = sum(part.numel() for part in parts)
-    memory = torch.empty(count + 64, dtype=kind)
-    shift = -memory.data_ptr() % 64 // memory.element_size()
-    out = memory[shift : shift + count]
-    if out.numel() * out.element_size() >= 1 << 21:
-        kernels.advise_huge_pages(out.data_ptr(), out.numel() * out.element_size())
+    out = _memory(count * kind.itemsize)[: count * kind.itemsize].view(kind)
     first = 0
     for part in parts:
         out[first : first + part.numel()] = part.reshape(-1)
         first += part.numel()
     return out
+
+
+def _memory(size: int) -> Tensor:
+    """Bytes. Many are mapped anew, since memory that was in use before keeps its small pages."""
+    page = 1 << 21
+    if size < page:
+        memory = torch.empty(size + 64, dtype=torch.uint8)
+        return memory[-memory.data_ptr() % 64 :]
+    memory = torch.from_numpy(np.frombuffer(mmap.mmap(-1, size + 2 * page), np.uint8))
+    memory = memory[-memory.data_ptr() % page :]
+    kernels.advise_huge_pages(memory.data_ptr(), -(-size // page) * page)
+    return memory
