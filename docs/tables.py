@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/comparison.md", "docs/integrations.md", "docs/one-shot.md", "docs/performance.md")
+PAGES = (
+    "README.md", "docs/comparison.md", "docs/inference.md", "docs/integrations.md", "docs/one-shot.md", "docs/performance.md"
+)  # fmt: skip
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
@@ -203,6 +205,24 @@ def _one_shot_setting(row: dict[str, Any]) -> str:
     return gone if "bits" not in row else f"{row['bits']} bits" + (f", {gone}" if row["sparsity"] else "")
 
 
+def inference() -> str:
+    """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
+    files = [
+        ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-avx512.json" for suite in ("optimize", "optimize_layers")
+    ]
+    rows = [row for file in files if file.is_file() for row in json.loads(file.read_text())["rows"]]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    names = {"ours 1.0": "dense, optimised", "ours, integers": "integers, optimised"}
+    heads = [names.get(kind, f"{kind[5:]} of the connections" if kind.startswith("ours") else kind) for kind in kinds]
+    lines = [_line("", "batch", "torch", *heads), "|---" * (len(kinds) + 3) + "|"]
+    for network, batch in dict.fromkeys((row["network"], row["batch"]) for row in rows):
+        mine = {row["kind"]: row for row in rows if (row["network"], row["batch"]) == (network, batch)}
+        torch_ms = next(iter(mine.values()))["torch_ms"]
+        cells = (f"{mine[kind]['times_torch']:.2g}" if kind in mine else "" for kind in kinds)
+        lines.append(_line(network, str(batch), f"{_ms(torch_ms)} ms", *cells))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
@@ -210,6 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels": shares,
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),
+    "inference": inference,
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},

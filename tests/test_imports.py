@@ -57,6 +57,7 @@ LAYERS = [
     "compress",
     "io",
     "measure",
+    "optimize",
     "export",
     "analyze",
     "train",

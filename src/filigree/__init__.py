@@ -73,6 +73,7 @@ from filigree.nn.sparse.online_paths import OnlinePaths
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.structured.low_rank import LowRank
 from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz
+from filigree.optimize.optimization import optimize_
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
 
@@ -194,6 +195,7 @@ __all__ = [
     "net_deviation",
     "nn",
     "ops",
+    "optimize_",
     "retraining_bound",
     "save",
     "seed_everything",

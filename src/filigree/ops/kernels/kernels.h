@@ -129,6 +129,47 @@ struct Layout {
   int64_t row() const { return by_column() ? units : units > 1 ? inner : outer * inner; }  // numbers that are alike
 };
 
+// Inference (inference.cpp). Numbers of each image: at `data`, or `offset` numbers into the scratch memory; `size`
+// apart.
+struct Span {
+  void *data;
+  int64_t offset, size;
+};
+
+// What becomes of sums, by output: times scale, plus bias, then ReLU (with a slope for numbers below zero), then times
+// factor plus shift. Each may be null; those of a weight in panels are padded with zeros to whole panels.
+struct Finishing {
+  const float *scale, *bias, *slope, *factor, *shift;
+  bool relu;
+};
+
+// A weight in panels of 16 outputs (panel_weights.h). `depth` inputs in `runs` runs of neighbours: pairs of where one
+// begins, from the first number that is read, and how long it is. ROWS and TILES: the nonzeros by rows, which begin at
+// `starts`; `masks` are columns, of TILES as numbers of inputs, else as positions.
+enum Coding : int32_t { FLOATS, SIGNED_BYTES, BITMAP, ROWS, TILES };
+struct PanelWeight {
+  Coding coding;
+  int64_t depth, panels;
+  const void *values;
+  const uint16_t *masks;
+  const int64_t *starts;
+  const int32_t *run;
+  int64_t runs;
+};
+
+// A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin
+// (`reads`, of ADD `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its outputs go
+// (`writes`).
+enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU };
+struct Operation {
+  OperationKind kind;
+  int64_t from, other, to, points, taps, channels;
+  const int32_t *reads, *others, *writes;
+  bool clear;  // zeros all of `to` before
+  PanelWeight weight;
+  Finishing finish;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
 #define KERNEL(result, name, arguments) result(*name) arguments;

@@ -94,4 +94,10 @@ KERNEL(void, noisy_gru_backward,
        (bool f64, const Noisy &n, int64_t samples, int64_t hidden, const void *px, const void *ph, const void *p,
         const void *before, void *dh, void *dpx, void *dph, void *dp))
 
+// a network for inference: `numbers` of scratch memory for each image, of which at most `chunk` are taken at a time;
+// `work` multiply-adds for each
+KERNEL(void, inference,
+       (const std::vector<Span> &spans, const std::vector<Operation> &steps, int64_t images, int64_t chunk,
+        int64_t numbers, int64_t work))
+
 #undef KERNEL

@@ -1,0 +1,183 @@
+// A whole network, or a part of one, as one call for inference: steps on float numbers of images, which lie pixel by
+// pixel, the channels of each beside one another.
+//
+// Convolutions and linear layers are one step, MULTIPLY. Where a pixel's inputs begin and which numbers after that it
+// reads is given by two short tables, so that no patch is ever copied; weights are packed in panels of 16 outputs, as
+// floats, as bytes, or as the numbers that are not zero with a mask of 16 bits for each input.
+#include "caches.h"
+#include "point_tiles.h"
+#include "recurrent.h"
+#include "scratch.h"
+
+#include <algorithm>
+
+namespace filigree {
+namespace FILIGREE_ISA {
+namespace {
+
+class Memory {
+ public:
+  Memory(const std::vector<Span> &spans, float *scratch, int64_t chunk) : spans(spans), own(scratch), chunk(chunk) {}
+  Area operator()(int64_t number, int64_t first) const {
+    const Span &span = spans[size_t(number)];
+    return {span.data ? static_cast<float *>(span.data) + first * span.size : own + chunk * span.offset, span.size};
+  }
+
+ private:
+  const std::vector<Span> &spans;
+  float *own;
+  int64_t chunk;
+};
+
+struct Part {  // of the work of a step, for one of a team's threads
+  int64_t from, to;
+  Part(int64_t count, int thread, int threads) : from(count * thread / threads), to(count * (thread + 1) / threads) {}
+};
+
+void gather(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
+  const Part part(o.points, thread, threads);
+  for (int64_t i = 0; i < images; ++i) {
+    const float *x = in.data + i * in.by_image;
+    float *y = out.data + i * out.by_image;
+    for (int64_t p = part.from; p < part.to; ++p) y[p] = o.reads[p] < 0 ? 0.0f : x[o.reads[p]];
+  }
+}
+
+// The pixels [from, to) of all images, in tiles of at most P: call(tile size, inputs, outputs) for each.
+template <int P, class Call>
+inline void tiles(const Operation &o, Area in, Area out, int64_t from, int64_t to, Call call) {
+  int64_t image = from / o.points, point = from % o.points;
+  for (int64_t first = from; first < to; first += P) {
+    const int count = int(std::min<int64_t>(P, to - first));
+    const float *x[P];
+    float *y[P];
+    for (int p = 0; p < count; ++p) {
+      x[p] = in.data + image * in.by_image + o.reads[point];
+      y[p] = out.data + image * out.by_image + o.writes[point];
+      if (++point == o.points) point = 0, ++image;
+    }
+    for (int p = count; p < P; ++p) x[p] = x[count - 1], y[p] = nullptr;
+    call(count, x, y);
+  }
+}
+
+void multiply(const Operation &o, Area in, Area out, int64_t images, int thread, int threads, float *tile) {
+  if (o.weight.coding == TILES) {
+    const Part part(images * o.points, thread, threads);
+    tiles<TILE>(o, in, out, part.from, part.to, [&](int count, const float *const *x, float *const *y) {
+      multiply_point_tile(o.weight, count, x, y, o.finish, tile);
+    });
+    return;
+  }
+  if (o.weight.coding == ROWS) {
+    const Part part(o.weight.panels * LANES_OF_A_PANEL, thread, threads);
+    for (int64_t i = 0; i < images; ++i)
+      for (int64_t p = 0; p < o.points; ++p)
+        multiply_rows_of(o.weight, in.data + i * in.by_image + o.reads[p], out.data + i * out.by_image + o.writes[p],
+                         o.finish, part.from, part.to);
+    return;
+  }
+  const int64_t points = images * o.points, blocks = (o.weight.panels + WIDTH - 1) / WIDTH;
+  const Part part(points * blocks, thread, threads);
+  with_coding(o.weight.coding, [&](auto coding) {
+    constexpr Coding C = decltype(coding)::value;
+    for (int64_t unit = part.from, to; unit < part.to; unit += to - unit % points) {
+      const int64_t from = unit % points;
+      to = std::min(points, from + part.to - unit);
+      const PanelBlock block = panel_block(o.weight, unit / points);
+      for_panels<C>(block, [&](auto width, int panel) {
+        constexpr int B = decltype(width)::value;
+        tiles<tile_size<C, B>>(o, in, out, from, to, [&](int count, const float *const *x, float *const *y) {
+          multiply_some<C, B>(o.weight, block, panel, count, x, y, o.finish);
+        });
+      });
+    }
+  });
+}
+
+// The largest, or the mean, of some numbers for each channel of a pixel.
+template <bool MOST>
+void pool(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
+  constexpr int L = LANES<float>;
+  const Part part(images * o.points, thread, threads);
+  for (int64_t g = part.from; g < part.to; ++g) {
+    const int64_t image = g / o.points, point = g % o.points;
+    const float *x = in.data + image * in.by_image;
+    float *y = out.data + image * out.by_image + o.writes[point];
+    const int32_t *reads = o.reads + point * o.taps;
+    for (int64_t c = 0; c < o.channels; c += L) {
+      V all = load<float, L>(x + reads[0] + c);
+      for (int64_t t = 1; t < o.taps; ++t) {
+        const V each = load<float, L>(x + reads[t] + c);
+        if constexpr (MOST) all = each > all || each != each ? each : all;  // keeps NaN, as torch does
+        else all += each;
+      }
+      if constexpr (!MOST) all *= 1.0f / float(o.taps);
+      store<float, L>(y + c, finished<L>(all, o.finish, c));
+    }
+  }
+}
+
+void add(const Operation &o, Area in, Area other, Area out, int64_t images, int thread, int threads) {
+  constexpr int L = LANES<float>;
+  const Part part(images * o.points, thread, threads);
+  for (int64_t g = part.from; g < part.to; ++g) {
+    const int64_t image = g / o.points, point = g % o.points;
+    const float *a = in.data + image * in.by_image + o.reads[point];
+    const float *b = other.data + image * other.by_image + o.others[point];
+    float *y = out.data + image * out.by_image + o.writes[point];
+    for (int64_t c = 0; c < o.channels; c += L)
+      store<float, L>(y + c, finished<L>(load<float, L>(a + c) + load<float, L>(b + c), o.finish, c));
+  }
+}
+
+void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t images, int thread, int threads,
+              float *tile) {
+  const Area in = memory(o.from, first), out = memory(o.to, first);
+  if (o.clear)  // what lies around the pixels is zero
+    for (int64_t i = thread; i < images; i += threads)
+      std::fill(out.data + i * out.by_image, out.data + (i + 1) * out.by_image, 0.0f);
+  if (o.clear) wait_for(threads);
+  switch (o.kind) {
+    case GATHER:
+      return gather(o, in, out, images, thread, threads);
+    case MULTIPLY:
+      return multiply(o, in, out, images, thread, threads, tile);
+    case MAXIMUM:
+      return pool<true>(o, in, out, images, thread, threads);
+    case MEAN:
+      return pool<false>(o, in, out, images, thread, threads);
+    case ADD:
+      return add(o, in, memory(o.other, first), out, images, thread, threads);
+    case LSTM:
+    case GRU:
+      if (thread == 0) recur(o, in, memory(o.other, first), out, images);
+  }
+}
+
+}  // namespace
+
+void inference(const std::vector<Span> &spans, const std::vector<Operation> &steps, int64_t images, int64_t chunk,
+               int64_t numbers, int64_t work) {
+  const int threads = team(work * images);
+  const bool apart = images >= 2 * threads;  // each thread has images of its own; else all have parts of each step
+  if (apart) chunk = std::max<int64_t>(1, std::min(chunk, images / threads));
+  const int64_t each = chunk * numbers + 64;  // vectors may be read beyond the last number
+  float *own = scratch<float>(0, apart ? each * threads : each);
+  int64_t tile = 0;
+  for (const Operation &step : steps) tile = std::max(tile, tile_scratch(step.weight));
+  float *tiles_of_threads = scratch<float>(1, tile * threads);
+  parallel(threads, [&](int thread, int count) {
+    const Part part(images, apart ? thread : 0, apart ? count : 1);
+    const Memory memory(spans, own + (apart ? thread * each : 0), chunk);
+    for (int64_t first = part.from; first < part.to; first += chunk)
+      for (const Operation &step : steps) {
+        run_step(step, memory, first, std::min(chunk, part.to - first), apart ? 0 : thread, apart ? 1 : count,
+                 tiles_of_threads + thread * tile);
+        if (!apart) wait_for(count);
+      }
+  });
+}
+
+}  // namespace FILIGREE_ISA
+}  // namespace filigree

@@ -1,0 +1,265 @@
+// Weights in panels of 16 outputs, and their product with a few vectors of inputs at a time.
+//
+// A block is at most WIDTH panels; its weights lie input by input, so that they are read as one stream. As floats, as
+// bytes (small integers, scaled at the end) or as a bitmap: for each input and panel a mask of 16 bits and only the
+// numbers that are not zero, which are spread over the lanes by the mask.
+#pragma once
+#include "loops.h"
+
+#if defined(FILIGREE_ISA_avx2) || defined(FILIGREE_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+namespace filigree {
+namespace FILIGREE_ISA {
+namespace {
+
+constexpr int LANES_OF_A_PANEL = 16, WIDTH = 4;
+constexpr int VECTORS = LANES_OF_A_PANEL / LANES<float>;  // of a panel
+typedef Vec<float, LANES<float>> V;
+
+// Where the numbers of each image lie.
+struct Area {
+  float *data;
+  int64_t by_image;
+};
+
+// What becomes of the sums of L outputs from `c` on.
+template <int L>
+inline Vec<float, L> finished(Vec<float, L> v, const Finishing &f, int64_t c) {
+  if (f.scale) v *= load<float, L>(f.scale + c);
+  if (f.bias) v += load<float, L>(f.bias + c);
+  if (f.slope) v = v < 0 ? v * load<float, L>(f.slope + c) : v;
+  else if (f.relu) v = v < 0 ? Vec<float, L>{} : v;  // keeps NaN, as torch does
+  if (f.factor) v = v * load<float, L>(f.factor + c) + load<float, L>(f.shift + c);
+  return v;
+}
+
+struct PanelBlock {
+  int64_t first;  // panel
+  int panels;
+  const char *values;
+  const uint16_t *masks;
+};
+
+inline PanelBlock panel_block(const PanelWeight &w, int64_t number) {
+  const int64_t first = number * WIDTH;
+  const int panels = int(w.panels - first < WIDTH ? w.panels - first : WIDTH);
+  const int64_t before = first * w.depth * LANES_OF_A_PANEL;
+  const char *values = static_cast<const char *>(w.values);
+  if (w.coding == BITMAP) return {first, panels, values + w.starts[number] * 4, w.masks + first * w.depth};
+  return {first, panels, values + before * (w.coding == FLOATS ? 4 : 1), nullptr};
+}
+
+// The panels that are multiplied at a time, and the vectors of inputs: as many sums as registers hold.
+#if defined(FILIGREE_ISA_avx512)
+constexpr bool WHOLE_BLOCKS = true;
+constexpr __mmask16 ALL = 0xffff;
+template <Coding C, int B>
+constexpr int tile_size = B <= 2   ? 12
+                          : B == 3 ? 8
+                                   : 6;
+#else
+constexpr bool WHOLE_BLOCKS = false;
+#if defined(FILIGREE_ISA_neon)
+constexpr int SUMS = 24;
+#else
+constexpr int SUMS = 12;
+#endif
+template <Coding C, int B>
+constexpr int tile_size = SUMS / VECTORS / B > 0 ? SUMS / VECTORS / B : 1;
+#endif
+
+#if defined(FILIGREE_ISA_avx2)
+// For each mask of 8 bits which of the packed numbers each lane takes; with the sign bit where it takes none.
+struct Spread {
+  int32_t lanes[256][8];
+  Spread() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, next = 0; lane < 8; ++lane) lanes[mask][lane] = mask >> lane & 1 ? next++ : INT32_MIN;
+  }
+};
+inline const Spread SPREAD;
+#endif
+
+// The next weights of B panels, and on to those of the next input.
+template <Coding C, int B>
+class Stream {
+ public:
+  // the weights of the panels from `from` on
+  Stream(const PanelBlock &block, int from) : values(block.values), masks(block.masks), step(block.panels), at(from) {}
+
+  void next(V *to) {
+    if constexpr (C == FLOATS) {
+      const float *w = reinterpret_cast<const float *>(values) + at * LANES_OF_A_PANEL;
+#pragma GCC unroll 16
+      for (int v = 0; v < B * VECTORS; ++v) to[v] = load<float, LANES<float>>(w + v * LANES<float>);
+      values += step * LANES_OF_A_PANEL * 4;
+    } else if constexpr (C == SIGNED_BYTES) {
+      const int8_t *w = reinterpret_cast<const int8_t *>(values) + at * LANES_OF_A_PANEL;
+#pragma GCC unroll 16
+      for (int v = 0; v < B * VECTORS; ++v) to[v] = of_bytes(w + v * LANES<float>);
+      values += step * LANES_OF_A_PANEL;
+    } else {
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) spread(masks[b], to + b * VECTORS);
+      masks += B;
+    }
+  }
+
+ private:
+  const char *values;
+  const uint16_t *masks;
+  int64_t step, at;
+
+  static V of_bytes(const int8_t *w) {
+#if defined(FILIGREE_ISA_avx512)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w));  // masked: GCC warns of the others
+    return V(_mm512_maskz_cvtepi32_ps(ALL, _mm512_maskz_cvtepi8_epi32(ALL, bytes)));
+#elif defined(FILIGREE_ISA_avx2)
+    return V(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(w)))));
+#else
+    V all{};
+    for (int i = 0; i < LANES<float>; ++i) all[i] = float(w[i]);
+    return all;
+#endif
+  }
+
+  void spread(uint16_t mask, V *to) {
+    const float *w = reinterpret_cast<const float *>(values);
+#if defined(FILIGREE_ISA_avx512)
+    *to = V(_mm512_maskz_expand_ps(mask, _mm512_loadu_ps(w)));
+    values += 4 * __builtin_popcount(mask);
+#elif defined(FILIGREE_ISA_avx2)
+    for (int v = 0; v < 2; ++v) {
+      const int bits = mask >> 8 * v & 255;
+      const __m256 lanes = _mm256_loadu_ps(reinterpret_cast<const float *>(SPREAD.lanes[bits]));
+      const __m256 taken = _mm256_permutevar8x32_ps(_mm256_loadu_ps(w), _mm256_castps_si256(lanes));
+      to[v] = V(_mm256_blendv_ps(taken, _mm256_setzero_ps(), lanes));
+      w += __builtin_popcount(unsigned(bits));
+    }
+    values = reinterpret_cast<const char *>(w);
+#else
+    for (int v = 0; v < VECTORS; ++v) {
+      V all{};
+      for (int i = 0; i < LANES<float>; ++i, mask = uint16_t(mask >> 1)) all[i] = mask & 1 ? *w++ : 0.0f;
+      to[v] = all;
+    }
+    values = reinterpret_cast<const char *>(w);
+#endif
+  }
+};
+
+// y[p] = W x[p] for P vectors of inputs and B panels of a block from `panel` on; where y[p] is null nothing is stored
+template <Coding C, int B, int P>
+void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, const float *const *x, float *const *y,
+                   const Finishing &finish) {
+  constexpr int N = B * VECTORS;
+  // sums of one input after another wait for each other; that their order depends on no batch, they do so for any P
+  constexpr int APART_SUMS = N == 1 ? 2 : 1;
+  V sum[APART_SUMS][P][N] = {};
+  Stream<C, B> weights(block, panel);
+  for (int64_t r = 0; r < w.runs; ++r) {
+    const float *at[P];
+    for (int p = 0; p < P; ++p) at[p] = x[p] + w.run[2 * r];
+    const int64_t length = w.run[2 * r + 1];
+    const auto input = [&](int64_t k, V(&to)[P][N]) {
+      V each[N] = {};
+      weights.next(each);
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) {
+        const float number = at[p][k];
+#pragma GCC unroll 16
+        for (int v = 0; v < N; ++v) to[p][v] += number * each[v];
+      }
+    };
+    int64_t k = 0;
+    if constexpr (APART_SUMS > 1)
+      for (; k + APART_SUMS <= length; k += APART_SUMS)
+#pragma GCC unroll 4
+        for (int u = 0; u < APART_SUMS; ++u) input(k + u, sum[u]);
+    for (; k < length; ++k) input(k, sum[0]);
+  }
+#pragma GCC unroll 12
+  for (int p = 0; p < P; ++p) {
+    if (!y[p]) continue;
+#pragma GCC unroll 16
+    for (int v = 0; v < N; ++v) {
+      V all = sum[0][p][v];
+      for (int u = 1; u < APART_SUMS; ++u) all += sum[u][p][v];
+      const int64_t c = (block.first + panel) * LANES_OF_A_PANEL + v * LANES<float>;
+      store<float, LANES<float>>(y[p] + c, finished<LANES<float>>(all, finish, c));
+    }
+  }
+}
+
+// The numbers of `x` at L columns.
+inline V gathered(const float *x, const uint16_t *columns) {
+#if defined(FILIGREE_ISA_avx512)
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(columns));
+  const __m512i all = _mm512_maskz_cvtepu16_epi32(ALL, narrow);
+  return V(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), ALL, all, x, 4));
+#elif defined(FILIGREE_ISA_avx2)
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i *>(columns));
+  return V(_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(narrow), 4));
+#else
+  V all{};
+  for (int i = 0; i < LANES<float>; ++i) all[i] = x[columns[i]];
+  return all;
+#endif
+}
+
+// The outputs [from, to) of one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
+inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
+                             int64_t to) {
+  constexpr int L = LANES<float>, FAR = 128;  // numbers ahead that are fetched
+  const float *values = static_cast<const float *>(w.values);
+  for (int64_t r = from; r < to; ++r) {
+    V sum[2] = {};
+    int64_t k = w.starts[r];
+    const int64_t end = w.starts[r + 1];
+    for (; k + 2 * L <= end; k += 2 * L) {
+      __builtin_prefetch(values + k + FAR);
+      __builtin_prefetch(values + k + FAR + L);
+      __builtin_prefetch(w.masks + k + FAR);
+      for (int u = 0; u < 2; ++u) sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
+    }
+    float all = total<float, L>(sum[0] + sum[1]);
+    for (; k < end; ++k) all += values[k] * x[w.masks[k]];
+    y[r] = finished<1>(all, finish, r);
+  }
+}
+
+// call(panels at a time, the block, its first panel) for all panels of a block.
+template <Coding C, int B = WIDTH, class Call>
+inline void for_panels(const PanelBlock &block, Call call) {
+  if constexpr (!WHOLE_BLOCKS && C != BITMAP) {
+    for (int panel = 0; panel < block.panels; ++panel) call(std::integral_constant<int, 1>{}, panel);
+  } else {
+    if (block.panels == B) return call(std::integral_constant<int, B>{}, 0);
+    if constexpr (B > 1) for_panels<C, B - 1>(block, call);
+  }
+}
+
+// y[p] = W x[p] for `count` vectors of inputs, 1 <= count <= tile_size, of arrays that are that long
+template <Coding C, int B>
+inline void multiply_some(const PanelWeight &w, const PanelBlock &block, int panel, int count, const float *const *x,
+                          float *const *y, const Finishing &finish) {
+  constexpr int P = tile_size<C, B>;
+  if (count == 1) return multiply_tile<C, B, 1>(w, block, panel, x, y, finish);
+  if constexpr (P > 3)
+    if (count <= P / 2) return multiply_tile<C, B, P / 2>(w, block, panel, x, y, finish);
+  if constexpr (P > 1) multiply_tile<C, B, P>(w, block, panel, x, y, finish);
+}
+
+// call(coding) for the coding of a weight in panels
+template <class Call>
+inline void with_coding(Coding coding, Call call) {
+  if (coding == FLOATS) call(std::integral_constant<Coding, FLOATS>{});
+  else if (coding == SIGNED_BYTES) call(std::integral_constant<Coding, SIGNED_BYTES>{});
+  else call(std::integral_constant<Coding, BITMAP>{});
+}
+
+}  // namespace
+}  // namespace FILIGREE_ISA
+}  // namespace filigree

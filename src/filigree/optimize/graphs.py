@@ -1,0 +1,76 @@
+"""From a model's graph to one in which parts are calls of the kernel."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from filigree.optimize.layouts import Layout
+from filigree.optimize.nodes import take
+from filigree.optimize.planning import Plan
+from filigree.optimize.runtime import Program
+from filigree.optimize.tracing import Traced
+
+
+def plans_of(traced: Traced, left: set[fx.Node]) -> list[Plan]:
+    """Plans for as many nodes of a graph as can be taken, but for those that are to be `left`.
+
+    A plan reads one node only, so that it can run as soon as that one is there.
+    """
+    plans: list[Plan] = []
+    for node in traced.graph.nodes:
+        first = node.args[0] if node.args else None
+        if (
+            node in left
+            or node.op not in ("call_module", "call_function", "call_method")
+            or not isinstance(first, fx.Node)
+        ):
+            continue
+        if not any(take(plan, node) for plan in plans if first in plan.layouts):
+            plan = Plan.of(traced, first)
+            if plan is not None and take(plan, node):
+                plans.append(plan)
+    return [plan for plan in plans if any(draft.layer is not None for draft in plan.drafts)]
+
+
+def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModule:
+    """The graph with these plans as calls, and without what is not needed then."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(traced.graph, copies))
+    modules: dict[str, Any] = {}
+    for number, plan in enumerate(plans):
+        taken = set(plan.nodes)
+        outputs = [node for node in plan.nodes if isinstance(plan.layouts[node], Layout) and set(node.users) - taken]
+        layouts = [plan.layouts[node] for node in outputs]
+        rest = [layout.positions.movedim(layout.batch_dim, 0).shape[1:] for layout in layouts]
+        name = f"part{number}"
+        modules[name] = Program(plan.program(outputs, chunk), rest, [layout.batch_dim for layout in layouts])
+        after = copies[plan.source]
+        if after.op == "placeholder":  # all of them stand first
+            after = [node for node in graph.nodes if node.op == "placeholder"][-1]
+        with graph.inserting_after(after):
+            call = graph.call_module(name, (copies[plan.source],))
+        call.meta.clear()
+        before = call
+        for index, node in enumerate(outputs):
+            value = call
+            if len(outputs) > 1:
+                with graph.inserting_after(before):
+                    before = value = graph.call_function(operator.getitem, (call, index))
+            copies[node].replace_all_uses_with(value)
+            copies[node] = value  # another plan may read it
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    for node in graph.nodes:
+        if node.op == "call_module" and str(node.target) not in modules:
+            modules[str(node.target)] = traced.root.get_submodule(str(node.target))
+        elif node.op == "get_attr":
+            modules[str(node.target)] = _attribute(traced.root, str(node.target))
+    return fx.GraphModule(modules, graph)
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)

@@ -1,0 +1,188 @@
+"""Which modules and functions of torch steps can stand for, and how."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from filigree.nn.dropout.dropout import FastDropout
+from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.ops.inference import MAXIMUM, MEAN
+from filigree.optimize.drafts import NotTaken
+from filigree.optimize.layouts import Layout
+from filigree.optimize.planning import Plan
+from filigree.optimize.recurrent import layers_of
+from filigree.optimize.weights import weight_of
+from filigree.preserved import has_hooks
+
+
+def take(plan: Plan, node: fx.Node) -> bool:
+    """Add a node to a plan; returns False, and changes nothing, where it cannot be."""
+    before = list(plan.sizes), list(plan.drafts), dict(plan.layouts), dict(plan.makers)
+    try:
+        plan.layouts[node] = layout = _laid_out(plan, node)
+        value = plan.traced.single[node]
+        if isinstance(layout, Layout) and (layout.positions.shape != value.shape or value.dtype is not torch.float32):
+            raise NotTaken
+    except (NotTaken, RuntimeError, IndexError, TypeError):
+        plan.sizes, plan.drafts, plan.layouts, plan.makers = before
+        return False
+    plan.nodes.append(node)
+    return True
+
+
+def _laid_out(plan: Plan, node: fx.Node) -> Any:
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node) or first not in plan.layouts:
+        raise NotTaken
+    if node.op == "call_module":
+        return _of_module(plan, node, first, plan.traced.module_of(node))
+    handler = FUNCTIONS.get(node.target) if node.op == "call_function" else METHODS.get(str(node.target))
+    if handler is None:
+        raise NotTaken
+    return handler(plan, node, first)
+
+
+def _of_module(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Any:
+    if len(node.args) != 1 or node.kwargs or module.training or has_hooks(module):
+        raise NotTaken
+    if type(module) in MODULES:
+        return MODULES[type(module)](plan, node, source, module)
+    if (layers := layers_of(module)) is not None:
+        return plan.recurrent(node, source, layers, isinstance(module, nn.LSTM) or module.mode == "LSTM")
+    if (equivalent := weight_of(module)) is None:
+        raise NotTaken
+    dense, weight = equivalent
+    return (plan.linear if isinstance(dense, nn.Linear) else plan.convolution)(node, source, dense, weight)
+
+
+def _norm(plan: Plan, node: fx.Node, source: fx.Node, norm: Any) -> Layout:
+    if norm.running_mean is None or norm.running_var is None or plan.shape(source)[1] != norm.num_features:
+        raise NotTaken
+    factor = (norm.running_var + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight
+    shift = -norm.running_mean * factor
+    shift = shift if norm.bias is None else shift + norm.bias
+    return plan.affine(node, source, factor.detach(), shift.detach())
+
+
+def _max_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any = None, padding: Any = 0,
+              dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False) -> Layout:  # fmt: skip
+    if return_indices or any(d != 1 for d in _many(dilation, 1)):
+        raise NotTaken
+    taps = _windows(plan, node, source, kernel, stride, padding, clamp=True)
+    return plan.pool(node, source, MAXIMUM, taps, plan.shape(node)[2:])
+
+
+def _mean_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any = None, padding: Any = 0,
+               ceil_mode: bool = False, count_include_pad: bool = True,
+               divisor_override: Any = None) -> Layout:  # fmt: skip
+    if ceil_mode or divisor_override is not None or any(_many(padding, 1)):
+        raise NotTaken
+    taps = _windows(plan, node, source, kernel, stride, padding, clamp=False)
+    return plan.pool(node, source, MEAN, taps, plan.shape(node)[2:])
+
+
+def _adaptive(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Layout:
+    sizes = plan.shape(source)[2:]
+    if any(size != 1 for size in plan.shape(node)[2:]):
+        raise NotTaken
+    return plan.pool(node, source, MEAN, torch.arange(sizes.numel())[None], plan.shape(node)[2:])
+
+
+def _windows(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any, padding: Any, clamp: bool) -> Tensor:
+    """The pixels of each window, flat; beyond a border its own pixel again, which a maximum does not notice."""
+    sizes, outs = plan.shape(source)[2:], plan.shape(node)[2:]
+    dims = len(sizes)
+    if not dims:
+        raise NotTaken
+    kernels, paddings = _many(kernel, dims), _many(padding, dims)
+    strides = kernels if stride in (None, [], ()) else _many(stride, dims)
+    flat = torch.zeros([1] * 2 * dims, dtype=torch.int64)
+    for d in range(dims):
+        along = (torch.arange(outs[d]) * strides[d] - paddings[d])[:, None] + torch.arange(kernels[d])
+        if clamp:
+            along = along.clamp(0, sizes[d] - 1)
+        shape = [1] * 2 * dims
+        shape[d], shape[dims + d] = along.shape
+        flat = flat * sizes[d] + along.view(shape)
+    return flat.expand(*outs, *kernels).reshape(outs.numel(), -1)
+
+
+def _many(value: Any, dims: int) -> list[int]:
+    return list(value) if isinstance(value, tuple | list) else [value] * dims
+
+
+def _call(handler: Callable[..., Layout]) -> Callable[..., Layout]:
+    """A function of torch with further arguments that are plain numbers."""
+
+    def handle(plan: Plan, node: fx.Node, source: fx.Node) -> Layout:
+        named = {{"kernel_size": "kernel"}.get(key, key): value for key, value in node.kwargs.items()}
+        return handler(plan, node, source, *node.args[1:], **named)
+
+    return handle
+
+
+def _relu(plan: Plan, node: fx.Node, source: fx.Node, *_: Any, **__: Any) -> Layout:
+    return plan.activation(node, source)
+
+
+def _leaky_relu(
+    plan: Plan, node: fx.Node, source: fx.Node, negative_slope: float = 0.01, inplace: bool = False
+) -> Layout:
+    return plan.activation(node, source, torch.tensor([negative_slope]))
+
+
+def _dropout(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
+    given = {**dict(zip(("p", "training"), node.args[1:], strict=False)), **node.kwargs}
+    if given.get("training", True):
+        raise NotTaken
+    return plan.same(node, source)
+
+
+def _same(plan: Plan, node: fx.Node, source: fx.Node, *_: Any) -> Any:
+    return plan.same(node, source)
+
+
+def _pools(handler: Any) -> Callable[..., Layout]:
+    names = ("padding", "dilation", "ceil_mode", "return_indices", "count_include_pad", "divisor_override")
+
+    def handle(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Layout:
+        settings = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        return handler(plan, node, source, module.kernel_size, module.stride, **settings)
+
+    return handle
+
+
+MODULES: dict[type, Callable[..., Any]] = {
+    nn.ReLU: _relu,
+    nn.LeakyReLU: lambda p, n, s, m: p.activation(n, s, torch.tensor([m.negative_slope])),
+    nn.PReLU: lambda p, n, s, m: p.activation(n, s, m.weight.detach()),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, FastDropout), _same),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ChannelMajorBatchNorm2d), _norm),
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _pools(_max_pool)),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pools(_mean_pool)),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive),
+    nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
+}
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    F.relu: _relu, torch.relu: _relu, F.dropout: _dropout, F.pad: Plan.pad,
+    F.leaky_relu: _call(_leaky_relu),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d), _call(_max_pool)),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _call(_mean_pool)),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), Plan.sum),
+    **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
+                     operator.getitem), Plan.view),
+}  # fmt: skip
+
+METHODS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t"), Plan.view),
+    "contiguous": Plan.contiguous, "detach": Plan.same,
+    "relu": _relu, "relu_": _relu, "add": Plan.sum, "add_": Plan.sum,
+}  # fmt: skip

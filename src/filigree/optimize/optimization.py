@@ -1,0 +1,257 @@
+"""The verb `optimize_`: a model is laid out for inference on this machine and for the batch of an example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from filigree.config import one_line
+from filigree.convert import inference_context
+from filigree.measure.timing import Timing, time_interleaved
+from filigree.optimize.graphs import graph_of, plans_of
+from filigree.optimize.planning import Draft, Plan
+from filigree.optimize.runtime import install, restore_, runtimes_of
+from filigree.optimize.tracing import NotTraceable, Traced
+from filigree.outputs import tensors_in
+from filigree.rollback import AllOrNothing
+from filigree.summary import label_of
+from filigree.text_table import aligned
+
+_TORCH = "as it was"
+_TOLERANCE = 1e-4  # of the largest output: what may differ by the order of sums
+
+
+@dataclass(frozen=True)
+class OptimizedLayer:
+    """A layer in the report: the form that was chosen, and the milliseconds of each form that was tried, alone."""
+
+    name: str
+    layer: str
+    form: str
+    milliseconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """What `optimize_` did. It prints as a table.
+
+    `before` and `after` are times of the whole model for a batch of `batch`, measured in turns; `after` is `before`
+    where nothing was changed. `difference` is the largest one of the outputs, over the largest magnitude among them.
+    """
+
+    batch: int
+    before: Timing
+    after: Timing
+    difference: float
+    layers: list[OptimizedLayer] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def speedup(self) -> float:
+        return self.before.median / self.after.median
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "speedup": self.speedup}
+
+    def __str__(self) -> str:
+        rows = [("layer", "", "form", "ms alone")]
+        for layer in self.layers:
+            times = ", ".join(f"{name} {time:.3g}" for name, time in layer.milliseconds.items())
+            rows.append((layer.name, layer.layer, layer.form, times))
+        title = (
+            f"optimize_: batch {self.batch}: {self.before.median:.3g} -> {self.after.median:.3g} ms, "
+            f"x {self.speedup:.2f}, outputs differ by {self.difference:.1e}"
+        )
+        return "\n".join([title, *(aligned(rows) if self.layers else []), *self.notes])
+
+
+def optimize_(model: nn.Module, example: Tensor | Sequence[Tensor], *, seconds: float = 0.1) -> OptimizeReport:
+    """Lay a model out for inference on this machine and for the batch size of an example.
+
+    Convolutions, linear layers, norms, activations and pools that follow one another become one call of a compiled
+    kernel: norms and activations are fused into the layers before them, flattening and padding cost nothing, and each
+    weight is held in the form that is fastest on its input, measured in turns: dense floats, a bitmap with the
+    nonzeros, the nonzeros by rows, or bytes where the weights are small integers (`IntegerLinear`, `IntegerConv2d`).
+    All forms compute the same up to the order of sums; nothing is approximated. What is not faster that way runs as
+    before, and the whole model is left as it was where the result is not faster than it.
+
+    The original modules stay in the model, and parameters, `state_dict`, `fg.save` and `fg.export` are theirs. They run
+    in training mode, with gradients enabled, under autocast, with hooks, and for inputs of other shapes (the batch size
+    may differ). After a change of weights or modules the model runs as before, and warns. `filigree.optimize.restore_`
+    undoes it. It costs the memory of the weights once more.
+
+    Args:
+        model: any torch module on the CPU, in eval mode. example: an input batch, or a tuple of the model's inputs; the
+            model is run on it, and on its first sample. seconds: of each measurement.
+
+    Returns:
+        A printable report: the form of each layer and the times of all, the times of the whole model.
+
+    Raises:
+        ValueError: the model is in training mode, or does not run on the example. The model is as it was before.
+    """
+    inputs = _checked(model, example)
+    with AllOrNothing(model, values=True):
+        restore_(model)
+        with inference_context(model):
+            try:
+                expected = [t.clone() for t in tensors_in(model(*inputs))]
+            except Exception as error:
+                raise ValueError(f"optimize_: the model does not run on the example: {one_line(error)}") from error
+        gathered = _Work(seconds)
+        with torch.no_grad():
+            gathered.optimize(model, "", inputs)
+        layers, notes = gathered.layers, gathered.notes
+        work = _running(model, inputs)
+        with torch.no_grad():
+            difference = _difference(tensors_in(model(*inputs)), expected)
+        if not runtimes_of(model):
+            (before,) = time_interleaved([work], seconds)
+            return OptimizeReport(len(inputs[0]), before, before, difference, layers, notes)
+        before, after = time_interleaved([_as_before(model, inputs), work], seconds * 3)
+        if not after.median < before.median or not difference <= _TOLERANCE:
+            why = "it was not faster" if difference <= _TOLERANCE else f"its outputs differed by {difference:.1e}"
+            restore_(model)
+            return OptimizeReport(len(inputs[0]), before, before, 0.0, layers, [*notes, f"left as it was: {why}"])
+    return OptimizeReport(len(inputs[0]), before, after, difference, layers, notes)
+
+
+def _checked(model: nn.Module, example: Any) -> list[Tensor]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize_: model must be a torch module. Got a {type(model).__name__}.")
+    inputs = [example] if isinstance(example, Tensor) else list(example)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise ValueError(f"optimize_: example must be a tensor or a tuple of tensors. Got {example!r}.")
+    if model.training:
+        raise ValueError("optimize_: the model must be in eval mode: model.eval().")
+    return inputs
+
+
+def _running(model: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(*inputs)
+
+    return run
+
+
+def _as_before(model: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    runtimes, work = runtimes_of(model), _running(model, inputs)
+
+    def run() -> Any:
+        for runtime in runtimes:
+            runtime.enabled = False
+        try:
+            return work()
+        finally:
+            for runtime in runtimes:
+                runtime.enabled = True
+
+    return run
+
+
+def _difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference over the largest magnitude; infinite where shapes or what is not finite differ."""
+    worst = 0.0
+    for y, z in zip(outputs, expected, strict=True):
+        if y.shape != z.shape or not torch.equal(y.isfinite(), z.isfinite()):
+            return float("inf")
+        finite = z.isfinite()
+        if finite.any():
+            most = z[finite].abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+            worst = max(worst, float((y - z)[finite].abs().max() / most))
+    return worst
+
+
+# -- a module whose graph is known, or those inside it -----------------------------------------------------------------
+
+
+class _Work:
+    """What `optimize_` gathers while it goes through a model."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.layers: list[OptimizedLayer] = []
+        self.notes: list[str] = []
+        self._rows: dict[Draft, OptimizedLayer] = {}
+
+    def optimize(self, module: nn.Module, name: str, inputs: Sequence[Tensor]) -> None:
+        """Optimise a module by its graph or, where that is not known, those inside it."""
+        try:
+            traced = Traced(module, inputs)
+        except NotTraceable as error:
+            children = _inputs_of_children(module, inputs)
+            if not children:
+                self.notes.append(f"left as it was: {name or 'the model'}: its graph is not known: {error}")
+            for key, given in children.items():
+                self.optimize(module.get_submodule(key), f"{name}.{key}".lstrip("."), given)
+            return
+        plans = plans_of(traced, set())
+        slower = [node for plan in plans for node in self._choose_forms(traced, plan, name)]
+        graphs = [graph_of(traced, plans, chunk) for chunk in _chunks(len(inputs[0]))] if plans else []
+        if slower and (fewer := plans_of(traced, set(slower))):
+            for plan in fewer:
+                plan.take_forms(plans)
+            graphs += [graph_of(traced, fewer, chunk) for chunk in _chunks(len(inputs[0]))]
+        if not graphs:
+            self.notes.append(f"left as it was: {name or 'the model'}: no layer in it can be laid out anew")
+            return
+        works = [_running(module, inputs), *(_running(graph, inputs) for graph in graphs)]
+        times = [timing.median for timing in time_interleaved(works, self.seconds)]
+        best = times.index(min(times))
+        if best:
+            install(module, graphs[best - 1], [x.shape[1:] for x in inputs])
+        kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
+        rows, self._rows = self._rows, {}
+        self.layers += [
+            replace(layer, form=_TORCH) if kept is None or (draft.node and draft.node.name in kept) else layer
+            for draft, layer in rows.items()
+        ]
+
+    def _choose_forms(self, traced: Traced, plan: Plan, name: str) -> list[fx.Node]:
+        """Give each layer its fastest form; returns the nodes of those that are faster as they are."""
+        ours: dict[fx.Node, float] = {}
+        as_it_was: dict[fx.Node, float] = {}
+        for draft in plan.drafts:
+            if (node := draft.node) is None:
+                continue
+            source = traced.values[node.all_input_nodes[0]]
+            works = {form: plan.alone(draft, form, len(source)) for form in draft.forms}
+            if node not in ours:
+                works[_TORCH] = _running(traced.module_of(node), [source])
+            timings = time_interleaved(list(works.values()), self.seconds)
+            times = {form: timing.median for form, timing in zip(works, timings, strict=True)}
+            draft.form = min(draft.forms, key=lambda form: times[form])
+            ours[node] = ours.get(node, 0.0) + times[draft.form]
+            as_it_was[node] = times.get(_TORCH, as_it_was.get(node, 0.0))
+            path = [name, str(node.target).removeprefix("model").lstrip("."), draft.part]
+            label = label_of(traced.module_of(node))
+            self._rows[draft] = OptimizedLayer(".".join(filter(None, path)), label, draft.form, times)
+        return [node for node in ours if as_it_was[node] < ours[node]]
+
+
+def _chunks(images: int) -> list[int]:
+    return sorted({min(images, chunk) for chunk in (1, 8, 64)})
+
+
+def _inputs_of_children(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """What the modules inside one are called with, where that is once, with tensors and nothing else."""
+    calls: dict[str, list[Any]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda child, args, named: calls.setdefault(name, []).append((args, named))
+
+    children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+    with inference_context(
+        module, (child.register_forward_pre_hook(keep(name), with_kwargs=True) for name, child in children)
+    ):
+        module(*inputs)
+    return {
+        name: list(args)
+        for name, [(args, named), *others] in calls.items()
+        if not others and not named and args and all(isinstance(x, Tensor) and x.dim() for x in args)
+    }

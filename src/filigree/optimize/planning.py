@@ -1,0 +1,398 @@
+"""From the nodes of a graph to steps of one kernel: which can be taken, where their numbers lie, what is fused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from filigree.nn.dropout.dropout import FastDropout
+from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps, padded
+from filigree.optimize.drafts import Draft, NotTaken, arranged
+from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
+from filigree.optimize.recurrent import Direction
+from filigree.optimize.tracing import Traced
+from filigree.optimize.weights import LayerWeight
+
+_ELEMENTWISE = (  # what passes on a wish for zeros around its input
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, FastDropout,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ChannelMajorBatchNorm2d,
+)  # fmt: skip
+
+
+class Plan:
+    """Steps for a part of a graph with one input; spans are numbered, the first one is the input."""
+
+    def __init__(self, traced: Traced, source: fx.Node) -> None:
+        self.traced, self.source = traced, source
+        self.sizes: list[int] = []
+        self.drafts: list[Draft] = []
+        self.layouts: dict[fx.Node, Any] = {}
+        self.makers: dict[fx.Node, Draft] = {}  # whose outputs a node's are, while more can be fused into it
+        self.nodes: list[fx.Node] = []
+        value = traced.single[source]
+        self.layouts[source] = Layout(self._span(value.numel()), torch.arange(value.numel()).view(value.shape))
+
+    @classmethod
+    def of(cls, traced: Traced, source: fx.Node) -> Plan | None:
+        """None: what a node holds is no float32 tensor with samples along its first dimension."""
+        is_input = traced.batch_dim(source) == 0 and traced.single[source].dtype is torch.float32
+        return cls(traced, source) if is_input else None
+
+    # -- products ----------------------------------------------------------------------------------------------------
+
+    def linear(self, node: fx.Node, source: fx.Node, dense: nn.Linear, weight: LayerWeight) -> Layout:
+        layout = self.batch_first(source)
+        positions = layout.positions.movedim(-1, 1)  # (1, inputs, ...)
+        if (sums := sums_of(positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None])) is None:
+            layout = self._gathered(layout, positions, dense.in_features)
+            positions = layout.positions
+            sums = sums_of(positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None])
+        assert sums is not None
+        sizes = positions.shape[2:]
+        halo = [(0, 0)] * len(sizes)
+        span = self._span(numbers_by_pixel(dense.out_features, sizes, halo))
+        out = by_pixel(span, dense.out_features, sizes, halo)
+        self._multiply(node, layout, sums, out, weight)
+        if not sizes:
+            return out
+        return Layout(out.span, out.positions.movedim(1, -1))
+
+    def convolution(self, node: fx.Node, source: fx.Node, dense: Any, weight: LayerWeight) -> Layout:
+        layout = self.batch_first(source)
+        padding = _padding(dense)
+        positions = layout.with_zeros(padding)
+        if not is_affine(positions):
+            layout = self._gathered(layout, positions, positions.shape[1])
+            positions = layout.positions
+        sizes = [
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(positions.shape[2:], dense.kernel_size, dense.stride, dense.dilation, strict=True)
+        ]
+        taps = tuple(slice(0, d * (k - 1) + 1, d) for k, d in zip(dense.kernel_size, dense.dilation, strict=True))
+        starts = tuple(slice(0, (size - 1) * s + 1, s) for size, s in zip(sizes, dense.stride, strict=True))
+        inputs = _cut(positions[0], (slice(None), *taps)).reshape(-1)
+        first = _cut(positions[0, 0], starts).reshape(-1)
+        halo = self._halo(node, len(sizes))
+        out = by_pixel(self._span(numbers_by_pixel(dense.out_channels, sizes, halo)), dense.out_channels, sizes, halo)
+        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight)
+        return out
+
+    def _multiply(
+        self, node: fx.Node, source: Layout, sums: tuple[Tensor, Tensor], out: Layout, weight: LayerWeight,
+        part: str = "",
+    ) -> None:  # fmt: skip
+        first, inputs = sums
+        least = int(inputs.min())
+        reads, inputs = first + least, inputs - least
+        outputs = len(weight.matrix)
+        step = Step(
+            MULTIPLY, source.span, out.span, len(reads), _table(reads), _table(out.positions[0, 0]),
+            clear=any(map(any, out.halo)), channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
+        )  # fmt: skip
+        forms = weight.forms(inputs, len(reads) * self._images())
+        finish = Finishing(bias=weight.bias, relu=weight.relu)
+        self._add(node, Draft(step, weight, node, finish, outputs, forms, part=part))
+
+    def recurrent(self, node: fx.Node, source: fx.Node, layers: list[list[Direction]], lstm: bool) -> Any:
+        """An LSTM's results or, where only the outputs and some layers' last states are read, a GRU's."""
+        layout, gates = self.batch_first(source), 4 if lstm else 3
+        if layout.positions.dim() != 3 or not _is_indexed(node, 3 if lstm else 2):
+            raise NotTaken
+        time, hidden, last, cells = layout.positions.shape[1], layers[0][0].hidden, [], []
+        wide = padded(hidden)
+        for number, directions in enumerate(layers):
+            span, row = self._span(time * len(directions) * wide), len(directions) * wide
+            steps = torch.arange(time) * row
+            columns = [side * wide + torch.arange(hidden) for side in range(len(directions))]
+            for side, direction in enumerate(directions):
+                rows = layout.positions[0].t()
+                if (sums := sums_of(rows)) is None:
+                    layout = self._gathered(layout, rows[None], len(rows))
+                    sums = sums_of(layout.positions[0])
+                assert sums is not None
+                suffix = f"_l{number}" + "_reverse" * side
+                sizes, halo = (time,), [(0, 0)]
+                inputs = by_pixel(self._span(time * gates * wide), gates * wide, sizes, halo)
+                self._multiply(node, layout, sums, inputs, direction.inputs, f"ih{suffix}")
+                order = torch.arange(time).flip(0) if side else torch.arange(time)
+                state = self._span((1 + gates) * wide)
+                step = Step(
+                    LSTM if lstm else GRU, inputs.span, span, time, _table(order * gates * wide),
+                    _table(steps[order] + side * wide), state, channels=wide,
+                    work=time * direction.states.matrix.numel(),
+                )  # fmt: skip
+                forms = direction.states.forms(torch.arange(hidden), 1)
+                finish = Finishing(bias=direction.states.bias)
+                self.drafts.append(Draft(step, direction.states, node, finish, gates * wide, forms, part=f"hh{suffix}"))
+                last.append(Layout(span, (steps[order[-1]] + columns[side])[None]))
+                cells.append(Layout(state, torch.arange(hidden)[None]))
+            layout = Layout(span, (steps[:, None] + torch.cat(columns))[None])
+        return (layout, (last, cells)) if lstm else (layout, last)
+
+    # -- elementwise -------------------------------------------------------------------------------------------------
+
+    def activation(self, node: fx.Node, source: fx.Node, slope: Tensor | None = None) -> Layout:
+        """ReLU, or a slope below zero: one number, or one a channel."""
+        per_channel = slope is not None and slope.numel() > 1
+        draft = self._open(source, per_channel)
+        if (
+            draft is not None
+            and draft.finish.factor is None
+            and not (draft.finish.relu or draft.finish.slope is not None)
+        ):
+            self._finish(node, draft, relu=True, slope=slope)
+            return self.layouts[source]
+        layout, draft = self._alone(node, source)
+        self._finish(node, draft, relu=True, slope=slope)
+        return layout
+
+    def affine(self, node: fx.Node, source: fx.Node, factor: Tensor, shift: Tensor) -> Layout:
+        """Times a factor plus a shift, by channel: what a batch norm is in eval mode."""
+        draft, layout = self._open(source, True), self.layouts[source]
+        if draft is None:
+            layout, draft = self._alone(node, source)
+        finish = draft.finish
+        if finish.factor is not None and finish.shift is not None:
+            factor, shift = factor * finish.factor, factor * finish.shift + shift
+        elif not finish.relu:
+            bias = shift if finish.bias is None else finish.bias * factor + shift
+            self._finish(node, draft, scale=factor if finish.scale is None else finish.scale * factor, bias=bias)
+            return layout
+        self._finish(node, draft, factor=factor, shift=shift)
+        return layout
+
+    def _finish(self, node: fx.Node, draft: Draft, **parts: Any) -> None:
+        replaced = Draft(**{**vars(draft), "finish": draft.finish._replace(**parts)})
+        self.drafts[self.drafts.index(draft)] = replaced
+        self.makers = {n: replaced if maker is draft else maker for n, maker in self.makers.items()}
+        self.makers[node] = replaced
+
+    def _open(self, source: fx.Node, by_channel: bool) -> Draft | None:
+        """The step that makes a node's numbers, if nothing else reads them."""
+        draft = self.makers.get(source)
+        layout = self.layouts[source]
+        if draft is None or len(source.users) != 1 or layout.positions.numel() != draft.step.points * draft.outputs:
+            return None
+        is_by_channel = layout.is_by_pixel or layout.positions.dim() == 2
+        return draft if is_by_channel or not by_channel else None
+
+    def _alone(self, node: fx.Node, source: fx.Node) -> tuple[Layout, Draft]:
+        """A step that copies the numbers of a node, to be fused into."""
+        return self._pooled(node, source, MEAN, None, None)
+
+    # -- pools, sums -------------------------------------------------------------------------------------------------
+
+    def pool(self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor, sizes: Sequence[int]) -> Layout:
+        """Each pixel's maximum or mean over the pixels `taps` `(pixels, taps)`, flat indices of the input's pixels."""
+        return self._pooled(node, source, kind, taps, sizes)[0]
+
+    def _pooled(
+        self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor | None, sizes: Sequence[int] | None
+    ) -> tuple[Layout, Draft]:
+        layout = self._pixels(source)
+        channels = layout.positions.shape[1]
+        sizes = layout.positions.shape[2:] if sizes is None else sizes
+        pixels = layout.positions[0, 0].reshape(-1)
+        reads = pixels[:, None] if taps is None else pixels[taps]
+        halo = self._halo(node, len(sizes))
+        out = by_pixel(self._span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+        step = Step(
+            kind, layout.span, out.span, len(reads), _table(reads), _table(out.positions[0, 0]), taps=reads.shape[1],
+            channels=padded(channels), clear=any(map(any, halo)), work=reads.numel() * channels // 4,
+        )  # fmt: skip
+        draft = Draft(step, outputs=channels)
+        self._add(node, draft)
+        return out, draft
+
+    def sum(self, node: fx.Node, source: fx.Node) -> Layout:
+        other = node.args[1] if len(node.args) == 2 else None
+        if not isinstance(other, fx.Node) or other not in self.layouts or node.kwargs:
+            raise NotTaken
+        if self.shape(source) != self.shape(other):
+            raise NotTaken
+        a, b = self._pixels(source), self._pixels(other)
+        channels, sizes = a.positions.shape[1], a.positions.shape[2:]
+        halo = self._halo(node, len(sizes))
+        out = by_pixel(self._span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+        step = Step(
+            ADD, a.span, out.span, out.positions[0, 0].numel(), _table(a.positions[0, 0]), _table(out.positions[0, 0]),
+            b.span, _table(b.positions[0, 0]), channels=padded(channels), clear=any(map(any, halo)),
+            work=a.positions.numel() // 4,
+        )  # fmt: skip
+        self._add(node, Draft(step, outputs=channels))
+        return out
+
+    # -- views -------------------------------------------------------------------------------------------------------
+
+    def view(self, node: fx.Node, source: fx.Node) -> Any:
+        """What only changes the order and the shape of numbers: done to their positions."""
+        layout = self.layouts[source]
+        if not isinstance(layout, Layout):  # of a recurrent layer's results
+            return layout[operator.index(node.args[1])]  # type: ignore[arg-type]
+        args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: self.traced.single[n])
+        if any(isinstance(arg, Tensor) for arg in args):
+            raise NotTaken
+        if node.op == "call_method":
+            positions = getattr(layout.positions, str(node.target))(*args, **kwargs)
+        else:
+            positions = node.target(layout.positions, *args, **kwargs)  # type: ignore[operator]
+        batch_dim = self.traced.batch_dim(node)
+        if batch_dim is None:
+            raise NotTaken
+        if source in self.makers and len(source.users) == 1:
+            self.makers[node] = self.makers[source]
+        return layout.viewed(positions, batch_dim)
+
+    def flattened(self, node: fx.Node, source: fx.Node, module: nn.Flatten) -> Layout:
+        layout = self.batch_first(source)
+        if source in self.makers and len(source.users) == 1:
+            self.makers[node] = self.makers[source]
+        return layout.viewed(module(layout.positions), 0)
+
+    def same(self, node: fx.Node, source: fx.Node) -> Any:
+        if source in self.makers and len(source.users) == 1:
+            self.makers[node] = self.makers[source]
+        return self.layouts[source]
+
+    def contiguous(self, node: fx.Node, source: fx.Node) -> Layout:
+        layout = self.batch_first(source)
+        return layout if layout.positions.is_contiguous() else layout.viewed(layout.positions.contiguous(), 0)
+
+    def pad(self, node: fx.Node, source: fx.Node) -> Layout:
+        layout = self.batch_first(source)
+        around = _around(node, len(self.shape(source)))
+        if around is None:
+            raise NotTaken
+        return layout.viewed(layout.with_zeros(around), 0)
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def _span(self, size: int) -> int:
+        self.sizes.append(size)
+        return len(self.sizes) - 1
+
+    def _add(self, node: fx.Node, draft: Draft) -> None:
+        self.drafts.append(draft)
+        self.makers[node] = draft
+
+    def shape(self, node: fx.Node) -> torch.Size:
+        return self.traced.single[node].shape
+
+    def _images(self) -> int:
+        return int(self.traced.values[self.source].shape[0])
+
+    def batch_first(self, node: fx.Node) -> Layout:
+        layout = self.layouts[node]
+        if not isinstance(layout, Layout) or layout.batch_dim != 0 or self.traced.batch_dim(node) != 0:
+            raise NotTaken
+        return layout
+
+    def _gathered(self, layout: Layout, positions: Tensor, width: int) -> Layout:
+        """The numbers `(1, channels, ...)` at these positions, copied pixel by pixel, `width` numbers each."""
+        channels, sizes = positions.shape[1], positions.shape[2:]
+        halo = [(0, 0)] * len(sizes)
+        size = numbers_by_pixel(channels, sizes, halo, width)
+        out = by_pixel(self._span(size), channels, sizes, halo, width)
+        reads = torch.full((size,), -1)
+        reads[out.positions.reshape(-1)] = positions.reshape(-1)
+        self.drafts.append(Draft(Step(GATHER, layout.span, out.span, size, _table(reads), work=size)))
+        return out
+
+    def _pixels(self, node: fx.Node) -> Layout:
+        """The layout of a node, pixel by pixel."""
+        layout = self.batch_first(node)
+        if layout.is_by_pixel:
+            return layout
+        return self._gathered(layout, layout.positions, padded(layout.positions.shape[1]))
+
+    def _halo(self, node: fx.Node, dims: int) -> list[tuple[int, int]]:
+        """How many zeros those who read a node want around it."""
+        most = [(0, 0)] * dims
+        for user in node.users:
+            module = self.traced.module_of(user)
+            wanted: Sequence[tuple[int, int]] | None = None
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or hasattr(module, "padding_mode"):
+                wanted = _padding(module) if getattr(module, "padding_mode", "") == "zeros" else None
+            elif user.op == "call_function" and user.target is F.pad:
+                wanted = _around(user, dims + 2)
+            elif type(module) in _ELEMENTWISE or user.target in (F.relu, torch.relu, "relu"):
+                wanted = self._halo(user, dims)
+            if wanted is not None and len(wanted) == dims:
+                most = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(most, wanted, strict=True)]
+        return most
+
+    # -- forms -------------------------------------------------------------------------------------------------------
+
+    def alone(self, draft: Draft, form: str, images: int) -> Callable[[], Any]:
+        """A call of one step by itself, in a form, on random numbers."""
+        step, sizes = replace(draft, form=form).built(), self.sizes
+        spans = [Span(sizes[step.source]), Span(sizes[step.target]), Span(sizes[step.other], 0)]
+        alone = Steps(spans, [replace(step, source=0, target=1, other=2)], images)
+        tensors = [torch.randn(images, sizes[step.source]), torch.empty(images, sizes[step.target])]
+        return lambda: alone.run(tensors, images)
+
+    def take_forms(self, plans: Sequence[Plan]) -> None:
+        """Give each layer the form that it has in other plans."""
+        forms = {(draft.node, draft.part): draft.form for plan in plans for draft in plan.drafts}
+        for draft in self.drafts:
+            draft.form = forms.get((draft.node, draft.part), draft.form)
+
+    # -- what comes of it --------------------------------------------------------------------------------------------
+
+    def program(self, outputs: Sequence[fx.Node], chunk: int) -> Steps:
+        """The steps, with copies of what these nodes hold for the caller."""
+        drafts, sizes = list(self.drafts), list(self.sizes)
+        given = [0]
+        for node in outputs:
+            layout = self.layouts[node]
+            positions = layout.positions.movedim(layout.batch_dim, 0).reshape(-1)
+            given.append(len(sizes))
+            sizes.append(len(positions))
+            drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), _table(positions))))
+        steps = [draft.built() for draft in drafts]
+        return arranged(steps, sizes, given, chunk)
+
+
+def _is_indexed(node: fx.Node, depth: int) -> bool:
+    """Whether all that read a tuple take one of its parts, and of those that are tuples again likewise."""
+    for user in node.users:
+        if user.op != "call_function" or user.target is not operator.getitem or not isinstance(user.args[1], int):
+            return False
+        is_tensor = depth == 1 or (user.args[1] == 0 and node.op == "call_module")
+        if not is_tensor and not _is_indexed(user, depth - 1):
+            return False
+    return True
+
+
+def _cut(positions: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    cut: Tensor = operator.getitem(positions, slices)
+    return cut
+
+
+def _table(positions: Tensor) -> Tensor:
+    return positions.reshape(-1).to(torch.int32).contiguous()
+
+
+def _padding(conv: Any) -> list[tuple[int, int]]:
+    flat = list(getattr(conv, "_around", None) or conv._reversed_padding_repeated_twice)
+    return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
+
+
+def _around(node: fx.Node, dims: int) -> list[tuple[int, int]] | None:
+    """What `F.pad` puts around the dimensions after the second one; None: not zeros, or not only there."""
+    names = ("pad", "mode", "value")
+    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    pads: Any = given.get("pad")
+    if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0, 0.0):
+        return None
+    if not all(isinstance(p, int) and p >= 0 for p in pads) or len(pads) > 2 * (dims - 2):
+        return None
+    pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
+    return [(0, 0)] * (dims - 2 - len(pairs)) + pairs

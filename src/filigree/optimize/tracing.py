@@ -1,0 +1,117 @@
+"""The graph of what a model computes, with the values that its nodes have for an example and for other batches."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from filigree.config import one_line
+from filigree.preserved import has_hooks
+from filigree.summary import says
+
+
+class NotTraceable(Exception):
+    """Why a model's graph is not known, in a line."""
+
+
+class _One(nn.Module):
+    """It calls a model with one tensor, all other arguments at their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x)
+
+
+class _Two(_One):
+    def forward(self, x: Any, y: Any) -> Any:  # type: ignore[override]
+        return self.model(x, y)
+
+
+class _Three(_One):
+    def forward(self, x: Any, y: Any, z: Any) -> Any:  # type: ignore[override]
+        return self.model(x, y, z)
+
+
+_CALLS = {1: _One, 2: _Two, 3: _Three}
+
+
+class _Tracer(fx.Tracer):
+    """Layers of torch and filigree, and modules with hooks, are nodes; all else is looked into."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if has_hooks(m) or says(m):
+            return True
+        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
+class Traced:
+    """A model's graph.
+
+    `values` are those of its nodes for the example, `single` and `double` those for its first sample, once and twice:
+    what differs between these two depends on the batch.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        if len(inputs) not in _CALLS:
+            raise NotTraceable(f"takes {len(inputs)} tensors")
+        self.root = _CALLS[len(inputs)](model)
+        self.root.training = model.training
+        try:
+            graph = _Tracer(param_shapes_constant=True).trace(self.root)
+            self.module = fx.GraphModule(self.root, graph)
+            self.graph = self.module.graph
+            self.values = _values(self.module, inputs)
+            first = [x[:1] for x in inputs]
+            self.single = _values(self.module, first)
+            self.double = _values(self.module, [torch.cat([x, x]) for x in first])
+        except Exception as error:  # whatever the model's own code does with what stands for its inputs
+            raise NotTraceable(one_line(error)) from error
+        for node in self.graph.nodes:
+            if self._changes_its_input(node) and not _is_alone(node):
+                raise NotTraceable(f"{node.name} changes a tensor in place that others read")
+
+    def batch_dim(self, node: fx.Node) -> int | None:
+        """Along which dimension of a node's tensor the samples lie; None: none, or no tensor."""
+        one, two = self.single.get(node), self.double.get(node)
+        if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.dim() != two.dim():
+            return None
+        differ = [d for d in range(one.dim()) if one.shape[d] != two.shape[d]]
+        return differ[0] if len(differ) == 1 and (one.shape[differ[0]], two.shape[differ[0]]) == (1, 2) else None
+
+    def _changes_its_input(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.module_of(node), "inplace", False))
+        by_name = node.op == "call_method" and str(node.target).endswith("_")
+        return by_name or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE
+
+    def module_of(self, node: fx.Node) -> Any:
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem, torch.relu_)
+
+
+def _is_alone(node: fx.Node) -> bool:
+    """Whether nothing but the node reads what it changes: its input, and what that may be a view of."""
+    source = node.args[0] if node.args else None
+    while isinstance(source, fx.Node) and source.op != "placeholder":
+        if len(source.users) > 1:
+            return False
+        if source.op == "call_module" or not source.args:
+            return True
+        source = source.args[0]
+    return not isinstance(source, fx.Node)
+
+
+def _values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    interpreter = fx.Interpreter(module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*inputs)
+    return dict(interpreter.env)

@@ -1,0 +1,88 @@
+"""The weights of a layer, and the equivalent forms in which a step can hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.computed_weights import computed_tensors
+from filigree.nn.drop_in import DropIn
+from filigree.nn.integer.integer_layer import IntegerLayer
+from filigree.nn.sparse.masked import MaskedLayer
+from filigree.nn.sparse.sparse_layer import SparseLayer
+from filigree.ops.inference import Finishing, PanelWeight, pack
+
+_MOST_COLUMNS = 65536  # of 16 bits
+_FEW = 8  # vectors of inputs, for which the nonzeros of each row may be taken one by one
+_SPARSE = 0.75  # the density from which on no sparse form is tried
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """`W = scale * matrix`, `(outputs, inputs)`: float32 and no scale, or small integers with one scale an output."""
+
+    matrix: Tensor
+    bias: Tensor | None
+    integers: Tensor | None = None
+    scale: Tensor | None = None
+    relu: bool = False
+
+    def forms(self, positions: Tensor, points: int) -> dict[str, tuple[PanelWeight, Tensor | None]]:
+        """Packed weights by the names of their codings, each with the scale of its sums.
+
+        Args:
+            positions: `(inputs,)`, where they lie from the first one. points: how many vectors of inputs are multiplied
+                at a time.
+        """
+        density = float(self.matrix.count_nonzero()) / max(1, self.matrix.numel())
+        forms_by_coding: dict[str, tuple[PanelWeight, Tensor | None]] = {
+            "floats": (pack("floats", self.matrix, positions), None)
+        }
+        if self.integers is not None:
+            forms_by_coding["bytes"] = pack("bytes", self.integers, positions), self.scale
+        if density < _SPARSE:
+            forms_by_coding["bitmap"] = pack("bitmap", self.matrix, positions), None
+            if points <= _FEW and int(positions.max()) < _MOST_COLUMNS:
+                forms_by_coding["rows"] = pack("rows", self.matrix, positions), None
+            if points > _FEW and len(positions) <= _MOST_COLUMNS:
+                forms_by_coding["tiles"] = pack("tiles", self.matrix, positions), None
+        return forms_by_coding
+
+
+def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
+    """The `nn.Linear` or convolution that a layer equals, for its settings, and its weight; None: there is none.
+
+    Weights that are computed, grouped convolutions and other padding than zeros are not taken.
+    """
+    if computed_tensors(module):
+        return None
+    integers = scale = None
+    if isinstance(module, IntegerLayer):
+        if module.activation is not None:
+            return None
+        if module.input_scale is None and module.counts.numel() and int(module.integers().abs().max()) <= 127:
+            integers, scale = module.integers().to(torch.int8), module.scale.float()
+    elif not isinstance(module, SparseLayer | MaskedLayer | DropIn) and type(module) not in _PLAIN:
+        return None
+    dense: Any = module.dense() if type(module) not in _PLAIN else module
+    relu = isinstance(dense, nn.Sequential)
+    layer = dense[0] if relu else dense
+    if type(layer) not in _PLAIN or layer.weight.dtype is not torch.float32 or not layer.weight.is_cpu:
+        return None
+    if not isinstance(layer, nn.Linear) and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        return None
+    bias = None if layer.bias is None else layer.bias.detach()
+    return layer, LayerWeight(layer.weight.detach().flatten(1), bias, integers, scale, relu)
+
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def scaled(finish: Finishing, scale: Tensor | None) -> Finishing:
+    """The same after sums that are multiplied by a scale."""
+    if scale is None:
+        return finish
+    return finish._replace(scale=scale if finish.scale is None else finish.scale * scale)

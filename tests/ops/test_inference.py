@@ -1,0 +1,96 @@
+"""Steps of inference on every instruction set, against dense torch."""
+
+import pytest
+import torch
+
+from filigree.ops.inference import CODINGS, MULTIPLY, Finishing, Span, Step, Steps, pack, padded, unpack
+
+NAN = float("nan")
+
+
+def product(coding, outputs, depth, images, points=1, finish=None):
+    """A weight with many zeros on inputs that lie anywhere, and what it should give: step, x, y."""
+    generator = torch.Generator().manual_seed(outputs * 100 + depth)
+    weight = torch.randint(-3, 4, (outputs, depth), generator=generator).float()
+    weight[torch.rand(weight.shape, generator=generator) < 0.6] = 0
+    positions = torch.randperm(depth + 7, generator=generator)[:depth]
+    positions = torch.where(positions > 3, positions + 5, positions)
+    starts = torch.arange(points) * 3
+    size = depth + 13 + 3 * points
+    x = torch.randn(images, size, generator=generator)
+    patches = torch.stack([x[:, start + positions] for start in starts.tolist()], 1)  # (images, points, depth)
+    packed = pack(coding, weight.to(torch.int8) if coding == "bytes" else weight, positions)
+    wide = padded(outputs)
+    writes = (torch.arange(points) * wide).int()
+    finish = Finishing() if finish is None else finish
+    step = Step(
+        MULTIPLY, 0, 1, points, starts.int(), writes, weight=packed, finish=finish.packed(outputs), work=1 << 20
+    )
+    sums = patches.double() @ weight.double().t()
+    return step, [Span(size), Span(points * wide)], x, sums, packed, weight, positions
+
+
+def run(step, spans, x, chunk=4):
+    y = torch.full((len(x), spans[1].size), NAN)
+    Steps(spans, [step], chunk).run([x.contiguous(), y], len(x))
+    return y
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("outputs", "depth"), [(1, 1), (5, 33), (16, 40), (17, 1), (70, 95), (130, 7)])
+def test_products_equal_dense_on_every_instruction_set(isa, coding, outputs, depth):
+    for images, points in [(0, 1), (1, 1), (2, 1), (5, 1), (31, 1), (3, 7)]:
+        step, spans, x, sums, packed, weight, positions = product(coding, outputs, depth, images, points)
+        y = run(step, spans, x).unflatten(1, (points, padded(outputs)))
+        torch.testing.assert_close(y[..., :outputs], sums.float(), rtol=1e-5, atol=1e-4)
+        assert (y[..., outputs:] == 0).all()
+        assert torch.equal(unpack(packed, outputs), weight[:, positions.argsort()])
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("kind", ["relu", "slope", "all"])
+def test_what_becomes_of_the_sums(isa, coding, kind):
+    outputs = 21
+    scale, bias, slope, factor, shift = torch.randn(5, outputs)
+    finish = {
+        "relu": Finishing(bias=bias, relu=True),
+        "slope": Finishing(scale, bias, slope, relu=True),
+        "all": Finishing(scale, bias, slope, factor, shift, True),
+    }[kind]
+    step, spans, x, sums, *_ = product(coding, outputs, 30, 6, finish=finish)
+    expected = (sums[:, 0] * (1 if finish.scale is None else scale) + bias).float()
+    expected = torch.where(expected < 0, 0 if finish.slope is None else expected * slope, expected)
+    expected = expected if finish.factor is None else expected * factor + shift
+    torch.testing.assert_close(run(step, spans, x)[:, :outputs], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [10, 30, 100])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_threads_and_chunks_change_no_bit(coding, outputs):
+    step, spans, x, *_ = product(coding, outputs, 50, 9, points=3)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count, chunk, images in [(1, 1, 9), (1, 9, 9), (2, 4, 9), (3, 2, 2), (4, 9, 1)]:
+            torch.set_num_threads(count)
+            results.append(run(step, spans, x[:images], chunk))
+    finally:
+        torch.set_num_threads(before)
+    for each in results[1:]:
+        assert torch.equal(each, results[0][: len(each)])
+
+
+def test_a_weight_of_zeros_and_one_without_inputs(isa):
+    for coding in CODINGS:
+        packed = pack(
+            coding, torch.zeros(3, 4, dtype=torch.int8 if coding == "bytes" else torch.float32), torch.arange(4)
+        )
+        step = Step(
+            MULTIPLY, 0, 1, 1, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), weight=packed
+        )
+        assert torch.equal(run(step, [Span(4), Span(16)], torch.randn(2, 4)), torch.zeros(2, 16))
+
+
+def test_relu_keeps_what_is_not_a_number():
+    step, spans, x, *_ = product("floats", 4, 3, 1, finish=Finishing(relu=True))
+    assert run(step, spans, x * NAN)[0, :4].isnan().all()
