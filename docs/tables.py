@@ -13,8 +13,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    "README.md", "docs/comparison.md", "docs/inference.md", "docs/integrations.md", "docs/one-shot.md", "docs/performance.md"
-)  # fmt: skip
+    "README.md",
+    *(f"docs/{page}.md" for page in ("comparison", "inference", "integrations", "one-shot", "performance")),
+)
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
