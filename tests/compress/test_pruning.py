@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import filigree as fg
 from filigree.compress.pruning.budget import output_error
 from filigree.compress.pruning.clusters import cluster, dead, representatives
-from filigree.compress.pruning.graph import Graph
+from filigree.compress.pruning.graph import units_of
 from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.compress.pruning.refit import correlation
 from filigree.compress.pruning.samples import unit_activations
@@ -161,7 +161,7 @@ def test_the_correlation_update_is_the_closed_form():
     x = torch.randn(300, 6)
     f = torch.relu(model.fc1(x)).detach().double()
     w, b = model.fc2.weight.detach().double().clone(), model.fc2.bias.detach().double().clone()
-    (group,) = Graph(model, x[:1], ["fc1"]).units
+    (group,) = units_of(model, x[:1], ["fc1"])
     features = unit_activations(model, [group], x, False)
     with torch.no_grad():
         correlation(
@@ -301,7 +301,7 @@ def test_the_measured_error_is_that_of_the_next_layer():
     torch.manual_seed(0)
     model = fg.models.mlp([12, 20, 6])
     x = torch.randn(400, 12) @ torch.randn(12, 12)
-    (group,) = Graph(model, x[:1], ["fc1"]).units
+    (group,) = units_of(model, x[:1], ["fc1"])
     features = unit_activations(model, [group], x, False)["fc1"]
     kept = torch.arange(0, 20, 2)
     error = output_error(group, features, kept, model)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from filigree.compress.compression import Compression
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error, outputs_on
 from filigree.compress.pruning.clusters import dead
-from filigree.compress.pruning.graph import Graph, Units, layer_macs
-from filigree.compress.pruning.proof import refuse, with_random_weights, wrong_groups
+from filigree.compress.pruning.graph import Units, layer_macs
+from filigree.compress.pruning.proof import refuse, wrong_groups
 from filigree.compress.pruning.refit import (
     Channels,
     better,
@@ -24,16 +24,17 @@ from filigree.compress.pruning.refit import (
     may_gain_biases,
     original_outputs,
 )
+from filigree.compress.pruning.removable import removable
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.computed_weights import why_computed
-from filigree.config import config, listed
+from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.measure.timing import inference, time_interleaved
 from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
-from filigree.nn.resizing import has_units, sizes_of
+from filigree.nn.resizing import can_be_refitted, has_units, sizes_of
 from filigree.summary import Summary, says
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
@@ -95,10 +96,11 @@ class UnitPruning(Compression):
             if says(module) and (reason := module.why_not_prunable()):
                 raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
         x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
-        groups, left = self._removable(model, names, x[:8])
+        every = len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
+        groups, left = removable(model, names, x[:8], who, every)
         features = unit_activations(model, groups, x, self.features == "pooled")
         y = outputs_on(model, x) if self.compensate else []
-        weighted = [name for name, m in model.named_modules() if has_units(m)]
+        weighted = [name for name, m in model.named_modules() if can_be_refitted(m)]
         targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
         biases = may_gain_biases(model)
 
@@ -119,8 +121,13 @@ class UnitPruning(Compression):
             return better(who, self.compensate, smaller, compensated, x, y, unfit)
 
         kept, replacements, notes = self._choices(model, groups, features, x, lambda *args: build(*args)[0])
-        if wrong := wrong_groups(model, groups, kept, x[:8]):
-            refuse(wrong, who)
+        while wrong := wrong_groups(model, groups, kept, x[:8]):
+            if not every or left.keys() >= wrong.keys():
+                refuse(wrong, who)
+            left |= wrong
+            for group in groups:
+                if group.name in wrong:
+                    kept[group.name] = replacements[group.name] = torch.arange(group.count)
         smaller, outcome = build(kept, replacements, True)
         for group in groups:
             own = output_error(group, features[group.name], kept[group.name], model)
@@ -134,28 +141,6 @@ class UnitPruning(Compression):
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
         return changes, []
-
-    def _removable(self, model: nn.Module, names: list[str], x: Tensor) -> tuple[list[Units], dict[str, str]]:
-        """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.
-
-        Returned are also those that cannot, with the reason, where no layer was named by the caller.
-        """
-        who = type(self).__name__
-        groups = Graph(model, x[:1], names).units
-        if not groups:
-            raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
-        generator = torch.Generator().manual_seed(0)
-        half = {}
-        for group in groups:
-            each = group.count // group.tie
-            stays = torch.randperm(each, generator=generator)[: -(-each // 2)].sort().values
-            half[group.name] = (torch.arange(group.tie)[:, None] * each + stays).flatten()
-        wrong = wrong_groups(with_random_weights(model), groups, half, x) or wrong_groups(model, groups, half, x)
-        every = len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
-        left = [group for group in groups if group.name not in wrong]
-        if wrong and (not every or not left or wrong_groups(model, left, half, x)):
-            refuse(wrong, who)
-        return left, wrong
 
     def _choices(
         self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
@@ -184,9 +169,7 @@ class UnitPruning(Compression):
         return kept, replacements, notes
 
     def _alive(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
-        """`choose` among the units that are not dead; the dead ones go first. Tied units stay or go together."""
-        if group.tie > 1:
-            return self._tied(group, features, count, model)
+        """`choose` among the units that are not dead; the dead ones go first."""
         gone = dead(features)
         alive = (~gone).nonzero().squeeze(1)
         if not len(alive):
@@ -203,20 +186,6 @@ class UnitPruning(Compression):
             kept,
             replacements,
             f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else ""),
-        )
-
-    def _tied(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
-        """Of a group with grouped convolutions: unit j of each block, described by the activations of them all."""
-        each = group.count // group.tie
-        first = torch.arange(each)  # those of the first block stand for the others in norms and biases
-        together = features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
-        few = None if count is None else max(1, count // group.tie)
-        kept, replacements, note = self.choose(_part(group, first), together, few, model)
-        blocks = (torch.arange(group.tie) * each)[:, None]
-        return (
-            (kept + blocks).flatten(),
-            (replacements + blocks).flatten(),
-            f"{group.count} units in {group.tie} blocks" + (f"; {note}" if note else ""),
         )
 
     def _count(self, group: Units) -> int | None:

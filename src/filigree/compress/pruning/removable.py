@@ -1,0 +1,117 @@
+"""Which units of a model can be taken out, and what its code has written down of their number: tried out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.compress.pruning.graph import Size, Units, units_of
+from filigree.compress.pruning.proof import refuse, why_not, with_random_weights, wrong_groups
+from filigree.config import listed
+from filigree.nn.resizing import has_units
+
+_WITH_SIZES = (  # of torch's modules those that know how many channels they get, beside those that pruning resizes
+    nn.Unflatten, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+_HEADS = ("head", "split", "embed", "inner", "width", "attn")
+
+Attribute = tuple[Size, str, int | None]
+
+
+def removable(
+    model: nn.Module, names: Sequence[str], x: Any, who: str, every: bool
+) -> tuple[list[Units], dict[str, str]]:
+    """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.
+
+    What does not work is tried in other ways: with attributes of modules that are as large as the number of channels
+    their code meets changed along or not, and with units along the last dimension of channels that are split.
+
+    Returns:
+        The units, and by the names of layers why others stay whole.
+
+    Raises:
+        ValueError: there are none, or, unless `every` layer is meant, one of them cannot be taken out.
+    """
+    groups = [_with_attributes(model, group) for group in units_of(model, x[:2], names)]
+    if not groups:
+        raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
+    random = with_random_weights(model)
+    half = _halves(groups)
+    wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
+    if wrong:
+        others = _otherwise(model, random, groups, wrong, x)
+        groups = [others.get(group.name, group) for group in groups]
+        half = _halves(groups)
+        wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
+    left = [group for group in groups if group.name not in wrong]
+    if wrong and (not every or not left or wrong_groups(model, left, half, x)):
+        refuse(wrong, who)
+    return left, wrong
+
+
+def _otherwise(
+    model: nn.Module, random: nn.Module, groups: Sequence[Units], wrong: Mapping[str, str], x: Any
+) -> dict[str, Units]:
+    """Other ways to take out the units that are wrong, which work."""
+    tried = {group.name: list(_variants(group)) for group in groups if group.name in wrong and not group.problem}
+    if tried:
+        makers = {name for group in groups if group.name in tried for name in group.makers}
+        for group in units_of(model, x[:2], sorted(makers), last=sorted(makers)):
+            before = next((one for one in groups if one.name == group.name), None)
+            if before is not None and not group.problem and group.count != before.count:
+                tried[group.name] += [group, *_variants(_with_attributes(model, group), whole=True)]
+
+    def works(group: Units) -> bool:
+        half = _halves([group])
+        return not (why_not(random, group, half, x) or why_not(model, group, half, x))
+
+    found = {name: next(filter(works, variants), None) for name, variants in tried.items()}
+    return {name: group for name, group in found.items() if group is not None}
+
+
+def _halves(groups: Sequence[Units]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        group.name: torch.randperm(group.count, generator=generator)[: -(-group.count // 2)].sort().values
+        for group in groups
+    }
+
+
+def _with_attributes(model: nn.Module, group: Units) -> Units:
+    """With all attributes that could be numbers of its channels."""
+    attributes: dict[tuple[str, str, int | None], Attribute] = {}
+    for size in group.sizes:
+        module = model.get_submodule(size.module)
+        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _WITH_SIZES):
+            continue
+        if has_units(module) or any(True for _ in module._parameters) and isinstance(module, _WITH_SIZES):
+            continue  # resized by their tensors
+        for key, value in vars(module).items():
+            if key.startswith("_") or isinstance(value, bool):
+                continue
+            parts = [(None, value)] if isinstance(value, int) else list(enumerate(value)) if _is_sizes(value) else []
+            for position, part in parts:
+                if part == size.size:
+                    attributes.setdefault((size.module, key, position), (size, key, position))
+    return dataclasses.replace(group, attributes=list(attributes.values()))
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(type(part) is int for part in value)
+
+
+def _variants(group: Units, whole: bool = False) -> Iterator[Units]:
+    """The group with fewer of its attributes, none of them at last."""
+    if not group.attributes:
+        return
+    if whole:
+        yield group
+    heads = [attribute for attribute in group.attributes if any(word in attribute[1] for word in _HEADS)]
+    for some in (heads, [attribute for attribute in heads if "group" not in attribute[1]], []):
+        if len(some) < len(group.attributes):
+            yield dataclasses.replace(group, attributes=some)
