@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nothing is timed."""
-    monkeypatch.setattr("filigree.compress.pruning.unit_pruning._latencies", lambda *_: "")
+    monkeypatch.setattr("filigree.compress.pruning.unit_pruning.speed", lambda *_: "")
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.config import Config, one_line
 from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.modes import evaluating
@@ -137,37 +138,56 @@ def inference_context(model: nn.Module, hooks: Iterable[Any] = ()) -> Iterator[N
             handle.remove()
 
 
-def run_on(model: nn.Module, x: Tensor, who: str) -> Any:
-    """Return the model's outputs for `x`.
+def run_on(model: nn.Module, x: Tensor | Calibration, who: str) -> Any:
+    """Return the model's outputs for `x`; of data in several chunks, those of the last.
 
     Raises:
         ValueError: the model's own code fails, whatever its error is; by the name of `who` runs it.
     """
+    output = None
     try:
-        return model(x)
+        if not isinstance(x, Calibration):
+            return model(x)
+        for output in x.outputs(model):  # noqa: B007 - the last is returned
+            pass
+        return output
     except Exception as error:
         raise ValueError(f"{who}: the model does not run on the data: {one_line(error)}") from error
 
 
-def layer_inputs(model: nn.Module, names: Sequence[str], x: Tensor, who: str = "filigree") -> dict[str, Tensor]:
-    """Return what each of these modules reads when the model runs on `x` in eval mode.
+def layer_inputs(
+    model: nn.Module, names: Sequence[str], x: Tensor | Calibration, who: str = "filigree"
+) -> dict[str, Tensor]:
+    """Return what each of these modules reads when the model runs on `x` in eval mode, in all its calls.
 
     Raises:
         ValueError: the model does not run on the data, or they do not reach a module; by the name of `who` asks.
     """
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs[name] = args[0].detach()
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            inputs.setdefault(name, []).append(next(iter((*args, *kwargs.values()))).detach())
 
         return hook
 
-    with inference_context(model, (model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names)):
+    handles = (model.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True) for name in names)
+    with inference_context(model, handles):
         run_on(model, x, who)
     if missed := set(names) - set(inputs):
         raise ValueError(f"{who}: the data do not reach {sorted(missed)[0]!r}.")
-    return inputs
+    return {name: _together(name, calls, who) for name, calls in inputs.items()}
+
+
+def _together(name: str, calls: list[Tensor], who: str) -> Tensor:
+    """The inputs of several calls one after the other; of different sizes as rows, where there are no other sides."""
+    if len(calls) == 1:
+        return calls[0]
+    if len({call.shape[1:] for call in calls}) == 1 and calls[0].dim() > 1:
+        return torch.cat(calls)
+    if len({call.shape[-1] for call in calls}) == 1 and all(call.dim() < 4 for call in calls):
+        return torch.cat([call.reshape(-1, call.shape[-1]) for call in calls])
+    raise ValueError(f"{who}: {name!r} is called with inputs of several sizes.")
 
 
 def convert_(model: nn.Module, config: Conversion, where: Where = None, measure: bool | int | Tensor = False) -> Report:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import filigree as fg
-from filigree.compress.pruning.budget import output_error
+from filigree.compress.pruning.redundancy import Redundancy
 from filigree.compress.pruning.clusters import cluster, dead, representatives
 from filigree.compress.pruning.graph import units_of
 from filigree.compress.pruning.jacobians import jacobian_norms
@@ -304,7 +304,7 @@ def test_the_measured_error_is_that_of_the_next_layer():
     (group,) = units_of(model, x[:1], ["fc1"])
     features = unit_activations(model, [group], x, False)["fc1"]
     kept = torch.arange(0, 20, 2)
-    error = output_error(group, features, kept, model)
+    error = Redundancy(group, model, features).own_error(kept)
     h = torch.relu(model.fc1(x)).double()
     y = h @ model.fc2.weight.double().T
     y = (y - y.mean(0)).detach()

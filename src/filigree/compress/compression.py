@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration, Forward
+from filigree.compress.layer_speed import Times, layer_times
 from filigree.compress.resized import SizesBefore
-from filigree.computed_weights import copyable
+from filigree.compress.speed import speed
+from filigree.computed_weights import copied, copyable
+from filigree.config import listed
 from filigree.convert import Change, Conversion, Report, convert_, record, report_of, sums
 from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.preserved import Preserved
@@ -26,7 +31,7 @@ class Compression(ChangesLayers):
     """
 
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         """Change the modules; return the report's lines, and the conversions that replace the same ones on loading.
 
@@ -34,16 +39,42 @@ class Compression(ChangesLayers):
         """
         raise NotImplementedError
 
+    def most_samples(self) -> int | None:
+        """How many samples are read of batches, at most; None: all."""
+        return None
 
-def compress_(model: nn.Module, config: Compression | Conversion, data: Any = None, where: Where = None) -> Report:
+    def trial(self) -> Compression:
+        """A config whose layers take as long as this one's: what `compress_(measure=)` tries on a copy."""
+        return self
+
+    def faster(self, model: nn.Module, names: list[str], times: Times, example: Calibration) -> list[str]:
+        """Those of the layers that are worth it, of which it was measured how long they take before and after."""
+        return [name for name in names if name in times and times[name][1] < times[name][0]]
+
+
+def compress_(
+    model: nn.Module, config: Compression | Conversion, data: Any = None, where: Where = None, *,
+    forward: Forward | None = None, validation: Any = None, measure: bool | int | Tensor = False,
+    progress: bool | None = None,
+) -> Report:  # fmt: skip
     """Change the layers of a trained model in place, for instance `fg.compress_(model, fg.LowRank(0.5))`.
 
     Args:
         model: any torch module.
         config: what to do.
-        data: an input batch `(samples, ...)`, a pair of it and labels, or an object with tensors `.x` and `.y`, for the
-            configs that need one.
+        data: for the configs that need some: inputs `(samples, ...)`, a pair of them and labels, an object with tensors
+            `.x` and `.y`, a mapping of the model's arguments, a dataset, or batches of these (a list, a loader, any
+            iterable), which are read as far as they are needed.
         where: which modules, as in `convert_`.
+        forward: how the model runs on a batch, where that is not `model(batch)`: `forward(model, batch)`, for graphs,
+            several inputs or recurrent calls; without data `forward(model)`, which brings its own. A layer that is
+            called several times is calibrated on all its calls.
+        validation: data like `data`, to which nothing is fitted: what searches (`fg.MaxError`, `fg.Budget`) measure
+            their errors on. None: a quarter of the samples (or batches) is split off for these.
+        measure: a layer is compressed only where it is then faster on this machine, which is tried on a copy and timed
+            in turns, layer by layer; the report names the others, and gives the time of the network before and after. A
+            number of samples of the data (True: 128), or an example batch. Of a conversion as in `convert_`.
+        progress: whether passes over the data show a bar; None: on a terminal, where they take long.
 
     Returns:
         A printable report: per layer, what changed, parameters and MACs before and after.
@@ -60,29 +91,57 @@ def compress_(model: nn.Module, config: Compression | Conversion, data: Any = No
     tensors meanwhile, since the model is run on them.
     """
     if isinstance(config, Conversion):
-        return convert_(model, config, where)
+        return convert_(model, config, where, measure)
     if not isinstance(config, Compression):
         raise TypeError(f"compress_: config must be a compression such as fg.LowRank(0.5). Got {config!r}.")
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"compress_: the model must have weights. {empty[0]!r} is on the meta device.")
-    samples = _samples(data)
-    with AllOrNothing(model, values=samples is not None):
+    samples = Calibration.of(data, forward, "compress_", config.most_samples(), progress)
+    if samples is not None:
+        samples.validation = Calibration.of(validation, forward, "compress_", config.most_samples(), progress)
+    example = None if measure is False else _example(samples, measure)
+    with AllOrNothing(model, values=samples is not None or example is not None):
         names, left = select(model, config, where, f"compress_({type(config).__name__})")
         before, sizes = Preserved(model), SizesBefore(model)
         with copyable(model):
+            original = None
+            if example is not None:
+                names, slow = _faster(model, config, names, samples, example)
+                left = [*left, *slow]
+                if not names:
+                    return report_of(config, names, [], left)
+                original = copied(model)
             changes, steps = config.compress(model, names, samples)
+            if original is not None and example is not None and all(change.name != "latency" for change in changes):
+                changes = [*changes, Change.of("latency", None, None, speed(original, model, example))]
         for conversion, compressed_names in [*steps, *sizes.changes(model)]:
             record(model, conversion, compressed_names)
         return report_of(config, names, changes, [*left, *before.restore_(model, sums(changes))])
 
 
-def _samples(data: Any) -> Tensor | None:
-    """Return the inputs in the data, checked."""
-    x = getattr(data, "x", data[0] if isinstance(data, tuple | list) and data else data)
-    if x is not None and not isinstance(x, Tensor):
-        raise TypeError(
-            f"compress_: data must be a tensor, a pair (x, y) or have .x and .y. Got {type(data).__name__}."
-        )
-    if x is not None and (len(x) == 0 or (x.is_floating_point() and not bool(x.isfinite().all()))):
-        raise ValueError(f"compress_: data must be finite, at least one sample. Got {tuple(x.shape)}.")
-    return x
+def _example(samples: Calibration | None, measure: int | Tensor) -> Calibration:
+    """What layers and networks are timed on."""
+    if isinstance(measure, Tensor):
+        return samples.with_inputs(measure) if samples is not None else Calibration(measure)
+    if samples is None:
+        raise ValueError("compress_: without data measure must be an example batch, as a tensor.")
+    batch = 128 if measure is True else measure
+    if batch < 1:
+        raise ValueError(f"compress_: measure must be a batch size of at least 1, or an example. Got {batch}.")
+    return samples[torch.arange(batch) % len(samples)] if samples.tensor is not None else samples[:1]
+
+
+def _faster(
+    model: nn.Module, config: Compression, names: list[str], samples: Calibration | None, example: Calibration
+) -> tuple[list[str], list[str]]:
+    """The layers that would be faster, and a line about the others."""
+    who = type(config).__name__
+    times = layer_times(model, lambda trial: config.trial().compress(trial, names, samples), names, example, who)
+    faster = config.faster(model, names, times, example)
+    slower = [
+        f"{name} ({times[name][0]:.3g} -> {times[name][1]:.3g} ms)" if name in times else name
+        for name in names
+        if name not in faster
+    ]
+    note = f"left as they are, since they would not be faster: {listed(slower, len(slower))}"
+    return faster, [note] if slower else []

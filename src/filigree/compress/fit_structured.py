@@ -9,6 +9,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, layer_inputs
@@ -44,7 +45,7 @@ class FitStructured(Compression):
         return type(module) is nn.Linear
 
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         if data is None:
             raise ValueError("FitStructured: data are needed: fg.compress_(model, config, data).")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.compress.error_diffusion import diffuse_errors
 from filigree.compress.weight_sampling import Sampling, sample
@@ -78,7 +79,7 @@ class MonteCarlo(Compression):
 
     @torch.no_grad()
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         if data is None and self.activations is not None:
             raise ValueError("MonteCarlo: activations need data: fg.compress_(model, config, data).")
@@ -134,7 +135,7 @@ class MonteCarlo(Compression):
         raise ValueError(f"MonteCarlo: samples has no pattern for {name!r}. Add '*' for the rest.")
 
     def _calibrated(
-        self, model: nn.Module, copied: nn.Module, name: str, data: Tensor, generator: torch.Generator
+        self, model: nn.Module, copied: nn.Module, name: str, data: Calibration, generator: torch.Generator
     ) -> IntegerLayer:
         layer: Any = model.get_submodule(name)
         was, now = (layer_inputs(network, [name], data, "MonteCarlo")[name] for network in (model, copied))
@@ -171,7 +172,7 @@ class MonteCarlo(Compression):
         return new
 
 
-def _in_order(model: nn.Module, names: list[str], data: Tensor) -> list[str]:
+def _in_order(model: nn.Module, names: list[str], data: Calibration) -> list[str]:
     """The layers in the order in which they run."""
     order: list[str] = []
     hooks = [

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Self
 
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
@@ -53,7 +54,7 @@ class PathSampling(Compression):
 
     @torch.no_grad()
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         layers: list[Any] = [model.get_submodule(name) for name in names]
         check_chain(layers, names, "PathSampling")

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
@@ -34,7 +35,7 @@ class RoundToNearest(Compression):
 
     @torch.no_grad()
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         changes: list[Change] = []
         steps: list[tuple[Conversion, list[str]]] = []

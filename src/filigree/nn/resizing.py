@@ -82,8 +82,3 @@ def has_units(module: nn.Module) -> bool:
     """Whether pruning can take outputs and inputs out of this layer."""
     sizes = sizes_of(module)
     return sizes is not None and len(sizes) > 1
-
-
-def can_be_refitted(module: nn.Module) -> bool:
-    """Whether least squares are known for the layer."""
-    return has_units(module) and (says(module) or isinstance(module, nn.Linear | nn.Conv2d))

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.budget import outputs_on
-from filigree.compress.pruning.refit import better, channels_of, least_squares, original_outputs
+from filigree.calibration import Calibration
+from filigree.compress.passes import in_chunks, run_hooked
+from filigree.compress.pruning.errors import OutputError
+from filigree.compress.pruning.refit import better, channels_of, least_squares, targets_of
 from filigree.compress.pruning.removal import copy_of
+from filigree.compress.pruning.samples import calls_of
 from filigree.config import listed
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.sparse.sparse import Sparse, channel_major_
@@ -24,7 +27,7 @@ Compressed = tuple[list[Change], list[tuple[Conversion, list[str]]]]
 
 @torch.no_grad()
 def prune_connections(
-    config: Any, model: nn.Module, names: list[str], data: Tensor | None, score: Callable[[Tensor], Tensor]
+    config: Any, model: nn.Module, names: list[str], data: Calibration | None, score: Callable[[Tensor], Tensor]
 ) -> Compressed:
     """Keep the share `config.keep` of each dense layer's weights, those of the highest score.
 
@@ -53,10 +56,11 @@ def prune_connections(
         changes.append(Change.of(name, layer, new))
     linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
     if linear and config.compensate == "least_squares" and data is not None:
-        x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))[: config.samples]]
-        refitted, targets = copy_of(pruned), original_outputs(model, linear, x)
-        unfit = least_squares(refitted, channels_of(model, [], {}), targets, x, config.damping, biases=False)
-        pruned, note = better(who, "least_squares", pruned, refitted, x, outputs_on(model, x), unfit)
+        some = in_chunks(model, data.some(config.samples, config.seed))
+        refitted, targets = copy_of(pruned), targets_of(model, linear, [], calls_of(model, some, linear))
+        run_hooked(model, some, {name: target.add for name, target in targets.items()})
+        unfit = least_squares(refitted, channels_of(model, [], {}), targets, some, config.damping, biases=False)
+        pruned, note = better(who, "least_squares", pruned, refitted, OutputError(model, some), unfit)
         changes.append(Change.of("outputs", None, None, note))
     for name in names:
         replace_module(model, name, pruned.get_submodule(name))

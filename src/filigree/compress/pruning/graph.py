@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.pruning.label_maps import varying
 from filigree.compress.pruning.tracing import OUTPUTS, Node, Trace
 from filigree.computed_weights import why_computed
@@ -79,7 +80,9 @@ class Units:
     problem: str = ""
 
 
-def units_of(model: nn.Module, example: Any, makers: Collection[str], last: Collection[str] = ()) -> list[Units]:
+def units_of(
+    model: nn.Module, example: Tensor | Calibration, makers: Collection[str], last: Collection[str] = ()
+) -> list[Units]:
     """The units of a model that these layers make and others read, found by running it on an example.
 
     Args:
@@ -229,7 +232,7 @@ def trainable(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+def layer_macs(model: nn.Module, example: Tensor | Calibration) -> dict[str, int]:
     """Multiply-adds of each linear layer and convolution on one sample."""
     macs: dict[str, int] = {}
 

@@ -8,11 +8,14 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.budget import Budget, MaxError, outgoing_gram
-from filigree.compress.pruning.clusters import Method, Select, cluster, replacements_of, representatives
+from filigree.calibration import Calibration
+from filigree.compress.pruning.budget import Budget, MaxError
+from filigree.compress.pruning.clusters import Method, Select, cluster, representatives
 from filigree.compress.pruning.connections import Compressed, prune_connections
 from filigree.compress.pruning.graph import Units
+from filigree.compress.pruning.redundancy import outgoing_gram
 from filigree.compress.pruning.subclusters import Scalar, as_count, by_hoh, by_quantile
+from filigree.compress.pruning.subset import subset_order
 from filigree.compress.pruning.unit_pruning import Share, UnitPruning, by_layer, unit_biases, unit_norms, whole_of
 from filigree.config import config
 
@@ -136,17 +139,15 @@ class RandomPruning(UnitPruning):
 
     of: Literal["units", "connections"] = "units"
 
-    def compress(self, model: nn.Module, names: list[str], data: Tensor | None) -> Compressed:
+    def compress(self, model: nn.Module, names: list[str], data: Calibration | None) -> Compressed:
         if self.of == "units":
             return super().compress(model, names, data)
         generator = torch.Generator().manual_seed(self.seed)
         return prune_connections(self, model, names, data, lambda w: torch.rand(w.shape, generator=generator))
 
-    def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + sum(group.name.encode()))
-        count = len(features) if count is None else min(count, len(features))
-        kept = torch.randperm(len(features), generator=generator)[:count].sort().values
-        return kept, replacements_of(kept, features), ""
+        return torch.randperm(len(covariance), generator=generator)
 
 
 @config
@@ -159,16 +160,14 @@ class MagnitudePruning(UnitPruning):
 
     of: Literal["units", "connections"] = "units"
 
-    def compress(self, model: nn.Module, names: list[str], data: Tensor | None) -> Compressed:
+    def compress(self, model: nn.Module, names: list[str], data: Calibration | None) -> Compressed:
         if self.of == "units":
             return super().compress(model, names, data)
         return prune_connections(self, model, names, data, torch.abs)
 
-    def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
         whole, units = whole_of(group)
-        count = len(features) if count is None else min(count, len(features))
-        kept = unit_norms(whole, model)[units].argsort(descending=True, stable=True)[:count].sort().values
-        return kept, replacements_of(kept, features), ""
+        return unit_norms(whole, model)[units].argsort(descending=True, stable=True)
 
 
 @config
@@ -177,30 +176,9 @@ class SubsetPruning(UnitPruning):
 
     Greedy column subset selection: the unit is taken that lowers the most `tr(G R)`, the variance of the readers'
     outputs that is not yet explained, R the covariance of the units' residuals after regression on those already taken,
-    G the Gram matrix of their outgoing weights: unit u by `R_u^T G R_u / R_uu`. O(kept x units^2). Arguments as of
-    `ClusterPruning`.
+    G the Gram matrix of their outgoing weights (`subset.py`). Arguments as of `ClusterPruning`.
     """
 
-    def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
+    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
         whole, units = whole_of(group)
-        count = len(features) if count is None else min(count, len(features))
-        f = features.double()
-        f = f - f.mean(1, keepdim=True)
-        residual = f @ f.T / f.shape[1]
-        gram = outgoing_gram(whole, model)[units][:, units]
-        least = 1e-9 * float(residual.diagonal().max())
-        fed = gram @ residual  # G R, kept up to date
-        taken: list[int] = []
-        for _ in range(count):
-            own = residual.diagonal()
-            gain = (residual * fed).sum(0) / own.clamp(min=1e-300)
-            gain[own <= least] = -1.0
-            gain[taken] = -2.0
-            best = int(gain.argmax())
-            taken.append(best)
-            if own[best] > least:
-                column, its_fed, scale = residual[:, best].clone(), fed[:, best].clone(), float(own[best])
-                residual.sub_(torch.outer(column, column), alpha=1 / scale)
-                fed.sub_(torch.outer(its_fed, column), alpha=1 / scale)
-        kept = torch.tensor(sorted(taken))
-        return kept, replacements_of(kept, features), ""
+        return subset_order(covariance, outgoing_gram(whole, model)[units][:, units], count)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.removal import copy_of, gone_channels, pruned
 from filigree.compress.pruning.tracing import Node, Trace
@@ -18,7 +19,9 @@ from filigree.outputs import numbers_in
 from filigree.summary import says
 
 
-def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor], x: Tensor) -> dict[str, str]:
+def wrong_groups(
+    model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor], data: Calibration
+) -> dict[str, str]:
     """The groups from which these units cannot be taken, each with the reason; empty where the network is right.
 
     All outputs of the smaller network, on the data and on random ones like them, must be those of the whole network
@@ -27,16 +30,21 @@ def wrong_groups(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, T
     (`with_random_weights` shows it even where the network's own are small).
     """
     some = [group for group in groups if group.problem or len(kept[group.name]) < group.count]
-    samples = [x, _random_like(x)]
+    samples = _samples(data)
     if not some or not _why_not(model, some, kept, samples):
         return {}
     wrong = {group.name: why for group in some if (why := _why_not(model, [group], kept, samples))}
     return wrong or {group.name: "they are right alone, but not together with the others" for group in some}
 
 
-def why_not(model: nn.Module, group: Units, kept: Mapping[str, Tensor], x: Tensor) -> str:
+def why_not(model: nn.Module, group: Units, kept: Mapping[str, Tensor], data: Calibration) -> str:
     """Why all but these units cannot be taken from the group; "" where they can."""
-    return _why_not(model, [group], kept, [x, _random_like(x)])
+    return _why_not(model, [group], kept, _samples(data))
+
+
+def _samples(data: Calibration) -> list[Calibration]:
+    """The data, and random ones like them; what other batches than tensors hold may be indices and masks."""
+    return [data] if data.tensor is None else [data, data.with_inputs(_random_like(data.tensor))]
 
 
 def with_random_weights(model: nn.Module) -> nn.Module:
@@ -72,7 +80,7 @@ def _random_like(x: Tensor) -> Tensor:
     return (torch.randn(x.shape, generator=generator, dtype=torch.float64) * (spread or 1.0) + mean).to(x)
 
 
-def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], samples: list[Tensor]) -> str:
+def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], samples: list[Calibration]) -> str:
     """Why the network without these units would be another one; "" where it is the same."""
     if problem := next((group.problem for group in groups if group.problem), ""):
         return f"they {problem}"
@@ -94,10 +102,11 @@ def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], 
     return ""
 
 
-def _outputs(model: nn.Module, x: Tensor, trace: Trace | None = None) -> list[Tensor]:
+def _outputs(model: nn.Module, data: Calibration, trace: Trace | None = None) -> list[Tensor]:
     with inference_context(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # noise that does not stop in eval mode
-        return numbers_in(model(x) if trace is None else trace.run(lambda: model(x)), "pruning")
+        outputs = list(data.outputs(model)) if trace is None else trace.run(lambda: list(data.outputs(model)))
+        return [tensor for output in outputs for tensor in numbers_in(output, "pruning")]
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:

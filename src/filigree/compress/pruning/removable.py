@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.pruning.graph import Size, Units, units_of
 from filigree.compress.pruning.proof import refuse, why_not, with_random_weights, wrong_groups
 from filigree.config import listed
@@ -24,7 +25,7 @@ Attribute = tuple[Size, str, int | None]
 
 
 def removable(
-    model: nn.Module, names: Sequence[str], x: Any, who: str, every: bool
+    model: nn.Module, names: Sequence[str], x: Calibration, who: str, every: bool
 ) -> tuple[list[Units], dict[str, str]]:
     """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.
 
@@ -55,7 +56,7 @@ def removable(
 
 
 def _otherwise(
-    model: nn.Module, random: nn.Module, groups: Sequence[Units], wrong: Mapping[str, str], x: Any
+    model: nn.Module, random: nn.Module, groups: Sequence[Units], wrong: Mapping[str, str], x: Calibration
 ) -> dict[str, Units]:
     """Other ways to take out the units that are wrong, which work."""
     tried = {group.name: list(_variants(group)) for group in groups if group.name in wrong and not group.problem}

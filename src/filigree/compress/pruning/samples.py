@@ -1,136 +1,188 @@
-"""What a network computes on data, kept in bounded memory: activations of units, and outputs of layers."""
+"""What a network computes on data, kept in bounded memory: activations of units, and rows of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.calibration import Calibration
+from filigree.compress.passes import Chunk, Hook, in_chunks, run_hooked
 from filigree.compress.pruning.graph import trainable
-from filigree.convert import inference_context, run_on
+from filigree.convert import run_on
 from filigree.modes import evaluating
 from filigree.nn.resizing import has_units
 from filigree.outputs import numbers_in
 
-ROWS = 16_384  # samples (of convolutions and sequences: positions of samples) kept of a layer
+ROWS = 16_384  # of a layer: samples (of convolutions and sequences: positions of samples), over all its calls
 FEATURES = 4_096  # numbers that describe a unit
-BATCH = 256
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def rows_of(layer: Any, x: Tensor, y: Tensor, per_sample: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of a layer's input, as its weights read them, and of its output at the same positions.
+def drawn(total: int, most: float, seed: int) -> Tensor:
+    """Sorted numbers below `total`: all of them, or `most` drawn at random."""
+    most = max(1, math.ceil(most))
+    if total <= most:
+        return torch.arange(total)
+    return torch.randint(total, (most,), generator=torch.Generator().manual_seed(seed)).sort().values
 
-    Of a convolution `per_sample` positions of each image are drawn by `seed`: `(groups, rows, in_features)` and
-    `(rows, out)`.
+
+def seed_of(name: str, number: int) -> int:
+    """Of a layer and a chunk: the same positions are drawn in the original and in the pruned network."""
+    return (sum((i + 1) * byte for i, byte in enumerate(name.encode())) + 7919 * number) % 2**31
+
+
+class Patches:
+    """Where a convolution reads for each position of its output: `x` padded, and flat places of all taps."""
+
+    def __init__(self, layer: Any, x: Tensor) -> None:
+        mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
+        padded = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
+        self.padded = padded.flatten(2).transpose(1, 2)  # (samples, places, channels)
+        sides = padded.shape[2:]
+        spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        self.output = [(s - span) // step + 1 for s, span, step in zip(sides, spans, layer.stride, strict=True)]
+        strides = [math.prod(sides[i + 1 :]) for i in range(len(sides))]
+        taps = itertools.product(*(range(0, k * d, d) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)))
+        self._taps = torch.tensor([sum(t * s for t, s in zip(tap, strides, strict=True)) for tap in taps])
+        starts = torch.zeros(1, dtype=torch.long)
+        for count, step, stride in zip(self.output, layer.stride, strides, strict=True):
+            starts = (starts[:, None] + torch.arange(count) * step * stride).flatten()
+        self._starts = starts  # of each position
+        self.rows = len(x) * len(starts)
+
+    def at(self, rows: Tensor, groups: int) -> Tensor:
+        """What these outputs read, `(groups, rows, channels x taps)`."""
+        sample, position = rows // len(self._starts), rows % len(self._starts)
+        places = self._starts[position][:, None] + self._taps  # (rows, taps)
+        read = self.padded.contiguous()[sample[:, None], places]  # (rows, taps, channels)
+        return read.transpose(1, 2).reshape(len(rows), groups, -1).transpose(0, 1)
+
+    def means(self) -> Tensor:
+        """The mean of what is read at each tap, over samples and positions, `(channels, taps)`."""
+        image = self.padded.mean(0)
+        return torch.stack([image[self._starts + tap].mean(0) for tap in self._taps.tolist()], 1)
+
+
+def rows_read(layer: Any, x: Tensor, most: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of a layer's input as its weights read them, `(groups, rows, in_features)`, and which rows they are."""
+    if isinstance(layer, CONVOLUTIONS):
+        patches = Patches(layer, x)
+        rows = drawn(patches.rows, most, seed)
+        return patches.at(rows, layer.groups), rows
+    flat = x.reshape(-1, x.shape[-1])
+    rows = drawn(len(flat), most, seed)
+    return flat[rows][None], rows
+
+
+def rows_made(layer: Any, y: Tensor, rows: Tensor) -> Tensor:
+    """These rows of its output, `(rows, out_features)`."""
+    if not isinstance(layer, CONVOLUTIONS):
+        return y.reshape(-1, y.shape[-1])[rows]
+    positions = y[0, 0].numel()
+    return y.flatten(2).transpose(1, 2)[rows // positions, rows % positions]
+
+
+def channel_rows(layer: Any, x: Tensor, columns: Tensor, most: float, seed: int) -> Tensor:
+    """Rows of the channels that a layer reads, `(rows, channels)`, one for each position of a sample.
+
+    Args:
+        columns: of a linear layer the columns of each channel, `(channels, positions)`.
     """
-    if not isinstance(layer, nn.Conv2d):
-        return x.reshape(1, -1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    images, height, width = len(y), y.shape[2], y.shape[3]
-    generator = torch.Generator().manual_seed(seed)
-    positions = torch.randint(height * width, (images, min(per_sample, height * width)), generator=generator)
-    outputs = y.flatten(2).gather(2, positions[:, None].expand(-1, y.shape[1], -1)).transpose(1, 2).flatten(0, 1)
-    mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
-    padded = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    top, left = positions // width * sh, positions % width * sw
-    h = top[..., None] + torch.arange(kh) * dh  # (images, places, kh)
-    w = left[..., None] + torch.arange(kw) * dw
-    number = torch.arange(images)[:, None, None, None]
-    patches = padded.permute(0, 2, 3, 1)[number, h[..., :, None], w[..., None, :]]  # (images, places, kh, kw, C)
-    rows = patches.flatten(0, 1).permute(0, 3, 1, 2)  # (rows, C, kh, kw)
-    rows = rows.reshape(len(rows), layer.groups, -1).transpose(0, 1)
-    return rows, outputs
+    if isinstance(layer, CONVOLUTIONS):
+        parts = x.flatten(2).transpose(1, 2)  # (samples, positions, channels)
+    else:
+        flat = x.reshape(-1, x.shape[-1])
+        if columns.shape[1] == 1:
+            return flat[drawn(len(flat), most, seed)][:, columns[:, 0]]
+        parts = flat[:, columns.flatten()].view(len(flat), *columns.shape).transpose(1, 2)
+    rows = drawn(parts.shape[0] * parts.shape[1], most, seed)
+    return parts[rows // parts.shape[1], rows % parts.shape[1]]
 
 
-def per_sample(layer: nn.Module, samples: int) -> int:
-    return max(1, ROWS // max(1, samples))
+def calls_of(model: nn.Module, data: Calibration, names: Sequence[str]) -> dict[str, int]:
+    """How often each of these modules runs on the first sample."""
+    calls = dict.fromkeys(names, 0)
+
+    def count(name: str) -> Hook:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    run_hooked(model, data[:1], {name: count(name) for name in names}, "calls")
+    return calls
 
 
-def run_hooked(
-    model: nn.Module, x: Tensor, hooks: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]], batch: int = BATCH
-) -> None:
-    """Run the model on all of x, batch by batch in eval mode; hooks see module, input and output, at each call."""
-
-    def seen(hook: Callable[[nn.Module, Tensor, Tensor], Any]) -> Callable[..., None]:
-        return lambda module, args, kwargs, y: hook(module, first_input(args, kwargs), y)
-
-    handles = (
-        model.get_submodule(name).register_forward_hook(seen(hook), with_kwargs=True) for name, hook in hooks.items()
-    )
-    with inference_context(model, handles):
-        for first in range(0, len(x), batch):
-            run_on(model, x[first : first + batch], "pruning")
-
-
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a module is called with, by position or by name."""
-    return next(iter((*args, *kwargs.values())), None)
-
-
-def unit_activations(model: nn.Module, groups: Sequence[Any], x: Tensor, pooled: bool) -> dict[str, Tensor]:
+def unit_activations(
+    model: nn.Module, groups: Sequence[Any], x: Tensor | Calibration, pooled: bool, also: dict[str, Hook] | None = None
+) -> dict[str, Tensor]:
     """What the first reader of each group reads of its units: `(units, numbers)`, by the group's name.
 
     A unit of a linear layer gives a number for each sample; a filter one for each position of each sample (at most
-    `FEATURES`, spread over all), or if `pooled` its mean over them.
+    `FEATURES`, drawn over all), or if `pooled` its mean over them.
+
+    Args:
+        also: further hooks of the same pass over the data.
 
     Raises:
         ValueError: the data do not reach a layer, or activations are not finite.
     """
+    data = x if isinstance(x, Calibration) else in_chunks(model, Calibration(x))
     parts_by_group: dict[str, list[Tensor]] = {group.name: [] for group in groups}
-    hooks: dict[str, Any] = {}
-    each = max(1, FEATURES // max(1, len(x)))
     readers: dict[str, list[Any]] = {}
     for group in groups:
         readers.setdefault(group.readers[0].name, []).append(group)
+    weighted = [name for name, module in model.named_modules() if has_units(module)]
+    calls = calls_of(model, data, weighted)
+    reached = set()
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, value: Tensor, _: Tensor) -> None:
-            for group in readers[name]:
+    def keep(name: str) -> Hook:
+        def hook(module: Any, value: Tensor, y: Any, chunk: Chunk) -> None:
+            reached.add(name)
+            if also and name in also:
+                also[name](module, value, y, chunk)
+            for group in readers.get(name, ()):
                 reader = group.readers[0]
                 order = reader.units.argsort(stable=True)
                 columns = reader.columns[order]
-                if isinstance(module, nn.Conv2d):
-                    part = value[:, columns].flatten(2)  # (samples, units, positions)
+                if value.dim() == 2 + len(getattr(module, "kernel_size", ())) and isinstance(module, CONVOLUTIONS):
+                    part = value[:, columns].reshape(len(value), group.count, -1)  # (samples, units, positions)
                 else:
                     flat = value.reshape(-1, value.shape[-1])[:, columns]
                     part = flat.view(len(flat), group.count, -1)
-                if pooled:
-                    part = part.mean(2, keepdim=True)
-                elif part.shape[2] > each:
-                    part = part[:, :, torch.linspace(0, part.shape[2] - 1, each).round().long()]
-                parts_by_group[group.name].append(part.transpose(0, 1).flatten(1))
+                part = part.mean(2) if pooled else part.transpose(1, 2).flatten(0, 1)  # (numbers, units)
+                most = max(FEATURES, len(data)) * chunk.share / max(1, calls[name])
+                numbers = drawn(len(part), most, seed_of(name, chunk.number))
+                parts_by_group[group.name].append(part[numbers])
 
         return hook
 
-    reached = set()
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda *_: reached.add(name)
-
-    for name, module in model.named_modules():
-        if has_units(module):
-            hooks[name] = keep(name) if name in readers else note(name)
-    run_hooked(model, x, hooks)
-    reached |= {name for name in readers if parts_by_group[readers[name][0].name]}
-    _check_reached(model, [name for name in hooks if name not in reached], x[:BATCH])
-    activations = {name: torch.cat(parts, 1) for name, parts in parts_by_group.items()}
+    run_hooked(model, data, {name: keep(name) for name in weighted})
+    _check_reached(model, [name for name in weighted if name not in reached], data[:256])
+    activations = {name: torch.cat(parts).T.contiguous() for name, parts in parts_by_group.items()}
     for name, features in activations.items():
         if not bool(features.isfinite().all()):
             raise ValueError(f"pruning: the activations of {name!r} are not finite on these data.")
     return activations
 
 
-def _check_reached(model: nn.Module, names: list[str], x: Tensor) -> None:
+def _check_reached(model: nn.Module, names: list[str], data: Calibration) -> None:
     """Refuse a model of which the data reach only a part: whether the rest fits fewer units cannot be known.
 
     A layer that does not run may have weights that the model reads itself: then gradients reach them.
     """
     parameters = {name: list(model.get_submodule(name).parameters(recurse=False)) for name in names}
+    if not any(parameters.values()):
+        return
     with evaluating(model), trainable(model), torch.enable_grad():
-        outputs = [y for y in numbers_in(run_on(model, x, "pruning"), "pruning") if y.requires_grad]
+        outputs = [y for y in numbers_in(run_on(model, data, "pruning"), "pruning") if y.requires_grad]
         output = torch.stack([y.abs().sum() for y in outputs]).sum()
         for name, own in parameters.items():
             if own and all(g is None for g in torch.autograd.grad(output, own, retain_graph=True, allow_unused=True)):

@@ -3,43 +3,78 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
+from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
-from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate, output_error, outputs_on
-from filigree.compress.pruning.clusters import dead
-from filigree.compress.pruning.graph import Units, layer_macs
+from filigree.compress.layer_speed import Times
+from filigree.compress.passes import Hook, in_chunks
+from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
+from filigree.compress.pruning.clusters import dead, replacements_of
+from filigree.compress.pruning.errors import OutputError
+from filigree.compress.pruning.graph import Units, layer_macs, units_of
 from filigree.compress.pruning.proof import refuse, wrong_groups
+from filigree.compress.pruning.redundancy import Redundancy, fold
 from filigree.compress.pruning.refit import (
     Channels,
+    Target,
     better,
     channels_of,
     correlation,
     least_squares,
     may_gain_biases,
-    original_outputs,
+    targets_of,
 )
 from filigree.compress.pruning.removable import removable
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
-from filigree.compress.pruning.samples import unit_activations
+from filigree.compress.pruning.samples import calls_of, unit_activations
 from filigree.compress.pruning.subclusters import as_count
+from filigree.compress.speed import speed
 from filigree.computed_weights import why_computed
 from filigree.config import config
 from filigree.convert import Change, Conversion
-from filigree.measure.timing import inference, time_interleaved
-from filigree.modes import evaluating
 from filigree.nn.integer.empty_integer_layers import weight_matrix
-from filigree.nn.resizing import can_be_refitted, has_units, sizes_of
+from filigree.nn.resizing import has_units, sizes_of
 from filigree.summary import Summary, says
 
-Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
-Build = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], bool], nn.Module]  # kept, replacements, compensated?
+@dataclass
+class _Found:
+    """What is known of a network that is pruned.
+
+    Attributes:
+        data: what is fitted to. held: what nothing is fitted to, None: there is none. left: groups that stay whole.
+        biases: whether layers may gain some. kept, replacements, notes: by group, of those that were chosen.
+    """
+
+    data: Calibration
+    held: Calibration | None
+    groups: list[Units]
+    left: dict[str, str]
+    targets: dict[str, Target]
+    redundancies: dict[str, Redundancy]
+    biases: bool
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    replacements: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tested(self) -> Calibration:
+        return self.data if self.held is None else self.held
+
+    def error(self, model: nn.Module) -> OutputError:
+        """The error of the outputs, on data that nothing is fitted to where there are some."""
+        held = self.held
+        return OutputError(model, self.tested, "" if held is None else f" on {len(held):,} held-out samples")
+
+
+Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
 
 
 @config
@@ -83,101 +118,176 @@ class UnitPruning(Compression):
         """
         raise NotImplementedError
 
+    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor | None:
+        """The units in the order in which they stay, the first `count` or more, where fewer are always the first of
+        more; None: `choose` says which ones stay."""
+        return None
+
+    def most_samples(self) -> int | None:
+        return self.samples + -(-self.samples // 4)
+
+    def trial(self) -> Compression:
+        return replace(self, compensate=None, measure=False)
+
+    def faster(self, model: nn.Module, names: list[str], times: Times, example: Calibration) -> list[str]:
+        """All that make units whose makers and readers together take less time when some have gone."""
+        faster: list[str] = []
+        for group in units_of(model, example[:2], names):
+            layers = [*group.makers, *(reader.name for reader in group.readers)]
+            before, after = (sum(times[name][i] for name in layers if name in times) for i in (0, 1))
+            if after < before:
+                faster += group.makers
+        return [name for name in names if name in faster]
+
     @torch.no_grad()
     def compress(
-        self, model: nn.Module, names: list[str], data: Tensor | None
+        self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         who = type(self).__name__
-        if data is None:
-            raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
-        if len(data) < 2:
-            raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
-        for name, module in model.named_modules():
-            if says(module) and (reason := module.why_not_prunable()):
-                raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
-        x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.samples]]
-        every = len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
-        groups, left = removable(model, names, x[:8], who, every)
-        features = unit_activations(model, groups, x, self.features == "pooled")
-        y = outputs_on(model, x) if self.compensate else []
-        weighted = [name for name, m in model.named_modules() if can_be_refitted(m)]
-        targets = original_outputs(model, weighted, x) if self.compensate == "least_squares" else {}
-        biases = may_gain_biases(model)
-
-        def build(
-            kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor], compensate: bool
-        ) -> tuple[nn.Module, str]:
-            smaller = pruned(model, groups, kept)
-            if not (compensate and self.compensate):
-                return smaller, ""
-            if self.compensate == "least_squares":
-                compensated = copy_of(smaller)
-                channels = channels_of(model, groups, kept)
-                unfit = least_squares(compensated, channels, targets, x, self.damping, biases)
-            else:
-                source = copy_of(model)
-                unfit = correlation(source, groups, features, replacements, biases)
-                compensated = pruned(source, groups, kept)
-            return better(who, self.compensate, smaller, compensated, x, y, unfit)
-
-        kept, replacements, notes = self._choices(model, groups, features, x, lambda *args: build(*args)[0])
-        while wrong := wrong_groups(model, groups, kept, x[:8]):
-            if not every or left.keys() >= wrong.keys():
+        found = self._found(model, names, data)
+        groups, kept, notes = found.groups, found.kept, found.notes
+        while wrong := wrong_groups(model, groups, kept, found.data[:8]):
+            if not self._all(model, names) or found.left.keys() >= wrong.keys():
                 refuse(wrong, who)
-            left |= wrong
-            for group in groups:
-                if group.name in wrong:
-                    kept[group.name] = replacements[group.name] = torch.arange(group.count)
-        smaller, outcome = build(kept, replacements, True)
+            found.left |= wrong
+            kept |= {group.name: torch.arange(group.count) for group in groups if group.name in wrong}
+            found.replacements |= {name: kept[name] for name in wrong}
+        smaller, outcome = self._compensated(model, found)
         for group in groups:
-            own = output_error(group, features[group.name], kept[group.name], model)
-            notes[group.name] += f"; own error {own:.1%}"
-        changes = _changes(model, smaller, x[:1], groups, kept, notes)
-        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in left.items()]
+            notes[group.name] += f"; own error {found.redundancies[group.name].own_error(kept[group.name]):.1%}"
+        changes = _changes(model, smaller, found.data[:1], groups, kept, notes)
+        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in found.left.items()]
         if outcome:
             changes.append(Change.of("outputs", None, None, outcome))
         if self.measure:
-            changes.append(Change.of("latency", None, None, _latencies(model, smaller, x)))
+            changes.append(Change.of("latency", None, None, speed(model, smaller, found.data)))
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
         return changes, []
 
-    def _choices(
-        self, model: nn.Module, groups: list[Units], features: Mapping[str, Tensor], x: Tensor, build: Build
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    def _found(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Found:
+        """Which units stay, and what was recorded of the network on the way."""
+        who = type(self).__name__
+        if data is None:
+            raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
+        if data.tensor is not None and len(data) < 2:
+            raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
+        for name, module in model.named_modules():
+            if says(module) and (reason := module.why_not_prunable()):
+                raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
+        searches, held = isinstance(self.keep, MaxError | Budget), data.validation
+        if held is not None or not searches:
+            data = data.some(self.samples, self.seed)
+        else:
+            data, held = data.split(self.samples, self.seed)
+        if held is None and isinstance(self.keep, MaxError):
+            raise ValueError(f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=).")
+        data = in_chunks(model, data)
+        held = None if held is None else in_chunks(model, held)
+        groups, left = removable(model, names, data[:8], who, self._all(model, names))
+        readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
+        targets: dict[str, Target] = {}
+        if self.compensate == "least_squares":
+            targets = targets_of(model, readers, groups, calls_of(model, data, readers))
+        hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
+        features = unit_activations(model, groups, data, self.features == "pooled", hooks)
+        tested = unit_activations(model, groups, held, self.features == "pooled") if held is not None else {}
+        redundancies = {
+            group.name: Redundancy(group, model, features[group.name], tested.get(group.name)) for group in groups
+        }
+        found = _Found(data, held, groups, left, targets, redundancies, may_gain_biases(model))
+        self._choose_all(model, found)
+        return found
+
+    def _all(self, model: nn.Module, names: list[str]) -> bool:
+        """Whether these are all layers that could be named: then those that cannot be pruned are left whole."""
+        return len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
+
+    def _candidate(
+        self, model: nn.Module, found: _Found, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
+        compensate: bool,
+    ) -> tuple[nn.Module, dict[str, str]]:  # fmt: skip
+        """A network with these units, compensated from what is known, in no pass over the data."""
+        if not compensate or self.compensate is None:
+            return pruned(model, found.groups, kept), {}
+        source, unfit = copy_of(model), {}
+        if self.compensate == "correlation":
+            features = {name: redundancy.features for name, redundancy in found.redundancies.items()}
+            unfit = correlation(source, found.groups, features, replacements, found.biases)
+        else:
+            fold(source, list(found.redundancies.values()), kept, self.damping, found.biases)
+        return pruned(source, found.groups, kept), unfit
+
+    def _compensated(self, model: nn.Module, found: _Found) -> tuple[nn.Module, str]:
+        """The network that the report is about, and a note of its error."""
+        kept, who = found.kept, type(self).__name__
+        smaller, _ = self._candidate(model, found, kept, found.replacements, False)
+        if not self.compensate:
+            return smaller, ""
+        error = found.error(model)
+        if self.compensate == "correlation":
+            compensated, unfit = self._candidate(model, found, kept, found.replacements, True)
+            return better(who, self.compensate, smaller, compensated, error, unfit)
+        less = [group for group in found.groups if len(kept[group.name]) < group.count]
+        read = {reader.name for group in less for reader in group.readers}
+        targets = {name: target for name, target in found.targets.items() if name in read}
+        compensated = copy_of(smaller)
+        channels = channels_of(model, found.groups, kept)
+        unfit = least_squares(compensated, channels, targets, found.data, self.damping, found.biases)
+        if isinstance(self.keep, MaxError | Budget):  # what the search has seen may be the better one
+            folded, _ = self._candidate(model, found, kept, found.replacements, True)
+            compensated = min(compensated, folded, key=error)
+        return better(who, self.compensate, smaller, compensated, error, unfit)
+
+    def _choose_all(self, model: nn.Module, found: _Found) -> None:
+        """Choose the units of all groups, as many as `keep` says."""
         choices: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
+        rankings: dict[str, Tensor] = {}
 
         def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
             key = group.name, count
             if key not in choices:
-                choices[key] = self._alive(group, features[group.name], count, model)
+                choices[key] = self._alive(group, found.redundancies[group.name], count, model, rankings)
             return choices[key]
 
         if isinstance(self.keep, Budget | MaxError):
+            whole = {group.name: torch.arange(group.count) for group in found.groups}
 
             def built(counts: Counts, compensate: bool) -> nn.Module:
-                choice_of = {group.name: chosen(group, counts[group.name]) for group in groups}
-                kept = {name: choice[0] for name, choice in choice_of.items()}
-                return build(kept, {name: choice[1] for name, choice in choice_of.items()}, compensate)
+                some = [group for group in found.groups if group.name in counts]
+                choice_of = {group.name: chosen(group, counts[group.name]) for group in some}
+                kept = whole | {name: choice[0] for name, choice in choice_of.items()}
+                replacements = whole | {name: choice[1] for name, choice in choice_of.items()}
+                return self._candidate(model, found, kept, replacements, compensate)[0]
 
-            counts = allocate(self.keep, model, groups, features, chosen, built, x, self.round_to)
+            allocation = allocate(
+                self.keep, model, found.redundancies, lambda group, count: chosen(group, count)[0], built, found.tested,
+                found.error(model), self.round_to,
+            )  # fmt: skip
+            counts, notes = allocation.counts, allocation.notes
         else:
-            counts = {group.name: self._count(group) for group in groups}
-        kept, replacements, notes = {}, {}, {}
-        for group in groups:
-            kept[group.name], replacements[group.name], notes[group.name] = chosen(group, counts[group.name])
-        return kept, replacements, notes
+            counts, notes = {group.name: self._count(group) for group in found.groups}, {}
+        for group in found.groups:
+            name = group.name
+            found.kept[name], found.replacements[name], found.notes[name] = chosen(group, counts[name])
+            if name in notes:
+                found.kept[name] = found.replacements[name] = torch.arange(group.count)
+                found.left[name] = notes[name].removeprefix("left whole: ")
 
-    def _alive(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
-        """`choose` among the units that are not dead; the dead ones go first."""
+    def _alive(
+        self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, str]:
+        """The choice among the units that are not dead; the dead ones go first."""
+        features = redundancy.features
         gone = dead(features)
         alive = (~gone).nonzero().squeeze(1)
         if not len(alive):
             alive = torch.arange(1)
-        f = features[alive]
+        f, covariance = features[alive], redundancy.covariance[alive][:, alive]
         if self.normalize:
-            f = f / f.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        few, replacement_of, note = self.choose(_part(group, alive), f, count, model)
+            norms = f.norm(dim=1, keepdim=True).clamp(min=1e-30)
+            f, covariance = f / norms, covariance / (norms @ norms.T)
+        few, replacement_of, note = self._chosen(_part(group, alive), f, covariance, count, model, rankings)
         kept = alive[few]
         replacements = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
         replacements[alive] = alive[replacement_of]
@@ -187,6 +297,23 @@ class UnitPruning(Compression):
             replacements,
             f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else ""),
         )
+
+    def _chosen(
+        self, group: Units, features: Tensor, covariance: Tensor, count: int | None, model: nn.Module,
+        rankings: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor, str]:  # fmt: skip
+        """What `choose` says, or the first of the method's `ranking`, which a search makes once."""
+        most = len(features) if count is None else min(count, len(features))
+        if group.name not in rankings or len(rankings[group.name]) < most:
+            length = len(features) if isinstance(self.keep, Budget | MaxError) else most
+            ranking = self.ranking(group, covariance, length, model)
+            if ranking is None:
+                return self.choose(group, features, count, model)
+            rankings[group.name] = ranking
+        kept = rankings[group.name][:most].sort().values
+        if self.compensate == "correlation":
+            return kept, replacements_of(kept, features), ""
+        return kept, kept[torch.zeros(len(features), dtype=torch.long)], ""
 
     def _count(self, group: Units) -> int | None:
         share = by_layer(self.keep, group, type(self).__name__)
@@ -268,21 +395,8 @@ def _remember(smaller: nn.Module, channels: Channels) -> None:
             module.__dict__["kept_inputs"] = channels.inputs[name]
 
 
-def _latencies(model: nn.Module, smaller: nn.Module, x: Tensor) -> str:
-    """How long both take here, in turns, for one sample and for 128."""
-    parts = []
-    for batch in (1, 128):
-        inputs = x[torch.arange(batch) % len(x)]
-        with evaluating(model), evaluating(smaller):
-            works = [inference(network, inputs) for network in (model, smaller)]
-            before, after = (timing.median for timing in time_interleaved(works, seconds=0.05))
-        verdict = f"{before / after:.1f}x" if after < 0.98 * before else "not faster"
-        parts.append(f"batch {batch}: {before:.3g} -> {after:.3g} ms ({verdict})")
-    return "; ".join(parts)
-
-
 def _changes(
-    model: nn.Module, smaller: nn.Module, example: Tensor, groups: list[Units], kept: Mapping[str, Tensor],
+    model: nn.Module, smaller: nn.Module, example: Calibration, groups: list[Units], kept: Mapping[str, Tensor],
     notes: Mapping[str, str],
 ) -> list[Change]:  # fmt: skip
     before, after = (layer_macs(m, example) for m in (model, smaller))

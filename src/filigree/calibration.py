@@ -1,0 +1,187 @@
+"""The data that a trained model is run on: a tensor, batches, or whatever a function of the caller's runs it on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from filigree.outputs import tensors_in
+
+CHUNK = 1024  # samples of a tensor that run at once, at most
+
+Forward = Callable[..., Any]
+
+
+class Calibration:
+    """Inputs of a model, run in chunks.
+
+    Args:
+        inputs: a tensor `(samples, ...)`, which is cut into chunks; or batches, each run as it is.
+        forward: `forward(model, batch)` runs the model on a batch; with `inputs=None` `forward(model)`, which is one
+            chunk. None: `model(batch)`, of a mapping `model(**batch)`.
+        progress: whether passes over the data show a bar; None: on a terminal.
+    """
+
+    def __init__(
+        self, inputs: Tensor | list[Any] | None, forward: Forward | None = None, progress: bool | None = None
+    ) -> None:
+        self.inputs = [_NOTHING] if inputs is None else inputs
+        self.forward, self.progress, self.chunk = forward, progress, CHUNK
+        self.validation: Calibration | None = None  # other data, to which nothing is fitted
+
+    @classmethod
+    def of(
+        cls, data: Any, forward: Forward | None = None, who: str = "filigree", most: int | None = None,
+        progress: bool | None = None,
+    ) -> Calibration | None:  # fmt: skip
+        """What the data of a caller are; None where there are none.
+
+        Args:
+            data: a tensor, a pair of it and labels, an object with a tensor `.x`, a mapping of arguments by name, a
+                dataset, or an iterable of batches (each a tensor, a pair, a mapping; with `forward` anything).
+            most: of an iterable no more samples are read than these need.
+
+        Raises:
+            TypeError: data of another kind. ValueError: no samples, or NaN or Inf among them.
+        """
+        if isinstance(data, cls):
+            return data
+        if data is None:
+            return None if forward is None else cls(None, forward, progress)
+        x = getattr(data, "x", data)
+        if isinstance(x, tuple) or _is_pair(x):
+            x = x[0] if len(x) else None
+        if isinstance(x, Tensor):
+            found = cls(x, forward, progress)
+        elif isinstance(x, Mapping):
+            found = cls([x], forward, progress)
+        elif isinstance(x, Iterable | Dataset) and not isinstance(x, str | bytes):
+            found = cls(_read(x, forward, who, most), forward, progress)
+        else:
+            raise TypeError(
+                f"{who}: data must be a tensor, a pair (x, y), have .x and .y, or be batches of these. "
+                f"Got {type(data).__name__}."
+            )
+        found._check(who)
+        return found
+
+    def _check(self, who: str) -> None:
+        tensors = tensors_in(self.inputs)
+        for tensor in tensors:
+            if (tensor.dim() and not len(tensor)) or (tensor.is_floating_point() and not bool(tensor.isfinite().all())):
+                raise ValueError(f"{who}: data must be finite, at least one sample. Got {tuple(tensor.shape)}.")
+        if not len(self.inputs):
+            raise ValueError(f"{who}: data must be finite, at least one sample. Got no batch.")
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """All inputs as one tensor; None where they are batches."""
+        return self.inputs if isinstance(self.inputs, Tensor) else None
+
+    def with_inputs(self, inputs: Any) -> Calibration:
+        """Other inputs, run in the same way."""
+        other = copy.copy(self)
+        other.inputs = inputs
+        return other
+
+    def __len__(self) -> int:
+        """The samples: rows of the tensor, or of the first tensor of each batch."""
+        return len(self.inputs) if isinstance(self.inputs, Tensor) else sum(map(_samples, self.inputs))
+
+    def __getitem__(self, rows: slice | Tensor) -> Calibration:
+        """Some of the samples; of batches, `[:n]` is as many as have n samples, at least one."""
+        if isinstance(self.inputs, Tensor):
+            return self.with_inputs(self.inputs[rows])
+        wanted = rows.stop if isinstance(rows, slice) and rows.stop is not None else len(self)
+        taken: list[Any] = []
+        for batch in self.inputs:
+            if wanted > 0:
+                taken.append(batch)
+                wanted -= _samples(batch)
+        return self.with_inputs(taken)
+
+    def chunks(self) -> list[Any]:
+        return list(self.inputs.split(self.chunk)) if isinstance(self.inputs, Tensor) else list(self.inputs)
+
+    def shares(self) -> list[float]:
+        """Of each chunk, its share of all samples."""
+        sizes = [_samples(chunk) for chunk in self.chunks()]
+        return [size / sum(sizes) for size in sizes]
+
+    def call(self, model: nn.Module, inputs: Any) -> Any:
+        """What the model returns for a chunk."""
+        if self.forward is not None:
+            return self.forward(model) if inputs is _NOTHING else self.forward(model, inputs)
+        return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+    def outputs(self, model: nn.Module) -> Iterator[Any]:
+        """What the model returns, chunk by chunk."""
+        for chunk in self.chunks():
+            yield self.call(model, chunk)
+
+    def some(self, samples: int, seed: int) -> Calibration:
+        """So many samples at most, drawn at random; of batches the first ones."""
+        if not isinstance(self.inputs, Tensor):
+            return self[:samples]
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:samples]]
+
+    def split(self, samples: int, seed: int) -> tuple[Calibration, Calibration | None]:
+        """So many samples at most, and a quarter as many others; None of a single sample or batch.
+
+        Where there are no others, a quarter of the samples is split off.
+        """
+        if isinstance(self.inputs, Tensor):
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+            fitted = samples if len(order) >= samples + -(-samples // 4) else -(-3 * len(order) // 4)
+            fitted = min(fitted, len(order) - 1) or 1
+            others = order[fitted : fitted + -(-fitted // 3)]
+            return self[order[:fitted]], self[others] if len(others) else None
+        batches = self[: samples + -(-samples // 4)].inputs
+        if len(batches) < 2:
+            return self.with_inputs(batches), None
+        held = max(1, len(batches) // 4)
+        return self.with_inputs(batches[:-held]), self.with_inputs(batches[-held:])
+
+
+_NOTHING = object()  # the chunk of a forward function that brings its own inputs
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, list) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)
+
+
+def _samples(batch: Any) -> int:
+    tensors = [tensor for tensor in tensors_in(batch) if tensor.dim()]
+    return len(tensors[0]) if tensors else 1
+
+
+def _read(batches: Any, forward: Forward | None, who: str, most: int | None) -> Tensor | list[Any]:
+    """The batches, in memory; those of tensors of one size as one tensor."""
+    if isinstance(batches, Dataset) and not isinstance(batches, Iterable):
+        batches = DataLoader(batches, 256)
+    inputs: list[Any] = []
+    samples = 0
+    for batch in batches:
+        part = batch if forward is not None else _input_of(batch, who)
+        inputs.append(part)
+        samples += _samples(part)
+        if most is not None and samples >= most:
+            break
+    if not inputs or not all(isinstance(part, Tensor) and part.dim() for part in inputs):
+        return inputs
+    return torch.cat(inputs) if len({(part.shape[1:], part.dtype) for part in inputs}) == 1 else inputs
+
+
+def _input_of(batch: Any, who: str) -> Any:
+    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(x, Tensor | Mapping):
+        raise TypeError(
+            f"{who}: batches must be tensors, pairs (x, y) or mappings of arguments. Got {type(batch).__name__}: give "
+            "forward=, a function (model, batch) that runs the model."
+        )
+    return x

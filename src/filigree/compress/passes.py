@@ -1,0 +1,110 @@
+"""Passes over data, chunk by chunk, with a bar on a terminal."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from filigree.calibration import Calibration
+from filigree.config import one_line
+from filigree.convert import inference_context, run_on
+from filigree.outputs import tensors_in
+
+CHUNK_BYTES = 1 << 25  # of the largest tensor that a module makes of a chunk
+PATIENCE = 2.0  # seconds before a bar is shown
+
+
+class Chunk(NamedTuple):
+    """A part of the data that runs at once: its number, its share of the samples, and the inputs."""
+
+    number: int
+    share: float
+    inputs: Any
+
+
+Hook = Callable[[nn.Module, Any, Any, Chunk], Any]  # module, its first input, its output
+
+
+def in_chunks(model: nn.Module, data: Calibration) -> Calibration:
+    """The data in chunks of which no module of the model makes more than `CHUNK_BYTES`, of at least one sample."""
+    if data.tensor is None:
+        return data
+    largest = 1
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal largest
+        sizes = [tensor.numel() * tensor.element_size() for tensor in tensors_in(output)]
+        largest = max([largest, *sizes])
+
+    with inference_context(model, (module.register_forward_hook(hook) for module in model.modules())):
+        run_on(model, data[:1], "pruning")
+    chunked = copy.copy(data)
+    chunked.chunk = max(1, min(data.chunk, CHUNK_BYTES // largest))
+    return chunked
+
+
+def chunks_of(data: Calibration) -> list[Chunk]:
+    return [
+        Chunk(number, share, inputs)
+        for number, (share, inputs) in enumerate(zip(data.shares(), data.chunks(), strict=True))
+    ]
+
+
+def run_hooked(model: nn.Module, data: Calibration, hooks: dict[str, Hook], what: str = "activations") -> None:
+    """Run the model on all data in eval mode; at each call of a module hooks see it, its first input and its output.
+
+    Raises:
+        ValueError: the model does not run on the data.
+    """
+    chunk = Chunk(0, 1.0, None)
+
+    def seen(hook: Hook) -> Callable[..., None]:
+        return lambda module, args, kwargs, y: hook(module, first_input(args, kwargs), y, chunk)
+
+    handles = (
+        model.get_submodule(name).register_forward_hook(seen(hook), with_kwargs=True) for name, hook in hooks.items()
+    )
+    with inference_context(model, handles):
+        for chunk in shown(chunks_of(data), what, data.progress):
+            try:
+                data.call(model, chunk.inputs)
+            except Exception as error:
+                raise ValueError(f"pruning: the model does not run on the data: {one_line(error)}") from error
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module is called with, by position or by name."""
+    return next(iter((*args, *kwargs.values())), None)
+
+
+def shown(steps: Iterable[Any], what: str, progress: bool | None) -> Iterator[Any]:
+    """The steps, with a bar on a terminal where they take long; `progress` False: without, True: everywhere."""
+    steps = list(steps)
+    bar, began = None, time.perf_counter()
+    wanted = progress or (progress is None and sys.stderr.isatty())
+    try:
+        for number, step in enumerate(steps):
+            yield step
+            if wanted and bar is None and (progress or time.perf_counter() - began > PATIENCE):
+                bar = _bar(what, len(steps))
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=number + 1)
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar(what: str, steps: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    bar.add_task(what, total=steps)
+    bar.start()
+    return bar
