@@ -390,7 +390,7 @@ _RULES: dict[str, Rule] = {
     **_named(_same, "clone _to_copy contiguous detach alias lift_fresh lift_fresh_copy lift dropout tril triu"),
     **_named(_reshaped, "view _unsafe_view reshape _reshape_alias flatten unflatten"),
     **_named(_moved, "permute transpose t expand squeeze unsqueeze slice select split split_with_sizes unsafe_split "
-             "unsafe_split_with_sizes chunk unsafe_chunk unbind narrow movedim flip roll repeat diagonal numpy_T "
+             "unsafe_split_with_sizes chunk unsafe_chunk unbind narrow movedim flip repeat diagonal numpy_T "
              "repeat_interleave unfold pixel_unshuffle split_copy unbind_copy expand_copy"),
     **_named(_shuffled, "channel_shuffle native_channel_shuffle"),
     **_named(_pixels, "pixel_shuffle"),
@@ -399,6 +399,7 @@ _RULES: dict[str, Rule] = {
     **_named(_stacked, "stack"),
     **_named(_picked(_indexed_dims), "index _unsafe_index"),
     **_named(_picked(lambda given: [given["dim"]]), "index_select gather"),
+    **_named(_picked(lambda given: list(given["dims"])), "roll"),
     **_named(_embedded, "embedding"),
     **_named(_scattered, "index_add scatter_add scatter_reduce index_reduce index_copy"),
     **_named(_reduced, "sum mean amax amin var std linalg_vector_norm norm prod max min median any all var_mean "

@@ -13,7 +13,7 @@ from filigree.calibration import Calibration
 from filigree.compress.pruning.graph import Size, Units, units_of
 from filigree.compress.pruning.proof import refuse, why_not, with_random_weights, wrong_groups
 from filigree.config import listed
-from filigree.nn.resizing import has_units
+from filigree.nn.resizing import has_units, sizes_of
 
 _WITH_SIZES = (  # of torch's modules those that know how many channels they get, beside those that pruning resizes
     nn.Unflatten, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
@@ -39,7 +39,7 @@ def removable(
         ValueError: there are none, or, unless `every` layer is meant, one of them cannot be taken out.
     """
     groups = [_with_attributes(model, group) for group in units_of(model, x[:2], names)]
-    if not groups:
+    if not groups and not any(sizes_of(model.get_submodule(name))[0] == 1 for name in names):  # type: ignore[index]
         raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
     random = with_random_weights(model)
     half = _halves(groups)

@@ -12,7 +12,7 @@ from filigree.compress.pruning.graph import Units, without
 from filigree.compress.pruning.tracing import Node
 from filigree.computed_weights import copied
 from filigree.config import one_line
-from filigree.nn.resizing import CONVOLUTIONS, NORMS, TRANSPOSED, is_conv1d
+from filigree.nn.resizing import CONVOLUTIONS, NORMS, TRANSPOSED, has_units, is_conv1d, weight_sides
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -44,7 +44,7 @@ def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]
     cut: dict[tuple[int, int | str], Any] = {}  # a tensor that several modules hold is cut once
     resized: dict[str, nn.Module] = {}
     held: list[Tensor] = []
-    for (name, side), columns in gone_channels(groups, kept).items():
+    for (name, side), columns in _with_new_biases(smaller, gone_channels(groups, kept)).items():
         if isinstance(side, str):
             layer: Any = smaller.get_submodule(name)
             if side == "out":
@@ -66,6 +66,16 @@ def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]
         _note_sizes(module, model.get_submodule(name))
     _change_attributes(smaller, groups, kept)
     return smaller
+
+
+def _with_new_biases(model: nn.Module, gone: dict[Node, Tensor]) -> dict[Node, Tensor]:
+    """Layers may have gained a bias since the channels were found."""
+    for (name, side), columns in list(gone.items()):
+        owner, _, key = name.rpartition(".")
+        layer: Any = model.get_submodule(owner) if key == "weight" else None
+        if has_units(layer) and side == weight_sides(layer)[0] and layer.bias is not None:
+            gone.setdefault((f"{owner}.bias".removeprefix("."), 0), columns)
+    return gone
 
 
 def _note_sizes(module: Any, before: Any) -> None:

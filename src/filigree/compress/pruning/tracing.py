@@ -15,6 +15,7 @@ from filigree.compress.pruning.operations import (
     PRODUCTS,
     STATISTICS,
     arguments,
+    fix_all,
     follow,
     name_of,
     reduced_dims,
@@ -98,10 +99,27 @@ class Trace(TorchDispatchMode):
                 module.register_forward_pre_hook(lambda _, args: self._enter(args)),
                 module.register_forward_hook(lambda _, args, y: self._leave(name, args[0], y), always_call=True),
             ]
+        if says(module) and not any(True for _ in module.children()):
+            return [
+                module.register_forward_pre_hook(lambda *_: self._sleep()),
+                module.register_forward_hook(lambda _, args, y: self._elementwise(args, y), always_call=True),
+            ]
         return [
             module.register_forward_pre_hook(lambda *_: self._modules.append(name)),
             module.register_forward_hook(lambda *_: self._modules.pop() and None or None, always_call=True),
         ]
+
+    def _sleep(self) -> None:
+        self._asleep += 1
+
+    def _elementwise(self, args: tuple[Any, ...], y: Any) -> None:
+        """What another layer of filigree computes, which may be compiled, is taken to be element by element."""
+        self._asleep -= 1
+        if args and isinstance(args[0], Tensor) and isinstance(y, Tensor):
+            if args[0].shape == y.shape:
+                self.maps.put(y, self.maps.of(args[0]))
+            else:
+                fix_all(self.maps, {"x": args[0]}, "are read by a layer of filigree")
 
     def _enter(self, args: tuple[Any, ...]) -> Any:
         self._asleep += 1
