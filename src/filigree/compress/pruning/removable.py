@@ -19,7 +19,8 @@ _WITH_SIZES = (  # of torch's modules those that know how many channels they get
     nn.Unflatten, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
-_HEADS = ("head", "split", "embed", "inner", "width", "attn")
+_CHANNELS = "head dim size channel feature width embed hidden inner split plane shape filter".split()
+_OTHERS = "group position length window patch kernel layer index idx".split()
 
 Attribute = tuple[Size, str, int | None]
 
@@ -38,14 +39,15 @@ def removable(
     Raises:
         ValueError: there are none, or, unless `every` layer is meant, one of them cannot be taken out.
     """
-    groups = [_with_attributes(model, group) for group in units_of(model, x[:2], names)]
+    found = [_with_attributes(model, group) for group in units_of(model, x[:2], names)]
+    groups = [next(_variants(group, first=True)) for group in found]
     if not groups and not any(sizes_of(model.get_submodule(name))[0] == 1 for name in names):  # type: ignore[index]
         raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
     random = with_random_weights(model)
     half = _halves(groups)
     wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
     if wrong:
-        others = _otherwise(model, random, groups, wrong, x)
+        others = _otherwise(model, random, found, wrong, x)
         groups = [others.get(group.name, group) for group in groups]
         half = _halves(groups)
         wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
@@ -65,7 +67,7 @@ def _otherwise(
         for group in units_of(model, x[:2], sorted(makers), last=sorted(makers)):
             before = next((one for one in groups if one.name == group.name), None)
             if before is not None and not group.problem and group.count != before.count:
-                tried[group.name] += [group, *_variants(_with_attributes(model, group), whole=True)]
+                tried[group.name] += _variants(_with_attributes(model, group), first=True)
 
     def works(group: Units) -> bool:
         half = _halves([group])
@@ -106,13 +108,18 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, tuple | list) and all(type(part) is int for part in value)
 
 
-def _variants(group: Units, whole: bool = False) -> Iterator[Units]:
-    """The group with fewer of its attributes, none of them at last."""
-    if not group.attributes:
-        return
-    if whole:
-        yield group
-    heads = [attribute for attribute in group.attributes if any(word in attribute[1] for word in _HEADS)]
-    for some in (heads, [attribute for attribute in heads if "group" not in attribute[1]], []):
-        if len(some) < len(group.attributes):
+def _variants(group: Units, first: bool = False) -> Iterator[Units]:
+    """The group with other choices of its attributes: all, those that speak of heads, none of them."""
+    every = group.attributes
+    named = [attribute for attribute in every if _speaks_of(attribute[1])]
+    heads = [attribute for attribute in named if "head" in attribute[1] and "dim" not in attribute[1]]
+    tried: list[list[Attribute]] = [] if first else [named]
+    for some in (named, every, heads, []):
+        if some not in tried:
+            tried.append(some)
             yield dataclasses.replace(group, attributes=some)
+
+
+def _speaks_of(key: str) -> bool:
+    """Whether an attribute's name tells that it is a number of channels."""
+    return any(word in key for word in _CHANNELS) and not any(word in key for word in _OTHERS)
