@@ -40,7 +40,7 @@ from filigree.computed_weights import why_computed
 from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.nn.integer.empty_integer_layers import weight_matrix
-from filigree.nn.resizing import has_units, sizes_of
+from filigree.nn.resizing import has_units, sizes_of, weight_sides
 from filigree.summary import Summary, says
 
 
@@ -337,12 +337,13 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
     """Incoming + outgoing L1 norms of the units (John 2019, 4.12), of all layers that make or read them."""
     norms = torch.zeros(group.count, dtype=torch.float64)
     for name, units in group.makers.items():
-        incoming = weight_matrix(model.get_submodule(name)).abs().sum(1).double()
-        norms.index_add_(0, units, incoming)
+        norms.index_add_(0, units, _magnitudes(model.get_submodule(name)).sum((1, 2)))
     for reader in group.readers:
-        weight = _by_input(model.get_submodule(reader.name)).abs().double()
-        fed = weight.sum(0) if weight.dim() == 2 else weight.sum((0, 2))
-        norms.index_add_(0, reader.units, fed[reader.columns])
+        layer: Any = model.get_submodule(reader.name)
+        fed = _magnitudes(layer).sum(2)
+        if not says(layer) and (groups := getattr(layer, "groups", 1)) > 1:  # each input is read by its group only
+            fed = fed.view(groups, -1, fed.shape[1]).sum(1).reshape(1, -1)
+        norms.index_add_(0, reader.units, fed.sum(0)[reader.columns])
     return norms
 
 
@@ -354,15 +355,12 @@ def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
     return None if bias is None else bias.detach()[units.argsort(stable=True)[each.cumsum(0) - each]].double()
 
 
-def _by_input(layer: Any) -> Tensor:
-    """The weight as a matrix, that of a convolution as `(out, in, taps)`."""
-    if not isinstance(layer, nn.Conv2d):
-        return weight_matrix(layer)
-    weight = layer.weight.detach().flatten(2)
-    if layer.groups > 1:  # as if dense: each input is read by its group only
-        rows = weight.abs().sum(2)
-        return rows.view(layer.groups, -1, rows.shape[1]).sum(1).reshape(1, -1)
-    return weight
+def _magnitudes(layer: Any) -> Tensor:
+    """How large a layer's weights are: `(out, in, taps)`; of one in groups `in` is that of a group."""
+    if says(layer):
+        return weight_matrix(layer).abs().double()[..., None]
+    weight = layer.weight.detach().movedim(weight_sides(layer), (0, 1))
+    return weight.abs().double().flatten(2) if weight.dim() > 2 else weight.abs().double()[..., None]
 
 
 def _part(group: Units, alive: Tensor) -> Units:
