@@ -109,7 +109,7 @@ def sides_of(name: str, layer: nn.Module) -> tuple[Node, Node]:
 def _outputs(model: nn.Module) -> dict[Node, int]:
     layers = {name: layer for name, layer in model.named_modules() if has_units(layer) and not why_computed(layer)}
     return {
-        sides_of(name, layer)[0]: layer.weight.shape[weight_sides(layer)[0]]  # type: ignore[index, union-attr]
+        sides_of(name, layer)[0]: layer.weight.shape[weight_sides(layer)[0]]
         for name, layer in layers.items()
         if not says(layer)
     }
@@ -174,7 +174,7 @@ class _Units:
         )  # fmt: skip
 
     def _together(self, root: str) -> tuple[list[str], Tensor]:
-        """All layers that make some unit together with one of these, in their order, and the classes of their outputs."""
+        """All layers that make some unit together with this one, in their order, and the classes of their outputs."""
         makers, classes = {root}, self.made[root].unique()
         while True:
             more = {name for name, made in self.made.items() if bool(torch.isin(made, classes).any())} - makers

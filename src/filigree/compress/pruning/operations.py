@@ -204,7 +204,7 @@ def _join(maps: LabelMaps, tensors: list[Tensor], each: list[list[Tensor]], dim:
 
 
 def _picked(dims: Callable[[dict[str, Any]], list[int]]) -> Rule:
-    """Elements at positions that tensors name: labels move along, but for those of the dimension that is picked from."""
+    """Elements at positions that numbers name: labels move along, but for those of the dimension picked from."""
 
     def rule(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
         x = _first(given)
@@ -338,9 +338,8 @@ def _convolved(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor
     channels = next((labels.flatten() for labels in read if varying(labels) == [1]), None)
     made = _side(own, outs, weight)
     reading = _side(own, ins, weight)
-    if channels is None:
-        if x.shape[1] > 1 and not maps.is_uniform(x):
-            maps.labels.fix(reading, "read the input")
+    if channels is None and x.shape[1] > 1 and not maps.is_uniform(x):
+        maps.labels.fix(reading, "read the input")
     if groups == 1:
         if channels is not None:
             maps.labels.unite(channels, reading)
@@ -382,7 +381,8 @@ def _named(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 _RULES: dict[str, Rule] = {
-    **_named(_elementwise, "_prelu_kernel prelu masked_fill where native_dropout lerp addcmul addcdiv rrelu_with_noise softplus celu"),
+    **_named(_elementwise, "_prelu_kernel prelu masked_fill where native_dropout lerp addcmul addcdiv rrelu_with_noise "
+             "softplus celu"),
     **_named(_copy, "copy"),
     **_named(_filled, "zeros ones full new_zeros new_ones new_full scalar_tensor empty new_empty "
              "zeros_like ones_like full_like empty_like rand_like randn_like"),
@@ -427,4 +427,4 @@ _RULES: dict[str, Rule] = {
 STATISTICS = frozenset(
     name for name, rule in _RULES.items() if rule in (_reduced, _normalised) and "batch_norm" not in name
 )
-PRODUCTS = frozenset("mm addmm bmm baddbmm mv addmv dot vdot convolution".split())
+PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "convolution"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ _WITH_SIZES = (  # of torch's modules those that know how many channels they get
     nn.Unflatten, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
-_CHANNELS = "head dim size channel feature width embed hidden inner split plane shape filter".split()
-_OTHERS = "group position length window patch kernel layer index idx".split()
+_CHANNELS = re.compile("head|dim|size|channel|feature|width|embed|hidden|inner|split|plane|shape|filter")
+_OTHERS = re.compile("group|position|length|window|patch|kernel|layer|index|idx")
 
 Attribute = tuple[Size, str, int | None]
 
@@ -92,7 +93,7 @@ def _with_attributes(model: nn.Module, group: Units) -> Units:
         module = model.get_submodule(size.module)
         if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _WITH_SIZES):
             continue
-        if has_units(module) or any(True for _ in module._parameters) and isinstance(module, _WITH_SIZES):
+        if has_units(module) or (isinstance(module, _WITH_SIZES) and any(True for _ in module.parameters())):
             continue  # resized by their tensors
         for key, value in vars(module).items():
             if key.startswith("_") or isinstance(value, bool):
@@ -122,4 +123,4 @@ def _variants(group: Units, first: bool = False) -> Iterator[Units]:
 
 def _speaks_of(key: str) -> bool:
     """Whether an attribute's name tells that it is a number of channels."""
-    return any(word in key for word in _CHANNELS) and not any(word in key for word in _OTHERS)
+    return bool(_CHANNELS.search(key)) and not _OTHERS.search(key)

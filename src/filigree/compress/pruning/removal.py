@@ -107,19 +107,19 @@ def _note_sizes(module: Any, before: Any) -> None:
 
 def _change_attributes(smaller: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]) -> None:
     """Sizes that modules have written down become those that are left."""
-    gone: dict[tuple[str, str, int | None], set[int]] = {}
+    written: dict[tuple[str, str, int | None], set[int]] = {}
     for group in groups:
         for size, key, position in group.attributes:
             columns = size.columns[~torch.isin(size.units, kept[group.name])]
-            gone.setdefault((size.module, key, position), set()).update(columns.tolist())
-    for (name, key, position), columns in gone.items():
+            written.setdefault((size.module, key, position), set()).update(columns.tolist())
+    for (name, key, position), channels in written.items():
         module = smaller.get_submodule(name)
         value = getattr(module, key)
         if position is None:
-            setattr(module, key, value - len(columns))
+            setattr(module, key, value - len(channels))
         else:
             parts = list(value)
-            parts[position] -= len(columns)
+            parts[position] -= len(channels)
             setattr(module, key, type(value)(parts))
 
 

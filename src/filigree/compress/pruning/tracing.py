@@ -58,7 +58,7 @@ class Trace(TorchDispatchMode):
             }
         for name, layer in model.named_modules():
             if _is_ours(layer):
-                for side, size in zip(("out", "in"), layer.sizes(), strict=False):  # type: ignore[operator]
+                for side, size in zip(("out", "in"), layer.sizes(), strict=False):
                     self.nodes[name, side] = self.maps.labels.new(size)
         self.gone, self.maps.last = self._labels(gone), self._labels(last)
 
@@ -106,8 +106,11 @@ class Trace(TorchDispatchMode):
             ]
         return [
             module.register_forward_pre_hook(lambda *_: self._modules.append(name)),
-            module.register_forward_hook(lambda *_: self._modules.pop() and None or None, always_call=True),
+            module.register_forward_hook(lambda *_: self._left(), always_call=True),
         ]
+
+    def _left(self) -> None:
+        self._modules.pop()
 
     def _sleep(self) -> None:
         self._asleep += 1
@@ -208,7 +211,7 @@ def _is_ours(layer: nn.Module) -> bool:
 
 
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of real or complex numbers by name, under each of their names, outside filigree's layers."""
+    """Parameters and buffers of real or complex numbers, under each of their names; not those of filigree's layers."""
     own = tuple(f"{name}." for name, layer in model.named_modules() if _is_ours(layer))
     for name, module in model.named_modules():
         if not f"{name}.".startswith(own):
