@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from filigree.calibration import Calibration
 from filigree.compress.pruning.label_maps import varying
+from filigree.compress.pruning.labels import Labels
 from filigree.compress.pruning.tracing import OUTPUTS, Node, Trace
 from filigree.computed_weights import why_computed
 from filigree.convert import inference_context, run_on
@@ -66,6 +67,7 @@ class Units:
         sizes: numbers that the code of modules may have written down. attributes: those that are to change with them:
             of a module, by its name, the attribute, and its position in it (None: it is the number).
         last: whether they are slices along the last of the dimensions into which channels are split.
+        labels: of all channels of the model, whose classes are the units.
         problem: why they cannot be taken out, "" where nothing is known against it.
     """
 
@@ -77,6 +79,7 @@ class Units:
     sizes: list[Size] = field(default_factory=list)
     attributes: list[tuple[Size, str, int | None]] = field(default_factory=list)
     last: bool = False
+    labels: Labels | None = None
     problem: str = ""
 
 
@@ -169,7 +172,7 @@ class _Units:
                 columns = (torch.arange(groups)[:, None] * side + columns).flatten()
                 readers.append(Reader(name, columns, units.repeat(groups)))
         return Units(
-            root, count, by_maker, readers, every, self._sizes(members), [], bool(self.last & set(makers)),
+            root, count, by_maker, readers, every, self._sizes(members), [], bool(self.last & set(makers)), self.labels,
             self._problem(root, makers, classes, by_maker, readers),
         )  # fmt: skip
 

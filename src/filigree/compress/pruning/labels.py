@@ -18,6 +18,11 @@ class Labels:
         self._parents = torch.zeros(1, dtype=torch.long)
         self._reasons: dict[int, str] = {NONE: "meet numbers that are no units"}
 
+    def begin_with(self, other: Labels) -> None:
+        """Take over the classes that others of the same labels have come to."""
+        count = len(self._parents)
+        self._parents = other.classes(torch.arange(count))
+
     def new(self, count: int) -> Tensor:
         """So many labels, each in a class of its own."""
         labels = torch.arange(len(self._parents), len(self._parents) + count)
@@ -34,17 +39,16 @@ class Labels:
     def unite(self, ones: Tensor, others: Tensor, reason: str = "") -> None:
         """Make one class of each two; with what is `NONE`, fix it, for this reason."""
         ones, others = self.classes(ones).flatten(), self.classes(others).flatten()
-        differ = ones != others
-        if not bool(differ.any()):
-            return
-        for one, other in torch.stack([ones[differ], others[differ]]).unique(dim=1).T.tolist():
-            low, high = sorted((self._first(one), self._first(other)))
-            if low == NONE:
-                self._reasons.setdefault(high, reason or self._reasons[NONE])
-            elif low != high:
-                self._parents[high] = low
-                if high in self._reasons:
-                    self._reasons.setdefault(low, self._reasons[high])
+        none = (ones == NONE) != (others == NONE)
+        if bool(none.any()):
+            self.fix((ones + others)[none], reason or self._reasons[NONE])  # NONE is 0
+        while bool((differ := (ones != others) & ~none).any()):
+            low, high = torch.minimum(ones, others)[differ], torch.maximum(ones, others)[differ]
+            self._parents.scatter_reduce_(0, high, low, "amin")
+            for label in high.unique().tolist():
+                if label in self._reasons:
+                    self._reasons.setdefault(int(self.classes(torch.tensor(label))), self._reasons[label])
+            ones, others = self.classes(ones), self.classes(others)
 
     def fix(self, labels: Tensor, reason: str, first: bool = False) -> None:
         """What has these labels has to stay; of several reasons the first one is kept, or one that is to come first."""
@@ -54,9 +58,3 @@ class Labels:
     def why_fixed(self, labels: Tensor) -> str:
         """Why one of these has to stay; "" where none has."""
         return next((self._reasons[label] for label in self.classes(labels).tolist() if label in self._reasons), "")
-
-    def _first(self, label: int) -> int:
-        parents = self._parents
-        while (above := int(parents[label])) != label:
-            label = above
-        return label

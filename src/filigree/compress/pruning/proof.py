@@ -93,8 +93,9 @@ def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], 
     last: dict[Node, Any] = {}
     for group in groups:
         last |= {member.node: member.columns for member in group.members} if group.last else {}
+    known = groups[0].labels if len({id(group.labels) for group in groups}) == 1 else None
     for x, output in zip(samples, outputs, strict=True):
-        expected = _outputs(model, x, Trace(model, gone, last))
+        expected = _outputs(model, x, Trace(model, gone, last, known))
         if [tensor.shape for tensor in output] != [tensor.shape for tensor in expected]:
             return "the model's outputs would change their size"
         if not all(_close(*pair) for pair in zip(output, expected, strict=True)):

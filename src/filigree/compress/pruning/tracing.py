@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from filigree.compress.pruning.label_maps import LabelMaps, aligned, varying
+from filigree.compress.pruning.labels import Labels
 from filigree.compress.pruning.operations import (
     PRODUCTS,
     STATISTICS,
@@ -41,11 +42,13 @@ class Trace(TorchDispatchMode):
         gone: from nodes to channels: the model computes as if these were not there: they are read as zero, and means,
             norms and the like are over the others.
         last: of channels that are split, slices along the last dimension are units, instead of along the first.
+        known: labels of the same model, whose classes are known.
     """
 
     def __init__(
-        self, model: nn.Module, gone: Mapping[Node, Tensor] | None = None, last: Mapping[Node, Tensor] | None = None
-    ) -> None:
+        self, model: nn.Module, gone: Mapping[Node, Tensor] | None = None, last: Mapping[Node, Tensor] | None = None,
+        known: Labels | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.maps = model, LabelMaps()
         self.used: dict[str, dict[int, Tensor]] = {}  # maps met in the code of a module, which may know their sizes
@@ -60,6 +63,8 @@ class Trace(TorchDispatchMode):
             if _is_ours(layer):
                 for side, size in zip(("out", "in"), layer.sizes(), strict=False):
                     self.nodes[name, side] = self.maps.labels.new(size)
+        if known is not None:
+            self.maps.labels.begin_with(known)
         self.gone, self.maps.last = self._labels(gone), self._labels(last)
 
     def _labels(self, channels: Mapping[Node, Tensor] | None) -> Tensor:
