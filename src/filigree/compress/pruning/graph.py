@@ -98,7 +98,7 @@ def units_of(
     trace = Trace(model, last=every)
     with inference_context(model):
         trace.run(lambda: run_on(model, example, "pruning"))
-    return _Units(model, trace, last).found(makers)
+    return _Units(model, trace, last).grouped(makers)
 
 
 def sides_of(name: str, layer: nn.Module) -> tuple[Node, Node]:
@@ -125,11 +125,11 @@ class _Units:
         self.model, self.labels, self.last = model, trace.maps.labels, set(last)
         self.nodes = {node: self.labels.classes(labels) for node, labels in trace.nodes.items()}
         self.layers = {name: m for name, m in model.named_modules() if has_units(m) and not why_computed(m)}
-        self.made = {name: self.nodes[sides_of(name, layer)[0]] for name, layer in self.layers.items()}
+        self.outputs = {name: self.nodes[sides_of(name, layer)[0]] for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             groups = getattr(layer, "groups", 1)
             if weight_sides(layer) == (1, 0) and groups > 1:
-                self.made[name] = self.made[name].repeat(groups)
+                self.outputs[name] = self.outputs[name].repeat(groups)
         self.used = {
             name: [
                 labels.flatten()
@@ -139,10 +139,10 @@ class _Units:
             for name, maps in trace.used.items()
         }
 
-    def found(self, names: Collection[str]) -> list[Units]:
+    def grouped(self, names: Collection[str]) -> list[Units]:
         groups, seen = [], set[str]()
         for name in self.layers:
-            if name in names and name not in seen and len(self.made[name]) > 1:
+            if name in names and name not in seen and len(self.outputs[name]) > 1:
                 units = self._units(name)
                 seen.update([name] if units.problem else units.makers)
                 if (units.readers or units.problem) and units.problem != OUTPUTS:
@@ -160,12 +160,12 @@ class _Units:
             columns = (units >= 0).nonzero().squeeze(1)
             return columns, units[columns]
 
-        by_maker = {name: members(self.made[name])[1] for name in makers}
-        found = {node: members(labels) for node, labels in self.nodes.items()}
-        every = [Member(node, *found[node]) for node in found if len(found[node][0])]
+        by_maker = {name: members(self.outputs[name])[1] for name in makers}
+        by_node = {node: members(labels) for node, labels in self.nodes.items()}
+        every = [Member(node, *by_node[node]) for node in by_node if len(by_node[node][0])]
         readers = []
         for name, layer in self.layers.items():
-            columns, units = found[sides_of(name, layer)[1]]
+            columns, units = by_node[sides_of(name, layer)[1]]
             if len(columns):
                 groups = 1 if says(layer) else getattr(layer, "groups", 1)
                 side = len(self.nodes[sides_of(name, layer)[1]])
@@ -178,43 +178,43 @@ class _Units:
 
     def _together(self, root: str) -> tuple[list[str], Tensor]:
         """All layers that make some unit together with this one, in their order, and the classes of their outputs."""
-        makers, classes = {root}, self.made[root].unique()
+        makers, classes = {root}, self.outputs[root].unique()
         while True:
-            more = {name for name, made in self.made.items() if bool(torch.isin(made, classes).any())} - makers
-            more = {name for name in more if not self.labels.why_fixed(self.made[name])}
+            more = {name for name, outputs in self.outputs.items() if bool(torch.isin(outputs, classes).any())} - makers
+            more = {name for name in more if not self.labels.why_fixed(self.outputs[name])}
             if not more:
-                ordered = torch.cat([self.made[name] for name in self.layers if name in makers])
+                ordered = torch.cat([self.outputs[name] for name in self.layers if name in makers])
                 return [name for name in self.layers if name in makers], torch.tensor(
                     list(dict.fromkeys(ordered.tolist()))
                 )
             makers |= more
-            classes = torch.cat([classes, *(self.made[name] for name in more)]).unique()
+            classes = torch.cat([classes, *(self.outputs[name] for name in more)]).unique()
 
     def _problem(
         self, root: str, makers: list[str], classes: Tensor, by_maker: Mapping[str, Tensor], readers: list[Reader]
     ) -> str:
         if reason := self.labels.why_fixed(classes):
             return reason
-        makes = {name for name, made in self.made.items() if bool(torch.isin(made, classes).any())}
-        if makes != set(makers) or any(len(by_maker[name]) != len(self.made[name]) for name in makers):
+        makes = {name for name, outputs in self.outputs.items() if bool(torch.isin(outputs, classes).any())}
+        if makes != set(makers) or any(len(by_maker[name]) != len(self.outputs[name]) for name in makers):
             return "are split, repeated or mixed before they are read"
         if any(not _even(reader, len(classes)) for reader in readers):
             return "are split between the layers that read them"
-        if len(classes) == 1 and len(self.made[root]) > 1:
+        if len(classes) == 1 and len(self.outputs[root]) > 1:
             return "hang together, all of them"
         return ""
 
     def _sizes(self, members: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Size]:
-        found: dict[Any, Size] = {}
+        sizes: dict[Any, Size] = {}
         for name, maps in self.used.items():
             for labels in maps:
                 columns, units = members(labels)
                 if len(columns):
-                    found.setdefault(
+                    sizes.setdefault(
                         (name, len(labels), tuple(columns.tolist()), tuple(units.tolist())),
                         Size(name, len(labels), columns, units),
                     )
-        return list(found.values())
+        return list(sizes.values())
 
 
 def _even(reader: Reader, count: int) -> bool:

@@ -31,10 +31,10 @@ class Labels:
 
     def classes(self, labels: Tensor) -> Tensor:
         """The label that stands for the class of each."""
-        found = self._parents[labels]
-        while not torch.equal(above := self._parents[found], found):
-            found = above
-        return found
+        roots = self._parents[labels]
+        while not torch.equal(above := self._parents[roots], roots):
+            roots = above
+        return roots
 
     def unite(self, ones: Tensor, others: Tensor, reason: str = "") -> None:
         """Make one class of each two; with what is `NONE`, fix it, for this reason."""

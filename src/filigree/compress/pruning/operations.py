@@ -309,14 +309,14 @@ def _product(letters: str) -> Rule:
 
 def _contract(maps: LabelMaps, operands: Sequence[tuple[Tensor, str]], out: str) -> list[Tensor]:
     """Unite the labels of dimensions with the same letter; the maps of the result."""
-    found: dict[str, list[Tensor | None]] = {}
+    by_letter: dict[str, list[Tensor | None]] = {}
     for tensor, letters in operands:
         own = {varying(settled)[0]: settled for labels in maps.of(tensor) if varying(settled := maps.settle(labels))}
         for dim, letter in enumerate(letters):
             if tensor.shape[dim] > 1 and not maps.is_uniform(tensor):
-                found.setdefault(letter, []).append(own[dim].flatten() if dim in own else None)
+                by_letter.setdefault(letter, []).append(own[dim].flatten() if dim in own else None)
     results = []
-    for letter, each in found.items():
+    for letter, each in by_letter.items():
         labelled = [labels for labels in each if labels is not None]
         for labels in labelled[1:]:
             maps.labels.unite(labelled[0], labels)
@@ -336,7 +336,7 @@ def _convolved(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor
         if varying(labels) and varying(labels) != [1]:
             maps.labels.fix(labels, "are positions of a convolution")
     channels = next((labels.flatten() for labels in read if varying(labels) == [1]), None)
-    made = _side(own, outs, weight)
+    filters = _side(own, outs, weight)
     reading = _side(own, ins, weight)
     if channels is None and x.shape[1] > 1 and not maps.is_uniform(x):
         maps.labels.fix(reading, "read the input")
@@ -344,17 +344,17 @@ def _convolved(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor
         if channels is not None:
             maps.labels.unite(channels, reading)
     elif given["transposed"]:  # its weight is (in, out / groups, ...)
-        fix = [made, reading] + ([channels] if channels is not None else [])
+        fix = [filters, reading] + ([channels] if channels is not None else [])
         for labels in fix:
             maps.labels.fix(labels, "are read by a transposed convolution in groups")
-        made = made.repeat(groups)
+        filters = filters.repeat(groups)
     elif channels is not None and len(reading) == 1:  # of depth: each channel makes its own
-        maps.labels.unite(made.view(groups, -1), channels.view(-1, 1).expand(groups, len(made) // groups))
+        maps.labels.unite(filters.view(groups, -1), channels.view(-1, 1).expand(groups, len(filters) // groups))
     else:  # the same of each group
         each = (reading if channels is None else channels).view(-1, len(reading))
         maps.labels.unite(each, reading.expand_as(each))
-        maps.slices(made.view(groups, -1), 1)
-    results = [made.view([1, -1, *[1] * (result.dim() - 2)])]
+        maps.slices(filters.view(groups, -1), 1)
+    results = [filters.view([1, -1, *[1] * (result.dim() - 2)])]
     if bias is not None:
         results = maps.meet([(bias.view(results[0].shape), [labels.view(results[0].shape) for labels in maps.of(bias)]),
                              (result, results)], result.dim())  # fmt: skip

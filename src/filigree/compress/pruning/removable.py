@@ -40,15 +40,15 @@ def removable(
     Raises:
         ValueError: there are none, or, unless `every` layer is meant, one of them cannot be taken out.
     """
-    found = [_with_attributes(model, group) for group in units_of(model, x[:2], names)]
-    groups = [next(_variants(group, first=True)) for group in found]
+    candidates = [_with_attributes(model, group) for group in units_of(model, x[:2], names)]
+    groups = [next(_variants(group, first=True)) for group in candidates]
     if not groups and not any(sizes_of(model.get_submodule(name))[0] == 1 for name in names):  # type: ignore[index]
         raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
     random = with_random_weights(model)
     half = _halves(groups)
     wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
     if wrong:
-        others = _otherwise(model, random, found, wrong, x)
+        others = _otherwise(model, random, candidates, wrong, x)
         groups = [others.get(group.name, group) for group in groups]
         half = _halves(groups)
         wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
@@ -74,8 +74,8 @@ def _otherwise(
         half = _halves([group])
         return not (why_not(random, group, half, x) or why_not(model, group, half, x))
 
-    found = {name: next(filter(works, variants), None) for name, variants in tried.items()}
-    return {name: group for name, group in found.items() if group is not None}
+    working = {name: next(filter(works, variants), None) for name, variants in tried.items()}
+    return {name: group for name, group in working.items() if group is not None}
 
 
 def _halves(groups: Sequence[Units]) -> dict[str, Tensor]:

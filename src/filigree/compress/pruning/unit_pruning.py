@@ -81,11 +81,12 @@ Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.F
 class UnitPruning(Compression):
     """Base of the configs that take units (of linear layers) and filters (of convolutions) out of a trained network.
 
-    The network really becomes smaller: tensors shrink, and what goes along is found by following channels through all operations (the
-    next layer's inputs, batch norms, the other terms of a residual sum, blocks of a flattened filter). Needs a batch of
-    inputs. Before any refit the smaller network must compute what the whole one does when nobody reads the units that
-    go, on the data and on random inputs, in all its outputs: else they are refused by name and the model is as it was
-    (or, where no layer is named, they are left whole, and the report says so).
+    The network really becomes smaller: tensors shrink, and channels are followed through all operations to what goes
+    along (the next layer's inputs, batch norms, the other terms of a residual sum, blocks of a flattened filter, whole
+    heads of attention). Needs a batch of inputs. Before any refit the smaller network must compute what the whole one
+    does when nobody reads the units that go, on the data and on random inputs, in all its outputs: else they are
+    refused by name and the model is as it was (or, where no layer is named, they are left whole, and the report says
+    so).
 
     Subclasses say which units stay: `choose`.
     """
