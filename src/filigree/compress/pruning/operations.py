@@ -149,6 +149,17 @@ def _same(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> 
         maps.set_uniform(result)
 
 
+def _restrided(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
+    """The same elements in the same order, where shape and strides stay what they were; else not followed."""
+    x = given["self"]
+    if result.shape == x.shape and all(
+        a == b for a, b, n in zip(result.stride(), x.stride(), x.shape, strict=True) if n > 1
+    ):
+        maps.put(result, maps.of(x))
+    else:
+        fix_all(maps, given, "are read by as_strided")
+
+
 def _shuffled(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
     """Channels of several groups in turn: equally many of each."""
     for labels in maps.of(given["self"]):
@@ -382,7 +393,9 @@ def _named(rule: Rule, names: str) -> dict[str, Rule]:
 
 _RULES: dict[str, Rule] = {
     **_named(_elementwise, "_prelu_kernel prelu masked_fill where native_dropout lerp addcmul addcdiv rrelu_with_noise "
-             "softplus celu"),
+             "softplus celu hardswish hardsigmoid hardtanh mish elu leaky_relu silu gelu threshold hardshrink "
+             "softshrink "
+             "logit"),
     **_named(_copy, "copy"),
     **_named(_filled, "zeros ones full new_zeros new_ones new_full scalar_tensor empty new_empty "
              "zeros_like ones_like full_like empty_like rand_like randn_like"),
@@ -392,6 +405,7 @@ _RULES: dict[str, Rule] = {
     **_named(_moved, "permute transpose t expand squeeze unsqueeze slice select split split_with_sizes unsafe_split "
              "unsafe_split_with_sizes chunk unsafe_chunk unbind narrow movedim flip repeat diagonal numpy_T "
              "repeat_interleave unfold pixel_unshuffle split_copy unbind_copy expand_copy"),
+    **_named(_restrided, "as_strided"),
     **_named(_shuffled, "channel_shuffle native_channel_shuffle"),
     **_named(_pixels, "pixel_shuffle"),
     **_named(_padded, "constant_pad_nd"),
