@@ -40,6 +40,7 @@ LAYERS = [
     "text_table",
     "modes",
     "outputs",
+    "calibration",
     "summary",
     "untrained",
     "wrappers",

@@ -57,18 +57,18 @@ class Calibration:
         if isinstance(x, tuple) or _is_pair(x):
             x = x[0] if len(x) else None
         if isinstance(x, Tensor):
-            found = cls(x, forward, progress)
+            calibration = cls(x, forward, progress)
         elif isinstance(x, Mapping):
-            found = cls([x], forward, progress)
+            calibration = cls([x], forward, progress)
         elif isinstance(x, Iterable | Dataset) and not isinstance(x, str | bytes):
-            found = cls(_read(x, forward, who, most), forward, progress)
+            calibration = cls(_read(x, forward, who, most), forward, progress)
         else:
             raise TypeError(
                 f"{who}: data must be a tensor, a pair (x, y), have .x and .y, or be batches of these. "
                 f"Got {type(data).__name__}."
             )
-        found._check(who)
-        return found
+        calibration._check(who)
+        return calibration
 
     def _check(self, who: str) -> None:
         tensors = tensors_in(self.inputs)

@@ -70,7 +70,8 @@ def compress_(
             several inputs or recurrent calls; without data `forward(model)`, which brings its own. A layer that is
             called several times is calibrated on all its calls.
         validation: data like `data`, to which nothing is fitted: what searches (`fg.MaxError`, `fg.Budget`) measure
-            their errors on. None: a quarter of the samples (or batches) is split off for these.
+            their errors on; beside a `forward` that brings its own data a function like it. None: a quarter of the
+            samples (or batches) is split off for searches.
         measure: a layer is compressed only where it is then faster on this machine, which is tried on a copy and timed
             in turns, layer by layer; the report names the others, and gives the time of the network before and after. A
             number of samples of the data (True: 128), or an example batch. Of a conversion as in `convert_`.
@@ -98,7 +99,7 @@ def compress_(
         raise ValueError(f"compress_: the model must have weights. {empty[0]!r} is on the meta device.")
     samples = Calibration.of(data, forward, "compress_", config.most_samples(), progress)
     if samples is not None:
-        samples.validation = Calibration.of(validation, forward, "compress_", config.most_samples(), progress)
+        samples.validation = _validation(validation, forward, config.most_samples(), progress)
     example = None if measure is False else _example(samples, measure)
     with AllOrNothing(model, values=samples is not None or example is not None):
         names, left = select(model, config, where, f"compress_({type(config).__name__})")
@@ -117,6 +118,12 @@ def compress_(
         for conversion, compressed_names in [*steps, *sizes.changes(model)]:
             record(model, conversion, compressed_names)
         return report_of(config, names, changes, [*left, *before.restore_(model, sums(changes))])
+
+
+def _validation(data: Any, forward: Forward | None, most: int | None, progress: bool | None) -> Calibration | None:
+    if callable(data):
+        return Calibration(None, data, progress)
+    return None if data is None else Calibration.of(data, forward, "compress_", most, progress)
 
 
 def _example(samples: Calibration | None, measure: int | Tensor) -> Calibration:

@@ -25,6 +25,7 @@ from filigree.nn.integer.empty_integer_layers import (
 )
 from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation, by_channel
 
+WIDE = 5_000  # columns of a matrix: error diffusion holds six matrices of their square, 1.2 GB
 POSITIONS = 20_000  # of a convolution or a sequence, at most, that calibration looks at
 
 Share = Annotated[float, pydantic.Field(gt=0)]
@@ -47,10 +48,10 @@ class MonteCarlo(Compression):
         per: what has a density and a scale of its own: the "layer", or each "neuron" (of a convolution: "filter").
         sampling: "jittered" (equidistant, one random shift), "stratified" (a shift each) or "independent" points.
         calibrate: what data are used for. "error_diffusion": the error of each weight is spread over those not yet
-            sampled, as the data say (`filigree.compress.error_diffusion`), and the expectation is no longer the layer:
-            the output on the data is what is kept. "rms": the density is |w| rms(x), the integers stand for w rms(x),
-            and inputs are divided by their rms. "none": for the bias only. Layer by layer, on the quantised network's
-            own inputs.
+            sampled, as the data say (`filigree.compress.error_diffusion`; in layers of more than 5,000 columns it is
+            "rms"), and the expectation is no longer the layer: the output on the data is what is kept. "rms": the
+            density is |w| rms(x), the integers stand for w rms(x), and inputs are divided by their rms. "none": for the
+            bias only. Layer by layer, on the quantised network's own inputs.
         correct_bias: with data, the mean shift of each unit goes to its bias.
         activations: with data, the inputs of each layer are sampled too: counts an activation (mean over the data).
         damping: of "error_diffusion". seed: the same seed, the same integers.
@@ -109,6 +110,8 @@ class MonteCarlo(Compression):
             size = getattr(layer, "nnz", numbers)
             bits = new.bits * numbers / size
             note = f"{drawn:,} samples, {new.nnz / size:.1%} of the weights kept, {bits:.3g} bits a weight"
+            if data is not None and self._how(weight_matrix(layer)) != self.calibrate:
+                note += f", by rms: {new.in_features:,} columns are too many for error diffusion"
             changes.append(Change.of(name, layer, new, note))
         steps: list[tuple[Conversion, list[str]]] = []
         for name in names:
@@ -120,6 +123,11 @@ class MonteCarlo(Compression):
     @property
     def _per(self) -> Literal["layer", "row"]:
         return "layer" if self.per == "layer" else "row"
+
+    def _how(self, weight: Tensor) -> str:
+        """How the layer is calibrated: wide ones by rms, since error diffusion takes memory by the columns' square."""
+        wide = self.calibrate == "error_diffusion" and weight.shape[1] > WIDE
+        return "rms" if wide else self.calibrate
 
     def _share(self, name: str, layer: Any) -> float:
         """Samples a place of the weight matrix: fewer than a weight where the layer is sparse."""
@@ -147,10 +155,11 @@ class MonteCarlo(Compression):
             activation = SampledActivation(now.abs().mean().clamp(min=1e-12) / self.activations)
             now = activation(now)
         weight, share = weight_matrix(layer), self._share(name, layer)
-        columns, columns_now = _columns(layer, was, now)
-        groups, input_scale = columns.shape[0], None
+        groups, input_scale = getattr(layer, "groups", 1), None
         parts = weight.view(groups, -1, weight.shape[1])
-        if self.calibrate == "error_diffusion":
+        how = self._how(weight)
+        if how == "error_diffusion":
+            columns, columns_now = _columns(layer, was, now)
             mask = (parts != 0) if hasattr(layer, "nnz") else [None] * groups
             pairs = [
                 diffuse_errors(part, *_covariances(x, y), share, self._per == "row", self.damping, generator, allowed)
@@ -158,7 +167,7 @@ class MonteCarlo(Compression):
             ]
             counts = torch.cat([pair[0] for pair in pairs])
             scale = torch.cat([s.expand(len(c)) for c, s in pairs]) if groups > 1 else pairs[0][1]
-        elif self.calibrate == "rms":
+        elif how == "rms":
             rms = _input_rms(layer, now)
             counts, scale = sample(weight * by_channel(rms, weight, groups), share, self._per, self.sampling, generator)
             input_scale = 1 / rms.clamp(min=1e-12)

@@ -55,8 +55,14 @@ def chunks_of(data: Calibration) -> list[Chunk]:
     ]
 
 
-def run_hooked(model: nn.Module, data: Calibration, hooks: dict[str, Hook], what: str = "activations") -> None:
+def run_hooked(
+    model: nn.Module, data: Calibration, hooks: dict[str, Hook], what: str = "activations",
+    returned: Callable[[Any], None] | None = None,
+) -> None:  # fmt: skip
     """Run the model on all data in eval mode; at each call of a module hooks see it, its first input and its output.
+
+    Args:
+        returned: sees what the model returns for each chunk.
 
     Raises:
         ValueError: the model does not run on the data.
@@ -72,9 +78,11 @@ def run_hooked(model: nn.Module, data: Calibration, hooks: dict[str, Hook], what
     with inference_context(model, handles):
         for chunk in shown(chunks_of(data), what, data.progress):
             try:
-                data.call(model, chunk.inputs)
+                output = data.call(model, chunk.inputs)
             except Exception as error:
                 raise ValueError(f"pruning: the model does not run on the data: {one_line(error)}") from error
+            if returned is not None:
+                returned(output)
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

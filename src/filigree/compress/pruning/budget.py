@@ -87,7 +87,7 @@ class Allocation:
 
 def allocate(
     keep: Budget | MaxError, model: nn.Module, redundancies: Mapping[str, Redundancy], chosen: Chosen, built: Built,
-    data: Calibration, error: OutputError, round_to: int,
+    error: OutputError, round_to: int,
 ) -> Allocation:  # fmt: skip
     """How many units of each group stay.
 
@@ -97,8 +97,9 @@ def allocate(
     time. The state that meets the target is then found by bisection.
 
     Args:
-        data, error: the data of the search, to which nothing is fitted where there are enough of them.
+        error: of the outputs, on the data of the search, to which nothing is fitted where there are enough of them.
     """
+    data = error.data
     groups = [redundancy.group for redundancy in redundancies.values()]
     curves: dict[str, list[tuple[int, float]]] = {}
     of_bound = isinstance(keep, MaxError) and keep.of == "bound"
@@ -158,39 +159,29 @@ def _states(
     groups: list[Units], curves: Mapping[str, list[tuple[int, float]]], weights: Mapping[str, float],
     cost: Callable[[Counts], float],
 ) -> list[Counts]:  # fmt: skip
-    """The networks from the whole to the smallest, each a step further where the least error buys the most."""
+    """The networks from the whole to the smallest, each a step further where the least error buys the most.
+
+    The price of a step is that of the best stretch of steps that begins with it: where the first ones are dear and the
+    others are free, they are worth their mean.
+    """
     state: Counts = {group.name: group.count for group in groups}
     steps = {
-        group.name: _hull([(n, (weights[group.name] * own) ** 2) for n, own in curves[group.name]]) for group in groups
+        group.name: [(n, (weights[group.name] * own) ** 2) for n, own in reversed(curves[group.name])]
+        for group in groups
     }
-    states, now = [dict(state)], cost(state)
+    states = [dict(state)]
     while any(len(points) > 1 for points in steps.values()):
-        best = None
-        for name, points in steps.items():
-            if len(points) > 1:
-                saved = now - cost(state | {name: points[1][0]})
-                price = (points[1][1] - points[0][1]) / max(saved, 1e-9 * abs(now))
-                if best is None or price < best[0]:
-                    best = price, name
-        assert best is not None
-        name = best[1]
+        now, prices = cost(state), {}
+        for name, (first, *others) in steps.items():
+            if others:
+                prices[name] = min(
+                    (error - first[1]) / max(now - cost(state | {name: n}), 1e-9 * abs(now)) for n, error in others
+                )
+        name = min(prices, key=lambda name: prices[name])
         steps[name] = steps[name][1:]
         state[name] = steps[name][0][0]
         states.append(dict(state))
-        now = cost(state)
     return states
-
-
-def _hull(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """From the most units to the fewest: the lower convex hull of errors over counts, so that steps become dearer."""
-    hull: list[tuple[int, float]] = []
-    for n, error in sorted(points, reverse=True):
-        while len(hull) > 1 and (error - hull[-1][1]) * (hull[-2][0] - hull[-1][0]) <= (hull[-1][1] - hull[-2][1]) * (
-            hull[-1][0] - n
-        ):
-            hull.pop()
-        hull.append((n, error))
-    return hull
 
 
 class _Cost:

@@ -57,10 +57,10 @@ def prune_connections(
     linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
     if linear and config.compensate == "least_squares" and data is not None:
         some = in_chunks(model, data.some(config.samples, config.seed))
-        refitted, targets = copy_of(pruned), targets_of(model, linear, [], calls_of(model, some, linear))
+        refitted, targets = copy_of(pruned), targets_of(model, linear, [], calls_of(model, some, ["", *linear]))
         run_hooked(model, some, {name: target.add for name, target in targets.items()})
         unfit = least_squares(refitted, channels_of(model, [], {}), targets, some, config.damping, biases=False)
-        pruned, note = better(who, "least_squares", pruned, refitted, OutputError(model, some), unfit)
+        pruned, note = better(who, "least_squares", pruned, refitted, OutputError.of(model, some), unfit)
         changes.append(Change.of("outputs", None, None, note))
     for name in names:
         replace_module(model, name, pruned.get_submodule(name))

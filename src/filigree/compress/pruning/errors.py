@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,31 @@ class OutputError:
         where: what a report says of the data.
     """
 
-    def __init__(self, model: nn.Module, data: Calibration, where: str = "") -> None:
-        self.where = where
-        self._data, self._outputs = data, []
-        kept = 0
-        for outputs in _outputs(model, data):
-            self._outputs.append([output.detach() for output in outputs])
-            kept += sum(output.numel() * output.element_size() for output in outputs)
-            if kept > MOST:  # the first of the data then stand for all
-                break
-        self._sizes = [_size(parts) for parts in zip(*self._outputs, strict=True)]
+    def __init__(self, data: Calibration, where: str = "") -> None:
+        self.where, self.data, self._bytes = where, data, 0
+        self._outputs: list[list[Tensor]] = []
+        self._sizes: list[float] = []
+
+    @classmethod
+    def of(cls, model: nn.Module, data: Calibration) -> OutputError:
+        """The error of a model's outputs, which are computed now."""
+        error = cls(data)
+        for output in _outputs(model, data):
+            error.add(output)
+        return error
+
+    def add(self, output: Any) -> None:
+        """What the original returns for the next chunk of the data. Where it takes too much, the first chunks do."""
+        if self._bytes < MOST:
+            numbers = [tensor.detach().clone() for tensor in numbers_in(output, "pruning")]
+            self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in numbers)
+            self._outputs.append(numbers)
 
     def __call__(self, network: nn.Module) -> float:
+        if not self._sizes:
+            self._sizes = [_size(parts) for parts in zip(*self._outputs, strict=True)]
         lost = [0.0] * len(self._sizes)
-        for expected, outputs in zip(self._outputs, _outputs(network, self._data), strict=False):
+        for expected, outputs in zip(self._outputs, _outputs(network, self.data), strict=False):
             for number, (output, y) in enumerate(zip(outputs, expected, strict=True)):
                 lost[number] += float((output - y).abs().double().square().sum())
         return max(total**0.5 / size for total, size in zip(lost, self._sizes, strict=True))
@@ -49,8 +61,7 @@ def _outputs(model: nn.Module, data: Calibration) -> Iterator[list[Tensor]]:
                 output = data.call(model, chunk)
             except Exception as error:
                 raise ValueError(f"pruning: the model does not run on the data: {one_line(error)}") from error
-            numbers = numbers_in(output, "pruning")
-        yield numbers
+        yield numbers_in(output, "pruning")
 
 
 def _size(parts: tuple[Tensor, ...]) -> float:

@@ -13,7 +13,7 @@ from filigree.compress.pruning.budget import Budget, MaxError
 from filigree.compress.pruning.clusters import Method, Select, cluster, representatives
 from filigree.compress.pruning.connections import Compressed, prune_connections
 from filigree.compress.pruning.graph import Units
-from filigree.compress.pruning.redundancy import outgoing_gram
+from filigree.compress.pruning.redundancy import Redundancy
 from filigree.compress.pruning.subclusters import Scalar, as_count, by_hoh, by_quantile
 from filigree.compress.pruning.subset import subset_order
 from filigree.compress.pruning.unit_pruning import Share, UnitPruning, by_layer, unit_biases, unit_norms, whole_of
@@ -55,6 +55,8 @@ class ClusterPruning(UnitPruning, _ByCluster):
             by weight norm in linear layers, by bias in convolutions (5.3.5).
         features: of filters, "flattened" maps or "pooled" ones. normalize: activations to length one (cosine).
         round_to: counts become multiples of it. samples: of the data, at most. damping: of the refit.
+        exact: convolutions (and linear layers that read flattened filters) of up to so many columns are refitted column
+            by column, wider ones by units (docs/pruning.md): more is better, and takes `columns^2` time and memory.
         measure: the report's last line tells how long the network takes before and after, and whether it is faster.
     """
 
@@ -145,7 +147,7 @@ class RandomPruning(UnitPruning):
         generator = torch.Generator().manual_seed(self.seed)
         return prune_connections(self, model, names, data, lambda w: torch.rand(w.shape, generator=generator))
 
-    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
+    def ranking(self, group: Units, redundancy: Redundancy, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + sum(group.name.encode()))
         return torch.randperm(len(covariance), generator=generator)
 
@@ -165,7 +167,7 @@ class MagnitudePruning(UnitPruning):
             return super().compress(model, names, data)
         return prune_connections(self, model, names, data, torch.abs)
 
-    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
+    def ranking(self, group: Units, redundancy: Redundancy, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
         whole, units = whole_of(group)
         return unit_norms(whole, model)[units].argsort(descending=True, stable=True)
 
@@ -179,6 +181,6 @@ class SubsetPruning(UnitPruning):
     G the Gram matrix of their outgoing weights (`subset.py`). Arguments as of `ClusterPruning`.
     """
 
-    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
-        whole, units = whole_of(group)
-        return subset_order(covariance, outgoing_gram(whole, model)[units][:, units], count)
+    def ranking(self, group: Units, redundancy: Redundancy, covariance: Tensor, count: int, model: nn.Module) -> Tensor:
+        _, units = whole_of(group)
+        return subset_order(covariance, redundancy.outgoing[units][:, units], count)

@@ -23,6 +23,7 @@ from filigree.compress.pruning.samples import (
     ROWS,
     Patches,
     channel_rows,
+    row_numbers,
     rows_made,
     rows_read,
     seed_of,
@@ -97,11 +98,14 @@ class Target:
     its outputs are regressed on all columns of its matrix, which is exact.
 
     Args:
-        calls: how often it runs; of a layer that runs several times its inputs are kept as well.
+        calls: how often it runs in a chunk. times: how often the model does. Of a layer that a model calls several
+            times the inputs are kept as well.
+        exact: columns of a matrix whose channels have several up to which it is exact.
     """
 
-    def __init__(self, name: str, layer: Any, groups: Sequence[Units], calls: int) -> None:
+    def __init__(self, name: str, layer: Any, groups: Sequence[Units], calls: int, times: int, exact: int) -> None:
         self.name, self.layer, self.calls, self.most = name, layer, calls, ROWS
+        self.times = times
         self.rows: dict[int, list[Tensor]] = {}  # by chunk: of its channels by units, else of its outputs
         self.inputs: dict[int, list[Tensor]] = {}
         self.taps: Tensor | None = None  # the mean of each channel at each tap
@@ -117,11 +121,8 @@ class Target:
         outputs, width = (layer.out_features, layer.in_features) if is_sparse else layer.weight.flatten(1).shape
         if not is_sparse and getattr(layer, "groups", 1) == 1:
             self.columns = columns_of(layer, groups, name)
-            self.by_units = (self.columns.shape[1] > 1 and width > EXACT) or outputs > width
+            self.by_units = (self.columns.shape[1] > 1 and width > exact) or outputs > width
         self.width = len(self.columns) if self.by_units else outputs  # numbers in a row
-        need = bytes_of(len(self.columns), len(self.columns)) if self.by_units else bytes_of(width, outputs)
-        if need > MEMORY:
-            self.problem = f"its {len(self.columns) if self.by_units else width:,} columns need {need / 1e9:.1f} GB"
 
     def add(self, layer: Any, value: Any, y: Any, chunk: Chunk) -> None:
         """A call of the layer in the original."""
@@ -141,10 +142,12 @@ class Target:
                 plain: Any = copy.copy(layer)
                 plain.relu = False
                 y = plain.forward(value)
-            read, rows = rows_read(layer, value, most, seed)
-            own.append(rows_made(layer, y, rows).clone())
-            if self.calls > 1:
+            if self.calls > self.times:
+                read, rows = rows_read(layer, value, most, seed)
                 self.inputs.setdefault(chunk.number, []).append(read.clone())
+            else:
+                rows = row_numbers(layer, value, most, seed)
+            own.append(rows_made(layer, y, rows).clone())
 
 
 def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:
@@ -160,14 +163,19 @@ def _mean_with(mean: Tensor | None, weight: int, more: Tensor, count: int) -> tu
 
 
 def targets_of(
-    model: nn.Module, names: Sequence[str], groups: Sequence[Units], calls: Mapping[str, int]
+    model: nn.Module, names: Sequence[str], groups: Sequence[Units], calls: Mapping[str, int], exact: int = EXACT
 ) -> dict[str, Target]:
     """Targets of these layers, to be filled by a pass over the data, whose hooks their `add` are.
 
+    Args:
+        calls: how often each of them runs in a chunk, and how often the model does (`""`).
+
     Each keeps `ROWS` rows, or fewer where all together would need a quarter of `MEMORY`.
     """
-    targets = {name: Target(name, model.get_submodule(name), groups, calls[name]) for name in names}
-    widths = [target.width * (2 if target.calls > 1 else 1) for target in targets.values() if not target.problem]
+    targets = {name: Target(name, model.get_submodule(name), groups, calls[name], calls[""], exact) for name in names}
+    widths = [
+        target.width * (2 if target.calls > target.times else 1) for target in targets.values() if not target.problem
+    ]
     for target in targets.values():
         target.most = max(1, min(ROWS, MEMORY // 16 // max(1, sum(widths))))
     return targets
@@ -208,23 +216,37 @@ def least_squares(
         for name, target in targets.items()
         if name not in left
     }
-    for name in [name for name, fit in fits.items() if fit.target.calls > 1]:
+    left |= {name: fit.problem for name, fit in fits.items() if fit.problem}
+    fits = {name: fit for name, fit in fits.items() if name not in left}
+    for name in [name for name, fit in fits.items() if fit.target.calls > fit.target.times]:
         if problem := fits.pop(name).on_original():
             left[name] = problem
     chunks = chunks_of(data)
     seen: dict[str, set[int]] = {name: set() for name in fits}
+    running: list[str] = []  # the calls of this chunk, where the model is called several times
     chunk = chunks[0]
 
     def before(name: str) -> Any:
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name not in fits:
                 return
-            if chunk.number not in seen[name]:
+            fit = fits[name]
+            if fit.target.times > 1:  # it reads all calls before the next layer may read one
+                if running and name != running[0]:
+                    return
+                running.append(name)
+                fit.add(first_input(args, kwargs), chunk)
+                if len(running) % fit.target.times:
+                    return
                 seen[name].add(chunk.number)
-                fits[name].add(first_input(args, kwargs), chunk)
+            elif chunk.number not in seen[name]:
+                seen[name].add(chunk.number)
+                fit.add(first_input(args, kwargs), chunk)
             if len(seen[name]) < len(chunks):
                 raise _Reached
             left.update(_solved(name, fits.pop(name)))
+            if fit.target.times > 1:
+                raise _Reached
 
         return hook
 
@@ -235,6 +257,7 @@ def least_squares(
         for _ in shown(range(len(fits)), "refit", data.progress):
             waiting = len(fits)
             for chunk in chunks:
+                running.clear()
                 with suppress(_Reached):
                     data.call(smaller, chunk.inputs)
             if not fits:
@@ -263,27 +286,37 @@ class _Fit:
         self.outputs, self.inputs = channels.outputs[target.name], channels.inputs[target.name]
         self.taps, self._weight = torch.empty(0), 0
         self.moments: list[Moments] = []
+        self._calls: dict[int, int] = {}  # by chunk
         if target.by_units:
             is_conv = isinstance(layer, CONVOLUTIONS)
             self.stay = self.inputs if is_conv else torch.isin(target.columns[:, 0], self.inputs).nonzero().squeeze(1)
             columns = target.columns[self.stay]
             self.columns = columns_of(layer, [], "") if is_conv else torch.searchsorted(self.inputs, columns)
+            width, outputs = len(self.stay), len(target.columns)
+        else:
+            outputs, width = len(self.outputs), len(self.inputs)
+            if isinstance(layer, CONVOLUTIONS):
+                width *= layer.weight[0, 0].numel()
+        if (need := bytes_of(width, outputs)) > MEMORY:
+            self.problem = f"its {width:,} columns need {need / 1e9:.1f} GB"
 
     def add(self, value: Any, chunk: Chunk) -> None:
         """What the layer now reads of a chunk."""
-        target, most = self.target, self.target.most * chunk.share
-        y = target.rows.pop(chunk.number, [])
-        if not isinstance(value, Tensor) or len(y) != 1:
+        target = self.target
+        rows, call = target.rows.get(chunk.number, []), self._calls.get(chunk.number, 0)
+        self._calls[chunk.number] = call + 1
+        if not isinstance(value, Tensor) or len(rows) != target.calls or call >= len(rows):
             self.problem = self.problem or "how often it runs depends on the data"
             return
-        seed = seed_of(target.name, chunk.number)
+        most = target.most * chunk.share / target.calls
+        seed = seed_of(target.name, chunk.number + 1009 * call)
         if target.by_units:
             read = channel_rows(self.layer, value, self.columns, most, seed)[None]
             means = tap_means(self.layer, value, self.columns)
             self.taps, self._weight = _mean_with(self.taps if self._weight else None, self._weight, *means)
         else:
             read, _ = rows_read(self.layer, value, most, seed)
-        self._accumulate(read, y[0])
+        self._accumulate(read, rows[call])
 
     def on_original(self) -> str:
         """Refit a layer that runs several times on what it read in the original; why not, if not."""

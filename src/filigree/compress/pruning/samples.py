@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,12 +37,12 @@ def seed_of(name: str, number: int) -> int:
 
 
 class Patches:
-    """Where a convolution reads for each position of its output: `x` padded, and flat places of all taps."""
+    """Where a convolution reads for each position of its output: `x` padded, and flat indices into it."""
 
     def __init__(self, layer: Any, x: Tensor) -> None:
         mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
         padded = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
-        self.padded = padded.flatten(2).transpose(1, 2)  # (samples, places, channels)
+        self.padded = padded.flatten(2).transpose(1, 2)  # (samples, padded positions, channels)
         sides = padded.shape[2:]
         spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
         self.output = [(s - span) // step + 1 for s, span, step in zip(sides, spans, layer.stride, strict=True)]
@@ -58,8 +58,8 @@ class Patches:
     def at(self, rows: Tensor, groups: int) -> Tensor:
         """What these outputs read, `(groups, rows, channels x taps)`."""
         sample, position = rows // len(self._starts), rows % len(self._starts)
-        places = self._starts[position][:, None] + self._taps  # (rows, taps)
-        read = self.padded.contiguous()[sample[:, None], places]  # (rows, taps, channels)
+        flat_indices = self._starts[position][:, None] + self._taps  # (rows, taps)
+        read = self.padded.contiguous()[sample[:, None], flat_indices]  # (rows, taps, channels)
         return read.transpose(1, 2).reshape(len(rows), groups, -1).transpose(0, 1)
 
     def means(self) -> Tensor:
@@ -77,6 +77,12 @@ def rows_read(layer: Any, x: Tensor, most: float, seed: int) -> tuple[Tensor, Te
     flat = x.reshape(-1, x.shape[-1])
     rows = drawn(len(flat), most, seed)
     return flat[rows][None], rows
+
+
+def row_numbers(layer: Any, x: Tensor, most: float, seed: int) -> Tensor:
+    """Which rows those are."""
+    total = Patches(layer, x).rows if isinstance(layer, CONVOLUTIONS) else x[..., 0].numel()
+    return drawn(total, most, seed)
 
 
 def rows_made(layer: Any, y: Tensor, rows: Tensor) -> Tensor:
@@ -119,7 +125,12 @@ def calls_of(model: nn.Module, data: Calibration, names: Sequence[str]) -> dict[
 
 
 def unit_activations(
-    model: nn.Module, groups: Sequence[Any], x: Tensor | Calibration, pooled: bool, also: dict[str, Hook] | None = None
+    model: nn.Module,
+    groups: Sequence[Any],
+    x: Tensor | Calibration,
+    pooled: bool,
+    also: dict[str, Hook] | None = None,
+    returned: Callable[[Any], None] | None = None,
 ) -> dict[str, Tensor]:
     """What the first reader of each group reads of its units: `(units, numbers)`, by the group's name.
 
@@ -127,7 +138,7 @@ def unit_activations(
     `FEATURES`, drawn over all), or if `pooled` its mean over them.
 
     Args:
-        also: further hooks of the same pass over the data.
+        also, returned: further hooks of the same pass over the data, and what sees the model's outputs.
 
     Raises:
         ValueError: the data do not reach a layer, or activations are not finite.
@@ -162,7 +173,7 @@ def unit_activations(
 
         return hook
 
-    run_hooked(model, data, {name: keep(name) for name in weighted})
+    run_hooked(model, data, {name: keep(name) for name in weighted}, returned=returned)
     _check_reached(model, [name for name in weighted if name not in reached], data[:256])
     activations = {name: torch.cat(parts).T.contiguous() for name, parts in parts_by_group.items()}
     for name, features in activations.items():

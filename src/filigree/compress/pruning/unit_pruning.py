@@ -22,6 +22,7 @@ from filigree.compress.pruning.graph import Units, layer_macs, units_of
 from filigree.compress.pruning.proof import refuse, wrong_groups
 from filigree.compress.pruning.redundancy import Redundancy, fold
 from filigree.compress.pruning.refit import (
+    EXACT,
     Channels,
     Target,
     better,
@@ -45,16 +46,17 @@ from filigree.summary import Summary, says
 
 
 @dataclass
-class _Found:
+class _Observed:
     """What is known of a network that is pruned.
 
     Attributes:
-        data: what is fitted to. held: what nothing is fitted to, None: there is none. left: groups that stay whole.
+        data: what is fitted to. error: of outputs, where there are such, on data to which nothing is fitted. left:
+            groups that stay whole.
         biases: whether layers may gain some. kept, replacements, notes: by group, of those that were chosen.
     """
 
     data: Calibration
-    held: Calibration | None
+    error: OutputError
     groups: list[Units]
     left: dict[str, str]
     targets: dict[str, Target]
@@ -63,15 +65,6 @@ class _Found:
     kept: dict[str, Tensor] = field(default_factory=dict)
     replacements: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def tested(self) -> Calibration:
-        return self.data if self.held is None else self.held
-
-    def error(self, model: nn.Module) -> OutputError:
-        """The error of the outputs, on data that nothing is fitted to where there are some."""
-        held = self.held
-        return OutputError(model, self.tested, "" if held is None else f" on {len(held):,} held-out samples")
 
 
 Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.Field(ge=1)]
@@ -96,6 +89,7 @@ class UnitPruning(Compression):
     keep: Share | dict[str, Share] | MaxError | Budget = 0.5
     compensate: Literal["least_squares", "correlation"] | None = "least_squares"
     damping: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    exact: Annotated[int, pydantic.Field(ge=0)] = EXACT
     features: Literal["flattened", "pooled"] = "flattened"
     normalize: bool = False
     round_to: Annotated[int, pydantic.Field(ge=1)] = 1
@@ -119,7 +113,9 @@ class UnitPruning(Compression):
         """
         raise NotImplementedError
 
-    def ranking(self, group: Units, covariance: Tensor, count: int, model: nn.Module) -> Tensor | None:
+    def ranking(
+        self, group: Units, redundancy: Redundancy, covariance: Tensor, count: int, model: nn.Module
+    ) -> Tensor | None:
         """The units in the order in which they stay, the first `count` or more, where fewer are always the first of
         more; None: `choose` says which ones stay."""
         return None
@@ -145,28 +141,28 @@ class UnitPruning(Compression):
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         who = type(self).__name__
-        found = self._found(model, names, data)
-        groups, kept, notes = found.groups, found.kept, found.notes
-        while wrong := wrong_groups(model, groups, kept, found.data[:8]):
-            if not self._all(model, names) or found.left.keys() >= wrong.keys():
+        observed = self._observed(model, names, data)
+        groups, kept, notes = observed.groups, observed.kept, observed.notes
+        while wrong := wrong_groups(model, groups, kept, observed.data[:8]):
+            if not self._all(model, names) or observed.left.keys() >= wrong.keys():
                 refuse(wrong, who)
-            found.left |= wrong
+            observed.left |= wrong
             kept |= {group.name: torch.arange(group.count) for group in groups if group.name in wrong}
-            found.replacements |= {name: kept[name] for name in wrong}
-        smaller, outcome = self._compensated(model, found)
+            observed.replacements |= {name: kept[name] for name in wrong}
+        smaller, outcome = self._compensated(model, observed)
         for group in groups:
-            notes[group.name] += f"; own error {found.redundancies[group.name].own_error(kept[group.name]):.1%}"
-        changes = _changes(model, smaller, found.data[:1], groups, kept, notes)
-        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in found.left.items()]
+            notes[group.name] += f"; own error {observed.redundancies[group.name].own_error(kept[group.name]):.1%}"
+        changes = _changes(model, smaller, observed.data[:1], groups, kept, notes)
+        changes += [Change.of(name, None, None, f"left whole: {reason}") for name, reason in observed.left.items()]
         if outcome:
             changes.append(Change.of("outputs", None, None, outcome))
         if self.measure:
-            changes.append(Change.of("latency", None, None, speed(model, smaller, found.data)))
+            changes.append(Change.of("latency", None, None, speed(model, smaller, observed.data)))
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
         return changes, []
 
-    def _found(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Found:
+    def _observed(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Observed:
         """Which units stay, and what was recorded of the network on the way."""
         who = type(self).__name__
         if data is None:
@@ -183,64 +179,67 @@ class UnitPruning(Compression):
             data, held = data.split(self.samples, self.seed)
         if held is None and isinstance(self.keep, MaxError):
             raise ValueError(f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=).")
+        groups, left = removable(model, names, data[:8], who, self._all(model, names))
         data = in_chunks(model, data)
         held = None if held is None else in_chunks(model, held)
-        groups, left = removable(model, names, data[:8], who, self._all(model, names))
         readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
         targets: dict[str, Target] = {}
         if self.compensate == "least_squares":
-            targets = targets_of(model, readers, groups, calls_of(model, data, readers))
+            targets = targets_of(model, readers, groups, calls_of(model, data, ["", *readers]), self.exact)
         hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
-        features = unit_activations(model, groups, data, self.features == "pooled", hooks)
-        tested = unit_activations(model, groups, held, self.features == "pooled") if held is not None else {}
+        pooled, tested = self.features == "pooled", {}
+        error = OutputError(data if held is None else held, "" if held is None else _held_out(held))
+        features = unit_activations(model, groups, data, pooled, hooks, error.add if held is None else None)
+        if held is not None:
+            tested = unit_activations(model, groups, held, pooled, returned=error.add)
         redundancies = {
             group.name: Redundancy(group, model, features[group.name], tested.get(group.name)) for group in groups
         }
-        found = _Found(data, held, groups, left, targets, redundancies, may_gain_biases(model))
-        self._choose_all(model, found)
-        return found
+        observed = _Observed(data, error, groups, left, targets, redundancies, may_gain_biases(model))
+        self._choose_all(model, observed)
+        return observed
 
     def _all(self, model: nn.Module, names: list[str]) -> bool:
         """Whether these are all layers that could be named: then those that cannot be pruned are left whole."""
         return len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
 
     def _candidate(
-        self, model: nn.Module, found: _Found, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
+        self, model: nn.Module, observed: _Observed, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
         compensate: bool,
     ) -> tuple[nn.Module, dict[str, str]]:  # fmt: skip
         """A network with these units, compensated from what is known, in no pass over the data."""
         if not compensate or self.compensate is None:
-            return pruned(model, found.groups, kept), {}
+            return pruned(model, observed.groups, kept), {}
         source, unfit = copy_of(model), {}
         if self.compensate == "correlation":
-            features = {name: redundancy.features for name, redundancy in found.redundancies.items()}
-            unfit = correlation(source, found.groups, features, replacements, found.biases)
+            features = {name: redundancy.features for name, redundancy in observed.redundancies.items()}
+            unfit = correlation(source, observed.groups, features, replacements, observed.biases)
         else:
-            fold(source, list(found.redundancies.values()), kept, self.damping, found.biases)
-        return pruned(source, found.groups, kept), unfit
+            fold(source, list(observed.redundancies.values()), kept, self.damping, observed.biases)
+        return pruned(source, observed.groups, kept), unfit
 
-    def _compensated(self, model: nn.Module, found: _Found) -> tuple[nn.Module, str]:
+    def _compensated(self, model: nn.Module, observed: _Observed) -> tuple[nn.Module, str]:
         """The network that the report is about, and a note of its error."""
-        kept, who = found.kept, type(self).__name__
-        smaller, _ = self._candidate(model, found, kept, found.replacements, False)
+        kept, who = observed.kept, type(self).__name__
+        smaller, _ = self._candidate(model, observed, kept, observed.replacements, False)
         if not self.compensate:
             return smaller, ""
-        error = found.error(model)
+        error = observed.error
         if self.compensate == "correlation":
-            compensated, unfit = self._candidate(model, found, kept, found.replacements, True)
+            compensated, unfit = self._candidate(model, observed, kept, observed.replacements, True)
             return better(who, self.compensate, smaller, compensated, error, unfit)
-        less = [group for group in found.groups if len(kept[group.name]) < group.count]
+        less = [group for group in observed.groups if len(kept[group.name]) < group.count]
         read = {reader.name for group in less for reader in group.readers}
-        targets = {name: target for name, target in found.targets.items() if name in read}
+        targets = {name: target for name, target in observed.targets.items() if name in read}
         compensated = copy_of(smaller)
-        channels = channels_of(model, found.groups, kept)
-        unfit = least_squares(compensated, channels, targets, found.data, self.damping, found.biases)
+        channels = channels_of(model, observed.groups, kept)
+        unfit = least_squares(compensated, channels, targets, observed.data, self.damping, observed.biases)
         if isinstance(self.keep, MaxError | Budget):  # what the search has seen may be the better one
-            folded, _ = self._candidate(model, found, kept, found.replacements, True)
+            folded, _ = self._candidate(model, observed, kept, observed.replacements, True)
             compensated = min(compensated, folded, key=error)
         return better(who, self.compensate, smaller, compensated, error, unfit)
 
-    def _choose_all(self, model: nn.Module, found: _Found) -> None:
+    def _choose_all(self, model: nn.Module, observed: _Observed) -> None:
         """Choose the units of all groups, as many as `keep` says."""
         choices: dict[tuple[str, int | None], tuple[Tensor, Tensor, str]] = {}
         rankings: dict[str, Tensor] = {}
@@ -248,32 +247,32 @@ class UnitPruning(Compression):
         def chosen(group: Units, count: int | None) -> tuple[Tensor, Tensor, str]:
             key = group.name, count
             if key not in choices:
-                choices[key] = self._alive(group, found.redundancies[group.name], count, model, rankings)
+                choices[key] = self._alive(group, observed.redundancies[group.name], count, model, rankings)
             return choices[key]
 
         if isinstance(self.keep, Budget | MaxError):
-            whole = {group.name: torch.arange(group.count) for group in found.groups}
+            whole = {group.name: torch.arange(group.count) for group in observed.groups}
 
             def built(counts: Counts, compensate: bool) -> nn.Module:
-                some = [group for group in found.groups if group.name in counts]
+                some = [group for group in observed.groups if group.name in counts]
                 choice_of = {group.name: chosen(group, counts[group.name]) for group in some}
                 kept = whole | {name: choice[0] for name, choice in choice_of.items()}
                 replacements = whole | {name: choice[1] for name, choice in choice_of.items()}
-                return self._candidate(model, found, kept, replacements, compensate)[0]
+                return self._candidate(model, observed, kept, replacements, compensate)[0]
 
             allocation = allocate(
-                self.keep, model, found.redundancies, lambda group, count: chosen(group, count)[0], built, found.tested,
-                found.error(model), self.round_to,
+                self.keep, model, observed.redundancies, lambda group, count: chosen(group, count)[0], built,
+                observed.error, self.round_to,
             )  # fmt: skip
             counts, notes = allocation.counts, allocation.notes
         else:
-            counts, notes = {group.name: self._count(group) for group in found.groups}, {}
-        for group in found.groups:
+            counts, notes = {group.name: self._count(group) for group in observed.groups}, {}
+        for group in observed.groups:
             name = group.name
-            found.kept[name], found.replacements[name], found.notes[name] = chosen(group, counts[name])
+            observed.kept[name], observed.replacements[name], observed.notes[name] = chosen(group, counts[name])
             if name in notes:
-                found.kept[name] = found.replacements[name] = torch.arange(group.count)
-                found.left[name] = notes[name].removeprefix("left whole: ")
+                observed.kept[name] = observed.replacements[name] = torch.arange(group.count)
+                observed.left[name] = notes[name].removeprefix("left whole: ")
 
     def _alive(
         self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
@@ -288,7 +287,7 @@ class UnitPruning(Compression):
         if self.normalize:
             norms = f.norm(dim=1, keepdim=True).clamp(min=1e-30)
             f, covariance = f / norms, covariance / (norms @ norms.T)
-        few, replacement_of, note = self._chosen(_part(group, alive), f, covariance, count, model, rankings)
+        few, replacement_of, note = self._chosen(_part(group, alive), redundancy, f, covariance, count, model, rankings)
         kept = alive[few]
         replacements = kept[torch.zeros(group.count, dtype=torch.long)]  # of a dead unit any will do: its slope is 0
         replacements[alive] = alive[replacement_of]
@@ -300,14 +299,14 @@ class UnitPruning(Compression):
         )
 
     def _chosen(
-        self, group: Units, features: Tensor, covariance: Tensor, count: int | None, model: nn.Module,
-        rankings: dict[str, Tensor],
+        self, group: Units, redundancy: Redundancy, features: Tensor, covariance: Tensor, count: int | None,
+        model: nn.Module, rankings: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor, str]:  # fmt: skip
         """What `choose` says, or the first of the method's `ranking`, which a search makes once."""
         most = len(features) if count is None else min(count, len(features))
         if group.name not in rankings or len(rankings[group.name]) < most:
             length = len(features) if isinstance(self.keep, Budget | MaxError) else most
-            ranking = self.ranking(group, covariance, length, model)
+            ranking = self.ranking(group, redundancy, covariance, length, model)
             if ranking is None:
                 return self.choose(group, features, count, model)
             rankings[group.name] = ranking
@@ -322,6 +321,10 @@ class UnitPruning(Compression):
             return group.count
         wanted = as_count(share, group.count)
         return min(group.count, -(-wanted // self.round_to) * self.round_to)
+
+
+def _held_out(held: Calibration) -> str:
+    return f" on {len(held):,} samples that nothing was fitted to"
 
 
 def by_layer(value: Any, group: Units, who: str) -> Any:
