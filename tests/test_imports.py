@@ -126,10 +126,6 @@ def _transformers(_):
     importlib.import_module("filigree.integrations.transformers")
 
 
-def _prune(_):
-    fg.compress_(fg.models.mlp([6, 8, 3]), fg.MagnitudePruning(0.5), torch.ones(4, 6))
-
-
 def _search(engine, folder):
     engine(recipes.Sweep("demo", {"training.lr": "0.1,0.2"}, "SET"), folder)
 
@@ -157,7 +153,6 @@ WORK = {
     "pooch": (lambda _: fg.data.load("orl"), "data: downloading asu/ORL.mat: pooch", "data"),
     "ray": (lambda folder: _search(recipes.sweep_ray, folder), "--engine ray: ray", "ray"),
     "sklearn": (lambda _: fg.data.load("digits"), "data digits: scikit-learn", "data"),
-    "torch_pruning": (_prune, "pruning: torch-pruning", "pruning"),
     "transformers": (_transformers, "filigree.integrations.transformers: transformers", "transformers"),
 }
 

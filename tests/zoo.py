@@ -30,6 +30,7 @@ class Network:
         args, kwargs: the shapes of its inputs; a tensor stands for itself.
         prunes: whether units must come out of some layer; else they may be refused as well.
         needs: a package, without which it is skipped.
+        means: whether its code takes means over units outside norms.
     """
 
     make: Callable[[], nn.Module]
@@ -38,6 +39,7 @@ class Network:
     kwargs: dict[str, Shape | Tensor]
     prunes: bool
     needs: str | None
+    means: bool = False
 
     def build(self) -> nn.Module:
         if self.needs and importlib.util.find_spec(self.needs) is None:
@@ -66,7 +68,7 @@ NETWORKS: dict[str, Network] = {}
 
 
 def network(
-    *args: Shape | Tensor, prunes: bool = False, needs: str | None = None, **kwargs: Shape | Tensor
+    *args: Shape | Tensor, prunes: bool = False, needs: str | None = None, means: bool = False, **kwargs: Shape | Tensor
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Decorator: put the function's network into `NETWORKS`, with the shapes of its inputs behind the batch's side."""
 
@@ -75,7 +77,7 @@ def network(
 
     def add(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         inputs = tuple(map(batch, args)), {name: batch(value) for name, value in kwargs.items()}
-        NETWORKS[make.__name__] = Network(make, make.__doc__ or "", *inputs, prunes, needs)
+        NETWORKS[make.__name__] = Network(make, make.__doc__ or "", *inputs, prunes, needs, means)
         return make
 
     return add
@@ -304,7 +306,7 @@ def sorted_units() -> nn.Module:
     return Wired(lambda s, x: s.head(s.body(x).sort(-1).values), body=mlp(8, 24, 16), head=mlp(16, 12, 4))
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True, means=True)
 def channel_mean() -> nn.Module:
     """Each channel loses the mean over all channels."""
     run = lambda s, x: s.head(s.conv(y := s.stem(x)) + (y - y.mean(1, keepdim=True)))  # noqa: E731
@@ -318,7 +320,7 @@ def squeeze_excitation() -> nn.Module:
     return Wired(run, stem=convs(2, 8), gate=mlp(8, 4, 8), head=nn.Sequential(nn.Conv2d(8, 6, 1), classifier(6)))
 
 
-@network((2, 6, 6))
+@network((2, 6, 6), prunes=True, means=True)
 def spatial_attention() -> nn.Module:
     """Positions are scaled by a convolution of the channels' mean and maximum."""
 

@@ -34,12 +34,9 @@ def between(function):
 
 
 MIXING = {
-    "shuffle": between(nn.ChannelShuffle(2)),
     "permuted": between(lambda h: h[:, torch.tensor([3, 1, 4, 0, 5, 2, 7, 6])]),
     "sorted": between(lambda h: h.sort(1).values),
-    "less the mean": between(lambda h: h - h.mean(1, keepdim=True)),
     "softmax": between(lambda h: h.softmax(1)),
-    "attention": between(lambda h: h * torch.sigmoid(h.mean(1, keepdim=True))),
     "rolled": between(lambda h: h.roll(1, 1)),
     "blurred": between(lambda h: F.avg_pool1d(h.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).view(h.shape)),
 }
@@ -61,6 +58,46 @@ def test_what_reorders_or_mixes_is_refused_also_beside_norms(name, dead):
     assert torch.equal(model(x), y)
     report = fg.compress_(model, MAGNITUDE, x) if name != "softmax" else None  # without names the others are pruned
     assert report is None or ("left whole" in str(report) and model.a.out_channels == 8)
+
+
+MEANS = {
+    "less the mean": lambda h: h - h.mean(1, keepdim=True),
+    "attention": lambda h: h * torch.sigmoid(h.amax(1, keepdim=True) + h.mean(1, keepdim=True)),
+    "root mean square": lambda h: h * (h.square().mean(1, keepdim=True) + 1e-5).rsqrt(),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_means_over_units_are_over_those_that_stay(name):
+    torch.manual_seed(0)
+    model, x = between(MEANS[name])().eval(), torch.randn(20, 2, 6, 6)
+    whole = copy.deepcopy(model)
+    fg.compress_(model, MAGNITUDE, x, where=["a"])
+    kept = model.b.kept_inputs
+    assert len(kept) == 4
+    h = MEANS[name](F.relu(whole.a(x))[:, kept])
+    expected = whole.norm(whole.head(F.conv2d(h, whole.b.weight[:, kept], whole.b.bias).flatten(1)))
+    torch.testing.assert_close(model(x), expected)
+
+
+def by_hand(h):
+    return h.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("shuffle", [nn.ChannelShuffle(2), by_hand])
+def test_shuffled_channels_go_from_each_group_alike(shuffle):
+    torch.manual_seed(0)
+    model, x = between(shuffle)().eval(), torch.randn(20, 2, 6, 6)
+    if shuffle is by_hand:  # knows the size of the groups
+        with pytest.raises(ValueError, match=r"the units of 'a' cannot be taken out: [^\n]*$"):
+            fg.compress_(model, MAGNITUDE, x, where=["a"])
+        return
+    whole = copy.deepcopy(model)
+    fg.compress_(model, MAGNITUDE, x, where=["a"])
+    assert torch.equal(model.a.kept_outputs[:2] + 4, model.a.kept_outputs[2:])
+    with torch.no_grad():
+        whole.b.weight[:, torch.isin(torch.arange(8), model.b.kept_inputs, invert=True)] = 0
+    torch.testing.assert_close(model(x), whole(x))
 
 
 @dataclasses.dataclass
@@ -107,7 +144,7 @@ def test_all_outputs_count(make, keep):
     torch.manual_seed(0)
     x = torch.randn(60, 6)
     with pytest.raises(ValueError, match="the units of 'body' cannot be taken out"):
-        fg.compress_(Heads(lambda h: h.flip(1), make), fg.SubsetPruning(keep=keep, measure=False), x)
+        fg.compress_(Heads(lambda h: h.roll(1, 1), make), fg.SubsetPruning(keep=keep, measure=False), x)
     model = Heads(lambda h: h * 2, make)
     expected = copy.deepcopy(model)
     fg.compress_(model, fg.SubsetPruning(keep=keep, measure=False, compensate=None), x)
@@ -224,15 +261,14 @@ def test_grouped_queries(repeat, where, scale):
     whole = copy.deepcopy(model)
     fg.compress_(model, MAGNITUDE, x, where=None if where is None else [f"*.{name}" for name in where])
     assert [part.gate.out_features for part in model] == [12, 12]
-    assert all(part.v.out_features == 8 and part.q.out_features == 16 for part in model)
+    heads = 1 if where is None else 2  # of keys and values, each with two heads of queries
     for part, original in zip(model, whole, strict=True):
-        gone = torch.ones(24, dtype=torch.bool)
-        gone[part.down.kept_inputs] = False
-        with torch.no_grad():
-            original.down.weight[:, gone] = 0
+        assert (part.v.out_features, part.k.out_features, part.q.out_features) == (4 * heads, 4 * heads, 8 * heads)
+        for name in ("down", "o"):
+            layer, smaller = getattr(original, name), getattr(part, name)
+            with torch.no_grad():
+                layer.weight[:, torch.isin(torch.arange(layer.in_features), smaller.kept_inputs, invert=True)] = 0
     torch.testing.assert_close(model(x), whole(x))
-    with pytest.raises(ValueError, match=r"^[^\n]*0\.v\b[^\n]*$"):
-        fg.compress_(model, MAGNITUDE, x, where=["0.v"])
 
 
 # -- refits ------------------------------------------------------------------------------------------------------------
@@ -350,9 +386,9 @@ def test_layers_whose_weights_are_computed_stay():
     y = model(x).detach()
     report = fg.compress_(model, fg.SubsetPruning(keep=0.5, measure=False), x)
     assert [model[i].out_features for i in (0, 2, 4)] == [20, 20, 10]
-    assert "left whole: they meet '2', which has its weight computed by" in str(report)
+    assert "left whole: they are read together with numbers that are no units" in str(report)
     assert error(model, x, y) < 0.5
-    with pytest.raises(ValueError, match=r"has its weight computed by [^\n]*$"):
+    with pytest.raises(ValueError, match=r"the units of '0' cannot be taken out: [^\n]*$"):
         fg.compress_(model, MAGNITUDE, x, where=["0"])
 
 

@@ -46,7 +46,14 @@ def _check(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
 
 # -- the sizes of torch's own layers; those of filigree say theirs (`filigree.nn.capabilities`) ------------------------
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' linear layer with a transposed weight, `Conv1D`."""
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__) and hasattr(module, "nf")
 
 
 def torch_sizes(module: Any) -> list[int] | None:
@@ -54,9 +61,16 @@ def torch_sizes(module: Any) -> list[int] | None:
     norm; None of other modules."""
     if isinstance(module, nn.Linear):
         return [module.out_features, module.in_features, int(module.bias is not None)]
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS + TRANSPOSED):
         return [module.out_channels, module.in_channels, int(module.bias is not None), module.groups]
-    return [module.num_features] if isinstance(module, _NORMS) else None
+    if is_conv1d(module):
+        return [module.weight.shape[1], module.weight.shape[0], 1]
+    return [module.num_features] if isinstance(module, NORMS) else None
+
+
+def weight_sides(module: nn.Module) -> tuple[int, int]:
+    """The dimensions of a torch layer's weight that are its outputs and its inputs."""
+    return (1, 0) if isinstance(module, TRANSPOSED) or is_conv1d(module) else (0, 1)
 
 
 def sizes_of(module: Any) -> list[int] | None:

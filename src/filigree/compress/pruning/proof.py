@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from filigree.calibration import Calibration
-from filigree.compress.pruning.graph import Reader, Units
+from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.removal import copy_of, gone_channels, pruned
+from filigree.compress.pruning.tracing import Node, Trace
 from filigree.config import listed, one_line
 from filigree.convert import inference_context
+from filigree.nn.resizing import has_units
 from filigree.outputs import numbers_in
+from filigree.summary import says
 
 
 def wrong_groups(
@@ -22,18 +25,26 @@ def wrong_groups(
     """The groups from which these units cannot be taken, each with the reason; empty where the network is right.
 
     All outputs of the smaller network, on the data and on random ones like them, must be those of the whole network
-    whose readers have weights of zero for the units that went, and whose norms over units leave these out. No list of
-    modules decides: whatever reorders, mixes, counts or reads units elsewhere changes an output (`with_random_weights`
-    shows it even where the network's own are small).
+    where all that is read of the units that went is zero, and where means and norms over units leave these out. No list
+    of modules decides: whatever reorders, mixes, counts or reads units elsewhere changes an output
+    (`with_random_weights` shows it even where the network's own are small).
     """
     some = [group for group in groups if group.problem or len(kept[group.name]) < group.count]
-    samples = [data]
-    if data.tensor is not None:  # what other batches hold may be indices and masks
-        samples.append(data.with_inputs(_random_like(data.tensor)))
+    samples = _samples(data)
     if not some or not _why_not(model, some, kept, samples):
         return {}
     wrong = {group.name: why for group in some if (why := _why_not(model, [group], kept, samples))}
     return wrong or {group.name: "they are right alone, but not together with the others" for group in some}
+
+
+def why_not(model: nn.Module, group: Units, kept: Mapping[str, Tensor], data: Calibration) -> str:
+    """Why all but these units cannot be taken from the group; "" where they can."""
+    return _why_not(model, [group], kept, _samples(data))
+
+
+def _samples(data: Calibration) -> list[Calibration]:
+    """The data, and random ones like them; what other batches than tensors hold may be indices and masks."""
+    return [data] if data.tensor is None else [data, data.with_inputs(_random_like(data.tensor))]
 
 
 def with_random_weights(model: nn.Module) -> nn.Module:
@@ -43,7 +54,7 @@ def with_random_weights(model: nn.Module) -> nn.Module:
     other = copy_of(model)
     generator = torch.Generator().manual_seed(1)
     for module in other.modules():
-        if type(module) in (nn.Linear, nn.Conv2d):
+        if has_units(module) and not says(module):
             for parameter in module.parameters(recurse=False):
                 scale = max(1, parameter[0].numel()) ** -0.5
                 numbers = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
@@ -78,11 +89,13 @@ def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], 
         outputs = [_outputs(smaller, x) for x in samples]
     except Exception as error:  # whatever the model's own code says of fewer units
         return one_line(error, 160).removeprefix("pruning: ").removesuffix(".") or type(error).__name__
-    masked = _masked(model, smaller, groups, kept)
-    if isinstance(masked, str):
-        return masked
+    gone = gone_channels(groups, kept)
+    last: dict[Node, Any] = {}
+    for group in groups:
+        last |= {member.node: member.columns for member in group.members} if group.last else {}
+    known = groups[0].labels if len({id(group.labels) for group in groups}) == 1 else None
     for x, output in zip(samples, outputs, strict=True):
-        expected = _outputs(masked, x)
+        expected = _outputs(model, x, Trace(model, gone, last, known))
         if [tensor.shape for tensor in output] != [tensor.shape for tensor in expected]:
             return "the model's outputs would change their size"
         if not all(_close(*pair) for pair in zip(output, expected, strict=True)):
@@ -90,10 +103,11 @@ def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], 
     return ""
 
 
-def _outputs(model: nn.Module, data: Calibration) -> list[Tensor]:
+def _outputs(model: nn.Module, data: Calibration, trace: Trace | None = None) -> list[Tensor]:
     with inference_context(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # noise that does not stop in eval mode
-        return [tensor for output in data.outputs(model) for tensor in numbers_in(output, "pruning")]
+        outputs = list(data.outputs(model)) if trace is None else trace.run(lambda: list(data.outputs(model)))
+        return [tensor for output in outputs for tensor in numbers_in(output, "pruning")]
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:
@@ -104,48 +118,3 @@ def _close(output: Tensor, expected: Tensor) -> bool:
     finite = expected[expected.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(output, expected, rtol=tolerance, atol=tolerance * largest + 1e-30, equal_nan=True)
-
-
-def _masked(model: nn.Module, smaller: nn.Module, groups: list[Units], kept: Mapping[str, Tensor]) -> nn.Module | str:
-    """The whole network in which nobody reads the units that went; or why there is none."""
-    masked = copy_of(model)
-    for group in groups:
-        gone = torch.ones(group.count, dtype=torch.bool)
-        gone[kept[group.name]] = False
-        for reader in group.readers:
-            _ignore(masked.get_submodule(reader.name), reader, gone)
-    for (name, side, dim), columns in gone_channels(groups, kept).items():
-        module: Any = masked.get_submodule(name) if dim is None else None
-        if side == "out" and isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            width = module.num_channels if isinstance(module, nn.GroupNorm) else module.normalized_shape[-1]
-            stay = torch.ones(width, dtype=torch.bool)
-            stay[columns] = False
-            blocks = getattr(module, "num_groups", 1)
-            if blocks < width and stay.view(blocks, -1).sum(1).unique().numel() > 1:
-                return f"the groups of {name!r} would be mixed"
-            _normalise_only(module, smaller.get_submodule(name), stay.nonzero().squeeze(1))
-    return masked
-
-
-def _normalise_only(norm: nn.Module, smaller: nn.Module, stay: Tensor) -> None:
-    """Let a norm over units compute on some of them alone, as the smaller network's does; the others become zero."""
-    dim = -1 if isinstance(norm, nn.LayerNorm) else 1
-
-    def forward(x: Tensor) -> Tensor:
-        return torch.zeros_like(x).index_copy(dim, stay, smaller(x.index_select(dim, stay)))
-
-    norm.forward = forward
-
-
-def _ignore(layer: Any, reader: Reader, gone: Tensor) -> None:
-    """Weights of 0 for what the layer reads of these units."""
-    columns = reader.columns[gone[reader.units]]
-    if hasattr(layer, "ignore_inputs_"):
-        layer.ignore_inputs_(columns)
-        return
-    weight = layer.weight.detach().clone()  # what shares it keeps it
-    outputs, each = len(weight) // getattr(layer, "groups", 1), weight.shape[1]
-    for column in columns.tolist():
-        first = column // each * outputs
-        weight[first : first + outputs, column % each] = 0
-    layer.weight = nn.Parameter(weight)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from filigree.compress.pruning.graph import Units, is_depthwise, pruners_of, without
+from filigree.compress.pruning.graph import Units, without
+from filigree.compress.pruning.tracing import Node
 from filigree.computed_weights import copied
 from filigree.config import one_line
-from filigree.ties import shared_parameters
+from filigree.nn.resizing import CONVOLUTIONS, NORMS, TRANSPOSED, has_units, is_conv1d, weight_sides
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -22,15 +23,15 @@ def copy_of(model: nn.Module) -> nn.Module:
         raise ValueError(f"pruning: this model cannot be copied: {one_line(error)}") from None
 
 
-def gone_channels(groups: Sequence[Units], kept: Mapping[str, Tensor]) -> dict[tuple[str, str, int | None], list[int]]:
-    """The channels that go when of each group only these units stay: by name, side and (of parameters) dimension."""
-    gone: dict[tuple[str, str, int | None], set[int]] = {}
+def gone_channels(groups: Sequence[Units], kept: Mapping[str, Tensor]) -> dict[Node, Tensor]:
+    """The channels that go when of each group only these units stay."""
+    gone: dict[Node, set[int]] = {}
     for group in groups:
         for member in group.members:
             columns = member.columns[~torch.isin(member.units, kept[group.name])]
             if len(columns):
-                gone.setdefault((member.name, member.side, member.dim), set()).update(columns.tolist())
-    return {member: sorted(columns) for member, columns in gone.items()}
+                gone.setdefault(member.node, set()).update(columns.tolist())
+    return {node: torch.tensor(sorted(columns)) for node, columns in gone.items()}
 
 
 def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]) -> nn.Module:
@@ -40,56 +41,86 @@ def pruned(model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]
         ValueError: names what cannot be made smaller.
     """
     smaller = copy_of(model)
-    pruners = pruners_of(smaller)
-    # all before anything shrinks: a grouped convolution may become one of depth
-    steps = [
-        (name, columns, _shrinking(smaller, pruners, name, side, dim))
-        for (name, side, dim), columns in gone_channels(groups, kept).items()
-    ]
-    for name, columns, shrink in steps:
-        try:
-            shrink(columns)
-        except Exception as error:  # of torch-pruning, or of a module that refuses what it is given
-            raise ValueError(
-                f"pruning: {name!r} cannot be made smaller: {one_line(error) or type(error).__name__}"
-            ) from None
-    _keep_ties(model, smaller)
+    cut: dict[tuple[int, int | str], Any] = {}  # a tensor that several modules hold is cut once
+    resized: dict[str, nn.Module] = {}
+    held: list[Tensor] = []
+    for (name, side), columns in _with_new_biases(smaller, gone_channels(groups, kept)).items():
+        if isinstance(side, str):
+            layer: Any = smaller.get_submodule(name)
+            if side == "out":
+                layer.keep_outputs_(without(layer.out_features, columns))
+            else:
+                layer.keep_inputs_(without(layer.in_features, columns))
+            continue
+        owner, _, key = name.rpartition(".")
+        module: Any = smaller.get_submodule(owner)
+        tensor = getattr(module, key)
+        if (id(tensor), side) not in cut:
+            part = tensor.detach().index_select(side, without(tensor.shape[side], columns).to(tensor.device))
+            is_parameter = isinstance(tensor, nn.Parameter)
+            cut[id(tensor), side] = nn.Parameter(part, tensor.requires_grad) if is_parameter else part
+            held.append(tensor)
+        setattr(module, key, cut[id(tensor), side])
+        resized[owner] = module
+    for name, module in resized.items():
+        _note_sizes(module, model.get_submodule(name))
+    _change_attributes(smaller, groups, kept)
     return smaller
 
 
-def _shrinking(model: nn.Module, pruners: Any, name: str, side: str, dim: int | None) -> Callable[[list[int]], None]:
-    """What takes channels out of this module or parameter."""
-    if dim is not None:
+def _with_new_biases(model: nn.Module, gone: dict[Node, Tensor]) -> dict[Node, Tensor]:
+    """Layers may have gained a bias since the channels were found."""
+    for (name, side), columns in list(gone.items()):
         owner, _, key = name.rpartition(".")
-        parameter = model.get_parameter(name)
-
-        def shrink(columns: list[int]) -> None:
-            kept = without(parameter.shape[dim], torch.tensor(columns))
-            smaller = nn.Parameter(parameter.detach().index_select(dim, kept))
-            setattr(model.get_submodule(owner), key, smaller)
-
-        return shrink
-    module: Any = model.get_submodule(name)
-    pruner = pruners.get_pruner_of_module(module)
-    prune = pruner.prune_in_channels if side == "in" and not is_depthwise(module) else pruner.prune_out_channels
-    if not (isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels):
-        return lambda columns: prune(module, columns)
-
-    def shrink_each(columns: list[int]) -> None:  # each channel is a group
-        prune(module, columns)
-        module.num_groups = module.num_channels
-
-    return shrink_each
+        layer: Any = model.get_submodule(owner) if key == "weight" else None
+        if has_units(layer) and side == weight_sides(layer)[0] and layer.bias is not None:
+            gone.setdefault((f"{owner}.bias".removeprefix("."), 0), columns)
+    return gone
 
 
-def _keep_ties(model: nn.Module, smaller: nn.Module) -> None:
-    """Parameters that were one and still hold the same numbers are one again, so that a budget counts them once."""
-    for _, (first, *others) in shared_parameters(model).values():
-        one = smaller.get_parameter(first)
-        for name in others:
-            owner, _, key = name.rpartition(".")
-            if torch.equal(one, smaller.get_parameter(name)):
-                smaller.get_submodule(owner)._parameters[key] = one
+def _note_sizes(module: Any, before: Any) -> None:
+    """Let the attributes of one of torch's modules say what sizes its tensors have."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, CONVOLUTIONS):
+        if before.weight.shape[1] == 1 and before.groups > 1:  # of depth: each output of a group is cut alike
+            module.groups = before.groups * weight.shape[0] // before.weight.shape[0]
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, TRANSPOSED):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif is_conv1d(module):
+        module.nx, module.nf = weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = weight.shape[1]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_groups = len(weight) if before.num_groups == before.num_channels else before.num_groups
+        module.num_channels = len(weight)
+    elif isinstance(module, (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+        numbers = next((t for t in (weight, module._buffers.get("running_mean")) if t is not None), None)
+        module.num_features = module.num_features if numbers is None else len(numbers)
+
+
+def _change_attributes(smaller: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor]) -> None:
+    """Sizes that modules have written down become those that are left."""
+    written: dict[tuple[str, str, int | None], set[int]] = {}
+    for group in groups:
+        for size, key, position in group.attributes:
+            columns = size.columns[~torch.isin(size.units, kept[group.name])]
+            written.setdefault((size.module, key, position), set()).update(columns.tolist())
+    for (name, key, position), channels in written.items():
+        module = smaller.get_submodule(name)
+        value = getattr(module, key)
+        if position is None:
+            setattr(module, key, value - len(channels))
+        else:
+            parts = list(value)
+            parts[position] -= len(channels)
+            setattr(module, key, type(value)(parts))
 
 
 def take_over(model: nn.Module, smaller: nn.Module) -> None:

@@ -16,13 +16,11 @@ from filigree.compress.passes import Chunk, Hook, in_chunks, run_hooked
 from filigree.compress.pruning.graph import trainable
 from filigree.convert import run_on
 from filigree.modes import evaluating
-from filigree.nn.resizing import has_units
+from filigree.nn.resizing import CONVOLUTIONS, TRANSPOSED, has_units
 from filigree.outputs import numbers_in
 
 ROWS = 16_384  # of a layer: samples (of convolutions and sequences: positions of samples), over all its calls
 FEATURES = 4_096  # numbers that describe a unit
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def drawn(total: int, most: float, seed: int) -> Tensor:
@@ -163,8 +161,8 @@ def unit_activations(
                 reader = group.readers[0]
                 order = reader.units.argsort(stable=True)
                 columns = reader.columns[order]
-                if value.dim() == 2 + len(getattr(module, "kernel_size", ())) and isinstance(module, CONVOLUTIONS):
-                    part = value[:, columns].flatten(2)  # (samples, units, positions)
+                if isinstance(module, CONVOLUTIONS + TRANSPOSED) and value.dim() == 2 + len(module.kernel_size):
+                    part = value[:, columns].reshape(len(value), group.count, -1)  # (samples, units, positions)
                 else:
                     flat = value.reshape(-1, value.shape[-1])[:, columns]
                     part = flat.view(len(flat), group.count, -1)

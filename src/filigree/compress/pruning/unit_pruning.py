@@ -18,8 +18,8 @@ from filigree.compress.passes import Hook, in_chunks
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
 from filigree.compress.pruning.clusters import dead, replacements_of
 from filigree.compress.pruning.errors import OutputError
-from filigree.compress.pruning.graph import Graph, Units, layer_macs
-from filigree.compress.pruning.proof import refuse, with_random_weights, wrong_groups
+from filigree.compress.pruning.graph import Units, layer_macs, units_of
+from filigree.compress.pruning.proof import refuse, wrong_groups
 from filigree.compress.pruning.redundancy import Redundancy, fold
 from filigree.compress.pruning.refit import (
     EXACT,
@@ -32,15 +32,16 @@ from filigree.compress.pruning.refit import (
     may_gain_biases,
     targets_of,
 )
+from filigree.compress.pruning.removable import removable
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import calls_of, unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.compress.speed import speed
 from filigree.computed_weights import why_computed
-from filigree.config import config, listed
+from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.nn.integer.empty_integer_layers import weight_matrix
-from filigree.nn.resizing import has_units, sizes_of
+from filigree.nn.resizing import has_units, sizes_of, weight_sides
 from filigree.summary import Summary, says
 
 
@@ -73,11 +74,12 @@ Share = Annotated[float, pydantic.Field(gt=0, le=1)] | Annotated[int, pydantic.F
 class UnitPruning(Compression):
     """Base of the configs that take units (of linear layers) and filters (of convolutions) out of a trained network.
 
-    The network really becomes smaller: tensors shrink, and torch-pruning's dependency graph says what goes along (the
-    next layer's inputs, batch norms, the other terms of a residual sum, blocks of a flattened filter). Needs a batch of
-    inputs. Before any refit the smaller network must compute what the whole one does when nobody reads the units that
-    go, on the data and on random inputs, in all its outputs: else they are refused by name and the model is as it was
-    (or, where no layer is named, they are left whole, and the report says so).
+    The network really becomes smaller: tensors shrink, and channels are followed through all operations to what goes
+    along (the next layer's inputs, batch norms, the other terms of a residual sum, blocks of a flattened filter, whole
+    heads of attention). Needs a batch of inputs. Before any refit the smaller network must compute what the whole one
+    does when nobody reads the units that go, on the data and on random inputs, in all its outputs: else they are
+    refused by name and the model is as it was (or, where no layer is named, they are left whole, and the report says
+    so).
 
     Subclasses say which units stay: `choose`.
     """
@@ -127,7 +129,7 @@ class UnitPruning(Compression):
     def faster(self, model: nn.Module, names: list[str], times: Times, example: Calibration) -> list[str]:
         """All that make units whose makers and readers together take less time when some have gone."""
         faster: list[str] = []
-        for group in Graph(model, example[:1], names).units:
+        for group in units_of(model, example[:2], names):
             layers = [*group.makers, *(reader.name for reader in group.readers)]
             before, after = (sum(times[name][i] for name in layers if name in times) for i in (0, 1))
             if after < before:
@@ -141,8 +143,12 @@ class UnitPruning(Compression):
         who = type(self).__name__
         observed = self._observed(model, names, data)
         groups, kept, notes = observed.groups, observed.kept, observed.notes
-        if wrong := wrong_groups(model, groups, kept, observed.data[:8]):
-            refuse(wrong, who)
+        while wrong := wrong_groups(model, groups, kept, observed.data[:8]):
+            if not self._all(model, names) or observed.left.keys() >= wrong.keys():
+                refuse(wrong, who)
+            observed.left |= wrong
+            kept |= {group.name: torch.arange(group.count) for group in groups if group.name in wrong}
+            observed.replacements |= {name: kept[name] for name in wrong}
         smaller, outcome = self._compensated(model, observed)
         for group in groups:
             notes[group.name] += f"; own error {observed.redundancies[group.name].own_error(kept[group.name]):.1%}"
@@ -173,7 +179,7 @@ class UnitPruning(Compression):
             data, held = data.split(self.samples, self.seed)
         if held is None and isinstance(self.keep, MaxError):
             raise ValueError(f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=).")
-        groups, left = self._removable(model, names, data[:8])
+        groups, left = removable(model, names, data[:8], who, self._all(model, names))
         data = in_chunks(model, data)
         held = None if held is None else in_chunks(model, held)
         readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
@@ -192,6 +198,10 @@ class UnitPruning(Compression):
         observed = _Observed(data, error, groups, left, targets, redundancies, may_gain_biases(model))
         self._choose_all(model, observed)
         return observed
+
+    def _all(self, model: nn.Module, names: list[str]) -> bool:
+        """Whether these are all layers that could be named: then those that cannot be pruned are left whole."""
+        return len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
 
     def _candidate(
         self, model: nn.Module, observed: _Observed, kept: Mapping[str, Tensor], replacements: Mapping[str, Tensor],
@@ -228,28 +238,6 @@ class UnitPruning(Compression):
             folded, _ = self._candidate(model, observed, kept, observed.replacements, True)
             compensated = min(compensated, folded, key=error)
         return better(who, self.compensate, smaller, compensated, error, unfit)
-
-    def _removable(self, model: nn.Module, names: list[str], x: Calibration) -> tuple[list[Units], dict[str, str]]:
-        """The units that these layers make and that can be taken out: tried on half of each group's, drawn at random.
-
-        Returned are also those that cannot, with the reason, where no layer was named by the caller.
-        """
-        who = type(self).__name__
-        groups = Graph(model, x[:1], names).units
-        if not groups:
-            raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
-        generator = torch.Generator().manual_seed(0)
-        half = {}
-        for group in groups:
-            each = group.count // group.tie
-            stays = torch.randperm(each, generator=generator)[: -(-each // 2)].sort().values
-            half[group.name] = (torch.arange(group.tie)[:, None] * each + stays).flatten()
-        wrong = wrong_groups(with_random_weights(model), groups, half, x) or wrong_groups(model, groups, half, x)
-        every = len(names) == sum(self.accepts(module) and not why_computed(module) for module in model.modules())
-        left = [group for group in groups if group.name not in wrong]
-        if wrong and (not every or not left or wrong_groups(model, left, half, x)):
-            refuse(wrong, who)
-        return left, wrong
 
     def _choose_all(self, model: nn.Module, observed: _Observed) -> None:
         """Choose the units of all groups, as many as `keep` says."""
@@ -289,10 +277,8 @@ class UnitPruning(Compression):
     def _alive(
         self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, str]:
-        """The choice among the units that are not dead; the dead ones go first. Tied units stay or go together."""
+        """The choice among the units that are not dead; the dead ones go first."""
         features = redundancy.features
-        if group.tie > 1:
-            return self._tied(group, redundancy, count, model, rankings)
         gone = dead(features)
         alive = (~gone).nonzero().squeeze(1)
         if not len(alive):
@@ -310,25 +296,6 @@ class UnitPruning(Compression):
             kept,
             replacements,
             f"{group.count} units" + (f", {died} dead" if died else "") + (f"; {note}" if note else ""),
-        )
-
-    def _tied(
-        self, group: Units, redundancy: Redundancy, count: int | None, model: nn.Module, rankings: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, str]:
-        """Of a group with grouped convolutions: unit j of each block, described by the activations of them all."""
-        each = group.count // group.tie
-        first = torch.arange(each)  # those of the first block stand for the others in norms and biases
-        together = redundancy.features.view(group.tie, each, -1).transpose(0, 1).flatten(1)
-        covariance = redundancy.covariance.view(group.tie, each, group.tie, each).diagonal(dim1=0, dim2=2).mean(-1)
-        few = None if count is None else max(1, count // group.tie)
-        kept, replacements, note = self._chosen(
-            _part(group, first), redundancy, together, covariance, few, model, rankings
-        )
-        blocks = (torch.arange(group.tie) * each)[:, None]
-        return (
-            (kept + blocks).flatten(),
-            (replacements + blocks).flatten(),
-            f"{group.count} units in {group.tie} blocks" + (f"; {note}" if note else ""),
         )
 
     def _chosen(
@@ -374,12 +341,13 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
     """Incoming + outgoing L1 norms of the units (John 2019, 4.12), of all layers that make or read them."""
     norms = torch.zeros(group.count, dtype=torch.float64)
     for name, units in group.makers.items():
-        incoming = weight_matrix(model.get_submodule(name)).abs().sum(1).double()
-        norms.index_add_(0, units, incoming)
+        norms.index_add_(0, units, _magnitudes(model.get_submodule(name)).sum((1, 2)))
     for reader in group.readers:
-        weight = _by_input(model.get_submodule(reader.name)).abs().double()
-        fed = weight.sum(0) if weight.dim() == 2 else weight.sum((0, 2))
-        norms.index_add_(0, reader.units, fed[reader.columns])
+        layer: Any = model.get_submodule(reader.name)
+        fed = _magnitudes(layer).sum(2)
+        if not says(layer) and (groups := getattr(layer, "groups", 1)) > 1:  # each input is read by its group only
+            fed = fed.view(groups, -1, fed.shape[1]).sum(1).reshape(1, -1)
+        norms.index_add_(0, reader.units, fed.sum(0)[reader.columns])
     return norms
 
 
@@ -391,15 +359,12 @@ def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
     return None if bias is None else bias.detach()[units.argsort(stable=True)[each.cumsum(0) - each]].double()
 
 
-def _by_input(layer: Any) -> Tensor:
-    """The weight as a matrix, that of a convolution as `(out, in, taps)`."""
-    if not isinstance(layer, nn.Conv2d):
-        return weight_matrix(layer)
-    weight = layer.weight.detach().flatten(2)
-    if layer.groups > 1:  # as if dense: each input is read by its group only
-        rows = weight.abs().sum(2)
-        return rows.view(layer.groups, -1, rows.shape[1]).sum(1).reshape(1, -1)
-    return weight
+def _magnitudes(layer: Any) -> Tensor:
+    """How large a layer's weights are: `(out, in, taps)`; of one in groups `in` is that of a group."""
+    if says(layer):
+        return weight_matrix(layer).abs().double()[..., None]
+    weight = layer.weight.detach().movedim(weight_sides(layer), (0, 1))
+    return weight.abs().double().flatten(2) if weight.dim() > 2 else weight.abs().double()[..., None]
 
 
 def _part(group: Units, alive: Tensor) -> Units:
