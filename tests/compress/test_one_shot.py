@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import filigree as fg
+from filigree.calibration import Calibration
 from filigree.compress.one_shot import fitting, moments, products, rounding, surgery
 from filigree.compress.one_shot.allocation import by_error
 from filigree.compress.one_shot.patterns import Pattern
@@ -342,7 +343,7 @@ def test_wanda_keeps_the_largest_products_in_each_row():
     pruned = copy.deepcopy(model)
     config = fg.OneShot(0.6, method="wanda", compensate=None)
     fg.compress_(pruned, config, x)
-    fitted_to = config._split(x)[0]
+    fitted_to = config._split(Calibration(x))[0].tensor
     scores = model[0].weight.abs() * fitted_to.square().mean(0).sqrt()
     expected = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(4, 1).indices, True)
     weight = pruned[0].dense().weight

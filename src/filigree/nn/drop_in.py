@@ -44,6 +44,7 @@ class DropIn(Capabilities):
 
 
 def _torch_class(module: nn.Module) -> type[nn.Module]:
+    """The class of torch's that a layer extends."""
     return next(base for base in type(module).__mro__ if base.__module__.startswith("torch."))
 
 

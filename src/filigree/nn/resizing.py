@@ -82,3 +82,9 @@ def has_units(module: nn.Module) -> bool:
     """Whether pruning can take outputs and inputs out of this layer."""
     sizes = sizes_of(module)
     return sizes is not None and len(sizes) > 1
+
+
+def cuts_itself(module: nn.Module) -> bool:
+    """Whether units are taken out of this layer by its `keep_outputs_` and `keep_inputs_`: one of filigree with numbers
+    in a form of its own, not one in place of torch's that has the same parameters."""
+    return says(module) and has_units(module) and not isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))

@@ -16,8 +16,8 @@ from filigree.compress.pruning.labels import Labels
 from filigree.compress.pruning.tracing import OUTPUTS, Node, Trace
 from filigree.computed_weights import why_computed
 from filigree.convert import inference_context, run_on
-from filigree.nn.resizing import has_units, sizes_of, weight_sides
-from filigree.summary import macs_of, says
+from filigree.nn.resizing import cuts_itself, has_units, sizes_of, weight_sides
+from filigree.summary import macs_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def units_of(
 
 def sides_of(name: str, layer: nn.Module) -> tuple[Node, Node]:
     """The nodes of a layer's outputs and of its inputs."""
-    if says(layer):
+    if cuts_itself(layer):
         return (name, "out"), (name, "in")
     out, read = weight_sides(layer)
     return (f"{name}.weight".removeprefix("."), out), (f"{name}.weight".removeprefix("."), read)
@@ -114,7 +114,7 @@ def _outputs(model: nn.Module) -> dict[Node, int]:
     return {
         sides_of(name, layer)[0]: layer.weight.shape[weight_sides(layer)[0]]
         for name, layer in layers.items()
-        if not says(layer)
+        if not cuts_itself(layer)
     }
 
 
@@ -167,7 +167,7 @@ class _Units:
         for name, layer in self.layers.items():
             columns, units = by_node[sides_of(name, layer)[1]]
             if len(columns):
-                groups = 1 if says(layer) else getattr(layer, "groups", 1)
+                groups = 1 if cuts_itself(layer) else getattr(layer, "groups", 1)
                 side = len(self.nodes[sides_of(name, layer)[1]])
                 columns = (torch.arange(groups)[:, None] * side + columns).flatten()
                 readers.append(Reader(name, columns, units.repeat(groups)))

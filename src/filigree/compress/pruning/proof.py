@@ -14,9 +14,8 @@ from filigree.compress.pruning.removal import copy_of, gone_channels, pruned
 from filigree.compress.pruning.tracing import Node, Trace
 from filigree.config import listed, one_line
 from filigree.convert import inference_context
-from filigree.nn.resizing import has_units
+from filigree.nn.resizing import cuts_itself, has_units
 from filigree.outputs import numbers_in
-from filigree.summary import says
 
 
 def wrong_groups(
@@ -54,7 +53,7 @@ def with_random_weights(model: nn.Module) -> nn.Module:
     other = copy_of(model)
     generator = torch.Generator().manual_seed(1)
     for module in other.modules():
-        if has_units(module) and not says(module):
+        if has_units(module) and not cuts_itself(module):
             for parameter in module.parameters(recurse=False):
                 scale = max(1, parameter[0].numel()) ** -0.5
                 numbers = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale

@@ -30,8 +30,7 @@ from filigree.compress.pruning.samples import (
 )
 from filigree.computed_weights import why_computed
 from filigree.convert import inference_context
-from filigree.nn.resizing import has_units, sizes_of
-from filigree.summary import says
+from filigree.nn.resizing import cuts_itself, has_units, sizes_of
 from filigree.ties import why_tied
 
 EXACT = 1_536  # columns of a convolution's matrix up to which they are refitted one by one
@@ -445,10 +444,10 @@ def correlation(
         beta = mean[gone] - alpha * mean[to]
         for reader in group.readers:
             layer: Any = model.get_submodule(reader.name)
-            if not says(layer) and not isinstance(layer, nn.Linear | nn.Conv2d):
+            if not cuts_itself(layer) and not isinstance(layer, nn.Linear | nn.Conv2d):
                 left[reader.name] = f"it is a {type(layer).__name__}"
                 continue
-            if says(layer):
+            if cuts_itself(layer):
                 raise ValueError(
                     f'pruning: compensate="correlation" needs dense readers. {reader.name!r} is a '
                     f'{type(layer).__name__}: use "least_squares".'

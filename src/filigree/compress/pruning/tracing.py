@@ -22,7 +22,8 @@ from filigree.compress.pruning.operations import (
     reduced_dims,
     tensors_of,
 )
-from filigree.nn.resizing import has_units
+from filigree.nn.drop_in import DropIn
+from filigree.nn.resizing import cuts_itself
 from filigree.outputs import tensors_in
 from filigree.summary import says
 
@@ -60,7 +61,7 @@ class Trace(TorchDispatchMode):
                 for dim, labels in enumerate(self.maps.label_sides(tensor))
             }
         for name, layer in model.named_modules():
-            if _is_ours(layer):
+            if cuts_itself(layer):
                 for side, size in zip(("out", "in"), layer.sizes(), strict=False):
                     self.nodes[name, side] = self.maps.labels.new(size)
         if known is not None:
@@ -76,15 +77,20 @@ class Trace(TorchDispatchMode):
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         hooks: list[Any] = []
+        in_place = [module for module in self.model.modules() if isinstance(module, DropIn)]
         try:
             for name, module in self.model.named_modules():
                 hooks += self._hooks(name, module)
+            for module in in_place:  # torch's operations, which can be followed
+                vars(module)["forward"] = module.onnx_form().forward
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), self:
                 output = call()
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
+            for module in in_place:
+                vars(module).pop("forward", None)
         for tensor in tensors_in(output):
             for labels in self.maps.of(tensor):
                 self.maps.labels.fix(labels, OUTPUTS, first=True)
@@ -99,12 +105,12 @@ class Trace(TorchDispatchMode):
                 self.maps.settle(labels)
 
     def _hooks(self, name: str, module: nn.Module) -> list[Any]:
-        if _is_ours(module):
+        if cuts_itself(module):
             return [
                 module.register_forward_pre_hook(lambda _, args: self._enter(args)),
                 module.register_forward_hook(lambda _, args, y: self._leave(name, args[0], y), always_call=True),
             ]
-        if says(module) and not any(True for _ in module.children()):
+        if says(module) and not isinstance(module, DropIn) and not any(True for _ in module.children()):
             return [
                 module.register_forward_pre_hook(lambda *_: self._sleep()),
                 module.register_forward_hook(lambda _, args, y: self._elementwise(args, y), always_call=True),
@@ -211,13 +217,9 @@ class Trace(TorchDispatchMode):
         return func(**given)
 
 
-def _is_ours(layer: nn.Module) -> bool:
-    return says(layer) and has_units(layer)
-
-
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of real or complex numbers, under each of their names; not those of filigree's layers."""
-    own = tuple(f"{name}." for name, layer in model.named_modules() if _is_ours(layer))
+    own = tuple(f"{name}." for name, layer in model.named_modules() if cuts_itself(layer))
     for name, module in model.named_modules():
         if not f"{name}.".startswith(own):
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):

@@ -41,7 +41,7 @@ from filigree.computed_weights import why_computed
 from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.nn.integer.empty_integer_layers import weight_matrix
-from filigree.nn.resizing import has_units, sizes_of, weight_sides
+from filigree.nn.resizing import cuts_itself, has_units, sizes_of, weight_sides
 from filigree.summary import Summary, says
 
 
@@ -345,7 +345,7 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
     for reader in group.readers:
         layer: Any = model.get_submodule(reader.name)
         fed = _magnitudes(layer).sum(2)
-        if not says(layer) and (groups := getattr(layer, "groups", 1)) > 1:  # each input is read by its group only
+        if not cuts_itself(layer) and (groups := getattr(layer, "groups", 1)) > 1:  # inputs of a group
             fed = fed.view(groups, -1, fed.shape[1]).sum(1).reshape(1, -1)
         norms.index_add_(0, reader.units, fed.sum(0)[reader.columns])
     return norms
@@ -361,7 +361,7 @@ def unit_biases(group: Units, model: nn.Module) -> Tensor | None:
 
 def _magnitudes(layer: Any) -> Tensor:
     """How large a layer's weights are: `(out, in, taps)`; of one in groups `in` is that of a group."""
-    if says(layer):
+    if cuts_itself(layer):
         return weight_matrix(layer).abs().double()[..., None]
     weight = layer.weight.detach().movedim(weight_sides(layer), (0, 1))
     return weight.abs().double().flatten(2) if weight.dim() > 2 else weight.abs().double()[..., None]
