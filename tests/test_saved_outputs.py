@@ -189,7 +189,7 @@ class Halved(Compression):
     def compress(self, model, names, data):
         known = [m for m in model.modules() if type(m).__module__.startswith("torch.")]
         bare = [(p, p.dim() - 1) for m in {*model.modules()} - {*known} for p in m._parameters.values()]
-        graph = tp.DependencyGraph().build_dependency(model, data, unwrapped_parameters=bare)
+        graph = tp.DependencyGraph().build_dependency(model, data.tensor, unwrapped_parameters=bare)
         module = model.get_submodule(names[0])
         pruner = graph.get_pruner_of_module(module)
         gone = list(range(1, pruner.get_out_channels(module), 2))

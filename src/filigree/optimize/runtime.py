@@ -146,7 +146,7 @@ def _original(model: Any) -> Any:
 
 
 def _without_runtime(model: Any) -> dict[str, Any]:
-    return {key: value for key, value in model.__dict__.items() if key != _KEY}
+    return {key: value for key, value in model.__getstate__().items() if key != _KEY}
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -181,6 +181,7 @@ class _Call:
             dims < 2
             or (dims > 2 and chain.has_dropout)
             or x.shape[-1] != self._width
+            or summed not in FLOATS
             or given not in (summed, short)
             or not chain.fits(summed)
         ):
