@@ -338,3 +338,9 @@ def test_what_cannot_be_taken_is_said():
         fg.optimize_(3, torch.ones(1, 3))
     report = fg.optimize_(nn.Sequential(nn.Softmax(-1)).eval(), torch.ones(1, 3))
     assert report.notes == ["left as it was: the model: no layer in it can be laid out anew"]
+
+
+@pytest.mark.parametrize("example", [None, "x", [], 3])
+def test_an_example_that_is_none(example):
+    with pytest.raises(ValueError, match=r"^optimize_: example must be a tensor or a tuple of tensors\. Got "):
+        fg.optimize_(fg.models.mlp([3, 4, 2]).eval(), example)

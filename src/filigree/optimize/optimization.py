@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from filigree.config import one_line
+from filigree.config import clipped, one_line
 from filigree.convert import inference_context
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.optimize.graphs import graph_of, plans_of
@@ -123,9 +123,9 @@ def optimize_(model: nn.Module, example: Tensor | Sequence[Tensor], *, seconds: 
 def _checked(model: nn.Module, example: Any) -> list[Tensor]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize_: model must be a torch module. Got a {type(model).__name__}.")
-    inputs = [example] if isinstance(example, Tensor) else list(example)
+    inputs = [example] if isinstance(example, Tensor) else list(example) if isinstance(example, tuple | list) else []
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise ValueError(f"optimize_: example must be a tensor or a tuple of tensors. Got {example!r}.")
+        raise ValueError(f"optimize_: example must be a tensor or a tuple of tensors. Got {clipped(example)}.")
     if model.training:
         raise ValueError("optimize_: the model must be in eval mode: model.eval().")
     return inputs
