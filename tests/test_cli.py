@@ -446,7 +446,7 @@ def test_compare_every_method_on_data(tmp_path, monkeypatch, capsys):
     rows = torch.cat([x, (x[:, :1] > 0).float()], 1)
     file.write_text(rows_of(rows))
     runs = tmp_path / "runs"
-    small = ["--set", "training.epochs=1", "--set", "model.hidden=[100, 100]", "--set", "seeds=[0]", "--out", runs]
+    small = ["--set", "training.epochs=1", "--set", "model.hidden=[160, 160]", "--set", "seeds=[0]", "--out", runs]
     code, out, err = call(monkeypatch, capsys, "compare", file, *small)
     assert code == 0, err
     found = json.loads((runs / "comparison.json").read_text())

@@ -180,6 +180,11 @@ class Steps:
         return self._line
 
 
+def _changed(report: object) -> list[str]:
+    """The layers that a report names as changed."""
+    return sorted(change.name for change in getattr(report, "changes", []))
+
+
 def check_every(name: str, net: str, spread: int, last: int) -> int:
     """Fail at steps evenly spread over a method and at each of its last; how many there were, 0 where it is refused."""
     model, shape = network(net), NETWORKS[net][1]
@@ -187,7 +192,7 @@ def check_every(name: str, net: str, spread: int, last: int) -> int:
     try:
         for trial in copy.deepcopy(model), copy.deepcopy(model):  # once for what a config keeps, once to count
             with Steps() as steps:
-                applied(name, trial, shape)
+                whole = _changed(applied(name, trial, shape))
     except ValueError:  # what is refused leaves everything as it was
         before = Picture(model)
         with suppress(ValueError):
@@ -204,9 +209,10 @@ def check_every(name: str, net: str, spread: int, last: int) -> int:
                 report = on_its_own(applied, name, model, shape)
         except errors:
             pass
-        else:  # a network without some units that fails when it is tried out: they stay, and the report says why
-            assert error is RuntimeError
-            assert "left whole" in str(report), f"{name} on {net} hides a failure at step {at} of {steps.count}"
+        else:  # a network without some units that fails when it is tried out: they stay, and the report says why, or
+            assert error is RuntimeError  # others are tried, and go in their place
+            said = "left whole" in str(report) or _changed(report) == whole
+            assert said, f"{name} on {net} hides a failure at step {at} of {steps.count}"
             model = network(net)
             before = Picture(model)
         differences = before.differences(Picture(model))

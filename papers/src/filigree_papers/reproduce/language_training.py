@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from filigree_papers import data as own_data
+from filigree.data import text as texts
 from filigree_papers.reproduce.experiment import Rows
 from filigree_papers.reproduce.steps import Halving, train_steps
 
 
 def language(
-    case: str, convert: Callable[[nn.Module], Any], model: nn.Module, text: own_data.Text, steps: int, length: int,
+    case: str, convert: Callable[[nn.Module], Any], model: nn.Module, text: texts.Text, steps: int, length: int,
     batch_size: int, optimizer_of: Callable[[Any], torch.optim.Optimizer], clip: float, looks: int, held: int,
     halve: int | None = None,
 ) -> Rows:  # fmt: skip
@@ -26,9 +26,9 @@ def language(
     optimizer = optimizer_of(model.parameters())
     if halve is not None:
         steppers.append(Halving(optimizer, halve, 1327))
-    pieces = own_data.language_model_batches(text.train, batch_size, length)
+    pieces = texts.language_model_batches(text.train, batch_size, length)
     judges = {
-        name: own_data.language_model_batches(part[:held], batch_size, length)
+        name: texts.language_model_batches(part[:held], batch_size, length)
         for name, part in (("validation", text.validation), ("test", text.test))
     }
 

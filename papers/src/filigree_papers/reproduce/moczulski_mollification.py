@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from filigree import data, models
 from filigree.convert import convert_
+from filigree.data import text as texts
 from filigree.dynamics import MollificationAnnealing
 from filigree.nn.mollified.mollified import Mollified
 from filigree.nn.mollified.stochastic_depth import StochasticDepth
 from filigree.report import Chart
 from filigree.train import evaluate, fit, seed_everything
-from filigree_papers import data as own_data
 from filigree_papers import models as own_models
 from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside, by_run, compared, test_accuracy
@@ -146,7 +146,7 @@ def residual(case: str, seed: int, quick: bool) -> Rows:
 def words(case: str, seed: int, quick: bool, *, hidden: int = 128, steps: int = 1300, held: int = 35_001) -> Rows:
     """Table 4.7: a word LSTM of two layers with hard sigmoids as gates on both sides, mollified and not."""
     seed_everything(seed)
-    text = own_data.words("ptb")
+    text = texts.words("ptb")
     model = models.language_model(len(text.vocabulary), hidden, hidden, layers=2)
 
     def convert(net: nn.Module) -> list[Any]:
@@ -182,7 +182,7 @@ def vectors(size: int, tokens: Tensor, vocabulary: int) -> Tensor:
 
 def embedding(case: str, seed: int, quick: bool) -> Rows:
     """Fig. 4.19: word vectors from characters; a bidirectional LSTM and five layers of tanh, RMSProp .0006."""
-    text = own_data.words("ptb")
+    text = texts.words("ptb")
     targets = vectors(100, text.train, len(text.vocabulary))
     letters = sorted({letter for word in text.vocabulary for letter in word})
     spelled = torch.zeros(len(text.vocabulary), 16, dtype=torch.long)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from filigree import data, models
 from filigree.convert import convert_
+from filigree.data import text as texts
 from filigree.dynamics import GradientNoise
 from filigree.models.networks import mlp
 from filigree.nn.noisy.noisy import Noisy
 from filigree.nn.noisy.noisy_activations import WithNoise
 from filigree.report import Chart
 from filigree.train import fit, seed_everything
-from filigree_papers import data as own_data
 from filigree_papers.data import tasks
 from filigree_papers.reproduce.claims import OfRows, before, beside
 from filigree_papers.reproduce.experiment import Rows
@@ -104,7 +104,7 @@ def gaussians(case: str, seed: int, quick: bool) -> Rows:
 def characters(case: str, seed: int, quick: bool, *, hidden: int = 128, steps: int = 600, held: int = 64_001) -> Rows:
     """Fig. 4.8: a character GRU on Penn Treebank, sequences of 200; bits a character."""
     seed_everything(seed)
-    text = own_data.characters("ptb")
+    text = texts.characters("ptb")
     model = models.language_model(len(text.vocabulary), 32, hidden, layers=1, kind="gru")
     rows = language(
         case, lambda m: arm(m, case, seed) and None, model, text, 10 if quick else steps, 200, 32,
@@ -123,7 +123,7 @@ def words(
         halve: the step from which on the learning rate halves every 1327 steps, an epoch; None: never.
     """
     seed_everything(seed)
-    text = own_data.words("ptb")
+    text = texts.words("ptb")
     model = models.language_model(len(text.vocabulary), hidden, hidden, layers=2)
     optimizer_of = partial(torch.optim.SGD, lr=2.0 if halve is None else 1.0)
     rows = language(
