@@ -57,7 +57,7 @@ class Driver:
         from filigree.topology import flat_indices
 
         self.kernels, self.addresses = _load.kernels, addresses
-        self.link, self.linear_chain = chain.Link, linear_chain
+        self.link, self.chain, self.linear_chain = chain.Link, chain.Chain, linear_chain
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
         self.reference, self.rows, self.selection, self.sell, self.sparse, self.flat_indices = (
             reference, rows, selection, sell, sparse, flat_indices
@@ -178,7 +178,7 @@ class Driver:
         short = self.dtype is torch.float32 and self.random.random() < 0.5
         x = x.to(self.random.choice((torch.bfloat16, torch.float16))) if short else x
         x = x.detach().requires_grad_(self.random.random() < 0.7)
-        mine, expected = self.linear_chain(links, x, self.random.random() < 0.5), x.to(self.dtype)
+        mine, expected = self.linear_chain(self.chain(links), x, self.random.random() < 0.5), x.to(self.dtype)
         for link in links:
             expected = self.reference.linear(link.pattern, link.values, link.bias, expected, link.relu)
             if link.drop:
