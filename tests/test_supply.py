@@ -36,7 +36,7 @@ def test_everything_that_filigree_and_its_extras_bring_along_has_a_licence_in_th
     rows = re.findall(r"^\| ([\w-]+) \| (.+) \| (.+) \|$", table, re.M)
     listed = {name: licence for name, licence, _ in rows}
     assert {"torch", "numpy", "pydantic-core"} <= brought_by() <= {name for name, _, by in rows if by == "filigree"}
-    assert {"plotly", "torch-pruning", "onnx"} <= brought_by("all") <= listed.keys()
+    assert {"plotly", "scikit-learn", "onnx"} <= brought_by("all") <= listed.keys()
     permissive = re.compile(r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|MPL|Mozilla")
     assert [name for name, text in listed.items() if not permissive.search(text) or "GPL" in text] == []
 

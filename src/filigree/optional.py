@@ -10,7 +10,7 @@ from typing import Any
 
 from filigree.config import one_line
 
-_PACKAGES = {"sklearn": "scikit-learn", "torch_pruning": "torch-pruning", "onnx_ir": "onnx-ir"}  # not named as modules
+_PACKAGES = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir"}  # not named as modules
 
 
 def needed(module: str, by: str, extra: str) -> Any:
