@@ -12,7 +12,7 @@ from torch import Tensor
 from filigree.config import check_choice, listed
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.readers import read_file
-from filigree.data.samples import MARKERS, MISSING, Reading, Wanted
+from filigree.data.samples import MARKERS, MISSING, Reading, Wanted, left_out
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,10 @@ def read_rows(
     if lacking.any():
         known = read.features or names or tuple(f"feature {i + 1}" for i in range(flat.shape[1]))
         shown = listed([f"{known[i]} {int(gaps[:, i].sum())}" for i in np.flatnonzero(gaps.any(0))])
-        some = f"{int(lacking.sum())} of {len(lacking)} rows"
-        if missing == "refuse":
-            raise ValueError(
-                f"data: {path}: values are missing in {some}: {shown}. Fill them in, or leave these rows out: "
-                "missing='drop', on the command line --missing drop."
-            )
-        if lacking.all():
-            raise ValueError(f"data: {path}: values are missing in all {len(lacking)} rows: {shown}.")
-        notes = (f"{some} are left out, as values are missing there: {shown}",)
+        try:
+            notes = (left_out(lacking, shown, missing),)
+        except ValueError as error:
+            raise ValueError(f"data: {path}: {str(error).rstrip('.')}.") from None
     labels = ["" if label.lower() in MARKERS else label for label in map(str, read.labels[~lacking].tolist())]
     numbers = (np.flatnonzero(~lacking) + 1).tolist()
     return Rows(torch.from_numpy(read.x[~lacking]), labels if any(labels) else None, numbers, read.label, notes)

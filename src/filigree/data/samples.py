@@ -103,15 +103,7 @@ class Samples:
             f"{name} {count}{_as_written((markers or {}).get(name.removeprefix('label '), Counter()))}"
             for name, count in columns.items()
         ])  # fmt: skip
-        rows = f"{int(lacking.sum())} of {len(lacking)} rows"
-        if how == "refuse":
-            raise ValueError(
-                f"values are missing in {rows}: {shown}. Fill them in, or leave these rows out: missing='drop', on the "
-                "command line --missing drop."
-            )
-        if lacking.all():
-            raise ValueError(f"values are missing in all {len(lacking)} rows: {shown}")
-        note = f"{rows} are left out, as values are missing there: {shown}"
+        note = left_out(lacking, shown, how)
         kept = Samples.of(self.x[~lacking], self.labels[~lacking])  # labels may all be numbers now
         return dataclasses.replace(self, x=kept.x, labels=kept.labels, notes=(*self.notes, note))
 
@@ -130,6 +122,23 @@ class Samples:
             f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features, label {self.label!r}: "
             f"{listed(sizes, _CLASSES)}"
         )
+
+
+def left_out(lacking: np.ndarray, shown: str, how: str) -> str:
+    """A note that rows which lack values are left out.
+
+    Args:
+        lacking: `(rows,)`, which they are. shown: what is missing. how: "drop", or "refuse", which raises.
+    """
+    rows = f"{int(lacking.sum())} of {len(lacking)} rows"
+    if how == "refuse":
+        raise ValueError(
+            f"values are missing in {rows}: {shown}. Fill them in, or leave these rows out: missing='drop', on the "
+            "command line --missing drop."
+        )
+    if lacking.all():
+        raise ValueError(f"values are missing in all {len(lacking)} rows: {shown}")
+    return f"{rows} are left out, as values are missing there: {shown}"
 
 
 def is_number(cell: str | bytes) -> bool:
