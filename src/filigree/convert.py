@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -150,13 +151,8 @@ def run_on(model: nn.Module, x: Tensor | Calibration, who: str) -> Any:
     Raises:
         ValueError: the model's own code fails, whatever its error is; by the name of `who` runs it.
     """
-    output = None
     try:
-        if not isinstance(x, Calibration):
-            return model(x)
-        for output in x.outputs(model):  # noqa: B007 - the last is returned
-            pass
-        return output
+        return deque(x.outputs(model), maxlen=1).pop() if isinstance(x, Calibration) else model(x)
     except Exception as error:
         raise ValueError(f"{who}: the model does not run on the data: {one_line(error)}") from error
 

@@ -291,7 +291,7 @@ def test_a_layer_called_twice_is_fitted_to_both_calls():
 
     torch.manual_seed(0)
     model, x = Twice(), torch.randn(200, 8)
-    calls = moments.calls_of(model, "a", x)
+    calls = moments.arguments_of(model, "a", x)
     assert len(calls) == 2
     product = products.products_of(model.a)[""]
     ((_, found),) = moments.moments_of(product, "a", (model, model), [x], 2, 0)

@@ -7,7 +7,7 @@ padding and flattening cost nothing. Weights are packed in panels of 16 outputs,
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,9 +169,6 @@ class Step:
             self.kind, self.source, self.other, self.target, self.points, self.taps, self.channels,
             self.reads.data_ptr(), address(self.others), address(self.writes), self.clear, weight, self.finish.plain(),
         )  # fmt: skip
-
-    def with_weight(self, weight: PanelWeight, finish: Finishing) -> Step:
-        return replace(self, weight=weight, finish=finish)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from filigree.compress.one_shot.moments import Moments
+from filigree.compress.one_shot.moments import ProductMoments
 from filigree.compress.one_shot.patterns import Pattern
 from filigree.compress.one_shot.rounding import rounded
 from filigree.compress.one_shot.surgery import lost, refitted, surgeon
@@ -54,7 +54,7 @@ def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fi
 
 
 def fitted(
-    weight: Tensor, moments: Moments, keep: float, how: How, taps: int, scale: Tensor | None = None,
+    weight: Tensor, moments: ProductMoments, keep: float, how: How, taps: int, scale: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Fitted:  # fmt: skip
     """New weights V of a product, those of the mask only, that change least what it computes on the data.

@@ -25,14 +25,14 @@ class _ReachedError(BaseException):
     """The module whose inputs are wanted has been called; nothing on its way catches it."""
 
 
-def chunks_of(data: Calibration) -> list[Calibration]:
+def parts_of(data: Calibration) -> list[Calibration]:
     """The data in chunks, each to be run by itself."""
     smaller = copy.copy(data)
     smaller.chunk = min(data.chunk, CHUNK)
     return [data.with_inputs([chunk]) for chunk in smaller.chunks()]
 
 
-def calls_of(model: nn.Module, name: str, x: Calibration, most: int | None = None) -> list[Call]:
+def arguments_of(model: nn.Module, name: str, x: Calibration, most: int | None = None) -> list[Call]:
     """The arguments of each call of a module while the model runs on x; `most` calls, behind which the run ends."""
     calls: list[Call] = []
 
@@ -81,7 +81,7 @@ def _without_shortcuts() -> Iterator[None]:
 
 
 @dataclass
-class Moments:
+class ProductMoments:
     """Of the columns of a product in two networks: x in the original, x' in the one that is being changed.
 
     Attributes:
@@ -120,17 +120,17 @@ class _Sums:
                 total += part
         self.count += now.shape[1]
 
-    def moments(self, centred: bool) -> Moments:
+    def moments(self, centred: bool) -> ProductMoments:
         own, cross, mean, mean_before = (part.cpu() / self.count for part in self.parts)
         shift, shift_before = (shift[:, 0].double().cpu() for shift in self.shift)
         own -= mean.unsqueeze(2) * mean.unsqueeze(1)
         cross -= mean.unsqueeze(2) * mean_before.unsqueeze(1)
         mean, mean_before = mean + shift, mean_before + shift_before
         if centred:
-            return Moments(own, cross, mean, mean_before)
+            return ProductMoments(own, cross, mean, mean_before)
         own += mean.unsqueeze(2) * mean.unsqueeze(1)
         cross += mean.unsqueeze(2) * mean_before.unsqueeze(1)
-        return Moments(own, cross, torch.zeros_like(mean), torch.zeros_like(mean))
+        return ProductMoments(own, cross, torch.zeros_like(mean), torch.zeros_like(mean))
 
 
 def moments_of(
@@ -140,7 +140,7 @@ def moments_of(
     chunks: Sequence[Calibration],
     runs: int,
     seed: int,
-) -> Iterator[tuple[slice, Moments]]:
+) -> Iterator[tuple[slice, ProductMoments]]:
     """The moments of a product, part by part of its columns; one pass over the data for as many as there is room for.
 
     Args:
@@ -157,7 +157,7 @@ def moments_of(
     for first in range(0, len(parts), together):
         sums = [_Sums(part) for part in parts[first : first + together]]
         for number, x in enumerate(chunks):
-            before, now = (calls_of(network, name, x, runs) for network in networks)
+            before, now = (arguments_of(network, name, x, runs) for network in networks)
             for call, (was, is_now) in enumerate(zip(before, now, strict=False)):
                 draw = seed + 1009 * number + call
                 rows = [

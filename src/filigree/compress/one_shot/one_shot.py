@@ -17,7 +17,7 @@ from filigree.compress.compression import Compression
 from filigree.compress.one_shot.allocation import by_error
 from filigree.compress.one_shot.fitting import Fitted, How, Method, by_magnitude, fitted, side_by_side
 from filigree.compress.one_shot.layers import recurrent, unfold_, with_layers
-from filigree.compress.one_shot.moments import Moments, chunks_of, moments_of, order_of
+from filigree.compress.one_shot.moments import ProductMoments, moments_of, order_of, parts_of
 from filigree.compress.one_shot.patterns import Pattern
 from filigree.compress.one_shot.products import Product, products_of
 from filigree.compress.one_shot.rounding import nearest_scale
@@ -117,7 +117,7 @@ class OneShot(Compression):
             fits = {name: self._by_magnitude(after, name) for name in inner}
             return with_layers(model, after, names, fits, left)
         x, held_out = self._split(data)
-        chunks = chunks_of(x)
+        chunks = parts_of(x)
         runs = order_of(after, inner, chunks)
         left |= {name: "the data do not reach it" for name in inner if name not in runs}
         if not runs:
@@ -190,7 +190,7 @@ class OneShot(Compression):
         }
         error_of = OutputError.of(before, x.some(HELD_OUT, self.seed))
         how = replace(self._how(), bits=None)
-        moments: dict[str, list[list[tuple[slice, Moments]]]] = {}
+        moments: dict[str, list[list[tuple[slice, ProductMoments]]]] = {}
 
         def error(name: str, keep: float) -> float:
             module = after.get_submodule(name)
@@ -240,7 +240,7 @@ class OneShot(Compression):
             product.write_(module, fits[key].weight, fits[key].shift)
         return fits
 
-    def _common_scale(self, weight: Tensor, moments: Moments, columns: slice) -> Tensor | None:
+    def _common_scale(self, weight: Tensor, moments: ProductMoments, columns: slice) -> Tensor | None:
         """Of the integers of a matrix that is taken in several parts."""
         if self.bits is None or columns == slice(0, weight.shape[2]):
             return None

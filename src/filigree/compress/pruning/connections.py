@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree.calibration import Calibration
 from filigree.compress.one_shot.fitting import How, fitted, side_by_side
-from filigree.compress.one_shot.moments import chunks_of, moments_of, order_of
+from filigree.compress.one_shot.moments import moments_of, order_of, parts_of
 from filigree.compress.one_shot.patterns import Pattern
 from filigree.compress.one_shot.products import products_of
 from filigree.compress.pruning.errors import OutputError
@@ -73,7 +73,7 @@ def _refit(
     config: Any, model: nn.Module, pruned: nn.Module, masks: dict[str, Tensor], data: Calibration
 ) -> dict[str, str]:
     """Refit the layers of a pruned copy in the order in which they run; returns why others are not refitted."""
-    chunks, how = chunks_of(data), How("magnitude", Pattern(), True, config.damping)
+    chunks, how = parts_of(data), How("magnitude", Pattern(), True, config.damping)
     runs = order_of(pruned, list(masks), chunks)
     for name, times in runs.items():
         (product,) = products_of(pruned.get_submodule(name)).values()

@@ -69,8 +69,8 @@ void flush_denormals(bool on) {
 bool all_hold(nb::tuple entries) {
   for (Py_ssize_t i = 0; i < NB_TUPLE_GET_SIZE(entries.ptr()); ++i) {
     PyObject *const entry = NB_TUPLE_GET_ITEM(entries.ptr(), i);
-    PyObject *const found = PyDict_GetItemWithError(NB_TUPLE_GET_ITEM(entry, 0), NB_TUPLE_GET_ITEM(entry, 1));
-    if ((found ? found : Py_None) != NB_TUPLE_GET_ITEM(entry, 2)) return false;
+    PyObject *const held = PyDict_GetItemWithError(NB_TUPLE_GET_ITEM(entry, 0), NB_TUPLE_GET_ITEM(entry, 1));
+    if ((held ? held : Py_None) != NB_TUPLE_GET_ITEM(entry, 2)) return false;
   }
   return true;
 }

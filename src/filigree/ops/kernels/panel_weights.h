@@ -6,10 +6,6 @@
 #pragma once
 #include "loops.h"
 
-#if defined(FILIGREE_ISA_avx2) || defined(FILIGREE_ISA_avx512)
-#include <immintrin.h>
-#endif
-
 namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
