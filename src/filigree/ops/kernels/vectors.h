@@ -127,7 +127,7 @@ inline void with_vectors(int vectors, Call call, const Block &block) {
 template <int L, int MOST, class Call>
 inline void blocks(int64_t batch, Call call) {
   if constexpr (L > 1)
-    if (batch < L) return blocks<L / 2, MOST>(batch, call);
+    if (batch < L) return blocks<L / 2, (MOST < 2 ? MOST : 2)>(batch, call);  // less than two vectors of L / 2
   for (int64_t first = 0; first < batch; first += L * MOST) {
     const int64_t rest = batch - first < L * MOST ? batch - first : L * MOST;
     const int vectors = int((rest + L - 1) / L);
