@@ -137,8 +137,8 @@ def test_a_resumed_run_is_the_whole_one(tmp_path, grow):
                 if state.epoch == until:
                     raise KeyboardInterrupt
 
-        fg.fit(model, data, optimizer=optimizer, epochs=8, batch_size=16, callbacks=[evolution, Killed()], progress=False,
-               checkpoint=folder, resume=resume)  # fmt: skip
+        fg.fit(model, data, optimizer=optimizer, epochs=8, batch_size=16, callbacks=[evolution, Killed()],
+               progress=False, checkpoint=folder, resume=resume)  # fmt: skip
         return model, optimizer, evolution
 
     whole, optimizer, evolution = run(tmp_path / "whole")

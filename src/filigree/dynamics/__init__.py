@@ -1,5 +1,6 @@
 """What changes while a network trains."""
 
+from filigree.dynamics.annealed_topk import AnnealedTopK
 from filigree.dynamics.average import EMA, match_connections_
 from filigree.dynamics.density import CubicDensity, DensitySchedule, LinearDensity, SigmoidDensity
 from filigree.dynamics.dropout_annealing import DropoutAnnealing
@@ -33,6 +34,7 @@ __all__ = [
     "OSV",
     "SET",
     "Adaptive",
+    "AnnealedTopK",
     "CHTs",
     "Constant",
     "CosineDecay",
