@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.dynamics.data_parallel import follow_new_sizes
 from filigree.dynamics.density import DensitySchedule, LinearDensity
 from filigree.dynamics.evolution import Evolvable
 from filigree.dynamics.horizon import horizon_of
@@ -94,7 +95,7 @@ class AnnealedTopK:
         if self.steps is None:
             raise ValueError("AnnealedTopK: it needs the horizon. Give steps=.")
         self.calls += 1
-        share = self.calls / self.steps
+        share, resized = self.calls / self.steps, list[nn.Parameter]()
         for name, layer in self.layers.items():
             weights, possible = layer.connections, layer.out_features * layer.in_features
             density = self.schedule.density(self._first[name] / possible, share)
@@ -104,8 +105,11 @@ class AnnealedTopK:
                 stays = self._connected(density, len(weights), k, share)
                 if stays < len(weights):
                     self._take_out(name, layer, keep | largest(weights.cpu(), stays), keep)
+                    resized.append(weights)
                 else:
                     weights.mul_(keep.to(weights.device))
+        if resized:
+            follow_new_sizes(resized)
 
     def _largest(self, layer: Any, weights: Tensor, k: int) -> Tensor:
         """The k largest, and the `least` of each output unit, `(nnz,)` bool on the CPU."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from filigree.dynamics.consistency import check_rewired, gathered
+from filigree.dynamics.data_parallel import follow_new_sizes
 from filigree.dynamics.density import Allocation, DensitySchedule, as_density, connections_at
 from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.last_gradients import LastGradients
@@ -220,7 +221,8 @@ class Evolution:
         if not is_due:
             return
         self.epoch += 1
-        if self.rate > 0 or self._resizes(counts):
+        resizes = self._resizes(counts)
+        if self.rate > 0 or resizes:
             rewirings = []
             for (name, layer), state in zip(layers.items(), states, strict=True):
                 rewiring = self._rewire(name, layer, state, counts[name])
@@ -229,6 +231,8 @@ class Evolution:
                 if self._checks:
                     check_rewired(name, layer, counts[name])
             self._reset(resets)
+            if resizes:
+                follow_new_sizes(layer.connections for layer in layers.values())
             for callback in list(self._followers.values()):
                 for rewiring in rewirings:
                     callback(rewiring)
