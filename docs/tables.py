@@ -14,7 +14,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
-    *(f"docs/{page}.md" for page in ("comparison", "inference", "integrations", "one-shot", "performance")),
+    *(
+        f"docs/{page}.md"
+        for page in ("comparison", "inference", "integrations", "one-shot", "performance", "transformers")
+    ),
 )
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
@@ -224,10 +227,22 @@ def inference() -> str:
     return "\n".join(lines)
 
 
+def gpt_memory() -> str:
+    """Peak memory of training steps of GPT-2 small's shape, and its share of dense's."""
+    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("gpt_memory-*.json"))), None)
+    lines = [_line("", "parameters", "after building", "training", "of dense"), "|---|---|---|---|---|"]
+    for row in json.loads(file.read_text())["rows"] if file else []:
+        numbers = f"{row['parameters']:,}", f"{row['built_megabytes']:,.0f} MiB", f"{row['step_megabytes']:,.0f} MiB"
+        lines.append(_line(row["contestant"], *numbers, f"{row['share_of_dense']:.0%}"))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
     "crossovers": crossovers,
+    "gpt memory": gpt_memory,
+    "gpt speeds": lambda: speeds([row for row in SPEEDS if row[1] == "gpt"]),
     "kernels": shares,
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),

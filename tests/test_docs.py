@@ -44,7 +44,11 @@ def test_the_program_in_the_readme(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "model.safetensors").is_file()
 
 
-LONG = {"tutorial": "trains and compares several networks", "index": "README's programs again"}
+LONG = {
+    "tutorial": "trains and compares several networks",
+    "transformers": "trains five decoders",
+    "index": "README's programs again",
+}
 PAGES = [
     pytest.param(page, marks=pytest.mark.long(LONG[page.stem])) if page.stem in LONG else page
     for page in DOCS if blocks(page, "python")

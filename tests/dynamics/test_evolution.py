@@ -244,7 +244,7 @@ def test_lifetimes_are_remembered():
         (lambda m, o: fg.Evolution(m, o, fg.Oscillation() * 0.5).step(), "Product needs the horizon"),
         (lambda m, o: fg.Evolution(m, o, 1.5), "zeta must be less than or equal to 1"),
         (lambda m, o: fg.Evolution(m, o, lambda epoch: 2.0).step(), r"zeta must be in \[0, 1\]. Function gave 2.0"),
-        (lambda m, o: fg.Evolution(m, o, 0.3, grow="best"), "grow must be 'random' or 'gradient'. Got 'best'"),
+        (lambda m, o: fg.Evolution(m, o, 0.3, grow="best"), "'random', 'gradient', 'cht3', 'cht2'. Got 'best'"),
         (lambda m, o: fg.Evolution(m, o, 0.3, regrow="he"), "regrow must be"),
         (lambda m, o: fg.Evolution(m, o, 0.3, every=0), "every must be at least 1"),
     ],

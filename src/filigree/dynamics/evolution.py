@@ -9,16 +9,29 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from filigree.dynamics.consistency import check_rewired, gathered
+from filigree.dynamics.data_parallel import follow_new_sizes
+from filigree.dynamics.density import Allocation, DensitySchedule, as_density, connections_at
 from filigree.dynamics.horizon import horizon_of
-from filigree.dynamics.optimizer_state import Kept, Reset, find_state, held
-from filigree.dynamics.rewire import gradient_growth, largest_growth, merge, random_growth, survivors
+from filigree.dynamics.last_gradients import LastGradients
+from filigree.dynamics.link_prediction import SCORES
+from filigree.dynamics.optimizer_state import Kept, Reset, check_holds, find_state
+from filigree.dynamics.rewire import (
+    gradient_growth,
+    largest,
+    largest_growth,
+    merge,
+    random_growth,
+    scored_growth,
+    soft_survivors,
+    survivors,
+)
 from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.layer_selection import Where, matching
@@ -44,9 +57,10 @@ class Evolution:
     """Remove the weakest connections and grow as many new ones, step by step, like a torch `lr_scheduler`.
 
     After epoch i each sparse layer loses the fraction `zeta_i` of its smallest positive and of its largest negative
-    weights and every exact zero, and gains as many connections where there are none. The number of connections never
-    changes, and the optimizer's state follows: it is permuted with the values, and at new connections zero (or what it
-    starts with in Rprop and Adagrad). Layers whose weights are frozen (`requires_grad` is False) stay as they are.
+    weights and every exact zero, and gains as many connections where there are none. The number of connections changes
+    with `density` only, and the optimizer's state follows: it is permuted with the values, and at new connections zero
+    (or what it starts with in Rprop and Adagrad). Layers whose weights are frozen (`requires_grad` is False) stay as
+    they are.
 
     Args:
         model: holds sparse layers (after `fg.convert_`).
@@ -58,8 +72,20 @@ class Evolution:
             and the callbacks for trainers fill it in. In a loop of your own give it: without it the last call rewires
             too, and leaves connections that were never trained; schedules that need it are refused by name then.
         stop_before_end: how many epochs at the end are not followed by a rewiring (Chouliaras 2021, 3.5.1); at least 1.
-        grow: "random" (SET) or "gradient" (RigL: where the gradient of the last batch is largest; the dense gradient
-            is formed block by block, at a rewiring only).
+        grow: "random" (SET); "gradient" (RigL: where the gradient of the last batch is largest; the dense gradient
+            is formed block by block, at a rewiring only); "cht3" or "cht2" (CHT, CHTs: where most speaks for a
+            connection among the paths of length 3 that remain, or among the units on them; see
+            `filigree.dynamics.link_prediction`, also for what they cost; a rest that no path reaches is random).
+        soft: None, or two exponents (CHTs: (1, 3)): what stays is drawn, with probabilities proportional to |w|^T, T
+            going from the first to the second over the run, and so is what grows, to score or gradient, in place of
+            the largest.
+        density: a density schedule, `CubicDensity(0.1)` say, or the number at which a cubic one ends: the share of all
+            possible connections of the layers that evolve. Layers first lose their smallest weights until they have
+            no more connections than they are to have, then zeta takes its share of the rest, then they grow to what
+            they are to have. With zeta = 0 it is gradual pruning (Zhu and Gupta 2017), or growth.
+        allocate: whose connections these are: "layer" keeps the proportions among the layers that there are at the
+            beginning (Erdos-Renyi-Kernel stays that), "erk" makes them those of `ErdosRenyiKernel` at each density,
+            "global" keeps the largest weights of all layers together (and grows as "layer" does).
         regrow: the weight of a new connection: "zero", "initial" (drawn as at the start, N(0, 2 / fan-in)), or a
             number, the standard deviation of N(0, s^2).
         every: rewire at every n-th call of `step` only; the schedule counts rewirings.
@@ -92,8 +118,11 @@ class Evolution:
         epochs: int | None = None,
         *,
         stop_before_end: int = 1,
-        grow: Literal["random", "gradient"] = "random",
+        grow: Literal["random", "gradient", "cht3", "cht2"] = "random",
         regrow: Literal["zero", "initial"] | float = "zero",
+        soft: tuple[float, float] | None = None,
+        density: DensitySchedule | float | None = None,
+        allocate: Allocation = "layer",
         every: int = 1,
         interval: Literal["epoch", "step"] = "epoch",
         seed: int = 0,
@@ -111,32 +140,39 @@ class Evolution:
                 f"{', '.join(self.layers)}."
             )
         self.optimizer, self.schedule = optimizer, as_schedule(schedule)
-        _check_optimizer(optimizer, self._evolving())
+        check_holds(optimizer, self._evolving(), "Evolution")
         for label, number, least in (
             ("epochs", epochs, 1), ("every", every, 1), ("stop_before_end", stop_before_end, 1)
         ):  # fmt: skip
             if number is not None and number < least:
                 raise ValueError(f"Evolution: {label} must be at least {least}. Got {number}.")
-        if grow not in ("random", "gradient"):
-            raise ValueError(f"Evolution: grow must be 'random' or 'gradient'. Got {grow!r}.")
+        if grow not in (growths := ("random", "gradient", *SCORES)):
+            raise ValueError(f"Evolution: grow must be one of {', '.join(map(repr, growths))}. Got {grow!r}.")
+        if allocate not in get_args(Allocation):
+            raise ValueError(f"Evolution: allocate must be 'layer', 'global' or 'erk'. Got {allocate!r}.")
+        if soft is not None and not (len(soft) == 2 and min(soft) > 0):
+            raise ValueError(f"Evolution: soft must be two exponents above 0, the first and the last. Got {soft}.")
         if not (regrow in ("zero", "initial") or (isinstance(regrow, int | float) and regrow >= 0)):
             raise ValueError(f"Evolution: regrow must be 'zero', 'initial' or a number >= 0. Got {regrow!r}.")
         if interval not in ("epoch", "step"):
             raise ValueError(f"Evolution: interval must be 'epoch' or 'step'. Got {interval!r}.")
         self.epochs = self._given = epochs
         self.stop_before_end, self.grow, self.regrow = stop_before_end, grow, regrow
-        self.every, self.interval = every, interval
+        self.every, self.interval, self.soft, self.allocate = every, interval, soft, allocate
+        self.density = None if density is None else as_density(density)
         self.calls, self.epoch, self.rate, self.seconds = 0, 0, 0.0, 0.0
         self.generator = torch.Generator().manual_seed(seed)
         self.births = {
             name: torch.zeros(layer.flat_indices().numel(), dtype=torch.int32) for name, layer in self.layers.items()
         }
         self.deaths = {name: torch.zeros(0, 3, dtype=torch.int64) for name in self.layers}
+        self._first = {name: len(births) for name, births in self.births.items()}
         self._memory: dict[str, float] = {}
         self._followers: OrderedDict[int, Follower] = OrderedDict()
         self._warned = False
         self._checks = os.environ.get("FILIGREE_DEBUG") == "1"
-        self._watch = {name: _Watch(name, layer) for name, layer in self.layers.items()} if grow == "gradient" else {}
+        watched = self.layers if grow == "gradient" else {}
+        self._watch = {name: LastGradients(name, layer) for name, layer in watched.items()}
 
     def set_horizon(self, calls: int) -> None:
         """A run begins, or goes on, in which `step` is called so many times. `ValueError`: `epochs` contradicts it."""
@@ -167,11 +203,12 @@ class Evolution:
         began = time.perf_counter()
         is_due = (self.calls + 1) % self.every == 0
         layers, states, resets = dict[str, Evolvable](), list[list[Kept]](), list[Reset]()
+        counts = dict[str, int]()
         if is_due:
             layers = self._evolving()
             memory = dict(self._memory)
-            rate = self._next_rate(metrics)
-            if rate > 0:
+            rate, counts = self._next_rate(metrics), self._next_counts(layers)
+            if rate > 0 or self._resizes(counts):
                 try:
                     states, resets = self._check(layers)
                 except ValueError:
@@ -184,16 +221,18 @@ class Evolution:
         if not is_due:
             return
         self.epoch += 1
-        if self.rate > 0:
+        resizes = self._resizes(counts)
+        if self.rate > 0 or resizes:
             rewirings = []
             for (name, layer), state in zip(layers.items(), states, strict=True):
-                connections = len(self.births[name])
-                rewiring = self._rewire(name, layer, state)
+                rewiring = self._rewire(name, layer, state, counts[name])
                 if rewiring is not None and self._followers:
                     rewirings.append(rewiring)
                 if self._checks:
-                    check_rewired(name, layer, connections)
+                    check_rewired(name, layer, counts[name])
             self._reset(resets)
+            if resizes:
+                follow_new_sizes(layer.connections for layer in layers.values())
             for callback in list(self._followers.values()):
                 for rewiring in rewirings:
                     callback(rewiring)
@@ -204,7 +243,7 @@ class Evolution:
 
     def _check(self, layers: dict[str, Evolvable]) -> tuple[list[list[Kept]], list[Reset]]:
         """All that can be refused, before anything moves; and what the optimizer keeps of each layer's weights."""
-        _check_optimizer(self.optimizer, layers)
+        check_holds(self.optimizer, layers, "Evolution")
         for name in layers:
             if name in self._watch:
                 self._watch[name].last()
@@ -221,10 +260,20 @@ class Evolution:
                 stacklevel=3,
             )
 
+    @property
+    def _rewirings(self) -> int | None:
+        """Of the whole run; None as long as its horizon is not known."""
+        return None if self.epochs is None else math.ceil(self.epochs / self.every)
+
+    def _needs_horizon(self, who: Any) -> ValueError:
+        return ValueError(f"Evolution: {type(who).__name__} needs the horizon. Give epochs=.")
+
     def _next_rate(self, metrics: dict[str, Any] | None) -> float:
-        rewirings = None if self.epochs is None else math.ceil(self.epochs / self.every)
+        rewirings = self._rewirings
         if rewirings is None and self.schedule.needs_horizon:
-            raise ValueError(f"Evolution: {type(self.schedule).__name__} needs the horizon. Give epochs=.")
+            raise self._needs_horizon(self.schedule)
+        if rewirings is None and self.soft is not None:
+            raise ValueError("Evolution: soft needs the horizon. Give epochs=.")
         if rewirings is not None and self.epoch >= rewirings - self.stop_before_end:
             return 0.0
         memory = dict(self._memory)
@@ -238,37 +287,73 @@ class Evolution:
         self._memory = memory
         return rate
 
+    def _next_counts(self, layers: dict[str, Evolvable]) -> dict[str, int]:
+        """How many connections each layer is to have after this rewiring; the last that moves anything is the end."""
+        now = {name: len(self.births[name]) for name in layers}
+        if self.density is None:
+            return now
+        if self._rewirings is None:
+            raise self._needs_horizon(self.density)
+        moving = self._rewirings - self.stop_before_end
+        if self.epoch >= moving:
+            return now
+        possible = sum(layer.out_features * layer.in_features for layer in self.layers.values())
+        initial = sum(self._first.values()) / possible
+        density = self.density.density(initial, (self.epoch + 1) / moving)
+        return connections_at(density, layers, self._first, self.allocate)
+
+    def _resizes(self, counts: dict[str, int]) -> bool:
+        return any(len(self.births[name]) != count for name, count in counts.items())
+
     @torch.no_grad()
-    def _rewire(self, name: str, layer: Evolvable, state: list[Kept]) -> Rewiring | None:
+    def _rewire(self, name: str, layer: Evolvable, state: list[Kept], count: int) -> Rewiring | None:
         flat_indices, weights = layer.flat_indices(), layer.weights()
-        keep = survivors(weights, self.rate)
-        kept, removed = flat_indices[keep], int((~keep).sum())
-        if not removed:
+        keep = self._survivors(weights, count)
+        kept = flat_indices[keep]
+        if len(kept) == len(flat_indices) == count:
             return None
-        grown, source = merge(kept, self._grow(name, layer, kept, removed))
+        grown, source = merge(kept, self._grow(name, layer, kept, count - len(kept)))
         old = keep.nonzero().squeeze(1)  # where in the old order each survivor was
         source = torch.where(source < 0, -1, old[source.clamp(min=0)] if len(old) else source)
         is_new = source < 0
         new_weights = torch.where(is_new, 0, weights[source.clamp(min=0)])
         new_weights[is_new] = self._new_weights(layer, grown, is_new).to(weights)
+        grad = layer.connections.grad
         layer.rewire_(grown, new_weights)
         rewiring = Rewiring(name, layer, flat_indices, grown, source)
-        grad = layer.connections.grad
         for tensor, new in (*([] if grad is None else [Kept(grad, 0.0)]), *state):
             rewiring.move_(tensor, new)
-        mark_untrained(layer)
+        layer.connections.grad = grad
+        if bool(is_new.any()):
+            mark_untrained(layer)
         self._remember(name, keep, source, is_new)
         return rewiring
 
+    def _survivors(self, weights: Tensor, count: int) -> Tensor:
+        """Which connections stay, of at most `count`."""
+        keep = largest(weights, count)
+        if self.rate > 0 and self.soft is not None:
+            assert self._rewirings is not None
+            first, last = self.soft
+            exponent = first + (last - first) * self.epoch / self._rewirings
+            keep[keep.clone()] = soft_survivors(weights[keep], self.rate, exponent, self.generator)
+        elif self.rate > 0:
+            keep[keep.clone()] = survivors(weights[keep], self.rate)
+        return keep
+
     def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
-        if self.grow == "random":
-            return random_growth(kept, layer.out_features * layer.in_features, count, self.generator)
-        seen = self._watch[name].last()
+        sides, possible = (layer.out_features, layer.in_features), layer.out_features * layer.in_features
+        if self.grow == "random" or not count:
+            return random_growth(kept, possible, count, self.generator)
+        if self.grow in SCORES:
+            scores = SCORES[self.grow](kept, *sides)
+            return scored_growth(kept, scores, possible, count, self.generator, self.soft is not None)
+        seen, generator = self._watch[name].last(), None if self.soft is None else self.generator
         if hasattr(layer, "dense_gradient"):
             gradients = (layer.dense_gradient(gathered(x), gathered(dy)) for x, dy in seen)
-            return largest_growth(kept, [(0, functools.reduce(torch.add, gradients))], count)
+            return largest_growth(kept, [(0, functools.reduce(torch.add, gradients))], count, generator)
         x, dy = (gathered(torch.cat([p.reshape(-1, p.shape[-1]) for p in parts])) for parts in zip(*seen, strict=True))
-        return gradient_growth(kept, x, dy, count)
+        return gradient_growth(kept, x, dy, count, generator=generator)
 
     def _new_weights(self, layer: Evolvable, flat_indices: Tensor, is_new: Tensor) -> Tensor:
         count = int(is_new.sum())
@@ -304,6 +389,7 @@ class Evolution:
             "births": dict(self.births),
             "deaths": dict(self.deaths),
             "memory": dict(self._memory),
+            "first": dict(self._first),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -318,56 +404,7 @@ class Evolution:
         self.generator.set_state(state["generator"])
         self.births, self.deaths = dict(state["births"]), dict(state["deaths"])
         self._memory = dict(state["memory"])
+        self._first = dict(state.get("first", self._first))
         for name, watch in self._watch.items():
             watch.seen = [(x, dy) for x, dy in state["seen"].get(name, [])]
             watch.fresh = bool(watch.seen)
-
-
-class _Watch:
-    """Holds a layer's inputs and the gradients at its pre-activations, for growth by gradient: of all its calls in the
-    last backward pass (a recurrent network calls a layer once a time step)."""
-
-    def __init__(self, name: str, layer: Evolvable) -> None:
-        assert isinstance(layer, nn.Module)
-        self._name = name
-        self.seen: list[tuple[Tensor, Tensor]] = []
-        self.fresh = False  # no step has followed yet
-        self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
-        layer.register_forward_hook(self._forward)
-
-    def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        if not y.requires_grad or not layer.connections.requires_grad:
-            return
-        self._over = True
-        x, active = inputs[0].detach(), (y.detach() > 0 if getattr(layer, "relu", False) else None)
-
-        def backward(dy: Tensor) -> None:
-            if self._over:
-                self.seen, self.fresh, self._over = [], True, False
-            self.seen.append((x, dy.detach() if active is None else torch.where(active, dy.detach(), 0)))
-
-        y.register_hook(backward)
-
-    def last(self) -> list[tuple[Tensor, Tensor]]:
-        if not self.seen:
-            raise ValueError(
-                f"Evolution: growth by gradient needs a backward pass before step(). None reached layer {self._name!r}."
-            )
-        return self.seen
-
-
-def _check_optimizer(optimizer: Any, layers: dict[str, Evolvable]) -> None:
-    if optimizer is None:
-        return
-    known = held(optimizer)
-    others = [name for name, layer in layers.items() if id(layer.connections) not in known]
-    if others and len(others) == len(layers):
-        raise ValueError(
-            f"Evolution: the optimizer does not hold the weights of layer {others[0]!r}; made before convert_, it "
-            "holds stale parameters. Make the optimizer after convert_."
-        )
-    if others:
-        raise ValueError(
-            f"Evolution: the optimizer does not hold the weights of layer {others[0]!r}. Freeze it "
-            "(requires_grad_(False)), or choose the layers that evolve by where=."
-        )

@@ -42,6 +42,24 @@ def held(given: Any) -> set[int]:
     return {id(parameter) for optimizer in optimizers(given) for parameter in _parameters(optimizer.param_groups)}
 
 
+def check_holds(optimizer: Any, layers: Mapping[str, Any], caller: str) -> None:
+    """`ValueError` where the optimizer does not hold the weights of one of these sparse layers."""
+    if optimizer is None:
+        return
+    known = held(optimizer)
+    others = [name for name, layer in layers.items() if id(layer.connections) not in known]
+    if others and len(others) == len(layers):
+        raise ValueError(
+            f"{caller}: the optimizer does not hold the weights of layer {others[0]!r}; made before convert_, it "
+            "holds stale parameters. Make the optimizer after convert_."
+        )
+    if others:
+        raise ValueError(
+            f"{caller}: the optimizer does not hold the weights of layer {others[0]!r}. Freeze it "
+            "(requires_grad_(False)), or choose the layers that evolve by where=."
+        )
+
+
 def find_state(given: Any, parameters: Sequence[nn.Parameter]) -> tuple[list[list[Kept]], list[Reset]]:
     """For each parameter what goes with it weight by weight, and the states that must begin anew if it is rewired.
 

@@ -71,3 +71,32 @@ def RigL(
     """
     options = {"grow": "gradient"} | options
     return Evolution(model, optimizer, CosineDecay(alpha, t_end), steps, every=delta_t, interval="step", **options)
+
+
+def CHT(
+    model: nn.Module, optimizer: Optimizer, zeta: float = 0.3, epochs: int | None = None, **options: Any
+) -> Evolution:
+    """Cannistraci-Hebb training (Zhang et al. 2024): SET with growth where CH3-L3 predicts a link, by topology alone.
+
+    After every epoch the fraction zeta of each layer's weakest connections goes; as many grow, at zero, where the sum
+    over the remaining paths of length 3 of 1 / sqrt((1 + e_1) (1 + e_2)) is largest, e being the links by which the
+    path's two inner units leave its local community. Meant for densities of about 1%: the time is that of all such
+    paths. Three things differ from the publication: the weakest are chosen among the positive and among the negative
+    weights, units that lose all connections stay, and the topology at the start is that of `fg.Sparse`.
+    """
+    return Evolution(model, optimizer, Constant(zeta), epochs, **({"grow": "cht3"} | options))
+
+
+def CHTs(
+    model: nn.Module, optimizer: Optimizer, zeta: float = 0.3, epochs: int | None = None, **options: Any
+) -> Evolution:
+    """The soft rule of Cannistraci-Hebb training (Zhang et al. 2025): what stays and what grows is drawn.
+
+    After epoch i of E the fraction zeta / 2 (1 + cos(pi i / E)) of each layer's connections goes. Those that stay are
+    drawn with probabilities proportional to |w|^T, T going from 1 to 3 (delta = 0.5 to 0.75, T = delta / (1 - delta));
+    those that grow, to CH2-L3n: the sum over the units of the local community of (1 + i) / (1 + e), with i links inside
+    of it and e out of it. `soft=(1, 9)` is what the authors' language models use; `grow="cht3"` scores by paths;
+    `density=fg.SigmoidDensity(0.1)` makes it CHTss. What differs from the publication is named in `CHT`.
+    """
+    options = {"grow": "cht2", "soft": (1.0, 3.0)} | options
+    return Evolution(model, optimizer, CosineDecay(zeta, 1.0), epochs, **options)

@@ -32,6 +32,28 @@ def survivors(weights: Tensor, zeta: float) -> Tensor:
     return torch.from_numpy(keep)
 
 
+def soft_survivors(weights: Tensor, zeta: float, exponent: float, generator: torch.Generator) -> Tensor:
+    """Draw which connections stay, `(nnz,)` bool (CHTs; Zhang et al. 2025, eq. 2).
+
+    Of the n that are not zero `round((1 - zeta) n)` are drawn without replacement, with probabilities proportional to
+    `|w|^exponent`.
+    """
+    size = weights.abs().double()
+    keep = size > 0
+    stay = round((1 - zeta) * int(keep.sum()))
+    # the largest of p / Exp(1) are a draw without replacement (Efraimidis and Spirakis 2006)
+    drawn = exponent * size.log() - torch.empty_like(size).exponential_(generator=generator).log()
+    return torch.zeros_like(keep).index_fill_(0, drawn.topk(stay).indices, True)
+
+
+def largest(weights: Tensor, count: int) -> Tensor:
+    """The `count` largest weights by magnitude, `(nnz,)` bool; of equal ones those of lower index."""
+    keep = torch.ones(len(weights), dtype=torch.bool)
+    if count < len(weights):
+        keep[weights.float().abs().sort(stable=True, descending=True).indices[count:]] = False
+    return keep
+
+
 def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
     """Merge two sorted, disjoint sets of flat indices, and say where each comes from: its number in `kept`, or -1."""
     total = kept.numel() + grown.numel()
@@ -50,7 +72,9 @@ def random_growth(kept: Tensor, population: int, count: int, generator: torch.Ge
     return empty_flat_indices(kept, population, count, generator)
 
 
-def gradient_growth(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000) -> Tensor:
+def gradient_growth(
+    kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000, generator: torch.Generator | None = None
+) -> Tensor:
     """RigL (Evci et al. 2020): find the empty flat indices where the loss falls fastest, by |dW| = |dY^T X|.
 
     The dense gradient is formed block of rows by block of rows (about `block` numbers at a time), and only the best
@@ -61,19 +85,58 @@ def gradient_growth(kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int 
         x: `(batch, in_features)`, the layer's input.
         dy: `(batch, out_features)`, the gradient at its pre-activation.
         count: how many are wanted; fewer empty ones than that is the caller's mistake.
+        generator: draw them, as in `largest_growth`.
     """
     in_features, out_features = x.shape[1], dy.shape[1]
     rows = max(1, block // in_features)
     blocks = ((start * in_features, dy[:, start : start + rows].t() @ x) for start in range(0, out_features, rows))
-    return largest_growth(kept, blocks, count)
+    return largest_growth(kept, blocks, count, generator)
 
 
-def largest_growth(kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int) -> Tensor:
-    """Find the `count` empty flat indices of the largest gradient, given in blocks `(first index, gradients)`."""
+def scored_growth(
+    kept: Tensor, blocks: Iterable[tuple[np.ndarray, np.ndarray]], population: int, count: int,
+    generator: torch.Generator, soft: bool = False,
+) -> Tensor:  # fmt: skip
+    """Find the `count` candidates of the highest scores, given in blocks `(flat indices, scores)`.
+
+    Of equal scores chance decides. Where there are fewer candidates, the rest is drawn from all other empty indices.
+
+    Args:
+        kept: sorted flat indices that stay connected; no candidates. population: how many indices there are.
+        soft: draw without replacement, with probabilities proportional to the scores (CHTs; Zhang et al. 2025).
+    """
+    best, best_indices = np.empty((2, 0)), np.empty(0, dtype=np.int64)  # scores and a random number each
+    for flat_indices, scores in blocks:
+        chance = torch.empty(len(scores), dtype=torch.float64).exponential_(generator=generator).numpy()
+        here = np.stack([scores / chance if soft else scores, chance])
+        best, best_indices = np.concatenate([best, here], axis=1), np.concatenate([best_indices, flat_indices])
+        if best.shape[1] > count:
+            threshold = np.partition(best[0], -count)[-count]
+            stays = best[0] > threshold
+            ties = np.flatnonzero(best[0] == threshold)
+            stays[ties[np.argsort(best[1, ties])[: count - int(stays.sum())]]] = True
+            best, best_indices = best[:, stays], best_indices[stays]
+    grown = torch.from_numpy(np.sort(best_indices))
+    rest = count - len(grown)
+    if not rest:
+        return grown
+    taken = torch.cat([kept, grown]).sort().values
+    return torch.cat([grown, empty_flat_indices(taken, population, rest, generator)]).sort().values
+
+
+def largest_growth(
+    kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Find the `count` empty flat indices of the largest gradient, given in blocks `(first index, gradients)`.
+
+    With a `generator` they are drawn without replacement, with probabilities proportional to the gradients' sizes.
+    """
     best: Tensor | None = None
     best_indices = torch.empty(0, dtype=torch.int64)
     for first, gradient in gradients:
         size = gradient.abs().flatten()
+        if generator is not None:
+            size = size / torch.empty(size.shape).exponential_(generator=generator).to(size)
         here = kept[torch.searchsorted(kept, first) : torch.searchsorted(kept, first + size.numel())] - first
         size[here.to(size.device)] = -1
         top = size.topk(min(count, size.numel()))

@@ -37,12 +37,15 @@ class Rewiring:
     def move_(self, tensor: Tensor, new: float = 0.0) -> Tensor:
         """Let a tensor of the weights' shape, whose entries belong to the old connections, follow in place.
 
-        Entries of removed connections are lost, those of grown ones are `new`. Returns the tensor.
+        Entries of removed connections are lost, those of grown ones are `new`. If the number of connections changed,
+        the tensor gets the new size. Returns the tensor.
         """
-        if tensor.shape != self.layer.connections.shape:
+        shape = self.layer.connections.shape
+        shape = self.before.shape if shape == self.after.shape else shape  # masked layers have them in dense weights
+        if tensor.shape != shape:
             raise ValueError(
-                f"Rewiring.move_: the tensor must have the shape of {self.parameter!r}, "
-                f"{tuple(self.layer.connections.shape)}. Got {tuple(tensor.shape)}."
+                f"Rewiring.move_: the tensor must have the shape of {self.parameter!r}, {tuple(shape)}. "
+                f"Got {tuple(tensor.shape)}."
             )
         if new:
             self.layer.permute_optimizer_state_(tensor, self.source, new)

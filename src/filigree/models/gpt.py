@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.models.networks import builder, made_by
+from filigree.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class Cache:
@@ -89,6 +90,23 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the next token. With a `cache`, `tokens` go on where those that it holds ended."""
+        x = self.hidden(tokens, cache)
+        return F.linear(x, self.tokens.weight) if self.head is None else self.head(x)
+
+    def loss(self, tokens: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
+        """The mean cross-entropy to the tokens that follow, `(batch, length)`, without ever holding all logits.
+
+        Equal to `F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())`, with exact gradients; see
+        `filigree.ops.linear_cross_entropy`. A head that a conversion replaced computes all logits.
+        """
+        x = self.hidden(tokens)
+        if self.head is None or isinstance(self.head, nn.Linear):
+            weight = self.tokens.weight if self.head is None else self.head.weight
+            return linear_cross_entropy(x, weight, targets, chunk=chunk)
+        return F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads, `(batch, length, width)`."""
         begin, length = 0 if cache is None else cache.length, tokens.shape[-1]
         if tokens.dim() != 2 or begin + length > self.context:
             raise ValueError(
@@ -106,8 +124,7 @@ class GPT(nn.Module):
             x = block(x, rotation, cache, number)
         if cache is not None:
             cache.length += length
-        x = self.norm(x)
-        return F.linear(x, self.tokens.weight) if self.head is None else self.head(x)
+        return self.norm(x)
 
     @torch.no_grad()
     def generate(

@@ -25,7 +25,11 @@ def resize_(parameter: nn.Parameter, data: Tensor) -> None:
     write beyond the end of those states.
     """
     global _resized
-    parameter.data, parameter.grad = data, None
+    parameter.grad = None
+    # A graph of an earlier pass that is still held keeps the node that adds up the gradient, with the old size; torch
+    # makes a new one where the type changes.
+    parameter.data = data.new_empty(0, dtype=torch.float64 if data.dtype != torch.float64 else torch.float32)
+    parameter.data = data
     if not _resized:
         register_optimizer_step_pre_hook(_check)
     _resized += 1

@@ -18,7 +18,7 @@ from filigree.compress.compression import Compression
 from filigree.compress.pruning.unit_pruning import UnitPruning
 from filigree.config import Config, clipped
 from filigree.convert import Conversion
-from filigree.dynamics import Schedule
+from filigree.dynamics import DensitySchedule, Schedule
 from filigree.extensions import extensions
 from filigree.nn.structured.low_rank import LowRank
 from filigree.recipes.plain_yaml import LARGEST, plain_yaml
@@ -161,8 +161,17 @@ class EvolutionSettings(_Settings):
 
     schedule: Annotated[Any, _as(Schedule)]
     stop_before_end: int = pydantic.Field(1, ge=1)
-    grow: Literal["random", "gradient"] = "random"
+    grow: Literal["random", "gradient", "cht3", "cht2"] = "random"
     regrow: Literal["zero", "initial"] | float = "zero"
+    soft: tuple[float, float] | None = None
+    density: Annotated[Any, _as(DensitySchedule)] = None
+    allocate: Literal["layer", "global", "erk"] = "layer"
+
+    def plain(self) -> dict[str, Any]:
+        return self.model_dump() | {
+            name: None if config is None else config.to_dict()
+            for name, config in (("schedule", self.schedule), ("density", self.density))
+        }
 
 
 class NoiseSettings(_Settings):
@@ -281,9 +290,7 @@ class Recipe(_Settings):
             "training": self.training_of(method, **chosen).model_dump(),
             "convert": [{"config": c.config.to_dict(), "where": c.where} for c in self.convert_of(method)],
             "after": arm.after,
-            "evolution": None
-            if arm.evolution is None
-            else arm.evolution.model_dump() | {"schedule": arm.evolution.schedule.to_dict()},
+            "evolution": None if arm.evolution is None else arm.evolution.plain(),
             "anneal": None if arm.anneal is None else arm.anneal.model_dump(),
             "mollify": None if arm.mollify is None else arm.mollify.model_dump(),
             "finetune": None if arm.finetune is None else arm.finetune.model_dump(),

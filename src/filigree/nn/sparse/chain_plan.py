@@ -129,7 +129,7 @@ class _Run:
             follows = not links or (
                 _follows(links[-1].pattern, pattern, module.in_features) and self.activations == module.activations
             )
-            if not follows:
+            if module.is_full or not follows:
                 return False
             self.activations = module.activations
             links.append(Link(pattern, own["values"], own.get("bias"), module.relu))

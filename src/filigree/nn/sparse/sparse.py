@@ -151,7 +151,10 @@ class Sparse(Conversion):
     ) -> SparseLinear | SparseConv2d:
         """The sparse layer with these connections, and the topology's initial values if it has them."""
         seed, device = _mix(self.seed, number), _device(layer)
-        if self.init == "largest":
+        keeps = (
+            self.init in ("keep", "largest") and not layer.weight.is_meta
+        )  # else a file brings them, or nothing does
+        if self.init == "largest" and keeps:
             flat_indices = layer.weight.detach().abs().flatten().topk(len(flat_indices)).indices.sort().values.cpu()
         sparse: SparseLinear | SparseConv2d
         if isinstance(layer, nn.Conv2d):
@@ -161,7 +164,7 @@ class Sparse(Conversion):
                 layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
                 seed=seed, device=device, dtype=layer.weight.dtype, activations=self.activations,
             )  # fmt: skip
-        if self.init in ("keep", "largest"):
+        if keeps:
             with torch.no_grad():
                 sparse._fill(layer)
         elif not isinstance(self.init, str):

@@ -137,7 +137,11 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
     def permute_optimizer_state_(self, state: Tensor, source: Tensor, new: float = 0.0) -> None:
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
         source = source.to(state.device)
-        state.copy_(torch.where(source < 0, new, state[source.clamp(min=0)]))
+        moved = torch.where(source < 0, new, state[source.clamp(min=0)])
+        if moved.shape == state.shape:
+            state.copy_(moved)
+        else:
+            state.data = moved
 
     # -- export --------------------------------------------------------------------------------------------------
 

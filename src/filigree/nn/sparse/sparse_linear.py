@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from filigree.modes import is_autocast
 from filigree.nn.drop_in import dense_linear
@@ -93,6 +94,9 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         given, x = x, self._checked(x, lower=True)
+        if self.is_full and (x.dtype == self.values.dtype or is_autocast(given)):
+            y = F.linear(x, self.values.view(self.out_features, self.in_features), self.bias)
+            return y.relu() if self.relu else y
         if x.dim() == 2:
             y = sparse.linear(self.pattern, self.values, self.bias, x, self.relu)
         else:
@@ -100,6 +104,11 @@ class SparseLinear(SparseLayer):
             y = sparse.linear(self.pattern, self.values, self.bias, rows, self.relu, by_feature=False)
             y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.activations is None or is_autocast(given) else y.to(given.dtype)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has every connection and more than some thousands: it computes as `nn.Linear` does then."""
+        return self.indices.numel() == self.in_features * self.out_features >= 2**14
 
     def short_type(self, x: Tensor) -> torch.dtype | None:
         """The 16 bits in which the layer reads and writes for this input, by autocast or `activations`; None: none."""

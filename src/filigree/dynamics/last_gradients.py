@@ -1,0 +1,41 @@
+"""What growth by gradient reads of the last backward pass: inputs of layers, gradients at their pre-activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LastGradients:
+    """Holds a layer's inputs and the gradients at its pre-activations, for growth by gradient: of all its calls in the
+    last backward pass (a recurrent network calls a layer once a time step)."""
+
+    def __init__(self, name: str, layer: Any) -> None:
+        assert isinstance(layer, nn.Module)
+        self._name = name
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.fresh = False  # no step has followed yet
+        self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
+        layer.register_forward_hook(self._forward)
+
+    def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        if not y.requires_grad or not layer.connections.requires_grad:
+            return
+        self._over = True
+        x, active = inputs[0].detach(), (y.detach() > 0 if getattr(layer, "relu", False) else None)
+
+        def backward(dy: Tensor) -> None:
+            if self._over:
+                self.seen, self.fresh, self._over = [], True, False
+            self.seen.append((x, dy.detach() if active is None else torch.where(active, dy.detach(), 0)))
+
+        y.register_hook(backward)
+
+    def last(self) -> list[tuple[Tensor, Tensor]]:
+        if not self.seen:
+            raise ValueError(
+                f"Evolution: growth by gradient needs a backward pass before step(). None reached layer {self._name!r}."
+            )
+        return self.seen

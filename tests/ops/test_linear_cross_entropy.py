@@ -1,0 +1,98 @@
+"""The loss without logits against torch's with them: values, gradients, types, what is ignored."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import filigree as fg
+from filigree.ops import linear_cross_entropy
+
+
+def example(dtype=torch.float64, samples=(3, 7), features=5, classes=11):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*samples, features, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(classes, features, generator=generator).to(dtype).requires_grad_()
+    return x, weight, torch.randint(classes, samples, generator=generator)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 21, 100])
+def test_equals_cross_entropy_of_all_logits(chunk):
+    x, weight, targets = example()
+    targets[0, :3] = -100
+    loss = linear_cross_entropy(x, weight, targets, chunk=chunk)
+    expected = F.cross_entropy((x @ weight.t()).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(3 * loss, [x, weight]), torch.autograd.grad(3 * expected, [x, weight])
+    )
+
+
+def test_gradients_against_finite_differences():
+    x, weight, targets = example(samples=(4,))
+    assert torch.autograd.gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, chunk=3), (x, weight))
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_one_side_alone(frozen):
+    x, weight, targets = example()
+    (x if frozen == "x" else weight).requires_grad_(False)
+    other = weight if frozen == "x" else x
+    loss = linear_cross_entropy(x, weight, targets, chunk=2)
+    expected = F.cross_entropy((x @ weight.t()).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(torch.autograd.grad(loss, other), torch.autograd.grad(expected, other))
+
+
+def test_in_16_bits_and_under_autocast():
+    x, weight, targets = example(torch.float32)
+    exact = linear_cross_entropy(x, weight, targets)
+    gradients = torch.autograd.grad(exact, [x, weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, targets)
+    short = linear_cross_entropy(x.bfloat16(), weight.bfloat16(), targets)
+    for rounded in (loss, short):
+        assert rounded.dtype is torch.float32
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
+        for ours, theirs in zip(torch.autograd.grad(rounded, [x, weight]), gradients, strict=True):
+            assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+def test_never_holds_all_logits():
+    """The largest tensor that an operation makes has a chunk's logits, or the weight's gradient."""
+    x, weight, targets = example(torch.float32, samples=(64,), features=4, classes=1000)
+    sizes = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(each.numel() for each in (result if isinstance(result, tuple) else [result])
+                         if isinstance(each, torch.Tensor))  # fmt: skip
+            return result
+
+    with Sizes():
+        linear_cross_entropy(x, weight, targets, chunk=8).backward()
+    assert max(sizes) == 8 * 1000
+
+
+def test_what_is_refused():
+    x, weight, targets = example()
+    with pytest.raises(ValueError, match=r"targets \(...\). Got \(3, 7, 5\), \(11, 5\) and \(7, 3\)"):
+        linear_cross_entropy(x, weight, targets.t())
+    with pytest.raises(ValueError, match=r"chunk must be at least 1\. Got 0"):
+        linear_cross_entropy(x, weight, targets, chunk=0)
+    (gradient,) = torch.autograd.grad(linear_cross_entropy(x, weight, targets), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": False}], ids=str)
+def test_the_loss_of_a_decoder(options):
+    torch.manual_seed(0)
+    model = fg.models.gpt(30, 8, 16, 1, 2, **options).double()
+    x = torch.randint(30, (3, 8))
+    y = (x + 1) % 30
+    gradients = []
+    for loss in (model.loss(x, y, chunk=5), F.cross_entropy(model(x).flatten(0, 1), y.flatten())):
+        model.zero_grad()
+        loss.backward()
+        gradients.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*gradients)
