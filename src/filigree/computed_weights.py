@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from filigree.modes import evaluating
 
@@ -72,6 +72,22 @@ def without_computed_weights(module: nn.Module) -> Any:
         plain.__dict__.pop(name, None)
         plain._parameters[name] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     return plain
+
+
+def folded(module: M) -> M | None:
+    """A copy that holds the weights that its parametrisations, weight norm or spectral norm compute in eval mode; None:
+    nothing computes its weights, or something that does more than that: a mask, a hook of somebody's."""
+    plain: Any = copied(module)
+    with torch.no_grad(), evaluating(plain):
+        if parametrize.is_parametrized(plain):
+            for name in list(plain.parametrizations):
+                parametrize.remove_parametrizations(plain, name, leave_parametrized=True)
+        for hook in list(plain._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(plain, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(plain, hook.name)
+    return plain if computed_tensors(module) and not computed_tensors(plain) else None
 
 
 @contextmanager
