@@ -52,6 +52,11 @@ class LayeredAttention(ReadsAttributes, Capabilities, nn.Module):
     def head_dim(self) -> int:
         return int(self.q.out_features) // self.num_heads
 
+    @property
+    def has_one_width(self) -> bool:
+        """Whether there is an `nn.MultiheadAttention` of these sizes; pruned ones may have fewer heads than width."""
+        return bool(self.q.in_features == self.q.out_features == self.embed_dim)
+
     @staticmethod
     def why_not(attention: nn.MultiheadAttention) -> str | None:
         """Why an attention cannot be taken apart, to be put behind its name; None: it can."""
@@ -60,11 +65,11 @@ class LayeredAttention(ReadsAttributes, Capabilities, nn.Module):
         return None
 
     def dense(self) -> nn.MultiheadAttention:
-        """The equivalent `nn.MultiheadAttention`. `ValueError`: heads have been pruned, of which it cannot have fewer."""
-        if self.num_heads * self.head_dim != self.embed_dim:
+        """The equivalent `nn.MultiheadAttention`. `ValueError`: pruned to widths that it cannot have."""
+        if not self.has_one_width:
             raise ValueError(
-                f"LayeredAttention: nn.MultiheadAttention has heads for its whole width, {self.embed_dim}. "
-                f"Got {self.num_heads} heads of {self.head_dim}."
+                "LayeredAttention: nn.MultiheadAttention reads queries, makes heads and writes outputs of one width. "
+                f"Got {self.q.in_features}, {self.q.out_features} and {self.embed_dim}."
             )
         bias, parts = self.q.bias is not None, [_linear(getattr(self, name)) for name in ("q", "k", "v", "out")]
         whole = nn.MultiheadAttention(

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from filigree.compress.resized import SizesBefore
-from filigree.computed_weights import folded, why_computed, without_computed_weights
+from filigree.computed_weights import computed_tensors, fold_, folded, why_computed, without_computed_weights
 from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.layered_attention import LayeredAttention
@@ -38,8 +38,12 @@ class TakeApart(Conversion):
         changes = []
         for name in names:
             module = model.get_submodule(name)
-            replace_module(model, name, plain := _plain(module))
-            changes.append(Change.of(name, module, plain))
+            before = Summary.of(module)
+            if why_computed(module):
+                fold_(module)
+            else:
+                replace_module(model, name, _plain(module))
+            changes.append(Change.of(name, before, model.get_submodule(name)))
         return changes
 
 
@@ -85,21 +89,26 @@ class TakenApart:
             The report's lines, one for a module; and what does the same to a model into which a file is loaded.
         """
         model, parts = self._model, {change.name: self.outer(change.name) for change in changes}
-        apart, merged = [], dict[str, Change]()
+        own = {name: [change for change in changes if parts[change.name] == name] for name in self._originals}
+        apart = [name for name, original in self._originals.items() if own[name] and _stays_apart(original)]
+        steps: list[tuple[Conversion, list[str]]] = []
+        if apart:
+            steps = [(TakeApart(), apart), *self._sizes.changes(model, apart)]
+        merged: dict[str, Change] = {}
         for name, original in self._originals.items():
-            before, smaller = Summary.of(original), model.get_submodule(name)
-            own = [change for change in changes if parts[change.name] == name]
-            if not own or not _stays_apart(original):
-                _fill_(original, smaller)
+            before, note, plain = Summary.of(original), "", model.get_submodule(name)
+            if name in apart and why_computed(original):
+                note = f"its {' and '.join(computed_tensors(original))} no longer computed, but folded"
+                fold_(original)
+            if not isinstance(plain, LayeredAttention) or name not in apart:
+                if own[name]:
+                    _fill_(original, plain)
                 replace_module(model, name, original)
-            else:
-                apart.append(name)
-            if own:
-                merged[name] = _merged(name, before, model.get_submodule(name), own)
+            if own[name]:
+                merged[name] = _merged(name, before, model.get_submodule(name), own[name], note)
         lines: dict[str, Change] = {}
         for change in changes:
             lines.setdefault(parts[change.name], merged.get(parts[change.name], change))
-        steps = [(TakeApart(), apart), *self._sizes.changes(model, apart)] if apart else []
         return list(lines.values()), steps
 
 
@@ -178,14 +187,20 @@ def _fill_(original: Any, plain: Any) -> None:
             setattr(original, f"weight_{key}", product.weight)
             if original.bias:
                 setattr(original, f"bias_{key}", product.bias)
+        for side, product in (("kept_inputs", plain.products["ih_l0"]), ("kept_outputs", plain.products["hh_l0"])):
+            original.__dict__[side] = product.kept_inputs
     elif is_conv1d(original):
         original.nx, original.nf = plain.in_features, plain.out_features
         original.weight = nn.Parameter(plain.weight.detach().t().contiguous(), plain.weight.requires_grad)
         original.bias = plain.bias
+        original.__dict__.update({key: getattr(plain, key) for key in ("kept_inputs", "kept_outputs")})
+    else:
+        original._parameters.update(plain._parameters)
+        original.__dict__.update({key: value for key, value in vars(plain).items() if not key.startswith("_")})
 
 
-def _merged(name: str, before: Summary, module: nn.Module, changes: Sequence[Change]) -> Change:
+def _merged(name: str, before: Summary, module: nn.Module, changes: Sequence[Change], note: str) -> Change:
     """One line of those of a module's parts."""
     macs = tuple(sum(change.macs[i] for change in changes) for i in (0, 1))
-    notes = dict.fromkeys(change.note for change in changes if change.note)
+    notes = dict.fromkeys(text for text in (*(change.note for change in changes), note) if text)
     return Change.of(name, before._replace(macs=macs[0]), Summary.of(module)._replace(macs=macs[1]), "; ".join(notes))
