@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import every_method
 import filigree as fg
+from filigree.computed_weights import fold_
 from filigree.convert import replace_module
 from filigree.modes import evaluating
+from filigree.nn import LayeredAttention
 from filigree.nn.capabilities import Capabilities
 from picture import Picture
 from zoo import NETWORKS, Network, Wired
@@ -114,6 +116,8 @@ def dense_references(model: nn.Module) -> Iterator[set[int]]:
     dense: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         inside = any(module in part.modules() for part in dense)
+        if isinstance(module, LayeredAttention) and not module.has_one_width:
+            continue  # torch's has no fewer heads
         if isinstance(module, Capabilities) and type(module).dense is not Capabilities.dense and not inside:
             dense[module] = module.dense().train(module.training)
             for hooks in ("_forward_hooks", "_forward_pre_hooks"):
@@ -156,7 +160,17 @@ def mask_(model: nn.Module, pruned: nn.Module) -> nn.Module:
     """Let the original's layers read nothing of the units that were taken out, and its norms leave them out."""
     for name, module in pruned.named_modules():
         layer = model.get_submodule(name)
-        if "kept_inputs" in vars(module):
+        fold_(layer)  # else its weight is computed anew
+        if isinstance(module, LayeredAttention) and isinstance(layer, nn.MultiheadAttention):
+            replace_module(model, name, LayeredAttention(layer))
+        elif isinstance(module, nn.RNNBase) and "kept_inputs" in vars(module):
+            for key, weight in layer.named_parameters():
+                if key.startswith("weight"):
+                    kept = module.kept_inputs if "ih_l0" in key else module.kept_outputs
+                    sides = weight.shape[1] // layer.hidden_size if "ih_l0" not in key else 1
+                    kept = torch.cat([kept + side * layer.hidden_size for side in range(sides)])
+                    weight.data = torch.zeros_like(weight).index_copy(1, kept, weight.detach()[:, kept])
+        elif "kept_inputs" in vars(module):
             dim = 0 if "Transpose" in type(layer).__name__ or type(layer).__name__ == "Conv1D" else 1
             gone = torch.ones(layer.weight.shape[dim], dtype=torch.bool)
             gone[module.kept_inputs] = False

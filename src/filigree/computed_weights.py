@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from filigree.modes import evaluating
 
@@ -72,6 +72,40 @@ def without_computed_weights(module: nn.Module) -> Any:
         plain.__dict__.pop(name, None)
         plain._parameters[name] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     return plain
+
+
+def folded(module: M) -> M | None:
+    """A module with the same other parts that holds the weights which parametrisations, weight norm or spectral norm
+    compute; None: nothing computes its weights, or something that does more than that: a mask, a hook of somebody's."""
+    plain: Any = object.__new__(type(module))
+    own = {key: copy.copy(value) for key, value in vars(module).items() if isinstance(value, dict)}
+    plain.__dict__ = {**vars(module), **own}
+    fold_(plain)
+    return plain if computed_tensors(module) and not computed_tensors(plain) else None
+
+
+@torch.no_grad()
+def fold_(module: nn.Module) -> None:
+    """Let a module hold the weights that its parametrisations, weight norm or spectral norm compute in eval mode."""
+    if parametrize.is_parametrized(module):  # torch would change the class, which copies of the module share
+        lists: Any = module.parametrizations
+        trains = {name: any(p.requires_grad for p in steps.parameters()) for name, steps in lists.items()}
+        with evaluating(module):
+            computed = {name: getattr(module, name).detach().clone() for name in trains}
+        module._modules.pop("parametrizations")
+        module.__class__ = type(module).__bases__[0]
+        for name, tensor in computed.items():
+            module._parameters[name] = nn.Parameter(tensor, trains[name])
+        return
+    with evaluating(module):
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+                for number, other in list(module._load_state_dict_pre_hooks.items()):  # torch overlooks its wrapped hook
+                    if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
+                        del module._load_state_dict_pre_hooks[number]
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +26,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(modes[0][1])  # a module may do more than note its mode
         for module, mode in modes:
             module.training = mode
+
+
+class DispatchMode(TorchDispatchMode):
+    """Base of modes that see the operations of torch by their `__torch_dispatch__`, which torch.compile leaves alone.
+
+    torch loads its compiler for that as soon as a mode sees an operation, which takes seconds. This one does so only
+    where the compiler is loaded already.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __enter__(self) -> Any:
+        kind: Any = type(self)
+        if "torch._dynamo" in sys.modules and "_left_alone" not in vars(kind):
+            kind.__torch_dispatch__ = torch.compiler.disable(kind.__torch_dispatch__)
+            kind._left_alone = True
+        return super().__enter__()
 
 
 def outside_graphs(function: F) -> F:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import pydantic
@@ -71,17 +72,22 @@ class SizesBefore:
     def __init__(self, model: nn.Module) -> None:
         self._sizes = {module: (_shapes(module), _numbers(module)) for module in model.modules()}
 
-    def changes(self, model: nn.Module) -> list[tuple[Conversion, list[str]]]:
+    def changes(self, model: nn.Module, within: Sequence[str] = ("",)) -> list[tuple[Conversion, list[str]]]:
         """The conversion that gives a fresh model's modules the sizes that they have now; [] where none has changed.
 
         From now on `fg.save` stores the buffers that changed, even those that a state dict leaves out: a fresh model
         has them in their old size only.
+
+        Args:
+            within: names of modules that are looked into; default: all.
         """
         tensors: list[tuple[str, str, Shape | None]] = []
         numbers: list[tuple[str, str, int | list[int]]] = []
-        within = names_in(model)
+        called = names_in(model)
         for path, module in unwrapped(model).named_modules():
-            name = within(path)
+            name = called(path)
+            if not any(f"{path}.".startswith(f"{outer}.".lstrip(".")) for outer in within):
+                continue
             shapes, sizes = self._sizes.get(module, ({}, {}))
             changed = {key: shape for key, shape in _shapes(module).items() if shapes.get(key, shape) != shape}
             tensors += [(name, key, shape) for key, shape in changed.items()]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from filigree.modes import DispatchMode
 
 _SMALLEST = 1 << 24  # what the sizes in any file may add up to
 
 
-class LoadLimits(TorchDispatchMode):
+class LoadLimits(DispatchMode):
     """While it is active, torch refuses to build more than a model file of this size can be about.
 
     What counts: the bytes of all tensors that are made (none on the meta device), 2 GiB and 1024 times the file's size

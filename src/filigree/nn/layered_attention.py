@@ -28,13 +28,34 @@ class LayeredAttention(ReadsAttributes, Capabilities, nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        for name in ("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "batch_first", "dropout"):
+        for name in ("num_heads", "batch_first", "dropout"):
             setattr(self, name, getattr(attention, name))
         for name, (weight, bias) in _projections(attention).items():
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
             layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
             setattr(self, name, layer)
         self.train(attention.training)
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.out.out_features)
+
+    @property
+    def kdim(self) -> int:
+        return int(self.k.in_features)
+
+    @property
+    def vdim(self) -> int:
+        return int(self.v.in_features)
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.q.out_features) // self.num_heads
+
+    @property
+    def has_one_width(self) -> bool:
+        """Whether there is an `nn.MultiheadAttention` of these sizes; pruned ones may have fewer heads than width."""
+        return bool(self.q.in_features == self.q.out_features == self.embed_dim)
 
     @staticmethod
     def why_not(attention: nn.MultiheadAttention) -> str | None:
@@ -44,6 +65,12 @@ class LayeredAttention(ReadsAttributes, Capabilities, nn.Module):
         return None
 
     def dense(self) -> nn.MultiheadAttention:
+        """The equivalent `nn.MultiheadAttention`. `ValueError`: pruned to widths that it cannot have."""
+        if not self.has_one_width:
+            raise ValueError(
+                "LayeredAttention: nn.MultiheadAttention reads queries, makes heads and writes outputs of one width. "
+                f"Got {self.q.in_features}, {self.q.out_features} and {self.embed_dim}."
+            )
         bias, parts = self.q.bias is not None, [_linear(getattr(self, name)) for name in ("q", "k", "v", "out")]
         whole = nn.MultiheadAttention(
             self.embed_dim, self.num_heads, self.dropout, bias, kdim=self.kdim, vdim=self.vdim,

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from filigree.compress.pruning.label_maps import LabelMaps, aligned, varying
 from filigree.compress.pruning.labels import Labels
@@ -22,6 +21,7 @@ from filigree.compress.pruning.operations import (
     reduced_dims,
     tensors_of,
 )
+from filigree.modes import DispatchMode
 from filigree.nn.drop_in import DropIn
 from filigree.nn.resizing import cuts_itself
 from filigree.outputs import tensors_in
@@ -31,7 +31,7 @@ OUTPUTS = "are outputs of the model"
 Node = tuple[str, int | str]  # a parameter or buffer and one of its dimensions; a layer of filigree, "out" or "in"
 
 
-class Trace(TorchDispatchMode):
+class Trace(DispatchMode):
     """Follows channels through all that a model computes.
 
     Each channel of each dimension of each parameter and buffer of real numbers has a label. What moves elements moves

@@ -15,6 +15,7 @@ from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.compress.layer_speed import Times
 from filigree.compress.passes import Hook, in_chunks
+from filigree.compress.pruning.apart import TakenApart, can_be_apart, can_be_folded
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
 from filigree.compress.pruning.clusters import dead, replacements_of
 from filigree.compress.pruning.errors import OutputError
@@ -37,7 +38,7 @@ from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import calls_of, unit_activations
 from filigree.compress.pruning.subclusters import as_count
 from filigree.compress.speed import speed
-from filigree.computed_weights import why_computed
+from filigree.computed_weights import copied, why_computed
 from filigree.config import config
 from filigree.convert import Change, Conversion
 from filigree.nn.integer.empty_integer_layers import weight_matrix
@@ -102,7 +103,10 @@ class UnitPruning(Compression):
         return {} if cls is UnitPruning else super().examples()
 
     def accepts(self, module: nn.Module) -> bool:
-        return has_units(module)
+        return has_units(module) or can_be_apart(module)
+
+    def keeps_computed_weights(self, module: nn.Module) -> bool:
+        return can_be_folded(module)
 
     def choose(self, group: Units, features: Tensor, count: int | None, model: nn.Module) -> tuple[Tensor, Tensor, str]:
         """The kept units (sorted), the replacement of each unit, and what the report says of it.
@@ -129,19 +133,29 @@ class UnitPruning(Compression):
     def faster(self, model: nn.Module, names: list[str], times: Times, example: Calibration) -> list[str]:
         """All that make units whose makers and readers together take less time when some have gone."""
         faster: list[str] = []
-        for group in units_of(model, example[:2], names):
-            layers = [*group.makers, *(reader.name for reader in group.readers)]
+        apart = TakenApart(plain := copied(model), names)
+        for group in units_of(plain, example[:2], apart.names):
+            layers = {apart.outer(name) for name in (*group.makers, *(reader.name for reader in group.readers))}
             before, after = (sum(times[name][i] for name in layers if name in times) for i in (0, 1))
             if after < before:
-                faster += group.makers
+                faster += map(apart.outer, group.makers)
         return [name for name in names if name in faster]
 
     @torch.no_grad()
     def compress(
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        apart = TakenApart(model, names)
+        changes = self._compress(model, apart.names, data, apart.gain_biases)
+        return apart.put_together_(changes)
+
+    def _compress(
+        self, model: nn.Module, names: list[str], data: Calibration | None, gain_biases: bool
+    ) -> list[Change]:
+        """Take units out of a model of plain layers; the report's lines."""
         who = type(self).__name__
         observed = self._observed(model, names, data)
+        observed.biases &= gain_biases
         groups, kept, notes = observed.groups, observed.kept, observed.notes
         while wrong := wrong_groups(model, groups, kept, observed.data[:8]):
             if not self._all(model, names) or observed.left.keys() >= wrong.keys():
@@ -160,7 +174,7 @@ class UnitPruning(Compression):
             changes.append(Change.of("latency", None, None, speed(model, smaller, observed.data)))
         _remember(smaller, channels_of(model, groups, kept))
         take_over(model, smaller)
-        return changes, []
+        return changes
 
     def _observed(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Observed:
         """Which units stay, and what was recorded of the network on the way."""
