@@ -95,6 +95,10 @@ class Capabilities:
         """Several such modules by the names of their forms, of which the fastest is taken; {}: `onnx_form`."""
         return {}
 
+    def onnx_operator(self) -> nn.Module | None:
+        """The layer as a node of filigree's operators for ONNX Runtime (`filigree.nn.onnx_operators`); None: as none."""
+        return None
+
     def c_form(self: Any, name: str) -> list[Any]:
         """The layer in eval mode as steps of a C program (`filigree.ops.c_steps`). Default: its dense equivalent's.
 
