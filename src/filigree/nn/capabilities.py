@@ -96,7 +96,12 @@ class Capabilities:
         return {}
 
     def onnx_operator(self) -> nn.Module | None:
-        """The layer as a node of filigree's operators for ONNX Runtime (`filigree.nn.onnx_operators`); None: as none."""
+        """The layer as a node of filigree's operators for ONNX Runtime (`filigree.nn.onnx_operators`), or None."""
+        return None
+
+    def integer_weight(self) -> Any:
+        """The weight as an `IntegerWeight` (`filigree.nn.integer.integer_onnx`), of a layer that is `dense()` with that
+        weight; None: it is none of integers, or does more."""
         return None
 
     def c_form(self: Any, name: str) -> list[Any]:

@@ -68,13 +68,13 @@ class _Operator(nn.Module):
 
     def __init__(self, code: Code, bias: Tensor | None, scale: Tensor | None, input_scale: Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("code", code.bytes)
+        self.register_buffer("encoded", code.bytes)
         for name, numbers in (("scale", scale), ("input_scale", input_scale), ("bias", bias)):
             self.register_buffer(name, torch.empty(0) if numbers is None else numbers.detach().cpu().flatten())
         self.attributes: dict[str, Any] = dict(code.attributes)
 
     def node(self, x: Tensor, sides: list[Any]) -> Tensor:
-        inputs = [x, *(self.get_buffer(name) for name in ("code", "scale", "input_scale", "bias"))]
+        inputs = [x, *(self.get_buffer(name) for name in ("encoded", "scale", "input_scale", "bias"))]
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.name}", inputs, self.attributes, dtype=torch.float32, shape=sides, version=1
         )
@@ -107,7 +107,8 @@ class OperatorConv2d(_Operator):
         self.register_buffer("before", None if in_weight else input_scale)
         self.attributes |= {
             "channels": layer.in_channels, "kernel": list(geometry.kernel), "stride": list(geometry.stride),
-            "dilation": list(geometry.dilation), "padding": list(geometry.padding), "groups": geometry.groups, "relu": 0,
+            "dilation": list(geometry.dilation), "padding": list(geometry.padding), "groups": geometry.groups,
+            "relu": 0,
         }  # fmt: skip
         self.geometry, self.mode = geometry, layer.padding_mode
         self.around = tuple(layer._around) if hasattr(layer, "_around") else layer._reversed_padding_repeated_twice
