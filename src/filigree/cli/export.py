@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from filigree.cli.options import Drop, IndexColumn, Missing, Model, Target, in_a_folder, reading
 from filigree.cli.output import tell
-from filigree.cli.trained import example_for, load_trained, run_of
+from filigree.cli.trained import as_weights, example_for, load_samples, load_trained, run_of
 from filigree.export import export
+
+_CALIBRATION = 512  # samples
 
 
 def export_(
@@ -33,10 +35,29 @@ def export_(
     training: Annotated[
         bool, typer.Option("--training", help="C: also what trains and rewires on the device.")
     ] = False,
+    runtime: Annotated[
+        Literal["ort"] | None,
+        typer.Option(
+            "--runtime",
+            help="ONNX: ort, for ONNX Runtime with filigree's operators, whose library (m.so) is written too.",
+        ),
+    ] = None,
+    int8: Annotated[
+        Literal["integers", "all"] | None,
+        typer.Option(
+            "--int8",
+            help="ONNX: 8 bits where layers are of integers, or in all; ranges are those on --data's training part.",
+        ),
+    ] = None,
 ) -> None:
     """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
     network = load_trained(model)
     trained_by = run_of(model, source) if source is not None else None
     options = reading(target, missing, index_column, drop)
     example = example_for(network, source, f"export {model}", trained_by, **options)
-    tell(str(export(network, output, example, training=training)))
+    given: dict[str, Any] = {"runtime": runtime, "int8": int8}
+    given = {name: value for name, value in given.items() if value is not None}
+    if int8 is not None and source is not None:
+        samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)
+        given["calibration"] = as_weights(network, samples.train.x[:_CALIBRATION])
+    tell(str(export(network, output, example, training=training, **given)))

@@ -14,7 +14,7 @@ from filigree.data.preprocessing import preprocessing_of
 from filigree.export.c.export_c import export_c
 from filigree.export.c.training import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
-from filigree.export.raw_rows import names_for_the_file, raw_example, reads_raw_rows
+from filigree.export.raw_rows import names_for_the_file, raw_batches, raw_example, reads_raw_rows
 from filigree.untrained import warn_if_untrained
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
@@ -65,6 +65,8 @@ def export(
             options["metadata"] = names_for_the_file(preprocessing) | options.get("metadata", {})
         if not preprocessing.leaves_numbers:
             model, example = reads_raw_rows(model, preprocessing), raw_example(example, preprocessing)
+            if (given := options.get("calibration")) is not None:
+                options["calibration"] = raw_batches(given, preprocessing)
     return _WRITERS[suffix](model, path, example, training=training, **options)
 
 

@@ -41,6 +41,13 @@ def raw_example(example: Any, own: Preprocessing) -> Any:
     return own.raw(example) if isinstance(example, Tensor) and example.dim() > 1 else example
 
 
+def raw_batches(given: Any, own: Preprocessing) -> Any:
+    """Return the raw rows of calibration data: a tensor, or batches of inputs or of (inputs, labels)."""
+    if isinstance(given, Tensor):
+        return raw_example(given, own)
+    return [raw_example(batch[0] if isinstance(batch, tuple | list) else batch, own) for batch in given]
+
+
 def names_for_the_file(own: Preprocessing) -> dict[str, str]:
     """Return the names as an ONNX file's metadata: lists in JSON."""
     named = {"feature_names": own.feature_names, "class_names": own.class_names}

@@ -95,6 +95,15 @@ class Capabilities:
         """Several such modules by the names of their forms, of which the fastest is taken; {}: `onnx_form`."""
         return {}
 
+    def onnx_operator(self) -> nn.Module | None:
+        """The layer as a node of filigree's operators for ONNX Runtime (`filigree.nn.onnx_operators`), or None."""
+        return None
+
+    def integer_weight(self) -> Any:
+        """The weight as an `IntegerWeight` (`filigree.nn.integer.integer_onnx`), of a layer that is `dense()` with that
+        weight; None: it is none of integers, or does more."""
+        return None
+
     def c_form(self: Any, name: str) -> list[Any]:
         """The layer in eval mode as steps of a C program (`filigree.ops.c_steps`). Default: its dense equivalent's.
 

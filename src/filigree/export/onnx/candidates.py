@@ -9,34 +9,59 @@ from torch import Tensor, nn
 from filigree.export.answers import answers
 from filigree.export.onnx.program import Session, part, translate
 from filigree.measure.timing import time_interleaved
+from filigree.nn.onnx_operators import OperatorConv2d, OperatorLinear, encoded
+from filigree.nn.sparse.sparse_conv2d import conv_geometry
 
-Choice = Literal["measure", "dense", "gather"]
+Choice = Literal["measure", "dense", "gather", "operator"]
 Forms = dict[str, nn.Module]
 
 
-def offered_forms(model: nn.Module) -> dict[str, Forms]:
-    """Get the candidates of each layer of a model that offers some, by the layer's name."""
+def offered_forms(model: nn.Module, operators: bool = False) -> dict[str, Forms]:
+    """Get the candidates of each layer of a model that offers some, by the layer's name.
+
+    Args:
+        operators: filigree's own operators for ONNX Runtime are among them; of torch's linear layers and convolutions
+            too, where most of a weight is zero.
+    """
     forms: dict[str, Forms] = {}
     for name, module in model.named_modules():
         layer: Any = module
-        if answers(module, "onnx_candidates") and (candidates := layer.onnx_candidates()):
+        candidates: Forms = layer.onnx_candidates() if answers(module, "onnx_candidates") else {}
+        if operators and (operator := _operator(module)) is not None:
+            plain = layer.onnx_form() if answers(module, "onnx_form") else module
+            candidates = (candidates or {getattr(plain, "form", "dense"): plain}) | {"operator": operator}
+        if candidates:
             forms[name] = candidates
     return forms
 
 
+def _operator(module: nn.Module) -> nn.Module | None:
+    layer: Any = module
+    if answers(module, "onnx_operator"):
+        operator: nn.Module | None = layer.onnx_operator()
+        return operator
+    if type(module) not in (nn.Linear, nn.Conv2d) or 2 * int(layer.weight.count_nonzero()) > layer.weight.numel():
+        return None
+    code = encoded(layer.weight.flatten(1))
+    if code is None or type(module) is nn.Linear:
+        return None if code is None else OperatorLinear(layer, code)
+    return OperatorConv2d(layer, conv_geometry(layer), code)
+
+
 def chosen_forms(
-    offered: dict[str, Forms], inputs: dict[str, Tensor], choice: Choice, seconds: float
+    offered: dict[str, Forms], inputs: dict[str, Tensor], choice: Choice, seconds: float, library: str | None = None
 ) -> dict[str, tuple[nn.Module, str, str]]:
     """Choose a module for each of these layers; return it, the name of its form and a note of the times.
 
     Args:
         offered: candidates by name. inputs: what each layer reads. choice: "measure", the fastest of all; else the
             fastest of those whose name begins with it, and of all where none does. seconds: how long each is timed.
+        library: the file of filigree's operators, where they are offered.
     """
     wanted: dict[str, Forms] = {}
     for name, forms in offered.items():
         wanted[name] = {form: module for form, module in forms.items() if form.startswith(choice)} or forms
-    times = _times({name: forms for name, forms in wanted.items() if len(forms) > 1}, inputs, seconds)
+    times = _times({name: forms for name, forms in wanted.items() if len(forms) > 1}, inputs, seconds, library)
     chosen = {}
     for name, forms in wanted.items():
         best = min(forms, key=lambda form: times.get((name, form), 0.0))
@@ -56,7 +81,9 @@ class _SideBySide(nn.Module):
         return [form(x) for forms, x in zip(self.layers, inputs, strict=True) for form in forms]  # type: ignore[attr-defined]
 
 
-def _times(forms: dict[str, Forms], inputs: dict[str, Tensor], seconds: float) -> dict[tuple[str, str], float]:
+def _times(
+    forms: dict[str, Forms], inputs: dict[str, Tensor], seconds: float, library: str | None
+) -> dict[tuple[str, str], float]:
     """Time each form in ONNX Runtime, in milliseconds: all are translated in one go, and each then runs by itself."""
     if not forms:
         return {}
@@ -69,7 +96,7 @@ def _times(forms: dict[str, Forms], inputs: dict[str, Tensor], seconds: float) -
     for name, modules, x, source in zip(forms, forms.values(), given, names, strict=False):
         works = []
         for _ in modules:
-            session = Session(part(model, [source], [f"output{number}"]))
+            session = Session(part(model, [source], [f"output{number}"]), library)
             works.append(lambda session=session, x=x: session.run([x]))
             number += 1
         for form, timing in zip(modules, time_interleaved(works, seconds), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,37 @@ from filigree.config import one_line
 from filigree.convert import replace_module
 from filigree.export.answers import answers
 from filigree.export.onnx.candidates import Choice, chosen_forms, offered_forms
+from filigree.export.onnx.int8 import INT8, Int8, Int8Layer, calibration_batches, int8_form, quantized
+from filigree.export.onnx.int8 import TOLERANCE as INT8_TOLERANCE
+from filigree.export.onnx.operators import operators
 from filigree.export.onnx.program import OPSET, Session, onnx_module, translate
 from filigree.export.onnx.stand_in import StandIn, standing_for
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.nn.dense_weight import DenseWeight
+from filigree.nn.onnx_operators import DOMAIN
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.protocols import CarriesState
 from filigree.text_table import aligned
 
+Runtime = Literal["ort"]
+
 _TOLERANCE = {torch.float64: 1e-8}  # of others 1e-4
 _LARGEST = 2**31  # bytes of one protobuf message
+
+
+_HOW = "Give layers integers by fg.compress_(model, fg.RoundToNearest(bits=8)), or int8='all'."
+
+
+@dataclass(frozen=True)
+class Forms:
+    """How the layers stand in the file: options of `export_onnx`, and the file of filigree's operators."""
+
+    sparse: Choice
+    seconds: float
+    library: str | None
+    int8: Int8 | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,7 @@ class OnnxReport:
     Attributes:
         bytes: of the file. opset: of ONNX's operators.
         layers: those that are something else in the file than they are in torch.
+        library: the file of filigree's operators, written beside it; None: they are not used.
         difference: the largest between torch's and ONNX Runtime's outputs, on the example and on a larger batch.
         relative: the same over the largest number among the outputs.
         onnx_ms, torch_ms: latency of the example's batch in ONNX Runtime and in torch, timed in turns.
@@ -56,6 +76,7 @@ class OnnxReport:
     bytes: int
     opset: int
     layers: list[OnnxLayer] = field(default_factory=list)
+    library: str | None = None
     difference: float = 0.0
     relative: float = 0.0
     onnx_ms: Timing | None = None
@@ -71,6 +92,7 @@ class OnnxReport:
         return "\n".join(
             [
                 f"{self.path}: {self.bytes:,} bytes, opset {self.opset}",
+                *([f"options.register_custom_ops_library({self.library!r})"] if self.library else []),
                 *(aligned(rows) if self.layers else []),
                 f"largest difference   {self.difference:.3g} ({self.relative:.3g} of the largest output)",
                 f"batch of {self.batch}: ONNX Runtime {self.onnx_ms}, torch {self.torch_ms}",
@@ -81,7 +103,8 @@ class OnnxReport:
 def export_onnx(
     model: nn.Module, path: str | Path, example: Tensor | tuple[Tensor, ...] | None = None, *,
     training: bool = False, sparse: Choice = "measure", dynamic: bool = True, tolerance: float | None = None,
-    seconds: float = 0.1, metadata: Mapping[str, str] | None = None,
+    seconds: float = 0.1, metadata: Mapping[str, str] | None = None, runtime: Runtime | None = None,
+    int8: Int8 | None = None, calibration: Any = None,
 ) -> OnnxReport:  # fmt: skip
     """Write a model, as it is in eval mode, to an ONNX file; the model is left as it was.
 
@@ -93,17 +116,26 @@ def export_onnx(
         example: an input batch, or a tuple of the model's inputs.
         training: ONNX files are for inference: True is refused.
         sparse: the form of sparse layers: "measure" (each in the form that ONNX Runtime runs fastest on what the
-            example brings it), "dense" or "gather".
+            example brings it), "dense", "gather" or, with `runtime="ort"`, "operator".
         dynamic: the first side of all inputs is the batch and may be of any size; otherwise only the example's.
         tolerance: of the outputs' differences, relative to the largest output; by default 1e-4, of float64 1e-8.
         seconds: how long each form of a sparse layer, and the whole, is timed.
         metadata: text by name that the file holds too, such as the names of classes.
+        runtime: "ort": for ONNX Runtime with filigree's operators. Layers whose weights are mostly zero, and those of
+            integers, may be nodes of the domain `filigree`, and the library of these is compiled and written beside the
+            file (`m.onnx`, `m.so`); it is loaded by `options.register_custom_ops_library("m.so")`.
+        int8: "integers": layers of integers (`RoundToNearest`, `MonteCarlo`) compute with weights and activations in 8
+            bits; "all": other linear layers and convolutions too, whose weights are rounded to 8 bits. Outputs may then
+            differ by 0.1 of the largest, unless a `tolerance` is given.
+        calibration: with `int8`, what the ranges of activations are read from: a tensor, a tuple of the model's inputs,
+            or batches of these, or of (inputs, labels); default: the example.
 
     Returns:
         A printable report: file, forms, differences, latencies.
 
     Raises:
         ImportError: the extra `onnx` is not installed.
+        RuntimeError: filigree's operators are wanted, and there is no C++ compiler, or it fails.
         TypeError, ValueError: no example, one that is no tensors or that the model does not run on; a module that
             cannot be exported, by name; outputs that differ by more than the tolerance. There is no new file then.
     """
@@ -112,6 +144,15 @@ def export_onnx(
         raise ValueError("export: ONNX files are for inference. Got training=True.")
     if sparse not in get_args(Choice):
         raise ValueError(f"export: sparse must be one of {', '.join(get_args(Choice))}. Got {sparse!r}.")
+    if runtime not in (None, *get_args(Runtime)):
+        raise ValueError(f"export: runtime must be None or {', '.join(get_args(Runtime))}. Got {runtime!r}.")
+    if int8 not in (None, *INT8):
+        raise ValueError(f"export: int8 must be None, {' or '.join(map(repr, INT8))}. Got {int8!r}.")
+    if int8 is None and calibration is not None:
+        raise ValueError("export: calibration is for int8='integers' or int8='all'.")
+    batches = calibration_batches(calibration, inputs)
+    if sparse == "operator" and runtime is None:
+        raise ValueError("export: sparse='operator' needs runtime='ort'.")
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_meta or tensor.dtype in (torch.float16, torch.bfloat16):
             what = "no weights" if tensor.is_meta else str(tensor.dtype)
@@ -122,7 +163,7 @@ def export_onnx(
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
     if size >= _LARGEST:
         raise ValueError(f"export: an ONNX file holds less than {_LARGEST:,} bytes. Got a model of {size:,}.")
-    with replacing(path) as file, torch.no_grad():
+    with replacing(path) as file, torch.no_grad(), operators(runtime is not None) as library:
         reference = _alone(model)
         try:
             outputs = reference(*inputs)
@@ -132,12 +173,18 @@ def export_onnx(
         expected = _tensors(outputs)
         if not expected:
             raise ValueError("export: the model must return at least one tensor. It returns none.")
-        plain, layers = _plain(_alone(model), inputs, sparse, seconds)
+        plain, layers = _plain(_alone(model), inputs, Forms(sparse, seconds, library, int8))
         names = ["output"] if len(expected) == 1 else [f"output{i}" for i in range(len(expected))]
         # torch's exporter takes a side of 1 for one that is always 1
         traced = tuple(torch.cat([x, x]) for x in inputs) if dynamic and len(inputs[0]) == 1 else inputs
         program = translate(plain, traced, dynamic, None, names)
-        session = Session(program)
+        if int8 is not None:
+            if not any(layer.form == Int8Layer.form for layer in layers):
+                raise ValueError(f"export: int8={int8!r}: the model has no such layer of float32 scales. {_HOW}")
+            program = quantized(program, batches)
+            tolerance = INT8_TOLERANCE if tolerance is None else tolerance
+        uses_library = any(node.domain == DOMAIN for node in program.graph.node)
+        session = Session(program, library)
         differences = [_compared(session, inputs, expected, tolerance)]
         if dynamic:
             more = tuple(torch.cat([x, x[:1]]) for x in inputs)
@@ -147,9 +194,14 @@ def export_onnx(
             program.metadata_props.add(key=key, value=text)
         contents = program.SerializeToString()
         file.write(contents)
+        beside = Path(path).with_suffix(".so") if library and uses_library else None
+        if library and beside is not None:
+            with replacing(beside) as to:
+                to.write(Path(library).read_bytes())
     largest, relative = (max(each) for each in zip(*differences, strict=True))
     return OnnxReport(
-        str(path), len(contents), OPSET, layers, largest, relative, onnx_ms, torch_ms, len(inputs[0])
+        str(path), len(contents), OPSET, layers, beside and str(beside), largest, relative, onnx_ms, torch_ms,
+        len(inputs[0]),
     )  # fmt: skip
 
 
@@ -178,12 +230,18 @@ def _alone(model: nn.Module) -> nn.Module:
     return duplicate
 
 
-def _plain(
-    model: nn.Module, inputs: tuple[Tensor, ...], sparse: Choice, seconds: float
-) -> tuple[nn.Module, list[OnnxLayer]]:
+def _plain(model: nn.Module, inputs: tuple[Tensor, ...], forms: Forms) -> tuple[nn.Module, list[OnnxLayer]]:
     """Give every module of the model a form that ONNX has; return the model, and what became of each module."""
-    offered = offered_forms(model)
-    chosen = chosen_forms(offered, _layer_inputs(copied(model), list(offered), inputs), sparse, seconds)
+    in_bytes = {}
+    if forms.int8 is not None:
+        candidates = ((name, int8_form(module, forms.int8)) for name, module in model.named_modules())
+        in_bytes = {name: form for name, form in candidates if form is not None}
+    offered = {
+        name: each for name, each in offered_forms(model, forms.library is not None).items() if name not in in_bytes
+    }
+    read = _layer_inputs(copied(model), list(offered), inputs)
+    chosen = chosen_forms(offered, read, forms.sparse, forms.seconds, forms.library)
+    chosen |= {name: (form, Int8Layer.form, "") for name, form in in_bytes.items()}
     layers = []
     for name, module in reversed(list(model.named_modules())):  # submodules before what holds them
         layer: Any = module

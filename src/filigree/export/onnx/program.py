@@ -65,11 +65,17 @@ def part(model: Any, inputs: list[str], outputs: list[str]) -> Any:
 
 
 class Session:
-    """It runs an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has."""
+    """It runs an ONNX model in ONNX Runtime on the CPU, with as many threads as torch has.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        library: the file of the operators that the model needs beside ONNX's own.
+    """
+
+    def __init__(self, model: Any, library: str | None = None) -> None:
         runtime = onnx_module("onnxruntime")
         options = runtime.SessionOptions()
+        if library is not None:
+            options.register_custom_ops_library(library)
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:

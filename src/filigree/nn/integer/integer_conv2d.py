@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from filigree.nn.drop_in import ConvSettings, dense_conv2d
 from filigree.nn.integer.integer_layer import IntegerLayer, by_channel
 from filigree.nn.integer.integer_onnx import PlainIntegerConv2d
+from filigree.nn.onnx_operators import OperatorConv2d
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import convolution
 from filigree.ops.conv import conv2d
@@ -71,6 +72,10 @@ class IntegerConv2d(ConvSettings, IntegerLayer):
 
     def onnx_form(self) -> nn.Module:
         return PlainIntegerConv2d(self)
+
+    def onnx_operator(self) -> nn.Module | None:
+        code = self._onnx_code()
+        return None if code is None else OperatorConv2d(self, self._geometry, code, self.scale, self.input_scale)
 
     def _c_product(self, name: str, matrix: Any, scale: Any) -> list[Any]:
         return convolution(self, name, matrix, self._geometry, scale)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.integer.integer_code import decode, encode
-from filigree.nn.integer.integer_onnx import PlainSampling
+from filigree.nn.integer.integer_onnx import IntegerWeight, PlainSampling
+from filigree.nn.onnx_operators import Code, encoded
 from filigree.ops.c_steps import ScaleShift, csr, floats, refuse
 from filigree.ops.integers import Integers
 
@@ -97,6 +98,13 @@ class IntegerLayer(Capabilities, DenseWeight, nn.Module):
         inputs = floats(self.input_scale)
         before = [] if inputs is None else [ScaleShift(name, inputs, np.zeros_like(inputs))]
         return [*before, *self._c_product(name, csr(self.integers().cpu().numpy()), floats(self.scale))]
+
+    def integer_weight(self) -> IntegerWeight | None:
+        return None if self.activation is not None else IntegerWeight(self.integers(), self.scale, self.input_scale)
+
+    def _onnx_code(self) -> Code | None:
+        """The integers for an operator of ONNX Runtime, which computes in float32 and samples no activations."""
+        return encoded(self.integers()) if self.scale.dtype is torch.float32 and self.activation is None else None
 
     def _c_product(self, name: str, matrix: Any, scale: Any) -> list[Any]:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from filigree.nn.drop_in import dense_linear
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.integer.integer_onnx import PlainIntegerLinear
+from filigree.nn.onnx_operators import OperatorLinear
 from filigree.ops.c_steps import linear as c_linear
 from filigree.ops.integers import Integers, integer_linear
 
@@ -62,6 +63,10 @@ class IntegerLinear(IntegerLayer):
 
     def onnx_form(self) -> nn.Module:
         return PlainIntegerLinear(self)
+
+    def onnx_operator(self) -> nn.Module | None:
+        code = self._onnx_code()
+        return None if code is None else OperatorLinear(self, code, self.scale, self.input_scale)
 
     def _c_product(self, name: str, matrix: Any, scale: Any) -> list[Any]:
         return c_linear(self, name, matrix, scale)

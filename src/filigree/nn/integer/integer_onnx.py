@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class IntegerWeight(NamedTuple):
+    """A weight `scale * integers * input_scale`: integers `(rows, width)`, one scale or one a row, one an input."""
+
+    integers: Tensor
+    scale: Tensor
+    input_scale: Tensor | None
 
 
 class PlainSampling(nn.Module):

@@ -96,6 +96,9 @@ class MaskedLayer(Capabilities, TracksCopies):
     def onnx_candidates(self) -> dict[str, nn.Module]:
         return self.sparse().onnx_candidates()
 
+    def onnx_operator(self) -> nn.Module | None:
+        return self.sparse().onnx_operator()
+
     def c_form(self, name: str) -> list[Any]:
         return self.sparse().c_form(name)
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from filigree.nn.drop_in import ConvSettings, dense_conv2d
+from filigree.nn.onnx_operators import OperatorConv2d, encoded
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseConv2d, GatherConv2d
 from filigree.ops import reference
@@ -97,6 +98,10 @@ class SparseConv2d(ConvSettings, SparseLayer):
 
     def onnx_candidates(self) -> dict[str, nn.Module]:
         return {"dense": DenseConv2d(self), "gather": GatherConv2d(self)}
+
+    def onnx_operator(self) -> nn.Module | None:
+        code = encoded(self.weight_matrix())
+        return None if code is None else OperatorConv2d(self, self._geometry, code)
 
     def c_form(self, name: str) -> list[Any]:
         return convolution(self, name, self._c_matrix(), self._geometry)

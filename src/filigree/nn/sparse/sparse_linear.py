@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from filigree.modes import is_autocast
 from filigree.nn.drop_in import dense_linear
+from filigree.nn.onnx_operators import OperatorLinear, encoded
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
 from filigree.ops import reference, sparse
@@ -200,6 +201,10 @@ class SparseLinear(SparseLayer):
         return {
             "dense": DenseLinear(self), "gather": GatherLinear(self), "gather by feature": GatherLinearByFeature(self),
         }  # fmt: skip
+
+    def onnx_operator(self) -> nn.Module | None:
+        code = encoded(self.weight_matrix())
+        return None if code is None else OperatorLinear(self, code)
 
     def c_form(self, name: str) -> list[Any]:
         return linear(self, name, self._c_matrix())

@@ -1,0 +1,231 @@
+"""filigree's own operators for ONNX Runtime: compiled, loaded by one line, against torch on shapes of all kinds."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import filigree as fg
+from filigree.export import export_onnx
+from filigree.export.c.compiler import compiler
+from filigree.export.onnx import operators as library_of
+from filigree.export.onnx.candidates import offered_forms
+from filigree.export.onnx.operators import operators
+from filigree.export.onnx.program import Session, translate
+from filigree.nn.integer.integer_linear import IntegerLinear
+from filigree.nn.onnx_operators import OperatorLinear, encoded
+from filigree.nn.sparse.sparse_conv2d import SparseConv2d
+from filigree.nn.sparse.sparse_linear import SparseLinear
+
+REASON = "the extra `onnx` is not installed"
+onnx = pytest.importorskip("onnx", reason=REASON)
+pytest.importorskip("onnxscript", reason=REASON)
+runtime = pytest.importorskip("onnxruntime", reason=REASON)
+pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+
+FAST = {"seconds": 0.001, "runtime": "ort", "sparse": "operator"}
+
+
+def with_zeros(module, share=0.9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) >= share)
+    return module
+
+
+def decoded(code):
+    """The matrix in a code, read number by number."""
+    a = code.attributes
+    data, size = code.bytes.numpy(), a["rows"] * a["width"]
+    at, flat = 0, []
+    if a["gaps"]:
+        here = -1
+        while len(flat) < a["nonzeros"]:
+            here += 255 if data[at] == 255 else int(data[at]) + 1
+            flat += [here] if data[at] != 255 else []
+            at += 1
+    else:
+        flat = [i for i in range(size) if data[i // 8] >> (i % 8) & 1]
+        at = -(-size // 8)
+    bits = a["bits"]
+    if bits == 32:
+        values = data[at:].view(np.float32)
+    else:
+        digits = np.unpackbits(data[at:], bitorder="little")[: bits * len(flat)].reshape(-1, bits).astype(int)
+        raised = (digits << np.arange(bits)).sum(1)
+        values = 1 - 2 * raised if bits == 1 else raised - (1 << (bits - 1))
+    matrix = np.zeros(size)
+    matrix[flat] = values
+    return torch.from_numpy(matrix).reshape(a["rows"], a["width"])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("most", [None, 1, 3, 7, 100, 1000])
+def test_codes(density, most):
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(37, 53, generator=generator) < density
+    numbers = torch.randn(37, 53, generator=generator)
+    matrix = numbers * mask if most is None else ((numbers * most).round().clamp(-most, most) * mask).int()
+    code = encoded(matrix)
+    assert torch.equal(decoded(code), matrix.double())
+    nonzeros = int(matrix.count_nonzero())
+    bits = 32 if most is None else 1 if int(matrix.abs().max()) <= 1 else int(matrix.abs().max()).bit_length() + 1
+    assert code.attributes["bits"] == bits
+    assert len(code.bytes) <= -(-37 * 53 // 8) + -(-nonzeros * bits // 8)
+    if density < 0.01:
+        assert len(code.bytes) <= nonzeros * (1 + bits / 8) + 37 * 53 // 255 + 2
+
+
+def test_integers_of_many_bits_have_no_code():
+    assert encoded(torch.tensor([[40000]], dtype=torch.int32)) is None
+    assert encoded(torch.eye(2, dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 300), (33, 700), (600, 90), (130, 1100)])
+def test_linear(rows, width, tmp_path):
+    torch.manual_seed(rows)
+    linear = with_zeros(nn.Linear(width, rows, bias=rows != 33), 0.8)
+    layer = SparseLinear.from_dense(linear, relu=rows == 600)
+    example = torch.randn(4, width)
+    with operators() as library:
+        session = Session(
+            translate(OperatorLinear(layer, encoded(linear.weight)), (example,), True, None, ["y"]), library
+        )
+    for batch in (1, 2, 3, 4, 7, 16, 17, 32, 60, 128, 129, 300):  # each way of the library, and what is left over
+        x = torch.randn(batch, width)
+        with torch.no_grad():
+            expected = linear(x).relu() if rows == 600 else linear(x)
+        torch.testing.assert_close(session.run([x])[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_samples_and_wide_weights(tmp_path):
+    model = nn.Sequential(SparseLinear(66000, 40, fg.ConstantFanIn(50)), nn.ReLU(), with_zeros(nn.Linear(40, 8)))
+    report = export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 3, 66000), **FAST)
+    assert [layer.form for layer in report.layers] == ["operator", "operator"]
+    assert report.bytes < 66000 * 40 // 8
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+    nn.Conv2d(8, 12, (3, 5), stride=(1, 3), padding=(0, 2), dilation=(2, 1), groups=4),
+    nn.Conv2d(6, 70, 1, stride=2), nn.Conv2d(4, 4, 3, groups=4, padding=1),
+    nn.Conv2d(5, 9, 3, padding=2, padding_mode="reflect"), nn.Conv2d(5, 9, (2, 4), padding="same"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_convolutions(conv, tmp_path):
+    torch.manual_seed(0)
+    conv = with_zeros(conv, 0.7)
+    model = nn.Sequential(SparseConv2d.from_dense(conv), nn.ReLU())
+    x = torch.randn(3, conv.in_channels, 19, 23)
+    export_onnx(model, tmp_path / "m.onnx", x, **FAST)
+    options = runtime.SessionOptions()
+    options.register_custom_ops_library(str(tmp_path / "m.so"))
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), options)
+    x = torch.randn(5, conv.in_channels, 19, 23)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(y), conv(x).relu(), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_integers(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 3, groups=2), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 40), nn.ReLU(),
+        nn.Linear(40, 6),
+    ).eval()  # fmt: skip
+    x = torch.rand(20, 4, 10, 10)
+    fg.compress_(model, fg.MonteCarlo(samples=0.3), x)
+    report = export_onnx(model, tmp_path / "m.onnx", x, **FAST)
+    assert {layer.form for layer in report.layers} == {"operator"}
+    plain = export_onnx(model, tmp_path / "plain.onnx", x, seconds=0.001)
+    assert report.bytes < plain.bytes
+    assert not (tmp_path / "plain.so").exists()
+
+
+def test_scales_of_inputs():
+    torch.manual_seed(0)
+    layer = IntegerLinear(torch.randint(-2, 3, (30, 50)), torch.rand(30), torch.rand(50), torch.randn(30), relu=True)
+    x = torch.randn(9, 50)
+    with operators() as library:
+        session = Session(translate(layer.onnx_operator(), (x,), True, None, ["y"]), library)
+    torch.testing.assert_close(session.run([x])[0], layer(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_offered():
+    model = nn.ModuleDict({
+        "dense": nn.Linear(8, 8), "zeros": with_zeros(nn.Linear(8, 8)), "sparse": SparseLinear(8, 8),
+        "double": SparseLinear(8, 8, dtype=torch.float64), "images": with_zeros(nn.Conv2d(4, 4, 3)),
+    })  # fmt: skip
+    forms = offered_forms(model, operators=True)
+    assert list(forms["zeros"]) == list(forms["images"]) == ["dense", "operator"]
+    assert list(forms["sparse"]) == ["dense", "gather", "gather by feature", "operator"]
+    assert "operator" not in forms["double"]
+    assert "dense" not in forms
+    assert "zeros" not in offered_forms(model)
+
+
+def test_the_fastest_form_is_taken_and_dense_files_need_no_library(tmp_path):
+    report = fg.export(
+        with_zeros(nn.Linear(16, 16)), tmp_path / "m.onnx", torch.randn(2, 16), sparse="dense", runtime="ort"
+    )
+    assert report.library is None
+    assert not (tmp_path / "m.so").exists()
+    report = fg.export(with_zeros(nn.Linear(600, 600)), tmp_path / "m.onnx", torch.randn(1, 600), runtime="ort")
+    assert (
+        {note.split()[0] for note in report.layers[0].note.split(", ")} == {"dense", "operator"}
+        if report.layers
+        else True
+    )
+
+
+def test_errors(tmp_path, monkeypatch):
+    model, x = with_zeros(nn.Linear(16, 16)), torch.randn(2, 16)
+    with pytest.raises(ValueError, match="runtime must be None or ort. Got 'tvm'"):
+        export_onnx(model, tmp_path / "m.onnx", x, runtime="tvm")
+    with pytest.raises(ValueError, match="sparse='operator' needs runtime='ort'"):
+        export_onnx(model, tmp_path / "m.onnx", x, sparse="operator")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler. The environment's CXX names 'no-such-compiler'"):
+        export_onnx(model, tmp_path / "m.onnx", x, runtime="ort")
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(RuntimeError, match="failed with 1"):
+        export_onnx(model, tmp_path / "m.onnx", x, runtime="ort")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_refuses_a_damaged_file(tmp_path):
+    model = with_zeros(nn.Linear(16, 16))
+    example = torch.randn(2, 16)
+    program = translate(nn.Sequential(OperatorLinear(model, encoded(model.weight))), (example,), True, None, ["y"])
+    with operators() as library:
+        for name, value, message in (("nonzeros", 3, "another"), ("rows", 17, "code of a weight|too early|bias"),
+                                     ("bits", 0, "bits"), ("width", 0, "positive")):  # fmt: skip
+            damaged = onnx.ModelProto()
+            damaged.CopyFrom(program)
+            (node,) = [node for node in damaged.graph.node if node.domain == "filigree"]
+            (attribute,) = [attribute for attribute in node.attribute if attribute.name == name]
+            attribute.i = value
+            with pytest.raises(ValueError, match=message):
+                Session(damaged, library)
+        with pytest.raises(ValueError, match="must read 16 numbers"):
+            Session(program, library).run([torch.randn(2, 15)])
+
+
+def test_each_set_of_instructions(tmp_path, monkeypatch):
+    """The library for other processors: what is not there on this one is left out of its choice."""
+    source = library_of.SOURCE.read_text()
+    linear = with_zeros(nn.Linear(70, 50), 0.5)
+    conv = with_zeros(nn.Conv2d(3, 5, 3, padding=1), 0.5)
+    for best in ("PLAIN", "AVX2"):
+        changed = tmp_path / f"{best}.cpp.in"
+        changed.write_text(source.replace("= instructions();", f"= instructions() < {best} ? instructions() : {best};"))
+        monkeypatch.setattr(library_of, "SOURCE", changed)
+        library_of._library.cache_clear()
+        export_onnx(nn.Sequential(linear), tmp_path / "m.onnx", torch.randn(40, 70), **FAST)
+        export_onnx(nn.Sequential(linear), tmp_path / "m.onnx", torch.randn(1, 70), **FAST)
+        export_onnx(nn.Sequential(conv), tmp_path / "m.onnx", torch.randn(2, 3, 9, 9), **FAST)
+    library_of._library.cache_clear()
