@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
-from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps, padded
+from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
+from filigree.ops.panel_weights import padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
 from filigree.optimize.recurrent import Direction

@@ -13,7 +13,9 @@ from filigree.nn.drop_in import DropIn
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.sparse.masked import MaskedLayer
 from filigree.nn.sparse.sparse_layer import SparseLayer
-from filigree.ops.inference import Finishing, PanelWeight, pack
+from filigree.ops.inference import Finishing
+from filigree.ops.int8 import int8_weight
+from filigree.ops.panel_weights import MOST_INPUTS, PanelWeight, pack
 
 _MOST_COLUMNS = 65536  # of 16 bits
 _FEW = 8  # vectors of inputs, for which the nonzeros of each row may be taken one by one
