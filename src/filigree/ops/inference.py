@@ -17,7 +17,7 @@ from filigree.ops.addresses import address
 from filigree.ops.panel_weights import PanelWeight, padded
 
 GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION = range(9)
-CURVES = ("", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
+CURVES = ("", "gelu", "gelu_tanh", "silu", "tanh")
 
 
 class Finishing(NamedTuple):

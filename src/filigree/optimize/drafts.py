@@ -41,11 +41,11 @@ def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) 
     """Give spans their memory, where those that are no longer read make room, and number them anew."""
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for span in (step.source, step.other, step.target):
+        for span in (step.source, step.other, step.third, step.target):
             last[span] = number
     offsets: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for span in (step.target, step.other):
+        for span in (step.target, step.other, step.third):
             if span in given or span in offsets:
                 continue
             busy = sorted((offsets[s], offsets[s] + _room(sizes[s])) for s in offsets if last[s] >= number)
@@ -60,7 +60,7 @@ def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) 
     spans = [Span(sizes[span], offsets.get(span)) for span in order]
     renamed = [
         Step(**{**vars(step), "source": numbers[step.source], "target": numbers[step.target],
-                "other": numbers.get(step.other, 0)})
+                "other": numbers.get(step.other, 0), "third": numbers.get(step.third, 0)})
         for step in steps
     ]  # fmt: skip
     return Steps(spans, renamed, chunk)

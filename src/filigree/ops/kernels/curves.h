@@ -53,8 +53,6 @@ inline V curve_of(int32_t curve, V x) {
       return gelu_by_tanh(x);
     case SILU:
       return x * sigmoid(x);
-    case SIGMOID:
-      return sigmoid(x);
     case TANH:
       return tanh_of(x);
     default:

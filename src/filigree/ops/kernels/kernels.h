@@ -139,7 +139,7 @@ struct Span {
 // What becomes of sums, by output: times scale, plus bias, then ReLU (with a slope for numbers below zero) or another
 // curve, then times factor plus shift. Each may be null; those of a weight in panels are padded with zeros to whole
 // panels.
-enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, SIGMOID, TANH };
+enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, TANH };
 struct Finishing {
   const float *scale, *bias, *slope, *factor, *shift;
   bool relu;
