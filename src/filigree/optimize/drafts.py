@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from filigree.ops.inference import Finishing, Span, Step, Steps
+from filigree.ops.panel_weights import INT8_CODINGS
 from filigree.optimize.weights import LayerWeight, scaled
 
 
@@ -27,6 +28,11 @@ class Draft:
     forms: dict[str, Any] = field(default_factory=dict)
     form: str = "floats"
     part: str = ""  # of a layer that has several weights
+    error: float = 0.0  # of the forms that round to bytes
+
+    @property
+    def is_int8(self) -> bool:
+        return self.form in INT8_CODINGS
 
     def built(self) -> Step:
         finish = self.finish

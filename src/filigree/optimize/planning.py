@@ -16,6 +16,7 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
+from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
 from filigree.optimize.recurrent import Direction
 from filigree.optimize.tracing import Traced
@@ -30,8 +31,8 @@ _ELEMENTWISE = (  # what passes on a wish for zeros around its input
 class Plan:
     """Steps for a part of a graph with one input; spans are numbered, the first one is the input."""
 
-    def __init__(self, traced: Traced, source: fx.Node) -> None:
-        self.traced, self.source = traced, source
+    def __init__(self, traced: Traced, source: fx.Node, errors: Int8Errors) -> None:
+        self.traced, self.source, self.errors = traced, source, errors
         self.sizes: list[int] = []
         self.drafts: list[Draft] = []
         self.layouts: dict[fx.Node, Any] = {}
@@ -41,10 +42,10 @@ class Plan:
         self.layouts[source] = Layout(self.span(value.numel()), torch.arange(value.numel()).view(value.shape))
 
     @classmethod
-    def of(cls, traced: Traced, source: fx.Node) -> Plan | None:
+    def of(cls, traced: Traced, source: fx.Node, errors: Int8Errors) -> Plan | None:
         """None: what a node holds is no float32 tensor with samples along its first dimension."""
         is_input = traced.batch_dim(source) == 0 and traced.single[source].dtype is torch.float32
-        return cls(traced, source) if is_input else None
+        return cls(traced, source, errors) if is_input else None
 
     # -- products ----------------------------------------------------------------------------------------------------
 
@@ -60,7 +61,7 @@ class Plan:
         halo = [(0, 0)] * len(sizes)
         span = self.span(numbers_by_pixel(dense.out_features, sizes, halo))
         out = by_pixel(span, dense.out_features, sizes, halo)
-        self._multiply(node, layout, sums, out, weight)
+        self._multiply(node, layout, sums, out, weight, dense=dense)
         if not sizes:
             return out
         return Layout(out.span, out.positions.movedim(1, -1))
@@ -82,12 +83,12 @@ class Plan:
         first = _cut(positions[0, 0], starts).reshape(-1)
         halo = self._halo(node, len(sizes))
         out = by_pixel(self.span(numbers_by_pixel(dense.out_channels, sizes, halo)), dense.out_channels, sizes, halo)
-        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight)
+        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight, dense=dense)
         return out
 
     def _multiply(
         self, node: fx.Node, source: Layout, sums: tuple[Tensor, Tensor], out: Layout, weight: LayerWeight,
-        part: str = "",
+        part: str = "", dense: Any = None,
     ) -> None:  # fmt: skip
         first, inputs = sums
         least = int(inputs.min())
@@ -95,11 +96,14 @@ class Plan:
         outputs = len(weight.matrix)
         step = Step(
             MULTIPLY, source.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
-            clear=any(map(any, out.halo)), channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
+            clear=any(map(any, out.halo)), by_image=isinstance(dense, nn.Conv1d | nn.Conv2d | nn.Conv3d),
+            channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
-        forms = weight.forms(inputs, len(reads) * self._images())
+        int8 = dense is not None and self.errors.allows(node, dense, weight)
+        forms = weight.forms(inputs, len(reads) * self._images(), int8)
         finish = Finishing(bias=weight.bias, relu=weight.relu)
-        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part))
+        error = self.errors.of(node, dense, weight) if int8 else 0.0
+        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=error))
 
     def recurrent(self, node: fx.Node, source: fx.Node, layers: list[list[Direction]], lstm: bool) -> Any:
         """An LSTM's results or, where only the outputs and some layers' last states are read, a GRU's."""
