@@ -46,9 +46,26 @@ void normalise(const Operation &o, Area in, Area out, int64_t from, int64_t to) 
   }
 }
 
+// to[i * wide + c] = x[at[c] + i] for i < L and c < count
+template <int L>
+inline void transposed_to(const float *x, const int32_t *at, int64_t count, float *to, int64_t wide) {
+  int64_t c = 0;
+  for (; c + L <= count; c += L) {
+    V tile[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) tile[i] = load<float, L>(x + at[c + i]);
+    transpose_registers<1, L>(tile);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store<float, L>(to + i * wide + c, tile[i]);
+  }
+  for (; c < count; ++c)
+    for (int i = 0; i < L; ++i) to[i * wide + c] = x[at[c] + i];
+}
+
 // The rows x + at[0 ... count), of `width` numbers, as a weight whose outputs they are (`transposed`), or whose inputs.
 inline PanelWeight packed(const float *x, const int32_t *at, int64_t count, int64_t width, bool transposed,
                           const int32_t *run, float *memory) {
+  constexpr int L = LANES<float>;
   const int64_t outputs = transposed ? count : width, depth = transposed ? width : count;
   const int64_t panels = whole_panels(outputs) / LANES_OF_A_PANEL;
   float *to = memory;
@@ -58,7 +75,8 @@ inline PanelWeight packed(const float *x, const int32_t *at, int64_t count, int6
     const int64_t given = std::min(wide, outputs - begin);
     for (int64_t k = 0; k < depth; ++k, to += wide) {
       if (!transposed) std::copy(x + at[k] + begin, x + at[k] + begin + given, to);
-      else
+      else if (k % L == 0 && k + L <= depth) transposed_to<L>(x + k, at + begin, given, to, wide);
+      else if (k >= depth / L * L)
         for (int64_t c = 0; c < given; ++c) to[c] = x[at[begin + c] + k];
       std::fill(to + given, to + wide, 0.0f);
     }

@@ -94,18 +94,6 @@ inline int64_t bytes_of_vector(const Operation &o, int64_t by_image) {
 }
 inline bool is_bytes(const PanelWeight &w) { return w.coding >= INT8; }
 
-inline I rounded(V v) {
-#if defined(FILIGREE_ISA_avx512)
-  return I(_mm512_maskz_cvtps_epi32(ALL, __m512(v)));
-#elif defined(FILIGREE_ISA_avx2)
-  return I(_mm256_cvtps_epi32(__m256(v)));
-#else
-  I all{};
-  for (int i = 0; i < LANES<float>; ++i) all[i] = int32_t(std::lrint(v[i]));
-  return all;
-#endif
-}
-
 // call(first, how many) for each run of neighbours
 template <class Call>
 inline void for_runs(const int32_t *run, int64_t runs, Call call) {
