@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from filigree.ops.inference import CODINGS, MULTIPLY, Finishing, Span, Step, Steps, pack, padded, unpack
+from filigree.ops.inference import MULTIPLY, Finishing, Span, Step, Steps
+from filigree.ops.panel_weights import CODINGS, pack, padded, unpack
 
 NAN = float("nan")
 

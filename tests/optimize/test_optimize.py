@@ -14,6 +14,7 @@ from filigree.measure.timing import Timing
 from filigree.nn import IntegerLinear, SparseConv2d, SparseLinear
 from filigree.optimize import optimization, restore_
 from filigree.optimize.graphs import graph_of, plans_of
+from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.tracing import Traced
 
 
@@ -144,7 +145,7 @@ def test_every_form_of_every_network_equals_it(isa, name):
     model, shape = built(name)
     with torch.no_grad():
         traced = Traced(model, [torch.randn(3, *shape)])
-        plans = plans_of(traced, set())
+        plans = plans_of(traced, set(), Int8Errors(traced, 0))
         drafts = [draft for plan in plans for draft in plan.drafts if draft.layer is not None]
         assert drafts
         for form in sorted({form for draft in drafts for form in draft.forms}):
@@ -161,7 +162,7 @@ def test_whole_networks_are_one_call():
         model, shape = built(name)
         with torch.no_grad():
             traced = Traced(model, [torch.randn(2, *shape)])
-            graph = graph_of(traced, plans_of(traced, set()), 1).graph
+            graph = graph_of(traced, plans_of(traced, set(), Int8Errors(traced, 0)), 1).graph
         assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"], name
 
 

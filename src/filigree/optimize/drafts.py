@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from filigree.ops.inference import Finishing, Span, Step, Steps
+from filigree.ops.panel_weights import INT8_CODINGS
 from filigree.optimize.weights import LayerWeight, scaled
 
 
@@ -27,6 +28,11 @@ class Draft:
     forms: dict[str, Any] = field(default_factory=dict)
     form: str = "floats"
     part: str = ""  # of a layer that has several weights
+    error: float = 0.0  # of the forms that round to bytes
+
+    @property
+    def is_int8(self) -> bool:
+        return self.form in INT8_CODINGS
 
     def built(self) -> Step:
         finish = self.finish
@@ -41,11 +47,11 @@ def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) 
     """Give spans their memory, where those that are no longer read make room, and number them anew."""
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for span in (step.source, step.other, step.target):
+        for span in (step.source, step.other, step.third, step.target):
             last[span] = number
     offsets: dict[int, int] = {}
     for number, step in enumerate(steps):
-        for span in (step.target, step.other):
+        for span in (step.target, step.other, step.third):
             if span in given or span in offsets:
                 continue
             busy = sorted((offsets[s], offsets[s] + _room(sizes[s])) for s in offsets if last[s] >= number)
@@ -60,7 +66,7 @@ def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) 
     spans = [Span(sizes[span], offsets.get(span)) for span in order]
     renamed = [
         Step(**{**vars(step), "source": numbers[step.source], "target": numbers[step.target],
-                "other": numbers.get(step.other, 0)})
+                "other": numbers.get(step.other, 0), "third": numbers.get(step.third, 0)})
         for step in steps
     ]  # fmt: skip
     return Steps(spans, renamed, chunk)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.layouts import Layout
 from filigree.optimize.nodes import take
 from filigree.optimize.planning import Plan
@@ -15,7 +16,7 @@ from filigree.optimize.runtime import Program
 from filigree.optimize.tracing import Traced
 
 
-def plans_of(traced: Traced, left: set[fx.Node]) -> list[Plan]:
+def plans_of(traced: Traced, left: set[fx.Node], errors: Int8Errors) -> list[Plan]:
     """Plans for as many nodes of a graph as can be taken, but for those that are to be `left`.
 
     A plan reads one node only, so that it can run as soon as that one is there.
@@ -30,7 +31,7 @@ def plans_of(traced: Traced, left: set[fx.Node]) -> list[Plan]:
         ):
             continue
         if not any(take(plan, node) for plan in plans if first in plan.layouts):
-            plan = Plan.of(traced, first)
+            plan = Plan.of(traced, first, errors)
             if plan is not None and take(plan, node):
                 plans.append(plan)
     return [plan for plan in plans if any(draft.layer is not None for draft in plan.drafts)]

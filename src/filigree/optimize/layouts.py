@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filigree.ops.inference import padded
+from filigree.ops.panel_weights import padded
 
 ZERO = -1
 """The position of a number that is zero and lies nowhere."""

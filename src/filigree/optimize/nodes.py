@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import MAXIMUM, MEAN
+from filigree.optimize.attention import attention, layer_norm
 from filigree.optimize.drafts import NotTaken
 from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import Plan
@@ -138,6 +139,17 @@ def _leaky_relu(
     return plan.activation(node, source, torch.tensor([negative_slope]))
 
 
+def _curve(name: str) -> Callable[..., Layout]:
+    def handle(plan: Plan, node: fx.Node, source: fx.Node, *_: Any, **__: Any) -> Layout:
+        return plan.activation(node, source, curve=name)
+
+    return handle
+
+
+def _gelu(plan: Plan, node: fx.Node, source: fx.Node, approximate: str = "none") -> Layout:
+    return plan.activation(node, source, curve={"none": "gelu", "tanh": "gelu_tanh"}[approximate])
+
+
 def _dropout(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
     given = {**dict(zip(("p", "training"), node.args[1:], strict=False)), **node.kwargs}
     if given.get("training", True):
@@ -168,12 +180,17 @@ MODULES: dict[type, Callable[..., Any]] = {
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _pools(_max_pool)),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pools(_mean_pool)),
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive),
+    nn.GELU: lambda p, n, s, m: _gelu(p, n, s, m.approximate),
+    nn.SiLU: _curve("silu"), nn.Tanh: _curve("tanh"),
+    nn.LayerNorm: layer_norm,
     nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
 }
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.relu: _relu, torch.relu: _relu, F.dropout: _dropout, F.pad: Plan.pad,
-    F.leaky_relu: _call(_leaky_relu),
+    F.leaky_relu: _call(_leaky_relu), F.gelu: _call(_gelu),
+    F.silu: _curve("silu"), torch.tanh: _curve("tanh"), F.tanh: _curve("tanh"),
+    F.scaled_dot_product_attention: _call(attention),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d), _call(_max_pool)),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _call(_mean_pool)),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), Plan.sum),
@@ -182,7 +199,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }  # fmt: skip
 
 METHODS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t"), Plan.view),
+    **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten"),
+                    Plan.view),
     "contiguous": Plan.contiguous, "detach": Plan.same,
-    "relu": _relu, "relu_": _relu, "add": Plan.sum, "add_": Plan.sum,
+    "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "add": Plan.sum, "add_": Plan.sum,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from filigree.config import clipped, one_line
 from filigree.convert import inference_context
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.optimize.graphs import graph_of, plans_of
+from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.planning import Draft, Plan
 from filigree.optimize.runtime import install, restore_, runtimes_of
 from filigree.optimize.tracing import NotTraceable, Traced
@@ -22,17 +23,21 @@ from filigree.summary import label_of
 from filigree.text_table import aligned
 
 _TORCH = "as it was"
-_TOLERANCE = 1e-4  # of the largest output: what may differ by the order of sums
+_ORDER = 1e-4  # of the largest output: what may differ by the order of sums
 
 
 @dataclass(frozen=True)
 class OptimizedLayer:
-    """A layer in the report: the form that was chosen, and the milliseconds of each form that was tried, alone."""
+    """A layer in the report: the form that was chosen, and the milliseconds of each form that was tried, alone.
+
+    `error`: of a layer in int8 by how much its outputs on the example change, as a share of their size (norms).
+    """
 
     name: str
     layer: str
     form: str
     milliseconds: dict[str, float]
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ class OptimizeReport:
         return {**asdict(self), "speedup": self.speedup}
 
     def __str__(self) -> str:
-        rows = [("layer", "", "form", "ms alone")]
+        rows = [("layer", "", "form", "error", "ms alone")]
         for layer in self.layers:
             times = ", ".join(f"{name} {time:.3g}" for name, time in layer.milliseconds.items())
-            rows.append((layer.name, layer.layer, layer.form, times))
+            rows.append((layer.name, layer.layer, layer.form, f"{layer.error:.1e}" if layer.error else "", times))
         title = (
             f"optimize_: batch {self.batch}: {self.before.median:.3g} -> {self.after.median:.3g} ms, "
             f"x {self.speedup:.2f}, outputs differ by {self.difference:.1e}"
@@ -69,15 +74,23 @@ class OptimizeReport:
         return "\n".join([title, *(aligned(rows) if self.layers else []), *self.notes])
 
 
-def optimize_(model: nn.Module, example: Tensor | Sequence[Tensor], *, seconds: float = 0.1) -> OptimizeReport:
+def optimize_(
+    model: nn.Module, example: Tensor | Sequence[Tensor], *, tolerance: float = 0.0, seconds: float = 0.1
+) -> OptimizeReport:
     """Lay a model out for inference on this machine and for the batch size of an example.
 
     Convolutions, linear layers, norms, activations and pools that follow one another become one call of a compiled
     kernel: norms and activations are fused into the layers before them, flattening and padding cost nothing, and each
     weight is held in the form that is fastest on its input, measured in turns: dense floats, a bitmap with the
     nonzeros, the nonzeros by rows, or bytes where the weights are small integers (`IntegerLinear`, `IntegerConv2d`).
-    All forms compute the same up to the order of sums; nothing is approximated. What is not faster that way runs as
-    before, and the whole model is left as it was where the result is not faster than it.
+    All these compute the same up to the order of sums. What is not faster that way runs as before, and the whole model
+    is left as it was where the result is not faster than it.
+
+    With a `tolerance` also int8 is tried, which approximates: a layer's weights are rounded to integers of -127 to 127
+    with a scale for each output, its inputs, when it runs, to integers of 0 to 255 with a scale for each vector (of a
+    convolution, each sample), and products are sums of whole numbers. Layers are in int8 where that is fastest and
+    changes their outputs by no more than the tolerance, |y_int8 - y| / |y| on the example. Where the outputs of the
+    whole model differ by more, the layers with the largest errors are floats again.
 
     The original modules stay in the model, and parameters, `state_dict`, `fg.save` and `fg.export` are theirs. They run
     in training mode, with gradients enabled, under autocast, with hooks, and for inputs of other shapes (the batch size
@@ -86,15 +99,21 @@ def optimize_(model: nn.Module, example: Tensor | Sequence[Tensor], *, seconds: 
 
     Args:
         model: any torch module on the CPU, in eval mode. example: an input batch, or a tuple of the model's inputs; the
-            model is run on it, and on its first sample. seconds: of each measurement.
+            model is run on it, and on its first sample. tolerance: by how much the outputs of the model on the example
+            may differ, the largest difference over the largest magnitude; 0: by the order of sums only, no layer is in
+            int8. Errors are those on the example: it should be real data, and several samples. seconds: of each
+            measurement.
 
     Returns:
         A printable report: the form of each layer and the times of all, the times of the whole model.
 
     Raises:
-        ValueError: the model is in training mode, or does not run on the example. The model is as it was before.
+        ValueError: the model is in training mode, or does not run on the example, or the tolerance is not between 0 and
+            1. The model is as it was before.
     """
     inputs = _checked(model, example)
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"optimize_: tolerance must be between 0 and 1. Got {clipped(tolerance)}.")
     with AllOrNothing(model, values=True):
         restore_(model)
         with inference_context(model):
@@ -102,19 +121,26 @@ def optimize_(model: nn.Module, example: Tensor | Sequence[Tensor], *, seconds: 
                 expected = [t.clone() for t in tensors_in(model(*inputs))]
             except Exception as error:
                 raise ValueError(f"optimize_: the model does not run on the example: {one_line(error)}") from error
-        gathered = _Work(seconds)
-        with torch.no_grad():
-            gathered.optimize(model, "", inputs)
-        layers, notes = gathered.layers, gathered.notes
-        work = _running(model, inputs)
-        with torch.no_grad():
-            difference = _difference(tensors_in(model(*inputs)), expected)
+        work, allowed = _running(model, inputs), max(tolerance, _ORDER)
+        most = tolerance
+        while True:
+            gathered = _Work(seconds, most)
+            with torch.no_grad():
+                gathered.optimize(model, "", inputs)
+                difference = _difference(tensors_in(model(*inputs)), expected)
+            layers, notes = gathered.layers, gathered.notes
+            errors = [layer.error for layer in layers if layer.error]
+            if difference <= allowed or not errors:
+                break
+            most = min(most / 2, max(errors) * (1 - 1e-6))  # fewer layers in int8
+            most = most if most >= min(errors) else 0.0
+            restore_(model)
         if not runtimes_of(model):
             (before,) = time_interleaved([work], seconds)
             return OptimizeReport(len(inputs[0]), before, before, difference, layers, notes)
         before, after = time_interleaved([_as_before(model, inputs), work], seconds * 3)
-        if not after.median < before.median or not difference <= _TOLERANCE:
-            why = "it was not faster" if difference <= _TOLERANCE else f"its outputs differed by {difference:.1e}"
+        if not after.median < before.median or not difference <= allowed:
+            why = "it was not faster" if difference <= allowed else f"its outputs differed by {difference:.1e}"
             restore_(model)
             return OptimizeReport(len(inputs[0]), before, before, 0.0, layers, [*notes, f"left as it was: {why}"])
     return OptimizeReport(len(inputs[0]), before, after, difference, layers, notes)
@@ -173,8 +199,8 @@ def _difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
 class _Work:
     """What `optimize_` gathers while it goes through a model."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, most: float) -> None:
+        self.seconds, self.most = seconds, most  # the error that a layer in int8 may have
         self.layers: list[OptimizedLayer] = []
         self.notes: list[str] = []
         self._rows: dict[Draft, OptimizedLayer] = {}
@@ -190,10 +216,11 @@ class _Work:
             for key, given in children.items():
                 self.optimize(module.get_submodule(key), f"{name}.{key}".lstrip("."), given)
             return
-        plans = plans_of(traced, set())
+        errors = Int8Errors(traced, self.most)
+        plans = plans_of(traced, set(), errors)
         slower = [node for plan in plans for node in self._choose_forms(traced, plan, name)]
         graphs = [graph_of(traced, plans, chunk) for chunk in _chunks(len(inputs[0]))] if plans else []
-        if slower and (fewer := plans_of(traced, set(slower))):
+        if slower and (fewer := plans_of(traced, set(slower), errors)):
             for plan in fewer:
                 plan.take_forms(plans)
             graphs += [graph_of(traced, fewer, chunk) for chunk in _chunks(len(inputs[0]))]
@@ -208,7 +235,7 @@ class _Work:
         kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
         rows, self._rows = self._rows, {}
         self.layers += [
-            replace(layer, form=_TORCH) if kept is None or (draft.node and draft.node.name in kept) else layer
+            replace(layer, form=_TORCH, error=0.0) if kept is None or (draft.node and draft.node.name in kept) else layer
             for draft, layer in rows.items()
         ]
 
@@ -230,7 +257,8 @@ class _Work:
             as_it_was[node] = times.get(_TORCH, as_it_was.get(node, 0.0))
             path = [name, str(node.target).removeprefix("model").lstrip("."), draft.part]
             label = label_of(traced.module_of(node))
-            self._rows[draft] = OptimizedLayer(".".join(filter(None, path)), label, draft.form, times)
+            error = draft.error if draft.is_int8 else 0.0
+            self._rows[draft] = OptimizedLayer(".".join(filter(None, path)), label, draft.form, times, error)
         return [node for node in ours if as_it_was[node] < ours[node]]
 
 
@@ -239,19 +267,25 @@ def _chunks(images: int) -> list[int]:
 
 
 def _inputs_of_children(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """What the modules inside one are called with, where that is once, with tensors and nothing else."""
+    """What the modules inside one are called with, where that is once, with tensors and nothing else.
+
+    In place of those that are called otherwise stand the modules inside them.
+    """
     calls: dict[str, list[Any]] = {}
 
     def keep(name: str) -> Callable[..., None]:
         return lambda child, args, named: calls.setdefault(name, []).append((args, named))
 
-    children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+    children = [(name, child) for name, child in module.named_modules() if name and any(True for _ in child.parameters())]
     with inference_context(
         module, (child.register_forward_pre_hook(keep(name), with_kwargs=True) for name, child in children)
     ):
         module(*inputs)
-    return {
-        name: list(args)
-        for name, [(args, named), *others] in calls.items()
-        if not others and not named and args and all(isinstance(x, Tensor) and x.dim() for x in args)
-    }
+    taken: dict[str, list[Tensor]] = {}
+    for name, _ in children:  # outer ones first
+        if any(name.startswith(f"{outer}.") for outer in taken) or len(calls.get(name, ())) != 1:
+            continue
+        args, named = calls[name][0]
+        if not named and args and all(isinstance(x, Tensor) and x.dim() for x in args):
+            taken[name] = list(args)
+    return taken

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
-from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps, padded
+from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
+from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
+from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
 from filigree.optimize.recurrent import Direction
 from filigree.optimize.tracing import Traced
@@ -29,21 +31,21 @@ _ELEMENTWISE = (  # what passes on a wish for zeros around its input
 class Plan:
     """Steps for a part of a graph with one input; spans are numbered, the first one is the input."""
 
-    def __init__(self, traced: Traced, source: fx.Node) -> None:
-        self.traced, self.source = traced, source
+    def __init__(self, traced: Traced, source: fx.Node, errors: Int8Errors) -> None:
+        self.traced, self.source, self.errors = traced, source, errors
         self.sizes: list[int] = []
         self.drafts: list[Draft] = []
         self.layouts: dict[fx.Node, Any] = {}
         self.makers: dict[fx.Node, Draft] = {}  # whose outputs a node's are, while more can be fused into it
         self.nodes: list[fx.Node] = []
         value = traced.single[source]
-        self.layouts[source] = Layout(self._span(value.numel()), torch.arange(value.numel()).view(value.shape))
+        self.layouts[source] = Layout(self.span(value.numel()), torch.arange(value.numel()).view(value.shape))
 
     @classmethod
-    def of(cls, traced: Traced, source: fx.Node) -> Plan | None:
+    def of(cls, traced: Traced, source: fx.Node, errors: Int8Errors) -> Plan | None:
         """None: what a node holds is no float32 tensor with samples along its first dimension."""
         is_input = traced.batch_dim(source) == 0 and traced.single[source].dtype is torch.float32
-        return cls(traced, source) if is_input else None
+        return cls(traced, source, errors) if is_input else None
 
     # -- products ----------------------------------------------------------------------------------------------------
 
@@ -57,9 +59,9 @@ class Plan:
         assert sums is not None
         sizes = positions.shape[2:]
         halo = [(0, 0)] * len(sizes)
-        span = self._span(numbers_by_pixel(dense.out_features, sizes, halo))
+        span = self.span(numbers_by_pixel(dense.out_features, sizes, halo))
         out = by_pixel(span, dense.out_features, sizes, halo)
-        self._multiply(node, layout, sums, out, weight)
+        self._multiply(node, layout, sums, out, weight, dense=dense)
         if not sizes:
             return out
         return Layout(out.span, out.positions.movedim(1, -1))
@@ -80,25 +82,28 @@ class Plan:
         inputs = _cut(positions[0], (slice(None), *taps)).reshape(-1)
         first = _cut(positions[0, 0], starts).reshape(-1)
         halo = self._halo(node, len(sizes))
-        out = by_pixel(self._span(numbers_by_pixel(dense.out_channels, sizes, halo)), dense.out_channels, sizes, halo)
-        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight)
+        out = by_pixel(self.span(numbers_by_pixel(dense.out_channels, sizes, halo)), dense.out_channels, sizes, halo)
+        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight, dense=dense)
         return out
 
     def _multiply(
         self, node: fx.Node, source: Layout, sums: tuple[Tensor, Tensor], out: Layout, weight: LayerWeight,
-        part: str = "",
+        part: str = "", dense: Any = None,
     ) -> None:  # fmt: skip
         first, inputs = sums
         least = int(inputs.min())
         reads, inputs = first + least, inputs - least
         outputs = len(weight.matrix)
         step = Step(
-            MULTIPLY, source.span, out.span, len(reads), _table(reads), _table(out.positions[0, 0]),
-            clear=any(map(any, out.halo)), channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
+            MULTIPLY, source.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
+            clear=any(map(any, out.halo)), by_image=isinstance(dense, nn.Conv1d | nn.Conv2d | nn.Conv3d),
+            channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
-        forms = weight.forms(inputs, len(reads) * self._images())
+        int8 = dense is not None and self.errors.allows(node, dense, weight)
+        forms = weight.forms(inputs, len(reads) * self._images(), int8)
         finish = Finishing(bias=weight.bias, relu=weight.relu)
-        self._add(node, Draft(step, weight, node, finish, outputs, forms, part=part))
+        error = self.errors.of(node, dense, weight) if int8 else 0.0
+        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=error))
 
     def recurrent(self, node: fx.Node, source: fx.Node, layers: list[list[Direction]], lstm: bool) -> Any:
         """An LSTM's results or, where only the outputs and some layers' last states are read, a GRU's."""
@@ -108,7 +113,7 @@ class Plan:
         time, hidden, last, cells = layout.positions.shape[1], layers[0][0].hidden, [], []
         wide = padded(hidden)
         for number, directions in enumerate(layers):
-            span, row = self._span(time * len(directions) * wide), len(directions) * wide
+            span, row = self.span(time * len(directions) * wide), len(directions) * wide
             steps = torch.arange(time) * row
             columns = [side * wide + torch.arange(hidden) for side in range(len(directions))]
             for side, direction in enumerate(directions):
@@ -119,13 +124,13 @@ class Plan:
                 assert sums is not None
                 suffix = f"_l{number}" + "_reverse" * side
                 sizes, halo = (time,), [(0, 0)]
-                inputs = by_pixel(self._span(time * gates * wide), gates * wide, sizes, halo)
+                inputs = by_pixel(self.span(time * gates * wide), gates * wide, sizes, halo)
                 self._multiply(node, layout, sums, inputs, direction.inputs, f"ih{suffix}")
                 order = torch.arange(time).flip(0) if side else torch.arange(time)
-                state = self._span((1 + gates) * wide)
+                state = self.span((1 + gates) * wide)
                 step = Step(
-                    LSTM if lstm else GRU, inputs.span, span, time, _table(order * gates * wide),
-                    _table(steps[order] + side * wide), state, channels=wide,
+                    LSTM if lstm else GRU, inputs.span, span, time, table(order * gates * wide),
+                    table(steps[order] + side * wide), state, channels=wide,
                     work=time * direction.states.matrix.numel(),
                 )  # fmt: skip
                 forms = direction.states.forms(torch.arange(hidden), 1)
@@ -138,19 +143,16 @@ class Plan:
 
     # -- elementwise -------------------------------------------------------------------------------------------------
 
-    def activation(self, node: fx.Node, source: fx.Node, slope: Tensor | None = None) -> Layout:
-        """ReLU, or a slope below zero: one number, or one a channel."""
+    def activation(self, node: fx.Node, source: fx.Node, slope: Tensor | None = None, curve: str = "") -> Layout:
+        """ReLU, a slope below zero (one number, or one a channel), or another curve."""
+        parts: dict[str, Any] = {"curve": curve} if curve else {"relu": True, "slope": slope}
         per_channel = slope is not None and slope.numel() > 1
         draft = self._open(source, per_channel)
-        if (
-            draft is not None
-            and draft.finish.factor is None
-            and not (draft.finish.relu or draft.finish.slope is not None)
-        ):
-            self._finish(node, draft, relu=True, slope=slope)
+        if draft is not None and draft.finish.factor is None and not draft.finish.is_curved:
+            self._finish(node, draft, **parts)
             return self.layouts[source]
         layout, draft = self._alone(node, source)
-        self._finish(node, draft, relu=True, slope=slope)
+        self._finish(node, draft, **parts)
         return layout
 
     def affine(self, node: fx.Node, source: fx.Node, factor: Tensor, shift: Tensor) -> Layout:
@@ -161,7 +163,7 @@ class Plan:
         finish = draft.finish
         if finish.factor is not None and finish.shift is not None:
             factor, shift = factor * finish.factor, factor * finish.shift + shift
-        elif not finish.relu:
+        elif not finish.is_curved:
             bias = shift if finish.bias is None else finish.bias * factor + shift
             self._finish(node, draft, scale=factor if finish.scale is None else finish.scale * factor, bias=bias)
             return layout
@@ -202,13 +204,13 @@ class Plan:
         pixels = layout.positions[0, 0].reshape(-1)
         reads = pixels[:, None] if taps is None else pixels[taps]
         halo = self._halo(node, len(sizes))
-        out = by_pixel(self._span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+        out = by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
         step = Step(
-            kind, layout.span, out.span, len(reads), _table(reads), _table(out.positions[0, 0]), taps=reads.shape[1],
+            kind, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=reads.shape[1],
             channels=padded(channels), clear=any(map(any, halo)), work=reads.numel() * channels // 4,
         )  # fmt: skip
         draft = Draft(step, outputs=channels)
-        self._add(node, draft)
+        self.add(node, draft)
         return out, draft
 
     def sum(self, node: fx.Node, source: fx.Node) -> Layout:
@@ -217,17 +219,23 @@ class Plan:
             raise NotTaken
         if self.shape(source) != self.shape(other):
             raise NotTaken
-        a, b = self._pixels(source), self._pixels(other)
-        channels, sizes = a.positions.shape[1], a.positions.shape[2:]
-        halo = self._halo(node, len(sizes))
-        out = by_pixel(self._span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+        if self._has_vectors(source) and self._has_vectors(other):
+            (a, reads), (b, others) = self.vectors(source), self.vectors(other)
+            channels, sizes = a.positions.shape[-1], a.positions.shape[1:-1]
+            out = by_pixel(self.span(a.positions.numel()), channels, sizes, [(0, 0)] * len(sizes))
+            result = Layout(out.span, out.positions.movedim(1, -1))
+        else:
+            a, b = self._pixels(source), self._pixels(other)
+            reads, others = a.positions[0, 0].reshape(-1), b.positions[0, 0].reshape(-1)
+            channels, sizes = a.positions.shape[1], a.positions.shape[2:]
+            halo = self._halo(node, len(sizes))
+            result = out = by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
         step = Step(
-            ADD, a.span, out.span, out.positions[0, 0].numel(), _table(a.positions[0, 0]), _table(out.positions[0, 0]),
-            b.span, _table(b.positions[0, 0]), channels=padded(channels), clear=any(map(any, halo)),
-            work=a.positions.numel() // 4,
+            ADD, a.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), b.span, others=table(others),
+            channels=padded(channels), clear=any(map(any, out.halo)), work=a.positions.numel() // 4,
         )  # fmt: skip
-        self._add(node, Draft(step, outputs=channels))
-        return out
+        self.add(node, Draft(step, outputs=channels))
+        return result
 
     # -- views -------------------------------------------------------------------------------------------------------
 
@@ -274,11 +282,11 @@ class Plan:
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
-    def _span(self, size: int) -> int:
+    def span(self, size: int) -> int:
         self.sizes.append(size)
         return len(self.sizes) - 1
 
-    def _add(self, node: fx.Node, draft: Draft) -> None:
+    def add(self, node: fx.Node, draft: Draft) -> None:
         self.drafts.append(draft)
         self.makers[node] = draft
 
@@ -299,10 +307,10 @@ class Plan:
         channels, sizes = positions.shape[1], positions.shape[2:]
         halo = [(0, 0)] * len(sizes)
         size = numbers_by_pixel(channels, sizes, halo, width)
-        out = by_pixel(self._span(size), channels, sizes, halo, width)
+        out = by_pixel(self.span(size), channels, sizes, halo, width)
         reads = torch.full((size,), -1)
         reads[out.positions.reshape(-1)] = positions.reshape(-1)
-        self.drafts.append(Draft(Step(GATHER, layout.span, out.span, size, _table(reads), work=size)))
+        self.drafts.append(Draft(Step(GATHER, layout.span, out.span, size, table(reads), work=size)))
         return out
 
     def _pixels(self, node: fx.Node) -> Layout:
@@ -311,6 +319,23 @@ class Plan:
         if layout.is_by_pixel:
             return layout
         return self._gathered(layout, layout.positions, padded(layout.positions.shape[1]))
+
+    def _has_vectors(self, node: fx.Node) -> bool:
+        """Whether the numbers along the last of several dimensions are beside one another, in whole panels."""
+        positions = self.batch_first(node).positions
+        if positions.dim() < 3 or positions.shape[-1] % PANEL or not positions.numel() or int(positions.min()) < 0:
+            return False
+        return torch.equal(positions, positions[..., :1] + torch.arange(positions.shape[-1]))
+
+    def vectors(self, node: fx.Node) -> tuple[Layout, Tensor]:
+        """The layout of a node `(1, ..., channels)`, each vector's numbers beside one another up to a whole panel, and
+        where the vectors begin."""
+        layout = self.batch_first(node)
+        if not self._has_vectors(node):
+            positions = layout.positions.movedim(-1, 1)
+            gathered = self._gathered(layout, positions, padded(positions.shape[1]))
+            layout = Layout(gathered.span, gathered.positions.movedim(1, -1))
+        return layout, layout.positions[0, ..., 0].reshape(-1)
 
     def _halo(self, node: fx.Node, dims: int) -> list[tuple[int, int]]:
         """How many zeros those who read a node want around it."""
@@ -334,7 +359,7 @@ class Plan:
         """A call of one step by itself, in a form, on random numbers."""
         step, sizes = replace(draft, form=form).built(), self.sizes
         spans = [Span(sizes[step.source]), Span(sizes[step.target]), Span(sizes[step.other], 0)]
-        alone = Steps(spans, [replace(step, source=0, target=1, other=2)], images)
+        alone = Steps(spans, [replace(step, source=0, target=1, other=2, third=0)], images)
         tensors = [torch.randn(images, sizes[step.source]), torch.empty(images, sizes[step.target])]
         return lambda: alone.run(tensors, images)
 
@@ -355,7 +380,7 @@ class Plan:
             positions = layout.positions.movedim(layout.batch_dim, 0).reshape(-1)
             given.append(len(sizes))
             sizes.append(len(positions))
-            drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), _table(positions))))
+            drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), table(positions))))
         steps = [draft.built() for draft in drafts]
         return arranged(steps, sizes, given, chunk)
 
@@ -376,7 +401,7 @@ def _cut(positions: Tensor, slices: tuple[slice, ...]) -> Tensor:
     return cut
 
 
-def _table(positions: Tensor) -> Tensor:
+def table(positions: Tensor) -> Tensor:
     return positions.reshape(-1).to(torch.int32).contiguous()
 
 

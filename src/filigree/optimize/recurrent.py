@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filigree.computed_weights import computed_tensors
 from filigree.nn.rnn import suffixes
 from filigree.nn.structured.structured_rnn import StructuredRNN
-from filigree.ops.inference import padded
+from filigree.ops.panel_weights import padded
 from filigree.optimize.weights import LayerWeight, weight_of
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from filigree.config import one_line
+from filigree.optimize.encoders import plain_call, with_layered_attention
 from filigree.preserved import has_hooks
 from filigree.summary import says
 
@@ -43,7 +44,11 @@ _CALLS = {1: _One, 2: _Two, 3: _Three}
 
 
 class _Tracer(fx.Tracer):
-    """Layers of torch and filigree, and modules with hooks, are nodes; all else is looked into."""
+    """Layers of torch and filigree, and modules with hooks, are nodes; all else is looked into, also encoders."""
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plain = plain_call(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs) if plain is None else plain()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_hooks(m) or says(m):
@@ -61,7 +66,7 @@ class Traced:
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
         if len(inputs) not in _CALLS:
             raise NotTraceable(f"takes {len(inputs)} tensors")
-        self.root = _CALLS[len(inputs)](model)
+        self.root = _CALLS[len(inputs)](with_layered_attention(model))
         self.root.training = model.training
         try:
             graph = _Tracer(param_shapes_constant=True).trace(self.root)

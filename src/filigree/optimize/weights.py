@@ -13,7 +13,9 @@ from filigree.nn.drop_in import DropIn
 from filigree.nn.integer.integer_layer import IntegerLayer
 from filigree.nn.sparse.masked import MaskedLayer
 from filigree.nn.sparse.sparse_layer import SparseLayer
-from filigree.ops.inference import Finishing, PanelWeight, pack
+from filigree.ops.inference import Finishing
+from filigree.ops.int8 import int8_weight
+from filigree.ops.panel_weights import PanelWeight, pack
 
 _MOST_COLUMNS = 65536  # of 16 bits
 _FEW = 8  # vectors of inputs, for which the nonzeros of each row may be taken one by one
@@ -30,12 +32,20 @@ class LayerWeight:
     scale: Tensor | None = None
     relu: bool = False
 
-    def forms(self, positions: Tensor, points: int) -> dict[str, tuple[PanelWeight, Tensor | None]]:
+    def in_int8(self) -> tuple[Tensor, Tensor]:
+        """The weight as integers of -127 to 127, and the scale of each output."""
+        if self.integers is None or self.scale is None:
+            return int8_weight(self.matrix)
+        return self.integers, self.scale.expand(len(self.matrix))
+
+    def forms(
+        self, positions: Tensor, points: int, int8: bool = False
+    ) -> dict[str, tuple[PanelWeight, Tensor | None]]:
         """Packed weights by the names of their codings, each with the scale of its sums.
 
         Args:
             positions: `(inputs,)`, where they lie from the first one. points: how many vectors of inputs are multiplied
-                at a time.
+                at a time. int8: also those that round inputs and weights to bytes.
         """
         density = float(self.matrix.count_nonzero()) / max(1, self.matrix.numel())
         forms_by_coding: dict[str, tuple[PanelWeight, Tensor | None]] = {
@@ -47,8 +57,14 @@ class LayerWeight:
             forms_by_coding["bitmap"] = pack("bitmap", self.matrix, positions), None
             if points <= _FEW and int(positions.max()) < _MOST_COLUMNS:
                 forms_by_coding["rows"] = pack("rows", self.matrix, positions), None
-            if points > _FEW and len(positions) <= _MOST_COLUMNS:
+            if points > _FEW:
                 forms_by_coding["tiles"] = pack("tiles", self.matrix, positions), None
+        if int8:
+            integers, scale = self.in_int8()
+            codings = ["int8"]
+            if density < _SPARSE:
+                codings.append("int8 tiles" if points > _FEW else "int8 bitmap")
+            forms_by_coding |= {coding: (pack(coding, integers, positions), scale) for coding in codings}
         return forms_by_coding
 
 

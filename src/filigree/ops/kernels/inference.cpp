@@ -3,7 +3,9 @@
 //
 // Convolutions and linear layers are one step, MULTIPLY. Where a pixel's inputs begin and which numbers after that it
 // reads is given by two short tables, so that no patch is ever copied; weights are packed in panels of 16 outputs, as
-// floats, as bytes, or as the numbers that are not zero with a mask of 16 bits for each input.
+// floats, as bytes, or as the numbers that are not zero with a mask of 16 bits for each input. Where inputs are to be
+// bytes too, they are rounded first, each pixel's or all of an image.
+#include "attention.h"
 #include "caches.h"
 #include "point_tiles.h"
 #include "recurrent.h"
@@ -43,7 +45,8 @@ void gather(const Operation &o, Area in, Area out, int64_t images, int thread, i
   }
 }
 
-// The pixels [from, to) of all images, in tiles of at most P: call(tile size, inputs, outputs) for each.
+// The pixels [from, to) of all images, in tiles of at most P: call(tile size, inputs, outputs) for each; the place of its
+// output is null for what the last tile repeats.
 template <int P, class Call>
 inline void tiles(const Operation &o, Area in, Area out, int64_t from, int64_t to, Call call) {
   int64_t image = from / o.points, point = from % o.points;
@@ -61,37 +64,115 @@ inline void tiles(const Operation &o, Area in, Area out, int64_t from, int64_t t
   }
 }
 
+void multiply_rows(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
+  const Part part(o.weight.panels, thread, threads);
+  for (int64_t i = 0; i < images; ++i)
+    for (int64_t p = 0; p < o.points; ++p)
+      multiply_rows_of(o.weight, in.data + i * in.by_image + o.reads[p], out.data + i * out.by_image + o.writes[p],
+                       o.finish, part.from, part.to);
+}
+
+// call(the first and the end of some pixels, a block of panels) for a thread's part of all pixels and blocks
+template <class Call>
+inline void pixels_and_blocks(const Operation &o, int64_t images, int thread, int threads, Call call) {
+  const int64_t points = images * o.points, blocks = (o.weight.panels + WIDTH - 1) / WIDTH;
+  const Part part(points * blocks, thread, threads);
+  for (int64_t unit = part.from, to; unit < part.to; unit += to - unit % points) {
+    const int64_t from = unit % points;
+    to = std::min(points, from + part.to - unit);
+    call(from, to, unit / points);
+  }
+}
+
 void multiply(const Operation &o, Area in, Area out, int64_t images, int thread, int threads, float *tile) {
+  if (o.weight.coding == ROWS) return multiply_rows(o, in, out, images, thread, threads);
   if (o.weight.coding == TILES) {
     const Part part(images * o.points, thread, threads);
     tiles<TILE>(o, in, out, part.from, part.to, [&](int count, const float *const *x, float *const *y) {
-      multiply_point_tile(o.weight, count, x, y, o.finish, tile);
+      const char *words[TILE];
+      for (int p = 0; p < TILE; ++p) words[p] = reinterpret_cast<const char *>(x[p]);
+      multiply_point_tile<FloatWords>(o.weight, count, words, y, o.finish, tile, nullptr, nullptr, nullptr);
     });
     return;
   }
-  if (o.weight.coding == ROWS) {
-    const Part part(o.weight.panels * LANES_OF_A_PANEL, thread, threads);
-    for (int64_t i = 0; i < images; ++i)
-      for (int64_t p = 0; p < o.points; ++p)
-        multiply_rows_of(o.weight, in.data + i * in.by_image + o.reads[p], out.data + i * out.by_image + o.writes[p],
-                         o.finish, part.from, part.to);
-    return;
-  }
-  const int64_t points = images * o.points, blocks = (o.weight.panels + WIDTH - 1) / WIDTH;
-  const Part part(points * blocks, thread, threads);
   with_coding(o.weight.coding, [&](auto coding) {
     constexpr Coding C = decltype(coding)::value;
-    for (int64_t unit = part.from, to; unit < part.to; unit += to - unit % points) {
-      const int64_t from = unit % points;
-      to = std::min(points, from + part.to - unit);
-      const PanelBlock block = panel_block(o.weight, unit / points);
+    pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
+      const PanelBlock block = panel_block(o.weight, number);
       for_panels<C>(block, [&](auto width, int panel) {
         constexpr int B = decltype(width)::value;
         tiles<tile_size<C, B>>(o, in, out, from, to, [&](int count, const float *const *x, float *const *y) {
           multiply_some<C, B>(o.weight, block, panel, count, x, y, o.finish);
         });
       });
+    });
+  });
+}
+
+// -- with inputs as bytes --------------------------------------------------------------------------------------------
+
+// All vectors of inputs (or images) of a step as bytes; a team shares the work.
+void quantise_inputs(const Operation &o, Area in, int64_t images, const Quantised &to, int thread, int threads) {
+  const int64_t each = vectors_of_bytes(o);
+  const int32_t all[] = {0, int32_t(in.by_image)};
+  const Part part(images * each, thread, threads);
+  for (int64_t g = part.from; g < part.to; ++g) {
+    const float *x = in.data + g / each * in.by_image;
+    if (o.by_image) quantise(x, all, 1, to, g);
+    else quantise(x + o.reads[g % each], o.weight.run, o.weight.runs, to, g);
+  }
+}
+
+// The pixels [from, to) of all images, in tiles of at most P: call(tile size, tile) for each.
+template <int P, class Call>
+inline void byte_tiles(const Operation &o, const Quantised &in, Area out, int64_t from, int64_t to, Call call) {
+  int64_t image = from / o.points, point = from % o.points;
+  for (int64_t first = from; first < to; first += P) {
+    const int count = int(std::min<int64_t>(P, to - first));
+    ByteTile<P> t;
+    for (int p = 0; p < P; ++p) {
+      if (p >= count) {
+        t.x[p] = t.x[count - 1], t.scale[p] = 0, t.zero[p] = 0, t.y[p] = nullptr;
+        continue;
+      }
+      const int64_t number = o.by_image ? image : image * o.points + point;
+      t.x[p] = in.bytes + number * in.stride + (o.by_image ? o.reads[point] : 0);
+      t.scale[p] = in.scales[number], t.zero[p] = in.zeros[number];
+      t.y[p] = out.data + image * out.by_image + o.writes[point];
+      if (++point == o.points) point = 0, ++image;
     }
+    call(count, t);
+  }
+}
+
+void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t images, int thread, int threads,
+                    float *tile) {
+  const ByteRuns runs(o);
+  with_fours([&](auto how) {
+    typedef decltype(how) How;
+    if (o.weight.coding == INT8_TILES) {
+      const Part part(images * o.points, thread, threads);
+      byte_tiles<TILE>(o, in, out, part.from, part.to, [&](int count, const ByteTile<TILE> &t) {
+        const char *words[TILE];
+        for (int p = 0; p < TILE; ++p) words[p] = reinterpret_cast<const char *>(t.x[p]);
+        multiply_point_tile<ByteWords<How>>(o.weight, count, words, t.y, o.finish, tile, &runs, t.scale, t.zero);
+      });
+      return;
+    }
+    const auto of = [&](auto coding) {
+      constexpr Coding C = decltype(coding)::value;
+      pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
+        const PanelBlock block = byte_block(o.weight, number);
+        for_panels<C>(block, [&](auto width, int panel) {
+          constexpr int B = decltype(width)::value;
+          byte_tiles<tile_size<C, B>>(o, in, out, from, to, [&](int count, const auto &t) {
+            multiply_some_bytes<How, C, B>(o.weight, block, panel, runs, count, t, o.finish);
+          });
+        });
+      });
+    };
+    if (o.weight.coding == INT8) of(std::integral_constant<Coding, INT8>{});
+    else of(std::integral_constant<Coding, INT8_BITMAP>{});
   });
 }
 
@@ -113,7 +194,7 @@ void pool(const Operation &o, Area in, Area out, int64_t images, int thread, int
         else all += each;
       }
       if constexpr (!MOST) all *= 1.0f / float(o.taps);
-      store<float, L>(y + c, finished<L>(all, o.finish, c));
+      store<float, L>(y + c, finished(all, o.finish, c));
     }
   }
 }
@@ -127,21 +208,26 @@ void add(const Operation &o, Area in, Area other, Area out, int64_t images, int 
     const float *b = other.data + image * other.by_image + o.others[point];
     float *y = out.data + image * out.by_image + o.writes[point];
     for (int64_t c = 0; c < o.channels; c += L)
-      store<float, L>(y + c, finished<L>(load<float, L>(a + c) + load<float, L>(b + c), o.finish, c));
+      store<float, L>(y + c, finished(load<float, L>(a + c) + load<float, L>(b + c), o.finish, c));
   }
 }
 
 void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t images, int thread, int threads,
-              float *tile) {
+              float *tile, Quantised bytes) {
   const Area in = memory(o.from, first), out = memory(o.to, first);
   if (o.clear)  // what lies around the pixels is zero
     for (int64_t i = thread; i < images; i += threads)
       std::fill(out.data + i * out.by_image, out.data + (i + 1) * out.by_image, 0.0f);
-  if (o.clear) wait_for(threads);
+  if (is_bytes(o.weight)) {
+    bytes.stride = bytes_of_vector(o, in.by_image);
+    quantise_inputs(o, in, images, bytes, thread, threads);
+  }
+  if (o.clear || is_bytes(o.weight)) wait_for(threads);
   switch (o.kind) {
     case GATHER:
       return gather(o, in, out, images, thread, threads);
     case MULTIPLY:
+      if (is_bytes(o.weight)) return multiply_bytes(o, bytes, out, images, thread, threads, tile);
       return multiply(o, in, out, images, thread, threads, tile);
     case MAXIMUM:
       return pool<true>(o, in, out, images, thread, threads);
@@ -149,6 +235,14 @@ void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t i
       return pool<false>(o, in, out, images, thread, threads);
     case ADD:
       return add(o, in, memory(o.other, first), out, images, thread, threads);
+    case NORM: {
+      const Part part(images * o.points, thread, threads);
+      return normalise(o, in, out, part.from, part.to);
+    }
+    case ATTENTION: {
+      const Part part(images * o.taps, thread, threads);
+      return attend(o, in, memory(o.other, first), memory(o.third, first), out, part.from, part.to, tile);
+    }
     case LSTM:
     case GRU:
       if (thread == 0) recur(o, in, memory(o.other, first), out, images);
@@ -165,15 +259,29 @@ void inference(const std::vector<Span> &spans, const std::vector<Operation> &ste
   const int64_t each = chunk * numbers + 64;  // vectors may be read beyond the last number
   float *own = scratch<float>(0, apart ? each * threads : each);
   int64_t tile = 0;
-  for (const Operation &step : steps) tile = std::max(tile, tile_scratch(step.weight));
+  for (const Operation &step : steps)
+    tile = std::max(tile, std::max(tile_scratch(step.weight), attention_scratch(step)) + 64);
   float *tiles_of_threads = scratch<float>(1, tile * threads);
+  int64_t bytes = 0, vectors = 0;  // of a chunk of images
+  for (const Operation &step : steps)
+    if (is_bytes(step.weight)) {
+      const int64_t count = chunk * vectors_of_bytes(step);
+      bytes = std::max(bytes, count * bytes_of_vector(step, spans[size_t(step.from)].size));
+      vectors = std::max(vectors, count);
+    }
+  const int teams = apart ? threads : 1;
+  uint8_t *all_bytes = scratch<uint8_t>(2, bytes * teams);
+  float *scales = scratch<float>(3, vectors * teams);
+  int32_t *zeros = scratch<int32_t>(4, vectors * teams);
   parallel(threads, [&](int thread, int count) {
     const Part part(images, apart ? thread : 0, apart ? count : 1);
-    const Memory memory(spans, own + (apart ? thread * each : 0), chunk);
+    const int64_t team = apart ? thread : 0;
+    const Memory memory(spans, own + team * each, chunk);
+    const Quantised quantised{all_bytes + team * bytes, 0, scales + team * vectors, zeros + team * vectors};
     for (int64_t first = part.from; first < part.to; first += chunk)
       for (const Operation &step : steps) {
         run_step(step, memory, first, std::min(chunk, part.to - first), apart ? 0 : thread, apart ? 1 : count,
-                 tiles_of_threads + thread * tile);
+                 tiles_of_threads + thread * tile, quantised);
         if (!apart) wait_for(count);
       }
   });

@@ -136,17 +136,22 @@ struct Span {
   int64_t offset, size;
 };
 
-// What becomes of sums, by output: times scale, plus bias, then ReLU (with a slope for numbers below zero), then times
-// factor plus shift. Each may be null; those of a weight in panels are padded with zeros to whole panels.
+// What becomes of sums, by output: times scale, plus bias, then ReLU (with a slope for numbers below zero) or another
+// curve, then times factor plus shift. Each may be null; those of a weight in panels are padded with zeros to whole
+// panels.
+enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, TANH };
 struct Finishing {
   const float *scale, *bias, *slope, *factor, *shift;
   bool relu;
+  Curve curve;
 };
 
 // A weight in panels of 16 outputs (panel_weights.h). `depth` inputs in `runs` runs of neighbours: pairs of where one
 // begins, from the first number that is read, and how long it is. ROWS and TILES: the nonzeros by rows, which begin at
-// `starts`; `masks` are columns, of TILES as numbers of inputs, else as positions.
-enum Coding : int32_t { FLOATS, SIGNED_BYTES, BITMAP, ROWS, TILES };
+// `starts`; `masks` are columns, of TILES as numbers of inputs, else as positions. INT8 and those after it: inputs and
+// weights are bytes (byte_products.h), of each run in groups of four, the last one filled with zeros; `depth` counts
+// those too, and `totals` are the sums of each output's weights.
+enum Coding : int32_t { FLOATS, SIGNED_BYTES, BITMAP, ROWS, TILES, INT8, INT8_BITMAP, INT8_TILES };
 struct PanelWeight {
   Coding coding;
   int64_t depth, panels;
@@ -155,17 +160,22 @@ struct PanelWeight {
   const int64_t *starts;
   const int32_t *run;
   int64_t runs;
+  const int32_t *totals;
 };
 
 // A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin
 // (`reads`, of ADD `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its outputs go
-// (`writes`).
-enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU };
+// (`writes`). NORM: layer norms of the first `taps` channels, `number` is added to the variance. ATTENTION: `taps` heads
+// of `channels`; queries begin at `reads`, keys (of span `other`) and values (of `third`) at the first and the second half
+// of `others`, and `number` scales the products.
+enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION };
 struct Operation {
   OperationKind kind;
-  int64_t from, other, to, points, taps, channels;
+  int64_t from, other, third, to, points, taps, channels;
   const int32_t *reads, *others, *writes;
-  bool clear;  // zeros all of `to` before
+  bool clear;     // zeros all of `to` before
+  bool by_image;  // bytes: one scale for all numbers of an image, not one for each pixel's inputs
+  double number;
   PanelWeight weight;
   Finishing finish;
 };

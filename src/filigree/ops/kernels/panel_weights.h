@@ -4,7 +4,10 @@
 // bytes (small integers, scaled at the end) or as a bitmap: for each input and panel a mask of 16 bits and only the
 // numbers that are not zero, which are spread over the lanes by the mask.
 #pragma once
+#include "curves.h"
 #include "loops.h"
+
+#include <algorithm>
 
 namespace filigree {
 namespace FILIGREE_ISA {
@@ -12,7 +15,6 @@ namespace {
 
 constexpr int LANES_OF_A_PANEL = 16, WIDTH = 4;
 constexpr int VECTORS = LANES_OF_A_PANEL / LANES<float>;  // of a panel
-typedef Vec<float, LANES<float>> V;
 
 // Where the numbers of each image lie.
 struct Area {
@@ -20,13 +22,14 @@ struct Area {
   int64_t by_image;
 };
 
-// What becomes of the sums of L outputs from `c` on.
-template <int L>
-inline Vec<float, L> finished(Vec<float, L> v, const Finishing &f, int64_t c) {
+// What becomes of the sums of a vector of outputs from `c` on.
+inline V finished(V v, const Finishing &f, int64_t c) {
+  constexpr int L = LANES<float>;
   if (f.scale) v *= load<float, L>(f.scale + c);
   if (f.bias) v += load<float, L>(f.bias + c);
   if (f.slope) v = v < 0 ? v * load<float, L>(f.slope + c) : v;
-  else if (f.relu) v = v < 0 ? Vec<float, L>{} : v;  // keeps NaN, as torch does
+  else if (f.relu) v = v < 0 ? V{} : v;  // keeps NaN, as torch does
+  else if (f.curve) v = curve_of(f.curve, v);
   if (f.factor) v = v * load<float, L>(f.factor + c) + load<float, L>(f.shift + c);
   return v;
 }
@@ -184,7 +187,7 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
       V all = sum[0][p][v];
       for (int u = 1; u < APART_SUMS; ++u) all += sum[u][p][v];
       const int64_t c = (block.first + panel) * LANES_OF_A_PANEL + v * LANES<float>;
-      store<float, LANES<float>>(y[p] + c, finished<LANES<float>>(all, finish, c));
+      store<float, LANES<float>>(y[p] + c, finished(all, finish, c));
     }
   }
 }
@@ -205,31 +208,34 @@ inline V gathered(const float *x, const uint16_t *columns) {
 #endif
 }
 
-// The outputs [from, to) of one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
+// The panels [from, to) for one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
 inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
                              int64_t to) {
   constexpr int L = LANES<float>, FAR = 128;  // numbers ahead that are fetched
   const float *values = static_cast<const float *>(w.values);
-  for (int64_t r = from; r < to; ++r) {
-    V sum[2] = {};
-    int64_t k = w.starts[r];
-    const int64_t end = w.starts[r + 1];
-    for (; k + 2 * L <= end; k += 2 * L) {
-      __builtin_prefetch(values + k + FAR);
-      __builtin_prefetch(values + k + FAR + L);
-      __builtin_prefetch(w.masks + k + FAR);
-      for (int u = 0; u < 2; ++u) sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
+  for (int64_t c = from * LANES_OF_A_PANEL; c < to * LANES_OF_A_PANEL; c += L) {
+    float sums[L];
+    for (int i = 0; i < L; ++i) {
+      V sum[2] = {};
+      int64_t k = w.starts[c + i];
+      const int64_t end = w.starts[c + i + 1];
+      for (; k + 2 * L <= end; k += 2 * L) {
+        __builtin_prefetch(values + k + FAR);
+        __builtin_prefetch(values + k + FAR + L);
+        __builtin_prefetch(w.masks + k + FAR);
+        for (int u = 0; u < 2; ++u) sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
+      }
+      sums[i] = total<float, L>(sum[0] + sum[1]);
+      for (; k < end; ++k) sums[i] += values[k] * x[w.masks[k]];
     }
-    float all = total<float, L>(sum[0] + sum[1]);
-    for (; k < end; ++k) all += values[k] * x[w.masks[k]];
-    y[r] = finished<1>(all, finish, r);
+    store<float, L>(y + c, finished(load<float, L>(sums), finish, c));
   }
 }
 
 // call(panels at a time, the block, its first panel) for all panels of a block.
 template <Coding C, int B = WIDTH, class Call>
 inline void for_panels(const PanelBlock &block, Call call) {
-  if constexpr (!WHOLE_BLOCKS && C != BITMAP) {
+  if constexpr (!WHOLE_BLOCKS && C != BITMAP && C != INT8_BITMAP) {
     for (int panel = 0; panel < block.panels; ++panel) call(std::integral_constant<int, 1>{}, panel);
   } else {
     if (block.panels == B) return call(std::integral_constant<int, B>{}, 0);
@@ -254,6 +260,34 @@ inline void with_coding(Coding coding, Call call) {
   if (coding == FLOATS) call(std::integral_constant<Coding, FLOATS>{});
   else if (coding == SIGNED_BYTES) call(std::integral_constant<Coding, SIGNED_BYTES>{});
   else call(std::integral_constant<Coding, BITMAP>{});
+}
+
+// z[i] = W h[i] for `count` vectors of inputs
+inline void products(const PanelWeight &w, const Finishing &finish, const float *const *h, float *const *z,
+                     int64_t count) {
+  if (w.coding == ROWS) {
+    for (int64_t i = 0; i < count; ++i)
+      multiply_rows_of(w, h[i], z[i], finish, 0, w.panels);
+    return;
+  }
+  with_coding(w.coding, [&](auto coding) {
+    constexpr Coding C = decltype(coding)::value;
+    for (int64_t number = 0; number * WIDTH < w.panels; ++number) {
+      const PanelBlock block = panel_block(w, number);
+      for_panels<C>(block, [&](auto width, int panel) {
+        constexpr int B = decltype(width)::value, P = tile_size<C, B>;
+        for (int64_t first = 0; first < count; first += P) {
+          const float *x[P];
+          float *y[P];
+          for (int p = 0; p < P; ++p) {
+            x[p] = h[std::min(first + p, count - 1)];
+            y[p] = first + p < count ? z[first + p] : nullptr;
+          }
+          multiply_some<C, B>(w, block, panel, int(std::min<int64_t>(P, count - first)), x, y, finish);
+        }
+      });
+    }
+  });
 }
 
 }  // namespace

@@ -1,0 +1,29 @@
+#include "byte_instructions.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace filigree {
+namespace {
+
+#if defined(__x86_64__)
+// A bit of what leaf 7 says: AVX-VNNI is too new for compilers' own list.
+bool leaf7(unsigned sub, bool of_eax, int bit) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, sub, &eax, &ebx, &ecx, &edx)) return false;
+  return (of_eax ? eax : ecx) >> bit & 1;
+}
+const bool wide = leaf7(0, false, 11), narrow = leaf7(1, true, 4), expands = leaf7(0, false, 6);
+#else
+const bool wide = false, narrow = false, expands = false;
+#endif
+bool used = true;
+
+}  // namespace
+
+bool multiplies_fours(bool of_512_bits) { return used && (of_512_bits ? wide : narrow); }
+void set_multiplies_fours(bool on) { used = on; }
+bool expands_bytes() { return used && expands; }
+
+}  // namespace filigree

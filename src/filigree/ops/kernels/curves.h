@@ -1,0 +1,86 @@
+// Functions of every number of a vector: the activations that follow a sum.
+#pragma once
+#include "vectors.h"
+
+#include <cmath>
+#if defined(FILIGREE_ISA_avx512) || defined(FILIGREE_ISA_avx2)
+#include <immintrin.h>
+#endif
+
+namespace filigree {
+namespace FILIGREE_ISA {
+namespace {
+
+typedef Vec<float, LANES<float>> V;
+typedef Vec<int32_t, LANES<float>> I;
+
+// To the nearest whole number, ties to the even one.
+inline I rounded(V v) {
+#if defined(FILIGREE_ISA_avx512)
+  return I(_mm512_maskz_cvtps_epi32(__mmask16(0xffff), __m512(v)));  // masked: GCC warns of the other
+#elif defined(FILIGREE_ISA_avx2)
+  return I(_mm256_cvtps_epi32(__m256(v)));
+#else
+  I all{};
+  for (int i = 0; i < LANES<float>; ++i) all[i] = int32_t(std::lrint(v[i]));
+  return all;
+#endif
+}
+
+// exp(z) for |z| <= 87, within 2e-7 of it: a power of two and a polynomial (Cephes' expf).
+inline V exp_of(V z) {
+  z = z > 87.0f ? V{} + 87.0f : z;
+  z = z < -87.0f ? V{} - 87.0f : z;
+  const I n = rounded(z * 1.44269504f);
+  const V whole = __builtin_convertvector(n, V);
+  const V r = z - whole * 0.693359375f + whole * 2.12194440e-4f;
+  V p = V{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * reinterpret_cast<V>((n + 127) << 23);
+}
+
+inline V sigmoid(V x) { return 1.0f / (1.0f + exp_of(-x)); }
+inline V tanh_of(V x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+
+// x times the normal distribution's function of x: erf(z) = z P(z z) / Q(z z) for |z| <= 4, within 5e-7, with
+// polynomials of degree 5 by least squares that were weighted until the largest error was least.
+inline V gelu(V x) {
+  V z = x * 0.707106781f;
+  z = z > 4.0f ? V{} + 4.0f : z;
+  z = z < -4.0f ? V{} - 4.0f : z;
+  const V u = z * z;
+  V p = V{} + 1.97556394e-6f, q = V{} + 3.74768786e-5f;
+  p = p * u + 2.87823642e-4f, q = q * u + 1.21444032e-3f;
+  p = p * u + 3.99616724e-3f, q = q * u + 1.54297228e-2f;
+  p = p * u + 5.34448411e-2f, q = q * u + 1.16406447e-1f;
+  p = p * u + 1.96080831e-1f, q = q * u + 5.07103377e-1f;
+  p = p * u + 1.12837899f, q = q * u + 1.0f;
+  const V part = 0.5f + 0.5f * z * p / q;
+  return x * (part < 0 ? V{} : part);
+}
+
+inline V gelu_by_tanh(V x) { return x * sigmoid(x * (1.59576912f + 0.0713548162f * x * x)); }
+
+inline V curve_of(int32_t curve, V x) {
+  switch (curve) {
+    case GELU:
+      return gelu(x);
+    case GELU_TANH:
+      return gelu_by_tanh(x);
+    case SILU:
+      return x * sigmoid(x);
+    case TANH:
+      return tanh_of(x);
+    default:
+      return x;
+  }
+}
+
+}  // namespace
+}  // namespace FILIGREE_ISA
+}  // namespace filigree

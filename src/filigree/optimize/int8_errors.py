@@ -1,0 +1,58 @@
+"""How much a layer's outputs change when its inputs and weights are rounded to bytes, measured on its own inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from filigree.ops.int8 import int8_inputs
+from filigree.ops.panel_weights import GROUP, MOST_INPUTS
+from filigree.optimize.tracing import Traced
+from filigree.optimize.weights import LayerWeight
+
+_MOST_VECTORS = 2048  # of inputs that are looked at
+
+
+class Int8Errors:
+    """The errors of the layers of a graph, `|y_int8 - y| / |y|` with y before the bias, computed when first asked for.
+
+    Args:
+        most: the error from which on a layer is not to be rounded; 0: none is.
+    """
+
+    def __init__(self, traced: Traced, most: float) -> None:
+        self.traced, self.most = traced, most
+        self._errors: dict[fx.Node, float] = {}
+
+    def allows(self, node: fx.Node, dense: Any, weight: LayerWeight) -> bool:
+        if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS:
+            return False
+        return self.of(node, dense, weight) <= self.most
+
+    def of(self, node: fx.Node, dense: Any, weight: LayerWeight) -> float:
+        if node not in self._errors:
+            self._errors[node] = int8_error(dense, weight, self.traced.values[node.all_input_nodes[0]])
+        return self._errors[node]
+
+
+def int8_error(dense: Any, weight: LayerWeight, x: Tensor) -> float:
+    """The error of one layer for inputs `x`; infinite where an output is not finite."""
+    integers, scale = weight.in_int8()
+    rounded = (integers * scale[:, None]).view(dense.weight.shape)
+    if isinstance(dense, nn.Linear):
+        x = x.reshape(-1, x.shape[-1])[:_MOST_VECTORS]
+        x8 = int8_inputs(x).dequantised()
+        exact, ours = F.linear(x, dense.weight), F.linear(x8, rounded)
+    else:
+        x = x[: max(1, _MOST_VECTORS * 64 // max(1, x[0].numel()))]
+        x8, zero = int8_inputs(x).dequantised(), torch.zeros(len(rounded))
+        exact, ours = (
+            torch.func.functional_call(dense, {"weight": w, "bias": zero}, given)
+            for w, given in ((dense.weight, x), (rounded, x8))
+        )
+    size = float(exact.norm())
+    error = float((ours - exact).norm()) / size if size else 0.0
+    return error if error == error else float("inf")
