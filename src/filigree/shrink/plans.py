@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -46,11 +46,11 @@ class Slot(NamedTuple):
 Setting = float | Form  # the share of the units that stays; the form of the weights
 Plan = Mapping[Slot, Setting]
 
-UNITS: tuple[float, ...] = (0.5, 0.75, 0.25, 0.125)
-FORMS: dict[str, tuple[Form, ...]] = {  # by method, what is tried first in front
+UNITS: tuple[float, ...] = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+FORMS: dict[str, tuple[Form, ...]] = {  # by method, those that save most in front: where they do not, none does
     "bits": (Form(bits=8),),
-    "ranks": (Form(rank=0.25), Form(rank=0.5), Form(rank=0.125)),
-    "connections": (Form(sparsity=0.7), Form(sparsity=0.9), Form(sparsity=0.5), Form(sparsity=0.8)),
+    "ranks": (Form(rank=0.125), Form(rank=0.25), Form(rank=0.5)),
+    "connections": (Form(sparsity=0.9), Form(sparsity=0.8), Form(sparsity=0.7), Form(sparsity=0.5)),
 }
 SMALLER = (Form(bits=4), Form(sparsity=0.5, bits=4))  # of "bits", where bytes count
 METHODS = ("units", *FORMS)
@@ -75,6 +75,11 @@ def between(before: Setting | None, after: Setting) -> Setting | None:
     return Form(sparsity=(start.sparsity + after.sparsity) / 2) if start.rank is None else None
 
 
+def rounded(share: float, units: int) -> float:
+    """The share of the units that really stays."""
+    return min(units, -(-max(1, round(share * units)) // ROUND_TO) * ROUND_TO) / units
+
+
 def described(plan: Plan) -> str:
     """A plan in words, layer by layer."""
     parts = []
@@ -97,7 +102,7 @@ def fitted(model: nn.Module, plan: Plan, data: Calibration) -> nn.Module:
     network = copied(model)
     units = {glob.escape(slot.layer): float(share) for slot, share in plan.items() if not isinstance(share, Form)}
     if units:
-        _apply(network, SubsetPruning(keep=units, round_to=ROUND_TO, measure=False), data, list(units))
+        _apply(network, replace(pruning(), keep=units), data, list(units))
     forms = {slot.layer: form for slot, form in plan.items() if isinstance(form, Form)}
     for name, form in forms.items():
         if form.rank is not None:
@@ -109,6 +114,22 @@ def fitted(model: nn.Module, plan: Plan, data: Calibration) -> nn.Module:
         shares = {name: form.sparsity for name, form in sparse.items() if form.bits == bits}
         _apply(network, OneShot(shares, bits=bits), data, list(shares))
     return network
+
+
+def stand_in(model: nn.Module, name: str, form: Form) -> nn.Module:
+    """A copy with a layer in a form that takes as long, fitted to nothing."""
+    network, where = copied(model), [glob.escape(name)]
+    if form.rank is not None:
+        _apply(network, LowRank(rank=float(form.rank)), None, where)
+    elif form.bits is not None:
+        _apply(network, RoundToNearest(bits=form.bits), None, where)
+    else:
+        _apply(network, OneShot(form.sparsity, method="magnitude", compensate=None), None, where)
+    return network
+
+
+def pruning() -> SubsetPruning:
+    return SubsetPruning(round_to=ROUND_TO, measure=False)
 
 
 def _apply(network: nn.Module, config: Any, data: Calibration | None, where: list[str]) -> None:

@@ -12,21 +12,23 @@ from torch import nn
 from filigree.calibration import Forward
 from filigree.compress import OneShot
 from filigree.compress.passes import shown
+from filigree.compress.pruning.errors import OutputError
 from filigree.computed_weights import copied
 from filigree.config import check_choice, one_line
 from filigree.layer_selection import Where, matching
 from filigree.measure.cost import stored
 from filigree.nn.resizing import has_units
 from filigree.shrink.metrics import Judge, least_of
-from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, described, fitted, frozen, method_of
+from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, described, fitted, frozen, method_of, rounded
 from filigree.shrink.samples import Samples
-from filigree.shrink.sensitivity import Effect, effects_of, path_of, slots_of
+from filigree.shrink.sensitivity import Effect, form_effects, path_of, unit_effects
 from filigree.shrink.speed import LayerClock, laid_out_, timings
 from filigree.text_table import Tabular
 
 SAME = 0.02  # a difference of time that is none
 ALL, ORIGINAL = "all methods", "original"
 HALVINGS = 2  # of the step that went too far
+SHARES_OF_TIME = {"units": 0.25, "bits": 0.32, "ranks": 0.38, "connections": 0.5}  # up to the end of each method's
 ROUNDS = 3  # how often the search goes on without the step that went too far
 
 
@@ -290,12 +292,7 @@ class _Search:
             return self._result()
         smaller = self.most_bytes is not None
         clock = LayerClock(self.original, names, self.example)
-        tries, notes = slots_of(self.original, names, methods, self.fit.inputs, smaller)
-        half = self.began + self.seconds / 2
-        effects, more = effects_of(
-            self.original, tries, self.fit.inputs, self.held.inputs, clock, half, self.progress, smaller
-        )
-        self.notes += [*notes, *more]
+        effects = self._effects(names, methods, clock, smaller)
         present = [method for method in methods if any(method_of(effect.setting) == method for effect in effects)]
         searches = [(ALL, effects)] if len(present) > 1 else []
         searches += [(method, [e for e in effects if method_of(e.setting) == method]) for method in present]
@@ -305,9 +302,28 @@ class _Search:
             self.notes.append(f"the search was ended after {self.seconds:.3g} seconds")
         return self._result()
 
+    def _effects(self, names: list[str], methods: list[str], clock: LayerClock, smaller: bool) -> list[Effect]:
+        """What each setting does alone; half of the time is for that."""
+        model, data, left = self.original, self.fit.inputs, self.until - time.monotonic()
+        error_of = OutputError.of(model, self.held.inputs)
+        names = sorted(names, key=lambda name: -clock.before[name])
+        effects: list[Effect] = []
+        for method in methods:
+            until = self.until - left * (1 - SHARES_OF_TIME[method])
+            if method == "units":
+                some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress)
+            else:
+                some, notes = form_effects(
+                    model, names, method, data, error_of, clock, until, self.progress, smaller
+                )  # fmt: skip
+            effects += some
+            self.notes += notes
+        return effects
+
     def _follow(self, method: str, effects: list[Effect], clock: dict[str, float], smaller: bool) -> None:
         """Go as far on the path as the metric allows; then on from there, without the step that went too far."""
         state: Plan = {}
+        units_of_slot = {effect.slot: effect.units for effect in effects}
         for _ in range(ROUNDS):
             plans = path_of(effects, clock, smaller, state)
             last, beyond = self._bisect(method, plans)
@@ -319,6 +335,10 @@ class _Search:
             near = state.get(slot)
             for _ in range(HALVINGS):
                 middle = between(near, far)
+                if isinstance(middle, float):
+                    middle = rounded(middle, units_of_slot[slot])
+                if middle in (near, far, 1.0):
+                    break
                 candidate = None if middle is None else self._tried({**state, slot: middle}, method)
                 if candidate is None or middle is None:
                     break
@@ -353,9 +373,9 @@ class _Search:
     # -- the winner ----------------------------------------------------------------------------------------------------
 
     def _result(self) -> Shrunk:
-        best = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:4]
+        best = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:5]
         finalists = [self.candidates[0], *best]
-        times = timings([c.network for c in finalists if c.network is not None], self.example, 0.2)
+        times = timings([c.network for c in finalists if c.network is not None], self.example, 0.3)
         for candidate, timing in zip(finalists, times, strict=True):
             candidate.attempt = replace(candidate.attempt, ms=timing.median)
         original, *others = finalists
