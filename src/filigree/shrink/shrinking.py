@@ -376,6 +376,9 @@ class _Search:
         best = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:5]
         finalists = [self.candidates[0], *best]
         times = timings([c.network for c in finalists if c.network is not None], self.example, 0.3)
+        drift = times[0].median / self.ms  # of the machine, since the others were measured
+        for candidate in self.candidates:
+            candidate.attempt = replace(candidate.attempt, ms=candidate.attempt.ms * drift)
         for candidate, timing in zip(finalists, times, strict=True):
             candidate.attempt = replace(candidate.attempt, ms=timing.median)
         original, *others = finalists
