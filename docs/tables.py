@@ -16,7 +16,7 @@ PAGES = (
     "README.md",
     *(
         f"docs/{page}.md"
-        for page in ("comparison", "inference", "integrations", "one-shot", "performance", "transformers")
+        for page in ("comparison", "inference", "integrations", "one-shot", "performance", "shrink", "transformers")
     ),
 )
 SETS = {
@@ -237,6 +237,21 @@ def gpt_memory() -> str:
     return "\n".join(lines)
 
 
+def shrunk() -> str:
+    """Pretrained networks before and after, single methods and ONNX Runtime, from `examples/`."""
+    lines = [_line("network", "batch", "", "kept", "ms", "times torch", "bytes"), "|---" * 7 + "|"]
+    rows = []
+    for file in sorted((ROOT / "benchmarks" / "results").glob("shrink-*.json")):
+        rows += json.loads(file.read_text())["rows"]
+    named = None
+    for row in rows:
+        about = row["network"], row["batch"]
+        numbers = f"{row['metric']:.3f}", _ms(row["ms"]), f"{row['times_torch']:.2g}", f"{row['bytes']:,}"
+        lines.append(_line(*(("", "") if about == named else (about[0], str(about[1]))), row["kind"], *numbers))
+        named = about
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "genes": genes,
@@ -247,6 +262,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),
     "inference": inference,
+    "shrink": shrunk,
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,
     **{f"costs {name}": lambda name=name: costs(name) for name in SETS},

@@ -58,6 +58,7 @@ LAYERS = [
     "io",
     "measure",
     "optimize",
+    "shrink",
     "export",
     "analyze",
     "train",

@@ -80,6 +80,7 @@ from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.structured.low_rank import LowRank
 from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz
 from filigree.optimize.optimization import optimize_
+from filigree.shrink.shrinking import shrink
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
 from filigree.train import EarlyStopping, Record, each_step, evaluate, fit, seed_everything
 
@@ -211,6 +212,7 @@ __all__ = [
     "retraining_bound",
     "save",
     "seed_everything",
+    "shrink",
     "topology",
     "track_usage",
     "write_report",

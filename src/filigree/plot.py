@@ -13,6 +13,7 @@ from filigree.analyze import patterns
 from filigree.config import listed
 from filigree.report import figures
 from filigree.report.table import summary_table
+from filigree.shrink.shrinking import Shrunk
 from filigree.topology import science
 from filigree.train import History, Record, find_records
 
@@ -58,6 +59,34 @@ def pareto(runs: Any, cost: str = "train_seconds") -> go.Figure:
         raise ValueError(f"plot.pareto: cost must be one of {', '.join(figures.TRADES)}. Got {cost!r}.")
     rows = summary_table([record.model_dump() for record in _records(runs, "plot.pareto")])
     return figures.trade(rows, cost, figures.TRADES[cost])
+
+
+def shrunk(result: Shrunk) -> go.Figure:
+    """What `fg.shrink` tried: the metric of each network against its milliseconds, the Pareto front, and what was to be
+    kept."""
+    figure, front = figures.empty_figure(), result.pareto()
+    methods = list(dict.fromkeys(attempt.method for attempt in result.attempts))
+    colours = figures.palette([method for method in methods if method != "original"])
+    for method in methods:
+        some = [attempt for attempt in result.attempts if attempt.method == method]
+        figure.add_scatter(
+            x=[attempt.ms for attempt in some], y=[attempt.metric for attempt in some], name=method, mode="markers",
+            text=[f"{attempt.setting}, {attempt.bytes:,} bytes" for attempt in some],
+            marker={"size": 9, "color": colours.get(method, figures.DENSE)},
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[attempt.ms for attempt in front], y=[attempt.metric for attempt in front], name="Pareto front",
+        mode="lines", line={"shape": "hv", "color": figures.DENSE, "width": 1},
+    )  # fmt: skip
+    winner = result.winner
+    figure.add_scatter(
+        x=[winner.ms], y=[winner.metric], name="winner", mode="markers",
+        marker={"size": 16, "symbol": "circle-open", "color": "#000", "line": {"width": 2}},
+    )  # fmt: skip
+    figure.add_hline(y=result.least, line={"color": figures.DENSE, "dash": "dot", "width": 1})
+    figure.update_xaxes(title=f"ms, batch {result.batch}", type="log")
+    figure.update_yaxes(title=result.metric)
+    return figures.finish(figure, f"{result.metric} against time", height=460).update_layout(hovermode="closest")
 
 
 def pattern(model: nn.Module, layer: str | None = None) -> go.Figure:

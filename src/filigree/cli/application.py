@@ -18,6 +18,7 @@ from filigree.cli import (
     predict,
     report,
     show,
+    shrink,
     sweep,
     train,
 )
@@ -68,6 +69,7 @@ def build() -> typer.Typer:
     app.command("generate")(generate.generate)
     app.command("show")(show.show)
     app.command("compress")(compress.compress)
+    app.command("shrink")(shrink.shrink_)
     app.command("export")(export.export_)
     app.command("compare")(compare.compare)
     app.command("report")(report.report)

@@ -139,7 +139,18 @@ def _reshaped(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor)
 
 
 def _padded(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
-    _map(maps, given["self"], result, lambda labels: torch.constant_pad_nd(labels, given["pad"], 0))
+    """Where labels do not vary over a dimension, its padded numbers are of the same units; else they are of none."""
+
+    def padded(labels: Tensor) -> Tensor:
+        pad = list(given["pad"])
+        for pair in range(len(pad) // 2):
+            dim = labels.dim() - 1 - pair
+            if labels.stride(dim) == 0 or labels.shape[dim] == 1:
+                labels = labels.narrow(dim, 0, 1)
+                pad[2 * pair : 2 * pair + 2] = 0, 0
+        return torch.constant_pad_nd(labels, pad, 0).expand(result.shape)
+
+    _map(maps, given["self"], result, padded)
 
 
 def _same(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:

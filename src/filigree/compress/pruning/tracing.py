@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from filigree.compress.pruning.label_maps import LabelMaps, aligned, varying
-from filigree.compress.pruning.labels import Labels
+from filigree.compress.pruning.labels import NONE, Labels
 from filigree.compress.pruning.operations import (
     PRODUCTS,
     STATISTICS,
@@ -103,6 +103,7 @@ class Trace(DispatchMode):
         while waiting := [labels for labels in map(self.maps.compact, waiting) if len(varying(labels)) > 1]:
             for labels in waiting:
                 self.maps.settle(labels)
+            waiting = [labels for labels in waiting if bool((labels != NONE).all())]  # the others are fixed by now
 
     def _hooks(self, name: str, module: nn.Module) -> list[Any]:
         if cuts_itself(module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
@@ -328,6 +328,34 @@ class UnitPruning(Compression):
         if self.compensate == "correlation":
             return kept, replacements_of(kept, features), ""
         return kept, kept[torch.zeros(len(features), dtype=torch.long)], ""
+
+    @torch.no_grad()
+    def candidates(
+        self, model: nn.Module, names: list[str], data: Calibration
+    ) -> tuple[list[Units], dict[str, str], Callable[[Mapping[str, float]], nn.Module]]:
+        """The groups of units that can go, why those of other layers stay, and a function from the shares of groups
+        that stay, by name, to a network compensated from covariances that are made once: what a search tries, in no
+        pass over the data.
+        """
+        config = replace(self, keep=1.0)
+        observed = config._observed(model, names, data)
+        whole = {group.name: torch.arange(group.count) for group in observed.groups}
+        rankings: dict[str, Tensor] = {}
+        for group in observed.groups:  # all units in their order, so that fewer are the first of them
+            config._alive(group, observed.redundancies[group.name], group.count, model, rankings)
+
+        @torch.no_grad()
+        def built(shares: Mapping[str, float]) -> nn.Module:
+            kept, replacements = dict(whole), dict(whole)
+            for group in observed.groups:
+                if (share := shares.get(group.name)) is not None:
+                    count = min(group.count, -(-as_count(share, group.count) // self.round_to) * self.round_to)
+                    redundancy = observed.redundancies[group.name]
+                    chosen = config._alive(group, redundancy, count, model, rankings)
+                    kept[group.name], replacements[group.name] = chosen[:2]
+            return config._candidate(model, observed, kept, replacements, True)[0]
+
+        return [group for group in observed.groups if group.name not in observed.left], observed.left, built
 
     def _count(self, group: Units) -> int | None:
         share = by_layer(self.keep, group, type(self).__name__)

@@ -1,0 +1,132 @@
+"""`filigree shrink`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from filigree.cli.networks import PYTHON, called, from_python, network_of
+from filigree.cli.options import Drop, IndexColumn, Missing, Target, in_a_folder, reading
+from filigree.cli.output import out, tell
+from filigree.cli.trained import as_weights, load_samples, run_of
+from filigree.config import one_line
+from filigree.io.saving import save
+from filigree.optional import needed
+from filigree.plot import shrunk
+from filigree.recipes import RecipeError
+from filigree.shrink.plans import METHODS
+from filigree.shrink.shrinking import shrink
+
+_ARRAYS = (".npy", ".npz", ".pt")
+
+
+def shrink_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model file or run, a program of torch.export (.pt2), or python:MODULE:FACTORY, a function that "
+            "returns the network.",
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="D",
+            help="A data set's name or file: its training part is fitted to and judged by. Or inputs in a .npy, .npz "
+            "(x, y) or .pt; or python:MODULE:FUNCTION, which returns what fg.shrink takes as data.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The smaller model.", callback=in_a_folder)
+    ],
+    keep: Annotated[float, typer.Option(help="The share of the metric that is kept.")] = 0.99,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, agreement, r2 or python:MODULE:FUNCTION. Default: what fits.")
+    ] = None,
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Milliseconds of a batch, at most.")] = None,
+    most_bytes: Annotated[int | None, typer.Option("--bytes", help="Bytes of the file, at most.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples that are timed at once.")] = 1,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help=f"Only {', '.join(METHODS)}. Repeatable.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="GLOB", help="Only layers with these names. Repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the data, at most.")] = 2000,
+    seconds: Annotated[float, typer.Option(help="After which nothing more is tried.")] = 300.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: its own choice.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="The Pareto picture, .html.", callback=in_a_folder)
+    ] = None,
+    target: Target = None,
+    missing: Missing = None,
+    index_column: IndexColumn = None,
+    drop: Drop = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+) -> None:
+    """Find the fastest network that keeps a share of a metric: units, connections, ranks and bits, by measurement."""
+    if picture is not None:
+        needed("plotly", "write_report", "report")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = network_of(model)
+    options = reading(target, missing, index_column, drop)
+    data = _data(network, model, source, seed, options)
+    result = shrink(
+        network, data, _metric(metric), keep, latency_ms, most_bytes, batch=batch, where=where, samples=samples,
+        methods=methods or METHODS, seconds=seconds, seed=seed,
+    )  # fmt: skip
+    lines = str(result).splitlines()
+    for line in lines[:-1]:
+        tell(line)
+    save(result.model, output)
+    if picture is not None:
+        shrunk(result).write_html(picture)
+        tell(f"wrote {picture}")
+    out.print(lines[-1], markup=False, highlight=False, soft_wrap=True)
+    tell(f"wrote {output}; fg.load(..., into=) and fg.optimize_ bring it back")
+
+
+def _metric(name: str | None) -> Any:
+    return from_python(name) if name is not None and name.startswith(PYTHON) else name
+
+
+def _data(network: nn.Module, model: str, source: str, seed: int, options: dict[str, Any]) -> Any:
+    if source.startswith(PYTHON):
+        return called(source)
+    path = Path(source)
+    if path.suffix in _ARRAYS and path.is_file() and (tensors := _tensors(path)) is not None:
+        x, y = tensors
+        x = as_weights(network, x) if x.is_floating_point() else x
+        return x if y is None else (x, y)
+    trained_by = None if model.startswith(PYTHON) else run_of(Path(model), source)
+    split = load_samples(network, source, f"shrink {model}", seed, trained_by, **options)
+    return as_weights(network, split.train.x), split.train.y
+
+
+def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:
+    """Inputs and targets of a file of plain arrays; None of another kind of file."""
+    try:
+        if path.suffix == ".pt":
+            stored = torch.load(path, weights_only=True)
+        else:
+            arrays = np.load(path, allow_pickle=False)
+            stored = arrays if isinstance(arrays, np.ndarray) else dict(arrays)
+    except Exception as error:
+        raise RecipeError(f"--data {path}: {one_line(error)}") from error
+    if isinstance(stored, dict):
+        if "x" not in stored:
+            return None
+        x, y = stored["x"], stored.get("y")
+    elif isinstance(stored, tuple | list) and len(stored) == 2:
+        x, y = stored
+    else:
+        x, y = stored, None
+    return torch.as_tensor(x), None if y is None else torch.as_tensor(y)

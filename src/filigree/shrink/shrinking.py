@@ -1,0 +1,395 @@
+"""The verb `shrink`: the fastest network that keeps a share of a metric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from filigree.calibration import Forward
+from filigree.compress import OneShot
+from filigree.compress.passes import shown
+from filigree.compress.pruning.errors import OutputError
+from filigree.computed_weights import copied
+from filigree.config import check_choice, one_line
+from filigree.layer_selection import Where, matching
+from filigree.measure.cost import stored
+from filigree.nn.resizing import has_units
+from filigree.shrink.metrics import Judge, least_of
+from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, described, fitted, frozen, method_of, rounded
+from filigree.shrink.samples import Samples
+from filigree.shrink.sensitivity import Effect, form_effects, path_of, unit_effects
+from filigree.shrink.speed import LayerClock, laid_out_, timings
+from filigree.text_table import Tabular
+
+SAME = 0.02  # a difference of time that is none
+ALL, ORIGINAL = "all methods", "original"
+JUDGED = 64  # held-out samples on which single settings are tried, at most
+HALVINGS = 2  # of the step that went too far
+SHARES_OF_TIME = {"units": 0.25, "bits": 0.32, "ranks": 0.38, "connections": 0.5}  # up to the end of each method's
+ROUNDS = 3  # how often the search goes on without the step that went too far
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A network that was tried.
+
+    Attributes:
+        method: which search tried it. setting: what was done to which layers. metric: on data that nothing was fitted
+        to. ms: of the batch, measured in turns with the original. bytes: of its file.
+        holds: whether it keeps the asked share of the metric.
+    """
+
+    method: str
+    setting: str
+    metric: float
+    ms: float
+    bytes: int
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Shrunk(Tabular):
+    """What `shrink` found. It prints as a table of what was tried; `fg.plot.shrunk` draws it.
+
+    Attributes:
+        model: the winner, in evaluation mode and laid out for inference; a copy of the original where nothing is
+            faster. original, winner: what they measured at the end, in turns. attempts: all that was tried.
+        metric: its name. least: what of it was to be kept. samples: how many it was measured on, to which nothing was
+            fitted. batch: the samples of the latency. met: whether the winner keeps it, within the limits.
+        seconds: how long the search took. notes: what was left out, and why.
+    """
+
+    model: nn.Module = field(repr=False)
+    original: Attempt
+    winner: Attempt
+    attempts: list[Attempt]
+    metric: str
+    least: float
+    samples: int
+    batch: int
+    met: bool
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def speedup(self) -> float:
+        """The original's time over the winner's."""
+        return self.original.ms / self.winner.ms
+
+    def pareto(self) -> list[Attempt]:
+        """Those attempts that no other beats in the metric at less time, the fastest first."""
+        front: list[Attempt] = []
+        for attempt in sorted(self.attempts, key=lambda a: (a.ms, -a.metric)):
+            if not front or attempt.metric > front[-1].metric:
+                front.append(attempt)
+        return front
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {key: value for key, value in vars(self).items() if key != "model"}
+        plain |= {"original": asdict(self.original), "winner": asdict(self.winner), "speedup": self.speedup}
+        return plain | {"attempts": [asdict(attempt) for attempt in self.attempts]}
+
+    @property
+    def heading(self) -> str:  # type: ignore[override]
+        return f"shrink: {self.metric} of at least {self.least:.4g} on {self.samples:,} samples, batch {self.batch}"
+
+    def table_rows(self) -> list[Sequence[str]]:
+        front = self.pareto()
+        rows: list[Sequence[str]] = [("method", "what was done", self.metric, "ms", "bytes", "")]
+        for attempt in self.attempts:
+            marks = [
+                "too little" if not attempt.holds else "",
+                "Pareto" if attempt in front else "",
+                "winner" if (attempt.method, attempt.setting) == (self.winner.method, self.winner.setting) else "",
+            ]
+            numbers = f"{attempt.metric:.4g}", f"{attempt.ms:.3g}", f"{attempt.bytes:,}"
+            rows.append((attempt.method, attempt.setting, *numbers, ", ".join(filter(None, marks))))
+        return rows
+
+    def table_notes(self) -> list[str]:
+        return [*self.notes, self.verdict()]
+
+    def verdict(self) -> str:
+        """One line: faster or slower, and what is left of metric and bytes."""
+        ratio = self.speedup
+        word = f"{ratio:.2g}x faster" if ratio > 1 + SAME else "not faster, left as it was"
+        if ratio < 1 - SAME:
+            word = f"{1 / ratio:.2g}x slower, but within the limits"
+        missed = "" if self.met else "; no network met what was asked"
+        return (
+            f"batch {self.batch}: {self.original.ms:.3g} -> {self.winner.ms:.3g} ms ({word}), {self.metric} "
+            f"{self.original.metric:.4g} -> {self.winner.metric:.4g}, bytes {self.original.bytes:,} -> "
+            f"{self.winner.bytes:,}{missed}"
+        )
+
+
+def shrink(
+    model: nn.Module, data: Any = None, metric: Any = None, keep: float = 0.99, latency_ms: float | None = None,
+    bytes: int | None = None, *, batch: int = 1, validation: Any = None, forward: Forward | None = None,
+    where: Where = None, methods: Collection[str] = METHODS, samples: int = 2000, seconds: float = 300.0,
+    seed: int = 0, progress: bool | None = None,
+) -> Shrunk:  # fmt: skip
+    """Return the fastest network that keeps a share of a metric, as measured on this machine. The model is unchanged.
+
+        small = fg.shrink(model, (x, y))          # 99% of the accuracy
+        print(small)                              # what was tried, and how much faster the winner is
+        fg.save(small.model, "small.safetensors")
+
+    Layer by layer it measures what fewer units (`fg.SubsetPruning`), fewer connections (`fg.OneShot`), a lower rank
+    (`fg.LowRank`) and fewer bits (`fg.RoundToNearest`, `fg.OneShot`) do to the outputs on held-out data, and what time
+    they save in the fastest layout (`fg.optimize_`). Settings are combined where the least error buys the most time;
+    how far that goes is found by bisection on the metric of the whole network, with all methods together and with each
+    method alone. The fastest in a last measurement in turns wins.
+
+    Args:
+        model: any torch module; a copy of it is searched, in evaluation mode.
+        data: as of `fg.compress_`: inputs, a pair of inputs and targets, an object with `.x` and `.y`, a mapping of
+            the model's arguments (or a pair of one and targets), or batches of these. A quarter is held out.
+        metric: what is kept, the higher the better. A function `(model) -> float`, on data of your own; a function
+            `(outputs, targets) -> float` (the original's outputs where there are no targets); "accuracy"; "agreement",
+            the share of the original's decisions, of the first output; "r2", `1 - |Y' - Y|^2 / |Y - mean Y|^2`, Y the
+            targets or (the worst of) the original's outputs. None: "accuracy" where targets are classes, "r2" where
+            they are numbers, and without targets "agreement" where outputs are probabilities, else "r2".
+        keep: the share of the original's metric, up to 1.
+        latency_ms, bytes: limits of a batch's time and of the file's size. With a latency the network with the best
+            metric within it is returned, not the fastest.
+        batch: samples that are timed at once.
+        validation: data as `data` to judge by; None: a quarter of the data.
+        forward: how the model runs on a batch, as of `fg.compress_`; such a model is timed as it is, not laid out.
+        where: which layers may change, as of `fg.compress_`. methods: some of "units", "bits", "ranks", "connections".
+        samples: of the data, at most. seconds: after which nothing more is tried; a step may take longer. seed: of the
+            held-out samples. progress: whether a bar is shown; None: on a terminal.
+
+    Returns:
+        A printable report with `.model`. Where nothing is faster, or nothing meets what is asked, the report says so;
+        the model is then the original's copy, or the network that keeps the metric and comes closest.
+
+    Raises:
+        ValueError: the data are too few or do not run, an argument is out of range, the metric of the original is not
+            finite. TypeError: a metric that is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"shrink: model must be a torch module. Got a {type(model).__name__}.")
+    for name, value in {"keep": keep, "latency_ms": latency_ms, "bytes": bytes, "seconds": seconds}.items():
+        if value is not None and not (value > 0 and (name != "keep" or value <= 1)):
+            raise ValueError(f"shrink: {name} must be above 0{', up to 1' if name == 'keep' else ''}. Got {value!r}.")
+    for name, number in (("batch", batch), ("samples", samples)):
+        if number < 1:
+            raise ValueError(f"shrink: {name} must be at least 1. Got {number!r}.")
+    if isinstance(methods, str) or not methods:
+        raise ValueError(f"shrink: methods must be some of {', '.join(METHODS)}. Got {methods!r}.")
+    for method in methods:
+        check_choice("shrink", "methods", method, METHODS)
+    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ValueError(f"shrink: the model must have weights. {empty[0]!r} is on the meta device.")
+    whole = Samples.of(data, forward, samples)
+    fit, held = (whole, Samples.of(validation, forward, samples)) if validation is not None else whole.split(seed)
+    search = _Search(copied(model).eval(), fit, held, metric, keep, latency_ms, bytes, batch, seconds, progress)
+    return search.run(where, [method for method in METHODS if method in methods])
+
+
+@dataclass
+class _Candidate:
+    """A network that was built, and what it measured."""
+
+    attempt: Attempt
+    network: nn.Module | None
+
+
+class _Search:
+    """The state of a search."""
+
+    def __init__(
+        self, original: nn.Module, fit: Samples, held: Samples, metric: Any, keep: float, latency_ms: float | None,
+        most_bytes: int | None, batch: int, seconds: float, progress: bool | None,
+    ) -> None:  # fmt: skip
+        self.began = time.monotonic()
+        self.until, self.progress = self.began + seconds, progress
+        self.seconds = seconds
+        self.original, self.fit, self.held = original, fit, held
+        self.latency_ms, self.most_bytes, self.batch = latency_ms, most_bytes, batch
+        self.example = fit.example(batch)
+        self.judge = Judge(metric, original, held)
+        value = self.judge(original)
+        self.least = least_of(value, keep)
+        if not value - value == 0:
+            raise ValueError(f"shrink: the metric of the original must be finite. Got {value!r}.")
+        self.ms = timings([original], self.example, 0.1)[0].median
+        as_it_was = Attempt(ORIGINAL, "as it was", value, self.ms, stored(original).bytes_disk, True)
+        self.known: dict[frozenset[tuple[Slot, Setting]], _Candidate] = {}
+        self.candidates = [_Candidate(as_it_was, original)]
+        self.notes: list[str] = []
+        self.exact = copied(original)
+        if reason := laid_out_(self.exact, self.example):
+            self.notes.append(f"layout: {reason}")
+        self._add({}, "layout", self.exact)
+
+    # -- networks that are tried ---------------------------------------------------------------------------------------
+
+    def _add(self, plan: Plan, method: str, network: nn.Module) -> _Candidate:
+        before, after = timings([self.original, network], self.example, 0.03)
+        value = self.judge(network)
+        what = "laid out" if not plan else described(plan)
+        size, holds = stored(network).bytes_disk, value >= self.least
+        candidate = _Candidate(Attempt(method, what, value, self.ms * after.low / before.low, size, holds), network)
+        self.known[frozen(plan)] = candidate
+        self.candidates.append(candidate)
+        if not holds:
+            candidate.network = None
+        else:
+            self._forget()
+        return candidate
+
+    def _forget(self) -> None:
+        """Keep only those networks that may still win."""
+        kept = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:6]
+        for candidate in self.candidates[1:]:
+            if candidate not in kept:
+                candidate.network = None
+
+    def _tried(self, plan: Plan, method: str) -> _Candidate | None:
+        """The network of a plan, which is built if it is not known; None where it cannot be, or there is no time."""
+        if (known := self.known.get(frozen(plan))) is not None:
+            return known
+        if time.monotonic() > self.until:
+            return None
+        try:
+            network = fitted(self.original, plan, self.fit.inputs)
+            laid_out_(network, self.example)
+            return self._add(plan, method, network)
+        except (ValueError, RuntimeError) as error:
+            self.notes.append(f"{method}: {described(plan)}: {one_line(error, 120)}")
+            return None
+
+    def _within(self, attempt: Attempt) -> bool:
+        return (self.latency_ms is None or attempt.ms <= self.latency_ms) and (
+            self.most_bytes is None or attempt.bytes <= self.most_bytes
+        )
+
+    def _rank(self, candidate: _Candidate) -> tuple[Any, ...]:
+        """The best first: what keeps the metric, within the limits; then the best metric, or the fastest."""
+        attempt = candidate.attempt
+        beyond = max(
+            0.0 if self.latency_ms is None else attempt.ms / self.latency_ms - 1,
+            0.0 if self.most_bytes is None else attempt.bytes / self.most_bytes - 1,
+            0.0,
+        )
+        by = (-attempt.metric, attempt.ms) if self.latency_ms is not None else (attempt.ms, -attempt.metric)
+        return (not attempt.holds, beyond, *by)
+
+    # -- the search ----------------------------------------------------------------------------------------------------
+
+    def run(self, where: Where, methods: list[str]) -> Shrunk:
+        accepts = OneShot().accepts
+        able = {name: module for name, module in self.original.named_modules() if accepts(module) or has_units(module)}
+        names = matching(able, where, "shrink", "layer that can be shrunk") if able or where is not None else []
+        names = [name for name in names if name]
+        if not names:
+            self.notes.append("the model has no layers that can be shrunk")
+            return self._result()
+        smaller = self.most_bytes is not None
+        clock = LayerClock(self.original, names, self.example)
+        effects = self._effects(names, methods, clock, smaller)
+        present = [method for method in methods if any(method_of(effect.setting) == method for effect in effects)]
+        searches = [(ALL, effects)] if len(present) > 1 else []
+        searches += [(method, [e for e in effects if method_of(e.setting) == method]) for method in present]
+        for method, some in shown(searches, "search", self.progress):
+            self._follow(method, some, clock.before, smaller)
+        if time.monotonic() > self.until:
+            self.notes.append(f"the search was ended after {self.seconds:.3g} seconds")
+        return self._result()
+
+    def _effects(self, names: list[str], methods: list[str], clock: LayerClock, smaller: bool) -> list[Effect]:
+        """What each setting does alone; half of the time is for that."""
+        model, data, left = self.original, self.fit.inputs, self.until - time.monotonic()
+        error_of = OutputError.of(model, self.held.inputs.some(JUDGED, 0))
+        names = sorted(names, key=lambda name: -clock.before[name])
+        effects: list[Effect] = []
+        for method in methods:
+            until = self.until - left * (1 - SHARES_OF_TIME[method])
+            if method == "units":
+                some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress)
+            else:
+                some, notes = form_effects(
+                    model, names, method, data, error_of, clock, until, self.progress, smaller
+                )  # fmt: skip
+            effects += some
+            self.notes += notes
+        return effects
+
+    def _follow(self, method: str, effects: list[Effect], clock: dict[str, float], smaller: bool) -> None:
+        """Go as far on the path as the metric allows; then on from there, without the step that went too far."""
+        state: Plan = {}
+        units_of_slot = {effect.slot: effect.units for effect in effects}
+        for _ in range(ROUNDS):
+            plans = path_of(effects, clock, smaller, state)
+            last, beyond = self._bisect(method, plans)
+            if beyond is None:
+                return
+            state = plans[last]
+            (slot,) = [slot for slot, setting in beyond.items() if state.get(slot) != setting]
+            far = beyond[slot]
+            near = state.get(slot)
+            for _ in range(HALVINGS):
+                middle = between(near, far)
+                if isinstance(middle, float):
+                    middle = rounded(middle, units_of_slot[slot])
+                if middle in (near, far, 1.0):
+                    break
+                candidate = None if middle is None else self._tried({**state, slot: middle}, method)
+                if candidate is None or middle is None:
+                    break
+                if self._goes_on(candidate):
+                    near, state = middle, {**state, slot: middle}
+                else:
+                    far = middle
+            failed = next(effect for effect in effects if (effect.slot, effect.setting) == (slot, beyond[slot]))
+            effects = [effect for effect in effects if effect.slot != slot or effect.error < failed.error]
+            reached = state.get(slot)
+            if reached is not None and all((e.slot, e.setting) != (slot, reached) for e in effects):
+                effects.append(replace(failed, setting=reached))
+
+    def _goes_on(self, candidate: _Candidate) -> bool:
+        """Whether the search may go further from there: up to the limits where a latency is asked for, else as far as
+        the metric holds."""
+        if self.latency_ms is not None:
+            return not self._within(candidate.attempt)
+        return candidate.attempt.holds
+
+    def _bisect(self, method: str, plans: list[Plan]) -> tuple[int, Plan | None]:
+        """The number of the last plan from which the search goes on, and the next one, None where there is none."""
+        low, high = 0, len(plans)
+        while high - low > 1:
+            middle = (low + high) // 2
+            candidate = self._tried(plans[middle], method)
+            if candidate is None and time.monotonic() > self.until:
+                return low, None
+            low, high = (middle, high) if candidate is not None and self._goes_on(candidate) else (low, middle)
+        return low, plans[high] if high < len(plans) else None
+
+    # -- the winner ----------------------------------------------------------------------------------------------------
+
+    def _result(self) -> Shrunk:
+        best = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:5]
+        finalists = [self.candidates[0], *best]
+        times = timings([c.network for c in finalists if c.network is not None], self.example, 0.3)
+        drift = times[0].median / self.ms  # of the machine, since the others were measured
+        for candidate in self.candidates:
+            candidate.attempt = replace(candidate.attempt, ms=candidate.attempt.ms * drift)
+        for candidate, timing in zip(finalists, times, strict=True):
+            candidate.attempt = replace(candidate.attempt, ms=timing.median)
+        original, *others = finalists
+        limited = self.latency_ms is not None or self.most_bytes is not None
+        faster = [c for c in others if c.attempt.ms < (1 - SAME) * original.attempt.ms or limited]
+        winner = min([original, *faster], key=self._rank)
+        network = winner.network
+        assert network is not None
+        met = winner.attempt.holds and self._within(winner.attempt)
+        return Shrunk(
+            network, original.attempt, winner.attempt, [c.attempt for c in self.candidates], self.judge.name,
+            self.least, len(self.held), self.batch, met, time.monotonic() - self.began, self.notes,
+        )  # fmt: skip

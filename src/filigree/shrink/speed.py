@@ -1,0 +1,100 @@
+"""How networks and layers run, and how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filigree.calibration import Calibration
+from filigree.computed_weights import copied
+from filigree.convert import layer_inputs
+from filigree.measure.timing import Timing, time_interleaved
+from filigree.optimize.optimization import optimize_
+from filigree.preserved import has_hooks
+
+BRIEF = 0.01  # seconds of a measurement that only compares
+
+
+def laid_out_(network: nn.Module, example: Calibration, seconds: float = BRIEF) -> str:
+    """Lay a network out for inference on the example, in place; return why not, where it stays as it was.
+
+    All of `shrink` comes through here: what `fg.optimize_` can do more, it can do for all.
+    """
+    x = example.chunks()[0]
+    if not isinstance(x, Tensor) or example.forward is not None:
+        return "its input is no tensor"
+    if any(parameter.device.type != "cpu" for parameter in network.parameters()):
+        return "it is not on the CPU"
+    try:
+        report = optimize_(network, x, seconds=seconds)
+    except ValueError as error:
+        return str(error)
+    return next(iter(report.notes), "")
+
+
+def running(network: nn.Module, example: Calibration) -> Callable[[], Any]:
+    """A call that runs a network in evaluation mode on an example."""
+    inputs = example.chunks()[0]
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return example.call(network, inputs)
+
+    return run
+
+
+def timings(networks: Sequence[nn.Module], example: Calibration, seconds: float) -> list[Timing]:
+    """The times of the networks on the example, in turns; they are in evaluation mode."""
+    return time_interleaved([running(network, example) for network in networks], seconds)
+
+
+class LayerClock:
+    """How long layers take alone, each as fast as it can be laid out, in turns with the same layer as it was."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], example: Calibration) -> None:
+        self._model, self._example = model, example
+        self._inputs = layer_inputs(model, names, example, "shrink")
+        self._laid_out: dict[str, nn.Module] = {}
+        self.before: dict[str, float] = {}
+        for name in names:
+            self._laid_out[name] = self._alone(model, name, self._inputs[name])
+            timing = time_interleaved([self._run(self._laid_out[name], self._inputs[name])], BRIEF)
+            self.before[name] = timing[0].low
+
+    def ratios(self, changed: nn.Module) -> dict[str, float]:
+        """The time of each layer that differs, over that of the layer as it was."""
+        names = [name for name in self.before if _differ(self._model.get_submodule(name), changed.get_submodule(name))]
+        inputs = layer_inputs(changed, names, self._example, "shrink") if names else {}
+        ratios = {}
+        for name in names:
+            after = self._alone(changed, name, inputs[name])
+            pairs = (self._laid_out[name], self._inputs[name]), (after, inputs[name])
+            first, second = time_interleaved([self._run(*pair) for pair in pairs], BRIEF)
+            ratios[name] = second.low / first.low  # of few runs the least disturbed ones
+        return ratios
+
+    @staticmethod
+    def _alone(model: nn.Module, name: str, x: Tensor) -> nn.Module:
+        layer = copied(model.get_submodule(name))
+        alone = nn.Sequential(layer).eval()
+        if not has_hooks(layer):
+            laid_out_(alone, Calibration(x))
+        return alone
+
+    @staticmethod
+    def _run(layer: nn.Module, x: Tensor) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return layer(x)
+
+        return run
+
+
+def _differ(layer: nn.Module, other: nn.Module) -> bool:
+    def tensors(module: nn.Module) -> list[Any]:
+        return [tensor.shape for tensor in (*module.parameters(), *module.buffers())]
+
+    return type(layer) is not type(other) or tensors(layer) != tensors(other)

@@ -1,0 +1,313 @@
+"""`fg.shrink`: what it returns keeps the metric, is what it says, comes back from a file, and is never slower."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import filigree as fg
+from filigree.calibration import Calibration
+from filigree.shrink.metrics import Judge, least_of
+from filigree.shrink.plans import Form, Slot, between, fitted, rounded
+from filigree.shrink.samples import Samples
+from filigree.shrink.sensitivity import Effect, path_of
+from filigree.shrink.shrinking import METHODS, Attempt, Shrunk
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def redundant(*sizes):
+    """A network half of whose units do what others do: they can go."""
+    torch.manual_seed(0)
+    layers = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    for layer in layers[:-2:2]:
+        layer.weight.data = layer.weight.data[: len(layer.weight) // 2].repeat(2, 1)
+        layer.bias.data = layer.bias.data[: len(layer.bias) // 2].repeat(2)
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model, state):
+    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.long("a search, by time measured")
+def test_redundant_units_go_and_the_model_is_as_it_was(tmp_path):
+    model, x = redundant(20, 128, 128, 10), torch.randn(200, 20)
+    before = state_of(model)
+    result = fg.shrink(model, x, batch=64, methods=["units"], seconds=20)
+    assert same(model, before)
+    assert type(model) is nn.Sequential
+    assert result.metric == "r2"
+    assert result.samples == 50
+    tried = [attempt for attempt in result.attempts if attempt.method == "units"]
+    assert any(attempt.holds and attempt.metric > 0.999 for attempt in tried)  # half of them cost nothing
+    assert result.winner.holds
+    assert result.winner.metric >= result.least
+    assert result.winner.ms <= result.original.ms or result.winner.method == "original"
+    assert result.met
+    assert result.verdict() in str(result)
+    fg.save(result.model, tmp_path / "small.safetensors")
+    again = fg.load(tmp_path / "small.safetensors", into=redundant(20, 128, 128, 10))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), result.model(x), rtol=1e-4, atol=1e-4)  # laid out: another order of sums
+    figure = fg.plot.shrunk(result)
+    assert sum(len(trace.x) for trace in figure.data if trace.name in ("original", "layout", "units")) == len(
+        result.attempts
+    )
+    assert result.to_dict()["winner"]["metric"] == result.winner.metric
+
+
+@pytest.mark.long("a search, by time measured")
+def test_accuracy_on_digits_with_bytes():
+    data = fg.data.load("digits")
+    torch.manual_seed(0)
+    model = fg.models.mlp([64, 64, 10])
+    fg.fit(model, data.train, optimizer=torch.optim.Adam(model.parameters(), 0.01), epochs=4, progress=False)
+    size = fg.measure(model).bytes_disk
+    result = fg.shrink(model, data.train, keep=0.98, bytes=int(0.6 * size), methods=["bits", "units"], samples=400)
+    assert result.metric == "accuracy"
+    assert result.met
+    assert result.winner.bytes <= 0.6 * size
+    assert fg.measure(result.model).bytes_disk == result.winner.bytes
+    assert result.winner.metric >= 0.98 * result.original.metric
+    assert fg.evaluate(result.model, data.test)["accuracy"] > 0.95 * fg.evaluate(model, data.test)["accuracy"]
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head = nn.Linear(16 * 16, 5)
+
+    def forward(self, x):
+        x = nn.functional.pad(x, (0, 0, 1, 1))
+        x = self.second(self.first(x).relu()).relu()
+        return self.head(nn.functional.max_pool2d(x, 2)[..., :4, :4].flatten(1)).softmax(1)
+
+
+@pytest.mark.long("a search, by time measured")
+def test_convolutions_behind_padding_with_probabilities():
+    torch.manual_seed(0)
+    model = Convolutions().eval()
+    model.head.weight.data *= 20
+    x = torch.randn(80, 1, 12, 14)
+    result = fg.shrink(model, x, keep=0.9, seconds=30, methods=["units", "bits"])
+    assert result.metric == "agreement"  # rows that sum to 1
+    assert result.original.metric == 1
+    assert any(attempt.method == "units" for attempt in result.attempts)
+    assert result.winner.metric >= 0.9
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+@pytest.mark.long("a search, by time measured")
+def test_recurrent():
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(64, 6, 8)
+    y = model(x).argmax(1)
+    result = fg.shrink(model, (x, y), keep=0.9, seconds=20)
+    assert result.metric == "accuracy"
+    assert result.original.metric == 1
+    assert result.winner.metric >= 0.9
+    with torch.no_grad():
+        assert result.model(x).shape == (64, 4)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 32), nn.Linear(32, 2)
+
+    def forward(self, left, right):
+        return {"scores": self.head((self.body(left) + self.body(right)).relu())}
+
+
+def test_arguments_by_name_and_outputs_by_name():
+    torch.manual_seed(0)
+    model = Named().eval()
+    data = {"left": torch.randn(60, 6), "right": torch.randn(60, 6)}
+    result = fg.shrink(model, data, keep=0.9, batch=8, seconds=20, methods=["units", "bits"])
+    assert result.metric == "r2"
+    assert result.samples == 15
+    assert any("its input is no tensor" in note for note in result.notes)
+    assert result.winner.metric >= 0.9
+    with torch.no_grad():
+        assert result.model(**data)["scores"].shape == (60, 2)
+
+
+def test_a_metric_of_the_callers_own_and_a_latency_that_cannot_be_met():
+    model, x = redundant(12, 32, 6), torch.randn(100, 12)
+    expected = model(x).detach()
+
+    def closeness(network):
+        with torch.no_grad():
+            return 1 - float((network(x) - expected).norm() / expected.norm())
+
+    result = fg.shrink(model, x, closeness, keep=0.95, methods=["units"], seconds=20, latency_ms=1e-9)
+    assert result.metric == "closeness"
+    assert not result.met
+    assert result.winner.holds
+    assert closeness(result.model) == pytest.approx(result.winner.metric, abs=1e-4)
+    assert "no network met what was asked" in str(result)
+    seen = []
+    fg.shrink(model, x, lambda y, t: seen.append((y.shape, t.shape)) or 1.0, methods=["bits"], seconds=5)
+    assert set(seen) == {((25, 6), (25, 6))}
+
+
+def test_what_cannot_be_shrunk_is_returned_as_it_was():
+    model = nn.Sequential(nn.Flatten(), nn.Softmax(1)).eval()
+    result = fg.shrink(model, torch.randn(16, 2, 3))
+    assert result.speedup == 1
+    assert "left as it was" in str(result)
+    assert "no layers that can be shrunk" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": 1.5}, r"keep must be above 0, up to 1. Got 1.5"),
+        ({"latency_ms": 0}, r"latency_ms must be above 0"),
+        ({"methods": ["magic"]}, r"methods must be one of"),
+        ({"methods": []}, r"methods must be some of units, bits, ranks, connections"),
+        ({"metric": "f1"}, r"metric must be one of 'accuracy', 'agreement', 'r2'"),
+        ({"metric": "accuracy"}, r"needs targets"),
+        ({"batch": 0}, r"batch must be at least 1"),
+        ({"where": "nothing"}, r"where='nothing' matches no layer"),
+        ({"metric": lambda model: float("nan")}, r"the metric of the original must be finite"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    model = redundant(12, 16, 6)
+    with pytest.raises(ValueError, match=message):
+        fg.shrink(model, torch.randn(40, 12), **arguments)
+
+
+def test_bad_data():
+    model = redundant(12, 16, 6)
+    with pytest.raises(ValueError, match=r"at least 8 samples"):
+        fg.shrink(model, torch.randn(4, 12))
+    with pytest.raises(ValueError, match=r"data are needed"):
+        fg.shrink(model)
+    with pytest.raises(ValueError, match=r"as many targets as samples"):
+        fg.shrink(model, (torch.randn(40, 12), torch.zeros(3)))
+    with pytest.raises(TypeError, match=r"metric must take \(model\) or \(outputs, targets\)"):
+        fg.shrink(model, torch.randn(40, 12), lambda a, b, c: 1.0)
+    with pytest.raises(TypeError, match=r"must return a number. Got a str"):
+        fg.shrink(model, torch.randn(40, 12), lambda model: "good")
+
+
+# -- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_samples_and_their_targets_stay_together():
+    x, y = torch.arange(40.0)[:, None], torch.arange(40)
+    for data in ((x, y), [(x[:16], y[:16]), (x[16:], y[16:])], torch.utils.data.TensorDataset(x, y)):
+        fit, held = Samples.of(data, None, 1000).split(0)
+        assert (len(fit), len(held)) == (30, 10)
+        assert torch.equal(held.inputs.inputs[:, 0].long(), held.targets)
+        assert sorted([*fit.targets.tolist(), *held.targets.tolist()]) == y.tolist()
+    fit, held = Samples.of(({"a": x, "b": 3}, y), None, 1000).split(0)
+    assert torch.equal(held.inputs.inputs[0]["a"][:, 0].long(), held.targets[0])
+    assert held.inputs.inputs[0]["b"] == 3
+    ragged = [(torch.ones(2, n), torch.ones(2)) for n in (3, 4, 5, 6)]
+    fit, held = Samples.of(ragged, None, 1000).split(0)
+    assert (len(fit.inputs.inputs), len(held.targets)) == (3, 1)
+    assert len(Samples.of(x, None, 12)) == 12
+    assert Samples.of(x[:3], None, 12).example(7).inputs.shape == (7, 1)
+
+
+def test_metrics():
+    x = torch.eye(4).repeat(3, 1)
+    y = torch.arange(4).repeat(3)
+    model, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    model.weight.data = torch.eye(4)
+    other.weight.data = torch.eye(4)[[1, 0, 2, 3]]
+    held = Samples(Calibration(x), y)
+    assert Judge(None, model, held).name == "accuracy"
+    assert (Judge(None, model, held)(model), Judge(None, model, held)(other)) == (1, 0.5)
+    assert Judge("agreement", model, held)(other) == 0.5
+    without = Samples(Calibration(x))
+    assert Judge(None, model, without).name == "agreement"  # its rows are probabilities
+    assert Judge(None, nn.Linear(4, 4), without).name == "r2"
+    assert Judge("r2", model, without)(model) == 1
+    assert Judge("r2", model, without)(other) == pytest.approx(-1 / 3)  # an error of 12, a spread of 9
+    numbers = Samples(Calibration(x), x)
+    assert Judge(None, model, numbers).name == "r2"
+    assert Judge(None, model, numbers)(model) == 1
+    assert least_of(0.9, 0.5) == pytest.approx(0.45)
+    assert least_of(-2.0, 0.9) == pytest.approx(-2.2)
+
+
+def test_plans_are_carried_out():
+    model, x = redundant(20, 64, 64, 10), torch.randn(150, 20)
+    plan = {
+        Slot("units", "0"): 0.5, Slot("weights", "2"): Form(sparsity=0.5), Slot("weights", "4"): Form(bits=8),
+    }  # fmt: skip
+    network = fitted(model, plan, Calibration(x))
+    assert network[0].out_features == 32
+    assert network[2].nnz == 32 * 64 // 2
+    assert type(network[4]).__name__ == "IntegerLinear"
+    with torch.no_grad():
+        assert float((network(x) - model(x)).norm() / model(x).norm()) < 0.5
+    low = fitted(model, {Slot("weights", "2"): Form(rank=0.25)}, Calibration(x))
+    assert low[2].rank == 16
+
+
+def test_half_way():
+    assert between(None, 0.5) == 0.75
+    assert between(1.0, 0.5) == 0.75
+    assert between(Form(sparsity=0.5), Form(sparsity=0.9)) == Form(sparsity=0.7)
+    assert between(None, Form(rank=0.5)) == Form(rank=0.75)
+    assert between(None, Form(bits=8)) is None
+    assert rounded(0.6, 64) == 0.625
+    assert rounded(0.9, 6) == 1
+
+
+def test_the_path_buys_the_cheapest_time_first():
+    a, b = Slot("units", "a"), Slot("weights", "b")
+    clock = {"a": 1.0, "b": 1.0}
+    effects = [
+        Effect(a, 0.5, 0.04, {"a": 0.5}, 1.0),
+        Effect(a, 0.25, 0.5, {"a": 0.25}, 1.0),
+        Effect(b, Form(bits=8), 0.001, {"b": 0.5}, 0.4),
+        Effect(b, Form(sparsity=0.9), 0.2, {"b": 0.1}, 0.2),
+    ]
+    plans = path_of(effects, clock, False)
+    assert plans[:3] == [{}, {b: Form(bits=8)}, {b: Form(bits=8), a: 0.5}]
+    assert plans[-1] == {b: Form(sparsity=0.9), a: 0.25}
+    assert len(path_of(effects, clock, False, {b: Form(bits=8)})) == 4
+
+
+def test_the_report_marks_what_was_found():
+    attempts = [
+        Attempt("original", "as it was", 1.0, 2.0, 100, True), Attempt("units", "a", 0.99, 1.0, 50, True),
+        Attempt("units", "b", 0.5, 0.5, 40, False), Attempt("units", "c", 0.4, 0.9, 40, False),
+    ]  # fmt: skip
+    result = Shrunk(nn.Identity(), attempts[0], attempts[1], attempts, "accuracy", 0.9, 10, 1, True, 1.0)
+    assert [attempt.setting for attempt in result.pareto()] == ["b", "a", "as it was"]
+    assert "2x faster" in result.verdict()
+    slower = copy.copy(result)
+    object.__setattr__(slower, "winner", attempts[0])
+    assert "not faster, left as it was" in slower.verdict()
+    assert set(METHODS) == {"units", "bits", "ranks", "connections"}
