@@ -67,10 +67,10 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
         return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")
 
-    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants)) for s in stages]
+    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs) for s in stages]
     source, header = source_file(name, parts), header_file(prefix, declared)
     data, memory = sum(layer.bytes for layer in layers), 4 * sum(sizes.values())
-    return Program(source, header, layers, data, memory, shape, trial)
+    return Program(source, header, layers, data, memory, shape, trial, (f"{predict};",), math.prod(out))
 
 
 def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:

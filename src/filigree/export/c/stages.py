@@ -39,6 +39,7 @@ class Stage:
         name, what, form: for the report. shape: of what it leaves, without the batch.
         call: the statement, with `$function` for its own function; "" where nothing is to do.
         function, text: a name and the text of that function. pieces: what else it needs of the template.
+        macs: multiply-adds a sample.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     pieces: tuple[str, ...] = ()
     constants: tuple[CConstant, ...] = ()
     in_place: bool = True
+    macs: int = 0
 
 
 @functools.singledispatch
@@ -96,6 +98,7 @@ def _(step: Affine, shape: Shape, label: str) -> Stage:
     return replace(
         reported, function=f"{kind}_by_{form.walk.removeprefix('walk ')}", text=text, constants=tuple(constants),
         in_place=False, call=f"$function({', '.join(arguments)}, $x, $y);",
+        macs=math.prod(reported.shape[1:]) * (rows * width if form.walk == "walk dense" else step.matrix.nnz),
     )  # fmt: skip
 
 
@@ -211,7 +214,7 @@ def _geometry_constant(label: str, shape: Shape, out: Shape, g: Geometry) -> CCo
         *(("top", g.padding[0]), ("left", g.padding[2]), ("groups", g.groups)),
     ]
     text = ", ".join(f".{name} = {number}" for name, number in fields)
-    return CConstant(f"static const geometry {label}_geometry = {{\n    {text}\n}};", 8 * len(fields))
+    return CConstant(f"static const geometry {label}_geometry = {{\n    {text}\n}};", 4 * len(fields))
 
 
 def _sides(shape: Shape) -> str:

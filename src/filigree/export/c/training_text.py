@@ -150,6 +150,13 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
     return source_file(name, [part for part in body if part])
 
 
+def declarations(layers: Sequence[Trained], prefix: str, loss: str) -> tuple[str, ...]:
+    """Declare the functions of the program, the step first."""
+    step = f"float {prefix}_train_step(const float *inputs, {_parameter(loss)}, size_t batch, float learning_rate);"
+    rewire = (f"void {prefix}_rewire(float zeta, uint32_t seed);",) if any(layer.index for layer in layers) else ()
+    return (step, f"void {prefix}_predict(const float *input, float *output);", *rewire)
+
+
 def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
     """Collect the arrays that have a velocity: all that is trained."""
     return {f"{x.label}_{key}": x.arrays[f"{x.label}_{key}"] for x in layers for key in x.numbers}
