@@ -138,6 +138,8 @@ def export_c(
 
 def _write(files: dict[Path, str], folder: Path) -> None:
     """Write all of the files, and folders within `folder` for them, or none."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{next(iter(files))}: there is no folder {folder}.")
     created = [
         part for file in files for part in reversed(file.parents) if folder in part.parents and not part.exists()
     ]

@@ -144,8 +144,12 @@ def prefix_of(stem: str) -> str:
     """Make of a file's name what every name of the program begins with.
 
     Raises:
-        ValueError: a header of that name would hide one of C's own.
+        ValueError: a header of that name would hide one of C's own, or cannot be named in an `#include`.
     """
+    if re.search(r'["\\\x00-\x1f\x7f]', stem) or not stem.isprintable():
+        raise ValueError(
+            f"export: a file's name must be printable, without quotes and backslashes. Got {stem + '.c'!r}."
+        )
     if stem.lower() in _HEADERS:
         raise ValueError(f"export: a file {stem}.h would hide a header of C. Choose another name than {stem}.c.")
     return identifier(stem).lower()

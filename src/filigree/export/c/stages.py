@@ -213,8 +213,10 @@ def _geometry_constant(label: str, shape: Shape, out: Shape, g: Geometry) -> CCo
         *zip(("dilation_height", "dilation_width"), g.dilation, strict=True),
         *(("top", g.padding[0]), ("left", g.padding[2]), ("groups", g.groups)),
     ]
-    text = ", ".join(f".{name} = {number}" for name, number in fields)
-    return CConstant(f"static const geometry {label}_geometry = {{\n    {text}\n}};", 4 * len(fields))
+    text = "\n".join(
+        f"    {number}{',' * (i + 1 < len(fields))} /* {name} */" for i, (name, number) in enumerate(fields)
+    )
+    return CConstant(f"static const geometry {label}_geometry = {{\n{text}\n}};", 4 * len(fields))
 
 
 def _sides(shape: Shape) -> str:

@@ -1,7 +1,7 @@
 """Compile a C program for a device with arm-none-eabi-gcc, weigh it by the linker's map, run it in qemu.
 
 `fread` and `fwrite` of a program's `main` read `input.bin` and write `output.bin` by semihosting (`board.c.in`), so
-that the same `main` runs on this machine and on the emulated one. Instructions are counted by the emulator's clock: under
+the same `main` runs on this machine and on the emulated one. Instructions are counted by the emulator's clock: under
 `-icount shift=5` an instruction takes 32 ns of the board's timer, which ticks every 40 or 50.
 """
 

@@ -1,4 +1,4 @@
-"""Write the files around a program for a device: for CMake, as a Zephyr module, as a library for Arduino, an example."""
+"""Write the files around a program for a device: for CMake, Zephyr and Arduino, and an example for the emulator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filigree.export.device.targets import Target
 
 _NOTE = "Written by filigree"
 
-_CMAKE = """# Written by filigree. Add this folder to a project of yours: add_subdirectory($identifier), then link $identifier.
+_CMAKE = """# Written by filigree. In a project of yours: add_subdirectory of this folder, then link $identifier.
 # Alone, with emulator/toolchain.cmake, it builds a program for qemu; the target `run` runs it.
 cmake_minimum_required(VERSION 3.16)
 project($identifier C)
