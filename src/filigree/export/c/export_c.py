@@ -6,7 +6,7 @@ import math
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from filigree.export.c.compiler import Compiled, compiled, compiler
 from filigree.export.c.inference import inference_program
+from filigree.export.c.int8_program import int8_program
 from filigree.export.c.source import CLayer, Program, prefix_of
 from filigree.export.c.training import Training, training_program
 from filigree.export.device.footprint import Footprint, footprint
@@ -68,6 +69,7 @@ class CReport:
 
 def export_c(
     model: nn.Module, path: str | Path, example: Tensor | None = None, *, training: bool = False,
+    activations: Literal["float", "int8"] = "float",
     target: str | None = None, flash: str | int | None = None, ram: str | int | None = None, **options: Any,
 ) -> CReport:  # fmt: skip
     """Write a model as `path` (`m.c`) and `m.h`: C99, static memory, no library but C's own.
@@ -85,6 +87,9 @@ def export_c(
         path: a `.c` file; its stem becomes the prefix of all names. The header is written beside it.
         example: a batch of inputs, of which the shape is read; not needed where a linear layer comes first.
         training: write a program that trains. options: of `Training`.
+        activations: "int8": a program of 8-bit integers, `void m_predict(const int8_t *input, int8_t *output)`, without
+            floats, equal bit for bit to `filigree.export.c.int8_network.Int8Network`. The example is the calibration
+            data, from which the scales of the activations are taken.
         target: a processor, as "cortex-m4" (`filigree.export.device.targets`): the report says what flash, RAM and time
             the program needs there: by the cross compiler arm-none-eabi-gcc and by a run in qemu-system-arm, compared
             with torch too, where they are installed, else by arithmetic. Files for CMake, Zephyr and Arduino and an
@@ -105,11 +110,16 @@ def export_c(
         raise ValueError("export: flash and ram are of a target. Give target='cortex-m4' or another.")
     device = None if target is None else target_of(target)
     limits = bytes_of(flash, "flash"), bytes_of(ram, "ram")
+    if activations not in ("float", "int8"):
+        raise ValueError(f"export: activations must be 'float' or 'int8'. Got {activations!r}.")
+    if activations == "int8" and training:
+        raise ValueError("export: activations='int8' is for inference. Give training=False.")
     prefix = prefix_of(path.stem)
     if training:
         program = training_program(model, path.stem, prefix, Training(**options))
     else:
-        program = inference_program(model, example, path.stem, prefix)
+        write = int8_program if activations == "int8" else inference_program
+        program = write(model, example, path.stem, prefix)
     if example is not None and example[0].numel() != math.prod(program.shape):
         raise ValueError(f"export: the model reads {program.shape} a sample. Got an example {tuple(example.shape)}.")
     difference, relative, verified = None, None, "not verified: no C compiler"
@@ -129,6 +139,7 @@ def export_c(
         needed.check(str(path))
         verified = f"{verified}\n{also}"
         files |= project_files(path, prefix, device, program.sides, program.types)
+    verified = "\n".join(filter(None, (program.note, verified)))
     _write(files, path.parent)
     return CReport(
         str(path), str(header), prefix, program.layers, program.constant_bytes, flash_bytes, memory, difference,

@@ -53,6 +53,7 @@ class Program:
     Attributes:
         shape: of one sample. trial: how it is compared with torch. functions: the declarations of the header; the first
             is timed on devices. outputs: numbers of a sample. types: in C, of inputs and of outputs.
+            note: what else the report says.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Program:
     functions: tuple[str, ...]
     outputs: int
     types: tuple[str, str] = ("float", "float")
+    note: str = ""
 
     @property
     def sides(self) -> tuple[int, int]:
