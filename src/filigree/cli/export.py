@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from filigree.cli.options import Drop, IndexColumn, Missing, Model, Target, in_a_folder, reading
+from filigree.cli.options import Drop, IndexColumn, Missing, Model, in_a_folder, reading
 from filigree.cli.output import tell
 from filigree.cli.trained import as_weights, example_for, load_samples, load_trained, run_of
 from filigree.export import export
@@ -28,7 +28,20 @@ def export_(
             help="A data set's name or file: its test samples are the example. For images it is needed.",
         ),
     ] = None,
-    target: Target = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="PROCESSOR",
+            help="C: write a project for it (cortex-m0plus, -m3, -m4, -m7, -m33), and say what it needs there.",
+        ),
+    ] = None,
+    flash: Annotated[str | None, typer.Option("--flash", metavar="BYTES", help="Of the target: `256k`.")] = None,
+    ram: Annotated[str | None, typer.Option("--ram", metavar="BYTES", help="Of the target: `64k`.")] = None,
+    target_column: Annotated[
+        str | None,
+        typer.Option("--target-column", metavar="NAME", help="Of a table: the column of the label. Default: the last."),
+    ] = None,
     missing: Missing = None,
     index_column: IndexColumn = None,
     drop: Drop = None,
@@ -53,9 +66,9 @@ def export_(
     """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
     network = load_trained(model)
     trained_by = run_of(model, source) if source is not None else None
-    options = reading(target, missing, index_column, drop)
+    options = reading(target_column, missing, index_column, drop)
     example = example_for(network, source, f"export {model}", trained_by, **options)
-    given: dict[str, Any] = {"runtime": runtime, "int8": int8}
+    given: dict[str, Any] = {"runtime": runtime, "int8": int8, "target": target, "flash": flash, "ram": ram}
     given = {name: value for name, value in given.items() if value is not None}
     if int8 is not None and source is not None:
         samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)

@@ -20,7 +20,7 @@ from filigree.untrained import warn_if_untrained
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
 _OPTIONS = {
     ".onnx": list(inspect.signature(export_onnx).parameters)[4:],  # after model, path, example, training
-    ".c": [field.name for field in dataclasses.fields(Training)],
+    ".c": [*(field.name for field in dataclasses.fields(Training)), "activations", "target", "flash", "ram"],
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filigree.config import one_line
 
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic")
 
 
 def compiler() -> list[str] | None:
@@ -47,14 +47,14 @@ class Compiled:
         """Return what `main`, a program that calls this one, writes when it reads these data."""
         Path(self.folder, "main.c").write_text(main)
         program = str(Path(self.folder, "program"))
-        _call([*self.compiler, *STRICT, "-o", program, "main.c", f"{self.name}.o", "-lm"], self.folder)
+        _call([*self.compiler, *STRICT, "-o", program, "main.c", "network.o", "-lm"], self.folder)
         return _call([program], self.folder, data)
 
     def weigh(self) -> tuple[int, int, int] | None:
         """Count bytes of code and constants, of initialised and of zeroed memory; None without the tool `size`."""
         if (size := shutil.which("size")) is None:
             return None
-        numbers = _call([size, f"{self.name}.o"], self.folder).decode().splitlines()[1].split()
+        numbers = _call([size, "network.o"], self.folder).decode().splitlines()[1].split()
         return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
@@ -66,9 +66,9 @@ def compiled(source: str, header: str, name: str, compiler: Sequence[str]) -> It
         RuntimeError: it does not compile, cannot be run on this machine, or ends with an error.
     """
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, f"{name}.c").write_text(source)
+        Path(folder, "network.c").write_text(source)  # not by its own name, which may begin with a "-"
         Path(folder, f"{name}.h").write_text(header)
-        _call([*compiler, *STRICT, "-Os", "-fno-asynchronous-unwind-tables", "-c", f"{name}.c"], folder)
+        _call([*compiler, *STRICT, "-Os", "-fno-asynchronous-unwind-tables", "-c", "network.c"], folder)
         yield Compiled(name, folder, compiler)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,9 +41,9 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         links = chain(model, is_known, "which cannot be written as C")
         program = folded([step for label, module in links for step in steps(module, label)])
     shape = input_shape(program, example)
-    stages = _stages(program, shape)
+    stages = named_stages(program, shape)
     out = stages[-1].shape if stages else shape
-    statements, sizes = _calls(stages, shape)
+    statements, sizes = calls(stages, shape)
     pieces = {piece for stage in stages for piece in stage.pieces}
     pieces |= {"copy"} if any(line.startswith("copy(") for line in statements) else set()
     predict = f"void {prefix}_predict(const float *input, float *output)"
@@ -67,10 +67,10 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
         return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")
 
-    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants)) for s in stages]
+    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs) for s in stages]
     source, header = source_file(name, parts), header_file(prefix, declared)
     data, memory = sum(layer.bytes for layer in layers), 4 * sum(sizes.values())
-    return Program(source, header, layers, data, memory, shape, trial)
+    return Program(source, header, layers, data, memory, shape, trial, (f"{predict};",), math.prod(out))
 
 
 def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
@@ -85,7 +85,9 @@ def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
     raise ValueError("export: the shape of the input is not known. Give a batch of inputs: fg.export(model, path, x).")
 
 
-def _stages(program: Sequence[Any], shape: Shape) -> list[Stage]:
+def named_stages(
+    program: Sequence[Any], shape: Shape, make: Callable[[Any, Shape, str], Stage] = stage_of
+) -> list[Stage]:
     """Write each step on what the one before leaves; labels and functions get names of their own."""
     stages: list[Stage] = []
     labels: set[str] = set()
@@ -93,7 +95,7 @@ def _stages(program: Sequence[Any], shape: Shape) -> list[Stage]:
     functions: dict[str, str] = {}  # text -> name
     for step in program:
         label = free_name(identifier(step.name, "layer"), labels)
-        stage = stage_of(step, stages[-1].shape if stages else shape, label)
+        stage = make(step, stages[-1].shape if stages else shape, label)
         if stage.text:
             if stage.text not in functions:
                 functions[stage.text] = free_name(stage.function, names)
@@ -106,7 +108,7 @@ def _stages(program: Sequence[Any], shape: Shape) -> list[Stage]:
     return stages
 
 
-def _calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, int]]:
+def calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, int]]:
     """Write the statements of the program; two buffers, whose sizes follow, are read and written by turns."""
     lines: list[str] = []
     sizes: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import string
 import textwrap
@@ -33,12 +34,16 @@ class CConstant:
 
 @dataclass(frozen=True)
 class CLayer:
-    """A line of the report says a module's name, what its step does, the form of its weights, and their bytes."""
+    """A line of the report says a module's name, what its step does, the form of its weights, and their bytes.
+
+    `macs` are its multiply-adds a sample.
+    """
 
     name: str
     what: str
     form: str
     bytes: int
+    macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Program:
     """It holds a `.c` and a `.h` file, and the bytes of constants and of static memory that they take.
 
     Attributes:
-        shape: of one sample. trial: how it is compared with torch.
+        shape: of one sample. trial: how it is compared with torch. functions: the declarations of the header; the first
+            is timed on devices. outputs: numbers of a sample. types: in C, of inputs and of outputs.
+            note: what else the report says.
     """
 
     source: str
@@ -56,16 +63,41 @@ class Program:
     ram_bytes: int
     shape: tuple[int, ...]
     trial: Callable[[Tensor], Trial]
+    functions: tuple[str, ...]
+    outputs: int
+    types: tuple[str, str] = ("float", "float")
+    note: str = ""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Numbers of inputs and of outputs."""
+        return math.prod(self.shape), self.outputs
 
 
 @dataclass(frozen=True)
 class Trial:
-    """It holds a `main.c` that reads `data` and writes float32 numbers, and the numbers that torch expects."""
+    """It holds a `main.c` that reads `data` and writes float32 numbers, and the numbers that torch expects.
+
+    `tolerance` is a share of the largest number: sums of float32 in another order. 0: they are equal.
+    """
 
     main: str
     data: bytes
     expected: np.ndarray
     what: str
+    tolerance: float = 1e-4
+
+    def difference(self, outputs: np.ndarray) -> tuple[float, float]:
+        """Return the largest difference of what the program wrote from what torch expects, and the largest number."""
+        expected = self.expected.reshape(-1)
+        assert outputs.shape == expected.shape
+        with np.errstate(invalid="ignore"):  # an infinity is equal to itself, though their difference is no number
+            apart = np.where(outputs == expected, 0, np.abs(outputs.astype(float) - expected))
+        return float(apart.max(initial=0)), float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+
+    def allows(self, difference: float, largest: float) -> bool:
+        """Tell whether the difference is one of rounding; what is equal bit for bit must not differ at all."""
+        return difference <= self.tolerance * largest + (1e-6 if self.tolerance else 0)
 
 
 def constant(name: str, numbers: np.ndarray) -> CConstant:
@@ -114,8 +146,12 @@ def prefix_of(stem: str) -> str:
     """Make of a file's name what every name of the program begins with.
 
     Raises:
-        ValueError: a header of that name would hide one of C's own.
+        ValueError: a header of that name would hide one of C's own, or cannot be named in an `#include`.
     """
+    if re.search(r'["\\\x00-\x1f\x7f]', stem) or not stem.isprintable():
+        raise ValueError(
+            f"export: a file's name must be printable, without quotes and backslashes. Got {stem + '.c'!r}."
+        )
     if stem.lower() in _HEADERS:
         raise ValueError(f"export: a file {stem}.h would hide a header of C. Choose another name than {stem}.c.")
     return identifier(stem).lower()

@@ -39,6 +39,7 @@ class Stage:
         name, what, form: for the report. shape: of what it leaves, without the batch.
         call: the statement, with `$function` for its own function; "" where nothing is to do.
         function, text: a name and the text of that function. pieces: what else it needs of the template.
+        macs: multiply-adds a sample.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     pieces: tuple[str, ...] = ()
     constants: tuple[CConstant, ...] = ()
     in_place: bool = True
+    macs: int = 0
 
 
 @functools.singledispatch
@@ -62,7 +64,7 @@ def stage_of(step: Any, shape: Shape, label: str) -> Stage:
 @stage_of.register
 def _(step: Affine, shape: Shape, label: str) -> Stage:
     rows, width = step.matrix.shape
-    _check_finite(step.name, step.matrix.data, step.scale, step.bias)
+    check_finite(step.name, step.matrix.data, step.scale, step.bias)
     form = smallest(step.matrix)
     arrays = dict(form.arrays)
     result = "sum" if step.geometry is None else "y[i]"
@@ -89,13 +91,14 @@ def _(step: Affine, shape: Shape, label: str) -> Stage:
         if len(shape) != 3 or shape[0] != step.inputs:
             raise refuse(step.name, f"reads ({step.inputs}, height, width) a sample. Got {shape}")
         out = (rows, *step.geometry.output(*shape[1:]))
-        constants.append(_geometry_constant(label, shape, out, step.geometry))
+        constants.append(geometry_constant(label, shape, out, step.geometry))
         arguments.append(f"&{label}_geometry")
-        what = f"convolution {_sides(shape)} -> {_sides(out)}"
+        what = f"convolution {sides(shape)} -> {sides(out)}"
         reported = Stage(step.name, what, out, form.label, pieces=("geometry", "tap"))
     return replace(
         reported, function=f"{kind}_by_{form.walk.removeprefix('walk ')}", text=text, constants=tuple(constants),
         in_place=False, call=f"$function({', '.join(arguments)}, $x, $y);",
+        macs=math.prod(reported.shape[1:]) * (rows * width if form.walk == "walk dense" else step.matrix.nnz),
     )  # fmt: skip
 
 
@@ -118,7 +121,7 @@ def elementwise_text(step: Elementwise) -> str:
 def _(step: NoisyExpectation, shape: Shape, label: str) -> Stage:
     if len(step.p) > 1 and step.dim not in (0 - len(shape), 1):
         raise refuse(step.name, f"must have its units along features or channels. Got dim={step.dim} of {shape}")
-    _check_finite(step.name, step.p)
+    check_finite(step.name, step.p)
     run = _run(step.name, shape, len(step.p))
     line, low = ("y[i]", "-1.0f") if step.tanh else ("0.25f * y[i] + 0.5f", "0.0f")
     text = piece(KERNELS, "noisy", function="$function", line=line, low=low)
@@ -133,7 +136,7 @@ def _(step: ScaleShift, shape: Shape, label: str) -> Stage:
     run = _run(step.name, shape, len(step.scale))
     # "offset", as a layer called "scale" would make an array scale_shift
     arrays = {f"{label}_factor": step.scale.astype(np.float32), f"{label}_offset": step.shift.astype(np.float32)}
-    _check_finite(step.name, *arrays.values())
+    check_finite(step.name, *arrays.values())
     call = f"scale_shift($y, {math.prod(shape)}, {', '.join(arrays)}, {run});"
     constants = tuple(constant(name, array) for name, array in arrays.items())
     return Stage(step.name, "scale and shift", shape, "", call, pieces=("scale_shift",), constants=constants)
@@ -142,7 +145,7 @@ def _(step: ScaleShift, shape: Shape, label: str) -> Stage:
 @stage_of.register
 def _(step: ParametricReLU, shape: Shape, label: str) -> Stage:
     run = _run(step.name, shape, len(step.slope))
-    _check_finite(step.name, step.slope)
+    check_finite(step.name, step.slope)
     call = f"parametric_relu($y, {math.prod(shape)}, {label}_slope, {run});"
     constants = (constant(f"{label}_slope", step.slope),)
     return Stage(step.name, "parametric_relu", shape, "", call, pieces=("parametric_relu",), constants=constants)
@@ -159,7 +162,7 @@ def _(step: Softmax, shape: Shape, label: str) -> Stage:
 
 @stage_of.register
 def _(step: Reshape, shape: Shape, label: str) -> Stage:
-    out = _shape_after(step.name, step.module, shape)
+    out = shape_after(step.name, step.module, shape)
     if math.prod(out) != math.prod(shape):
         raise refuse(step.name, "must leave the batch as it is")
     return Stage(step.name, "reshape", out)
@@ -169,9 +172,21 @@ def _(step: Reshape, shape: Shape, label: str) -> Stage:
 def _(step: Pool, shape: Shape, label: str) -> Stage:
     if len(shape) != 3:
         raise refuse(step.name, f"reads (channels, height, width) a sample. Got {shape}")
-    out, module = _shape_after(step.name, step.module, shape), step.module
+    out, geometry = pool_geometry(step, shape)
+    result = "result" if step.take == "max" else "result / (float)count"
+    name = f"pool_{step.take.replace(' ', '_')}"
+    text = piece(KERNELS, "pool", function="$function", take=piece(KERNELS, f"take {step.take}"), result=result)
+    return Stage(
+        step.name, f"{step.take} {sides(shape)} -> {sides(out)}", out, "", f"$function(&{label}_geometry, $x, $y);",
+        name, text, ("geometry",), (geometry_constant(label, shape, out, geometry),), in_place=False,
+    )  # fmt: skip
+
+
+def pool_geometry(step: Pool, shape: Shape) -> tuple[Shape, Geometry]:
+    """Return the shape that pooling leaves of a sample of this one, and its windows."""
+    out, module = shape_after(step.name, step.module, shape), step.module
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        if any(side % sides for side, sides in zip(shape[1:], out[1:], strict=True)):
+        if any(before % after for before, after in zip(shape[1:], out[1:], strict=True)):
             raise refuse(step.name, f"must have windows of one size. Got {shape} -> {out}")
         kernel = stride = (shape[1] // out[1], shape[2] // out[2])
         padding, dilation = (0, 0), (1, 1)
@@ -179,16 +194,10 @@ def _(step: Pool, shape: Shape, label: str) -> Stage:
         kernel, stride, padding = (_pair(getattr(module, key)) for key in ("kernel_size", "stride", "padding"))
         dilation = _pair(getattr(module, "dilation", 1))
     geometry = Geometry(kernel, stride, (padding[0], padding[0], padding[1], padding[1]), dilation, 1)
-    result = "result" if step.take == "max" else "result / (float)count"
-    name = f"pool_{step.take.replace(' ', '_')}"
-    text = piece(KERNELS, "pool", function="$function", take=piece(KERNELS, f"take {step.take}"), result=result)
-    return Stage(
-        step.name, f"{step.take} {_sides(shape)} -> {_sides(out)}", out, "", f"$function(&{label}_geometry, $x, $y);",
-        name, text, ("geometry",), (_geometry_constant(label, shape, out, geometry),), in_place=False,
-    )  # fmt: skip
+    return out, geometry
 
 
-def _check_finite(name: str, *arrays: np.ndarray | None) -> None:
+def check_finite(name: str, *arrays: np.ndarray | None) -> None:
     for array in arrays:
         if array is not None and not np.isfinite(array).all():
             raise refuse(name, "has weights that are not finite")
@@ -201,7 +210,7 @@ def _run(name: str, shape: Shape, units: int) -> int:
     return math.prod(shape) if units == 1 else math.prod(shape[1:])
 
 
-def _geometry_constant(label: str, shape: Shape, out: Shape, g: Geometry) -> CConstant:
+def geometry_constant(label: str, shape: Shape, out: Shape, g: Geometry) -> CConstant:
     fields = [
         *(("channels", shape[0]), ("height", shape[1]), ("width", shape[2])),
         *(("out_channels", out[0]), ("out_height", out[1]), ("out_width", out[2])),
@@ -210,11 +219,13 @@ def _geometry_constant(label: str, shape: Shape, out: Shape, g: Geometry) -> CCo
         *zip(("dilation_height", "dilation_width"), g.dilation, strict=True),
         *(("top", g.padding[0]), ("left", g.padding[2]), ("groups", g.groups)),
     ]
-    text = ", ".join(f".{name} = {number}" for name, number in fields)
-    return CConstant(f"static const geometry {label}_geometry = {{\n    {text}\n}};", 8 * len(fields))
+    text = "\n".join(
+        f"    {number}{',' * (i + 1 < len(fields))} /* {name} */" for i, (name, number) in enumerate(fields)
+    )
+    return CConstant(f"static const geometry {label}_geometry = {{\n{text}\n}};", 4 * len(fields))
 
 
-def _sides(shape: Shape) -> str:
+def sides(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
@@ -223,7 +234,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _shape_after(name: str, module: nn.Module, shape: Shape) -> Shape:
+def shape_after(name: str, module: nn.Module, shape: Shape) -> Shape:
     """Run a module without numbers to see what shape it makes of a sample of this one."""
     try:
         out = module(torch.empty(2, *shape, device="meta"))

@@ -22,7 +22,7 @@ from filigree.export.answers import answers
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import steps
 from filigree.export.c.source import CLayer, Program, Trial, free_name, identifier, literal, smallest_unsigned
-from filigree.export.c.training_text import Trained, delta_sizes, header_text, source_text, velocities
+from filigree.export.c.training_text import Trained, declarations, delta_sizes, header_text, source_text, velocities
 from filigree.ops.c_steps import Elementwise, TrainedLinear, refuse, trained_linear
 
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
@@ -96,14 +96,15 @@ def training_program(model: nn.Module, name: str, prefix: str, options: Training
         memory += sum(array.nbytes for array in velocities(layers).values())
     report = [
         CLayer(x.name, f"linear {x.width} -> {x.rows}", "trained, sparse" if x.index else "trained, dense",
-              sum(array.nbytes for array in x.arrays.values()))
+              sum(array.nbytes for array in x.arrays.values()), 3 * x.numbers["values"].size)
         for x in layers
     ]  # fmt: skip
     source = source_text(layers, name, prefix, options.loss, numbers)
     header = header_text(layers, prefix, options.batch, options.loss, options.momentum > 0)
     words = {"name": name, "macro": prefix.upper(), "prefix": prefix}
     return Program(
-        source, header, report, stored, memory, (layers[0].width,), lambda x: _trial(model, x, options, words)
+        source, header, report, stored, memory, (layers[0].width,), lambda x: _trial(model, x, options, words),
+        declarations(layers, prefix, options.loss), layers[-1].rows,
     )  # fmt: skip
 
 

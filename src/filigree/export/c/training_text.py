@@ -130,7 +130,7 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
     pieces = {"update", loss} | {"sparse" if layer.index else "dense" for layer in layers}
     pieces |= {"update_bias"} if any("bias" in layer.numbers for layer in layers) else set()
     pieces |= {"rewire"} if sparse else set()
-    values = ",\n".join(f"    .{name} = {braced(array, ' ' * 8)}" for name, array in stored.items())
+    values = ",\n".join(f"    /* {name} */ {braced(array, ' ' * 8)}" for name, array in stored.items())
     memory = [f"static float {layer.label}_outputs[{macro}_BATCH * {layer.rows}];" for layer in layers]
     memory += [f"static float delta_{i}[{macro}_BATCH * {size}];" for i, size in enumerate(delta_sizes(layers))]
     functions = _FUNCTIONS + ("\n\n" + _REWIRE_FUNCTION if sparse else "")
@@ -148,6 +148,13 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
         string.Template(functions).substitute(words),
     ]  # fmt: skip
     return source_file(name, [part for part in body if part])
+
+
+def declarations(layers: Sequence[Trained], prefix: str, loss: str) -> tuple[str, ...]:
+    """Declare the functions of the program, the step first."""
+    step = f"float {prefix}_train_step(const float *inputs, {_parameter(loss)}, size_t batch, float learning_rate);"
+    rewire = (f"void {prefix}_rewire(float zeta, uint32_t seed);",) if any(layer.index for layer in layers) else ()
+    return (step, f"void {prefix}_predict(const float *input, float *output);", *rewire)
 
 
 def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
