@@ -41,6 +41,9 @@ def reproduce(
     cases: Annotated[list[str] | None, typer.Option("--case", help="Only this case. Repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed in place of all.")] = None,
     settings: Set = None,
+    untimed: Annotated[
+        bool, typer.Option("--untimed", help="Leave times out: the machine does other work. A later run adds them.")
+    ] = False,
     folder: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/NAME`, of `all` `runs`."),
@@ -65,16 +68,16 @@ def reproduce(
     has a current record. Exit code of `all`: 1 when one failed, 3 when data are missing.
     """
     if name is None:
-        if quick or cases or seed is not None or settings or folder:
-            raise RecipeError("reproduce: --quick, --case, --seed, --set and --out need a NAME, or `all`.")
+        if quick or cases or seed is not None or settings or folder or untimed:
+            raise RecipeError("reproduce: --quick, --case, --seed, --set, --untimed and --out need a NAME, or `all`.")
         if missing := [str(each) for each in records or () if not each.is_dir()]:
             raise RecipeError(f"--records {missing[0]}: there is no such folder.")
         _list_documents(document, records or list(reproductions.FOLDERS), json)
     elif document or records or json:
         raise RecipeError(f"reproduce {name}: --document, --records and --json are of the listing, without a NAME.")
     elif name == "all":
-        if cases or seed is not None or settings:
-            raise RecipeError("reproduce all: --case, --seed and --set are of single reproductions.")
+        if cases or seed is not None or settings or untimed:
+            raise RecipeError("reproduce all: --case, --seed, --set and --untimed are of single reproductions.")
         _reproduce_all(folder or Path("runs"), quick)
     elif name not in reproductions.ALL:
         raise RecipeError(f"there is no table {name!r}. `filigree reproduce` lists them.")
@@ -83,7 +86,8 @@ def reproduce(
         target = folder or Path("runs") / (f"{name}-quick" if quick else name)
         out.print(f"[bold]{name}[/bold]: {chosen.about}")
         State.hint = f"Go on with the same command (--out {target})."
-        request = reproductions.Request(cases or (), None if seed is None else [seed], settings or (), quick)
+        chosen_seeds = None if seed is None else [seed]
+        request = reproductions.Request(cases or (), chosen_seeds, settings or (), quick, timed=not untimed)
         with reproductions.Bars(out) as bars:
             table, findings = chosen.again(target, request, bars)
         print_whole(table)

@@ -28,6 +28,7 @@ class Request:
 
     Attributes:
         renew: run again what another code or configuration made; otherwise that is kept, and named.
+        timed: False leaves the times of recipes out, for a machine that does other work meanwhile.
     """
 
     cases: Sequence[str] = ()
@@ -35,6 +36,7 @@ class Request:
     settings: Sequence[str] = ()
     quick: bool = False
     renew: bool = False
+    timed: bool = True
 
     def choose(self, experiment: Experiment) -> list[str]:
         if unknown := set(self.cases) - set(experiment.cases):
@@ -149,7 +151,7 @@ class Experiment(ABC):
             bars.drop_fits()
 
     def _summarise(self, out: Path, request: Request, ledger: Ledger) -> tuple[Any, list[Finding]]:
-        whole = Request(settings=request.settings, quick=request.quick)
+        whole = Request(settings=request.settings, quick=request.quick, timed=False)
         pairs = list(dict.fromkeys([*self.pairs(whole), *self.pairs(request)]))
         done = [pair for pair in pairs if self._is_done(out, *pair, whole, ledger)]
         results = self.read(out, done, request)

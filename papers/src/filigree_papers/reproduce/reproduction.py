@@ -83,10 +83,11 @@ class Reproduction(Experiment):
             records = [Record.load(folder) for folder in self._folders(out, case, seed, request)]
         except (FileNotFoundError, ValueError):
             return False
-        return all(record.finished and record.cost for record in records)
+        return all(record.finished and ("batch_ms" in record.cost or not request.timed) for record in records)
 
     def perform(self, out: Path, case: str, seed: int, request: Request, bars: Bars) -> None:
-        run(self._recipe(case, request), out / case, runs=[seed], resume=True, progress=bars)
+        recipe = self._recipe(case, request)
+        run(recipe, out / case, runs=[seed], resume=True, progress=bars, timed=request.timed)
 
     def discard(self, out: Path, case: str, seed: int, request: Request) -> None:
         for folder in self._folders(out, case, seed, request):
