@@ -153,19 +153,29 @@ def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> lis
 
 
 def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Progress | bool | None) -> dict[str, Any]:
-    """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run."""
+    """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run.
+
+    Candidates at which training diverges are passed over, and named in its record.
+    """
     best: tuple[float, dict[str, Any], Path] | None = None
+    diverged: list[str] = []
     number = recipe.runs()[0]
     for key, candidates in recipe.search.items():
         split = _data(recipe.data, number, recipe.name)
         for candidate in candidates:
             folder = out / SEARCH / f"{method}-{number}-{searched_folder(key, candidate)}"
             if not (resume and _is_finished(folder, recipe, method)):
-                _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
+                try:
+                    _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
+                except FloatingPointError as error:
+                    diverged.append(f"At {key} {candidate} training diverged ({error})")
+                    continue
             accuracy = Record.load(folder).metrics["val_accuracy"]
             if accuracy is not None and (best is None or accuracy > best[0]):
                 best = accuracy, {key: candidate}, folder
     if best is None:
+        if diverged:
+            raise RecipeError(f"{method}: training diverges at every candidate of the search. {diverged[-1]}")
         return {}
     first = out / f"{method}-{number}"
     if not (resume and _is_finished(first, recipe, method)):
@@ -174,6 +184,9 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
         shutil.copytree(best[2], whole)
         shutil.rmtree(first, ignore_errors=True)
         whole.rename(first)
+        record = Record.load(first)
+        record.notes += diverged
+        record.save()
     return best[1]
 
 
