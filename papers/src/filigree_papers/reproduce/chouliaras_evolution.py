@@ -169,6 +169,15 @@ def implementations(records: Records) -> list[Finding]:
     return findings
 
 
+def late(records: Records) -> list[Finding]:
+    """3.5.1: not rewiring in the last 1, 5 or 10 of 500 epochs makes no difference, in the last 50 or 100 it hurts."""
+    ours = by_run(records, test_accuracy)
+    alike = compared(ours, [("last 5", "last 1"), ("last 10", "last 1")], rule=equal(1.0), unit=" points")
+    worse = compared(ours, [("last 1", "last 50"), ("last 1", "last 100")], unit=" points")
+    says = "Not rewiring in the last 5 or 10 of 500 epochs is as good as in the last alone, in the last 50 or 100 worse"
+    return [claim("Chouliaras 2021, section 3.5.1", says, alike | worse)] if alike or worse else []
+
+
 def escape(records: Records) -> list[Finding]:
     """Fig. 5.18: the epochs to leave the plateau, about 30 with SET and LDV and 10 with OSV and EXD."""
     where = "Chouliaras 2021, Fig. 5.18"
@@ -255,6 +264,10 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
     Reproduction(
         "fashion-best-lr", "Fashion-MNIST, 3 x 1000: each method with its best learning rate (Chouliaras 2021, 6.1).",
         "fashion-best-lr", {"fashion": []}, quick=[*_SMALL, "data.validation=0.2"], claims=[best],
+    ),
+    Reproduction(
+        "late-rewiring", "SET that stops to rewire before the end, 500 epochs of digits (Chouliaras 2021, 3.5.1).",
+        "late-rewiring", {"digits": []}, quick=["training.epochs=120", "seeds=[0]"], claims=[late],
     ),
     Computation(
         "parameter-counts", "Parameters of the networks of Chouliaras 2021, counted (appendix B).", parameters,
