@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from filigree.recipes import RecipeError
 from filigree_papers.reproduce import provenance
@@ -186,19 +187,22 @@ def list_entries(
 def tables(entries: Sequence[ListedEntry], width: int = 100) -> list[Table]:
     """One table for each document, at most two lines an entry, as wide as the terminal."""
     by_document: dict[str, Table] = {}
-    room = 2 * (max(width, 60) - sum(COLUMNS.values()) - 2 * len(COLUMNS) - 1) - 12  # two lines, broken at words
+    room = max(
+        width - sum(COLUMNS.values()) - 3 * len(COLUMNS), 20
+    )  # each column has a space to each side, and a divider
     for listed in entries:
         document, entry = listed.document, listed.entry
         if document.cite not in by_document:
             title = f"{document.cite}: {document.title}"
-            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), expand=True)
-            table.add_column("what", ratio=1)
+            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            table.add_column("what", width=room, no_wrap=True)
             for heading, wide in COLUMNS.items():
                 table.add_column(heading, width=wide, justify="right" if heading == "min" else "left")
             by_document[document.cite] = table
         about = entry.reason if entry.state == "not made" else entry.about
-        about = textwrap.shorten(about, max(room - len(entry.where), 20), placeholder="...")
-        what = f"[bold]{escape(entry.where)}[/bold] {escape(about)}"
+        lines = textwrap.wrap(f"{entry.where} {about}", room, max_lines=2, placeholder="...")
+        what = Text("\n".join(lines))
+        what.stylize("bold", 0, len(entry.where))
         words = list(dict.fromkeys(record.word for record in listed.counted))
         cells = (what, entry.state, _verdict(listed), " ".join(words) or "-", _minutes(listed))
         by_document[document.cite].add_row(*cells)
