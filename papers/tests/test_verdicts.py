@@ -1,6 +1,7 @@
 """Verdicts, records and their states, the listing of the documents, and all of it in one command."""
 
 import functools
+import io
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import scipy.stats
+import torch
 from rich.console import Console
 
 from filigree import data, recipes
@@ -23,6 +25,7 @@ from filigree_papers.reproduce import (
     john_subclustering,
     provenance,
 )
+from filigree_papers.reproduce.check import essence
 from filigree_papers.reproduce.claims import before, beside, ends, folds_of
 from filigree_papers.reproduce.documents import Document, all_documents, scaled
 from filigree_papers.reproduce.findings import (
@@ -39,6 +42,7 @@ from filigree_papers.reproduce.findings import (
 )
 from filigree_papers.reproduce.listing import ListedEntry, NewestRecord, newest_record, tables
 from filigree_papers.reproduce.run_summary import RunSummary
+from filigree_papers.reproduce.steps import train_steps
 from test_cli import call
 
 HERE = Path(__file__).parent.parent
@@ -266,6 +270,18 @@ def test_all_that_can_be_made_is_reached():
     assert "all" not in reproduce.ALL
 
 
+def test_every_entry_has_a_record_or_a_reason():
+    """And what is not reproduced an assessment, and a record of an older code a check or a reason why it stands."""
+    entries, _ = reproduce.list_entries(all_documents(), reproduce.ALL, [HERE / "results"])
+    for listed_entry in entries:
+        entry = listed_entry.entry
+        records = [record for record in listed_entry.records.values() if record.summary is not None]
+        assert records or entry.reason, f"{entry.where}: neither a record nor a reason"
+        assert listed_entry.verdict != "not" or entry.assessment, f"{entry.where}: not reproduced, and nothing says why"
+        assert listed_entry.verdict or entry.reason, f"{entry.where}: no finding, and no reason"
+    assert set(documents.stands()) <= set(reproduce.ALL)
+
+
 def test_committed_findings_have_their_entries():
     keys = {document.key(entry) for document in all_documents() for entry in document.entries}
     by = {d.key(e): {rerun.name for rerun in e.by} for d in all_documents() for e in d.entries}
@@ -322,7 +338,9 @@ def few(monkeypatch, tmp_path):
 def test_the_listing_and_its_json(few, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, "reproduce", "--json", "listing.json")
     assert (code, err) == (0, "")
-    assert "filigree reproduce first" in out
+    assert [line.split()[:3] for line in out.splitlines() if "Table 9.1" in line] == [["Table", "9.1", "Numbers."]]
+    assert "A curve." not in out  # of what is not made the reason counts
+    assert "No time." in out
     assert "2 entries: 1 full, 1 not made. Of those that are made: 1 without a record." in out
     first, second = json.loads(Path("listing.json").read_text())
     assert (first["verdict"], first["minutes"], [rerun["record"] for rerun in first["by"]]) == (
@@ -341,6 +359,26 @@ def test_the_listing_and_its_json(few, monkeypatch, capsys):
     assert first["minutes"] > 0
     assert [finding["where"] for finding in first["findings"]] == ["Srivastava 2022, Table 9.1"]
     assert first["findings"][0] == first["findings"][0] | {"by": "first", "printed": 10.5, "difference": 0.0}
+
+
+def test_verbose_shows_all(few, monkeypatch, capsys):
+    call(monkeypatch, capsys, "reproduce", "first")
+    _, out, _ = call(monkeypatch, capsys, "reproduce", "--verbose")
+    text = " ".join(out.split())
+    for part in ("filigree reproduce first current", "Why not made, or in part: No time.", "slip: Inverted.",
+                 "open a: printed 10.5, ours 10.5"):  # fmt: skip
+        assert part in text
+
+
+def test_two_lines_an_entry_at_any_width():
+    entries, _ = reproduce.list_entries(all_documents(), reproduce.ALL, [HERE / "results"])
+    for width in (80, 100, 160):
+        console = Console(width=width, file=io.StringIO())
+        for table in reproduce.tables(entries, width):
+            console.print(table)
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= 2.2 * len(entries) + 6 * len(all_documents())
 
 
 def test_readable_at_100_columns(few, monkeypatch, capsys):
@@ -368,6 +406,91 @@ def test_what_changed_is_noticed(few, tmp_path, monkeypatch, capsys):
     assert (code, len(calls)) == (0, 2)
     assert "first: 2 of 2 runs are kept that another code or configuration made" in " ".join(out.split())
     assert state().state.startswith("code changed")
+
+
+def change(path, **update):
+    RunSummary.load(path).model_copy(update=update).save(path)
+
+
+def test_a_run_made_again_tells_whether_the_record_stands(few, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, "reproduce", "first")
+    path = tmp_path / "runs" / "first" / "summary.json"
+    change(path, code="other", config="other")
+    assert newest_record(few["first"], [tmp_path / "runs"])[0].state == "config changed"
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "first", "--check")
+    assert (code, calls[-1]) == (0, ("a", 0, False))
+    assert "first: checked, one run of a, seed 0: 1 of 1 figures agree" in " ".join(out.split())
+    kept = newest_record(few["first"], [tmp_path / "runs"])[0]
+    assert (kept.state.split()[0], kept.word, kept.current) == ("checked", "checked", True)
+    assert kept.summary.check.files  # of the library, which the run went through
+    call(monkeypatch, capsys, "reproduce", "first")  # a summary of the same runs keeps its check
+    assert RunSummary.load(path).check == kept.summary.check
+
+    change(path, code="other", check=kept.summary.check.model_copy(update={"code": "before"}))
+    assert "and since its check" in newest_record(few["first"], [tmp_path / "runs"])[0].state
+    rows = [row | {"value": [2 * row["value"][0], row["value"][1]]} for row in kept.summary.rows]
+    change(path, rows=rows, code="other")
+    code, out, _ = call(monkeypatch, capsys, "reproduce", "--check")
+    assert "first: differs" in out
+    assert "case=a, value: 21 recorded, 10 now" in " ".join(out.split())
+    kept = newest_record(few["first"], [tmp_path / "runs"])[0]
+    assert kept.state.endswith(": one run differs")
+    assert not kept.current
+    code, _, err = call(monkeypatch, capsys, "reproduce", "second", "--check")
+    assert (code, "it has no record" in err) == (2, True)
+
+
+def test_a_check_of_training_ends_at_the_first_evaluation(tmp_path):
+    seen = []
+
+    def compute(case, seed, quick):
+        model = torch.nn.Linear(2, 1)
+        x = torch.randn(8, 2)
+
+        def loss(net, batch):
+            seen.append(case)
+            return net(batch).square().mean()
+
+        rows = train_steps(
+            model, lambda _: x, loss, torch.optim.SGD(model.parameters(), 0.1), 20, lambda _: {"one": 1.0}, 4
+        )
+        return [{"activation": case} | {key: row[key] for key in ("step", "one")} for row in rows]
+
+    experiment = reproduce.Computation("steps", "", compute, ["a"], seeds=(0, 1))
+    with reproduce.Bars(Console(quiet=True)) as bars:
+        experiment.again(tmp_path, Request(), bars)
+        assert len(seen) == 40
+        done = reproduce.check(experiment, tmp_path / "summary.json", bars)
+    assert (len(seen), done.part, done.figures, done.agrees) == (45, "its first evaluation", 1, True)
+
+
+@pytest.mark.long("trains a small recipe, and its first epoch again")
+def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path):
+    experiment = reproduce.Reproduction(
+        "small", "", "demo", {"a": ["training.epochs=3", "model.hidden=[10]", "seeds=[0,1]", "data.name=digits"]}
+    )  # fmt: skip
+    with reproduce.Bars(Console(quiet=True)) as bars:
+        experiment.again(tmp_path, Request(timed=False), bars)
+        summary = RunSummary.load(tmp_path / "summary.json")
+        assert all("train_seconds" not in row and row["first epoch"]["train_loss"][0] > 0 for row in summary.rows)
+        done = reproduce.check(experiment, tmp_path / "summary.json", bars)
+        assert (done.part, done.agrees, done.agree) == ("its first epoch", True, done.figures)
+        assert "filigree/train/loop.py" in done.files
+        rows = [row | {"first epoch": {"train_loss": [9.0, 0.1]}} for row in summary.rows]
+        change(tmp_path / "summary.json", rows=rows)
+        assert not reproduce.check(experiment, tmp_path / "summary.json", bars).agrees
+        before = summary.seconds
+        experiment.again(tmp_path, Request(), bars)  # on an idle machine: adds the times, trains nothing
+    after = RunSummary.load(tmp_path / "summary.json")
+    assert after.seconds < before + 60
+    assert all(row["train_step_ms"] > 0 for row in after.rows)
+
+
+def test_comments_and_docstrings_are_no_code():
+    first = 'def f(x):\n    """Says."""\n    return x + 1  # why\n'
+    assert essence(first) == essence("# else\n\ndef f( x ):\n    return (x\n)+1\n".replace("(x\n)", "x"))
+    assert essence(first) != essence(first.replace("+ 1", "+ 2"))
+    assert essence('x = "a"') != essence('x = "b"')
 
 
 def test_parts_of_a_record(few, tmp_path, monkeypatch, capsys):

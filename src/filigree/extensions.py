@@ -7,6 +7,7 @@ attributes named here are optional; importing it registers networks (`filigree.m
     add_commands(app): adds commands to the command line (a `typer.Typer`).
     add_tables(): returns tables for `filigree list`, rich's.
     RECORDS: folders with records that `filigree report` shows beside those of `runs`.
+    HEADLINES: the claims that the report opens with, see `filigree.report.opening.claims`.
     site(folders): returns entries, lines to print and charts for the pages that `filigree report` writes.
 
 `import filigree` loads no extension. The command line does, and so does an unknown name of a recipe or a network.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from filigree_papers import models
+from filigree_papers.headlines import HEADLINES
 
 RECIPES = files("filigree_papers") / "recipes"
 RECORDS = (Path("papers/results"), Path("results"))
@@ -33,4 +34,4 @@ def site(folders: list[Path]) -> tuple[list[Any], list[str], dict[str, Any]]:
     return reproduce.plain(entries), lines, charts
 
 
-__all__ = ["RECIPES", "RECORDS", "add_commands", "add_tables", "models", "site"]
+__all__ = ["HEADLINES", "RECIPES", "RECORDS", "add_commands", "add_tables", "models", "site"]

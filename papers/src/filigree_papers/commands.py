@@ -41,10 +41,17 @@ def reproduce(
     cases: Annotated[list[str] | None, typer.Option("--case", help="Only this case. Repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed in place of all.")] = None,
     settings: Set = None,
+    untimed: Annotated[
+        bool, typer.Option("--untimed", help="Leave times out: the machine does other work. A later run adds them.")
+    ] = False,
     folder: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where runs are kept; default `runs/NAME`, of `all` `runs`."),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Make one run of NAME's record again, or of all short ones: does it still stand?"),
+    ] = False,
     document: Annotated[
         str | None, typer.Option(metavar="AUTHOR", help="List only this author's document: `chouliaras`.")
     ] = None,
@@ -54,6 +61,7 @@ def reproduce(
             "--records", metavar="DIR", help="List by the records in DIR; default `runs` and `papers/results`."
         ),
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="List all that is known of each entry.")] = False,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write the listing as JSON.", callback=in_a_folder),
@@ -64,17 +72,23 @@ def reproduce(
     Printed figures stand beside ours with difference and verdict. A run goes on where it was stopped; `all` skips what
     has a current record. Exit code of `all`: 1 when one failed, 3 when data are missing.
     """
-    if name is None:
-        if quick or cases or seed is not None or settings or folder:
-            raise RecipeError("reproduce: --quick, --case, --seed, --set and --out need a NAME, or `all`.")
+    if check:
+        if quick or cases or seed is not None or settings or folder or untimed or document or json or verbose:
+            raise RecipeError("reproduce --check: only a NAME and --records go with it.")
+        _check(name, records or list(reproductions.FOLDERS))
+    elif name is None:
+        if quick or cases or seed is not None or settings or folder or untimed:
+            raise RecipeError("reproduce: --quick, --case, --seed, --set, --untimed and --out need a NAME, or `all`.")
         if missing := [str(each) for each in records or () if not each.is_dir()]:
             raise RecipeError(f"--records {missing[0]}: there is no such folder.")
-        _list_documents(document, records or list(reproductions.FOLDERS), json)
-    elif document or records or json:
-        raise RecipeError(f"reproduce {name}: --document, --records and --json are of the listing, without a NAME.")
+        _list_documents(document, records or list(reproductions.FOLDERS), json, verbose)
+    elif document or records or json or verbose:
+        raise RecipeError(
+            f"reproduce {name}: --document, --records, --verbose and --json are of the listing, without a NAME."
+        )
     elif name == "all":
-        if cases or seed is not None or settings:
-            raise RecipeError("reproduce all: --case, --seed and --set are of single reproductions.")
+        if cases or seed is not None or settings or untimed:
+            raise RecipeError("reproduce all: --case, --seed, --set and --untimed are of single reproductions.")
         _reproduce_all(folder or Path("runs"), quick)
     elif name not in reproductions.ALL:
         raise RecipeError(f"there is no table {name!r}. `filigree reproduce` lists them.")
@@ -83,7 +97,8 @@ def reproduce(
         target = folder or Path("runs") / (f"{name}-quick" if quick else name)
         out.print(f"[bold]{name}[/bold]: {chosen.about}")
         State.hint = f"Go on with the same command (--out {target})."
-        request = reproductions.Request(cases or (), None if seed is None else [seed], settings or (), quick)
+        chosen_seeds = None if seed is None else [seed]
+        request = reproductions.Request(cases or (), chosen_seeds, settings or (), quick, timed=not untimed)
         with reproductions.Bars(out) as bars:
             table, findings = chosen.again(target, request, bars)
         print_whole(table)
@@ -94,16 +109,41 @@ def reproduce(
         tell(f"records, summary and report: {target}")
 
 
-def _list_documents(document: str | None, folders: list[Path], json: Path | None) -> None:
+def _list_documents(document: str | None, folders: list[Path], json: Path | None, verbose: bool) -> None:
     entries, lines = reproductions.list_entries(reproductions.all_documents(), reproductions.ALL, folders, document)
-    for table in reproductions.tables(entries):
-        out.print(table)
+    for part in reproductions.details(entries) if verbose else reproductions.tables(entries, out.width):
+        out.print(part)
     out.print(f"{reproductions.totals(entries)} ~: minutes estimated, not measured for all runs.")
+    if not verbose:
+        tell("--verbose: each entry with its findings, commands and reasons")
     for line in lines:
         out.print(f"[dim]- {escape(visible(line))}[/dim]")
     if json is not None:
         write_json(json, reproductions.plain(entries))
         tell(f"wrote {json}")
+
+
+def _check(name: str | None, folders: list[Path]) -> None:
+    """Check the record of one reproduction, or all that are not current and whose run takes about two minutes."""
+    if name is not None and name not in reproductions.ALL:
+        raise RecipeError(f"there is no table {name!r}. `filigree reproduce` lists them.")
+    for chosen in [name] if name is not None else reproductions.ALL:
+        record = reproductions.newest_record(reproductions.ALL[chosen], folders)[0]
+        minutes = (record.minutes or 0.0) / max(record.total, 1)
+        if record.path is None:
+            if name is not None:
+                raise RecipeError(f"reproduce {name} --check: it has no record in {', '.join(map(str, folders))}.")
+        elif name is None and (record.state.startswith(("current", "checked")) or minutes > 2):
+            if minutes > 2 and not record.state.startswith(("current", "checked")):
+                out.print(f"{chosen}: not checked, a run takes about {minutes:.0f} minutes; name it to check it")
+        else:
+            with reproductions.Bars(out) as bars:
+                done = reproductions.check(reproductions.ALL[chosen], record.path, bars)
+            word = "[green]checked[/]" if done.agrees else "[red]differs[/]"
+            out.print(
+                f"{chosen}: {word}, {done.part} of {escape(done.case)}, seed {done.seed}: {done.agree} of "
+                f"{done.figures} figures agree; furthest apart: {escape(done.worst)}", highlight=False,
+            )  # fmt: skip
 
 
 def _reproduce_all(folder: Path, quick: bool) -> None:

@@ -43,7 +43,8 @@ def report(
             for line in lines:
                 warn(line)
     compared = load_comparisons(folders, warn)
-    tell(f"wrote {write_site(output or Path('report'), entries, compared, charts)}")
+    headlines = [claim for extension in extensions() for claim in getattr(extension, "HEADLINES", ())]
+    tell(f"wrote {write_site(output or Path('report'), entries, compared, charts, headlines)}")
 
 
 def warn(line: str) -> None:

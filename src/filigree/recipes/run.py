@@ -19,7 +19,7 @@ from typing import Any
 import pydantic
 import torch
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from filigree import data
 from filigree.compress.compression import compress_
@@ -57,6 +57,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
+    timed: bool = True,
 ) -> list[Path]:
     """Train the methods of a recipe, one folder `out/<method>-<seed>` each, and time them against one another.
 
@@ -65,6 +66,8 @@ def run(
         source: a data file of the user's own in place of the recipe's data.
         resume: go on from checkpoints, and leave finished runs as they are.
         overwrite: train again what is there already, and replace it when its training begins.
+        timed: False leaves all times out of the records, for a machine that does other work meanwhile; the same call
+            with `resume` adds those of single steps later.
 
     Returns:
         The folders of the runs.
@@ -103,7 +106,7 @@ def run(
         dense = out / f"dense-{number}"  # what it costs is a ratio to dense, timed in turns with it
         record = _whole(dense) if "dense" in recipe.methods and "dense" not in trained else None
         beside = {"dense": dense} if record is not None and _difference_to(record, recipe, "dense") is None else {}
-        _time(recipe, trained | beside, split)
+        _measure(recipe, trained | beside, split, timed)
         folders += trained.values()
     return folders
 
@@ -150,19 +153,29 @@ def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> lis
 
 
 def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Progress | bool | None) -> dict[str, Any]:
-    """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run."""
+    """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run.
+
+    Candidates at which training diverges are passed over, and named in its record.
+    """
     best: tuple[float, dict[str, Any], Path] | None = None
+    diverged: list[str] = []
     number = recipe.runs()[0]
     for key, candidates in recipe.search.items():
         split = _data(recipe.data, number, recipe.name)
         for candidate in candidates:
             folder = out / SEARCH / f"{method}-{number}-{searched_folder(key, candidate)}"
             if not (resume and _is_finished(folder, recipe, method)):
-                _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
+                try:
+                    _train(recipe, method, number, split, folder, resume, progress, {key: candidate})
+                except FloatingPointError as error:
+                    diverged.append(f"At {key} {candidate} training diverged ({error})")
+                    continue
             accuracy = Record.load(folder).metrics["val_accuracy"]
             if accuracy is not None and (best is None or accuracy > best[0]):
                 best = accuracy, {key: candidate}, folder
     if best is None:
+        if diverged:
+            raise RecipeError(f"{method}: training diverges at every candidate of the search. {diverged[-1]}")
         return {}
     first = out / f"{method}-{number}"
     if not (resume and _is_finished(first, recipe, method)):
@@ -171,6 +184,9 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
         shutil.copytree(best[2], whole)
         shutil.rmtree(first, ignore_errors=True)
         whole.rename(first)
+        record = Record.load(first)
+        record.notes += diverged
+        record.save()
     return best[1]
 
 
@@ -428,23 +444,33 @@ def _difference(recorded: Any, wanted: Any, ignored: Collection[str], key: str =
     return next((inner for name, a, b in parts if (inner := _difference(a, b, ignored, name))), None)
 
 
-def _time(recipe: Recipe, trained: dict[str, Path], split: DataSet) -> None:
-    """Time the trained networks in turns, so that their ratios mean something, and complete their records."""
+def _measure(recipe: Recipe, trained: dict[str, Path], split: DataSet, timed: bool) -> None:
+    """Complete the records by what the networks cost; times are taken in turns, so that their ratios mean something."""
     networks = {method: saving.load(folder / MODEL).eval() for method, folder in trained.items()}
     size = min(recipe.training.batch_size, len(split.train.x))
     x, y = split.train.x[:size], split.train.y[:size]
-    steps = [cost.training_step(network, x, y) for network in networks.values()]
-    backwards = [cost.backward(network, x, y) for network in networks.values()]
-    batches = [inference(network, x) for network in networks.values()]
-    singles = [inference(network, x[:1]) for network in networks.values()]
-    timings = zip(*(time_interleaved(works, 0.2) for works in (steps, backwards, batches, singles)), strict=True)
-    for (method, folder), (step, backward_ms, batch, single) in zip(trained.items(), timings, strict=True):
+    times = _times(list(networks.values()), x, y) if timed else [{} for _ in networks]
+    for (method, folder), own in zip(trained.items(), times, strict=True):
         record = Record.load(folder)
         forward, backward = cost.macs(networks[method], x[:1])
-        record.cost = dataclasses.asdict(cost.stored(networks[method])) | {
-            "macs_forward": forward, "macs_backward": backward, "batch": size,
-            "train_step_ms": dataclasses.asdict(step), "backward_ms": dataclasses.asdict(backward_ms),
-            "batch_ms": dataclasses.asdict(batch),
-            "single_ms": dataclasses.asdict(single),
-        }  # fmt: skip
+        stored = {
+            key: number
+            for key, number in dataclasses.asdict(cost.stored(networks[method])).items()
+            if number is not None
+        }
+        record.cost = stored | {"macs_forward": forward, "macs_backward": backward, "batch": size} | own
+        if not timed:
+            record.metrics.pop("train_seconds", None)
+            record.metrics.pop("train_joules", None)
         record.save(folder)
+
+
+def _times(networks: list[nn.Module], x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+    works = {
+        "train_step_ms": [cost.training_step(network, x, y) for network in networks],
+        "backward_ms": [cost.backward(network, x, y) for network in networks],
+        "batch_ms": [inference(network, x) for network in networks],
+        "single_ms": [inference(network, x[:1]) for network in networks],
+    }
+    columns = [[dataclasses.asdict(time) for time in time_interleaved(each, 0.2)] for each in works.values()]
+    return [dict(zip(works, row, strict=True)) for row in zip(*columns, strict=True)]

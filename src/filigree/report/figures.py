@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from filigree.optional import needed
 from filigree.report.chart import Chart
+from filigree.report.label_placement import place_labels
 from filigree.report.table import RecordLike, Row, figure_of, summary_table
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which the colour-blind can tell apart; dense is grey
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A3D9A"]
 DENSE = "#555555"
-_BESIDE = ["top center", "bottom center", "middle right", "middle left"]  # where points crowd
 _EPOCHS = ["solid", "dash", "dot"]
 # costs that a method is judged against
 TRADES = {"train_seconds": "training time, s", "bytes_disk": "bytes on disk", "single_ms": "ms a sample"}
@@ -149,17 +150,37 @@ def trade(rows: Sequence[Row], key: str, heading: str) -> go.Figure:
     rows = [row for row in rows if row.accuracy is not None and row.costs.get(key) is not None]
     colours, figure = palette([row.method for row in rows]), empty_figure()
     points = [(float(row.costs[key] or 0), max(100 - 100 * (row.accuracy or 0), 0.01)) for row in rows]
-    for number, (row, (cost, error)) in enumerate(zip(rows, points, strict=True)):
+    for row, (cost, error) in zip(rows, points, strict=True):
         spread = None if row.interval is None else [100 * row.interval]
         figure.add_scatter(
             x=[cost], y=[error], error_y={"array": spread, "thickness": 1}, name=_escape(row.method),
-            text=[_escape(row.method)], mode="markers+text", textposition=_BESIDE[number % len(_BESIDE)],
-            textfont={"size": 10}, marker={"color": colours[row.method], "size": 9}, showlegend=False,
+            hovertext=[_escape(row.method)], mode="markers", marker={"color": colours[row.method], "size": 9},
+            showlegend=False,
         )  # fmt: skip
     _front(figure, points, sign=-1)
-    figure.update_xaxes(title=heading, type="log")
-    figure.update_yaxes(title="test error, %", type="log", autorange="reversed")
+    (low, high), (best, worst) = (_range([math.log10(max(p[i], 1e-12)) for p in points]) for i in (0, 1))
+    figure.update_xaxes(title=heading, type="log", range=[low, high])
+    figure.update_yaxes(title="test error, %", type="log", range=[worst, best])
+    width, height = 540, 300  # of the part within the axes, about, in pixels
+    spots = [
+        (width * (math.log10(max(x, 1e-12)) - low) / (high - low), height * (math.log10(y) - best) / (worst - best))
+        for x, y in points
+    ]
+    for (x, y), row, shift in zip(
+        points, rows, place_labels(spots, [row.method for row in rows], width, height), strict=True
+    ):
+        figure.add_annotation(
+            x=math.log10(max(x, 1e-12)), y=math.log10(y), ax=shift[0], ay=shift[1], text=_escape(row.method),
+            font={"size": 10}, arrowhead=0, arrowwidth=0.7, arrowcolor="#9aa4b0", standoff=4, borderpad=0,
+        )  # fmt: skip
     return finish(figure, f"Error against {heading}", height=460).update_layout(hovermode="closest")
+
+
+def _range(numbers: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis with room around the numbers."""
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    room = 0.12 * (high - low) or 0.5
+    return low - room, high + room
 
 
 def _front(figure: go.Figure, points: Sequence[Sequence[float]], sign: int = 1) -> None:

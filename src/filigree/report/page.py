@@ -23,17 +23,19 @@ STYLE = """
 :root { color-scheme: light; --ink: #1c2024; --faint: #5b6470; --line: #d9dee4; --paper: #fff; --tint: #f5f7f9; }
 * { box-sizing: border-box } body { margin: 0; background: var(--paper); color: var(--ink);
 font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif }
-main { max-width: 1160px; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+main { max-width: 1280px; margin: 0 auto; padding: 1.5rem 1.2rem 4rem }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem }
-h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem } p { max-width: 75ch; margin: .4rem 0 } .faint { color: var(--faint) }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem } p { max-width: 120ch; margin: .4rem 0 } .faint { color: var(--faint) }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { background: var(--tint); font-weight: 600 } tbody tr:last-child > * { border-bottom: 0 }
+th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th { background: var(--tint); font-weight: 600 } thead th { white-space: normal; vertical-align: bottom }
+tbody tr:last-child > * { border-bottom: 0 }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
 th:first-child { background: var(--tint) } td small { color: var(--faint); display: block }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1rem }
+.claims { grid-template-columns: repeat(auto-fit, minmax(min(100%, 370px), 1fr)) }
 .three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)) }
 figure { margin: 0; min-width: 0; overflow: hidden } details { margin: .5rem 0; border: 1px solid var(--line);
 border-radius: 6px; padding: .5rem .8rem } summary { cursor: pointer; font-weight: 600 }

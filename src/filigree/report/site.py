@@ -16,6 +16,7 @@ from filigree.io.storage import replacing
 from filigree.report import figures
 from filigree.report.chart import Chart
 from filigree.report.computed import rows_table
+from filigree.report.opening import anchor, badge, claims, verdict_bars, verdict_of
 from filigree.report.page import Figures, plotly_script, write_page
 from filigree.report.table import COSTS, Row, accuracy_text, commit_text, ratio_text, short
 
@@ -56,14 +57,16 @@ filter();
 
 
 def write_site(
-    folder: str | Path, listing: Sequence[Data], comparisons: Sequence[Data], charts: Mapping[str, Sequence[Chart]]
-) -> Path:
+    folder: str | Path, listing: Sequence[Data], comparisons: Sequence[Data], charts: Mapping[str, Sequence[Chart]],
+    headlines: Sequence[Data] = (),
+) -> Path:  # fmt: skip
     """Write the folder; returns the path of its `index.html`.
 
     Args:
         listing: what `filigree reproduce --json` writes: the entries of all documents with findings and provenance.
         comparisons: what `filigree compare` writes into `comparison.json`.
         charts: of the experiments' pages, by the experiment's name.
+        headlines: the claims that the page opens with, see `filigree.report.opening.claims`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,18 +79,20 @@ def write_site(
                 experiments.setdefault(maker["name"], []).append(entry)
     for name, entries in experiments.items():
         _write_experiment(folder / f"{name}.html", name, entries, charts.get(name, ()))
-    numbered, counted = Figures(), Counter(_verdict(entry) for entry in listing)
+    numbered, counted = Figures(), Counter(verdict_of(entry) for entry in listing)
     body = [
         "<p>Each method on real data, beside dense training on the same machine"
         + (", and every table, figure and claim of the five source documents beside ours" if listing else "")
         + ". Weak results stay in.</p>",
+        numbered.place(verdict_bars(listing), "verdicts by document") if listing else "",
+        claims(headlines, listing, comparisons, numbered),
         _machines(listing, comparisons),
         _contents(comparisons, bool(listing)),
         *(_comparison(comparison, number, numbered) for number, comparison in enumerate(comparisons)),
     ]
     if listing:
-        verdicts = ", ".join(f"{n} {_badge(v)}" for v, n in counted.most_common())
-        body.insert(2, f"<p>Of the documents: {verdicts}.</p>")
+        verdicts = ", ".join(f"{n} {badge(v)}" for v, n in counted.most_common())
+        body.insert(1, f"<p>Of {len(listing)} entries: {verdicts}.</p>")
         body += [_documents(listing, experiments), f"<script>{FILTER}</script>"]
     return write_page(folder / "index.html", "What filigree does, measured", "".join(body), numbered, SCRIPT)
 
@@ -181,13 +186,13 @@ def _documents(listing: Sequence[Data], experiments: Mapping[str, Any]) -> str:
     out = [
         '<h2 id="documents">The documents\' tables, figures and claims</h2>',
         "<ul class=legend>"
-        + "".join(f"<li>{_badge(name)} {escape(text)}</li>" for name, text in VERDICTS.items())
+        + "".join(f"<li>{badge(name)} {escape(text)}</li>" for name, text in VERDICTS.items())
         + "</ul>",
         _filters(listing, titles),
     ]
     for document, title in titles.items():
         mine = [entry for entry in listing if entry["document"] == document]
-        counts = ", ".join(f"{n} {v}" for v, n in Counter(_verdict(entry) for entry in mine).most_common())
+        counts = ", ".join(f"{n} {v}" for v, n in Counter(verdict_of(entry) for entry in mine).most_common())
         out.append(
             f"<section class=document><h3>{escape(document)}: {escape(title)}</h3><p class=faint>{escape(counts)}</p>"
         )
@@ -214,14 +219,6 @@ def _filters(listing: Sequence[Data], titles: Mapping[str, str]) -> str:
     )
 
 
-def _verdict(entry: Data) -> str:
-    return entry["verdict"] or ("not made" if entry["state"] == "not made" else "no record")
-
-
-def _badge(verdict: str) -> str:
-    return f'<span class="badge {escape(verdict.replace(" ", "-"))}">{escape(verdict)}</span>'
-
-
 def _minutes(entry: Data) -> str:
     if entry["minutes"] is None:
         return ""
@@ -239,16 +236,19 @@ def _entry(entry: Data, heading: str, experiments: Mapping[str, Any] | None = No
             else ""
         )
         part = f", {maker['done']} of {maker['asked']} runs" if maker["path"] and maker["done"] < maker["asked"] else ""
-        commands.append(f"<li>{command} (record: {escape(maker['record'])}{part}){page}</li>")
+        why = f" {escape(maker['stands'])}" if maker.get("stands") else ""
+        commands.append(f"<li>{command} (record: {escape(maker['record'])}{part}){page}{why}</li>")
     findings = "".join(
-        f"<li>{_badge(finding['verdict'])} {escape(finding['text'])}</li>" for finding in entry["findings"]
+        f"<li>{badge(finding['verdict'])} {escape(finding['text'])}</li>" for finding in entry["findings"]
     )
     return (
-        f'<article data-document="{escape(entry["document"])}" data-state="{escape(entry["state"])}" '
-        f'data-verdict="{escape(_verdict(entry))}"><{heading}>{escape(entry["where"])} {_badge(_verdict(entry))} '
+        f'<article id="{anchor(entry)}" data-document="{escape(entry["document"])}" '
+        f'data-state="{escape(entry["state"])}" data-verdict="{escape(verdict_of(entry))}">'
+        f"<{heading}>{escape(entry['where'])} {badge(verdict_of(entry))} "
         f"<small>{escape(entry['state'] + _minutes(entry))}</small></{heading}><p>{escape(entry['about'])}</p>"
         + (f"<p class=slip><b>The document's slip:</b> {escape(entry['slip'])}</p>" if entry["slip"] else "")
         + (f"<p class=faint>{escape(entry['reason'])}</p>" if entry["reason"] else "")
+        + (f"<p><b>Why not:</b> {escape(entry['assessment'])}</p>" if entry.get("assessment") else "")
         + (
             f"<details><summary>Findings: {len(entry['findings'])}</summary><ul class=found>{findings}</ul></details>"
             if findings

@@ -2,6 +2,7 @@
 
 from filigree_papers.reproduce import (
     chouliaras_evolution,
+    john_networks,
     john_pruning,
     john_retraining,
     john_subclustering,
@@ -13,13 +14,14 @@ from filigree_papers.reproduce import (
     moczulski_structured,
     moczulski_translation,
     srivastava_asymmetric,
+    srivastava_costs,
 )
 from filigree_papers.reproduce.reproduction import Computation, Reproduction
 
 PARTS = (
-    srivastava_asymmetric, chouliaras_evolution, keller_monte_carlo, keller_paths, john_pruning, john_subclustering,
-    john_retraining, moczulski_structured, moczulski_noise, moczulski_sequences, moczulski_mollification,
-    moczulski_translation,
+    srivastava_asymmetric, srivastava_costs, chouliaras_evolution, keller_monte_carlo, keller_paths, john_networks,
+    john_pruning, john_subclustering, john_retraining, moczulski_structured, moczulski_noise, moczulski_sequences,
+    moczulski_mollification, moczulski_translation,
 )  # fmt: skip
 
 ALL: dict[str, Reproduction | Computation] = {

@@ -40,6 +40,7 @@ class Entry(_Strict):
         by: what makes it again.
         state: full (at the document's setting), scaled (smaller), needs data (of the user's own), not made.
         reason: why it is not made, or only in part.
+        assessment: where it is not reproduced, what we think the reason is, and the experiment that would tell.
         slip: the document's own mistake about it.
     """
 
@@ -48,6 +49,7 @@ class Entry(_Strict):
     by: tuple[Annotated[Rerun, pydantic.BeforeValidator(_rerun)], ...] = ()
     state: EntryState
     reason: str = ""
+    assessment: str = ""
     slip: str = ""
 
     @pydantic.model_validator(mode="after")
@@ -82,6 +84,7 @@ class Document(_Strict):
 
 class _File(_Strict):
     expect: dict[str, float]
+    stands: dict[str, str] = {}
     documents: tuple[Document, ...]
 
 
@@ -99,6 +102,11 @@ def all_documents() -> list[Document]:
 def expected() -> dict[str, float]:
     """The estimated minutes of each reproduction, for those that have no record with times."""
     return _file().expect
+
+
+def stands() -> dict[str, str]:
+    """Why a record of an older code stands, by reproduction, where a check would take too long or differs."""
+    return _file().stands
 
 
 @functools.cache

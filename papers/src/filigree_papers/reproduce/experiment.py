@@ -20,6 +20,7 @@ from filigree_papers.reproduce.run_summary import FILE, MIXED, RunSummary, commo
 
 Rows = list[dict[str, Any]]
 CaseSeed = tuple[str, int]
+Checked = dict[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Request:
 
     Attributes:
         renew: run again what another code or configuration made; otherwise that is kept, and named.
+        timed: False leaves the times of recipes out, for a machine that does other work meanwhile.
     """
 
     cases: Sequence[str] = ()
@@ -35,6 +37,7 @@ class Request:
     settings: Sequence[str] = ()
     quick: bool = False
     renew: bool = False
+    timed: bool = True
 
     def choose(self, experiment: Experiment) -> list[str]:
         if unknown := set(self.cases) - set(experiment.cases):
@@ -91,6 +94,15 @@ class Experiment(ABC):
     def rows(self, results: Any) -> Rows: ...
     @abstractmethod
     def table(self, results: Any) -> Table: ...
+    @abstractmethod
+    def checked(self, rows: Rows) -> tuple[Checked, str]:
+        """What a check compares of a summary's rows, times left out: name -> mean and deviation; and what part of a
+        run that is."""
+
+    @abstractmethod
+    def make_again(self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars) -> Rows:
+        """The rows of a run, as in a summary, made again in an empty folder: at least those of that part."""
+
     @abstractmethod
     def write_page(self, out: Path, results: Any, lines: Sequence[str]) -> None: ...
 
@@ -149,7 +161,7 @@ class Experiment(ABC):
             bars.drop_fits()
 
     def _summarise(self, out: Path, request: Request, ledger: Ledger) -> tuple[Any, list[Finding]]:
-        whole = Request(settings=request.settings, quick=request.quick)
+        whole = Request(settings=request.settings, quick=request.quick, timed=False)
         pairs = list(dict.fromkeys([*self.pairs(whole), *self.pairs(request)]))
         done = [pair for pair in pairs if self._is_done(out, *pair, whole, ledger)]
         results = self.read(out, done, request)
@@ -169,7 +181,7 @@ class Experiment(ABC):
             finished=newest.finished, seconds=sum(seconds) if len(seconds) == len(runs) else None,
             estimated=any(run.estimated for run in runs), findings=[asdict(finding) for finding in findings],
             notes=list(self.notes), rows=self.rows(results),
-        ).save(out / FILE)  # fmt: skip
+        ).save_over(out / FILE)  # fmt: skip
         return results, findings
 
     def _at_our_size(self, findings: Sequence[Finding]) -> list[Finding]:

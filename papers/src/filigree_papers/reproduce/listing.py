@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from filigree.recipes import RecipeError
 from filigree_papers.reproduce import provenance
-from filigree_papers.reproduce.documents import Document, Entry, expected
+from filigree_papers.reproduce.check import code_of
+from filigree_papers.reproduce.documents import Document, Entry, expected, stands
 from filigree_papers.reproduce.experiment import Experiment, Request
 from filigree_papers.reproduce.findings import together
 from filigree_papers.reproduce.run_summary import FILE, RunSummary
@@ -28,7 +31,8 @@ class NewestRecord:
     """The newest record of an experiment.
 
     Attributes:
-        state: none, current, config changed, or code changed (with its commit).
+        state: none; current; checked (with the commit of the check); config changed or code changed (with its commit),
+            which say so where a check differs, or where the code it ran has changed since.
         done, total: how many runs are done, and how many there are.
         expect: the estimated minutes that all runs take, known without a record.
         long: the experiment takes days.
@@ -58,7 +62,15 @@ class NewestRecord:
 
     @property
     def current(self) -> bool:
-        return self.state == "current" and self.done >= self.total
+        return self.state.startswith(("current", "checked")) and self.done >= self.total
+
+    @property
+    def word(self) -> str:
+        """The state in a word, or how many runs are done."""
+        if self.summary is not None and self.done < self.total:
+            return f"{self.done} of {self.total}"
+        first = self.state.split()[0]
+        return "older" if first in ("config", "code") else first
 
 
 @dataclass
@@ -81,15 +93,16 @@ class ListedEntry:
 
     @property
     def minutes(self) -> float | None:
-        known = [record.minutes for record in self._counted if record.minutes is not None]
+        known = [record.minutes for record in self.counted if record.minutes is not None]
         return sum(known) if known else None
 
     @property
     def estimated(self) -> bool:
-        return not all(record.measured for record in self._counted)
+        return not all(record.measured for record in self.counted)
 
     @property
-    def _counted(self) -> list[NewestRecord]:
+    def counted(self) -> list[NewestRecord]:
+        """The records that its time is counted by: those that take days only where all do."""
         return [record for record in self.records.values() if not record.long] or list(self.records.values())
 
 
@@ -126,11 +139,17 @@ def newest_record(
 
 
 def _state(experiment: Experiment, summary: RunSummary, quick: bool) -> str:
-    if summary.config is not None and summary.config != experiment.config(Request(quick=quick)):
-        return "config changed"
+    config, check = experiment.config(Request(quick=quick)), summary.check
+    changed = "config changed" if summary.config not in (None, config) else ""
     if summary.code != provenance.code():
-        return f"code changed ({(summary.commit or 'unknown')[:7]})"
-    return "current"
+        changed = changed or f"code changed ({(summary.commit or 'unknown')[:7]})"
+    if not changed or check is None:
+        return changed or "current"
+    if (check.code, check.config) != (code_of(check.files), config):
+        return f"{changed}, and since its check ({(check.commit or 'unknown')[:7]})"
+    if not check.agrees:
+        return f"{changed}: {check.part} differs"
+    return f"checked ({(check.commit or 'unknown')[:7]}, {check.finished[:10]})"
 
 
 def list_entries(
@@ -165,40 +184,58 @@ def list_entries(
     return entries, lines
 
 
-def tables(entries: Sequence[ListedEntry]) -> list[Table]:
-    """One table for each document, readable at 100 columns."""
+def tables(entries: Sequence[ListedEntry], width: int = 100) -> list[Table]:
+    """One table for each document, at most two lines an entry, as wide as the terminal."""
     by_document: dict[str, Table] = {}
+    room = max(
+        width - sum(COLUMNS.values()) - 3 * len(COLUMNS), 20
+    )  # each column has a space to each side, and a divider
     for listed in entries:
         document, entry = listed.document, listed.entry
         if document.cite not in by_document:
-            table = Table(title=f"{document.cite}: {document.title}", title_justify="left", box=box.SIMPLE_HEAD)
-            table.add_column("what", ratio=1)
-            for heading, width in (("state", 10), ("verdict", 10), ("record", 14), ("min", 5)):
-                table.add_column(heading, width=width, justify="right" if heading == "min" else "left")
+            title = f"{document.cite}: {document.title}"
+            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            table.add_column("what", width=room, no_wrap=True)
+            for heading, wide in COLUMNS.items():
+                table.add_column(heading, width=wide, justify="right" if heading == "min" else "left")
             by_document[document.cite] = table
-        lines = [f"[bold]{escape(entry.where)}[/bold]  {escape(entry.about)}"]
-        lines += [f"[yellow]{escape(entry.reason)}[/yellow]"] if entry.reason else []
-        lines += [f"[cyan]{escape(rerun.command)}[/cyan]" for rerun in entry.by]
-        verdict = f"[{COLOURS[listed.verdict]}]{listed.verdict}[/]" if listed.verdict else "-"
-        cells = ("\n".join(lines), entry.state, verdict, _record(listed), _minutes(listed))
-        by_document[document.cite].add_row(*cells, end_section=True)
+        about = entry.reason if entry.state == "not made" else entry.about
+        lines = textwrap.wrap(f"{entry.where} {about}", room, max_lines=2, placeholder="...")
+        what = Text("\n".join(lines))
+        what.stylize("bold", 0, len(entry.where))
+        words = list(dict.fromkeys(record.word for record in listed.counted))
+        cells = (what, entry.state, _verdict(listed), " ".join(words) or "-", _minutes(listed))
+        by_document[document.cite].add_row(*cells)
     return list(by_document.values())
 
 
-def _record(listed: ListedEntry) -> str:
-    if not listed.records:
-        return "-"
-    texts = []
-    for record in listed.records.values():
-        part = (
-            f", {record.done} of {record.total} runs"
-            if record.summary is not None and record.done < record.total
-            else ""
-        )
-        texts.append(record.state + part)
-    if len(texts) == 1:
-        return texts[0]
-    return "\n".join(f"{texts.count(text)} {text}" for text in dict.fromkeys(texts))
+COLUMNS = {"state": 10, "verdict": 10, "record": 8, "min": 6}
+
+
+def details(entries: Sequence[ListedEntry]) -> Iterator[str]:
+    """All that is known of each entry, as lines of rich's markup."""
+    for listed in entries:
+        entry = listed.entry
+        head = f"[bold]{escape(listed.document.key(entry))}[/bold]  {entry.state}, {_minutes(listed)} min"
+        yield f"{head}  {_verdict(listed)}\n{escape(entry.about)}"
+        for name, text in (
+            ("Why not made, or in part", entry.reason), ("Why not reproduced", entry.assessment),
+            ("The document's slip", entry.slip),
+        ):  # fmt: skip
+            if text:
+                yield f"  [yellow]{name}:[/yellow] {escape(text)}"
+        for finding in listed.findings:
+            yield f"  [{COLOURS[finding['verdict']]}]{finding['verdict']}[/]  {escape(finding['text'])}"
+        for rerun in entry.by:
+            record = listed.records[rerun.name]
+            part = f", {record.done} of {record.total} runs" if record.summary and record.done < record.total else ""
+            why = f". {stands()[rerun.name]}" if record.word == "older" and rerun.name in stands() else ""
+            yield f"  [cyan]{escape(rerun.command)}[/cyan]  {escape(record.state + part + why)}"
+        yield ""
+
+
+def _verdict(listed: ListedEntry) -> str:
+    return f"[{COLOURS[listed.verdict]}]{listed.verdict}[/]" if listed.verdict else "-"
 
 
 def _minutes(listed: ListedEntry) -> str:
@@ -227,7 +264,8 @@ def plain(entries: Sequence[ListedEntry]) -> list[dict[str, Any]]:
             **listed.entry.model_dump(exclude={"by"}), "verdict": listed.verdict or None,
             "findings": listed.findings, "minutes": listed.minutes, "estimated": listed.estimated,
             "by": [
-                {"command": rerun.command, **rerun.model_dump(), **_provenance(listed.records[rerun.name])}
+                {"command": rerun.command, **rerun.model_dump(), **_provenance(listed.records[rerun.name]),
+                 "stands": stands().get(rerun.name, "") if listed.records[rerun.name].word == "older" else ""}
                 for rerun in listed.entry.by
             ],
         }

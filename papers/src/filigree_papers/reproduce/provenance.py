@@ -24,6 +24,7 @@ _APART = (
     "filigree_papers/commands.py", "filigree_papers/reproduce/documents.py", "filigree_papers/reproduce/documents.yaml",
     "filigree_papers/reproduce/listing.py", "filigree_papers/reproduce/everything.py",
     "filigree_papers/reproduce/findings.py", "filigree_papers/reproduce/claims.py", "filigree_papers/reproduce/bars.py",
+    "filigree_papers/reproduce/check.py",
 )  # fmt: skip
 PACKAGES = {"filigree": Path(filigree.__file__).parent, "filigree_papers": Path(__file__).parent.parent}
 

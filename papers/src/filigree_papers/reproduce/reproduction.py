@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich import box
 from rich.table import Table
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from filigree.io.storage import write_json
 from filigree.recipes import Recipe, RecipeError, load, run
 from filigree.report import Chart, cell_text, write_computed, write_report
 from filigree.train import Record
 from filigree_papers.reproduce.bars import Bars
-from filigree_papers.reproduce.experiment import CaseSeed, Experiment, Request, Rows
+from filigree_papers.reproduce.experiment import CaseSeed, Checked, Experiment, Request, Rows
 from filigree_papers.reproduce.findings import Finding, figure
 from filigree_papers.reproduce.provenance import digest, source
+from filigree_papers.reproduce.steps import first_evaluation
 
 Records = dict[str, dict[str, list[Record]]]  # case -> method -> the runs
 
 _load = functools.lru_cache(maxsize=None)(load)  # a listing asks for each recipe many times
 
+ONE_RUN, FIRST_EPOCH, FIRST_EVALUATION = "one run", "its first epoch", "its first evaluation"
+EARLY = ("train_loss", "val_accuracy", "test_accuracy")  # of the first epoch, for checks
 FIGURES = (
     "test_accuracy", "val_accuracy", "final_train_accuracy", "train_seconds", "trained_test_accuracy",
     "compressed_test_accuracy", "finetune_epochs", "escape_epoch",
@@ -83,10 +89,11 @@ class Reproduction(Experiment):
             records = [Record.load(folder) for folder in self._folders(out, case, seed, request)]
         except (FileNotFoundError, ValueError):
             return False
-        return all(record.finished and record.cost for record in records)
+        return all(record.finished and ("batch_ms" in record.cost or not request.timed) for record in records)
 
     def perform(self, out: Path, case: str, seed: int, request: Request, bars: Bars) -> None:
-        run(self._recipe(case, request), out / case, runs=[seed], resume=True, progress=bars)
+        recipe = self._recipe(case, request)
+        run(recipe, out / case, runs=[seed], resume=True, progress=bars, timed=request.timed)
 
     def discard(self, out: Path, case: str, seed: int, request: Request) -> None:
         for folder in self._folders(out, case, seed, request):
@@ -141,9 +148,41 @@ class Reproduction(Experiment):
                     times = [r.cost[key]["median"] for r in records if key in r.cost]
                     row[key] = statistics.median(times) if times else None
                 row |= {key: records[0].cost.get(key) for key in ("parameters", "macs_forward")}
+                row["lr"] = records[0].config.get("training", {}).get("lr")
+                row["first epoch"] = _first_epoch(records)
                 row["printed"] = self.printed.get(case, {}).get(method)
                 rows.append(row)
         return rows
+
+    def checked(self, rows: Rows) -> tuple[Checked, str]:
+        early = {
+            f"{row['case']} {row['method']}, {key} of the first epoch": (mean, deviation)
+            for row in rows
+            for key, (mean, deviation) in (row.get("first epoch") or {}).items()
+        }
+        if early:
+            return early, FIRST_EPOCH
+        kept = [key for key in FIGURES if not key.endswith("seconds")]
+        return {
+            f"{row['case']} {row['method']}, {key}": (row[key], row.get(f"{key}_deviation"))
+            for row in rows for key in kept if key in row
+        }, ONE_RUN  # fmt: skip
+
+    def make_again(self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars) -> Rows:
+        recipe = self._recipe(case, request)
+        if part == ONE_RUN:
+            run(recipe, out / case, runs=[seed], progress=bars, timed=False)
+            return self.rows(self.read(out, [(case, seed)], request))
+        recipe = recipe.model_copy(update={"search": {}})
+        runs: dict[str, list[Record]] = {}
+        for method, arm in recipe.methods.items():
+            if arm.after is None:
+                with suppress(EpochEnded), end_of_epoch(out / case / f"{method}-{seed}"):
+                    run(recipe, out / case, methods=[method], runs=[seed], progress=bars, timed=False)
+                runs[method] = [Record.load(out / case / f"{method}-{seed}")]
+        return [
+            {"case": case, "method": method, "first epoch": _first_epoch(records)} for method, records in runs.items()
+        ]
 
     def write_page(self, out: Path, results: Records, lines: Sequence[str]) -> None:
         write_report([out], out / "report.html")
@@ -218,8 +257,69 @@ class Computation(Experiment):
     def rows(self, results: Rows) -> Rows:
         return aggregate(results)
 
+    def checked(self, rows: Rows) -> tuple[Checked, str]:
+        by_steps = any("step" in row for row in rows)
+        first = min((str(row["step"]) for row in rows if "step" in row), key=float, default="")
+        figures: Checked = {}
+        for row in rows:
+            if by_steps and row.get("step") != first:
+                continue
+            numbers = {key: pair for key, value in row.items() if (pair := _pair(value)) is not None}
+            label = " ".join(f"{key}={value}" for key, value in row.items() if key not in numbers)
+            figures |= {f"{label}, {key}": pair for key, pair in numbers.items() if not TIMES & set(key.split())}
+        return figures, FIRST_EVALUATION if by_steps else ONE_RUN
+
+    def make_again(self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars) -> Rows:
+        with first_evaluation() if part == FIRST_EVALUATION else nullcontext():
+            return self.compute(case, seed, request.quick)
+
     def write_page(self, out: Path, results: Rows, lines: Sequence[str]) -> None:
         write_computed(out / "report.html", self.name, self.about, aggregate(results), self.charts, lines)
+
+
+TIMES = {"s", "ms", "seconds", "milliseconds", "time"}  # words in the names of figures that are no matter of the code
+
+
+def _pair(value: Any) -> tuple[float, float | None] | None:
+    """Mean and deviation of a figure in a row, None of what is none."""
+    if isinstance(value, float):
+        return (value, None) if math.isfinite(value) else None
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(number, float) for number in value):
+        return value[0], value[1]
+    return None
+
+
+def _first_epoch(records: Sequence[Record]) -> dict[str, list[float | None]] | None:
+    """Mean and deviation of the first epoch's figures, where all runs were trained."""
+    firsts = [record.history[0] for record in records if record.history]
+    if len(firsts) < len(records):
+        return None
+    figures: dict[str, list[float | None]] = {}
+    for key in EARLY:
+        numbers = [float(value) for first in firsts if (value := first.get(key)) is not None]
+        if len(numbers) == len(firsts):
+            figures[key] = [statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None]
+    return figures
+
+
+class EpochEnded(Exception):
+    """The first epoch of a run is over; its record has its figures."""
+
+
+@contextmanager
+def end_of_epoch(folder: Path) -> Iterator[None]:
+    """`EpochEnded` at the first step of an optimizer after the record in the folder has an epoch."""
+
+    def look(*_: Any) -> None:
+        with suppress(FileNotFoundError, ValueError):
+            if Record.load(folder).history:
+                raise EpochEnded
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def aggregate(rows: Rows) -> Rows:

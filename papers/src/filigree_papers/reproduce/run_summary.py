@@ -15,6 +15,32 @@ FILE = "summary.json"
 MIXED = "mixed"  # in place of a hash: not all runs have the same
 
 
+class Check(pydantic.BaseModel, extra="forbid"):
+    """One run of a record, made again by a later code: `filigree reproduce --check`.
+
+    Attributes:
+        case, seed, part: which run, and what of it: "one run", "its first evaluation", "its first epoch".
+        figures, agree: how many figures both have, and how many of them agree. agrees: enough do.
+        worst: the figure that is furthest apart, in words.
+        commit, dirty, finished: by which code, and when. config: the configuration of that code.
+        files, code: the sources that the run executed, and a hash of them.
+    """
+
+    case: str
+    seed: int
+    part: str
+    figures: int
+    agree: int
+    agrees: bool
+    worst: str
+    commit: str | None = None
+    dirty: bool = False
+    finished: str
+    config: str
+    files: list[str]
+    code: str
+
+
 class RunSummary(pydantic.BaseModel, extra="forbid"):
     """What `filigree reproduce` writes.
 
@@ -24,6 +50,7 @@ class RunSummary(pydantic.BaseModel, extra="forbid"):
             to run; None: not known; "mixed": not the same in all runs.
         finished: when the newest run ended. seconds: of all runs, None: not known; estimated: not measured.
         findings: the fields of each `Finding`. notes: what a reader should know. rows: the figures.
+        check: whether today's code still gives these figures.
     """
 
     format: Literal["filigree-summary/1"] = "filigree-summary/1"
@@ -43,6 +70,7 @@ class RunSummary(pydantic.BaseModel, extra="forbid"):
     findings: list[dict[str, Any]] = []
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
+    check: Check | None = None
 
     @pydantic.field_validator("findings")
     @classmethod
@@ -52,6 +80,15 @@ class RunSummary(pydantic.BaseModel, extra="forbid"):
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump())
+
+    def save_over(self, path: Path) -> None:
+        """Write it in place of an earlier one, whose check is kept where the runs are the same."""
+        try:
+            before = RunSummary.load(path)
+        except (FileNotFoundError, ValueError):
+            before = RunSummary(name="")
+        same = (before.complete, before.finished) == (self.complete, self.finished)
+        self.model_copy(update={"check": before.check if same else None}).save(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

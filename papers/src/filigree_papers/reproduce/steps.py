@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,17 @@ from filigree.train import evaluate, fit
 from filigree_papers.reproduce.experiment import Rows
 
 Batch = tuple[Tensor, ...]
+_only_first = ContextVar("_only_first", default=False)
+
+
+@contextmanager
+def first_evaluation() -> Iterator[None]:
+    """`train_steps` ends after its first evaluation meanwhile."""
+    token = _only_first.set(True)
+    try:
+        yield
+    finally:
+        _only_first.reset(token)
 
 
 def train_steps(
@@ -54,6 +67,8 @@ def train_steps(
                 rows.append({"step": str(step), "training loss": total / count, **look(model)})
             model.train()
             total, count = 0.0, 0
+            if _only_first.get():
+                break
     return rows
 
 
