@@ -9,14 +9,14 @@ from contextlib import redirect_stdout
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import filigree_launcher
-import filigree_papers
 import pytest
 import typer
-from filigree_launcher import describe, stored_help
 
+import filigree_launcher
+import filigree_papers
 from filigree.cli.application import COMMANDS, build, library
 from filigree.optional import DISTRIBUTION
+from filigree_launcher import describe, stored_help
 
 ROOT = Path(__file__).parent.parent
 STORED = [Path(module.__file__).parent / describe.FILE for module in (filigree_launcher, filigree_papers)]
