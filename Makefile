@@ -29,11 +29,16 @@ $(BIN)/python:
 	@command -v c++ >/dev/null || { echo "make: a C++ compiler is needed (Debian: apt install g++)"; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# a .venv from before the distribution was called filigree-nn: uninstalled later, the old one would take the new files along
+RENAMED = if ls -d .venv/lib/python3*/site-packages/filigree-[0-9]*.dist-info >/dev/null 2>&1; then $(PIP) uninstall --yes filigree; fi
+
 .venv/.demo: $(SOURCES) | $(BIN)/python
+	@$(RENAMED)
 	$(PIP) install -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(DEV): $(SOURCES) papers/pyproject.toml | $(BIN)/python
+	@$(RENAMED)
 ifdef WHEEL
 	$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
 	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist

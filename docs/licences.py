@@ -32,7 +32,7 @@ def needed(requirements: list[str]) -> dict[str, Distribution]:
             if f"{key}[{extra}]" in seen:
                 continue
             seen.add(f"{key}[{extra}]")
-            if key == "filigree":  # an extra that is made of others; what filigree needs itself is `declared()`
+            if key == "filigree-nn":  # an extra that is made of others; what filigree needs itself is `declared()`
                 queue += declared(extra) if extra else []
                 continue
             try:

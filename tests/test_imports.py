@@ -77,6 +77,7 @@ AGAINST_THE_ORDER: dict[tuple[str, str], str] = {}
 # modules that import filigree's own inside a function: why
 INSIDE_FUNCTIONS = {
     "": "the front door loads `plot`, `report` and `sklearn` when they are used: they bring rich and scikit-learn",
+    "cli.application": "a command is loaded when it is called for: `filigree train` needs no exporters",
     "ops.gpu": "its kernels are declared in Triton's language, and Triton takes 0.2 s to load",
     "ops.gpu_sell": "likewise",
 }

@@ -52,5 +52,5 @@ def test_the_demo_installs_at_most_a_third_of_what_development_does():
 def test_each_extra_is_part_of_all_or_named_as_left_out():
     parts = re.findall(r"[\w]+", LICENCES["declared"]("all")[0].partition("[")[2])
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
-    assert extras - set(parts) == {"all", "ray", "demo", "bench", "docs", "dev", "gpu"}
+    assert extras - set(parts) == {"all", "ray", "demo", "bench", "docs", "dev", "gpu", "parquet"}
     assert brought_by("demo") <= brought_by("all")

@@ -4,7 +4,8 @@ A package adds itself by an entry point of the group `filigree.extensions` that 
 attributes named here are optional; importing it registers networks (`filigree.models.builder`).
 
     RECIPES: a folder of recipes (`importlib.resources.files(...)`).
-    add_commands(app): adds commands to the command line (a `typer.Typer`).
+    add_commands(app): adds commands to the command line (a `typer.Typer`). `filigree --help` is quick where a file
+        commands.json beside the package's code describes them: make it empty, then `python -m filigree_launcher`.
     add_tables(): returns tables for `filigree list`, rich's.
     RECORDS: folders with records that `filigree report` shows beside those of `runs`.
     HEADLINES: the claims that the report opens with, see `filigree.report.opening.claims`.

@@ -10,6 +10,9 @@ from typing import Any
 
 from filigree.config import one_line
 
+DISTRIBUTION = (
+    "filigree-nn"  # what pip calls this library; another project is called filigree on the Python package index
+)
 _PACKAGES = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir"}  # not named as modules
 
 
@@ -34,7 +37,7 @@ def needed(module: str, by: str, extra: str) -> Any:
 def absent(error: ImportError, by: str, extra: str) -> ImportError:
     """The error to raise in place of the one that `import` raised; arguments as of `needed`.
 
-    It names the packages themselves: another project's package is called filigree on the Python package index.
+    It names the packages themselves, since this library is not on the Python package index yet.
     """
     root = (error.name or "").partition(".")[0]
     if root == "filigree":  # a fault of our own is not explained away
@@ -49,7 +52,7 @@ def absent(error: ImportError, by: str, extra: str) -> ImportError:
 def install_command(extra: str, package: str) -> str:
     """The `pip install` of all that an extra of the installed filigree brings; else of one package."""
     try:
-        requirements = importlib.metadata.requires("filigree") or []
+        requirements = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         requirements = []
     named = [

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import sys
 from typing import Annotated
 
 import typer
 
-from filigree.cli import (
-    analyze,
-    compare,
-    compress,
-    demo,
-    export,
-    generate,
-    list_command,
-    predict,
-    report,
-    show,
-    shrink,
-    sweep,
-    train,
-)
 from filigree.cli.exits import State, run
 from filigree.cli.missing import add_missing
 from filigree.extensions import add_commands
+from filigree.optional import DISTRIBUTION
 
 HELP = """filigree: neural networks that cost what they use.
 
@@ -34,7 +22,7 @@ line; exit code 2 means that the command was misspelt, 1 that something else wen
 
 def _version(requested: bool) -> None:
     if requested:
-        print(importlib.metadata.version("filigree"))
+        print(importlib.metadata.version(DISTRIBUTION))
         raise typer.Exit
 
 
@@ -51,8 +39,33 @@ def main_options(
         raise typer.Exit(2)
 
 
+COMMANDS = {  # in the order of the help: where each is
+    "demo": "demo.demo",
+    "list": "list_command.list_",
+    "train": "train.train",
+    "sweep": "sweep.sweep",
+    "predict": "predict.predict",
+    "generate": "generate.generate",
+    "show": "show.show",
+    "compress": "compress.compress",
+    "shrink": "shrink.shrink_",
+    "export": "export.export_",
+    "compare": "compare.compare",
+    "report": "report.report",
+    "analyze": "analyze.analyze_",
+}
+
+
 def build() -> typer.Typer:
     """The command line with the commands of the library and of all installed extensions."""
+    app = library()
+    add_commands(app)
+    add_missing(app)
+    return app
+
+
+def library(only: str | None = None) -> typer.Typer:
+    """The command line with the library's commands, or with one of them: what others import is not loaded."""
     app = typer.Typer(
         help=HELP,
         invoke_without_command=True,
@@ -61,24 +74,14 @@ def build() -> typer.Typer:
         rich_markup_mode="markdown",
     )
     app.callback()(main_options)
-    app.command("demo")(demo.demo)
-    app.command("list")(list_command.list_)
-    app.command("train")(train.train)
-    app.command("sweep")(sweep.sweep)
-    app.command("predict")(predict.predict)
-    app.command("generate")(generate.generate)
-    app.command("show")(show.show)
-    app.command("compress")(compress.compress)
-    app.command("shrink")(shrink.shrink_)
-    app.command("export")(export.export_)
-    app.command("compare")(compare.compare)
-    app.command("report")(report.report)
-    app.command("analyze")(analyze.analyze_)
-    add_commands(app)
-    add_missing(app)
+    for name, place in COMMANDS.items():
+        if only in (None, name):
+            file, _, function = place.partition(".")
+            app.command(name)(getattr(importlib.import_module(f"filigree.cli.{file}"), function))
     return app
 
 
 def main() -> None:
     """Run the command line and exit."""
-    run(build())
+    word = next((word for word in sys.argv[1:] if word not in ("--debug", "--version")), None)
+    run(library(word) if word in COMMANDS else build())

@@ -65,7 +65,11 @@ Target = Annotated[
 ]
 Missing = Annotated[
     str | None,
-    typer.Option("--missing", metavar="HOW", help="Of a file with missing values: `drop` those rows. Default: refuse."),
+    typer.Option(
+        "--missing",
+        metavar="HOW",
+        help="Of a file with missing values: `drop` those rows, or take the `mean` of the feature. Default: refuse.",
+    ),
 ]
 IndexColumn = Annotated[
     str | None,

@@ -53,9 +53,7 @@ def predict(
     if Path(source).suffix == "":
         raise RecipeError(f"predict {model}: DATA must be a file. Got {source}.")
     first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
-    rows = read_rows(
-        source, own, features=getattr(first, "in_features", None), target=target, missing=missing or "refuse"
-    )
+    rows = read_rows(source, own, features=getattr(first, "in_features", None), target=target, missing=missing)
     for note in rows.notes:
         tell(f"{Path(source).name}: {note}")
     outputs = _outputs(network, own, rows, f"predict {model}")

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from filigree.config import clipped, listed
+from filigree.data.cells import MARKERS, is_number
 from filigree.data.dialects import Row, as_point, has_header, names_rows
-from filigree.data.samples import MARKERS, Reading, Samples, Wanted, is_number
+from filigree.data.encodings import Encoding
+from filigree.data.samples import Reading, Samples, Wanted
 
 _LABELS = {"label", "labels", "target", "class", "y"}  # names of columns that hold a label
 
 
 class Columns:
-    """The columns of a table while it is read: numbers but for the label's, and those without a name, which may be an
-    index of text."""
+    """The columns of a table while it is read: numbers but for the label's, those without a name, which may be an
+    index of text, and those of words or dates that are known.
 
-    def __init__(self, preview: list[Row], delimiter: str, how: Reading) -> None:
+    Args:
+        preview: the first rows. delimiter: what stands between the cells.
+        words: the columns that an earlier reading found to be no numbers, with a cell that is none; their text is kept.
+        named: that the first row holds names, where it is known.
+    """
+
+    def __init__(
+        self, preview: list[Row], delimiter: str, how: Reading, words: dict[int, str] | None = None, named: bool = False
+    ) -> None:
         self.delimiter, self.how = delimiter, how
         self.ends = all(row[-1] == "" for row in preview)  # each line ends with a delimiter
         rows = [row[:-1] for row in preview] if self.ends else preview
-        self.named = _names_wanted(rows[0], how.wanted) or has_header(rows, delimiter, how.target)
+        self.named = named or _names_wanted(rows[0], how.wanted) or has_header(rows, delimiter, how.target)
         if self.ends and not self.named:  # then it is the label that is missing
             self.ends, rows = False, preview
         width = self.width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -44,9 +54,12 @@ class Columns:
             self.columns, self.target, self.unnamed = *self._wanted(how.wanted), []
         self.rows = 0
         self.labels: list[str] = []
-        self.texts: dict[int, list[str]] = {i: [] for i in self.unnamed}
+        self.encodings = (
+            {self.names.index(e.name): e for e in how.wanted.encodings if e.name in self.names} if how.wanted else {}
+        )
+        self.texts: dict[int, list[str]] = {i: [] for i in (*self.unnamed, *(words or ()), *self.encodings)}
         self.blocks: list[np.ndarray] = []
-        self.words: dict[int, str] = {}  # of columns that are not numbers: the first cell that is none, and where
+        self.words = dict(words or {})  # of columns that are not numbers: the first cell that is none, and where
         self.markers: dict[str, Counter[str]] = {}
         self.points = {",": "", ".": ""}  # a number written with each
 
@@ -153,7 +166,27 @@ class Columns:
         check(4 * max(map(len, labels)) * self.rows)
         names = tuple(self.names[i] for i in self.columns) if self.named else ()
         label = "" if self.target is None else self.names[self.target]
-        return Samples(np.concatenate(self.blocks), np.array(labels), names, label)
+        x, notes = np.concatenate(self.blocks), tuple[str, ...]()
+        if self.encodings:
+            x, names = self._encoded(x, self.columns, [i for i in self.columns if i not in self.texts])
+            notes = tuple(self._unknown())
+        return Samples(x, np.array(labels), names, label, notes, tuple(self.encodings.values()))
+
+    def _encoded(self, x: np.ndarray, columns: list[int], numeric: list[int]) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The features of some columns, and their names; x holds those that are numbers."""
+        place = {column: k for k, column in enumerate(numeric)}
+        parts, names = [], list[str]()
+        for i in columns:
+            encoding = self.encodings.get(i)
+            parts.append(x[:, [place[i]]] if encoding is None else encoding(self.texts[i]))
+            names += [self.names[i]] if encoding is None else encoding.features
+        return np.concatenate(parts, 1), tuple(names)
+
+    def _unknown(self) -> Iterator[str]:
+        for i, encoding in self.encodings.items():
+            if unknown := encoding.unknown(self.texts[i]):
+                shown = listed([f"{value} {count}" for value, count in unknown.items()])
+                yield f"column {encoding.name!r} holds categories that were not in the training, all 0: {shown}"
 
     def samples(self, check: Callable[[int], None]) -> Samples:
         if not self.rows:
@@ -161,7 +194,7 @@ class Columns:
         notes = [f"its first line is taken for the columns' names, {listed(self.names)}"] if self._by_numbers() else []
         numeric = [i for i in self.columns if i not in self.texts]
         x = np.concatenate(self.blocks)
-        index = [i for i, cells in self.texts.items() if names_rows(cells)]
+        index = [i for i in self.unnamed if names_rows(self.texts[i])]
         running = [i for k, i in enumerate(numeric) if _runs(x[:, k])]
         if len(running) + len(index) < len(self.columns):  # a lone feature is what there is to learn from
             index += running
@@ -170,21 +203,32 @@ class Columns:
         for i in index:
             name = f"column {i + 1}, without a name," if i in self.unnamed else f"column {self.names[i]!r}"
             notes.append(f"{name} only numbers the rows and is left out; index_column='keep' (--index-column) keeps it")
+        for i in [i for i in self.words if i in self.texts and i not in index and self.named]:
+            if (encoding := Encoding.of(self.names[i], self.texts[i])) is not None:
+                self.encodings[i] = encoding
+                del self.words[i]
+                words = encoding.kind == "categories" and self.how.target is None and all(map(is_number, self.labels))
+                hint = f"; if it is the label: target={encoding.name!r} (--target)" if words else ""
+                notes.append(f"{encoding}{hint}")
         for i in self.texts:
-            if i not in index:
+            if i not in index and i not in self.encodings:
                 x = np.insert(x, sum(j < i for j in numeric), self._numbers(i), axis=1)
                 numeric = sorted([*numeric, i])
         kept = [k for k, i in enumerate(numeric) if i not in index]
         self._refuse_text([i for i in numeric if i not in index])
-        if not kept:
+        if not kept and not self.encodings:
             raise ValueError("every row must hold numbers and a label. It holds no features")
         assert self.target is not None
         longest = max(map(len, self.labels))
         check(4 * longest * self.rows)  # numpy pads all labels to the longest
         counts = self.markers | {self.names[self.target]: Counter(c for c in self.labels if c.lower() in MARKERS)}
+        x, features = x[:, kept], tuple(self.names[numeric[k]] for k in kept)
+        if self.encodings:
+            columns = [i for i in self.columns if i not in index]
+            x, features = self._encoded(x, columns, [i for i in columns if i not in self.encodings])
         samples = replace(
-            Samples.of(x[:, kept], np.array(self.labels)),
-            features=tuple(self.names[numeric[k]] for k in kept), label=self.names[self.target], notes=tuple(notes),
+            Samples.of(x, np.array(self.labels)), features=features, label=self.names[self.target], notes=tuple(notes),
+            encodings=tuple(self.encodings.values()),
         )  # fmt: skip
         whole = samples.without_missing(self.how.missing, counts)
         return whole if self.named else replace(whole, features=())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filigree.data.encodings import Encoding
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.vocabulary import Vocabulary
 
@@ -87,18 +88,29 @@ def assemble(
     feature_names: tuple[str, ...] = (),
     class_names: tuple[str, ...] = (),
     target_name: str = "",
+    encodings: tuple[Encoding, ...] = (),
+    impute: bool = False,
 ) -> DataSet:
-    """A `DataSet` of the samples numbered by `train`, `validation` and `test`."""
+    """A `DataSet` of the samples numbered by `train`, `validation` and `test`; with `impute`, NaN becomes
+    the mean of the feature in the training part."""
     with np.errstate(over="ignore"):
         small = np.asarray(x, np.float32)
-    check(small, y, classes, name)
+    gaps = impute and bool(np.isnan(small).any())
+    if gaps and standardize != "feature":
+        raise ValueError(f"data {name}: missing='mean' needs standardize='feature'. Got {standardize!r}.")
+    check(np.where(np.isnan(small), 0, small) if gaps else small, y, classes, name)
     x = (x if x.dtype == np.float64 and standardize is not None else small).reshape(len(x), -1)
     mean: Any = 0.0
     deviation: Any = 1.0
     if standardize is not None:
         axis = 0 if standardize == "feature" else None
         known = x[train].astype(np.float64)
-        mean, deviation = known.mean(axis, dtype=np.float64), known.std(axis, dtype=np.float64)
+        if gaps:
+            count = np.maximum((~np.isnan(known)).sum(0), 1)
+            mean = np.nansum(known, 0) / count
+            deviation = np.sqrt(np.nansum((known - mean) ** 2, 0) / count)
+        else:
+            mean, deviation = known.mean(axis, dtype=np.float64), known.std(axis, dtype=np.float64)
         rounding = 10 * np.finfo(np.float64).eps * np.abs(mean)
         deviation = np.where(deviation > rounding, deviation, 1)  # a constant feature becomes zero
         notes = [*notes, f"standardised by the training part's mean and deviation ({standardize})"]
@@ -106,9 +118,12 @@ def assemble(
 
     def part(numbers: np.ndarray) -> Split:
         values = ((x[numbers] - mean) / deviation).astype(np.float32).reshape(len(numbers), *shape)
+        if gaps:
+            values[np.isnan(values)] = 0
         return Split(torch.from_numpy(values), torch.from_numpy(np.asarray(y)[numbers].astype(np.int64)))
 
     held = part(validation) if len(validation) else None
-    preprocessing = Preprocessing(mean, deviation, feature_names, class_names, target_name)
+    preprocessing = Preprocessing(mean, deviation, feature_names, class_names, target_name, encodings,
+                                  "mean" if impute else "refuse")  # fmt: skip
     return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes,
                    feature_names, class_names, preprocessing)  # fmt: skip

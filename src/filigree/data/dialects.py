@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from filigree.data.samples import MARKERS, is_number
+from filigree.data.cells import MARKERS, is_number
 
 DELIMITERS = (",", ";", "\t", "|")
 Row = list[str]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.config import check_choice, listed
+from filigree.data.encodings import Encoding
 from filigree.nn.standardize import Standardize
 
 _ATTRIBUTE = "preprocessing"
@@ -24,7 +26,9 @@ class Preprocessing:
     Attributes:
         mean, deviation: float64, a number for each feature `(features,)`, or `(1,)` one for all.
         feature_names: of the columns, where they have names. class_names: of the outputs, where they are known.
-        target_name: of the label's column.
+        target_name: of the label's column. encodings: of a table's columns of words or dates, whose
+            features are among `feature_names`; `fg.data.read_rows` applies them.
+        missing: "mean": for a value that is missing, the training took the mean.
 
     Raises:
         ValueError: numbers that are not finite, deviations that are not above 0, or another number of names.
@@ -35,6 +39,8 @@ class Preprocessing:
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     target_name: str = ""
+    encodings: tuple[Encoding, ...] = ()
+    missing: str = "refuse"
 
     def __post_init__(self) -> None:
         for name in ("mean", "deviation"):
@@ -53,6 +59,11 @@ class Preprocessing:
         if len(self.mean) > 1 and len(self.feature_names) not in (0, len(self.mean)):
             features = f"{len(self.mean)} features and {len(self.feature_names)} names"
             raise ValueError(f"Preprocessing: each feature must have a name, or none. Got {features}.")
+        encodings = tuple(each if isinstance(each, Encoding) else Encoding(**each) for each in self.encodings)
+        object.__setattr__(self, "encodings", encodings)
+        if absent := {name for each in encodings for name in each.features} - {*self.feature_names}:
+            raise ValueError(f"Preprocessing: encodings must be of its features. Got {listed(sorted(absent))}.")
+        check_choice("Preprocessing", "missing", self.missing, ("refuse", "mean"))
         if not isinstance(self.target_name, str):
             raise ValueError(f"Preprocessing: target_name must be text. Got {self.target_name!r}.")
 
@@ -82,6 +93,7 @@ class Preprocessing:
         return {
             "mean": self.mean, "deviation": self.deviation, "feature_names": list(self.feature_names),
             "class_names": list(self.class_names), "target_name": self.target_name,
+            "encodings": [each.to_dict() for each in self.encodings], "missing": self.missing,
         }  # fmt: skip
 
 

@@ -10,10 +10,12 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from filigree.config import clipped, listed, one_line
+from filigree.data.frames import ARROW, is_frame, read_arrow, read_frame
 from filigree.data.matlab import read_matrices
 from filigree.data.samples import LABELS, Reading, Samples
 from filigree.data.tables import read_table
@@ -128,6 +130,7 @@ READERS = {
     ".tsv": read_csv,
     ".csv.gz": read_csv,
     ".tsv.gz": read_csv,
+    **dict.fromkeys(ARROW, read_arrow),
 }
 SUFFIXES = tuple(READERS)
 
@@ -137,12 +140,14 @@ def is_file_name(name: str | Path) -> bool:
     return str(name).lower().endswith(SUFFIXES)
 
 
-def read_file(path: str | Path, how: Reading = AS_IT_IS) -> Samples:
-    """A user's own file by its suffix: samples in float32 or float64, and one label each.
+def read_file(path: Any, how: Reading = AS_IT_IS) -> Samples:
+    """A user's own file by its suffix, or a frame: samples in float32 or float64, and one label each.
 
     Raises:
         ValueError, FileNotFoundError: in one line.
     """
+    if is_frame(path):
+        return read_frame(path, how)
     path = Path(path)
     reader = next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
     if reader is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from filigree.config import check_choice, listed
+from filigree.data.cells import MARKERS
+from filigree.data.encodings import columns_of
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.readers import read_file
-from filigree.data.samples import MARKERS, MISSING, Reading, Wanted, left_out
+from filigree.data.samples import MISSING, Reading, Wanted, left_out
 
 
 @dataclass(frozen=True)
@@ -35,43 +37,53 @@ class Rows:
 
 
 def read_rows(
-    path: str | Path,
+    path: Any,
     preprocessing: Preprocessing,
     *,
     features: int | None = None,
     target: str | None = None,
-    missing: str = "refuse",
+    missing: str | None = None,
 ) -> Rows:
     """Read the rows of a file that a model is to predict, as `filigree predict` does.
 
     Args:
-        path: a file as of `fg.data.load`. A table's columns are found by the names that the model knows, in any order;
-            other columns are not read. In a file without names, columns are in the model's order. `y` may be absent.
+        path: a file or a frame as of `fg.data.load`. A table's columns are found by the names that the model knows, in
+            any order; other columns are not read. In a file without names, columns are in the model's order. `y`
+            may be absent.
         preprocessing: of the model, `model.preprocessing`.
         features: how many a row has, where `preprocessing` does not tell: of images, and of data without names that
             were not standardised feature by feature.
         target: the column that holds the label; by default the one of the model's training, where the file has it.
-        missing: "refuse" rows that lack a value, or "drop" them.
+        missing: "refuse" rows that lack a value, "drop" them, or take the training's "mean" of the feature; by
+            default as it was for the training, but that nothing is dropped unasked.
 
     Raises:
         FileNotFoundError, ValueError: no such file; a damaged one; columns that are not there; in one line.
     """
+    missing = preprocessing.missing if missing is None else missing
     check_choice("data", "missing", missing, MISSING)
-    names, numbers_known = preprocessing.feature_names, len(preprocessing.mean)
-    count = len(names) or (numbers_known if numbers_known > 1 else features)
-    read = read_file(path, Reading(target=target, wanted=Wanted(count, names, preprocessing.target_name)))
-    flat = read.x.reshape(len(read.x), -1)
+    names, numbers_known, encodings = preprocessing.feature_names, len(preprocessing.mean), preprocessing.encodings
+    columns = columns_of(names, encodings)
+    count = len(columns) or (numbers_known if numbers_known > 1 else features)
+    read = read_file(path, Reading(target=target, wanted=Wanted(count, columns, preprocessing.target_name, encodings)))
+    x, flat = read.x, read.x.reshape(len(read.x), -1)
+    count = len(names) or count
     if count not in (None, flat.shape[1]):
         raise ValueError(f"data: {path}: the model reads {count} features. It has {flat.shape[1]}.")
     gaps = np.isnan(flat)
-    lacking, notes = gaps.any(1), tuple[str, ...]()
+    lacking, notes = gaps.any(1), read.notes
     if lacking.any():
         known = read.features or names or tuple(f"feature {i + 1}" for i in range(flat.shape[1]))
         shown = listed([f"{known[i]} {int(gaps[:, i].sum())}" for i in np.flatnonzero(gaps.any(0))])
         try:
-            notes = (left_out(lacking, shown, missing),)
+            notes = (*notes, left_out(lacking, shown, missing))
         except ValueError as error:
             raise ValueError(f"data: {path}: {str(error).rstrip('.')}.") from None
+    if missing == "mean" and lacking.any():
+        if len(preprocessing.mean) == 1:
+            raise ValueError(f"data: {path}: missing='mean' is of a model that knows the mean of each feature.")
+        x = np.where(gaps, preprocessing.mean.numpy(), flat).astype(flat.dtype).reshape(read.x.shape)
+        lacking = np.zeros(len(flat), bool)
     labels = ["" if label.lower() in MARKERS else label for label in map(str, read.labels[~lacking].tolist())]
     numbers = (np.flatnonzero(~lacking) + 1).tolist()
-    return Rows(torch.from_numpy(read.x[~lacking]), labels if any(labels) else None, numbers, read.label, notes)
+    return Rows(torch.from_numpy(x[~lacking]), labels if any(labels) else None, numbers, read.label, notes)

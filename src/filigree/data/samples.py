@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from filigree.config import check_choice, clipped, listed
+from filigree.data.cells import MARKERS, is_number
+from filigree.data.encodings import Encoding
 
 NUMBERS, LABELS = "biuf", "biufSU"  # kinds of numpy's types
-MARKERS = {"", "na", "n/a", "#n/a", "#na", "<na>", "?", "nan", "-nan", "null", "nat"}  # lower case, without spaces
-MISSING, INDEX_COLUMN = ("refuse", "drop"), ("drop", "keep")
+MISSING, INDEX_COLUMN = ("refuse", "drop", "mean"), ("drop", "keep")
 _LISTED = 5  # columns in a message
 _CLASSES = 10  # classes in a message
 
@@ -21,11 +22,12 @@ _CLASSES = 10  # classes in a message
 @dataclass(frozen=True)
 class Wanted:
     """The columns that a model reads: their number, where it is known, and their names, where they have some; and what
-    the label was called in its training."""
+    the label was called in its training; and those of words or dates, with how they become features."""
 
     count: int | None
     names: tuple[str, ...] = ()
     label: str = ""
+    encodings: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Samples:
     Attributes:
         x: `(n, ...)`, float32 or float64. labels: `(n,)`, numbers or text.
         features: the columns' names, where the file has some. label: what the label is called.
-        notes: a line on each thing that was left out or assumed.
+        notes: a line on each thing that was left out or assumed. encodings: of columns of words or dates; `features`
+            then names what they became.
     """
 
     x: np.ndarray
@@ -61,6 +64,7 @@ class Samples:
     features: tuple[str, ...] = ()
     label: str = "y"
     notes: tuple[str, ...] = ()
+    encodings: tuple[Encoding, ...] = ()
 
     @classmethod
     def of(cls, x: np.ndarray, labels: np.ndarray) -> Samples:
@@ -86,16 +90,18 @@ class Samples:
         """The rows that lack nothing, or `ValueError` with what is missing in how many rows.
 
         Args:
-            how: "refuse" or "drop". markers: what stood where a value is missing, by column; else it was NaN.
+            how: "refuse", "drop", or "mean", which leaves NaN in the features.
+            markers: what stood where a value is missing, by column; else it was NaN.
         """
         flat = self.x.reshape(len(self.x), -1)
         gaps, unlabelled = np.isnan(flat), self._unlabelled()
         lacking = gaps.any(1) | unlabelled
         if not lacking.any():
             return self
+        column = {feature: encoding.name for encoding in self.encodings for feature in encoding.features}
+        names = [column.get(feature, feature) for feature in self.features]
         columns = {
-            self.features[i] if self.features else f"feature {i + 1}": int(gaps[:, i].sum())
-            for i in np.flatnonzero(gaps.any(0))
+            names[i] if names else f"feature {i + 1}": int(gaps[:, i].sum()) for i in np.flatnonzero(gaps.any(0))
         }
         if unlabelled.any():
             columns[f"label {self.label}"] = int(unlabelled.sum())
@@ -104,6 +110,8 @@ class Samples:
             for name, count in columns.items()
         ])  # fmt: skip
         note = left_out(lacking, shown, how)
+        if how == "mean":  # a label cannot be filled in
+            lacking = unlabelled
         kept = Samples.of(self.x[~lacking], self.labels[~lacking])  # labels may all be numbers now
         return dataclasses.replace(self, x=kept.x, labels=kept.labels, notes=(*self.notes, note))
 
@@ -128,26 +136,19 @@ def left_out(lacking: np.ndarray, shown: str, how: str) -> str:
     """A note that rows which lack values are left out.
 
     Args:
-        lacking: `(rows,)`, which they are. shown: what is missing. how: "drop", or "refuse", which raises.
+        lacking: `(rows,)`, which they are. shown: what is missing. how: "drop", "mean", or "refuse", which raises.
     """
     rows = f"{int(lacking.sum())} of {len(lacking)} rows"
     if how == "refuse":
         raise ValueError(
-            f"values are missing in {rows}: {shown}. Fill them in, or leave these rows out: missing='drop', on the "
-            "command line --missing drop."
+            f"values are missing in {rows}: {shown}. Fill them in, or leave these rows out: missing='drop', or take "
+            "the means of the features: missing='mean', on the command line --missing mean or --missing drop."
         )
+    if how == "mean":
+        return f"values are missing in {rows}; features get their mean, rows without a label are left out: {shown}"
     if lacking.all():
         raise ValueError(f"values are missing in all {len(lacking)} rows: {shown}")
     return f"{rows} are left out, as values are missing there: {shown}"
-
-
-def is_number(cell: str | bytes) -> bool:
-    """Whether a cell of a table is a number, "nan" and "inf" included."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in str(cell)  # Python would take 1_1 for 11
 
 
 def _as_written(markers: Counter[str]) -> str:

@@ -13,7 +13,9 @@ import torch
 
 from filigree.data.augment import Augment
 from filigree.data.dataset import DataSet, Split, Standardize, assemble
+from filigree.data.encodings import Encoding
 from filigree.data.files import FILES, IMAGENET, is_present, locate, path
+from filigree.data.frames import is_frame
 from filigree.data.readers import SUFFIXES, read_cifar, read_file, read_idx, read_mapped, read_mat
 from filigree.data.samples import Reading
 from filigree.optional import needed
@@ -55,7 +57,7 @@ def names() -> list[str]:
 
 
 def describe(
-    name: str | Path,
+    name: Any,
     root: str | Path | None = None,
     *,
     target: str | None = None,
@@ -65,7 +67,7 @@ def describe(
 ) -> Facts:
     """Sizes, source and licence of a data set, and whether its files are present; of a file of your own, what `load`
     reads from it with these arguments."""
-    if Path(name).suffix:
+    if is_frame(name) or Path(name).suffix:
         content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
         return dataclasses.replace(content.facts, present=True, notes=content.notes)
     name = str(name)
@@ -73,7 +75,7 @@ def describe(
 
 
 def load(
-    name: str | Path,
+    name: Any,
     *,
     root: str | Path | None = None,
     seed: int = 0,
@@ -91,8 +93,9 @@ def load(
     """A data set in tensors, split and standardised.
 
     Args:
-        name: of `names()`, or a file of your own: a table (.csv, .tsv, .csv.gz, .tsv.gz: numbers, and a label in the
-            last column), .npz with x and y, .mat with X and Y.
+        name: of `names()`, or a file of your own: a table (.csv, .tsv, .csv.gz, .tsv.gz, .parquet, .feather,
+            .arrow, with a label in the last column), .npz with x and y, .mat with X and Y; or a frame of pandas or
+            polars, or a table of Arrow.
         root: the folder of the files; by default `FILIGREE_DATA`, else they are downloaded into the user's cache.
         seed: of the split.
         validation: samples, or the share of the training part, held out. Of sets with a test set of their own the first
@@ -105,12 +108,14 @@ def load(
         images: shape samples as `(channels, height, width)`.
         target: of a table, the column that holds the label: its name, or its number from 1 where columns have no names.
         missing: of a file, "refuse" values that are missing (empty, NA, N/A, ?, nan, null), with their counts, or
-            "drop" the rows that lack one.
+            "drop" the rows that lack one, or take the "mean" of the feature in the training part.
         index_column: of a table, "drop" a column that only numbers or names the rows: one without a name, as pandas
             writes its index, or one of whole numbers that grow by 1 from row to row. Else "keep" it as a feature.
         drop: of a table, other columns to leave out, named as `target` is.
 
-    Of a file, `notes` begins with what was read, in a line.
+    Of a file, `notes` begins with what was read, in a line. A column of words with at most 32 different ones
+    becomes a feature of 0 or 1 for each, one of dates (ISO 8601) the days since 1970-01-01, which a line says; other text
+    is refused.
 
     ILSVRC12 (`imagenet`) is a user's own copy: `imagenet/train_x.npy` and `test_x.npy`, bytes `(n, 3, 227, 227)`, and
     `train_y.npy`, `test_y.npy`, labels from 0. The images stay on disk, memory-mapped, and are not standardised:
@@ -119,7 +124,7 @@ def load(
     Raises:
         FileNotFoundError, ValueError: files absent, damaged or not finite, in one line.
     """
-    if name == "imagenet":
+    if isinstance(name, str) and name == "imagenet":
         return _imagenet(root, validation)
     content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
     x, y, tested, facts, label, read_notes = content[:6]
@@ -140,13 +145,13 @@ def load(
         label, x, y, train, valid, test, classes=facts.classes, input_shape=facts.shape, images=images, notes=notes,
         standardize=facts.standardize if standardize == "default" else standardize,
         feature_names=content.feature_names, class_names=content.class_names,
-        target_name=content.target_name,
+        target_name=content.target_name, encodings=content.encodings, impute=missing == "mean",
     )  # fmt: skip
     return _with_augment(dataset, facts) if augment else dataset
 
 
 def cross_validation(
-    name: str | Path,
+    name: Any,
     *,
     folds: int = 5,
     repeats: int = 1,
@@ -184,7 +189,7 @@ def cross_validation(
             label, x, y, kept, valid, test, classes=facts.classes, input_shape=facts.shape, images=images,
             standardize=facts.standardize if standardize == "default" else standardize,
             feature_names=content.feature_names, class_names=content.class_names,
-        target_name=content.target_name,
+            target_name=content.target_name, encodings=content.encodings, impute=missing == "mean",
             notes=[
                 *read_notes,
                 f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified",
@@ -213,11 +218,13 @@ class _Content(NamedTuple):
     feature_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     target_name: str = ""
+    encodings: tuple[Encoding, ...] = ()
 
 
-def _read_own(file: Path, how: Reading) -> _Content:
+def _read_own(source: Any, how: Reading) -> _Content:
     """A file of the user's own; its first note says what was read."""
-    samples = read_file(file, how)
+    file = Path("the frame") if is_frame(source) else Path(source)
+    samples = read_file(source, how)
     kinds, y = np.unique(samples.labels, return_inverse=True)
     if len(kinds) < 2:
         raise ValueError(f"data: {file} must hold two classes at least. All {len(y)} labels are {kinds[0]}.")
@@ -232,13 +239,14 @@ def _read_own(file: Path, how: Reading) -> _Content:
     notes = f"{file.name}: {samples.summary(classes, y)}", *samples.notes
     facts = Facts(len(y), int(np.prod(sizes)), len(kinds), sizes, "feature", str(file))
     return _Content(
-        samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, classes, samples.label
-    )
+        samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, classes, samples.label,
+        samples.encodings,
+    )  # fmt: skip
 
 
-def _read(name: str | Path, root: str | Path | None, how: Reading) -> _Content:
-    if Path(name).suffix:
-        return _read_own(Path(name), how)
+def _read(name: Any, root: str | Path | None, how: Reading) -> _Content:
+    if is_frame(name) or Path(name).suffix:
+        return _read_own(name, how)
     label = _known(str(name))
     if how != Reading():
         raise ValueError(f"data {label}: target, missing, index_column and drop are for files of your own. Got {how}.")

@@ -29,8 +29,12 @@ def read_table(path: Path, how: Reading, check_unpacked: Callable[[Path, int], N
     """
     try:
         with _open(path) as file:
-            lines = _lines(file, lambda size: check_unpacked(path, size))
-            return _read(lines, how, lambda size: check_unpacked(path, size))
+            table = _read(_lines(file, lambda size: check_unpacked(path, size)), how)
+        if table.words and table.named and how.wanted is None:  # again, to keep what these columns say
+            with _open(path) as file:
+                table = _read(_lines(file, lambda size: check_unpacked(path, size)), how, table.words)
+        claim = lambda size: check_unpacked(path, size)  # noqa: E731
+        return table.samples(claim) if how.wanted is None else table.rows_for_a_model(claim)
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path} is no text in UTF-8 ({error.reason}, byte {error.start}).") from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:
@@ -57,7 +61,7 @@ def _lines(file: IO[str], check: Callable[[int], None]) -> Iterator[str]:
             yield line
 
 
-def _read(lines: Iterator[str], how: Reading, check: Callable[[int], None]) -> Samples:
+def _read(lines: Iterator[str], how: Reading, words: dict[int, str] | None = None) -> Columns:
     preview, size = [], 0
     for line in lines:
         preview.append(line)
@@ -67,10 +71,10 @@ def _read(lines: Iterator[str], how: Reading, check: Callable[[int], None]) -> S
     if not preview:
         raise ValueError("it is empty")
     delimiter = delimiter_of(preview)
-    table = Columns(preview_of(preview, delimiter), delimiter, how)
+    table = Columns(preview_of(preview, delimiter), delimiter, how, words)
     rows = rows_of(itertools.chain(preview, lines), delimiter)
     if table.named:
         next(rows)
     while block := list(itertools.islice(rows, _BLOCK)):
         table.add(block)
-    return table.samples(check) if how.wanted is None else table.rows_for_a_model(check)
+    return table

@@ -79,7 +79,7 @@ class DataSettings(_Settings):
     augment: bool = False
     images: bool = False
     target: str | None = None
-    missing: Literal["refuse", "drop"] = "refuse"
+    missing: Literal["refuse", "drop", "mean"] = "refuse"
     index_column: Literal["drop", "keep"] = "drop"
     drop: list[str] = []
     unit: Literal["characters", "words"] | None = None

@@ -16,6 +16,7 @@ import torch
 from typing_extensions import TypedDict
 
 from filigree.io.storage import write_json
+from filigree.optional import DISTRIBUTION
 
 FILE = "record.json"
 SEARCH = "search"  # the folder of a recipe's trials
@@ -183,7 +184,7 @@ def now() -> str:
 
 def _versions() -> dict[str, str]:
     try:
-        own = importlib.metadata.version("filigree")
+        own = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         own = "unknown"
     return {

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import scipy.stats
+import scipy  # `scipy.stats` loads at its first use: it takes longer than `import torch`
 
 from filigree.data import mean_interval
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean as mean
 
-import scipy.stats
+import scipy  # `scipy.stats` loads at its first use: it takes longer than `import torch`
 
 from filigree.train import Record
 from filigree_papers.reproduce.claims import by_run, compared, cost, ratios, test_accuracy
