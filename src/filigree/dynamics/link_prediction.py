@@ -123,8 +123,9 @@ def _missing(scores: scipy.sparse.csr_array, rows: scipy.sparse.csr_array, first
     flat = _flat(scores, first)
     there = np.searchsorted(flat, connected := _flat(rows, first))
     is_missing = scores.data > 0
-    found = there < len(flat)
-    is_missing[there[found][flat[there[found]] == connected[found]]] = False
+    is_reached = there < len(flat)
+    there, connected = there[is_reached], connected[is_reached]
+    is_missing[there[flat[there] == connected]] = False
     return flat[is_missing], scores.data[is_missing]
 
 
