@@ -10,10 +10,10 @@ links to the outside speak for a connection:
 - CH2-L3n, of the community's units (CHTs; Zhang et al. 2025, eq. 3): `sum over z1 and z2 of (1 + i_z) / (1 + e_z)`, in
   the time of the paths of length 2 between units of one side, times d: for layers of more than some percent.
 
-Both give blocks `(flat indices, scores)` of the pairs that paths reach, by products of sparse matrices, and hold nothing
-of the size of the dense weight. Where many pairs of inputs share an output, and there are no more than some thousands,
-CH2-L3n goes by dense blocks, which is several times faster and holds a dense matrix of the layer meanwhile. Sums are
-taken in the same order whatever the number of threads.
+Both give blocks `(flat indices, scores)` of the pairs that paths reach, by products of sparse matrices; they hold
+nothing as large as the dense weight. Where many pairs of inputs share an output, and there are only some thousands of
+them, CH2-L3n goes by dense blocks, which is several times faster and holds a dense matrix of the layer meanwhile. Sums
+are taken in the same order whatever the number of threads.
 """
 
 from __future__ import annotations
