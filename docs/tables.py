@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    "README.md",
-    *(
-        f"docs/{page}.md"
-        for page in ("comparison", "inference", "integrations", "one-shot", "performance", "shrink", "transformers")
-    ),
-)
+_WITH_TABLES = ("comparison", "inference", "integrations", "one-shot", "performance", "shrink", "transformers")
+PAGES = ("README.md", *(f"docs/{page}.md" for page in _WITH_TABLES))
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",

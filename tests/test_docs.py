@@ -45,10 +45,9 @@ def test_the_program_in_the_readme(tmp_path, monkeypatch, capsys):
 
 
 LONG = {
-    "tutorial": "trains and compares several networks",
-    "transformers": "trains five decoders",
+    "tutorial": "trains and compares several networks", "transformers": "trains five decoders",
     "index": "README's programs again",
-}
+}  # fmt: skip
 PAGES = [
     pytest.param(page, marks=pytest.mark.long(LONG[page.stem])) if page.stem in LONG else page
     for page in DOCS if blocks(page, "python")

@@ -10,8 +10,10 @@ links to the outside speak for a connection:
 - CH2-L3n, of the community's units (CHTs; Zhang et al. 2025, eq. 3): `sum over z1 and z2 of (1 + i_z) / (1 + e_z)`, in
   the time of the paths of length 2 between units of one side, times d: for layers of more than some percent.
 
-Both give blocks `(flat indices, scores)` of the pairs that paths reach, and nothing of the size of the dense weight.
-They sum in the same order whatever the number of threads.
+Both give blocks `(flat indices, scores)` of the pairs that paths reach, by products of sparse matrices; they hold
+nothing as large as the dense weight. Where many pairs of inputs share an output, and there are only some thousands of
+them, CH2-L3n goes by dense blocks, which is several times faster and holds a dense matrix of the layer meanwhile. Sums
+are taken in the same order whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -123,8 +125,9 @@ def _missing(scores: scipy.sparse.csr_array, rows: scipy.sparse.csr_array, first
     flat = _flat(scores, first)
     there = np.searchsorted(flat, connected := _flat(rows, first))
     is_missing = scores.data > 0
-    found = there < len(flat)
-    is_missing[there[found][flat[there[found]] == connected[found]]] = False
+    is_reached = there < len(flat)
+    there, connected = there[is_reached], connected[is_reached]
+    is_missing[there[flat[there] == connected]] = False
     return flat[is_missing], scores.data[is_missing]
 
 
