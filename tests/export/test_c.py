@@ -283,13 +283,18 @@ FORMS = {
     "sparse, 8-bit columns": lambda: sparse_layer(9, 200, (0, 3), (0, 199), (3, 7), (8, 0)),
     "sparse, 16-bit columns": lambda: sparse_layer(2, 60_000, (0, 59_999), (1, 30_000)),
     "sparse, 8-bit distances": lambda: sparse_layer(
-        3, 700, *((2, 2 * i) for i in range(300)), (0, 400), (0, 255), (1, 256)
+        3, 700, *((2, 11 * i) for i in range(60)), (0, 400), (0, 255), (1, 256)
     ),
+    "sparse, a bit a weight": lambda: sparse_layer(3, 700, *((2, 2 * i) for i in range(300)), (0, 699)),
     "integers of 8 bits": lambda: integer_layer(20, 30, 127),
     "integers of 16 bits": lambda: integer_layer(20, 30, 3000),
     "integers of 32 bits": lambda: integer_layer(20, 30, 40_000),
     "sparse integers, 8-bit columns": lambda: integer_layer(20, 200, 100, 0.03),
-    "ternary, 2 bits a weight": lambda: integer_layer(21, 33, 1),
+    "sparse integers, a bit a weight": lambda: integer_layer(20, 200, 3000, 0.3),
+    "signs, a bit a weight": lambda: integer_layer(21, 33, 1),
+    "integers of 5 bits, a bit a weight": lambda: integer_layer(20, 203, 9, 0.3),
+    "integers of 8 bits, a bit a weight": lambda: integer_layer(20, 203, 127, 0.3),
+    "ternary, 2 bits a weight": lambda: fg.nn.IntegerLinear(2 * torch.randint(0, 2, (21, 33)) - 1, torch.ones(1)),
     "integers of 4 bits": lambda: integer_layer(21, 33, 7),
     "a byte a sample": lambda: integer_layer(20, 400, 1, 0.05),
     "ternary, columns of +1 and of -1": ternary_far_apart,
