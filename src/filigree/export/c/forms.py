@@ -69,7 +69,7 @@ def _sparse(matrix: Any) -> Iterator[Form]:
     if matrix.shape[0] * matrix.shape[1] < 64 * len(values):  # else a bit a weight is more than the distances are
         positions = _positions(matrix)
         yield Form(f"{kind}, a bit a weight", "walk bits", {"positions": positions, "values": values})
-        if integers and values.itemsize == 1:
+        if integers and int(np.abs(values).max(initial=1)) < 64:  # of 8 bits: as they are
             yield _packed_bits(matrix, positions)
 
 
@@ -101,7 +101,7 @@ def _packed_bits(matrix: Any, positions: np.ndarray) -> Form:
     arrays = {"positions": positions, "codes": np.packbits(flags, bitorder="little")}
     return Form(
         f"integers of {bits} bits, a bit a weight" if bits > 1 else "signs, a bit a weight",
-        "walk packed bits",
+        "walk fields",
         arrays,
         words,
     )
