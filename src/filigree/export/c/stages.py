@@ -79,7 +79,7 @@ def _(step: Affine, shape: Shape, label: str) -> Stage:
         parameters.append("size_t width")
         arguments.append(str(width))
     words = {"function": "$function", "parameters": ", ".join(parameters), "result": result}
-    pieces: tuple[str, ...] = ("vectors", "geometry", "add_scaled", "tap")
+    pieces: tuple[str, ...] = ("vectors", "geometry", "add_scaled", "tap", *(["lowest"] if "lowest(" in walk else []))
     if kind == "linear":
         text, pieces = _linear_text(form, walk, words)
     else:
@@ -112,7 +112,7 @@ def _linear_text(form: Form, walk: str, words: dict[str, str]) -> tuple[str, tup
         return text, ("vectors", f"load {kind}")
     if form.walk == "walk indices":
         return piece(KERNELS, "sparse linear", **words), ()
-    return piece(KERNELS, "linear", walk=walk, **words), ()
+    return piece(KERNELS, "linear", walk=walk, **words), ("lowest",) * ("lowest(" in walk)
 
 
 @stage_of.register
