@@ -65,7 +65,8 @@ class OnnxReport:
     Attributes:
         bytes: of the file. opset: of ONNX's operators.
         layers: those that are something else in the file than they are in torch.
-        library: the file of filigree's operators, written beside it, with its folder, which the loader needs; None: they are not used.
+        library: the file of filigree's operators, written beside it, with its folder, which the loader needs; None:
+            they are not used.
         difference: the largest between torch's and ONNX Runtime's outputs, on the example and on a larger batch.
         relative: the same over the largest number among the outputs.
         onnx_ms, torch_ms: latency of the example's batch in ONNX Runtime and in torch, timed in turns.
@@ -198,9 +199,10 @@ def export_onnx(
         if library and beside is not None:
             with replacing(beside) as to:
                 to.write(Path(library).read_bytes())
+    library_file = None if beside is None else f"{beside.parent}/{beside.name}"
     largest, relative = (max(each) for each in zip(*differences, strict=True))
     return OnnxReport(
-        str(path), len(contents), OPSET, layers, beside and f"{beside.parent}/{beside.name}", largest, relative, onnx_ms, torch_ms,
+        str(path), len(contents), OPSET, layers, library_file, largest, relative, onnx_ms, torch_ms,
         len(inputs[0]),
     )  # fmt: skip
 
