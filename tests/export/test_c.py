@@ -283,13 +283,18 @@ FORMS = {
     "sparse, 8-bit columns": lambda: sparse_layer(9, 200, (0, 3), (0, 199), (3, 7), (8, 0)),
     "sparse, 16-bit columns": lambda: sparse_layer(2, 60_000, (0, 59_999), (1, 30_000)),
     "sparse, 8-bit distances": lambda: sparse_layer(
-        3, 700, *((2, 2 * i) for i in range(300)), (0, 400), (0, 255), (1, 256)
+        3, 700, *((2, 11 * i) for i in range(60)), (0, 400), (0, 255), (1, 256)
     ),
+    "sparse, a bit a weight": lambda: sparse_layer(3, 700, *((2, 2 * i) for i in range(300)), (0, 699)),
     "integers of 8 bits": lambda: integer_layer(20, 30, 127),
     "integers of 16 bits": lambda: integer_layer(20, 30, 3000),
     "integers of 32 bits": lambda: integer_layer(20, 30, 40_000),
     "sparse integers, 8-bit columns": lambda: integer_layer(20, 200, 100, 0.03),
-    "ternary, 2 bits a weight": lambda: integer_layer(21, 33, 1),
+    "sparse integers, a bit a weight": lambda: integer_layer(20, 200, 3000, 0.3),
+    "signs, a bit a weight": lambda: integer_layer(21, 33, 1),
+    "integers of 5 bits, a bit a weight": lambda: integer_layer(20, 203, 9, 0.3),
+    "integers of 7 bits, a bit a weight": lambda: integer_layer(20, 203, 60, 0.3),
+    "ternary, 2 bits a weight": lambda: fg.nn.IntegerLinear(2 * torch.randint(0, 2, (21, 33)) - 1, torch.ones(1)),
     "integers of 4 bits": lambda: integer_layer(21, 33, 7),
     "a byte a sample": lambda: integer_layer(20, 400, 1, 0.05),
     "ternary, columns of +1 and of -1": ternary_far_apart,
@@ -306,6 +311,23 @@ def test_each_layer_takes_its_smallest_form(cc, tmp_path, form):
     x, exact = torch.randn(8, model.in_features), model if form == "dense" else model.dense()
     expected = copy.deepcopy(exact).double()(x.double()).detach()
     assert (predicted(cc, tmp_path / "m.c", x) - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("flags", [("-Os",), ("-O2", "-DFILIGREE_PLAIN"), ("-O2", *SANITIZE), ("-O3", "-march=native")])
+def test_vectors_and_plain_programs_agree(cc, tmp_path, flags):
+    """Sides that are no multiple of a vector, rows shorter than one, padding on either side; without warnings."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, (1, 7), padding=(0, 9), dilation=(1, 2)),
+        nn.Conv2d(4, 3, 3, padding=2, dilation=2, groups=1), nn.Tanh(), nn.Conv2d(3, 3, (2, 30), padding=(0, 13)),
+        nn.Conv2d(3, 4, 3, stride=(2, 1)), nn.Flatten(), nn.LazyLinear(37), nn.ReLU(), nn.Linear(37, 70),
+        integer_layer(21, 70, 127), nn.Linear(21, 3),
+    ).eval()  # fmt: skip
+    x = torch.randn(6, 2, 12, 29)
+    model(x)
+    report = export_c(model, tmp_path / "m.c", x)
+    assert "integers of 8 bits" in str(report)
+    agrees(cc, model, tmp_path / "m.c", x, report, ("-Wconversion", *flags))
 
 
 def test_a_layer_without_connections(cc, tmp_path):

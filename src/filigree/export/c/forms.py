@@ -66,6 +66,45 @@ def _sparse(matrix: Any) -> Iterator[Form]:
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     entries = smallest_unsigned(np.bincount(row, fillers + 1, matrix.shape[0]).astype(np.int64))
     yield Form(f"{kind}, 8-bit distances", "walk gaps", {"entries": entries, "gaps": gaps, "values": filled})
+    if matrix.shape[0] * matrix.shape[1] < 64 * len(values):  # else a bit a weight is more than the distances are
+        positions = _positions(matrix)
+        yield Form(f"{kind}, a bit a weight", "walk bits", {"positions": positions, "values": values})
+        if integers and int(np.abs(values).max(initial=1)) < 64:  # of 8 bits: as they are
+            yield _packed_bits(matrix, positions)
+
+
+def _positions(matrix: Any) -> np.ndarray:
+    """Set a bit for each nonzero, from the lowest bit of a byte on; a row begins with a byte."""
+    rows, columns = matrix.shape
+    flags = np.zeros((rows, -(-columns // 8) * 8), bool)
+    flags[np.repeat(np.arange(rows), np.diff(matrix.indptr)), matrix.indices] = True
+    return np.packbits(flags, axis=1, bitorder="little").reshape(-1)
+
+
+def _packed_bits(matrix: Any, positions: np.ndarray) -> Form:
+    """Store the nonzeros in as few bits as they fit into, signs where all are 1 and -1; a row begins with a byte."""
+    most = int(np.abs(matrix.data).max(initial=1))
+    bits = 1 if most == 1 else most.bit_length() + 1
+    raised = matrix.data.astype(np.int64) + (1 << (bits - 1)) if bits > 1 else (matrix.data < 0).astype(np.int64)
+    counts = np.diff(matrix.indptr).astype(np.int64)
+    starts = np.cumsum((counts * bits + 7) // 8) - (counts * bits + 7) // 8  # bytes
+    number = np.arange(len(matrix.data)) - np.repeat(matrix.indptr[:-1].astype(np.int64), counts)
+    first = 8 * np.repeat(starts, counts) + number * bits
+    flags = np.zeros(8 * (int(((counts * bits + 7) // 8).sum()) + 1), bool)  # a last byte: two are read at a time
+    for bit in range(bits):
+        flags[first + bit] = raised >> bit & 1
+    words = {
+        "bits": str(bits),
+        "mask": str(2**bits - 1),
+        "value": "1 - 2 * raw" if bits == 1 else f"raw - {2 ** (bits - 1)}",
+    }
+    arrays = {"positions": positions, "codes": np.packbits(flags, bitorder="little")}
+    return Form(
+        f"integers of {bits} bits, a bit a weight" if bits > 1 else "signs, a bit a weight",
+        "walk fields",
+        arrays,
+        words,
+    )
 
 
 def _integers(matrix: Any) -> Iterator[Form]:

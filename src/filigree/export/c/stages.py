@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from filigree.config import one_line
-from filigree.export.c.forms import smallest
+from filigree.export.c.forms import Form, smallest
 from filigree.export.c.source import CConstant, c_type, constant, literal, piece
 from filigree.ops.c_steps import (
     Affine,
@@ -80,12 +80,17 @@ def _(step: Affine, shape: Shape, label: str) -> Stage:
     if "width" in walk:
         parameters.append("size_t width")
         arguments.append(str(width))
-    text = piece(KERNELS, kind, function="$function", parameters=", ".join(parameters), walk=walk, result=result)
+    words = {"function": "$function", "parameters": ", ".join(parameters), "result": result}
+    pieces: tuple[str, ...] = ("vectors", "geometry", "add_scaled", "tap", *(["lowest"] if "lowest(" in walk else []))
+    if kind == "linear":
+        text, pieces = _linear_text(form, walk, words)
+    else:
+        text = piece(KERNELS, kind, walk=walk, **words)
     constants = [constant(f"{label}_{name}", array) for name, array in arrays.items()]
     if step.geometry is None:
         if shape != (width,):
             raise refuse(step.name, f"reads {width} numbers a sample, flat. Got {shape}")
-        reported = Stage(step.name, f"linear {width} -> {rows}", (rows,), form.label)
+        reported = Stage(step.name, f"linear {width} -> {rows}", (rows,), form.label, pieces=pieces)
         arguments.append(str(rows))
     else:
         if len(shape) != 3 or shape[0] != step.inputs:
@@ -94,12 +99,23 @@ def _(step: Affine, shape: Shape, label: str) -> Stage:
         constants.append(geometry_constant(label, shape, out, step.geometry))
         arguments.append(f"&{label}_geometry")
         what = f"convolution {sides(shape)} -> {sides(out)}"
-        reported = Stage(step.name, what, out, form.label, pieces=("geometry", "tap"))
+        reported = Stage(step.name, what, out, form.label, pieces=pieces)
     return replace(
         reported, function=f"{kind}_by_{form.walk.removeprefix('walk ')}", text=text, constants=tuple(constants),
         in_place=False, call=f"$function({', '.join(arguments)}, $x, $y);",
         macs=math.prod(reported.shape[1:]) * (rows * width if form.walk == "walk dense" else step.matrix.nnz),
     )  # fmt: skip
+
+
+def _linear_text(form: Form, walk: str, words: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Write the function of a linear layer, several numbers at a time where it can be, and name what it needs."""
+    kind = c_type(form.arrays["values"]) if "values" in form.arrays else ""
+    if form.walk == "walk dense" and kind in ("float", "int8_t"):
+        text = piece(KERNELS, "linear in vectors", load=f"LOAD_{kind.upper()}", **words)
+        return text, ("vectors", f"load {kind}")
+    if form.walk == "walk indices":
+        return piece(KERNELS, "sparse linear", **words), ()
+    return piece(KERNELS, "linear", walk=walk, **words), ("lowest",) * ("lowest(" in walk)
 
 
 @stage_of.register

@@ -65,7 +65,8 @@ class OnnxReport:
     Attributes:
         bytes: of the file. opset: of ONNX's operators.
         layers: those that are something else in the file than they are in torch.
-        library: the file of filigree's operators, written beside it; None: they are not used.
+        library: the file of filigree's operators, written beside it, with its folder, which the loader needs; None:
+            they are not used.
         difference: the largest between torch's and ONNX Runtime's outputs, on the example and on a larger batch.
         relative: the same over the largest number among the outputs.
         onnx_ms, torch_ms: latency of the example's batch in ONNX Runtime and in torch, timed in turns.
@@ -123,7 +124,7 @@ def export_onnx(
         metadata: text by name that the file holds too, such as the names of classes.
         runtime: "ort": for ONNX Runtime with filigree's operators. Layers whose weights are mostly zero, and those of
             integers, may be nodes of the domain `filigree`, and the library of these is compiled and written beside the
-            file (`m.onnx`, `m.so`); it is loaded by `options.register_custom_ops_library("m.so")`.
+            file (`m.onnx`, `m.so`); it is loaded by `options.register_custom_ops_library("./m.so")`.
         int8: "integers": layers of integers (`RoundToNearest`, `MonteCarlo`) compute with weights and activations in 8
             bits; "all": other linear layers and convolutions too, whose weights are rounded to 8 bits. Outputs may then
             differ by 0.1 of the largest, unless a `tolerance` is given.
@@ -198,9 +199,10 @@ def export_onnx(
         if library and beside is not None:
             with replacing(beside) as to:
                 to.write(Path(library).read_bytes())
+    library_file = None if beside is None else f"{beside.parent}/{beside.name}"
     largest, relative = (max(each) for each in zip(*differences, strict=True))
     return OnnxReport(
-        str(path), len(contents), OPSET, layers, beside and str(beside), largest, relative, onnx_ms, torch_ms,
+        str(path), len(contents), OPSET, layers, library_file, largest, relative, onnx_ms, torch_ms,
         len(inputs[0]),
     )  # fmt: skip
 
