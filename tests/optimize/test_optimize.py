@@ -176,7 +176,17 @@ def test_every_form_of_every_network_equals_it(isa, name):
 
 
 def test_whole_networks_are_one_call():
-    for name in ("odd", "sparse", "integers", "tokens", "1-D", "norms", "encoder", "encoder, norms first", "sparse encoder"):
+    for name in (
+        "odd",
+        "sparse",
+        "integers",
+        "tokens",
+        "1-D",
+        "norms",
+        "encoder",
+        "encoder, norms first",
+        "sparse encoder",
+    ):
         model, shape = built(name)
         with torch.no_grad():
             traced = Traced(model, [torch.randn(2, *shape)])
