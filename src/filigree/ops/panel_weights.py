@@ -72,8 +72,8 @@ def pack(coding: str, weight: Tensor, positions: Tensor) -> PanelWeight:
         weight = in_groups(weight, runs)
     outputs, depth = weight.shape
     panels = padded(outputs) // PANEL
-    parts = _PACKED[coding](weight, positions, panels)
-    return PanelWeight(coding, depth, panels, *parts, runs, totals)
+    values, masks, starts = _PACKED[coding](weight, positions, panels)
+    return PanelWeight(coding, depth, panels, values, masks, starts, runs, totals)
 
 
 Parts = tuple[Tensor, Tensor | None, Tensor | None]  # values, masks, starts
