@@ -44,9 +44,12 @@ class Driver:
             chain,
             conv,
             dropout,
+            inference,
+            int8,
             integers,
             noise,
             noisy_rnn,
+            panel_weights,
             reference,
             rows,
             selection,
@@ -62,6 +65,7 @@ class Driver:
         self.reference, self.rows, self.selection, self.sell, self.sparse, self.flat_indices = (
             reference, rows, selection, sell, sparse, flat_indices
         )  # fmt: skip
+        self.inference, self.int8, self.panels = inference, int8, panel_weights
         self.random = random.Random(seed)
         self.cases = [getattr(self, name) for name in dir(self) if name.startswith("run_")]
         torch.manual_seed(seed)
@@ -291,6 +295,139 @@ class Driver:
         tolerance = 1e-8 if self.dtype == torch.float64 else 2e-2
         torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
 
+    def finish(self, outputs: int) -> object:
+        """What follows sums, some of it; and `self.finished`, the same in plain torch."""
+        scale, bias, slope, factor, shift = (
+            torch.randn(outputs) if self.random.random() < 0.4 else None for _ in range(5)
+        )
+        shift = None if factor is None else torch.randn(outputs)
+        curve = self.random.choice(("", "gelu", "gelu_tanh", "silu", "tanh"))
+        relu = not curve and self.random.random() < 0.5
+        finish = self.inference.Finishing(scale, bias, None if curve else slope, factor, shift, relu, curve)
+
+        def finished(sums: Tensor) -> Tensor:
+            y = sums if scale is None else sums * scale
+            y = y if bias is None else y + bias
+            if finish.slope is not None:
+                y = torch.where(y < 0, y * finish.slope, y)
+            elif relu:
+                y = y.relu()
+            functional = torch.nn.functional
+            y = {
+                "": lambda v: v, "gelu": functional.gelu, "silu": functional.silu, "tanh": torch.tanh,
+                "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
+            }[curve](y)  # fmt: skip
+            return y if factor is None else y * factor + shift
+
+        self.finished = finished
+        return finish.packed(outputs)
+
+    def steps(self, step: object, sizes: list[int], tensors: list[Tensor], images: int) -> Tensor:
+        """The numbers that a step writes; tensors are given, of `sizes` for each image."""
+        y = torch.full((images, sizes[-1]), float("nan"))
+        spans = [self.inference.Span(size) for size in sizes]
+        self.inference.Steps(spans, [step], self.random.choice((1, 3, 64))).run(
+            [*(t.contiguous().clone() for t in tensors), y], images
+        )
+        return y
+
+    def run_inference(self) -> None:
+        """Products of every coding, at inputs that lie anywhere."""
+        outputs, depth, images = (
+            self.side(),
+            self.random.choice((self.side(), self.side(), 700)),
+            self.random.randint(0, 9),
+        )
+        points = self.random.choice((1, 1, 2, 7, 70))
+        coding = self.random.choice(self.panels.CODINGS)
+        self.kernels.set_multiplies_fours(self.random.random() < 0.7)
+        density = self.random.choice((0.0, 0.05, 0.3, 1.0))
+        weight = torch.randint(-127, 128, (outputs, depth)) * (torch.rand(outputs, depth) < density)
+        positions = torch.randperm(depth + self.random.choice((0, 9)))[:depth].sort().values
+        if self.random.random() < 0.5:
+            positions = positions[torch.randperm(depth)]
+        positions = positions - positions.min()
+        size, wide = int(positions.max()) + 1, self.panels.padded(outputs)
+        by_image = coding in self.panels.INT8_CODINGS and self.random.random() < 0.5
+        x = torch.randn(images, points, size)
+        whole = weight.to(torch.int8) if coding == "bytes" or coding in self.panels.INT8_CODINGS else weight.float()
+        step = self.inference.Step(
+            self.inference.MULTIPLY, 0, 1, points, (torch.arange(points) * size).int(),
+            (torch.arange(points) * wide).int(), weight=self.panels.pack(coding, whole, positions), by_image=by_image,
+            finish=self.finish(outputs), clear=self.random.random() < 0.3, work=1 << 18,
+        )  # fmt: skip
+        y = self.steps(step, [points * size, points * wide], [x], images).view(images, points, wide)
+        if coding in self.panels.INT8_CODINGS:
+            rounded = self.int8.int8_inputs(x if by_image else x[..., positions].flatten(0, 1))
+            x = rounded.dequantised().view(images, points, size if by_image else depth)
+            x = x[..., positions] if by_image else x
+        else:
+            x = x[..., positions]
+        expected = self.finished((x.double() @ weight.double().t()).float())
+        self.kernels.set_multiplies_fours(True)
+        scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+        torch.testing.assert_close(y[..., :outputs] / scale, expected / scale, rtol=1e-3, atol=1e-4)
+
+    def run_inference_of_transformers(self) -> None:
+        heads, tokens, images = self.random.randint(1, 3), self.side(), self.random.randint(0, 5)
+        width = self.random.choice((16, 32, 80))
+        channels, places = heads * width, (torch.arange(tokens) * heads * width).int()
+        qkv = torch.randn(3, images, tokens, channels)
+        step = self.inference.Step(
+            self.inference.ATTENTION, 0, 3, tokens, places, places, 1, 2, torch.cat([places, places]), taps=heads,
+            channels=width, number=0.2, work=1 << 18,
+        )  # fmt: skip
+        y = self.steps(step, [tokens * channels] * 4, list(qkv), images).view(images, tokens, channels)
+        q, k, v = (each.unflatten(-1, (heads, width)).transpose(1, 2) for each in qkv)
+        weights = (0.2 * q @ k.transpose(-2, -1)).softmax(-1)
+        torch.testing.assert_close(y, (weights @ v).transpose(1, 2).flatten(2), rtol=1e-3, atol=1e-4)
+        step = self.inference.Step(
+            self.inference.NORM, 0, 1, tokens, places, places, taps=channels, channels=channels, number=1e-5,
+            finish=self.inference.Finishing(factor=torch.ones(channels), shift=torch.zeros(channels)), work=1 << 18,
+        )  # fmt: skip
+        y = self.steps(step, [tokens * channels] * 2, [qkv[0]], images).view(images, tokens, channels)
+        torch.testing.assert_close(
+            y, torch.nn.functional.layer_norm(qkv[0], (channels,)), rtol=1e-3, atol=1e-4
+        )  # fmt: skip
+
+    def run_inference_of_networks(self) -> None:
+        """Whole networks, laid out as `optimize_` does: pools, sums, padding, loops over time."""
+        from torch import nn
+
+        from filigree.optimize.graphs import graph_of, plans_of
+        from filigree.optimize.int8_errors import Int8Errors
+        from filigree.optimize.tracing import Traced
+
+        a, b, c = (self.random.randint(1, 40) for _ in range(3))
+        model, shape = self.random.choice([
+            lambda: (nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.PReLU(b), nn.MaxPool2d(2, 2, ceil_mode=True),
+                                   nn.BatchNorm2d(b), nn.Conv2d(b, c, (2, 1)), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                   nn.Linear(c, a)), (a, self.random.randint(4, 9), self.random.randint(1, 9))),
+            lambda: (nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU(), nn.Linear(b, c)), (c, a)),
+            lambda: (nn.LSTM(a, b, self.random.randint(1, 2), batch_first=True,
+                             bidirectional=self.random.random() < 0.5), (c, a)),
+        ])()  # fmt: skip
+        if isinstance(model, nn.LSTM):
+            model = First(model)
+        model.eval()
+        images = self.random.randint(1, 5)
+        x = torch.randn(images, *shape)
+        with torch.no_grad():
+            traced = Traced(model, [x])
+            plans = plans_of(traced, set(), Int8Errors(traced, 0.5))
+            is_int8 = False
+            for plan in plans:
+                for draft in plan.drafts:
+                    if draft.forms:
+                        draft.form = self.random.choice(sorted(draft.forms))
+                        is_int8 |= draft.is_int8
+            y, expected = graph_of(traced, plans, self.random.choice((1, 2, 64)))(x), model(x)
+        if is_int8:  # a layer norm of few numbers makes much of a small error
+            assert y.shape == expected.shape
+            assert y.isfinite().all()
+        else:
+            torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)
+
     def run_transpose(self) -> None:
         rows, cols = self.side(), self.side()
         x = self.matrix(rows, cols)
@@ -364,6 +501,17 @@ class Driver:
         torch.autograd.grad(sum(part.sum() for part in integers), (px, weight, bias, h, p))
         px, ph, h = leaf(first, 3 * hidden), leaf(first, 3 * hidden), leaf(first, hidden)
         torch.autograd.grad(self.rnn.gru_step(px, ph, h, p, numbers, seed).sum(), (px, ph, h, p))
+
+
+class First(torch.nn.Module):
+    """The outputs of a recurrent layer, without its last states."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
 
 
 def break_rules(seed: int) -> None:

@@ -95,6 +95,19 @@ def looped(kind, **settings):
     return model
 
 
+def encoder(norm_first):
+    layer = nn.TransformerEncoderLayer(
+        32, 2, 48, activation=F.gelu if norm_first else "relu", batch_first=True, norm_first=norm_first
+    )
+    return nn.TransformerEncoder(layer, 2, nn.LayerNorm(32) if norm_first else None, enable_nested_tensor=False)
+
+
+def sparse_encoder():
+    model = encoder(norm_first=False)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3), init="keep"))
+    return model
+
+
 NETWORKS = {
     "odd": (odd, (3, 13, 12)),
     "residual": (Residual, (5, 6, 7)),
@@ -109,6 +122,11 @@ NETWORKS = {
     "lstm": (lambda: Last(nn.LSTM(5, 20, 2, batch_first=True)), (9, 5)),
     "gru": (lambda: Last(nn.GRU(5, 17, 2, batch_first=True, bias=False)), (9, 5)),
     "both ways": (lambda: Last(nn.LSTM(5, 18, 2, batch_first=True, bidirectional=True)), (9, 5)),
+    "encoder": (lambda: encoder(norm_first=False), (9, 32)),
+    "encoder, norms first": (lambda: encoder(norm_first=True), (9, 32)),
+    "sparse encoder": (lambda: sparse_encoder(), (5, 32)),
+    "norms": (lambda: nn.Sequential(nn.Linear(6, 19), nn.LayerNorm(19), nn.GELU("tanh"), nn.Linear(19, 5), nn.SiLU(),
+                                    nn.LayerNorm(5, elementwise_affine=False), nn.Tanh()), (7, 6)),
     "sparse lstm": (lambda: looped(nn.LSTM), (9, 5)),
     "sparse gru": (lambda: looped(nn.GRU), (9, 5)),
 }  # fmt: skip
@@ -158,7 +176,17 @@ def test_every_form_of_every_network_equals_it(isa, name):
 
 
 def test_whole_networks_are_one_call():
-    for name in ("odd", "sparse", "integers", "tokens", "1-D"):
+    for name in (
+        "odd",
+        "sparse",
+        "integers",
+        "tokens",
+        "1-D",
+        "norms",
+        "encoder",
+        "encoder, norms first",
+        "sparse encoder",
+    ):
         model, shape = built(name)
         with torch.no_grad():
             traced = Traced(model, [torch.randn(2, *shape)])

@@ -15,8 +15,10 @@ from filigree.ops.addresses import address
 PANEL, WIDTH, GROUP = 16, 4, 4
 CODINGS = ("floats", "bytes", "bitmap", "rows", "tiles", "int8", "int8 bitmap", "int8 tiles")
 """How a weight is stored: dense float32; int8, with a scale for each output; the nonzeros with a mask for each input;
-the nonzeros by rows, for few vectors of inputs with columns of 16 bits, for many in blocks. And, where inputs are
-rounded to bytes as well, by groups of four inputs: dense; the nonzeros with a mask; groups that are not zero, by rows."""
+the nonzeros by rows, for few vectors of inputs with columns of 16 bits, for many in blocks.
+
+And, where inputs are rounded to bytes too, by groups of four inputs: dense; the nonzeros with a mask; groups that are
+not zero, by rows."""
 
 INT8_CODINGS = CODINGS[5:]
 MOST_INPUTS = 65536  # of products of bytes, so that no sum of 32 bits overflows
@@ -70,8 +72,8 @@ def pack(coding: str, weight: Tensor, positions: Tensor) -> PanelWeight:
         weight = in_groups(weight, runs)
     outputs, depth = weight.shape
     panels = padded(outputs) // PANEL
-    parts = _PACKED[coding](weight, positions, panels)
-    return PanelWeight(coding, depth, panels, *parts, runs, totals)
+    values, masks, starts = _PACKED[coding](weight, positions, panels)
+    return PanelWeight(coding, depth, panels, values, masks, starts, runs, totals)
 
 
 Parts = tuple[Tensor, Tensor | None, Tensor | None]  # values, masks, starts

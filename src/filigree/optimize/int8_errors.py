@@ -38,6 +38,7 @@ class Int8Errors:
         return self._errors[node]
 
 
+@torch.no_grad()
 def int8_error(dense: Any, weight: LayerWeight, x: Tensor) -> float:
     """The error of one layer for inputs `x`; infinite where an output is not finite."""
     integers, scale = weight.in_int8()

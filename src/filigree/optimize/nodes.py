@@ -181,7 +181,8 @@ MODULES: dict[type, Callable[..., Any]] = {
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pools(_mean_pool)),
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive),
     nn.GELU: lambda p, n, s, m: _gelu(p, n, s, m.approximate),
-    nn.SiLU: _curve("silu"), nn.Tanh: _curve("tanh"),
+    nn.SiLU: _curve("silu"),
+    nn.Tanh: _curve("tanh"),
     nn.LayerNorm: layer_norm,
     nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
 }

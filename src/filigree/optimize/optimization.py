@@ -225,7 +225,8 @@ class _Work:
                 plan.take_forms(plans)
             graphs += [graph_of(traced, fewer, chunk) for chunk in _chunks(len(inputs[0]))]
         if not graphs:
-            self.notes.append(f"left as it was: {name or 'the model'}: no layer in it can be laid out anew")
+            if not name or any(True for _ in module.children()):
+                self.notes.append(f"left as it was: {name or 'the model'}: no layer in it can be laid out anew")
             return
         works = [_running(module, inputs), *(_running(graph, inputs) for graph in graphs)]
         times = [timing.median for timing in time_interleaved(works, self.seconds)]
@@ -235,7 +236,9 @@ class _Work:
         kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
         rows, self._rows = self._rows, {}
         self.layers += [
-            replace(layer, form=_TORCH, error=0.0) if kept is None or (draft.node and draft.node.name in kept) else layer
+            replace(layer, form=_TORCH, error=0.0)
+            if kept is None or (draft.node and draft.node.name in kept)
+            else layer
             for draft, layer in rows.items()
         ]
 
@@ -276,7 +279,9 @@ def _inputs_of_children(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str
     def keep(name: str) -> Callable[..., None]:
         return lambda child, args, named: calls.setdefault(name, []).append((args, named))
 
-    children = [(name, child) for name, child in module.named_modules() if name and any(True for _ in child.parameters())]
+    children = [
+        (name, child) for name, child in module.named_modules() if name and any(True for _ in child.parameters())
+    ]
     with inference_context(
         module, (child.register_forward_pre_hook(keep(name), with_kwargs=True) for name, child in children)
     ):

@@ -38,9 +38,7 @@ class LayerWeight:
             return int8_weight(self.matrix)
         return self.integers, self.scale.expand(len(self.matrix))
 
-    def forms(
-        self, positions: Tensor, points: int, int8: bool = False
-    ) -> dict[str, tuple[PanelWeight, Tensor | None]]:
+    def forms(self, positions: Tensor, points: int, int8: bool = False) -> dict[str, tuple[PanelWeight, Tensor | None]]:
         """Packed weights by the names of their codings, each with the scale of its sums.
 
         Args:

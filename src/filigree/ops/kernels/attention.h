@@ -108,14 +108,16 @@ void attend(const Operation &o, Area in, Area of_k, Area of_v, Area out, int64_t
   const int64_t count = o.points, width = o.channels, wide = whole_panels(count);
   const int32_t of_keys[] = {0, int32_t(width)}, of_values[] = {0, int32_t(count)};
   float *const keys = memory, *const values = keys + wide * whole_panels(width),
-        *const scores = values + wide * whole_panels(width);
+               *const scores = values + wide * whole_panels(width);
   const Finishing plain{};
   for (int64_t unit = from; unit < to; ++unit) {
     const int64_t image = unit / o.taps, first = unit % o.taps * width;
     const float *x = in.data + image * in.by_image + first;
     float *y = out.data + image * out.by_image + first;
-    const PanelWeight k = packed(of_k.data + image * of_k.by_image + first, o.others, count, width, true, of_keys, keys);
-    const PanelWeight v = packed(of_v.data + image * of_v.by_image + first, o.others + count, count, width, false, of_values, values);
+    const PanelWeight k =
+        packed(of_k.data + image * of_k.by_image + first, o.others, count, width, true, of_keys, keys);
+    const PanelWeight v =
+        packed(of_v.data + image * of_v.by_image + first, o.others + count, count, width, false, of_values, values);
     for (int64_t begin = 0; begin < count; begin += QUERIES) {
       const int64_t queries = std::min(QUERIES, count - begin);
       const float *given[QUERIES];

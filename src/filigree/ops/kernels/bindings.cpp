@@ -123,8 +123,9 @@ NB_MODULE(_kernels, m) {
   m.def("multiplies_pairs", &filigree::multiplies_pairs,
         "Whether dot products of bfloat16s are one instruction for two, which AVX-512 has on some processors.");
   m.def("set_multiplies_pairs", &filigree::set_multiplies_pairs, "For tests: false as on a processor without it.");
-  m.def("multiplies_fours", [] { return filigree::multiplies_fours(true) || filigree::multiplies_fours(false); },
-        "Whether sums of four products of bytes are one instruction, which AVX-512 and AVX2 have on some processors.");
+  m.def(
+      "multiplies_fours", [] { return filigree::multiplies_fours(true) || filigree::multiplies_fours(false); },
+      "Whether sums of four products of bytes are one instruction, which AVX-512 and AVX2 have on some processors.");
   m.def("set_multiplies_fours", &filigree::set_multiplies_fours, "For tests: false as on a processor without it.");
   m.def(
       "flush_denormals",

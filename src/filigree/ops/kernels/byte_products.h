@@ -1,6 +1,6 @@
-// Products of bytes. Inputs are integers of 0 ... 255 with a scale and a zero of their own for each vector of inputs, or
-// for each image; weights are integers of -127 ... 127 with a scale for each output. Sums are whole numbers of 32 bits,
-// exact and the same on every instruction set: W x = scale_x scale_w (sum of w q - zero * total of w).
+// Products of bytes. Inputs are integers of 0 ... 255 with a scale and a zero of their own for each vector of inputs,
+// or for each image; weights are integers of -127 ... 127 with a scale for each output. Sums are whole numbers of 32
+// bits, exact and the same on every instruction set: W x = scale_x scale_w (sum of w q - zero * total of w).
 //
 // Inputs are taken in groups of four, which are a word of 32 bits: by one instruction where the processor has it
 // (VNNI), else as two products of pairs of 16 bits, which cannot overflow as those of bytes would.
@@ -15,15 +15,17 @@ namespace filigree {
 namespace FILIGREE_ISA {
 namespace {
 
-constexpr int GROUP = 4;                                   // inputs of a word
-constexpr int GROUP_BYTES = GROUP * LANES_OF_A_PANEL;      // of a panel's weights for a word
-constexpr int64_t BYTE_SLACK = 64;                         // bytes that may be read beyond the last ones
+constexpr int GROUP = 4;                               // inputs of a word
+constexpr int GROUP_BYTES = GROUP * LANES_OF_A_PANEL;  // of a panel's weights for a word
+constexpr int64_t BYTE_SLACK = 64;                     // bytes that may be read beyond the last ones
 typedef Vec<uint32_t, LANES<float>> U;
 
 // -- products of four ------------------------------------------------------------------------------------------------
 
 // A vector of words that lie anywhere.
-inline I words_at(const void *from) { return reinterpret_cast<I>(load<uint8_t, BYTES>(static_cast<const uint8_t *>(from))); }
+inline I words_at(const void *from) {
+  return reinterpret_cast<I>(load<uint8_t, BYTES>(static_cast<const uint8_t *>(from)));
+}
 
 struct ByInstruction {  // VNNI
   static constexpr bool is_one = true;
@@ -149,7 +151,9 @@ struct ByteRuns {
   const int32_t *run;
   int64_t runs;
   explicit ByteRuns(const Operation &o)
-      : whole{0, int32_t(o.weight.depth)}, run(o.by_image ? o.weight.run : whole), runs(o.by_image ? o.weight.runs : 1) {}
+      : whole{0, int32_t(o.weight.depth)},
+        run(o.by_image ? o.weight.run : whole),
+        runs(o.by_image ? o.weight.runs : 1) {}
   ByteRuns(const ByteRuns &) = delete;
 };
 
@@ -197,8 +201,7 @@ inline const int8_t *spread_bytes(uint64_t mask, const int8_t *from, I *to, bool
   (void)by_instruction;
   int8_t bytes[GROUP_BYTES];
   for (int i = 0; i < GROUP_BYTES; ++i, mask >>= 1) bytes[i] = mask & 1 ? *from++ : int8_t(0);
-  for (int v = 0; v < VECTORS; ++v)
-    to[v] = words_at(bytes + v * BYTES);
+  for (int v = 0; v < VECTORS; ++v) to[v] = words_at(bytes + v * BYTES);
   return from;
 }
 
@@ -215,15 +218,16 @@ template <Coding C, int B>
 class ByteStream {
  public:
   ByteStream(const PanelBlock &block, int from)
-      : values(reinterpret_cast<const int8_t *>(block.values)), masks(block.masks), step(block.panels * GROUP_BYTES),
+      : values(reinterpret_cast<const int8_t *>(block.values)),
+        masks(block.masks),
+        step(block.panels * GROUP_BYTES),
         by_instruction(expands_bytes()) {
     if (C == INT8) values += from * GROUP_BYTES;
   }
   void next(I *to) {
     if constexpr (C == INT8) {
 #pragma GCC unroll 16
-      for (int v = 0; v < B * VECTORS; ++v)
-        to[v] = words_at(values + v * BYTES);
+      for (int v = 0; v < B * VECTORS; ++v) to[v] = words_at(values + v * BYTES);
       values += step;
     } else {
 #pragma GCC unroll 4

@@ -45,8 +45,8 @@ void gather(const Operation &o, Area in, Area out, int64_t images, int thread, i
   }
 }
 
-// The pixels [from, to) of all images, in tiles of at most P: call(tile size, inputs, outputs) for each; the place of its
-// output is null for what the last tile repeats.
+// The pixels [from, to) of all images, in tiles of at most P: call(tile size, inputs, outputs) for each; the place of
+// its output is null for what the last tile repeats.
 template <int P, class Call>
 inline void tiles(const Operation &o, Area in, Area out, int64_t from, int64_t to, Call call) {
   int64_t image = from / o.points, point = from % o.points;

@@ -266,8 +266,7 @@ inline void with_coding(Coding coding, Call call) {
 inline void products(const PanelWeight &w, const Finishing &finish, const float *const *h, float *const *z,
                      int64_t count) {
   if (w.coding == ROWS) {
-    for (int64_t i = 0; i < count; ++i)
-      multiply_rows_of(w, h[i], z[i], finish, 0, w.panels);
+    for (int64_t i = 0; i < count; ++i) multiply_rows_of(w, h[i], z[i], finish, 0, w.panels);
     return;
   }
   with_coding(w.coding, [&](auto coding) {

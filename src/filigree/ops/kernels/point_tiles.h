@@ -1,7 +1,7 @@
 // Products with sparse weights for many vectors of inputs: a tile of them is transposed, so that each nonzero is a
-// multiply-add over the vectors of the tile, as in the sparse layers that train. A nonzero is a word of 32 bits: a float,
-// or the bytes for four inputs that are not all zero. Inputs are taken CHUNK words at a time, which stay in level 1, and
-// outputs BLOCK at a time, whose sums stay in level 2.
+// multiply-add over the vectors of the tile, as in the sparse layers that train. A nonzero is a word of 32 bits: a
+// float, or the bytes for four inputs that are not all zero. Inputs are taken CHUNK words at a time, which stay in
+// level 1, and outputs BLOCK at a time, whose sums stay in level 2.
 #pragma once
 #include "byte_products.h"
 
