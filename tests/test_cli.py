@@ -543,6 +543,7 @@ def test_compare_counts_each_run_once_and_refuses_other_data(tmp_path, monkeypat
 
 
 @pytest.mark.long("a search, by time measured")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch copies graphs by what it has deprecated
 def test_shrink_reads_python_and_programs_of_torch(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_nets.py").write_text(
         "import torch\n"

@@ -1,5 +1,6 @@
 """Programs of `torch.export` become modules with layers again."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -7,6 +8,7 @@ import filigree as fg
 from filigree.io.programs import module_of
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch copies graphs by what it has deprecated
 def test_layers_of_a_program():
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -108,7 +108,7 @@ def _with_weights(
     path = str(given[0].target)
     module = make(_attribute(holder, path))
     for name, value in zip(names, given, strict=False):
-        tensor = None if value is None else _attribute(holder, str(value.target))
+        tensor = _attribute(holder, str(value.target)) if isinstance(value, fx.Node) else None
         if isinstance(tensor, nn.Parameter) or (tensor is None and name in module._parameters):
             module._parameters[name] = tensor
         elif name in module._parameters and tensor is not None:

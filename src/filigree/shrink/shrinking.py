@@ -312,7 +312,7 @@ class _Search:
         for method in methods:
             until = self.until - left * (1 - SHARES_OF_TIME[method])
             if method == "units":
-                some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress)
+                some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress, smaller)
             else:
                 some, notes = form_effects(
                     model, names, method, data, error_of, clock, until, self.progress, smaller
