@@ -540,3 +540,57 @@ def test_compare_counts_each_run_once_and_refuses_other_data(tmp_path, monkeypat
     code, _, err = call(monkeypatch, capsys, "compare", tmp_path)
     assert code == 1
     assert "runs of 'demo' are of different data, digits and other.csv" in err
+
+
+@pytest.mark.long("a search, by time measured")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch copies graphs by what it has deprecated
+def test_shrink_reads_python_and_programs_of_torch(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_nets.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))\n"
+        "def data():\n"
+        "    return torch.randn(60, 8)\n"
+        "def closeness(outputs, targets):\n"
+        "    return 1 - float((outputs - targets).norm() / targets.norm())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "small.safetensors"
+    common = ("--method", "bits", "--seconds", "5", "-o", output)
+    code, out, err = call(
+        monkeypatch, capsys, "shrink", "python:own_nets:build", "--data", "python:own_nets:data",
+        "--metric", "python:own_nets:closeness", "--keep", "0.9", *common,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "closeness" in out
+    assert output.is_file()
+    sys.path.insert(0, str(tmp_path))
+    try:
+        model = __import__("own_nets").build().eval()
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("own_nets")
+    assert fg.load(output, into=model) is model
+    sizes = ({0: torch.export.Dim("batch", min=1)},)
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)).eval()
+    torch.export.save(torch.export.export(plain, (torch.randn(4, 8),), dynamic_shapes=sizes), tmp_path / "net.pt2")
+    torch.save(torch.randn(60, 8), tmp_path / "x.pt")
+    picture = tmp_path / "pareto.html"
+    code, out, err = call(
+        monkeypatch, capsys, "shrink", "net.pt2", "--data", "x.pt", *common, "--plot", picture
+    )  # fmt: skip
+    assert code == 0, err
+    assert picture.is_file()
+    for wrong, message in (
+        ("python:own_nets", "write python:MODULE:NAME"),
+        ("python:own_nets:missing", "AttributeError"),
+        ("python:own_nets:data", "a torch module is needed. Got a Tensor"),
+        ("nothing.pt2", "there is no such file"),
+        ("x.pt", "not a program of torch.jit"),
+    ):
+        code, _, err = call(monkeypatch, capsys, "shrink", wrong, "--data", "x.pt", *common)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1

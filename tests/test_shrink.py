@@ -14,6 +14,7 @@ from filigree.shrink.plans import Form, Slot, between, fitted, rounded
 from filigree.shrink.samples import Samples
 from filigree.shrink.sensitivity import Effect, path_of
 from filigree.shrink.shrinking import METHODS, Attempt, Shrunk
+from filigree.shrink.speed import LayerClock, _differ
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def _half_the_time(monkeypatch):
+    """Each layer that changes takes half of the time, whatever the machine measures."""
+
+    def ratios(clock, changed):
+        before = {name: clock._model.get_submodule(name) for name in clock.before}
+        return {name: 0.5 for name, layer in before.items() if _differ(layer, changed.get_submodule(name))}
+
+    monkeypatch.setattr(LayerClock, "ratios", ratios)
 
 
 def redundant(*sizes):
@@ -44,7 +56,8 @@ def same(model, state):
     return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.long("a search, by time measured")
+@pytest.mark.long("a search")
+@pytest.mark.usefixtures("_half_the_time")
 def test_redundant_units_go_and_the_model_is_as_it_was(tmp_path):
     model, x = redundant(20, 128, 128, 10), torch.randn(200, 20)
     before = state_of(model)
@@ -54,10 +67,10 @@ def test_redundant_units_go_and_the_model_is_as_it_was(tmp_path):
     assert result.metric == "r2"
     assert result.samples == 50
     tried = [attempt for attempt in result.attempts if attempt.method == "units"]
-    assert any(attempt.holds and attempt.metric > 0.999 for attempt in tried)  # half of them cost nothing
+    assert any(a.holds and a.metric > 0.995 and a.bytes < result.original.bytes / 2 for a in tried)  # half are copies
     assert result.winner.holds
     assert result.winner.metric >= result.least
-    assert result.winner.ms <= result.original.ms or result.winner.method == "original"
+    assert result.speedup > 1 or result.winner.method == "original"
     assert result.met
     assert result.verdict() in str(result)
     fg.save(result.model, tmp_path / "small.safetensors")
@@ -99,7 +112,8 @@ class Convolutions(nn.Module):
         return self.head(nn.functional.max_pool2d(x, 2)[..., :4, :4].flatten(1)).softmax(1)
 
 
-@pytest.mark.long("a search, by time measured")
+@pytest.mark.long("a search")
+@pytest.mark.usefixtures("_half_the_time")
 def test_convolutions_behind_padding_with_probabilities():
     torch.manual_seed(0)
     model = Convolutions().eval()

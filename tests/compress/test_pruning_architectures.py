@@ -113,3 +113,26 @@ def test_whole_heads_of_packed_attention(tmp_path):
     torch.testing.assert_close(model(x), whole(x))
     fg.save(model, tmp_path / "m.safetensors")
     assert torch.equal(fg.load(tmp_path / "m.safetensors", into=Attention())(x), model(x))
+
+
+class Padded(torch.nn.Module):
+    """Zeros are added around what units give, as CREPE and others do it, by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 8, (5, 1)), torch.nn.Conv2d(8, 6, (4, 1))
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.nn.functional.pad(x, (0, 0, 2, 2))
+        x = torch.nn.functional.pad(self.first(x).relu(), (0, 0, 1, 2))
+        return self.head(self.second(x).relu().mean((2, 3)))
+
+
+def test_units_before_padding():
+    torch.manual_seed(0)
+    model = Padded()
+    report = fg.compress_(model, fg.SubsetPruning(keep=0.5, measure=False), torch.randn(40, 1, 16, 1))
+    assert (model.first.out_channels, model.second.in_channels, model.second.out_channels) == (4, 4, 3)
+    assert model.head.in_features == 3
+    assert "left whole" not in str(report)

@@ -12,6 +12,7 @@ from torch import nn
 
 from filigree.cli.trained import load_trained
 from filigree.config import one_line
+from filigree.io.programs import module_of
 from filigree.recipes import RecipeError
 
 PYTHON = "python:"
@@ -75,10 +76,8 @@ def _from_factory(source: str) -> nn.Module:
 
 
 def _program(path: Path) -> nn.Module:
-    """The module of an exported program, with its layers: parameters alone are no layers that could be changed."""
     try:
-        program = torch.export.load(path)
-        return torch.export.unflatten(program)
+        return module_of(torch.export.load(path))
     except Exception as error:
         raise RecipeError(f"{path}: not a program of torch.export: {one_line(error)}") from error
 

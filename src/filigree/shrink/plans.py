@@ -112,7 +112,8 @@ def fitted(model: nn.Module, plan: Plan, data: Calibration) -> nn.Module:
     sparse = {glob.escape(name): form for name, form in forms.items() if form.rank is None and form != Form(bits=8)}
     for bits in dict.fromkeys(form.bits for form in sparse.values()):
         shares = {name: form.sparsity for name, form in sparse.items() if form.bits == bits}
-        _apply(network, OneShot(shares, bits=bits), data, list(shares))
+        inside = {f"{name}.*": share for name, share in shares.items()}  # the products of a recurrent layer
+        _apply(network, OneShot(shares | inside, bits=bits), data, list(shares))
     return network
 
 

@@ -98,7 +98,7 @@ class Samples:
         if isinstance(inputs, Tensor):
             targets = self.targets[rows] if self.targets is not None else None
             return Samples(self.inputs.with_inputs(inputs[rows]), targets)
-        batch = inputs[0]
+        batch: Any = inputs[0]
         count = _rows_in(batch)
         taken = batch[rows] if isinstance(batch, Tensor) else {
             key: value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == count else value

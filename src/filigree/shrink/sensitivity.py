@@ -44,7 +44,7 @@ class Effect:
 
 def unit_effects(
     model: nn.Module, names: Sequence[str], data: Calibration, error_of: OutputError, clock: LayerClock,
-    until: float, progress: bool | None,
+    until: float, progress: bool | None, smaller: bool,
 ) -> tuple[list[Effect], list[str]]:  # fmt: skip
     """What fewer units of each group do, and lines about those that stay.
 
@@ -55,10 +55,11 @@ def unit_effects(
         return [], []
     try:
         groups, left, built = _candidates(model, makers, data)
-    except ValueError as error:
-        return [], [f"units stay: {one_line(error).removeprefix('shrink: ')}"]
+    except ValueError as failed:
+        return [], [f"units stay: {one_line(failed).removeprefix('shrink: ')}"]
     notes = [f"units of {name} stay: {reason}" for name, reason in left.items()]
-    size, effects, late = stored(model).bytes_disk, [], []
+    size, late = stored(model).bytes_disk, list[str]()
+    effects: list[Effect] = []
     for group in shown(groups, "units", progress):
         if effects and time.monotonic() > until:
             late.append(group.name)
@@ -66,7 +67,7 @@ def unit_effects(
         try:
             ratios = clock.ratios(half := built({group.name: 0.5}))
             halved = 1 - stored(half).bytes_disk / size
-            if rounded(0.5, group.count) == 1 or not (_pays(clock, ratios) or halved > 0):
+            if rounded(0.5, group.count) == 1 or not (_pays(clock, ratios) or smaller):
                 continue
             for share in dict.fromkeys(rounded(share, group.count) for share in UNITS):
                 if share < 1:
@@ -98,7 +99,8 @@ def form_effects(
     """What the forms of a method do to each layer, and lines about those that stay. Time is measured first: what does
     not pay is fitted to nothing."""
     forms = (*FORMS[method], *(SMALLER if method == "bits" and smaller else ()))
-    size, effects, notes, late = stored(model).bytes_disk, [], [], []
+    size, notes, late = stored(model).bytes_disk, list[str](), list[str]()
+    effects: list[Effect] = []
     total = sum(clock.before.values())
     for name in shown(names, method, progress):
         able = [form for form in forms if _takes(model.get_submodule(name), form)]

@@ -18,6 +18,7 @@ from filigree.config import check_choice, one_line
 from filigree.layer_selection import Where, matching
 from filigree.measure.cost import stored
 from filigree.nn.resizing import has_units
+from filigree.optimize.runtime import runtimes_of
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, described, fitted, frozen, method_of, rounded
 from filigree.shrink.samples import Samples
@@ -226,7 +227,8 @@ class _Search:
         self.exact = copied(original)
         if reason := laid_out_(self.exact, self.example):
             self.notes.append(f"layout: {reason}")
-        self._add({}, "layout", self.exact)
+        if runtimes_of(self.exact):
+            self._add({}, "layout", self.exact)
 
     # -- networks that are tried ---------------------------------------------------------------------------------------
 
@@ -312,7 +314,7 @@ class _Search:
         for method in methods:
             until = self.until - left * (1 - SHARES_OF_TIME[method])
             if method == "units":
-                some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress)
+                some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress, smaller)
             else:
                 some, notes = form_effects(
                     model, names, method, data, error_of, clock, until, self.progress, smaller

@@ -51,6 +51,19 @@ def timings(networks: Sequence[nn.Module], example: Calibration, seconds: float)
     return time_interleaved([running(network, example) for network in networks], seconds)
 
 
+class _Alone(nn.Module):
+    """A layer as a network; of one that returns several things, as recurrent ones do, the first."""
+
+    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.layer = layer.eval()
+        with torch.no_grad():
+            self.several = isinstance(layer(x), tuple)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x)[0] if self.several else self.layer(x)
+
+
 class LayerClock:
     """How long layers take alone, each as fast as it can be laid out, in turns with the same layer as it was."""
 
@@ -79,7 +92,7 @@ class LayerClock:
     @staticmethod
     def _alone(model: nn.Module, name: str, x: Tensor) -> nn.Module:
         layer = copied(model.get_submodule(name))
-        alone = nn.Sequential(layer).eval()
+        alone = _Alone(layer, x).eval()
         if not has_hooks(layer):
             laid_out_(alone, Calibration(x))
         return alone
