@@ -1,9 +1,10 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from filigree import data, models, recipes
+from filigree import TopK, data, models, recipes
 from filigree.recipes import RecipeError
 from filigree.recipes.run import build
 from filigree.train import Record
@@ -25,6 +26,48 @@ def test_search_takes_the_best_candidate(tmp_path):
     )  # fmt: skip
     folders = recipes.run(recipe, tmp_path, methods=["SET"], progress=False)
     assert [Record.load(folder).config["training"]["lr"] for folder in folders] == [0.05, 0.05]
+
+
+def test_a_search_passes_over_what_diverges(tmp_path):
+    settings = ["seeds=[0]", "training.epochs=1", "model.hidden=[10]", "data.validation=0.2"]
+    recipe = recipes.load("demo", [*settings, "search={lr: [1.0e+30, 0.05]}"])
+    method = next(iter(recipe.methods))
+    folder = recipes.run(recipe, tmp_path / "a", methods=[method], progress=False)[0]
+    record = Record.load(folder)
+    assert record.config["training"]["lr"] == 0.05
+    assert any(note.startswith("At lr 1e+30 training diverged (fit: the training loss became") for note in record.notes)
+    recipe = recipes.load("demo", [*settings, "search={lr: [1.0e+30]}"])
+    with pytest.raises(recipes.RecipeError, match="diverges at every candidate of the search"):
+        recipes.run(recipe, tmp_path / "b", methods=[method], progress=False)
+
+
+def test_times_are_left_out_and_added_later(tmp_path):
+    recipe = recipes.load("demo", ["seeds=[0]", "training.epochs=1", "model.hidden=[10]"])
+    method = next(iter(recipe.methods))
+    folder = recipes.run(recipe, tmp_path, methods=[method], progress=False, timed=False)[0]
+    record = Record.load(folder)
+    assert not [key for key in record.cost if key.endswith("_ms")]
+    assert record.cost["parameters"] > 0
+    assert "train_seconds" not in record.metrics
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    recipes.run(recipe, tmp_path, methods=[method], progress=False, resume=True)
+    assert Record.load(folder).cost["train_step_ms"]["median"] > 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("method", ["topk", "partial", "complete"])
+def test_the_comparison_trains_sparsified_backpropagation(method, tmp_path):
+    """Its arms have an optimizer with which they train; here at its shares of units, a tenth and a sixth, of fewer."""
+    recipe = recipes.load("compare", ["seeds=[0]", "training.epochs=6", "model.hidden=[400,400,400]"])
+    arm = recipe.methods[method]
+    given = arm.convert[0].config
+    kept = {name: getattr(given, name) for name in ("sensitivity", "inputs", "weights")}
+    fewer = {name: TopK(round(0.4 * top.k)) for name, top in kept.items() if top is not None}
+    config = dataclasses.replace(given, **fewer)
+    part = recipe.model_copy(update={"methods": {method: arm.model_copy(update={
+        "convert": [arm.convert[0].model_copy(update={"config": config})]})}})  # fmt: skip
+    folder = recipes.run(part, tmp_path, progress=False, timed=False)[0]
+    assert Record.load(folder).metrics["test_accuracy"] > 0.93
 
 
 def test_rebuilding_every_epoch_trains_as_in_the_loop_without_momentum(tmp_path):
