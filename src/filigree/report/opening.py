@@ -89,15 +89,15 @@ def _measured(
     methods: Sequence[str], cost: str, comparisons: Sequence[Data]
 ) -> dict[str, list[tuple[str, float, float, float, float]]]:
     """Method -> data set, ratio of the cost to dense, accuracy minus dense in points, both ends of its interval."""
-    found: dict[str, list[tuple[str, float, float, float, float]]] = {}
+    by_method: dict[str, list[tuple[str, float, float, float, float]]] = {}
     for comparison in comparisons:
         for row in (Row(**row) for row in comparison["rows"]):
             ratio = row.ratios.get(cost)
             if row.method in methods and row.against_dense is not None and ratio is not None:
                 mean, low, high = (100 * number for number in row.against_dense)
                 name = str(comparison["name"]).removeprefix("compare-")
-                found.setdefault(row.method, []).append((name, float(ratio), mean, low, high))
-    return found
+                by_method.setdefault(row.method, []).append((name, float(ratio), mean, low, high))
+    return by_method
 
 
 def _numbers(measured: Mapping[str, Sequence[Sequence[Any]]], cost: str) -> str:
