@@ -54,13 +54,13 @@ def test_times_are_left_out_and_added_later(tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.long("trains three networks of 3 x 1000 units")
-@pytest.mark.parametrize("method", ["topk", "partial", "complete"])
+@pytest.mark.long("trains two networks of 3 x 1000 units")
+@pytest.mark.parametrize("method", ["topk", "partial"])
 def test_the_comparison_trains_sparsified_backpropagation(method, tmp_path):
     """Its arms have an optimizer with which they train, on the budget of all."""
     recipe = recipes.load("compare", ["seeds=[0]"])
     (folder,) = recipes.run(recipe, tmp_path, methods=[method], progress=False, timed=False)
-    assert Record.load(folder).metrics["test_accuracy"] > 0.94
+    assert Record.load(folder).metrics["test_accuracy"] > 0.96
 
 
 def test_rebuilding_every_epoch_trains_as_in_the_loop_without_momentum(tmp_path):
