@@ -130,9 +130,9 @@ def against_dense(measured: Mapping[str, Sequence[Sequence[Any]]], cost: str) ->
         )  # fmt: skip
     if not measured:
         return figure
-    gains = [point[2] for points in measured.values() for point in points]
+    reached = [point[2] for points in measured.values() for point in points]
     figure.add_hline(y=0, line={"color": figures.DENSE, "dash": "dot", "width": 1})
     figure.update_xaxes(title=f"{_heading(cost)}, ratio to dense", type="log", dtick="D2", tickangle=0)
-    figure.update_yaxes(title="accuracy minus dense, points", range=[min(*gains, -2.0) - 2, max(*gains, 2.0) + 2])
+    figure.update_yaxes(title="accuracy minus dense, points", range=[min(*reached, -2.0) - 2, max(*reached, 2.0) + 2])
     above = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
     return figures.finish(figure, "", height=280).update_layout(hovermode="closest", legend=above, margin={"t": 30})
