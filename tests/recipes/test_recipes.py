@@ -27,6 +27,42 @@ def test_search_takes_the_best_candidate(tmp_path):
     assert [Record.load(folder).config["training"]["lr"] for folder in folders] == [0.05, 0.05]
 
 
+def test_a_search_passes_over_what_diverges(tmp_path):
+    settings = ["seeds=[0]", "training.epochs=1", "model.hidden=[10]", "data.validation=0.2"]
+    recipe = recipes.load("demo", [*settings, "search={lr: [1.0e+30, 0.05]}"])
+    method = next(iter(recipe.methods))
+    folder = recipes.run(recipe, tmp_path / "a", methods=[method], progress=False)[0]
+    record = Record.load(folder)
+    assert record.config["training"]["lr"] == 0.05
+    assert any(note.startswith("At lr 1e+30 training diverged (fit: the training loss became") for note in record.notes)
+    recipe = recipes.load("demo", [*settings, "search={lr: [1.0e+30]}"])
+    with pytest.raises(recipes.RecipeError, match="diverges at every candidate of the search"):
+        recipes.run(recipe, tmp_path / "b", methods=[method], progress=False)
+
+
+def test_times_are_left_out_and_added_later(tmp_path):
+    recipe = recipes.load("demo", ["seeds=[0]", "training.epochs=1", "model.hidden=[10]"])
+    method = next(iter(recipe.methods))
+    folder = recipes.run(recipe, tmp_path, methods=[method], progress=False, timed=False)[0]
+    record = Record.load(folder)
+    assert not [key for key in record.cost if key.endswith("_ms")]
+    assert record.cost["parameters"] > 0
+    assert "train_seconds" not in record.metrics
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    recipes.run(recipe, tmp_path, methods=[method], progress=False, resume=True)
+    assert Record.load(folder).cost["train_step_ms"]["median"] > 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.long("trains two networks of 3 x 1000 units")
+@pytest.mark.parametrize("method", ["topk", "partial"])
+def test_the_comparison_trains_sparsified_backpropagation(method, tmp_path):
+    """Its arms have an optimizer with which they train, on the budget of all."""
+    recipe = recipes.load("compare", ["seeds=[0]"])
+    (folder,) = recipes.run(recipe, tmp_path, methods=[method], progress=False, timed=False)
+    assert Record.load(folder).metrics["test_accuracy"] > 0.96
+
+
 def test_rebuilding_every_epoch_trains_as_in_the_loop_without_momentum(tmp_path):
     folders = recipes.run(recipes.load(Path(__file__).with_name("masked.yaml")), tmp_path, progress=False)
     rebuilt, in_loop = (Record.load(folder) for folder in folders)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from unittest.mock import ANY
 
 import pytest
@@ -11,6 +11,8 @@ from test_report import record
 from browser import browse
 from filigree.io.storage import write_json
 from filigree.report import Chart, cell_text, load_comparisons, summary, write_site
+from filigree.report.label_placement import place_labels
+from filigree.report.opening import verdict_bars
 from filigree.report.site import beside
 
 EVIL = "</script><script>alert(1)</script>"
@@ -71,6 +73,51 @@ def test_what_stands_where(listing, compared, tmp_path):
     assert "y against x" in page
     assert "0.5 ± 0.1" in page
     assert "0123456789" in page
+
+
+def test_how_the_page_opens(listing, compared, tmp_path):
+    """With bars of verdicts by document, and claims whose figures come from the comparisons."""
+    bars = verdict_bars(listing)
+    assert {bar.name: list(bar.x) for bar in bars.data if sum(bar.x)} == {
+        "not": [1, 0], "no record": [0, 1], "not made": [1, 0]
+    }  # fmt: skip
+    assert list(bars.data[0].y) == ["000", "001"]
+    headline = {"title": "Sparse is <fast>", "text": "It holds.", "methods": ["SET"], "cost": "train_seconds",
+                "entries": [("000", "Table 1"), ("000", "Table 99")]}  # fmt: skip
+    index = write_site(tmp_path, listing, compared, {}, [headline]).read_text()
+    assert "Sparse is &lt;fast&gt;" in index
+    assert "<b>SET</b>: +1.0 points, 0.25 of dense's training time" in index
+    assert '<a href="#000-table-1">000, Table 1</a> <span class="badge not">' in index
+    assert '<article id="000-table-1"' in index
+    assert "Table 99" not in index
+    assert index.index("Verdicts by document") > index.index("Sparse is &lt;fast&gt;")  # drawn by the script at the end
+    assert index.index('id="f0"') < index.index("The claims that matter") < index.index('id="c0"')
+
+
+def test_why_not_and_why_a_record_stands(listing, tmp_path):
+    listing[0] |= {"assessment": f"Too few epochs {IMAGE}"}
+    listing[0]["by"][0] |= {"stands": f"It takes days {IMAGE}"}
+    page = write_site(tmp_path, listing, [], {}).read_text()
+    assert "<b>Why not:</b> Too few epochs" in page
+    assert "It takes days" in page
+    assert "<img" not in page
+
+
+def test_labels_of_crowded_points_keep_apart():
+    """Twelve methods in a corner, three elsewhere, in a chart of 540 x 300."""
+    points = [(60 + 9 * i % 40, 40 + 7 * i % 50) for i in range(12)] + [(300, 150), (500, 20), (530, 290)]
+    labels = [f"method {'of many words' * (i % 3 == 0)}{i}" for i in range(15)]
+    boxes = []
+    for (x, y), label, (dx, dy) in zip(points, labels, place_labels(points, labels, 540, 300), strict=True):
+        half = 3 * len(label)
+        boxes.append((x + dx - half, y + dy - 6.5, x + dx + half, y + dy + 6.5))
+    for left, top, right, bottom in boxes:
+        assert min(left, top) >= 0
+        assert right <= 540
+        assert bottom <= 300
+        assert not any(left < x < right and top < y < bottom for x, y in points)
+    for a, b in combinations(boxes, 2):
+        assert min(a[2], b[2]) <= max(a[0], b[0]) or min(a[3], b[3]) <= max(a[1], b[1])
 
 
 def test_nothing_in_a_record_becomes_markup(listing, compared, tmp_path):
@@ -173,6 +220,6 @@ def test_in_a_browser(listing, compared, tmp_path, width):
         document.querySelectorAll('section.document:not([hidden])').length] })()"""
     found = browse(index, tmp_path, width, choose)
     assert found["own"] == [1, 1, "1 of 3", 1]
-    assert found["places"] == found["drawn"] == 3
+    assert found["places"] == found["drawn"] == 4
     found = browse(tmp_path / "made.html", tmp_path, width)
     assert found["places"] == found["drawn"] == 2

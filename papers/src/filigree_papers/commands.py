@@ -137,8 +137,14 @@ def _check(name: str | None, folders: list[Path]) -> None:
             if minutes > 2 and not record.state.startswith(("current", "checked")):
                 out.print(f"{chosen}: not checked, a run takes about {minutes:.0f} minutes; name it to check it")
         else:
-            with reproductions.Bars(out) as bars:
-                done = reproductions.check(reproductions.ALL[chosen], record.path, bars)
+            try:
+                with reproductions.Bars(out) as bars:
+                    done = reproductions.check(reproductions.ALL[chosen], record.path, bars)
+            except RecipeError as error:
+                if name is not None:
+                    raise
+                out.print(f"{chosen}: not checked: {escape(str(error))}", highlight=False)
+                continue
             word = "[green]checked[/]" if done.agrees else "[red]differs[/]"
             out.print(
                 f"{chosen}: {word}, {done.part} of {escape(done.case)}, seed {done.seed}: {done.agree} of "

@@ -22,15 +22,15 @@ def place_labels(
     shifts = []
     for (x, y), label in zip(points, labels, strict=True):
         half = LETTER * len(label) / 2
-        places = []
+        candidates = []
         for reach in _REACHES:
             for angle in _DIRECTIONS:
                 dx, dy = math.cos(angle) * (reach + half * abs(math.cos(angle))), math.sin(angle) * reach
                 box = (x + dx - half, y + dy - LINE / 2, x + dx + half, y + dy + LINE / 2)
                 outside = box[0] < 0 or box[2] > width or box[1] < 0 or box[3] > height
                 covered = sum(_common(box, other) for other in taken) + 1e4 * outside
-                places.append((covered, reach, dx, dy, box))
-        _, _, dx, dy, box = min(places)
+                candidates.append((covered, reach, dx, dy, box))
+        _, _, dx, dy, box = min(candidates)
         taken.append(box)
         shifts.append((dx, dy))
     return shifts

@@ -89,15 +89,15 @@ def _measured(
     methods: Sequence[str], cost: str, comparisons: Sequence[Data]
 ) -> dict[str, list[tuple[str, float, float, float, float]]]:
     """Method -> data set, ratio of the cost to dense, accuracy minus dense in points, both ends of its interval."""
-    found: dict[str, list[tuple[str, float, float, float, float]]] = {}
+    by_method: dict[str, list[tuple[str, float, float, float, float]]] = {}
     for comparison in comparisons:
         for row in (Row(**row) for row in comparison["rows"]):
             ratio = row.ratios.get(cost)
             if row.method in methods and row.against_dense is not None and ratio is not None:
                 mean, low, high = (100 * number for number in row.against_dense)
                 name = str(comparison["name"]).removeprefix("compare-")
-                found.setdefault(row.method, []).append((name, float(ratio), mean, low, high))
-    return found
+                by_method.setdefault(row.method, []).append((name, float(ratio), mean, low, high))
+    return by_method
 
 
 def _numbers(measured: Mapping[str, Sequence[Sequence[Any]]], cost: str) -> str:
@@ -130,9 +130,9 @@ def against_dense(measured: Mapping[str, Sequence[Sequence[Any]]], cost: str) ->
         )  # fmt: skip
     if not measured:
         return figure
-    gains = [point[2] for points in measured.values() for point in points]
+    reached = [point[2] for points in measured.values() for point in points]
     figure.add_hline(y=0, line={"color": figures.DENSE, "dash": "dot", "width": 1})
     figure.update_xaxes(title=f"{_heading(cost)}, ratio to dense", type="log", dtick="D2", tickangle=0)
-    figure.update_yaxes(title="accuracy minus dense, points", range=[min(*gains, -2.0) - 2, max(*gains, 2.0) + 2])
+    figure.update_yaxes(title="accuracy minus dense, points", range=[min(*reached, -2.0) - 2, max(*reached, 2.0) + 2])
     above = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
     return figures.finish(figure, "", height=280).update_layout(hovermode="closest", legend=above, margin={"t": 30})

@@ -100,7 +100,7 @@ def executed_files() -> Iterator[set[str]]:
         yield names
     finally:
         sys.setprofile(before)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 def code_of(files: Collection[str]) -> str:

@@ -277,7 +277,14 @@ class Computation(Experiment):
         write_computed(out / "report.html", self.name, self.about, aggregate(results), self.charts, lines)
 
 
-TIMES = {"s", "ms", "seconds", "milliseconds", "time"}  # words in the names of figures that are no matter of the code
+TIMES = {
+    "s",
+    "ms",
+    "seconds",
+    "milliseconds",
+    "time",
+    "times",
+}  # words in the names of figures that are no matter of the code
 
 
 def _pair(value: Any) -> tuple[float, float | None] | None:
