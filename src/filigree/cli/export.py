@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,12 @@ def export_(
             "--data",
             metavar="D",
             help="A data set's name or file: its test samples are the example. For images it is needed.",
+        ),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            "--activations", metavar="KIND", help="C: `int8`: integers of 8 bits, with scales from the data of --data."
         ),
     ] = None,
     target: Annotated[
@@ -52,6 +58,6 @@ def export_(
     trained_by = run_of(model, source) if source is not None else None
     options = reading(target_column, missing, index_column, drop)
     example = example_for(network, source, f"export {model}", trained_by, **options)
-    device = {"target": target, "flash": flash, "ram": ram}
-    given = {name: value for name, value in device.items() if value is not None}
+    options_of_c = {"activations": activations, "target": target, "flash": flash, "ram": ram}
+    given: dict[str, Any] = {name: value for name, value in options_of_c.items() if value is not None}
     tell(str(export(network, output, example, training=training, **given)))
