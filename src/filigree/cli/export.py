@@ -57,7 +57,7 @@ def export_(
     network = load_trained(model)
     trained_by = run_of(model, source) if source is not None else None
     options = reading(target_column, missing, index_column, drop)
-    example = example_for(network, source, f"export {model}", trained_by, **options)
+    example = example_for(network, source, f"export {model}", trained_by, activations == "int8", **options)
     options_of_c = {"activations": activations, "target": target, "flash": flash, "ram": ram}
     given: dict[str, Any] = {name: value for name, value in options_of_c.items() if value is not None}
     tell(str(export(network, output, example, training=training, **given)))
