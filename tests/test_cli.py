@@ -497,6 +497,23 @@ def test_export(tmp_path, monkeypatch, capsys):
     assert (code, "--data is needed as an example. The model begins with a Conv2d." in err) == (2, True)
 
 
+def test_export_for_a_device(tmp_path, monkeypatch, capsys):
+    fg.save(fg.models.mlp([64, 30, 10]), tmp_path / "m.safetensors")
+    command = "export", tmp_path / "m.safetensors", "-o", tmp_path / "m.c", "--target", "cortex-m4"
+    code, _, err = call(monkeypatch, capsys, *command, "--activations", "int8")
+    assert (code, "--data is needed, as the data from which the scales" in err) == (2, True)
+    code, _, err = call(monkeypatch, capsys, *command, "--ram", "100")
+    assert (code, "bytes of RAM of 100" in err) == (1, True)
+    code, _, err = call(monkeypatch, capsys, *command, "--flash", "lots")
+    assert (code, "flash must be a number of bytes, as 65536, 64k or 1M. Got 'lots'." in err) == (1, True)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+    code, out, err = call(monkeypatch, capsys, *command, "--activations", "int8", "--data", "digits", "--ram", "64k")
+    assert (code, err) == (0, "")
+    assert "cortex-m4: RAM" in out
+    assert "of 65,536 bytes" in out
+    assert (tmp_path / "zephyr" / "module.yml").is_file()
+
+
 @pytest.mark.long("trains residual networks")
 def test_blocks_that_are_skipped_train_by_momentum(tmp_path, monkeypatch, capsys, data_root):
     """Their parameters have no gradient, and no momentum, for some steps."""

@@ -28,6 +28,12 @@ def export_(
             help="A data set's name or file: its test samples are the example. For images it is needed.",
         ),
     ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            "--activations", metavar="KIND", help="C: `int8`: integers of 8 bits, with scales from the data of --data."
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -67,8 +73,9 @@ def export_(
     network = load_trained(model)
     trained_by = run_of(model, source) if source is not None else None
     options = reading(target_column, missing, index_column, drop)
-    example = example_for(network, source, f"export {model}", trained_by, **options)
-    given: dict[str, Any] = {"runtime": runtime, "int8": int8, "target": target, "flash": flash, "ram": ram}
+    example = example_for(network, source, f"export {model}", trained_by, activations == "int8", **options)
+    given: dict[str, Any] = {"runtime": runtime, "int8": int8, "activations": activations}
+    given |= {"target": target, "flash": flash, "ram": ram}
     given = {name: value for name, value in given.items() if value is not None}
     if int8 is not None and source is not None:
         samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)

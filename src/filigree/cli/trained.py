@@ -59,16 +59,20 @@ def load_samples(
 
 
 def example_for(
-    network: nn.Module, source: str | None, command: str, trained_by: Record | None = None, **reading: Any
-) -> Tensor:
-    """16 samples: of the data set's test part, or random ones as wide as the first layer. Other arguments as of
-    `load_samples`.
+    network: nn.Module, source: str | None, command: str, trained_by: Record | None = None, calibrates: bool = False,
+    **reading: Any,
+) -> Tensor:  # fmt: skip
+    """16 samples: of the data set's test part, or random ones as wide as the first layer; if the example calibrates,
+    512 of the training part. Other arguments as of `load_samples`.
 
     Raises:
         RecipeError: the network cannot read them, or begins with something that has no width.
     """
     if source is not None:
-        return as_weights(network, load_samples(network, source, command, 0, trained_by, **reading).test.x[:16])
+        data = load_samples(network, source, command, 0, trained_by, **reading)
+        return as_weights(network, data.train.x[:512] if calibrates else data.test.x[:16])
+    if calibrates:
+        raise RecipeError(f"{command}: --data is needed, as the data from which the scales of activations are taken.")
     first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
     if not hasattr(first, "in_features"):
         kind = "nothing that has weights" if first is None else f"a {type(first).__name__}"

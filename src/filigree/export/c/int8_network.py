@@ -65,7 +65,7 @@ class Int8Network(nn.Module):
         ValueError: what has no form in 8-bit integers (log-softmax), by name; calibration data without samples.
     """
 
-    def __init__(self, model: nn.Module, calibration: Tensor) -> None:
+    def __init__(self, model: nn.Module, calibration: Tensor | None) -> None:
         super().__init__()
         if not isinstance(calibration, Tensor) or calibration.dim() < 2 or not len(calibration):
             raise ValueError("export: activations='int8' needs calibration data as the example: a batch of inputs.")
@@ -157,7 +157,8 @@ def _fused(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """Put scales and shifts into the products before them, and list, in place of a product's module, what saturates."""
     result: list[tuple[Any, Any]] = []
     for step, module in pairs:
-        before, functions = result[-1] if result else (None, None)
+        before: Any = result[-1][0] if result else None
+        functions: Any = result[-1][1] if result else None
         follows = isinstance(before, Affine)
         if follows and not functions and isinstance(step, ScaleShift) and len(step.scale) == before.matrix.shape[0]:
             result[-1] = before.scaled(step.scale, step.shift), []

@@ -79,7 +79,7 @@ void loop() {
   // Fill `input`, one sample, here.
   ${prefix}_predict(input, output);
   for (int i = 0; i < ${macro}_OUTPUTS; ++i) {
-    Serial.println(output[i]);
+    Serial.println(+output[i]);
   }
   delay(1000);
 }
