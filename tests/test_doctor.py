@@ -2,18 +2,19 @@
 
 import sys
 
+import pytest
+
 from filigree.cli import main
 from filigree.cli.doctor import _huge_pages, _instruction_set, _pools, _threads
 
 
 def test_doctor_runs_here(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["filigree", "doctor"])
-    try:
+    with pytest.raises(SystemExit) as end:
         main()
-    except SystemExit as end:
-        assert end.code == 0
+    assert end.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    subjects = [line[5:22].strip() for line in lines if not line.startswith("     ")]
+    subjects = [line[5:24].strip() for line in lines if not line.startswith("     ")]
     assert subjects == [
         "versions", "instruction set", "OpenMP pools", "threads", "huge pages", "C++ compiler", "optional packages",
         "data", "speed",

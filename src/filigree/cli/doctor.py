@@ -47,9 +47,9 @@ def doctor() -> None:
         _huge_pages(_read(_HUGE_PAGES)), _compiler(), _packages(), _data(), _speed(),
     ]  # fmt: skip
     for finding in findings:
-        tell(f"{'look' if finding.advice else 'ok':5}{finding.subject:17}{finding.text}")
+        tell(f"{'look' if finding.advice else 'ok':5}{finding.subject:19}{finding.text}")
         if finding.advice:
-            tell(f"{'':22}{finding.advice}")
+            tell(f"{'':24}{finding.advice}")
 
 
 def _versions() -> Finding:
@@ -58,9 +58,10 @@ def _versions() -> Finding:
     except importlib.metadata.PackageNotFoundError:
         own = "from a source tree"
     build = "CUDA" if torch.version.cuda else "CPU"
+    python, system = platform.python_version(), platform.platform()
     return Finding(
         "versions",
-        f"filigree {own}, Python {platform.python_version()}, torch {torch.__version__} ({build} build), {platform.platform()}",
+        f"filigree {own}, Python {python}, torch {torch.__version__} ({build} build), {system}",
     )
 
 
@@ -70,9 +71,7 @@ def _instruction_set(chosen: str, present: list[str], machine: str) -> Finding:
     if chosen != best:
         return Finding("instruction set", text, f"FILIGREE_ISA chose {chosen}; without it {best} is used.")
     if best == "portable":
-        return Finding(
-            "instruction set", text, f"There are no kernels of its own for {machine}: sparse layers are slow."
-        )
+        return Finding("instruction set", text, f"{machine} has no kernels of its own: sparse layers are slow.")
     if best == "avx2":
         return Finding("instruction set", text, "With AVX-512 sparse layers gain somewhat more: docs/performance.md.")
     return Finding("instruction set", text)
@@ -92,14 +91,10 @@ def _threads(threads: int, cores: int, quota: str, wanted: str | None) -> Findin
     limit, _, period = quota.strip().partition(" ")
     if limit.isdecimal() and period.isdecimal() and int(limit) / int(period) < threads:
         share = int(limit) / int(period)
-        advice = (
-            f"This container may use {share:.3g} processors: threads wait. Set OMP_NUM_THREADS={max(1, int(share))}."
-        )
+        advice = f"The container has {share:.3g} processors: threads wait. Set OMP_NUM_THREADS={max(1, int(share))}."
         return Finding("threads", text, advice)
     if threads > cores:
-        return Finding(
-            "threads", text, f"More threads than processors wait for each other: torch.set_num_threads({cores})."
-        )
+        return Finding("threads", text, f"More threads than processors: they wait. torch.set_num_threads({cores}).")
     if threads < cores // 2:
         reason = "OMP_NUM_THREADS" if wanted else "torch.set_num_threads"
         return Finding("threads", text, f"{cores - threads} processors are not used: {reason} says so.")
@@ -123,9 +118,7 @@ def _compiler() -> Finding:
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding(
-            "C++ compiler", path, f"It does not run ({type(error).__name__}); filigree needs it to be built only."
-        )
+        return Finding("C++ compiler", path, f"It does not run ({type(error).__name__}); only a build needs it.")
     return Finding("C++ compiler", said.partition("\n")[0] or path)
 
 
@@ -159,9 +152,7 @@ def _speed() -> Finding:
         f"2000 x 2000, batch 128: dense {times[0].median:.3g} ms, 2% sparse {times[1].median:.3g} ms, {ratio:.1f} times"
     )
     if ratio < 2:
-        return Finding(
-            "speed", text, "Sparse layers gain little here: see what is to look at above; is the machine busy?"
-        )
+        return Finding("speed", text, "Sparse layers gain little here: look above; is the machine busy?")
     return Finding("speed", text)
 
 
