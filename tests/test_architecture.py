@@ -31,7 +31,11 @@ def folders():
     """The folders with a file that git knows: all of the library and of papers/, else those at the top."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     inside = {str(parent) for name in files for parent in Path(name).parents}
-    deep = {name for name in inside if f"{name}/".startswith((LIBRARY, "papers/")) and "/tests/" not in name}
+    deep = {
+        name
+        for name in inside
+        if f"{name}/".startswith((LIBRARY, "src/filigree_launcher/", "papers/")) and "/tests/" not in name
+    }
     return {f"{name}/" for name in deep | {name for name in inside if "/" not in name and name[0] != "."}} - {"src/"}
 
 

@@ -49,7 +49,13 @@ def test_help_is_that_of_the_command_line(width, monkeypatch):
 
 
 def test_help_and_version_load_no_torch():
-    code = "import sys; sys.argv = ['filigree', *{words}]\nfrom filigree_launcher import main\ntry: main()\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules, 'filigree' in sys.modules)"
+    code = """import sys
+sys.argv = ["filigree", *{words}]
+from filigree_launcher import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules, "filigree" in sys.modules)"""
     for words, code_wanted in ((["--version"], None), (["--help"], 0), ([], 2), (["train", "--help"], 0)):
         done = subprocess.run([sys.executable, "-c", code.format(words=words)], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == f"{code_wanted} False False", done.stderr

@@ -10,7 +10,7 @@ DISTRIBUTION = "filigree-nn"
 
 
 def main() -> NoReturn:
-    """Run the command line and exit; what `filigree.cli.main` would print is printed sooner where torch is not needed."""
+    """Run the command line and exit; what `filigree.cli.main` prints is printed sooner where torch is not needed."""
     words = sys.argv[1:]
     try:
         if words == ["--version"]:

@@ -53,6 +53,7 @@ COMMANDS = {  # in the order of the help: where each is
     "compare": "compare.compare",
     "report": "report.report",
     "analyze": "analyze.analyze_",
+    "doctor": "doctor.doctor",
 }
 
 

@@ -114,8 +114,8 @@ def load(
         drop: of a table, other columns to leave out, named as `target` is.
 
     Of a file, `notes` begins with what was read, in a line. A column of words with at most 32 different ones
-    becomes a feature of 0 or 1 for each, one of dates (ISO 8601) the days since 1970-01-01, which a line says; other text
-    is refused.
+    becomes a feature of 0 or 1 for each, one of dates (ISO 8601) the days since 1970-01-01, which a line says; other
+    text is refused.
 
     ILSVRC12 (`imagenet`) is a user's own copy: `imagenet/train_x.npy` and `test_x.npy`, bytes `(n, 3, 227, 227)`, and
     `train_y.npy`, `test_y.npy`, labels from 0. The images stay on disk, memory-mapped, and are not standardised:
