@@ -139,7 +139,12 @@ def _reshaped(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor)
 
 
 def _padded(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
-    _map(maps, given["self"], result, lambda labels: torch.constant_pad_nd(labels, given["pad"], 0))
+    """Numbers around channels are no units; around the positions of a channel they are the channel's."""
+    x, kept = given["self"], []
+    for labels in map(maps.compact, maps.of(x)):
+        along = [x.dim() - 1 - number // 2 in varying(labels) for number in range(len(given["pad"]))]
+        kept.append(torch.constant_pad_nd(labels, [n * used for n, used in zip(given["pad"], along, strict=True)], 0))
+    maps.put(result, kept)
 
 
 def _same(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
