@@ -103,7 +103,9 @@ def fold_(module: nn.Module) -> None:
                 remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
-                for number, other in list(module._load_state_dict_pre_hooks.items()):  # torch overlooks its wrapped hook
+                for number, other in list(
+                    module._load_state_dict_pre_hooks.items()
+                ):  # torch overlooks its wrapped hook
                     if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
                         del module._load_state_dict_pre_hooks[number]
 

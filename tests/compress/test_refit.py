@@ -15,6 +15,7 @@ from filigree.compress import layer_speed, passes
 from filigree.compress.pruning import budget
 from filigree.compress.pruning.moments import MEMORY
 from filigree.compress.pruning.subset import subset_order
+from filigree.compress.pruning.taps import refined
 from filigree.convert import layer_inputs
 from filigree.measure.timing import Timing
 
@@ -371,3 +372,15 @@ def test_conversions_take_measure_too():
     torch.manual_seed(0)
     report = fg.compress_(fg.models.mlp([256, 256, 10]), fg.Sparse(fg.ErdosRenyi(density=0.01)), measure=8)
     assert "ms" in str(report)
+
+
+def test_taps_of_wide_kernels_are_refitted_without_columns_by_columns():
+    torch.manual_seed(0)
+    rows, truth = torch.randn(800, 40), torch.randn(3, 40)
+    made = rows @ truth.T + 2 + 0.01 * torch.randn(800, 3)
+    new, bias = refined([rows[:300], rows[300:]], [made[:300], made[300:]], torch.zeros(3, 40), 1e-9, True)
+    torch.testing.assert_close(new, truth, atol=0.01, rtol=0)
+    torch.testing.assert_close(bias, torch.full((3,), 2.0), atol=0.01, rtol=0)
+    assert refined([rows], [made - 2], truth, 0.01, False) is None  # it is the best one already
+    noise = torch.randn(80, 3)  # which fewer rows than columns could follow
+    assert refined([torch.randn(80, 200)], [noise], torch.zeros(3, 200), 1e-9, True) is None

@@ -36,6 +36,10 @@ class Labels:
             roots = above
         return roots
 
+    def count(self) -> int:
+        """How many classes there are."""
+        return int((self._parents == torch.arange(len(self._parents))).sum())
+
     def unite(self, ones: Tensor, others: Tensor, reason: str = "") -> None:
         """Make one class of each two; with what is `NONE`, fix it, for this reason."""
         ones, others = self.classes(ones).flatten(), self.classes(others).flatten()

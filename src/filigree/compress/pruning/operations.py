@@ -139,18 +139,12 @@ def _reshaped(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor)
 
 
 def _padded(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:
-    """Where labels do not vary over a dimension, its padded numbers are of the same units; else they are of none."""
-
-    def padded(labels: Tensor) -> Tensor:
-        pad = list(given["pad"])
-        for pair in range(len(pad) // 2):
-            dim = labels.dim() - 1 - pair
-            if labels.stride(dim) == 0 or labels.shape[dim] == 1:
-                labels = labels.narrow(dim, 0, 1)
-                pad[2 * pair : 2 * pair + 2] = 0, 0
-        return torch.constant_pad_nd(labels, pad, 0).expand(result.shape)
-
-    _map(maps, given["self"], result, padded)
+    """Numbers around channels are no units; around the positions of a channel they are the channel's."""
+    x, kept = given["self"], []
+    for labels in map(maps.compact, maps.of(x)):
+        along = [x.dim() - 1 - number // 2 in varying(labels) for number in range(len(given["pad"]))]
+        kept.append(torch.constant_pad_nd(labels, [n * used for n, used in zip(given["pad"], along, strict=True)], 0))
+    maps.put(result, kept)
 
 
 def _same(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor) -> None:

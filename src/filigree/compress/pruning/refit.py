@@ -28,6 +28,7 @@ from filigree.compress.pruning.samples import (
     rows_read,
     seed_of,
 )
+from filigree.compress.pruning.taps import refined, rows_for
 from filigree.computed_weights import why_computed
 from filigree.convert import inference_context
 from filigree.nn.resizing import cuts_itself, has_units, sizes_of
@@ -122,6 +123,9 @@ class Target:
             self.columns = columns_of(layer, groups, name)
             self.by_units = (self.columns.shape[1] > 1 and width > exact) or outputs > width
         self.width = len(self.columns) if self.by_units else outputs  # numbers in a row
+        self.has_taps = self.by_units and self.columns.shape[1] > 1 and calls == times
+        self.made: dict[int, list[Tensor]] = {}  # by chunk: outputs, where there are taps
+        self.most_taps = rows_for(width)
 
     def add(self, layer: Any, value: Any, y: Any, chunk: Chunk) -> None:
         """A call of the layer in the original."""
@@ -136,6 +140,9 @@ class Target:
         if self.by_units:
             own.append(channel_rows(layer, value, self.columns, most, seed).clone())
             self.taps, self._weight = _mean_with(self.taps, self._weight, *tap_means(layer, value, self.columns))
+            if self.has_taps:
+                rows = row_numbers(layer, value, self.most_taps * chunk.share / max(1, self.calls), seed)
+                self.made.setdefault(chunk.number, []).append(rows_made(layer, y, rows).clone())
         else:
             if getattr(layer, "relu", False):  # fused in: what comes before it is the target
                 plain: Any = copy.copy(layer)
@@ -286,6 +293,8 @@ class _Fit:
         self.taps, self._weight = torch.empty(0), 0
         self.moments: list[Moments] = []
         self._calls: dict[int, int] = {}  # by chunk
+        self.read: list[Tensor] = []
+        self.made: list[Tensor] = []
         if target.by_units:
             is_conv = isinstance(layer, CONVOLUTIONS)
             self.stay = self.inputs if is_conv else torch.isin(target.columns[:, 0], self.inputs).nonzero().squeeze(1)
@@ -313,6 +322,11 @@ class _Fit:
             read = channel_rows(self.layer, value, self.columns, most, seed)[None]
             means = tap_means(self.layer, value, self.columns)
             self.taps, self._weight = _mean_with(self.taps if self._weight else None, self._weight, *means)
+            if target.has_taps:
+                self.read.append(
+                    rows_read(self.layer, value, target.most_taps * chunk.share / target.calls, seed)[0][0]
+                )
+                self.made.append(target.made[chunk.number][call][:, self.outputs])
         else:
             read, _ = rows_read(self.layer, value, most, seed)
         self._accumulate(read, rows[call])
@@ -386,6 +400,10 @@ class _Fit:
                 torch.einsum("oct,ct->o", w.double(), taps) for w, taps in ((original, target.taps), (new, self.taps))
             ]
             self._set_bias(means[0] - means[1] + (0 if old is None else old.detach()[self.outputs].double()))
+        if self.read and (more := refined(self.read, self.made, weight, self.damping, self.centre)) is not None:
+            self.layer.weight.copy_(more[0].reshape(self.layer.weight.shape))
+            if self.centre:
+                self._set_bias(more[1])
 
     def _refit_connections(self) -> None:
         """Of each unit on its own connections."""

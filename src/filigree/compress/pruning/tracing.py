@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from filigree.compress.pruning.label_maps import LabelMaps, aligned, varying
-from filigree.compress.pruning.labels import NONE, Labels
+from filigree.compress.pruning.labels import Labels
 from filigree.compress.pruning.operations import (
     PRODUCTS,
     STATISTICS,
@@ -101,9 +101,11 @@ class Trace(DispatchMode):
         """What was split has to be rectangular when it is smaller: whole slices, until nothing changes."""
         waiting = [labels for maps in self.used.values() for labels in maps.values()]
         while waiting := [labels for labels in map(self.maps.compact, waiting) if len(varying(labels)) > 1]:
+            before = self.maps.labels.count()
             for labels in waiting:
                 self.maps.settle(labels)
-            waiting = [labels for labels in waiting if bool((labels != NONE).all())]  # the others are fixed by now
+            if self.maps.labels.count() == before:
+                return  # what still varies has numbers among it that are no units, and is fixed
 
     def _hooks(self, name: str, module: nn.Module) -> list[Any]:
         if cuts_itself(module):
