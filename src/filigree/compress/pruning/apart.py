@@ -1,4 +1,4 @@
-"""Modules with packed, transposed or computed weights, replaced by plain layers while units are taken out of a model."""
+"""Modules with packed, transposed or computed weights, in whose place plain layers stand while units are taken out."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class ClusterPruning(UnitPruning, _ByCluster):
         features: of filters, "flattened" maps or "pooled" ones. normalize: activations to length one (cosine).
         round_to: counts become multiples of it. samples: of the data, at most. damping: of the refit.
         exact: convolutions (and linear layers that read flattened filters) of up to so many columns are refitted column
-            by column, wider ones by units (docs/pruning.md): more is better, and takes `columns^2` time and memory.
+            by column, wider ones by units, then taps in steps (docs/pruning.md): it takes `columns^2` time and memory.
         measure: the report's last line tells how long the network takes before and after, and whether it is faster.
     """
 

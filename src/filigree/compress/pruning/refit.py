@@ -323,9 +323,8 @@ class _Fit:
             means = tap_means(self.layer, value, self.columns)
             self.taps, self._weight = _mean_with(self.taps if self._weight else None, self._weight, *means)
             if target.has_taps:
-                self.read.append(
-                    rows_read(self.layer, value, target.most_taps * chunk.share / target.calls, seed)[0][0]
-                )
+                most = target.most_taps * chunk.share / target.calls
+                self.read.append(rows_read(self.layer, value, most, seed)[0][0])
                 self.made.append(target.made[chunk.number][call][:, self.outputs])
         else:
             read, _ = rows_read(self.layer, value, most, seed)

@@ -22,7 +22,7 @@ def rows_for(width: int) -> int:
 def refined(
     read: Sequence[Tensor], made: Sequence[Tensor], start: Tensor, damping: float, centre: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """`argmin |W x + b - y|^2 + damping v |W - start|^2` over W and b, approached from `start`, v the mean variance of x.
+    """`argmin |W x + b - y|^2 + damping v |W - start|^2` over W and b, from `start` on, v the mean variance of x.
 
     An eighth of the rows decides how many steps are taken, so that few rows are no harm.
 
