@@ -89,14 +89,16 @@ def _parameters(function: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _kind(hint: Any) -> tuple[str, bool]:
-    """The name of a parameter's type, and whether it may be given several times."""
+def _kind(hint: Any) -> tuple[str | list[str], bool]:
+    """The name of a parameter's type, or the words that it may be, and whether it may be given several times."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is list:
         return _kind(typing.get_args(hint)[0])[0], True
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint)), False
     if hint.__name__ not in KINDS:
-        raise TypeError(f"the launcher's help knows parameters of {', '.join(KINDS)}. Got {hint}.")
+        raise TypeError(f"the launcher's help knows parameters of {', '.join(KINDS)} and literals. Got {hint}.")
     return hint.__name__, False
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -49,7 +49,7 @@ def _function(text: str, parameters: list[dict[str, Any]]) -> Any:
 
     signature = []
     for one in parameters:
-        kind: Any = KINDS[one["kind"]]
+        kind: Any = KINDS[one["kind"]] if isinstance(one["kind"], str) else Literal[tuple(one["kind"])]
         make: Any = typer.Argument if one["argument"] else typer.Option
         said = dict(one["info"])
         info = make(*said.pop("param_decls", None) or (), **said)
