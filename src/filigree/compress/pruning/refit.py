@@ -124,7 +124,7 @@ class Target:
             self.by_units = (self.columns.shape[1] > 1 and width > exact) or outputs > width
         self.width = len(self.columns) if self.by_units else outputs  # numbers in a row
         self.has_taps = self.by_units and self.columns.shape[1] > 1 and calls == times
-        self.made: dict[int, list[Tensor]] = {}  # by chunk: outputs, where there are taps
+        self.tap_outputs: dict[int, list[Tensor]] = {}  # by chunk: outputs, where there are taps
         self.most_taps = rows_for(width)
 
     def add(self, layer: Any, value: Any, y: Any, chunk: Chunk) -> None:
@@ -142,7 +142,7 @@ class Target:
             self.taps, self._weight = _mean_with(self.taps, self._weight, *tap_means(layer, value, self.columns))
             if self.has_taps:
                 rows = row_numbers(layer, value, self.most_taps * chunk.share / max(1, self.calls), seed)
-                self.made.setdefault(chunk.number, []).append(rows_made(layer, y, rows).clone())
+                self.tap_outputs.setdefault(chunk.number, []).append(rows_made(layer, y, rows).clone())
         else:
             if getattr(layer, "relu", False):  # fused in: what comes before it is the target
                 plain: Any = copy.copy(layer)
@@ -294,7 +294,7 @@ class _Fit:
         self.moments: list[Moments] = []
         self._calls: dict[int, int] = {}  # by chunk
         self.read: list[Tensor] = []
-        self.made: list[Tensor] = []
+        self.tap_outputs: list[Tensor] = []
         if target.by_units:
             is_conv = isinstance(layer, CONVOLUTIONS)
             self.stay = self.inputs if is_conv else torch.isin(target.columns[:, 0], self.inputs).nonzero().squeeze(1)
@@ -325,7 +325,7 @@ class _Fit:
             if target.has_taps:
                 most = target.most_taps * chunk.share / target.calls
                 self.read.append(rows_read(self.layer, value, most, seed)[0][0])
-                self.made.append(target.made[chunk.number][call][:, self.outputs])
+                self.tap_outputs.append(target.tap_outputs[chunk.number][call][:, self.outputs])
         else:
             read, _ = rows_read(self.layer, value, most, seed)
         self._accumulate(read, rows[call])
@@ -399,7 +399,7 @@ class _Fit:
                 torch.einsum("oct,ct->o", w.double(), taps) for w, taps in ((original, target.taps), (new, self.taps))
             ]
             self._set_bias(means[0] - means[1] + (0 if old is None else old.detach()[self.outputs].double()))
-        if self.read and (more := refined(self.read, self.made, weight, self.damping, self.centre)) is not None:
+        if self.read and (more := refined(self.read, self.tap_outputs, weight, self.damping, self.centre)) is not None:
             self.layer.weight.copy_(more[0].reshape(self.layer.weight.shape))
             if self.centre:
                 self._set_bias(more[1])

@@ -20,20 +20,20 @@ def rows_for(width: int) -> int:
 
 
 def refined(
-    read: Sequence[Tensor], made: Sequence[Tensor], start: Tensor, damping: float, centre: bool
+    read: Sequence[Tensor], outputs: Sequence[Tensor], start: Tensor, damping: float, centre: bool
 ) -> tuple[Tensor, Tensor] | None:
     """`argmin |W x + b - y|^2 + damping v |W - start|^2` over W and b, from `start` on, v the mean variance of x.
 
     An eighth of the rows decides how many steps are taken, so that few rows are no harm.
 
     Args:
-        read, made: rows x `(rows, columns)` and y `(rows, outputs)`. start: `(outputs, columns)`. centre: whether there
-            is a b; without it is zero.
+        read, outputs: rows x `(rows, columns)` and y `(rows, outputs)`. start: `(outputs, columns)`. centre: whether
+            there is a b; without it is zero.
 
     Returns:
         W and b; None where no step makes the error on the eighth smaller.
     """
-    x, y = torch.cat(list(read)), torch.cat(list(made))
+    x, y = torch.cat(list(read)), torch.cat(list(outputs))
     held = len(x) // 8
     if not held:
         return None
