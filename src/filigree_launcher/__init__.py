@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points, version
-from typing import NoReturn
 
 DISTRIBUTION = "filigree-nn"
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line and exit; what `filigree.cli.main` prints is printed sooner where torch is not needed."""
     words = sys.argv[1:]
     try:

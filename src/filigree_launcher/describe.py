@@ -65,7 +65,7 @@ def _write(folder: Path, description: dict[str, Any]) -> Path:
 
 def _parameters(function: Any) -> list[dict[str, Any]]:
     hints = typing.get_type_hints(function, include_extras=True)
-    found = []
+    parameters = []
     for name, parameter in inspect.signature(function).parameters.items():
         hint, info = hints[name], None
         if typing.get_origin(hint) is typing.Annotated:
@@ -76,17 +76,17 @@ def _parameters(function: Any) -> list[dict[str, Any]]:
         required = parameter.default is inspect.Parameter.empty
         argument = isinstance(info, typer.models.ArgumentInfo) or (info is None and required)
         plain = typer.Argument() if argument else typer.Option()
-        said = {} if info is None else {
+        options = {} if info is None else {
             key: value for key, value in vars(info).items()
             if key not in ("default", "param_decls") and value != getattr(plain, key) and _is_plain(value)
         }  # fmt: skip
         if info is not None and isinstance(info.default, str):  # in Annotated the first name takes that argument
-            said["param_decls"] = [info.default, *(info.param_decls or ())]
-        found.append(
-            {"name": name, "kind": kind, "many": many, "argument": argument, "info": said}
+            options["param_decls"] = [info.default, *(info.param_decls or ())]
+        parameters.append(
+            {"name": name, "kind": kind, "many": many, "argument": argument, "info": options}
             | ({} if required else {"default": _value(parameter.default)})
         )
-    return found
+    return parameters
 
 
 def _kind(hint: Any) -> tuple[str | list[str], bool]:

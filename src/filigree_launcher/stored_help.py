@@ -51,8 +51,8 @@ def _function(text: str, parameters: list[dict[str, Any]]) -> Any:
     for one in parameters:
         kind: Any = KINDS[one["kind"]] if isinstance(one["kind"], str) else Literal[tuple(one["kind"])]
         make: Any = typer.Argument if one["argument"] else typer.Option
-        said = dict(one["info"])
-        info = make(*said.pop("param_decls", None) or (), **said)
+        options = dict(one["info"])
+        info = make(*options.pop("param_decls", None) or (), **options)
         has_default = "default" in one
         value: Any = one.get("default", inspect.Parameter.empty)
         if isinstance(value, str) and kind is Path:

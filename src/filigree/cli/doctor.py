@@ -116,10 +116,10 @@ def _compiler() -> Finding:
     if path is None:
         return Finding("C++ compiler", "none", "Needed to build filigree from source only (Debian: apt install g++).")
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("C++ compiler", path, f"It does not run ({type(error).__name__}); only a build needs it.")
-    return Finding("C++ compiler", said.partition("\n")[0] or path)
+    return Finding("C++ compiler", output.partition("\n")[0] or path)
 
 
 def _packages() -> Finding:

@@ -55,6 +55,13 @@ CHUNK = 1024  # samples predicted at a time
 CHECKED = 32  # samples on which an exported file is compared
 
 
+def takes_parts(self: SparseMLP) -> bool:
+    """Whether the estimator has `partial_fit`, which holds no data out."""
+    if self.early_stopping:
+        raise AttributeError(f"{type(self).__name__}: partial_fit does not support early_stopping=True.")
+    return True
+
+
 class SparseMLP(BaseEstimator):
     """A multilayer perceptron that is sparse from the start, trained by stochastic gradient descent.
 
@@ -182,10 +189,7 @@ class SparseMLP(BaseEstimator):
             self._refuse_changes()
         kept, held = np.arange(len(X)), np.arange(0)
         if self.early_stopping:
-            labels = y if is_classifier(self) else None
-            kept, held = train_test_split(
-                kept, test_size=self.validation_fraction, random_state=self._seed, stratify=labels
-            )
+            kept, held = self._hold_out(y)
         if fresh:  # the scales are those of what is trained on
             self._begin(X[kept], self._learn_targets(y[kept]))
         self._connect()
@@ -215,11 +219,20 @@ class SparseMLP(BaseEstimator):
             )
         return self
 
+    def _hold_out(self, y: np.ndarray) -> list[np.ndarray]:
+        """The numbers of the samples to train on, and to stop by: of each class one at least, where it has two."""
+        if len(y) < 2:
+            raise ValueError(f"{type(self).__name__}: early_stopping holds samples out. Got n_samples=1.")
+        count, labels = math.ceil(self.validation_fraction * len(y)), None
+        if is_classifier(self):
+            sizes = np.unique(y, return_counts=True)[1]
+            if sizes.min() > 1 and len(y) >= 2 * len(sizes):
+                count, labels = min(max(count, len(sizes)), len(y) - len(sizes)), y
+        return train_test_split(np.arange(len(y)), test_size=count, random_state=self._seed, stratify=labels)
+
     def _partial_fit(self, X: Any, y: Any, outputs: Callable[[np.ndarray], int]) -> Self:
         """One epoch on these data; connections move before it, so that the network is left as it was trained."""
         self._check()
-        if self.early_stopping:
-            raise ValueError(f"{type(self).__name__}: partial_fit does not support early_stopping=True.")
         fresh = not hasattr(self, "network_")
         X, y = self._validate(X, y, reset=fresh)
         if fresh:

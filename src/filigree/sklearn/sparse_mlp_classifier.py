@@ -9,12 +9,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor, nn
 from torch.nn import functional
 
-from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
+from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP, takes_parts
 
 
 class SparseMLPClassifier(ClassifierMixin, SparseMLP):
@@ -29,6 +30,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
 
     _learning_rate = 0.2
 
+    @available_if(takes_parts)
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """One epoch on these data. The first call needs all `classes` that will ever come."""
         if classes is None and not hasattr(self, "network_"):

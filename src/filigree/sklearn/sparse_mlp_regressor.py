@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from sklearn.base import RegressorMixin
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.nn import functional
 
 from filigree.nn.standardize import Standardize
-from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
+from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP, takes_parts
 
 
 class SparseMLPRegressor(RegressorMixin, SparseMLP):
@@ -29,6 +30,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
 
     _learning_rate = 0.03
 
+    @available_if(takes_parts)
     def partial_fit(self, X: Any, y: Any) -> Self:
         """One epoch on these data."""
         return self._partial_fit(X, y, self._learn_targets)
