@@ -1,20 +1,17 @@
 """The console script: what it shows without torch is what the command line itself shows."""
 
-import io
 import json
 import subprocess
 import sys
 import tomllib
-from contextlib import redirect_stdout
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import typer
 
 import filigree_launcher
 import filigree_papers
-from filigree.cli.application import COMMANDS, build, library
+from filigree.cli.application import COMMANDS
 from filigree.optional import DISTRIBUTION
 from filigree_launcher import describe, stored_help
 
@@ -22,30 +19,57 @@ ROOT = Path(__file__).parent.parent
 STORED = [Path(module.__file__).parent / describe.FILE for module in (filigree_launcher, filigree_papers)]
 
 
-def help_of(app, words, width, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("TERMINAL_WIDTH", str(width))
-    text = io.StringIO()
-    with redirect_stdout(text):
-        typer.main.get_command(app)(words, standalone_mode=False, prog_name="filigree")
-    return text.getvalue()
+WIDTHS = 80, 132
+HELPS = """import io, os
+from contextlib import redirect_stdout
+import typer
+def helps_of(app, commands, width):
+    os.environ["COLUMNS"] = os.environ["TERMINAL_WIDTH"] = str(width)
+    texts = {}
+    for words in ([], *([name] for name in commands)):
+        text = io.StringIO()
+        with redirect_stdout(text):
+            typer.main.get_command(app)([*words, "--help"], standalone_mode=False, prog_name="filigree")
+        texts[" ".join(words)] = text.getvalue()
+    return texts
+"""
+
+
+def in_a_new_process(code):
+    """What the code writes as JSON; tests of this process have registered configs of their own, which help lists."""
+    done = subprocess.run([sys.executable, "-c", HELPS + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_the_descriptions_are_current():
-    papers = typer.Typer()
-    filigree_papers.add_commands(papers)
-    hint = "python -m filigree_launcher writes it again"
-    assert STORED[0].read_text() == describe.text_of(describe.describe(library())), hint
-    assert STORED[1].read_text() == describe.text_of(describe.describe(papers)), hint
+    texts = in_a_new_process("""
+import json, filigree_papers
+from filigree.cli.application import library
+from filigree_launcher.describe import describe, text_of
+papers = typer.Typer()
+filigree_papers.add_commands(papers)
+print(json.dumps([text_of(describe(app)) for app in (library(), papers)]))""")
+    for file, text in zip(STORED, texts, strict=True):
+        assert file.read_text() == text, "python -m filigree_launcher writes it again"
 
 
-@pytest.mark.parametrize("width", [80, 132])
-def test_help_is_that_of_the_command_line(width, monkeypatch):
-    app, stored = build(), stored_help.application([json.loads(file.read_text()) for file in STORED])
-    for words in ([], *([name] for name in (*COMMANDS, "reproduce", "counts"))):
-        expected = help_of(app, [*words, "--help"], width, monkeypatch)
-        assert f"Usage: filigree {' '.join(words)}".rstrip() in expected
-        assert help_of(stored, [*words, "--help"], width, monkeypatch) == expected
+def test_help_is_that_of_the_command_line():
+    commands = [*COMMANDS, "reproduce", "counts"]
+    helps = f"print(json.dumps([helps_of(app, {commands}, width) for width in {WIDTHS}]))"
+    expected = in_a_new_process(f"""
+import json
+from filigree.cli.application import build
+app = build()
+{helps}""")
+    for texts in expected:
+        assert all(f"Usage: filigree {words}".rstrip() in text for words, text in texts.items())
+    assert expected == in_a_new_process(f"""
+import json
+from pathlib import Path
+from filigree_launcher import stored_help
+app = stored_help.application([json.loads(Path(file).read_text()) for file in {[str(file) for file in STORED]}])
+{helps}""")
 
 
 def test_help_and_version_load_no_torch():

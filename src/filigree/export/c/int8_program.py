@@ -32,6 +32,7 @@ from filigree.export.c.stages import KERNELS, Stage, geometry_constant, sides
 
 _INT8 = "int8.c.in"
 _TYPES = ("int8_t", "int8_t")
+_SHARED = {"geometry", "lowest"}  # pieces that programs of floats have too
 
 _HEADER = """#define ${macro}_INPUTS $inputs
 #define ${macro}_OUTPUTS $outputs
@@ -99,7 +100,7 @@ def int8_program(model: nn.Module, calibration: Tensor | None, name: str, prefix
         "predict": predict,
     }  # fmt: skip
     parts = [
-        *in_order(KERNELS, pieces & {"geometry"}), *in_order(_INT8, pieces - {"geometry"}),
+        *in_order(KERNELS, pieces & _SHARED), *in_order(_INT8, pieces - _SHARED),
         *dict.fromkeys(stage.text for stage in stages if stage.text),
         *(constant.text for stage in stages for constant in stage.constants),
         *([f"static int32_t sums[{max(planes)}];"] if planes else []),
@@ -176,7 +177,7 @@ def _(step: Product, placed: Placed, label: str) -> Stage:
     add = "sum += weight * x[column];" if kind == "linear" else "tap(g, row, column, weight, x, before, sums);"
     walk = piece(_INT8, form.walk, add=add, **form.words)
     parameters = [f"const {c_type(array)} *{name}" for name, array in form.arrays.items()]
-    names = list(values)
+    names, finds = list(values), ("lowest",) * ("lowest(" in walk)
     if "width" in walk:
         parameters.append("size_t width")
         names.append(str(width))
@@ -185,12 +186,12 @@ def _(step: Product, placed: Placed, label: str) -> Stage:
         call = f"$function({', '.join([*names, *rest, str(rows), zeros[1]])}, $x, $y);"
         return Stage(
             step.name, f"linear {width} -> {rows}", placed.out, form.label, call, f"linear_by_{walk_name}", text,
-            ("rescale",), tuple(constants), False, macs,
+            ("rescale", *finds), tuple(constants), False, macs,
         )  # fmt: skip
     call = f"$function({', '.join([*names, *rest, *zeros])}, sums, $x, $y);"
     return _Walked(
         step.name, what, placed.out, form.label, call, f"convolution_by_{walk_name}", text,
-        ("rescale", "geometry", "tap"), tuple(constants), False, macs, math.prod(placed.out[1:]),
+        ("rescale", "geometry", "tap", *finds), tuple(constants), False, macs, math.prod(placed.out[1:]),
     )  # fmt: skip
 
 
