@@ -18,6 +18,7 @@ from filigree.compress.pruning.subclusters import Scalar, as_count, by_hoh, by_q
 from filigree.compress.pruning.subset import subset_order
 from filigree.compress.pruning.unit_pruning import Share, UnitPruning, by_layer, unit_biases, unit_norms, whole_of
 from filigree.config import config
+from filigree.nn.resizing import has_units
 
 
 class _ByCluster:
@@ -131,8 +132,19 @@ class SubClustering(UnitPruning, _ByCluster):
         return None
 
 
+class _OrConnections:
+    """Pruning units, or connections, which takes no module apart and folds nothing."""
+
+    def accepts(self: Any, module: nn.Module) -> bool:
+        accepted: bool = UnitPruning.accepts(self, module) if self.of == "units" else has_units(module)
+        return accepted
+
+    def keeps_computed_weights(self: Any, module: nn.Module) -> bool:
+        return self.of == "units" and UnitPruning.keeps_computed_weights(self, module)
+
+
 @config
-class RandomPruning(UnitPruning):
+class RandomPruning(_OrConnections, UnitPruning):
     """Units taken out at random: the baseline. Arguments as of `ClusterPruning`.
 
     Args:
@@ -153,7 +165,7 @@ class RandomPruning(UnitPruning):
 
 
 @config
-class MagnitudePruning(UnitPruning):
+class MagnitudePruning(_OrConnections, UnitPruning):
     """Units of small weights go: incoming + outgoing L1 norms (John 2019, 4.12). Arguments as of `ClusterPruning`.
 
     Args:
