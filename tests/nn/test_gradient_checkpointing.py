@@ -102,7 +102,7 @@ def test_losses_and_gradients_are_those_without_checkpoints(label, config, name)
         for run, expected in ((whole, plain), (pieces, plain), (twice, both)):
             result = trained(model, x, run, reentrant)
             for value, truth in zip(result, expected, strict=True):
-                assert torch.allclose(value, truth, 1e-5, 1e-7), (run.__name__, reentrant)
+                assert torch.allclose(value, truth, 1e-5, 1e-6), (run.__name__, reentrant)  # sums in another order
 
 
 def test_a_step_is_taken_once_and_no_call_is_kept_after_the_next():
