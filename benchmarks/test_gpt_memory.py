@@ -56,12 +56,12 @@ def _run(sparse, chunked, length):
 
 @pytest.mark.parametrize("length", [256])
 def test_gpt_memory(suite, benchmark, length):
-    found = {name: _run(*case, length) for name, case in CASES.items()}
-    dense = found["dense"]["step_megabytes"]
-    for name, row in found.items():
+    peaks = {name: _run(*case, length) for name, case in CASES.items()}
+    dense = peaks["dense"]["step_megabytes"]
+    for name, row in peaks.items():
         share = row["step_megabytes"] / dense
         goal = 0.4 if name.endswith("chunked loss") and name.startswith("sparse") else None
         suite.add(contestant=name, length=length, **row, share_of_dense=share, goal=goal)
     for one, other in (("dense", "dense, chunked loss"), ("sparse 90%", "sparse 90%, chunked loss")):
-        assert found[one]["losses"] == pytest.approx(found[other]["losses"], rel=1e-4)
+        assert peaks[one]["losses"] == pytest.approx(peaks[other]["losses"], rel=1e-4)
     benchmark.pedantic(lambda: None, rounds=1)

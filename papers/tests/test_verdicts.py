@@ -479,10 +479,9 @@ def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path):
         rows = [row | {"first epoch": {"train_loss": [9.0, 0.1]}} for row in summary.rows]
         change(tmp_path / "summary.json", rows=rows)
         assert not reproduce.check(experiment, tmp_path / "summary.json", bars).agrees
-        before = summary.seconds
         experiment.again(tmp_path, Request(), bars)  # on an idle machine: adds the times, trains nothing
     after = RunSummary.load(tmp_path / "summary.json")
-    assert after.seconds < before + 60
+    assert [row["first epoch"] for row in after.rows] == [row["first epoch"] for row in rows]  # trains nothing
     assert all(row["train_step_ms"] > 0 for row in after.rows)
 
 
