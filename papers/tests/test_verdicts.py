@@ -465,7 +465,7 @@ def test_a_check_of_training_ends_at_the_first_evaluation(tmp_path):
 
 
 @pytest.mark.long("trains a small recipe, and its first epoch again")
-def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path):
+def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path, monkeypatch):
     experiment = reproduce.Reproduction(
         "small", "", "demo", {"a": ["training.epochs=3", "model.hidden=[10]", "seeds=[0,1]", "data.name=digits"]}
     )  # fmt: skip
@@ -479,9 +479,9 @@ def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path):
         rows = [row | {"first epoch": {"train_loss": [9.0, 0.1]}} for row in summary.rows]
         change(tmp_path / "summary.json", rows=rows)
         assert not reproduce.check(experiment, tmp_path / "summary.json", bars).agrees
-        experiment.again(tmp_path, Request(), bars)  # on an idle machine: adds the times, trains nothing
+        monkeypatch.setattr("filigree.recipes.run.fit", None)  # trains nothing
+        experiment.again(tmp_path, Request(), bars)  # on an idle machine: adds the times
     after = RunSummary.load(tmp_path / "summary.json")
-    assert [row["first epoch"] for row in after.rows] == [row["first epoch"] for row in rows]  # trains nothing
     assert all(row["train_step_ms"] > 0 for row in after.rows)
 
 
