@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -479,7 +480,7 @@ def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path, monkeypatch):
         rows = [row | {"first epoch": {"train_loss": [9.0, 0.1]}} for row in summary.rows]
         change(tmp_path / "summary.json", rows=rows)
         assert not reproduce.check(experiment, tmp_path / "summary.json", bars).agrees
-        monkeypatch.setattr("filigree.recipes.run.fit", None)  # trains nothing
+        monkeypatch.setattr(sys.modules["filigree.recipes.run"], "fit", None)  # trains nothing
         experiment.again(tmp_path, Request(), bars)  # on an idle machine: adds the times
     after = RunSummary.load(tmp_path / "summary.json")
     assert all(row["train_step_ms"] > 0 for row in after.rows)
