@@ -25,12 +25,15 @@ class Pitch(nn.Module):
         self.classifier = nn.Linear(256, 360)
 
     def forward(self, x):
+        return torch.sigmoid(self.logits(x))
+
+    def logits(self, x):
         x = x[:, None, :, None]
         for i in range(1, 7):
             x = F.pad(x, (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32))
             x = getattr(self, f"conv{i}_BN")(F.relu(getattr(self, f"conv{i}")(x)))
             x = F.max_pool2d(x, (2, 1))
-        return torch.sigmoid(self.classifier(x.permute(0, 2, 1, 3).reshape(-1, 256)))
+        return self.classifier(x.permute(0, 2, 1, 3).reshape(-1, 256))
 
 
 def tones(count, seed):
