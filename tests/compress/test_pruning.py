@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import filigree as fg
 from filigree.compress.pruning.clusters import cluster, dead, representatives
+from filigree.compress.pruning.correlation import correlation
 from filigree.compress.pruning.graph import units_of
 from filigree.compress.pruning.jacobians import jacobian_norms
 from filigree.compress.pruning.redundancy import Redundancy
-from filigree.compress.pruning.refit import correlation
 from filigree.compress.pruning.samples import unit_activations
 from filigree.compress.pruning.subclusters import by_hoh, by_quantile, hoh_threshold
 

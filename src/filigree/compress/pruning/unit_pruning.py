@@ -18,6 +18,7 @@ from filigree.compress.passes import Hook, in_chunks
 from filigree.compress.pruning.apart import TakenApart, can_be_apart, can_be_folded
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
 from filigree.compress.pruning.clusters import dead, replacements_of
+from filigree.compress.pruning.correlation import correlation
 from filigree.compress.pruning.errors import OutputError
 from filigree.compress.pruning.graph import Units, layer_macs, units_of
 from filigree.compress.pruning.proof import refuse, wrong_groups
@@ -28,7 +29,6 @@ from filigree.compress.pruning.refit import (
     Target,
     better,
     channels_of,
-    correlation,
     least_squares,
     may_gain_biases,
     targets_of,
