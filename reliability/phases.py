@@ -26,12 +26,12 @@ PHASES = {  # a phase -> a kill comes at most so many ms after its begin; "else"
     "record": 6.0, "measure": 150.0, "report": 900.0,
 }  # fmt: skip
 NAMES = list(PHASES)
-_OWNERS: dict[str, list[tuple[Any, str]]] = {
+OWNERS: dict[str, list[tuple[Any, str]]] = {
     "train": [(training.FitRun, "_steps")], "rewire": [(Evolution, "step")],
     "evaluate": [(training, "evaluate_batches")],
     "checkpoint": [(Checkpoint, "save")], "compress": [(recipe, "compress_"), (compressing, "compress_")],
     "save": [(saving, "save"), (compressing, "save")], "record": [(Record, "save")],
-    "measure": [(recipe, "_time")], "report": [(output, "write_report"), (reporting, "write_report")],
+    "measure": [(recipe, "_times")], "report": [(output, "write_report"), (reporting, "write_report")],
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def watch(board: Board) -> None:
     """
     board.enter("else")
     setattr(recipe, "time_interleaved", lambda works, seconds: time_interleaved(works, 0.01, 2))  # noqa: B010 - of a module that mypy cannot see
-    for phase, owners in _OWNERS.items():
+    for phase, owners in OWNERS.items():
         for owner, name in owners:
             setattr(owner, name, _telling(getattr(owner, name), phase, board))
 

@@ -6,51 +6,40 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "reliability" / "faults.py"
+SCENARIOS = {
+    "disk": (1, "No space left on device"),
+    "readonly": (1, "Read-only file system"),
+    "sigint": (130, "interrupted; the last checkpoint is intact"),
+    "sigterm": (143, "terminated; the last checkpoint is intact"),
+    "memory": (1, "out of memory (you tried to allocate"),
+}
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    record = tmp_path_factory.mktemp("faults") / "faults.json"
+@pytest.mark.long("mounts full and read-only disks, signals and starves runs: two minutes")
+def test_a_run_says_what_stopped_it_and_goes_on_to_the_same_end(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    record = tmp_path / "faults.json"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--out", str(record)], capture_output=True, text=True, timeout=600, check=False
     )
     assert record.exists(), done.stdout + done.stderr
-    return dict(json.loads(record.read_text())["scenarios"])
-
-
-@pytest.mark.long("mounts full and read-only disks, signals and starves runs: two minutes")
-@pytest.mark.parametrize(
-    ("scenario", "code", "words"),
-    [
-        ("disk", 1, "No space left on device"),
-        ("readonly", 1, "Read-only file system"),
-        ("sigint", 130, "interrupted; the last checkpoint is intact"),
-        ("sigterm", 143, "terminated; the last checkpoint is intact"),
-        ("memory", 1, "out of memory (you tried to allocate"),
-    ],
-)
-def test_a_run_says_what_stopped_it_and_goes_on_to_the_same_end(
-    found: dict[str, Any], scenario: str, code: int, words: str
-) -> None:
-    figures = found[scenario]
-    if figures == "not tried: no mounts":
-        pytest.skip("no file system may be mounted here")
-    assert isinstance(figures, dict), figures
-    assert figures["exit"] == code
-    assert words in figures["said"]
-    assert "--resume" in figures["said"]
-    assert figures["epochs_kept"] >= 2
-    assert figures["resumed_equal"] is True
-
-
-@pytest.mark.long("uses the run above")
-def test_a_search_whose_process_has_no_memory_says_so(found: dict[str, Any]) -> None:
-    assert isinstance(found["worker"], dict), found["worker"]
-    assert found["worker"]["exit"] == 1
-    assert "out of memory (you tried to allocate" in found["worker"]["said"]
-    assert "Go on with the same command" in found["worker"]["said"]
+    found = json.loads(record.read_text())["scenarios"]
+    for scenario, (code, words) in SCENARIOS.items():
+        with subtests.test(scenario):
+            figures = found[scenario]
+            if figures == "not tried: no mounts":
+                pytest.skip("no file system may be mounted here")
+            assert isinstance(figures, dict), figures
+            assert figures["exit"] == code
+            assert words in figures["said"]
+            assert "--resume" in figures["said"]
+            assert figures["epochs_kept"] >= 2
+            assert figures["resumed_equal"] is True
+    with subtests.test("the worker of a search"):
+        assert isinstance(found["worker"], dict), found["worker"]
+        assert found["worker"]["exit"] == 1
+        assert "out of memory (you tried to allocate" in found["worker"]["said"]
+        assert "Go on with the same command" in found["worker"]["said"]
