@@ -6,6 +6,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <stdexcept>
 #include <string>
@@ -36,6 +39,13 @@ struct InstructionSet {
   const char *name;
   const Kernels *kernels;
 };
+
+#if defined(__x86_64__)
+bool has_f16c() {  // Clang's __builtin_cpu_supports does not know it
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 // what this processor can run, the fastest first
 std::vector<InstructionSet> runnable() {

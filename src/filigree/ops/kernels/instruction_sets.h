@@ -3,11 +3,10 @@
 
 #ifdef FILIGREE_HAVE_avx512
 INSTRUCTION_SET(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("f16c"))
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_f16c())
 #endif
 #ifdef FILIGREE_HAVE_avx2
-INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
 #endif
 #ifdef FILIGREE_HAVE_neon
 INSTRUCTION_SET(neon, true)  // every 64-bit ARM has it
