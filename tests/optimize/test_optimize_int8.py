@@ -1,6 +1,7 @@
 """`optimize_` with a tolerance: layers in int8 where that is fastest, and where they are exact enough."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from filigree.ops.panel_weights import INT8_CODINGS
 from filigree.optimize import optimization
 from filigree.optimize.graphs import graph_of, plans_of
 from filigree.optimize.int8_errors import Int8Errors, int8_error
+from filigree.optimize.recurrent import _int8_product, _outputs, _product, layers_of, recurrent_error
 from filigree.optimize.tracing import Traced
 from filigree.optimize.weights import weight_of
 
@@ -38,11 +40,22 @@ def int8_faster(monkeypatch):
     monkeypatch.setattr(optimization, "time_interleaved", times)
 
 
+class Last(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        return self.rnn(x)[0][:, -1]
+
+
 def networks():
     sparse = nn.Sequential(nn.Linear(64, 80), nn.ReLU(), nn.Linear(80, 5))
     fg.convert_(sparse, fg.Sparse(fg.ErdosRenyi(density=0.3), init="keep"))
     integers = nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 5))
     fg.compress_(integers, fg.RoundToNearest(bits=8))
+    sparse_lstm = Last(nn.LSTM(20, 40, batch_first=True))
+    fg.convert_(sparse_lstm, fg.Sparse(fg.ErdosRenyi(density=0.3), init="keep"))
     layer = nn.TransformerEncoderLayer(32, 2, 48, activation="gelu", batch_first=True)
     return {
         "sparse": (sparse, (64,)),
@@ -54,6 +67,9 @@ def networks():
             (3, 15, 14),
         ),
         "1-D": (nn.Sequential(nn.Conv1d(5, 18, 7, padding=3), nn.ReLU(), nn.Conv1d(18, 3, 1)), (5, 40)),
+        "lstm": (Last(nn.LSTM(20, 40, 2, batch_first=True)), (9, 20)),
+        "gru": (Last(nn.GRU(20, 70, bidirectional=True, batch_first=True)), (9, 20)),
+        "sparse lstm": (sparse_lstm, (9, 20)),
         "encoder": (nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (7, 32)),
     }  # fmt: skip
 
@@ -93,6 +109,46 @@ def test_a_linear_layer_is_the_product_of_whole_numbers(isa, int8_faster):
         y = model(x)
     expected = int8_product(x.flatten(0, 1), integers) * scale + layer.bias.detach()
     torch.testing.assert_close(y, expected.view_as(y), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_error_of_a_recurrent_layer_is_that_of_its_outputs(kind):
+    torch.manual_seed(0)
+    rnn, x = kind(6, 20, 2, bidirectional=True, batch_first=True).eval(), torch.randn(5, 9, 6)
+    layers = layers_of(rnn)
+    with torch.no_grad():
+        expected = rnn(x)[0]
+        torch.testing.assert_close(_outputs(layers, kind is nn.LSTM, x, _product), expected)
+        ours = _outputs(layers, kind is nn.LSTM, x, _int8_product)
+    error = float((ours - expected).norm() / expected.norm())
+    assert recurrent_error(layers, kind is nn.LSTM, x) == pytest.approx(error, rel=1e-3)
+    assert 1e-4 < error < 0.02
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_threads_share_the_channels_of_a_recurrent_layer_and_change_no_bit(isa, kind):
+    torch.manual_seed(0)
+    model, x = Last(kind(12, 100, batch_first=True)).eval(), torch.randn(3, 7, 12)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3), init="keep"))
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        traced = Traced(model, [x])
+        plans = plans_of(traced, set(), Int8Errors(traced, 0.5))
+        (states,) = (draft for draft in plans[0].drafts if draft.part.startswith("hh"))
+        assert {"floats", "rows", "windows", "int8"} <= set(states.forms)
+        states.step = replace(states.step, work=1 << 20)
+        for form in states.forms:
+            states.form = form
+            graph = graph_of(traced, plans, chunk=4)
+            try:
+                results = []
+                for count in (1, 2, 3):
+                    torch.set_num_threads(count)
+                    results.append(graph(x[:1]))
+            finally:
+                torch.set_num_threads(threads)
+            assert torch.equal(results[0], results[1])
+            assert torch.equal(results[0], results[2])
 
 
 def test_without_a_tolerance_nothing_is_rounded(int8_faster):

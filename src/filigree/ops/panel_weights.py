@@ -13,16 +13,19 @@ from filigree.ops._load import kernels
 from filigree.ops.addresses import address
 
 PANEL, WIDTH, GROUP = 16, 4, 4
-CODINGS = ("floats", "bytes", "bitmap", "rows", "tiles", "int8", "int8 bitmap", "int8 tiles")
+CODINGS = ("floats", "bytes", "bitmap", "rows", "tiles", "windows", "int8", "int8 bitmap", "int8 tiles")
 """How a weight is stored: dense float32; int8, with a scale for each output; the nonzeros with a mask for each input;
-the nonzeros by rows, for few vectors of inputs with columns of 16 bits, for many in blocks.
+the nonzeros by rows, for few vectors of inputs with columns of 16 bits, for many in blocks; the nonzeros of 16 outputs
+side by side, those that lie within a window of 32 inputs.
 
 And, where inputs are rounded to bytes too, by groups of four inputs: dense; the nonzeros with a mask; groups that are
 not zero, by rows."""
 
-INT8_CODINGS = CODINGS[5:]
+INT8_CODINGS = CODINGS[6:]
 MOST_INPUTS = 65536  # of products of bytes, so that no sum of 32 bits overflows
 _CHUNK, _BLOCK = 128, 8 * PANEL  # words and rows that tiles take at a time, as `kernels/point_tiles.h` says
+_WINDOW, _NUMBER_BITS, _WORD_SIZES = 32, 5, (2, 3, 4, 6)  # as `kernels/by_vector.h` says
+_NONE = 1 << 40  # no column
 _SLACK = 64  # bytes that are read beyond the last ones
 
 
@@ -41,7 +44,7 @@ class PanelWeight(NamedTuple):
     masks: Tensor | None
     starts: Tensor | None
     runs: Tensor  # (runs, 2) int32: where neighbours among the inputs begin, and how many they are
-    totals: Tensor | None = None  # int32: the sums of each output's weights, where inputs are bytes
+    totals: Tensor | None = None  # int32: the sums of each output's weights, where inputs are bytes; or of windows
 
     def plain(self) -> tuple[Any, ...]:
         return (
@@ -72,11 +75,75 @@ def pack(coding: str, weight: Tensor, positions: Tensor) -> PanelWeight:
         weight = in_groups(weight, runs)
     outputs, depth = weight.shape
     panels = padded(outputs) // PANEL
-    values, masks, starts = _PACKED[coding](weight, positions, panels)
+    if coding == "windows":
+        values, masks, starts, totals = _windows(weight, positions, panels)
+    else:
+        values, masks, starts = _PACKED[coding](weight, positions, panels)
     return PanelWeight(coding, depth, panels, values, masks, starts, runs, totals)
 
 
 Parts = tuple[Tensor, Tensor | None, Tensor | None]  # values, masks, starts
+
+
+def _windows(weight: Tensor, positions: Tensor, panels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words, where those of each panel begin and last how many numbers of an output a word has, and their windows.
+
+    A window begins at the first connection of a panel that is not in a word before, and each output has as many of its
+    next ones in the word as lie in the window and as fit; of a few sizes the one of the fewest numbers is taken.
+    """
+    rows = panels * PANEL
+    row, column = weight.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=rows)
+    within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    most, last = int(counts.max()) if rows else 0, int(positions.max()) if len(positions) else 0
+    columns = np.full((rows, most + max(_WORD_SIZES)), _NONE)
+    columns[row.numpy(), within.numpy()] = positions[column].numpy()
+    values = np.zeros(columns.shape, np.float32)
+    values[row.numpy(), within.numpy()] = weight[row, column].float().numpy()
+    size, windows, firsts, taken = min(
+        (_words(columns.reshape(panels, PANEL, -1), size, last) for size in _WORD_SIZES),
+        key=lambda words: (words[0] + 1) * (words[1] != _NONE).sum(),
+    )
+    panel, step = (windows != _NONE).T.nonzero()  # panel by panel
+    begins, first, count = windows[step, panel], firsts[step, panel], taken[step, panel]
+    at = first[..., None] + np.arange(size)
+    kept = np.arange(size) < count[..., None]
+    outputs = (panel[:, None] * PANEL + np.arange(PANEL))[..., None]
+    numbers = np.where(kept, columns[outputs, at] - begins[:, None, None], 0)
+    words = (numbers << _NUMBER_BITS * np.arange(size)).sum(-1).astype(np.uint32)
+    floats = np.where(kept, values[outputs, at], np.float32(0)).transpose(0, 2, 1)
+    starts = torch.cat([_starts(torch.from_numpy(panel), panels), torch.tensor([size])])
+    return (
+        _aligned([torch.from_numpy(np.ascontiguousarray(floats))], torch.float32),
+        _aligned([torch.from_numpy(words.view(np.uint16))], torch.uint16),
+        starts,
+        torch.from_numpy(begins.astype(np.int32)),
+    )
+
+
+def _words(columns: Any, size: int, last: int) -> tuple[int, Any, Any, Any]:
+    """The windows of words of a size, `(steps, panels)`, and each output's first connection and how many there.
+
+    Args:
+        columns: `(panels, outputs, numbers)`, sorted, at the end none. last: the largest one.
+    """
+    panels = len(columns)
+    next_one = np.zeros(columns.shape[:2], np.int64)
+    steps: list[tuple[Any, Any, Any]] = []
+    while True:
+        ahead = np.take_along_axis(columns, next_one[..., None] + np.arange(size), 2)
+        begins = ahead[..., 0].min(1, initial=_NONE)
+        if (begins == _NONE).all():
+            break
+        begins = np.where(begins == _NONE, _NONE, np.minimum(begins, max(0, last - _WINDOW + 1)))
+        count = ((ahead < begins[:, None, None] + _WINDOW) & (ahead != _NONE)).sum(-1)
+        steps.append((begins, next_one, count))
+        next_one = next_one + count
+    if not steps:
+        empty = np.zeros((0, panels, columns.shape[1]), np.int64)
+        return size, empty[..., 0], empty, empty
+    windows, firsts, taken = (np.stack(part) for part in zip(*steps, strict=True))
+    return size, windows, firsts, taken
 
 
 def _rows(weight: Tensor, positions: Tensor, panels: int) -> Parts:
@@ -150,6 +217,8 @@ def unpack(weight: PanelWeight, outputs: int) -> Tensor:
         return _unpack_rows(weight)[:outputs]
     if weight.coding.endswith("tiles"):
         return _unpack_tiles(weight)[:outputs]
+    if weight.coding == "windows":
+        return _unpack_windows(weight)[:outputs]
     group = GROUP if weight.coding in INT8_CODINGS else 1
     out = torch.zeros(panels * PANEL, depth)
     first = used = 0
@@ -177,6 +246,22 @@ def _unpack_rows(weight: PanelWeight) -> Tensor:
     columns = torch.searchsorted(torch.tensor(_positions(weight.runs)), columns)
     out = torch.zeros(weight.panels * PANEL, weight.depth)
     out[torch.repeat_interleave(torch.arange(len(out)), weight.starts.diff()), columns] = weight.values
+    return out
+
+
+def _unpack_windows(weight: PanelWeight) -> Tensor:
+    assert weight.starts is not None
+    assert weight.masks is not None
+    assert weight.totals is not None
+    size = int(weight.starts[-1])
+    words = torch.from_numpy(weight.masks.numpy().view(np.uint32).astype(np.int64)).view(-1, 1, PANEL)
+    positions = (words >> _NUMBER_BITS * torch.arange(size)[:, None] & _WINDOW - 1) + weight.totals[:, None, None]
+    panel = torch.repeat_interleave(torch.arange(weight.panels), weight.starts[:-1].diff())
+    outputs = (panel[:, None, None] * PANEL + torch.arange(PANEL)).expand_as(positions)
+    values = weight.values.view(positions.shape)
+    columns = torch.searchsorted(torch.tensor(_positions(weight.runs)), positions)
+    out = torch.zeros(weight.panels * PANEL, weight.depth)
+    out[outputs[values != 0], columns[values != 0]] = values[values != 0]
     return out
 
 

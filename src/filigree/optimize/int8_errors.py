@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,14 +28,15 @@ class Int8Errors:
         self.traced, self.most = traced, most
         self._errors: dict[fx.Node, float] = {}
 
-    def allows(self, node: fx.Node, dense: Any, weight: LayerWeight) -> bool:
+    def allows(self, node: fx.Node, weight: LayerWeight, error: Callable[[Tensor], float]) -> bool:
+        """`error`: the error of the node's layer for some inputs."""
         if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS:
             return False
-        return self.of(node, dense, weight) <= self.most
+        return self.of(node, error) <= self.most
 
-    def of(self, node: fx.Node, dense: Any, weight: LayerWeight) -> float:
+    def of(self, node: fx.Node, error: Callable[[Tensor], float]) -> float:
         if node not in self._errors:
-            self._errors[node] = int8_error(dense, weight, self.traced.values[node.all_input_nodes[0]])
+            self._errors[node] = error(self.traced.values[node.all_input_nodes[0]])
         return self._errors[node]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
-from filigree.optimize.int8_errors import Int8Errors
+from filigree.optimize.int8_errors import Int8Errors, int8_error
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
-from filigree.optimize.recurrent import Direction
+from filigree.optimize.recurrent import Direction, recurrent_error
 from filigree.optimize.tracing import Traced
 from filigree.optimize.weights import LayerWeight
 
@@ -61,7 +62,7 @@ class Plan:
         halo = [(0, 0)] * len(sizes)
         span = self.span(numbers_by_pixel(dense.out_features, sizes, halo))
         out = by_pixel(span, dense.out_features, sizes, halo)
-        self._multiply(node, layout, sums, out, weight, dense=dense)
+        self._multiply(node, layout, sums, out, weight, partial(int8_error, dense, weight))
         if not sizes:
             return out
         return Layout(out.span, out.positions.movedim(1, -1))
@@ -83,27 +84,30 @@ class Plan:
         first = _cut(positions[0, 0], starts).reshape(-1)
         halo = self._halo(node, len(sizes))
         out = by_pixel(self.span(numbers_by_pixel(dense.out_channels, sizes, halo)), dense.out_channels, sizes, halo)
-        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight, dense=dense)
+        self._multiply(
+            node, layout, (first, inputs - inputs[0]), out, weight, partial(int8_error, dense, weight), by_image=True
+        )
         return out
 
     def _multiply(
         self, node: fx.Node, source: Layout, sums: tuple[Tensor, Tensor], out: Layout, weight: LayerWeight,
-        part: str = "", dense: Any = None,
+        error: Callable[[Tensor], float], part: str = "", by_image: bool = False,
     ) -> None:  # fmt: skip
+        """`error`: of the outputs for some inputs, where products are of bytes."""
         first, inputs = sums
         least = int(inputs.min())
         reads, inputs = first + least, inputs - least
         outputs = len(weight.matrix)
         step = Step(
             MULTIPLY, source.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
-            clear=any(map(any, out.halo)), by_image=isinstance(dense, nn.Conv1d | nn.Conv2d | nn.Conv3d),
+            clear=any(map(any, out.halo)), by_image=by_image,
             channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
-        int8 = dense is not None and self.errors.allows(node, dense, weight)
+        int8 = self.errors.allows(node, weight, error)
         forms = weight.forms(inputs, len(reads) * self._images(), int8)
         finish = Finishing(bias=weight.bias, relu=weight.relu)
-        error = self.errors.of(node, dense, weight) if int8 else 0.0
-        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=error))
+        share = self.errors.of(node, error) if int8 else 0.0
+        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=share))
 
     def recurrent(self, node: fx.Node, source: fx.Node, layers: list[list[Direction]], lstm: bool) -> Any:
         """An LSTM's results or, where only the outputs and some layers' last states are read, a GRU's."""
@@ -111,7 +115,7 @@ class Plan:
         if layout.positions.dim() != 3 or not _is_indexed(node, 3 if lstm else 2):
             raise NotTaken
         time, hidden, last, cells = layout.positions.shape[1], layers[0][0].hidden, [], []
-        wide = padded(hidden)
+        wide, error = padded(hidden), partial(recurrent_error, layers, lstm)
         for number, directions in enumerate(layers):
             span, row = self.span(time * len(directions) * wide), len(directions) * wide
             steps = torch.arange(time) * row
@@ -125,17 +129,21 @@ class Plan:
                 suffix = f"_l{number}" + "_reverse" * side
                 sizes, halo = (time,), [(0, 0)]
                 inputs = by_pixel(self.span(time * gates * wide), gates * wide, sizes, halo)
-                self._multiply(node, layout, sums, inputs, direction.inputs, f"ih{suffix}")
+                self._multiply(node, layout, sums, inputs, direction.inputs, error, f"ih{suffix}")
                 order = torch.arange(time).flip(0) if side else torch.arange(time)
-                state = self.span((1 + gates) * wide)
+                state = self.span((2 + gates) * wide)
                 step = Step(
                     LSTM if lstm else GRU, inputs.span, span, time, table(order * gates * wide),
                     table(steps[order] + side * wide), state, channels=wide,
                     work=time * direction.states.matrix.numel(),
                 )  # fmt: skip
-                forms = direction.states.forms(torch.arange(hidden), 1)
+                int8 = self.errors.allows(node, direction.states, error)
+                forms = direction.states.forms(torch.arange(hidden), 1, int8)
+                share = self.errors.of(node, error) if int8 else 0.0
                 finish = Finishing(bias=direction.states.bias)
-                self.drafts.append(Draft(step, direction.states, node, finish, gates * wide, forms, part=f"hh{suffix}"))
+                part = f"hh{suffix}"
+                draft = Draft(step, direction.states, node, finish, gates * wide, forms, part=part, error=share)
+                self.drafts.append(draft)
                 last.append(Layout(span, (steps[order[-1]] + columns[side])[None]))
                 cells.append(Layout(state, torch.arange(hidden)[None]))
             layout = Layout(span, (steps[:, None] + torch.cat(columns))[None])

@@ -1,6 +1,6 @@
 // What transformers have beside products with weights: layer norms, and attention.
 #pragma once
-#include "panel_weights.h"
+#include "by_vector.h"
 
 #include <algorithm>
 #include <cmath>
@@ -123,12 +123,12 @@ void attend(const Operation &o, Area in, Area of_k, Area of_v, Area out, int64_t
       const float *given[QUERIES];
       float *results[QUERIES];
       for (int64_t q = 0; q < queries; ++q) given[q] = x + o.reads[begin + q], results[q] = scores + q * wide;
-      products(k, plain, given, results, queries);
+      products(k, plain, given, results, queries, 0, blocks_of(k));
       for (int64_t q = 0; q < queries; ++q) {
         softmax(results[q], count, wide, float(o.number));
         given[q] = results[q], results[q] = y + o.writes[begin + q];
       }
-      products(v, plain, given, results, queries);
+      products(v, plain, given, results, queries, 0, blocks_of(v));
     }
   }
 }

@@ -6,7 +6,7 @@
 // (VNNI), else as two products of pairs of 16 bits, which cannot overflow as those of bytes would.
 #pragma once
 #include "byte_instructions.h"
-#include "panel_weights.h"
+#include "by_vector.h"
 
 #include <algorithm>
 #include <cmath>
@@ -247,6 +247,13 @@ class ByteStream {
   bool by_instruction;
 };
 
+// call(coding) for the coding of a weight in panels of bytes
+template <class Call>
+inline void with_byte_coding(Coding coding, Call call) {
+  if (coding == INT8) call(std::integral_constant<Coding, INT8>{});
+  else call(std::integral_constant<Coding, INT8_BITMAP>{});
+}
+
 // What multiplies at a time: where P vectors of bytes begin, with their scales and zeros, and where the outputs go.
 template <int P>
 struct ByteTile {
@@ -308,6 +315,34 @@ inline void multiply_some_bytes(const PanelWeight &w, const PanelBlock &block, i
   if constexpr (P > 3)
     if (count <= P / 2) return multiply_byte_tile<How, C, B, P / 2>(w, block, panel, runs, t, finish);
   if constexpr (P > 1) multiply_byte_tile<How, C, B, P>(w, block, panel, runs, t, finish);
+}
+
+// z[i] = W q[i] for the first `count` vectors of bytes and the blocks [from, to) of panels
+inline void byte_products(const Operation &o, const Quantised &q, float *const *z, int64_t count, int64_t from,
+                          int64_t to) {
+  const ByteRuns runs(o);
+  with_fours([&](auto how) {
+    typedef decltype(how) How;
+    with_byte_coding(o.weight.coding, [&](auto coding) {
+      constexpr Coding C = decltype(coding)::value;
+      for (int64_t number = from; number < to; ++number) {
+        const PanelBlock block = byte_block(o.weight, number);
+        for_panels<C>(block, [&](auto width, int panel) {
+          constexpr int B = decltype(width)::value, P = tile_size<C, B>;
+          for (int64_t first = 0; first < count; first += P) {
+            ByteTile<P> t;
+            for (int p = 0; p < P; ++p) {
+              const int64_t i = std::min(first + p, count - 1);
+              t.x[p] = q.bytes + i * q.stride, t.scale[p] = q.scales[i], t.zero[p] = q.zeros[i];
+              t.y[p] = first + p < count ? z[i] : nullptr;
+            }
+            const int some = int(std::min<int64_t>(P, count - first));
+            multiply_some_bytes<How, C, B>(o.weight, block, panel, runs, some, t, o.finish);
+          }
+        });
+      }
+    });
+  });
 }
 
 }  // namespace

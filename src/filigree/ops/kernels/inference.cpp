@@ -64,12 +64,12 @@ inline void tiles(const Operation &o, Area in, Area out, int64_t from, int64_t t
   }
 }
 
-void multiply_rows(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
+void multiply_vectors(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
   const Part part(o.weight.panels, thread, threads);
   for (int64_t i = 0; i < images; ++i)
     for (int64_t p = 0; p < o.points; ++p)
-      multiply_rows_of(o.weight, in.data + i * in.by_image + o.reads[p], out.data + i * out.by_image + o.writes[p],
-                       o.finish, part.from, part.to);
+      multiply_vector(o.weight, in.data + i * in.by_image + o.reads[p], out.data + i * out.by_image + o.writes[p],
+                      o.finish, part.from, part.to);
 }
 
 // call(the first and the end of some pixels, a block of panels) for a thread's part of all pixels and blocks
@@ -85,7 +85,7 @@ inline void pixels_and_blocks(const Operation &o, int64_t images, int thread, in
 }
 
 void multiply(const Operation &o, Area in, Area out, int64_t images, int thread, int threads, float *tile) {
-  if (o.weight.coding == ROWS) return multiply_rows(o, in, out, images, thread, threads);
+  if (is_by_vector(o.weight)) return multiply_vectors(o, in, out, images, thread, threads);
   if (o.weight.coding == TILES) {
     const Part part(images * o.points, thread, threads);
     tiles<TILE>(o, in, out, part.from, part.to, [&](int count, const float *const *x, float *const *y) {
@@ -159,7 +159,7 @@ void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t i
       });
       return;
     }
-    const auto of = [&](auto coding) {
+    with_byte_coding(o.weight.coding, [&](auto coding) {
       constexpr Coding C = decltype(coding)::value;
       pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
         const PanelBlock block = byte_block(o.weight, number);
@@ -170,9 +170,7 @@ void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t i
           });
         });
       });
-    };
-    if (o.weight.coding == INT8) of(std::integral_constant<Coding, INT8>{});
-    else of(std::integral_constant<Coding, INT8_BITMAP>{});
+    });
   });
 }
 
@@ -218,11 +216,12 @@ void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t i
   if (o.clear)  // what lies around the pixels is zero
     for (int64_t i = thread; i < images; i += threads)
       std::fill(out.data + i * out.by_image, out.data + (i + 1) * out.by_image, 0.0f);
-  if (is_bytes(o.weight)) {
+  const bool rounds = is_bytes(o.weight) && !is_recurrent(o);
+  if (rounds) {
     bytes.stride = bytes_of_vector(o, in.by_image);
     quantise_inputs(o, in, images, bytes, thread, threads);
   }
-  if (o.clear || is_bytes(o.weight)) wait_for(threads);
+  if (o.clear || rounds) wait_for(threads);
   switch (o.kind) {
     case GATHER:
       return gather(o, in, out, images, thread, threads);
@@ -245,7 +244,7 @@ void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t i
     }
     case LSTM:
     case GRU:
-      if (thread == 0) recur(o, in, memory(o.other, first), out, images);
+      return recur(o, in, memory(o.other, first), out, images, thread, threads, tile);
   }
 }
 
@@ -260,11 +259,11 @@ void inference(const std::vector<Span> &spans, const std::vector<Operation> &ste
   float *own = scratch<float>(0, apart ? each * threads : each);
   int64_t tile = 0;
   for (const Operation &step : steps)
-    tile = std::max(tile, std::max(tile_scratch(step.weight), attention_scratch(step)) + 64);
+    tile = std::max({tile, tile_scratch(step.weight) + 64, attention_scratch(step) + 64, recurrent_scratch(step) + 64});
   float *tiles_of_threads = scratch<float>(1, tile * threads);
   int64_t bytes = 0, vectors = 0;  // of a chunk of images
   for (const Operation &step : steps)
-    if (is_bytes(step.weight)) {
+    if (is_bytes(step.weight) && !is_recurrent(step)) {
       const int64_t count = chunk * vectors_of_bytes(step);
       bytes = std::max(bytes, count * bytes_of_vector(step, spans[size_t(step.from)].size));
       vectors = std::max(vectors, count);

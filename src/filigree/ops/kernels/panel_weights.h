@@ -41,6 +41,8 @@ struct PanelBlock {
   const uint16_t *masks;
 };
 
+inline int64_t blocks_of(const PanelWeight &w) { return (w.panels + WIDTH - 1) / WIDTH; }
+
 inline PanelBlock panel_block(const PanelWeight &w, int64_t number) {
   const int64_t first = number * WIDTH;
   const int panels = int(w.panels - first < WIDTH ? w.panels - first : WIDTH);
@@ -192,46 +194,6 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
   }
 }
 
-// The numbers of `x` at L columns.
-inline V gathered(const float *x, const uint16_t *columns) {
-#if defined(FILIGREE_ISA_avx512)
-  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(columns));
-  const __m512i all = _mm512_maskz_cvtepu16_epi32(ALL, narrow);
-  return V(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), ALL, all, x, 4));
-#elif defined(FILIGREE_ISA_avx2)
-  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i *>(columns));
-  return V(_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(narrow), 4));
-#else
-  V all{};
-  for (int i = 0; i < LANES<float>; ++i) all[i] = x[columns[i]];
-  return all;
-#endif
-}
-
-// The panels [from, to) for one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
-inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
-                             int64_t to) {
-  constexpr int L = LANES<float>, FAR = 128;  // numbers ahead that are fetched
-  const float *values = static_cast<const float *>(w.values);
-  for (int64_t c = from * LANES_OF_A_PANEL; c < to * LANES_OF_A_PANEL; c += L) {
-    float sums[L];
-    for (int i = 0; i < L; ++i) {
-      V sum[2] = {};
-      int64_t k = w.starts[c + i];
-      const int64_t end = w.starts[c + i + 1];
-      for (; k + 2 * L <= end; k += 2 * L) {
-        __builtin_prefetch(values + k + FAR);
-        __builtin_prefetch(values + k + FAR + L);
-        __builtin_prefetch(w.masks + k + FAR);
-        for (int u = 0; u < 2; ++u) sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
-      }
-      sums[i] = total<float, L>(sum[0] + sum[1]);
-      for (; k < end; ++k) sums[i] += values[k] * x[w.masks[k]];
-    }
-    store<float, L>(y + c, finished(load<float, L>(sums), finish, c));
-  }
-}
-
 // call(panels at a time, the block, its first panel) for all panels of a block.
 template <Coding C, int B = WIDTH, class Call>
 inline void for_panels(const PanelBlock &block, Call call) {
@@ -260,33 +222,6 @@ inline void with_coding(Coding coding, Call call) {
   if (coding == FLOATS) call(std::integral_constant<Coding, FLOATS>{});
   else if (coding == SIGNED_BYTES) call(std::integral_constant<Coding, SIGNED_BYTES>{});
   else call(std::integral_constant<Coding, BITMAP>{});
-}
-
-// z[i] = W h[i] for `count` vectors of inputs
-inline void products(const PanelWeight &w, const Finishing &finish, const float *const *h, float *const *z,
-                     int64_t count) {
-  if (w.coding == ROWS) {
-    for (int64_t i = 0; i < count; ++i) multiply_rows_of(w, h[i], z[i], finish, 0, w.panels);
-    return;
-  }
-  with_coding(w.coding, [&](auto coding) {
-    constexpr Coding C = decltype(coding)::value;
-    for (int64_t number = 0; number * WIDTH < w.panels; ++number) {
-      const PanelBlock block = panel_block(w, number);
-      for_panels<C>(block, [&](auto width, int panel) {
-        constexpr int B = decltype(width)::value, P = tile_size<C, B>;
-        for (int64_t first = 0; first < count; first += P) {
-          const float *x[P];
-          float *y[P];
-          for (int p = 0; p < P; ++p) {
-            x[p] = h[std::min(first + p, count - 1)];
-            y[p] = first + p < count ? z[first + p] : nullptr;
-          }
-          multiply_some<C, B>(w, block, panel, int(std::min<int64_t>(P, count - first)), x, y, finish);
-        }
-      });
-    }
-  });
 }
 
 }  // namespace

@@ -1,0 +1,167 @@
+// Sparse weights in panels for few vectors of inputs, one at a time: by the nonzeros of each row, or by windows.
+//
+// A window is WINDOW neighbouring inputs, which two registers of AVX-512 hold. A word of a panel has a window and, for
+// each of its 16 outputs, some numbers (at most six, as many in each word of a weight) and which of the window's inputs
+// each belongs to, in five bits; where an output has fewer connections there the numbers are zeros.
+#pragma once
+#include "panel_weights.h"
+
+#include <algorithm>
+
+namespace filigree {
+namespace FILIGREE_ISA {
+namespace {
+
+// The numbers of `x` at L columns.
+inline V gathered(const float *x, const uint16_t *columns) {
+#if defined(FILIGREE_ISA_avx512)
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(columns));
+  const __m512i all = _mm512_maskz_cvtepu16_epi32(ALL, narrow);
+  return V(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), ALL, all, x, 4));
+#elif defined(FILIGREE_ISA_avx2)
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i *>(columns));
+  return V(_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(narrow), 4));
+#else
+  V all{};
+  for (int i = 0; i < LANES<float>; ++i) all[i] = x[columns[i]];
+  return all;
+#endif
+}
+
+// The panels [from, to) for one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
+inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
+                             int64_t to) {
+  constexpr int L = LANES<float>, FAR = 128;  // numbers ahead that are fetched
+  const float *values = static_cast<const float *>(w.values);
+  for (int64_t c = from * LANES_OF_A_PANEL; c < to * LANES_OF_A_PANEL; c += L) {
+    float sums[L];
+    for (int i = 0; i < L; ++i) {
+      V sum[2] = {};
+      int64_t k = w.starts[c + i];
+      const int64_t end = w.starts[c + i + 1];
+      for (; k + 2 * L <= end; k += 2 * L) {
+        __builtin_prefetch(values + k + FAR);
+        __builtin_prefetch(values + k + FAR + L);
+        __builtin_prefetch(w.masks + k + FAR);
+        for (int u = 0; u < 2; ++u) sum[u] += load<float, L>(values + k + u * L) * gathered(x, w.masks + k + u * L);
+      }
+      sums[i] = total<float, L>(sum[0] + sum[1]);
+      for (; k < end; ++k) sums[i] += values[k] * x[w.masks[k]];
+    }
+    store<float, L>(y + c, finished(load<float, L>(sums), finish, c));
+  }
+}
+
+constexpr int WINDOW = 32, BITS_OF_A_NUMBER = 5;
+
+// The inputs of a window, of which only `extent` exist; at(numbers) are those with the numbers in the lowest bits.
+class Window {
+ public:
+#if defined(FILIGREE_ISA_avx512)
+  Window(const float *x, int64_t extent)
+      : low(_mm512_maskz_loadu_ps(mask(extent), x)), high(_mm512_maskz_loadu_ps(mask(extent - 16), x + 16)) {}
+  V at(I numbers) const { return V(_mm512_permutex2var_ps(low, __m512i(numbers), high)); }
+
+ private:
+  static __mmask16 mask(int64_t count) { return count >= 16 ? ALL : __mmask16((1 << std::max<int64_t>(count, 0)) - 1); }
+  __m512 low, high;
+#else
+  Window(const float *x, int64_t) : x(x) {}
+  V at(I numbers) const {
+    numbers &= WINDOW - 1;
+#if defined(FILIGREE_ISA_avx2)
+    return V(_mm256_i32gather_ps(x, __m256i(numbers), 4));
+#else
+    V all{};
+    for (int i = 0; i < LANES<float>; ++i) all[i] = x[numbers[i]];
+    return all;
+#endif
+  }
+
+ private:
+  const float *x;
+#endif
+};
+
+// The panels [from, to) for one vector of inputs, by words of N numbers.
+template <int N>
+void multiply_windows(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
+                      int64_t to) {
+  constexpr int L = LANES<float>;
+  const int64_t extent = w.runs ? w.run[2 * w.runs - 2] + w.run[2 * w.runs - 1] : 0;
+  const int32_t *numbers = reinterpret_cast<const int32_t *>(w.masks);
+  const float *values = static_cast<const float *>(w.values);
+  for (int64_t panel = from; panel < to; ++panel) {
+    V sum[N][VECTORS] = {};
+    for (int64_t k = w.starts[panel]; k < w.starts[panel + 1]; ++k) {
+      const Window window(x + w.totals[k], extent);
+      I each[VECTORS];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) each[v] = load<int32_t, L>(numbers + k * LANES_OF_A_PANEL + v * L);
+#pragma GCC unroll 6
+      for (int n = 0; n < N; ++n) {
+        const float *value = values + (k * N + n) * LANES_OF_A_PANEL;
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+          sum[n][v] += load<float, L>(value + v * L) * window.at(each[v]);
+          each[v] = each[v] >> BITS_OF_A_NUMBER;
+        }
+      }
+    }
+    for (int v = 0; v < VECTORS; ++v) {
+      V all = sum[0][v];
+      for (int n = 1; n < N; ++n) all += sum[n][v];
+      const int64_t c = panel * LANES_OF_A_PANEL + v * L;
+      store<float, L>(y + c, finished(all, finish, c));
+    }
+  }
+}
+
+inline bool is_by_vector(const PanelWeight &w) { return w.coding == ROWS || w.coding == WINDOWS; }
+
+inline void multiply_vector(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
+                            int64_t to) {
+  if (w.coding == ROWS) return multiply_rows_of(w, x, y, finish, from, to);
+  switch (w.starts[w.panels + 1]) {
+    case 2:
+      return multiply_windows<2>(w, x, y, finish, from, to);
+    case 3:
+      return multiply_windows<3>(w, x, y, finish, from, to);
+    case 4:
+      return multiply_windows<4>(w, x, y, finish, from, to);
+    default:
+      return multiply_windows<6>(w, x, y, finish, from, to);
+  }
+}
+
+// z[i] = W h[i] for `count` vectors of inputs and the blocks [from, to) of panels
+inline void products(const PanelWeight &w, const Finishing &finish, const float *const *h, float *const *z,
+                     int64_t count, int64_t from, int64_t to) {
+  if (is_by_vector(w)) {
+    for (int64_t i = 0; i < count; ++i)
+      multiply_vector(w, h[i], z[i], finish, from * WIDTH, std::min(to * WIDTH, w.panels));
+    return;
+  }
+  with_coding(w.coding, [&](auto coding) {
+    constexpr Coding C = decltype(coding)::value;
+    for (int64_t number = from; number < to; ++number) {
+      const PanelBlock block = panel_block(w, number);
+      for_panels<C>(block, [&](auto width, int panel) {
+        constexpr int B = decltype(width)::value, P = tile_size<C, B>;
+        for (int64_t first = 0; first < count; first += P) {
+          const float *x[P];
+          float *y[P];
+          for (int p = 0; p < P; ++p) {
+            x[p] = h[std::min(first + p, count - 1)];
+            y[p] = first + p < count ? z[first + p] : nullptr;
+          }
+          multiply_some<C, B>(w, block, panel, int(std::min<int64_t>(P, count - first)), x, y, finish);
+        }
+      });
+    }
+  });
+}
+
+}  // namespace
+}  // namespace FILIGREE_ISA
+}  // namespace filigree
