@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
 _WITH_TABLES = ("comparison", "inference", "integrations", "one-shot", "performance", "shrink", "transformers")
 PAGES = ("README.md", *(f"docs/{page}.md" for page in _WITH_TABLES))
 SETS = {
@@ -206,20 +207,28 @@ def _one_shot_setting(row: dict[str, Any]) -> str:
 
 def inference() -> str:
     """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
+    folder = ROOT / "benchmarks" / "results"
     files = [
-        ROOT / "benchmarks" / "results" / f"{suite}-amd-epyc-avx512.json" for suite in ("optimize", "optimize_layers")
+        folder / f"{suite}-{OPTIMIZED_ON}.json" for suite in ("optimize", "optimize_layers", "optimize_transformers")
     ]
     rows = [row for file in files if file.is_file() for row in json.loads(file.read_text())["rows"]]
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    names = {"ours 1.0": "dense, optimised", "ours, integers": "integers, optimised"}
-    heads = [names.get(kind, f"{kind[5:]} of the connections" if kind.startswith("ours") else kind) for kind in kinds]
-    lines = [_line("", "batch", "torch", *heads), "|---" * (len(kinds) + 3) + "|"]
-    for network, batch in dict.fromkeys((row["network"], row["batch"]) for row in rows):
-        mine = {row["kind"]: row for row in rows if (row["network"], row["batch"]) == (network, batch)}
-        torch_ms = next(iter(mine.values()))["torch_ms"]
-        cells = (f"{mine[kind]['times_torch']:.2g}" if kind in mine else "" for kind in kinds)
-        lines.append(_line(network, str(batch), f"{_ms(torch_ms)} ms", *cells))
+    lines = [_line("", "batch", "connections", "torch", "exact", "int8", "ONNX Runtime", "its int8"), "|---" * 8 + "|"]
+    cells: dict[tuple[str, int, str], dict[str, str]] = {}
+    for row in rows:
+        share, column = _contestant(row["kind"])
+        cell = cells.setdefault((row["network"], row["batch"], share), {"torch": f"{_ms(row['torch_ms'])} ms"})
+        cell[column] = f"{row['times_torch']:.2g}"
+    columns = "torch", "exact", "int8", "ONNX Runtime", "its int8"
+    lines += [_line(n, str(b), share, *(cell.get(c, "") for c in columns)) for (n, b, share), cell in cells.items()]
     return "\n".join(lines)
+
+
+def _contestant(kind: str) -> tuple[str, str]:
+    """Of what a row of such a record is about: how many of the connections there are, and in which column it stands."""
+    if not kind.startswith("ours"):
+        return "all", "its int8" if "static int8" in kind or kind.endswith("Runtime int8") else kind
+    share = kind.removeprefix("ours").removesuffix("int8").strip(" ,")
+    return {"1.0": "all", "integers": "all, integers"}.get(share, share), "int8" if kind.endswith("int8") else "exact"
 
 
 def gpt_memory() -> str:
