@@ -26,10 +26,10 @@ def test_a_run_says_what_stopped_it_and_goes_on_to_the_same_end(tmp_path: Path, 
         [sys.executable, str(SCRIPT), "--out", str(record)], capture_output=True, text=True, timeout=600, check=False
     )
     assert record.exists(), done.stdout + done.stderr
-    found = json.loads(record.read_text())["scenarios"]
+    scenarios = json.loads(record.read_text())["scenarios"]
     for scenario, (code, words) in SCENARIOS.items():
         with subtests.test(scenario):
-            figures = found[scenario]
+            figures = scenarios[scenario]
             if figures == "not tried: no mounts":
                 pytest.skip("no file system may be mounted here")
             assert isinstance(figures, dict), figures
@@ -39,7 +39,8 @@ def test_a_run_says_what_stopped_it_and_goes_on_to_the_same_end(tmp_path: Path, 
             assert figures["epochs_kept"] >= 2
             assert figures["resumed_equal"] is True
     with subtests.test("the worker of a search"):
-        assert isinstance(found["worker"], dict), found["worker"]
-        assert found["worker"]["exit"] == 1
-        assert "out of memory (you tried to allocate" in found["worker"]["said"]
-        assert "Go on with the same command" in found["worker"]["said"]
+        worker = scenarios["worker"]
+        assert isinstance(worker, dict), worker
+        assert worker["exit"] == 1
+        assert "out of memory (you tried to allocate" in worker["said"]
+        assert "Go on with the same command" in worker["said"]

@@ -44,7 +44,7 @@ class PanelWeight(NamedTuple):
     masks: Tensor | None
     starts: Tensor | None
     runs: Tensor  # (runs, 2) int32: where neighbours among the inputs begin, and how many they are
-    totals: Tensor | None = None  # int32: the sums of each output's weights, where inputs are bytes; or of windows
+    totals: Tensor | None = None  # int32: of bytes the sums of each output's weights, of windows where they begin
 
     def plain(self) -> tuple[Any, ...]:
         return (
@@ -75,11 +75,8 @@ def pack(coding: str, weight: Tensor, positions: Tensor) -> PanelWeight:
         weight = in_groups(weight, runs)
     outputs, depth = weight.shape
     panels = padded(outputs) // PANEL
-    if coding == "windows":
-        values, masks, starts, totals = _windows(weight, positions, panels)
-    else:
-        values, masks, starts = _PACKED[coding](weight, positions, panels)
-    return PanelWeight(coding, depth, panels, values, masks, starts, runs, totals)
+    values, masks, starts, *windows = _PACKED[coding](weight, positions, panels)
+    return PanelWeight(coding, depth, panels, values, masks, starts, runs, windows[0] if windows else totals)
 
 
 Parts = tuple[Tensor, Tensor | None, Tensor | None]  # values, masks, starts
@@ -206,7 +203,8 @@ def _bitmap(group: int) -> Any:
 
 _PACKED: dict[str, Any] = {
     "floats": _dense(torch.float32, 1), "bytes": _dense(torch.int8, 1), "bitmap": _bitmap(1), "rows": _rows,
-    "tiles": _float_tiles, "int8": _dense(torch.int8, GROUP), "int8 bitmap": _bitmap(GROUP), "int8 tiles": _int8_tiles,
+    "tiles": _float_tiles, "windows": _windows, "int8": _dense(torch.int8, GROUP), "int8 bitmap": _bitmap(GROUP),
+    "int8 tiles": _int8_tiles,
 }  # fmt: skip
 
 

@@ -28,16 +28,13 @@ class Int8Errors:
         self.traced, self.most = traced, most
         self._errors: dict[fx.Node, float] = {}
 
-    def allows(self, node: fx.Node, weight: LayerWeight, error: Callable[[Tensor], float]) -> bool:
-        """`error`: the error of the node's layer for some inputs."""
+    def allowed(self, node: fx.Node, weight: LayerWeight, error: Callable[[Tensor], float]) -> float | None:
+        """The error of a node's layer, which `error` computes from inputs; None: it is not to be rounded."""
         if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS:
-            return False
-        return self.of(node, error) <= self.most
-
-    def of(self, node: fx.Node, error: Callable[[Tensor], float]) -> float:
+            return None
         if node not in self._errors:
             self._errors[node] = error(self.traced.values[node.all_input_nodes[0]])
-        return self._errors[node]
+        return self._errors[node] if self._errors[node] <= self.most else None
 
 
 @torch.no_grad()

@@ -103,11 +103,10 @@ class Plan:
             clear=any(map(any, out.halo)), by_image=by_image,
             channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
-        int8 = self.errors.allows(node, weight, error)
-        forms = weight.forms(inputs, len(reads) * self._images(), int8)
+        allowed = self.errors.allowed(node, weight, error)
+        forms = weight.forms(inputs, len(reads) * self._images(), int8=allowed is not None)
         finish = Finishing(bias=weight.bias, relu=weight.relu)
-        share = self.errors.of(node, error) if int8 else 0.0
-        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=share))
+        self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=allowed or 0.0))
 
     def recurrent(self, node: fx.Node, source: fx.Node, layers: list[list[Direction]], lstm: bool) -> Any:
         """An LSTM's results or, where only the outputs and some layers' last states are read, a GRU's."""
@@ -137,12 +136,11 @@ class Plan:
                     table(steps[order] + side * wide), state, channels=wide,
                     work=time * direction.states.matrix.numel(),
                 )  # fmt: skip
-                int8 = self.errors.allows(node, direction.states, error)
-                forms = direction.states.forms(torch.arange(hidden), 1, int8)
-                share = self.errors.of(node, error) if int8 else 0.0
-                finish = Finishing(bias=direction.states.bias)
-                part = f"hh{suffix}"
-                draft = Draft(step, direction.states, node, finish, gates * wide, forms, part=part, error=share)
+                weight = direction.states
+                allowed = self.errors.allowed(node, weight, error)
+                draft = Draft(step, weight, node, Finishing(bias=weight.bias), gates * wide, part=f"hh{suffix}")
+                draft.forms = weight.forms(torch.arange(hidden), 1, int8=allowed is not None)
+                draft.error = allowed or 0.0
                 self.drafts.append(draft)
                 last.append(Layout(span, (steps[order[-1]] + columns[side])[None]))
                 cells.append(Layout(state, torch.arange(hidden)[None]))
