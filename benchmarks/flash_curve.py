@@ -2,11 +2,12 @@
 
     python benchmarks/flash_curve.py --out benchmarks/results/flash_curve.json
 
-The network of `examples/mnist_in_16_kib.py` is trained once in floats, and once for each method that acts while it trains; what is
-compressed afterwards gets 2,000 training images, without labels. Each result is written as a C program of 8-bit activations for a
-Cortex-M4: flash and RAM are by the linker and a painted stack, instructions by the emulator, the accuracy is that of the
-program (equal bit for bit to `Int8Network`) on the 10,000 test images. The record holds a row a program and goes on where it was cut off;
-`python docs/tables.py` draws the table and the picture from it.
+The network of `examples/mnist_in_16_kib.py` is trained once in floats, and once for each method that acts while it
+trains; what is compressed afterwards gets 2,000 training images, without labels. Each result is written as a C
+program of 8-bit activations for a Cortex-M4: flash and RAM are by the linker and a painted stack, instructions by the
+emulator, the accuracy is that of the program (equal bit for bit to `Int8Network`) on the 10,000 test images. The
+record holds a row a program and goes on where it was cut off; `python docs/tables.py` draws the table and the picture
+from it.
 """
 
 from __future__ import annotations
