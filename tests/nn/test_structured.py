@@ -374,7 +374,7 @@ def test_a_structured_layer_fitted_to_a_dense_one(tmp_path):
     model[0] = target.dense()
     x = torch.randn(500, 16)
     expected = model(x).detach()
-    report = fg.compress_(model, fg.FitStructured(fg.ACDC(order=4), steps=1500), x, where="0")
+    report = fg.compress_(model, fg.FitStructured(fg.ACDC(order=4), steps=700), x, where="0")
     assert isinstance(model[0], ACDCLinear)
     assert float(report.changes[0].note.split()[-1]) < 0.1
     assert (model(x) - expected).norm() < 0.1 * expected.norm()
