@@ -253,7 +253,7 @@ class _Fit:
         for regression, weight, b in zip(self.regressions, matrix.chunk(groups), shift.chunk(groups), strict=True):
             if (fit := regression.solve(weight.clone(), b if self.centre else None, self.damping)) is not None:
                 weight.copy_(fit[0])
-                b.copy_(0 if fit[1] is None else fit[1])
+                b.copy_(b if fit[1] is None else fit[1])
         write_matrix_(self.layer, matrix)
         self._set_bias(shift)
 
@@ -275,7 +275,8 @@ class _Fit:
                 ]
                 shift = means[0] - means[1] + bias_of(target.layer, int(self.outputs.max()) + 1)[self.outputs]
         rows = [self.taps_read[number] for number in sorted(self.taps_read)]  # the last samples last
-        if rows and (more := refined(*zip(*rows, strict=True), weight, self.damping, self.centre)) is not None:
+        read, outputs = [x for x, _ in rows], [y for _, y in rows]
+        if rows and (more := refined(read, outputs, weight, self.damping, self.centre)) is not None:
             weight, shift = more[0], more[1].double()
         write_matrix_(self.layer, weight)
         self._set_bias(shift)

@@ -79,7 +79,7 @@ def _spread(layer: Any, x: Tensor, spans: Sequence[int]) -> Tensor:
     """What a transposed convolution reads: zeros between the positions of `x`, and around them."""
     sides = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], layer.stride, strict=True)]
     spread = x.new_zeros(*x.shape[:2], *sides)
-    spread[(..., *(slice(None, None, step) for step in layer.stride))] = x
+    spread[(slice(None), slice(None), *(slice(None, None, int(step)) for step in layer.stride))] = x
     around: list[int] = []
     for span, cut, more in zip(spans, layer.padding, layer.output_padding, strict=True):
         around = [span - 1 - cut, span - 1 - cut + more, *around]  # the last side first
