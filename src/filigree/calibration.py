@@ -130,22 +130,48 @@ class Calibration:
             return self[:samples]
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:samples]]
 
-    def split(self, samples: int, seed: int) -> tuple[Calibration, Calibration | None]:
-        """So many samples at most, and a quarter as many others; None of a single sample or batch.
+    def split(self, samples: int, seed: int, part: int = 4) -> tuple[Calibration, Calibration | None]:
+        """So many samples at most, and others; None of a single sample or batch.
 
-        Where there are no others, a quarter of the samples is split off.
+        Args:
+            part: where there are no others, one in so many of the samples (of one batch that is a mapping, of its rows)
+                is split off.
         """
         if isinstance(self.inputs, Tensor):
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-            fitted = samples if len(order) >= samples + -(-samples // 4) else -(-3 * len(order) // 4)
-            fitted = min(fitted, len(order) - 1) or 1
-            others = order[fitted : fitted + -(-fitted // 3)]
+            fitted, held = _shares(len(order), samples, part)
+            others = order[fitted : fitted + held]
             return self[order[:fitted]], self[others] if len(others) else None
-        batches = self[: samples + -(-samples // 4)].inputs
+        batches = self[: samples + -(-samples // part)].inputs
         if len(batches) < 2:
-            return self.with_inputs(batches), None
-        held = max(1, len(batches) // 4)
+            rows = _rows_of(batches[0]) if self.forward is None and batches else 0
+            if rows < 2:
+                return self.with_inputs(batches), None
+            order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+            fitted, held = _shares(rows, samples, part)
+            some = order[:fitted], order[fitted : fitted + held]
+            return self.with_inputs([_rows(batches[0], some[0])]), self.with_inputs([_rows(batches[0], some[1])])
+        held = max(1, len(batches) // part)
         return self.with_inputs(batches[:-held]), self.with_inputs(batches[-held:])
+
+
+def _shares(count: int, samples: int, part: int) -> tuple[int, int]:
+    """Of so many samples, how many are fitted to and how many at most are held out."""
+    fitted = samples if count >= samples + -(-samples // part) else -(-(part - 1) * count // part)
+    fitted = min(fitted, count - 1) or 1
+    return fitted, -(-fitted // (part - 1))
+
+
+def _rows_of(batch: Any) -> int:
+    """The samples of a mapping of tensors that have one row a sample; 0 of others."""
+    values = list(batch.values()) if isinstance(batch, Mapping) else []
+    tensors = [value for value in values if isinstance(value, Tensor) and value.dim()]
+    others = [value for value in values if not isinstance(value, Tensor) and tensors_in(value)]
+    return len(tensors[0]) if tensors and not others and len({len(tensor) for tensor in tensors}) == 1 else 0
+
+
+def _rows(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    return {key: value[rows] if isinstance(value, Tensor) and value.dim() else value for key, value in batch.items()}
 
 
 _NOTHING = object()  # the chunk of a forward function that brings its own inputs

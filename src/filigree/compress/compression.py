@@ -69,9 +69,9 @@ def compress_(
         forward: how the model runs on a batch, where that is not `model(batch)`: `forward(model, batch)`, for graphs,
             several inputs or recurrent calls; without data `forward(model)`, which brings its own. A layer that is
             called several times is calibrated on all its calls.
-        validation: data like `data`, to which nothing is fitted: what searches (`fg.MaxError`, `fg.Budget`) measure
-            their errors on; beside a `forward` that brings its own data a function like it. None: a quarter of the
-            samples (or batches) is split off for searches.
+        validation: data like `data`, to which nothing is fitted: what errors are measured on, in a report and by
+            searches (`fg.MaxError`, `fg.Budget`); beside a `forward` that brings its own data a function like it. None:
+            an eighth of the samples (or batches) is split off, for searches a quarter.
         measure: a layer is compressed only where it is then faster on this machine, which is tried on a copy and timed
             in turns, layer by layer; the report names the others, and gives the time of the network before and after. A
             number of samples of the data (True: 128), or an example batch. Of a conversion as in `convert_`.

@@ -19,12 +19,21 @@ CHUNK_BYTES = 1 << 25  # of the largest tensor that a module makes of a chunk
 PATIENCE = 2.0  # seconds before a bar is shown
 
 
+HELD = 1 / 8  # of the samples, the last ones: what is held out where few rows could be fitted too well
+
+
 class Chunk(NamedTuple):
-    """A part of the data that runs at once: its number, its share of the samples, and the inputs."""
+    """A part of the data that runs at once: its number, its share of the samples, the inputs, and the share before."""
 
     number: int
     share: float
     inputs: Any
+    before: float = 0.0
+
+    def held(self, rows: int) -> int:
+        """How many of its rows, in the order of the samples, are of those that are held out: the last ones."""
+        share = (self.before + self.share - (1 - HELD)) / self.share
+        return round(rows * min(1.0, max(0.0, share)))
 
 
 Hook = Callable[[nn.Module, Any, Any, Chunk], Any]  # module, its first input, its output
@@ -49,10 +58,9 @@ def in_chunks(model: nn.Module, data: Calibration) -> Calibration:
 
 
 def chunks_of(data: Calibration) -> list[Chunk]:
-    return [
-        Chunk(number, share, inputs)
-        for number, (share, inputs) in enumerate(zip(data.shares(), data.chunks(), strict=True))
-    ]
+    shares = data.shares()
+    before = [sum(shares[:number]) for number in range(len(shares))]
+    return [Chunk(*numbers) for numbers in zip(range(len(shares)), shares, data.chunks(), before, strict=True)]
 
 
 def run_hooked(

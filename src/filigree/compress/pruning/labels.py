@@ -36,6 +36,12 @@ class Labels:
             roots = above
         return roots
 
+    def among(self, labels: Tensor, others: Tensor) -> Tensor:
+        """Whether each of the labels is in a class of the others."""
+        chosen = torch.zeros(len(self._parents), dtype=torch.bool)
+        chosen[self.classes(others)] = True
+        return chosen[self.classes(labels)]
+
     def count(self) -> int:
         """How many classes there are."""
         return int((self._parents == torch.arange(len(self._parents))).sum())

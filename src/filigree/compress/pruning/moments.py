@@ -10,7 +10,7 @@ MEMORY = 1 << 30  # bytes that the moments of a layer, and the rows of all layer
 
 def bytes_of(width: int, outputs: int) -> int:
     """What `Moments` and their solution hold at most: float64, the matrix, its factor and a chunk's products."""
-    return 8 * (3 * width * width + 4 * width * outputs)
+    return 8 * (5 * width * width + 8 * width * outputs)
 
 
 class Moments:
@@ -63,3 +63,15 @@ class Moments:
         own.diagonal().add_(ridge)
         right.add_(start.T, alpha=ridge)
         return torch.linalg.solve(own, right).T
+
+    def error(self, weight: Tensor, shift: Tensor | None, gram: Tensor | None = None) -> float:
+        """The mean of `|W x + b - y|^2`, but for what depends on neither W nor b.
+
+        Args:
+            shift: b; None: zero. gram: `(outputs, outputs)`, how errors of the outputs are weighed; None: alike.
+        """
+        products = weight @ self.own() @ weight.T - 2 * weight @ self.cross()
+        away = weight @ self.mean_x - self.mean_y + (0 if shift is None else shift)
+        if gram is None:
+            return float(products.diagonal().sum() + away @ away)
+        return float((gram * products).sum() + away @ gram @ away)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from filigree.compress.pruning.graph import Units
-from filigree.compress.pruning.samples import CONVOLUTIONS
+from filigree.compress.pruning.matrices import SPATIAL, matrix_of, taps_of, write_matrix_
+from filigree.nn.resizing import TRANSPOSED
 from filigree.ties import why_tied
 
 PRECISE = 1_024  # units up to which products are taken in float64
@@ -90,14 +91,19 @@ def outgoing_gram(group: Units, model: nn.Module) -> Tensor:
     gram = torch.zeros(group.count, group.count, dtype=torch.float64)
     for reader in group.readers:
         layer: Any = model.get_submodule(reader.name)
-        if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or getattr(layer, "groups", 1) > 1:
+        if not _is_dense(layer):
             gram += torch.eye(group.count, dtype=torch.float64)
             continue
-        fed = layer.weight.detach().flatten(2) if layer.weight.dim() > 2 else layer.weight.detach()
+        fed = matrix_of(layer).unflatten(1, (-1, taps_of(layer)))
         fed = fed[:, reader.columns[reader.units.argsort(stable=True)]]  # (outs, units (x block), taps)
         fed = fed.reshape(fed.shape[0], group.count, -1).transpose(0, 1).flatten(1)
         gram += (fed.double() @ fed.double().T) if group.count <= PRECISE else (fed @ fed.T).double()
     return gram
+
+
+def _is_dense(layer: Any) -> bool:
+    """Whether each of its outputs reads all of its inputs."""
+    return isinstance(layer, (nn.Linear, *SPATIAL)) and getattr(layer, "groups", 1) == 1
 
 
 def fold(
@@ -116,24 +122,21 @@ def fold(
             continue
         for reader in group.readers:
             layer: Any = model.get_submodule(reader.name)
-            if (
-                not isinstance(layer, (nn.Linear, *CONVOLUTIONS))
-                or getattr(layer, "groups", 1) > 1
-                or reader.name in tied
-            ):
+            if not _is_dense(layer) or reader.name in tied:
                 continue
             # where zeros are padded a shift would be wrong: then the kept units stand for the mean as well
-            padded = isinstance(layer, CONVOLUTIONS) and any(layer._reversed_padding_repeated_twice)
+            padded = isinstance(layer, TRANSPOSED) or any(getattr(layer, "_reversed_padding_repeated_twice", ()))
             centre = not padded and (biases or layer.bias is not None)
             feeds = redundancy.feeds(stay, centre, damping).to(layer.weight.dtype)
             columns = reader.columns[reader.units.argsort(stable=True)].view(group.count, -1)
-            weight = layer.weight.detach().flatten(2) if layer.weight.dim() > 2 else layer.weight.detach()[..., None]
+            weight = matrix_of(layer).unflatten(1, (-1, taps_of(layer)))
             old = weight[:, columns.flatten()].view(len(weight), group.count, -1)  # (out, units, block x taps)
             new = weight.clone()
             new[:, columns[stay].flatten()] = torch.einsum("out,uk->okt", old, feeds).reshape(
                 len(weight), -1, weight.shape[2]
             )
-            layer.weight = nn.Parameter(new.view_as(layer.weight))
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight))
+            write_matrix_(layer, new.flatten(1))
             if centre:
                 means = redundancy.mean - feeds.double() @ redundancy.mean[stay]
                 shift = torch.einsum("out,u->o", old.double(), means).to(new.dtype)

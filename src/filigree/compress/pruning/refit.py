@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,24 +16,15 @@ from filigree.calibration import Calibration
 from filigree.compress.passes import Chunk, chunks_of, first_input, shown
 from filigree.compress.pruning.errors import OutputError
 from filigree.compress.pruning.graph import Units
+from filigree.compress.pruning.matrices import SPATIAL, bias_of, matrix_of, taps_of, write_matrix_
 from filigree.compress.pruning.moments import MEMORY, Moments, bytes_of
-from filigree.compress.pruning.samples import (
-    CONVOLUTIONS,
-    ROWS,
-    Patches,
-    channel_rows,
-    row_numbers,
-    rows_made,
-    rows_read,
-    seed_of,
-)
-from filigree.compress.pruning.taps import refined, rows_for
-from filigree.computed_weights import why_computed
+from filigree.compress.pruning.regression import FEW, Regression
+from filigree.compress.pruning.samples import channel_rows, rows_read, seed_of
+from filigree.compress.pruning.taps import refined
+from filigree.compress.pruning.targets import Target, columns_of, mean_with, tap_means
 from filigree.convert import inference_context
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.ties import why_tied
-
-EXACT = 1_536  # columns of a convolution's matrix up to which they are refitted one by one
 
 
 @dataclass(frozen=True)
@@ -69,123 +59,6 @@ def may_gain_biases(model: nn.Module) -> bool:
     """Whether a refit may add biases: a model that its owner saves and makes again from a configuration would lose them
     there."""
     return not any(hasattr(module, "save_pretrained") for module in model.modules())
-
-
-def columns_of(layer: Any, groups: Sequence[Units], name: str) -> Tensor:
-    """The columns of a dense layer's matrix that read each channel: `(channels, taps)`.
-
-    Of a convolution all taps of a channel; of a linear layer that reads flattened filters all positions of a filter.
-    """
-    if isinstance(layer, CONVOLUTIONS):
-        return torch.arange(layer.weight[0].numel()).view(layer.weight.shape[1], -1)
-    read = [
-        reader.columns[reader.units.argsort(stable=True)].view(group.count, -1)
-        for group in groups
-        for reader in group.readers
-        if reader.name == name
-    ]
-    width = layer.weight.shape[1]
-    if len({columns.shape[1] for columns in read}) == 1 and sum(columns.numel() for columns in read) == width:
-        return torch.cat(read)
-    return torch.arange(width)[:, None]
-
-
-class Target:
-    """What a layer of the original reads and computes, as far as its refit needs it.
-
-    "By units" (`by_units`) the channels that it reads are regressed on those that the pruned layer reads, and what they
-    fed is folded into the weights: numbers are channels x channels. What its taps need more is added by conjugate
-    gradients on rows (`taps.py`), which are not kept of layers that the model calls several times. Otherwise its
-    outputs are regressed on all columns of its matrix, which is exact.
-
-    Args:
-        calls: how often it runs in a chunk. times: how often the model does. Of a layer that a model calls several
-            times the inputs are kept as well.
-        exact: columns of a matrix whose channels have several up to which it is exact.
-    """
-
-    def __init__(self, name: str, layer: Any, groups: Sequence[Units], calls: int, times: int, exact: int) -> None:
-        self.name, self.layer, self.calls, self.most = name, layer, calls, ROWS
-        self.times = times
-        self.rows: dict[int, list[Tensor]] = {}  # by chunk: of its channels by units, else of its outputs
-        self.inputs: dict[int, list[Tensor]] = {}
-        self.taps: Tensor | None = None  # the mean of each channel at each tap
-        self._weight = 0
-        self.by_units, self.columns, self.problem = False, torch.empty(0), why_computed(layer)
-        is_sparse = hasattr(layer, "indptr")
-        if self.problem:
-            self.problem = f"it {self.problem}"
-        elif not is_sparse and not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            self.problem = f"it is a {type(layer).__name__}"
-        if self.problem:
-            return
-        outputs, width = (layer.out_features, layer.in_features) if is_sparse else layer.weight.flatten(1).shape
-        if not is_sparse and getattr(layer, "groups", 1) == 1:
-            self.columns = columns_of(layer, groups, name)
-            self.by_units = (self.columns.shape[1] > 1 and width > exact) or outputs > width
-        self.width = len(self.columns) if self.by_units else outputs  # numbers in a row
-        self.has_taps = self.by_units and self.columns.shape[1] > 1 and calls == times
-        self.tap_outputs: dict[int, list[Tensor]] = {}  # by chunk: outputs, where there are taps
-        self.most_taps = rows_for(width)
-
-    def add(self, layer: Any, value: Any, y: Any, chunk: Chunk) -> None:
-        """A call of the layer in the original."""
-        if self.problem:
-            return
-        if not isinstance(value, Tensor) or not isinstance(y, Tensor):
-            self.problem = f"it is called with a {type(value).__name__}"
-            return
-        own = self.rows.setdefault(chunk.number, [])
-        seed = seed_of(self.name, chunk.number + 1009 * len(own))
-        most = self.most * chunk.share / max(1, self.calls)
-        if self.by_units:
-            own.append(channel_rows(layer, value, self.columns, most, seed).clone())
-            self.taps, self._weight = _mean_with(self.taps, self._weight, *tap_means(layer, value, self.columns))
-            if self.has_taps:
-                rows = row_numbers(layer, value, self.most_taps * chunk.share / max(1, self.calls), seed)
-                self.tap_outputs.setdefault(chunk.number, []).append(rows_made(layer, y, rows).clone())
-        else:
-            if getattr(layer, "relu", False):  # fused in: what comes before it is the target
-                plain: Any = copy.copy(layer)
-                plain.relu = False
-                y = plain.forward(value)
-            if self.calls > self.times:
-                read, rows = rows_read(layer, value, most, seed)
-                self.inputs.setdefault(chunk.number, []).append(read.clone())
-            else:
-                rows = row_numbers(layer, value, most, seed)
-            own.append(rows_made(layer, y, rows).clone())
-
-
-def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:
-    """The mean of each channel at each tap, `(channels, taps)`, and over how many samples it is."""
-    if isinstance(layer, CONVOLUTIONS):
-        return Patches(layer, x).means().double(), len(x)
-    flat = x.reshape(-1, x.shape[-1])
-    return flat.double().mean(0)[columns.flatten()].view(columns.shape), len(flat)
-
-
-def _mean_with(mean: Tensor | None, weight: int, more: Tensor, count: int) -> tuple[Tensor, int]:
-    return (more, count) if mean is None else (mean + (more - mean) * (count / (weight + count)), weight + count)
-
-
-def targets_of(
-    model: nn.Module, names: Sequence[str], groups: Sequence[Units], calls: Mapping[str, int], exact: int = EXACT
-) -> dict[str, Target]:
-    """Targets of these layers, to be filled by a pass over the data, whose hooks their `add` are.
-
-    Args:
-        calls: how often each of them runs in a chunk, and how often the model does (`""`).
-
-    Each keeps `ROWS` rows, or fewer where all together would need a quarter of `MEMORY`.
-    """
-    targets = {name: Target(name, model.get_submodule(name), groups, calls[name], calls[""], exact) for name in names}
-    widths = [
-        target.width * (2 if target.calls > target.times else 1) for target in targets.values() if not target.problem
-    ]
-    for target in targets.values():
-        target.most = max(1, min(ROWS, MEMORY // 16 // max(1, sum(widths))))
-    return targets
 
 
 class _Reached(BaseException):
@@ -292,20 +165,19 @@ class _Fit:
         self.centre = biases or layer.bias is not None
         self.outputs, self.inputs = channels.outputs[target.name], channels.inputs[target.name]
         self.taps, self._weight = torch.empty(0), 0
-        self.moments: list[Moments] = []
+        self.regressions: list[Regression] = []
         self._calls: dict[int, int] = {}  # by chunk
-        self.read: list[Tensor] = []
-        self.tap_outputs: list[Tensor] = []
+        self.taps_read: dict[int, tuple[Tensor, Tensor]] = {}  # by chunk: what its taps read, and the outputs
         if target.by_units:
-            is_conv = isinstance(layer, CONVOLUTIONS)
+            is_conv = isinstance(layer, SPATIAL)
             self.stay = self.inputs if is_conv else torch.isin(target.columns[:, 0], self.inputs).nonzero().squeeze(1)
             columns = target.columns[self.stay]
             self.columns = columns_of(layer, [], "") if is_conv else torch.searchsorted(self.inputs, columns)
             width, outputs = len(self.stay), len(target.columns)
         else:
             outputs, width = len(self.outputs), len(self.inputs)
-            if isinstance(layer, CONVOLUTIONS):
-                width *= layer.weight[0, 0].numel()
+            width *= 1 if hasattr(layer, "indptr") else taps_of(layer)
+        self.few = sum(len(y) for calls in target.rows.values() for y in calls) < FEW * width
         if (need := bytes_of(width, outputs)) > MEMORY:
             self.problem = f"its {width:,} columns need {need / 1e9:.1f} GB"
 
@@ -322,14 +194,14 @@ class _Fit:
         if target.by_units:
             read = channel_rows(self.layer, value, self.columns, most, seed)[None]
             means = tap_means(self.layer, value, self.columns)
-            self.taps, self._weight = _mean_with(self.taps if self._weight else None, self._weight, *means)
+            self.taps, self._weight = mean_with(self.taps if self._weight else None, self._weight, *means)
             if target.has_taps:
                 most = target.most_taps * chunk.share / target.calls
-                self.read.append(rows_read(self.layer, value, most, seed)[0][0])
-                self.tap_outputs.append(target.tap_outputs[chunk.number][call][:, self.outputs])
+                outputs = target.tap_outputs[chunk.number][call][:, self.outputs]
+                self.taps_read[chunk.number] = rows_read(self.layer, value, most, seed)[0][0], outputs
         else:
             read, _ = rows_read(self.layer, value, most, seed)
-        self._accumulate(read, rows[call])
+        self._accumulate(read, rows[call], chunk)
 
     def on_original(self) -> str:
         """Refit a layer that runs several times on what it read in the original; why not, if not."""
@@ -337,32 +209,33 @@ class _Fit:
         for number in sorted(target.rows):
             for call, y in enumerate(target.rows[number]):
                 if target.by_units:
-                    self._accumulate(y[:, self.stay][None], y)
+                    self._accumulate(y[:, self.stay][None], y, target.chunks[number])
                 else:
                     read = target.inputs[number][call]
-                    taps = self.layer.weight[0, 0].numel() if isinstance(self.layer, CONVOLUTIONS) else 1
+                    taps = 1 if hasattr(self.layer, "indptr") else taps_of(self.layer)
                     kept = read.view(*read.shape[:2], -1, taps)[:, :, self.inputs].flatten(2)
-                    self._accumulate(kept, y)
-        if not self.moments:
+                    self._accumulate(kept, y, target.chunks[number])
+        if not self.regressions:
             return "the data do not reach it"
         if target.by_units:
             self.taps = target.taps[self.stay]  # type: ignore[index]
         self.solve()
         return ""
 
-    def _accumulate(self, read: Tensor, y: Tensor) -> None:
+    def _accumulate(self, read: Tensor, y: Tensor, chunk: Chunk) -> None:
         if not self.target.by_units:
             y = y[:, self.outputs]
         if read.shape[1] != len(y):
             self.problem = "it runs on another number of rows than in the original"
             return
         parts = y.chunk(len(read), 1)
-        if not self.moments:
-            self.moments = [
-                Moments(x.shape[1], part.shape[1], self.centre) for x, part in zip(read, parts, strict=True)
+        if not self.regressions:
+            self.regressions = [
+                Regression(x.shape[1], part.shape[1], self.centre) for x, part in zip(read, parts, strict=True)
             ]
-        for moments, x, part in zip(self.moments, read, parts, strict=True):
-            moments.add(x, part)
+        held = chunk.held(len(y)) if self.few else 0
+        for regression, x, part in zip(self.regressions, read, parts, strict=True):
+            regression.add(x, part, held)
 
     def solve(self) -> None:
         """Give the layer its new weights."""
@@ -374,55 +247,69 @@ class _Fit:
             self._refit_columns()
 
     def _refit_columns(self) -> None:
-        weight = self.layer.weight.flatten(1)
-        solved = [
-            moments.solve(part.double(), self.damping)
-            for moments, part in zip(self.moments, weight.chunk(len(self.moments)), strict=True)
-        ]
-        self.layer.weight.copy_(torch.cat(solved).view_as(self.layer.weight))
-        if self.centre:
-            shifts = [m.mean_y - new @ m.mean_x for m, new in zip(self.moments, solved, strict=True)]
-            self._set_bias(torch.cat(shifts))
+        """Of each of its groups by itself."""
+        groups = len(self.regressions)
+        matrix, shift = matrix_of(self.layer).double(), bias_of(self.layer, len(self.outputs))
+        for regression, weight, b in zip(self.regressions, matrix.chunk(groups), shift.chunk(groups), strict=True):
+            if (fit := regression.solve(weight.clone(), b if self.centre else None, self.damping)) is not None:
+                weight.copy_(fit[0])
+                b.copy_(b if fit[1] is None else fit[1])
+        write_matrix_(self.layer, matrix)
+        self._set_bias(shift)
 
     def _fold(self) -> None:
-        (moments,), target = self.moments, self.target
+        (regression,), target = self.regressions, self.target
         start = torch.zeros(len(target.columns), len(self.stay), dtype=torch.float64)
         start[self.stay, torch.arange(len(self.stay))] = 1
-        feeds = moments.solve(start, self.damping)  # (channels, kept channels)
-        original = target.layer.weight.detach().flatten(1)[self.outputs][:, target.columns]  # (out, channels, taps)
-        new = torch.einsum("oct,ck->okt", original, feeds.to(original.dtype))
-        weight = torch.empty_like(self.layer.weight).flatten(1)
-        weight[:, self.columns.flatten()] = new.flatten(1)
-        self.layer.weight.copy_(weight.view_as(self.layer.weight))
-        if self.centre:
-            old = target.layer.bias
-            means = [
-                torch.einsum("oct,ct->o", w.double(), taps) for w, taps in ((original, target.taps), (new, self.taps))
-            ]
-            self._set_bias(means[0] - means[1] + (0 if old is None else old.detach()[self.outputs].double()))
-        if self.read and (more := refined(self.read, self.tap_outputs, weight, self.damping, self.centre)) is not None:
-            self.layer.weight.copy_(more[0].reshape(self.layer.weight.shape))
+        original = matrix_of(target.layer)[self.outputs][:, target.columns]  # (out, channels, taps)
+        shift, weight = bias_of(self.layer, len(self.outputs)), matrix_of(self.layer).clone()
+        fed = original.transpose(0, 1).flatten(1)
+        fit = regression.solve(start, None, self.damping, (fed @ fed.T).double())
+        if fit is not None:
+            new = torch.einsum("oct,ck->okt", original, fit[0].to(original.dtype))  # by the channels that it reads
+            weight[:, self.columns.flatten()] = new.flatten(1)
             if self.centre:
-                self._set_bias(more[1])
+                means = [
+                    torch.einsum("oct,ct->o", w.double(), taps)
+                    for w, taps in ((original, target.taps), (new, self.taps))
+                ]
+                shift = means[0] - means[1] + bias_of(target.layer, int(self.outputs.max()) + 1)[self.outputs]
+        rows = [self.taps_read[number] for number in sorted(self.taps_read)]  # the last samples last
+        read, outputs = [x for x, _ in rows], [y for _, y in rows]
+        if rows and (more := refined(read, outputs, weight, self.damping, self.centre)) is not None:
+            weight, shift = more[0], more[1].double()
+        write_matrix_(self.layer, weight)
+        self._set_bias(shift)
 
     def _refit_connections(self) -> None:
         """Of each unit on its own connections."""
-        (moments,), layer = self.moments, self.layer
-        own, right = moments.own(), moments.cross()
-        ridge = self.damping * float(own.diagonal().mean().clamp(min=1e-12))
-        own.diagonal().add_(ridge)
-        shift, columns = moments.mean_y.clone(), layer.indices.long()
-        for row, (first, last) in enumerate(pairwise(layer.indptr.tolist())):
-            read = columns[first:last]
-            if len(read):
-                old = layer.values[first:last].double()
-                solved = torch.linalg.solve(own[read][:, read], right[read, row] + ridge * old)
-                layer.values[first:last] = solved.to(layer.values.dtype)
-                shift[row] -= solved @ moments.mean_x[read]
-        if self.centre:
-            self._set_bias(shift)
+        (regression,), layer = self.regressions, self.layer
+        columns, pointers = layer.indices.long(), layer.indptr.tolist()
+        rows = torch.repeat_interleave(torch.arange(len(pointers) - 1), layer.indptr.diff().long())
+        start = torch.zeros(len(self.outputs), len(self.inputs), dtype=torch.float64)
+        start[rows, columns] = layer.values.double()
+
+        def solved(moments: Moments, damping: float) -> Tensor:
+            own, right = moments.own(), moments.cross()
+            ridge = damping * float(own.diagonal().mean().clamp(min=1e-12))
+            own.diagonal().add_(ridge)
+            weight = torch.zeros_like(start)
+            for row, (first, last) in enumerate(pairwise(pointers)):
+                if len(read := columns[first:last]):
+                    weight[row, read] = torch.linalg.solve(
+                        own[read][:, read], right[read, row] + ridge * start[row, read]
+                    )
+            return weight
+
+        shift = bias_of(self.layer, len(self.outputs))
+        fit = regression.solve(start, shift if self.centre else None, self.damping, solved=solved)
+        if fit is not None:
+            layer.values.copy_(fit[0][rows, columns])
+            self._set_bias(shift if fit[1] is None else fit[1])
 
     def _set_bias(self, shift: Tensor) -> None:
+        if not self.centre or (self.layer.bias is None and not shift.any()):
+            return
         like = self.layer.values if hasattr(self.layer, "indptr") else self.layer.weight
         if self.layer.bias is None:
             self.layer.bias = nn.Parameter(shift.to(like.dtype))

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from filigree.calibration import Calibration
 from filigree.compress.passes import Chunk, Hook, in_chunks, run_hooked
 from filigree.compress.pruning.graph import trainable
+from filigree.compress.pruning.matrices import SPATIAL
 from filigree.convert import run_on
 from filigree.modes import evaluating
-from filigree.nn.resizing import CONVOLUTIONS, TRANSPOSED, has_units
+from filigree.nn.resizing import TRANSPOSED, has_units
 from filigree.outputs import numbers_in
 
 ROWS = 16_384  # of a layer: samples (of convolutions and sequences: positions of samples), over all its calls
@@ -37,20 +38,26 @@ def seed_of(name: str, number: int) -> int:
 
 
 class Patches:
-    """Where a convolution reads for each position of its output: `x` padded, and flat indices into it."""
+    """Where a convolution reads for each position of its output: `x` padded, and flat indices into it.
+
+    A transposed one reads `x` with zeros between its positions, as many as its steps are long, in steps of one.
+    """
 
     def __init__(self, layer: Any, x: Tensor) -> None:
-        mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
-        padded = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode)
+        spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        if isinstance(layer, TRANSPOSED):
+            padded, steps = _spread(layer, x, spans), (1,) * len(spans)
+        else:
+            mode = {"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode)
+            padded, steps = F.pad(x, tuple(layer._reversed_padding_repeated_twice), mode=mode), layer.stride
         self.padded = padded.flatten(2).transpose(1, 2)  # (samples, padded positions, channels)
         sides = padded.shape[2:]
-        spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        self.output = [(s - span) // step + 1 for s, span, step in zip(sides, spans, layer.stride, strict=True)]
+        self.output = [(s - span) // step + 1 for s, span, step in zip(sides, spans, steps, strict=True)]
         strides = [math.prod(sides[i + 1 :]) for i in range(len(sides))]
         taps = itertools.product(*(range(0, k * d, d) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)))
         self._taps = torch.tensor([sum(t * s for t, s in zip(tap, strides, strict=True)) for tap in taps])
         starts = torch.zeros(1, dtype=torch.long)
-        for count, step, stride in zip(self.output, layer.stride, strides, strict=True):
+        for count, step, stride in zip(self.output, steps, strides, strict=True):
             starts = (starts[:, None] + torch.arange(count) * step * stride).flatten()
         self._starts = starts  # of each position
         self.rows = len(x) * len(starts)
@@ -68,9 +75,20 @@ class Patches:
         return torch.stack([image[self._starts + tap].mean(0) for tap in self._taps.tolist()], 1)
 
 
+def _spread(layer: Any, x: Tensor, spans: Sequence[int]) -> Tensor:
+    """What a transposed convolution reads: zeros between the positions of `x`, and around them."""
+    sides = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], layer.stride, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sides)
+    spread[(slice(None), slice(None), *(slice(None, None, int(step)) for step in layer.stride))] = x
+    around: list[int] = []
+    for span, cut, more in zip(spans, layer.padding, layer.output_padding, strict=True):
+        around = [span - 1 - cut, span - 1 - cut + more, *around]  # the last side first
+    return F.pad(spread, around)
+
+
 def rows_read(layer: Any, x: Tensor, most: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows of a layer's input as its weights read them, `(groups, rows, in_features)`, and which rows they are."""
-    if isinstance(layer, CONVOLUTIONS):
+    if isinstance(layer, SPATIAL):
         patches = Patches(layer, x)
         rows = drawn(patches.rows, most, seed)
         return patches.at(rows, layer.groups), rows
@@ -81,13 +99,13 @@ def rows_read(layer: Any, x: Tensor, most: float, seed: int) -> tuple[Tensor, Te
 
 def row_numbers(layer: Any, x: Tensor, most: float, seed: int) -> Tensor:
     """Which rows those are."""
-    total = Patches(layer, x).rows if isinstance(layer, CONVOLUTIONS) else x[..., 0].numel()
+    total = Patches(layer, x).rows if isinstance(layer, SPATIAL) else x[..., 0].numel()
     return drawn(total, most, seed)
 
 
 def rows_made(layer: Any, y: Tensor, rows: Tensor) -> Tensor:
     """These rows of its output, `(rows, out_features)`."""
-    if not isinstance(layer, CONVOLUTIONS):
+    if not isinstance(layer, SPATIAL):
         return y.reshape(-1, y.shape[-1])[rows]
     positions = y[0, 0].numel()
     return y.flatten(2).transpose(1, 2)[rows // positions, rows % positions]
@@ -99,7 +117,7 @@ def channel_rows(layer: Any, x: Tensor, columns: Tensor, most: float, seed: int)
     Args:
         columns: of a linear layer the columns of each channel, `(channels, positions)`.
     """
-    if isinstance(layer, CONVOLUTIONS):
+    if isinstance(layer, SPATIAL):
         parts = x.flatten(2).transpose(1, 2)  # (samples, positions, channels)
     else:
         flat = x.reshape(-1, x.shape[-1])
@@ -161,7 +179,7 @@ def unit_activations(
                 reader = group.readers[0]
                 order = reader.units.argsort(stable=True)
                 columns = reader.columns[order]
-                if isinstance(module, CONVOLUTIONS + TRANSPOSED) and value.dim() == 2 + len(module.kernel_size):
+                if isinstance(module, SPATIAL) and value.dim() == 2 + len(module.kernel_size):
                     part = value[:, columns].reshape(len(value), group.count, -1)  # (samples, units, positions)
                 else:
                     flat = value.reshape(-1, value.shape[-1])[:, columns]

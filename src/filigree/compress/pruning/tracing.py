@@ -188,8 +188,7 @@ class Trace(DispatchMode):
         return value
 
     def _is_gone(self, labels: Tensor) -> Tensor:
-        classes = self.maps.labels.classes
-        return torch.isin(classes(labels), classes(self.gone))
+        return self.maps.labels.among(labels, self.gone)
 
     def _over_the_rest(self, func: Any, given: dict[str, Any]) -> Any:
         """A mean, a norm or the like of those channels only that stay; of a norm the others become zero."""

@@ -23,20 +23,12 @@ from filigree.compress.pruning.errors import OutputError
 from filigree.compress.pruning.graph import Units, layer_macs, units_of
 from filigree.compress.pruning.proof import refuse, wrong_groups
 from filigree.compress.pruning.redundancy import Redundancy, fold
-from filigree.compress.pruning.refit import (
-    EXACT,
-    Channels,
-    Target,
-    better,
-    channels_of,
-    least_squares,
-    may_gain_biases,
-    targets_of,
-)
+from filigree.compress.pruning.refit import Channels, better, channels_of, least_squares, may_gain_biases
 from filigree.compress.pruning.removable import removable
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import calls_of, unit_activations
 from filigree.compress.pruning.subclusters import as_count
+from filigree.compress.pruning.targets import EXACT, Target, targets_of
 from filigree.compress.speed import speed
 from filigree.computed_weights import copied, why_computed
 from filigree.config import config
@@ -154,7 +146,7 @@ class UnitPruning(Compression):
     ) -> list[Change]:
         """Take units out of a model of plain layers; the report's lines."""
         who = type(self).__name__
-        observed = self._observed(model, names, data)
+        observed = self._observed(model, names, *self._data(model, data))
         observed.biases &= gain_biases
         groups, kept, notes = observed.groups, observed.kept, observed.notes
         while wrong := wrong_groups(model, groups, kept, observed.data[:8]):
@@ -176,24 +168,34 @@ class UnitPruning(Compression):
         take_over(model, smaller)
         return changes
 
-    def _observed(self, model: nn.Module, names: list[str], data: Calibration | None) -> _Observed:
-        """Which units stay, and what was recorded of the network on the way."""
+    def _data(self, model: nn.Module, data: Calibration | None) -> tuple[Calibration, Calibration | None]:
+        """What is fitted to, and what errors are measured on; None: on the same data."""
         who = type(self).__name__
         if data is None:
             raise ValueError(f"{who}: a batch of inputs is needed: fg.compress_(model, config, data).")
         if data.tensor is not None and len(data) < 2:
             raise ValueError(f"{who}: at least two samples are needed. Got {len(data)}.")
+        searches, held = isinstance(self.keep, MaxError | Budget), data.validation
+        whole = data.some(self.samples, self.seed)
+        if held is not None or not (searches or self.compensate):
+            return whole, held
+        data, held = data.split(self.samples, self.seed, 4 if searches else 8)
+        if searches:
+            if held is None and isinstance(self.keep, MaxError):
+                raise ValueError(
+                    f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=)."
+                )
+            return data, held
+        return (whole, None) if held is None or len(held) < 2 else (data, held)  # of one sample no spread is known
+
+    def _observed(self, model: nn.Module, names: list[str], data: Calibration, held: Calibration | None) -> _Observed:
+        """Which units stay, and what was recorded of the network on the way."""
+        who = type(self).__name__
         for name, module in model.named_modules():
             if says(module) and (reason := module.why_not_prunable()):
                 raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
-        searches, held = isinstance(self.keep, MaxError | Budget), data.validation
-        if held is not None or not searches:
-            data = data.some(self.samples, self.seed)
-        else:
-            data, held = data.split(self.samples, self.seed)
-        if held is None and isinstance(self.keep, MaxError):
-            raise ValueError(f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=).")
         groups, left = removable(model, names, data[:8], who, self._all(model, names))
+        groups = _most_work_first(groups, layer_macs(model, data[:1]))
         data = in_chunks(model, data)
         held = None if held is None else in_chunks(model, held)
         readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
@@ -202,7 +204,7 @@ class UnitPruning(Compression):
             targets = targets_of(model, readers, groups, calls_of(model, data, ["", *readers]), self.exact)
         hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
         pooled, tested = self.features == "pooled", {}
-        error = OutputError(data if held is None else held, "" if held is None else _held_out(held))
+        error = OutputError(data if held is None else held, _measured_on(held))
         features = unit_activations(model, groups, data, pooled, hooks, error.add if held is None else None)
         if held is not None:
             tested = unit_activations(model, groups, held, pooled, returned=error.add)
@@ -338,7 +340,7 @@ class UnitPruning(Compression):
         pass over the data.
         """
         config = replace(self, keep=1.0)
-        observed = config._observed(model, names, data)
+        observed = config._observed(model, names, data.some(self.samples, self.seed), None)
         whole = {group.name: torch.arange(group.count) for group in observed.groups}
         rankings: dict[str, Tensor] = {}
         for group in observed.groups:  # all units in their order, so that fewer are the first of them
@@ -365,8 +367,15 @@ class UnitPruning(Compression):
         return min(group.count, -(-wanted // self.round_to) * self.round_to)
 
 
-def _held_out(held: Calibration) -> str:
-    return f" on {len(held):,} samples that nothing was fitted to"
+def _measured_on(held: Calibration | None) -> str:
+    return " on the fitted samples" if held is None else f" on {len(held):,} samples that nothing was fitted to"
+
+
+def _most_work_first(groups: list[Units], macs: Mapping[str, int]) -> list[Units]:
+    """With the layer first that reads the units in the most multiply-adds: what it reads decides which ones stay."""
+    return [
+        replace(group, readers=sorted(group.readers, key=lambda reader: -macs.get(reader.name, 0))) for group in groups
+    ]
 
 
 def by_layer(value: Any, group: Units, who: str) -> Any:
