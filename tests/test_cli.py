@@ -218,7 +218,7 @@ def test_list(monkeypatch, capsys):
         (["train", "demo", "--set", "methods.SET.training.epoch=3"], 2, "unknown key 'epoch'. Did you mean epochs?"),
         (["train", "demo", "--set", "methods.SET.evolution.zet=3"], 2, "There are: schedule, stop_before_end, grow"),
         (["train", "demo", "--resume", "--overwrite"], 2, "--resume and --overwrite: give one of them"),
-        (["train", "demo", "--target", "kind"], 1, "target, missing, index_column and drop are for files of your own"),
+        (["train", "demo", "--target", "kind"], 1, "are for files of your own. Got target='kind'"),
         (
             ["train", "demo", "--set", "training.epochs=0"],
             2,

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 
 def tensors_in(output: Any) -> list[Tensor]:
@@ -33,6 +34,18 @@ def by_class(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     sides = output.shape
     last = output.dim() == y.dim() + 1 > 2 and sides[:-1] == y.shape and (sides[0], *sides[2:]) != y.shape
     return (output.flatten(0, -2), y.flatten()) if last else (output, y)
+
+
+def is_quantity(y: Any) -> bool:
+    """Whether targets are one floating-point number a sample, `(batch, 1)`: those of a regression."""
+    return isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 2 and y.shape[1] == 1
+
+
+def default_loss(output: Tensor, y: Tensor) -> Tensor:
+    """The mean squared error of one quantity a sample, else the cross entropy."""
+    if is_quantity(y) and output.shape == y.shape:
+        return functional.mse_loss(output, y)
+    return functional.cross_entropy(*by_class(output, y))
 
 
 def numbers_in(output: Any, who: str) -> list[Tensor]:

@@ -16,12 +16,13 @@ from filigree.report.table import summary_table
 from filigree.shrink.shrinking import Shrunk
 from filigree.topology import science
 from filigree.train import History, Record, find_records
+from filigree.train.history import SCORES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _CELLS = 200  # of a picture's longer side
-_COLUMNS = ("val_accuracy", "test_accuracy", "train_accuracy", "train_loss")
+_COLUMNS = tuple(f"{part}_{score}" for part in ("val", "test", "train") for score in SCORES)
 
 
 def training(runs: Any, key: str | None = None, *, against: str = "epoch") -> go.Figure:
@@ -29,8 +30,8 @@ def training(runs: Any, key: str | None = None, *, against: str = "epoch") -> go
 
     Args:
         runs: a `History`, a `Record`, folders of runs, a list of these, or a dict of histories by name.
-        key: a column of `History`, such as "train_loss" or "zeta"; by default the validation accuracy, where there is
-            one, else the accuracy on test or training data, else the loss.
+        key: a column of `History`, such as "train_loss" or "zeta"; by default the validation accuracy (R2 of a
+            quantity), where there is one, else that on test or training data, else the loss.
         against: "epoch", or "elapsed" for the training time in seconds.
 
     Raises:

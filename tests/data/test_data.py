@@ -245,7 +245,7 @@ def test_labels_are_classes(tmp_path):
     with pytest.raises(ValueError, match=r"must hold two classes at least\. All 30 labels are a"):
         load(["a"] * 30)
     with pytest.raises(
-        ValueError, match=r"looks like a quantity, with 30 different numbers in 30 rows. Labels are classes"
+        ValueError, match=r"looks like a quantity, with 30 different numbers in 30 rows. To learn it: task='regression'"
     ):
         load([f"{i}.5" for i in range(30)])
 

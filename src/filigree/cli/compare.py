@@ -18,6 +18,8 @@ from filigree.cli.options import (
     Overwrite,
     Set,
     Target,
+    Task,
+    Transpose,
     as_settings,
     in_a_folder,
     reading,
@@ -41,6 +43,8 @@ def compare(
     missing: Missing = None,
     index_column: IndexColumn = None,
     drop: Drop = None,
+    task: Task = None,
+    transpose: Transpose = False,
     settings: Set = None,
     methods: Method = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
@@ -59,7 +63,7 @@ def compare(
     it, each with its ratio to dense; a report with a Pareto chart. An interrupted comparison resumes.
     """
     source = what[0] if len(what) == 1 and (what[0] in data.names() or is_file_name(what[0])) else None
-    options = reading(target, missing, index_column, drop)
+    options = reading(target, missing, index_column, drop, task, transpose)
     if source is None:
         if absent := [name for name in what if not Path(name).exists()]:
             raise RecipeError(f"compare {absent[0]}: {_what_it_could_be(absent[0])}")

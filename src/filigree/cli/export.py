@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from filigree.cli.options import Drop, IndexColumn, Missing, Model, in_a_folder, reading
+from filigree.cli.options import Drop, IndexColumn, Missing, Model, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import tell
 from filigree.cli.trained import as_weights, example_for, load_samples, load_trained, run_of
 from filigree.export import export
@@ -51,6 +51,8 @@ def export_(
     missing: Missing = None,
     index_column: IndexColumn = None,
     drop: Drop = None,
+    task: Task = None,
+    transpose: Transpose = False,
     training: Annotated[
         bool, typer.Option("--training", help="C: also what trains and rewires on the device.")
     ] = False,
@@ -72,7 +74,7 @@ def export_(
     """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
     network = load_trained(model)
     trained_by = run_of(model, source) if source is not None else None
-    options = reading(target_column, missing, index_column, drop)
+    options = reading(target_column, missing, index_column, drop, task, transpose)
     example = example_for(network, source, f"export {model}", trained_by, activations == "int8", **options)
     given: dict[str, Any] = {"runtime": runtime, "int8": int8, "activations": activations}
     given |= {"target": target, "flash": flash, "ram": ram}

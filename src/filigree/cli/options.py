@@ -63,6 +63,17 @@ Target = Annotated[
         "--target", metavar="NAME", help="Of a table: the column that holds the label. Default: the last one."
     ),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="Of a file: the label is a class (`classification`) or a number to predict (`regression`).",
+    ),
+]
+Transpose = Annotated[
+    bool, typer.Option("--transpose", help="Of a file: samples stand in columns, as in gene expression.")
+]
 Missing = Annotated[
     str | None,
     typer.Option(
@@ -84,10 +95,14 @@ Drop = Annotated[
 
 
 def reading(
-    target: str | None, missing: str | None, index_column: str | None, drop: list[str] | None
-) -> dict[str, Any]:
+    target: str | None, missing: str | None, index_column: str | None, drop: list[str] | None,
+    task: str | None = None, transpose: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Those of these options that were given, as arguments of `fg.data.load`."""
-    options = {"target": target, "missing": missing, "index_column": index_column, "drop": drop}
+    options = {
+        "target": target, "missing": missing, "index_column": index_column, "drop": drop, "task": task,
+        "transpose": transpose,
+    }  # fmt: skip
     return {name: value for name, value in options.items() if value}
 
 

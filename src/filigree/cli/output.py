@@ -82,7 +82,7 @@ def _about(recipe: Recipe) -> list[str]:
     """Lines on a recipe's data before it runs."""
     if recipe.data.unit is not None:
         return data.load_text(recipe.data.name, unit=recipe.data.unit, length=recipe.data.length).notes
-    reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop"})
+    reading = recipe.data.model_dump(include={"target", "missing", "index_column", "drop", "task", "transpose"})
     facts = data.describe(recipe.data.name, **reading)
     sizes = f"{facts.samples:,} samples, {facts.features:,} features, {facts.classes:,} classes"
     return list(facts.notes) or [f"{recipe.data.name}: {sizes}; {facts.source}"]

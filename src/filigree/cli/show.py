@@ -20,6 +20,7 @@ from filigree.recipes import MODEL
 from filigree.summary import label_of, macs_of, nonzeros_of, numbers_of, says
 from filigree.topology import science
 from filigree.train import Record
+from filigree.train.history import score_of
 
 _LINES, _COLUMNS = 12, 64  # of the picture of a pattern
 _SHADES = " .:-=+*#%@"
@@ -55,8 +56,10 @@ def _origin(file: Path) -> list[str]:
         record = Record.load(file.parent)
     except (FileNotFoundError, ValueError):
         return lines
-    accuracy = record.metrics.get("test_accuracy")
-    judged = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f}%"
+    name, value = score_of(record.metrics, "test") or ("", 0.0)
+    rmse = record.metrics.get("test_rmse")
+    judged = f", test accuracy {100 * value:.2f}%" if name == "accuracy" else f", test R2 {value:.3f}" if name else ""
+    judged += f", RMSE {rmse:.6g}" if rmse is not None else ""
     lines.append(
         f"trained by recipe {record.recipe}, method {record.method}, seed {record.seed}, "
         f"{len(record.history)} epochs{judged}"
@@ -74,6 +77,11 @@ def _use(network: nn.Module) -> list[str]:
             lines.append(f"reads {count:,} features{names}")
         if own.class_names:
             lines.append(f"says {own.target_name or 'the class'}: {listed(own.class_names, 10)}")
+        if own.task == "regression":
+            lines.append(
+                f"says {own.target_name or 'a quantity'}, a number: "
+                f"output x {own.target_deviation:.6g} + {own.target_mean:.6g}"
+            )
     return lines
 
 

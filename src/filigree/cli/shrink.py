@@ -11,7 +11,7 @@ import typer
 from torch import Tensor, nn
 
 from filigree.cli.networks import PYTHON, called, from_python, network_of
-from filigree.cli.options import Drop, IndexColumn, Missing, Target, in_a_folder, reading
+from filigree.cli.options import Drop, IndexColumn, Missing, Target, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import out, tell
 from filigree.cli.trained import as_weights, load_samples, run_of
 from filigree.config import one_line
@@ -69,6 +69,8 @@ def shrink_(
     missing: Missing = None,
     index_column: IndexColumn = None,
     drop: Drop = None,
+    task: Task = None,
+    transpose: Transpose = False,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
 ) -> None:
     """Find the fastest network that keeps a share of a metric: units, connections, ranks and bits, by measurement."""
@@ -77,7 +79,7 @@ def shrink_(
     if threads is not None:
         torch.set_num_threads(threads)
     network = network_of(model)
-    options = reading(target, missing, index_column, drop)
+    options = reading(target, missing, index_column, drop, task, transpose)
     data = _data(network, model, source, seed, options)
     result = shrink(
         network, data, _metric(metric), keep, latency_ms, most_bytes, batch=batch, where=where, samples=samples,

@@ -18,6 +18,8 @@ from filigree.cli.options import (
     Set,
     Source,
     Target,
+    Task,
+    Transpose,
     as_settings,
     reading,
 )
@@ -52,13 +54,15 @@ def sweep(
     missing: Missing = None,
     index_column: IndexColumn = None,
     drop: Drop = None,
+    task: Task = None,
+    transpose: Transpose = False,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     folder: Out = None,
 ) -> None:
     """Search settings for the best accuracy at the least cost: a Pareto front. An interrupted search resumes."""
     needed("plotly", "write_report", "report")  # for the report: fails before the trials, not after
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
-    chosen = (*as_settings(reading(target, missing, index_column, drop)), *(settings or []))
+    chosen = (*as_settings(reading(target, missing, index_column, drop, task, transpose)), *(settings or []))
     search = recipes.Sweep(recipe, domains, method, minimize, chosen, source, seed)
     place = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
     State.hint = f"Go on with the same command (--out {place})."

@@ -19,6 +19,8 @@ from filigree.cli.options import (
     Set,
     Source,
     Target,
+    Task,
+    Transpose,
     as_settings,
     reading,
 )
@@ -34,6 +36,8 @@ def train(
     missing: Missing = None,
     index_column: IndexColumn = None,
     drop: Drop = None,
+    task: Task = None,
+    transpose: Transpose = False,
     seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
     folder: Out = None,
     resume: Resume = False,
@@ -44,7 +48,9 @@ def train(
     """Run an experiment: every method and seed, a record of each, a table and a report."""
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite: give one of them.")
-    experiment = recipes.load(recipe, as_settings(reading(target, missing, index_column, drop)) + (settings or []))
+    experiment = recipes.load(
+        recipe, as_settings(reading(target, missing, index_column, drop, task, transpose)) + (settings or [])
+    )
     place, runs = folder or Path("runs") / experiment.name, None if seed is None else [seed]
     run_recipe(
         experiment, place, known(experiment, methods), runs, source, resume, overwrite, report, needs_resume=True

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from filigree import data
 from filigree.data import DataSet
+from filigree.data.preprocessing import preprocessing_of
+from filigree.data.readers import is_file_name
 from filigree.io.saving import load
 from filigree.recipes import MODEL, RecipeError, data_of
 from filigree.train import Record
@@ -42,6 +44,9 @@ def load_samples(
     """
     first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
     images = hasattr(first, "kernel_size")
+    known = preprocessing_of(network)
+    if trained_by is None and known is not None and is_file_name(source):
+        reading = {"task": known.task, "transpose": known.transpose} | reading
     if trained_by is None:
         samples = data.load(source, seed=seed, images=images, **reading)
     else:

@@ -16,6 +16,8 @@ from filigree.data.encodings import Encoding
 from filigree.data.samples import Reading, Samples, Wanted
 
 _LABELS = {"label", "labels", "target", "class", "y"}  # names of columns that hold a label
+_SIDEWAYS = 4  # as many rows a column, and the first column of identifiers: samples may stand in columns
+SIDEWAYS = "If samples stand in columns, as in gene expression: transpose=True, on the command line --transpose."
 
 
 class Columns:
@@ -116,7 +118,9 @@ class Columns:
             if len(row) != self.width and not (self.ends and len(row) == self.width + 1 and row[-1].strip() == ""):
                 raise ValueError(f"row {number} has {len(row)} columns where {self.width} were expected")
         if self.target is not None:
-            self.labels += [row[self.target].strip() for row in block]
+            cells_of_label = (row[self.target].strip() for row in block)
+            number = self.how.task == "regression"
+            self.labels += [as_point(cell, self.delimiter) if number else cell for cell in cells_of_label]
         for i, column in self.texts.items():
             column += [row[i].strip() for row in block]
         numeric = [i for i in self.columns if i not in self.texts]
@@ -228,7 +232,7 @@ class Columns:
             x, features = self._encoded(x, columns, [i for i in columns if i not in self.encodings])
         samples = replace(
             Samples.of(x, np.array(self.labels)), features=features, label=self.names[self.target], notes=tuple(notes),
-            encodings=tuple(self.encodings.values()),
+            encodings=tuple(self.encodings.values()), sideways=self._looks_sideways(),
         )  # fmt: skip
         whole = samples.without_missing(self.how.missing, counts)
         return whole if self.named else replace(whole, features=())
@@ -239,6 +243,11 @@ class Columns:
     def _numbers(self, column: int) -> np.ndarray:
         return np.array([self._number(cell, column, row) for row, cell in enumerate(self.texts[column], 1)])
 
+    def _looks_sideways(self) -> bool:
+        """Whether samples may stand in columns, as in matrices of gene expression."""
+        first = self.texts.get(0, [])
+        return self.rows >= _SIDEWAYS * self.width and len(set(first)) == self.rows and not any(map(is_number, first))
+
     def _refuse_text(self, columns: list[int]) -> None:
         words = [i for i in columns if i in self.words]
         if words:
@@ -248,9 +257,14 @@ class Columns:
             count = "a column holds" if len(words) == 1 else f"{len(words)} columns hold"
             if self.how.wanted is not None:
                 raise ValueError(f"{count} text, dates or the like where the model reads numbers: {shown}")
+            sideways = words[0] == 0 and self._looks_sideways()
+            if sideways and len(words) == len(columns) > 1:  # the label's row has put words into all of them
+                raise ValueError(f"{count} text, dates or the like: {shown}. {SIDEWAYS}")
             raise ValueError(
                 f"{count} text, dates or the like: {shown}. Put numbers in their place, or leave them out: "
                 f"drop=[{name!r}], on the command line --drop {name}.{or_label}"
+                + f" {SIDEWAYS}"
+                * (sideways and len(words) == 1)
             )
         if self.points[","] and self.points["."]:
             raise ValueError(

@@ -18,7 +18,8 @@ Standardize = Literal["feature", "global"] | None
 
 
 class Split(NamedTuple):
-    """Samples `x` `(n, features)` or `(n, channels, height, width)`, float32, and labels `y` `(n,)`, int64."""
+    """Samples `x` `(n, features)` or `(n, channels, height, width)`, float32, and labels `y` `(n,)`, int64; of a
+    regression `y` is float32 `(n, 1)`, standardised by the training part's mean and deviation."""
 
     x: Tensor
     y: Tensor
@@ -32,8 +33,9 @@ class DataSet:
         input_shape: of one sample, as an image where it is one. augment: `augment(x, generator)` on a training batch.
         notes: how it was split and standardised; of a file, first of all what was read.
         feature_names: the columns' names, where a file has some. class_names: of the labels 0, 1, ..., where they are
-            known. preprocessing: what made the samples' numbers of those that were read. vocabulary: of a text
-            (`fg.data.load_text`), whose samples are int64 tokens.
+            known. classes: how many; of a regression 1, the number of outputs. preprocessing: what made the samples'
+            numbers of those that were read. vocabulary: of a text (`fg.data.load_text`), whose samples are int64
+            tokens.
     """
 
     name: str
@@ -53,7 +55,13 @@ class DataSet:
         held = 0 if self.validation is None else len(self.validation.x)
         shape = " x ".join(map(str, self.input_shape))
         sizes = f"{len(self.train.x):,} train, {held:,} validate, {len(self.test.x):,} test"
-        return f"DataSet({self.name}: {sizes}; samples of {shape}, {self.classes:,} classes)"
+        what = f"{self.classes:,} classes" if self.task == "classification" else "a quantity"
+        return f"DataSet({self.name}: {sizes}; samples of {shape}, {what})"
+
+    @property
+    def task(self) -> str:
+        """ "classification" or "regression"."""
+        return "classification" if self.preprocessing is None else self.preprocessing.task
 
 
 def check(x: Any, y: Any, classes: int, name: str) -> None:
@@ -90,15 +98,18 @@ def assemble(
     target_name: str = "",
     encodings: tuple[Encoding, ...] = (),
     impute: bool = False,
+    task: str = "classification",
+    transpose: bool = False,
 ) -> DataSet:
     """A `DataSet` of the samples numbered by `train`, `validation` and `test`; with `impute`, NaN becomes
-    the mean of the feature in the training part."""
+    the mean of the feature in the training part. Of a regression y is standardised too."""
     with np.errstate(over="ignore"):
         small = np.asarray(x, np.float32)
     gaps = impute and bool(np.isnan(small).any())
     if gaps and standardize != "feature":
         raise ValueError(f"data {name}: missing='mean' needs standardize='feature'. Got {standardize!r}.")
-    check(np.where(np.isnan(small), 0, small) if gaps else small, y, classes, name)
+    regression = task == "regression"
+    check(np.where(np.isnan(small), 0, small) if gaps else small, np.zeros(len(y)) if regression else y, classes, name)
     x = (x if x.dtype == np.float64 and standardize is not None else small).reshape(len(x), -1)
     mean: Any = 0.0
     deviation: Any = 1.0
@@ -114,16 +125,24 @@ def assemble(
         rounding = 10 * np.finfo(np.float64).eps * np.abs(mean)
         deviation = np.where(deviation > rounding, deviation, 1)  # a constant feature becomes zero
         notes = [*notes, f"standardised by the training part's mean and deviation ({standardize})"]
+    targets: np.ndarray = np.asarray(y).astype(np.int64)
+    target_mean, target_deviation = 0.0, 1.0
+    if regression:
+        target_mean, target_deviation = float(y[train].mean()), float(y[train].std())
+        target_deviation = target_deviation or 1.0
+        targets = ((y - target_mean) / target_deviation).astype(np.float32)[:, None]
+        notes = [*notes, f"the quantity is learned as (y - {target_mean:.6g}) / {target_deviation:.6g}"]
     shape = input_shape if images else (-1,)
 
     def part(numbers: np.ndarray) -> Split:
         values = ((x[numbers] - mean) / deviation).astype(np.float32).reshape(len(numbers), *shape)
         if gaps:
             values[np.isnan(values)] = 0
-        return Split(torch.from_numpy(values), torch.from_numpy(np.asarray(y)[numbers].astype(np.int64)))
+        return Split(torch.from_numpy(values), torch.from_numpy(targets[numbers]))
 
     held = part(validation) if len(validation) else None
     preprocessing = Preprocessing(mean, deviation, feature_names, class_names, target_name, encodings,
-                                  "mean" if impute else "refuse")  # fmt: skip
+                                  "mean" if impute else "refuse", task, target_mean, target_deviation,
+                                  transpose)  # fmt: skip
     return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes,
                    feature_names, class_names, preprocessing)  # fmt: skip

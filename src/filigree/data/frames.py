@@ -13,6 +13,7 @@ from filigree.config import one_line
 from filigree.data.columns import Columns
 from filigree.data.dialects import rows_of
 from filigree.data.samples import Reading, Samples
+from filigree.data.transposed import read_transposed
 from filigree.optional import needed
 
 BLOCK, PREVIEW = 1000, 200  # rows
@@ -26,14 +27,17 @@ def is_frame(source: Any) -> bool:
 
 
 def read_frame(source: Any, how: Reading, name: str = "the frame") -> Samples:
-    """The samples of a frame: its columns always have names; the index of a pandas frame is not read."""
+    """The samples of a frame: its columns always have names; the index of a pandas frame is read only where samples
+    stand in columns, and it names the rows."""
     kind = type(source)
-    text = FRAMES[kind.__module__.partition(".")[0], kind.__name__](source)
+    text = FRAMES[kind.__module__.partition(".")[0], kind.__name__](source, how.transpose)
 
     def rows() -> Iterator[list[str]]:
         return rows_of(io.StringIO(text, newline=""), ",")
 
     try:
+        if how.transpose:
+            return read_transposed([[cell.strip() for cell in row] for row in rows()], ",", how, lambda size: None)
         first = [[cell.strip() for cell in row] for row in itertools.islice(rows(), PREVIEW)]
         if len(first) < 2:
             raise ValueError("it holds no rows")
@@ -64,14 +68,19 @@ def _read(table: Columns, rows: Iterator[list[str]]) -> Columns:
     return table
 
 
-def _text_of_arrow(table: Any) -> str:
+def _text_of_arrow(table: Any, index: bool) -> str:
     sink = io.BytesIO()
     needed("pyarrow.csv", "data: a table of Arrow", "parquet").write_csv(table, sink)
     return sink.getvalue().decode()
 
 
+def _counts(frame: Any) -> bool:
+    """Whether the index of a pandas frame is the one that it gives by itself."""
+    return type(frame.index).__name__ == "RangeIndex"
+
+
 FRAMES = {
-    ("pandas", "DataFrame"): lambda frame: frame.to_csv(index=False),
-    ("polars", "DataFrame"): lambda frame: frame.write_csv(),
+    ("pandas", "DataFrame"): lambda frame, index: frame.to_csv(index=index and not _counts(frame)),
+    ("polars", "DataFrame"): lambda frame, index: frame.write_csv(),
     ("pyarrow", "Table"): _text_of_arrow,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Preprocessing:
         target_name: of the label's column. encodings: of a table's columns of words or dates, whose
             features are among `feature_names`; `fg.data.read_rows` applies them.
         missing: "mean": for a value that is missing, the training took the mean.
+        task: "classification", or "regression": the network's one output is `(y - target_mean) / target_deviation`.
+        transpose: samples stood in columns.
 
     Raises:
         ValueError: numbers that are not finite, deviations that are not above 0, or another number of names.
@@ -41,6 +44,10 @@ class Preprocessing:
     target_name: str = ""
     encodings: tuple[Encoding, ...] = ()
     missing: str = "refuse"
+    task: str = "classification"
+    target_mean: float = 0.0
+    target_deviation: float = 1.0
+    transpose: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "deviation"):
@@ -64,6 +71,14 @@ class Preprocessing:
         if absent := {name for each in encodings for name in each.features} - {*self.feature_names}:
             raise ValueError(f"Preprocessing: encodings must be of its features. Got {listed(sorted(absent))}.")
         check_choice("Preprocessing", "missing", self.missing, ("refuse", "mean"))
+        check_choice("Preprocessing", "task", self.task, ("classification", "regression"))
+        for number in ("target_mean", "target_deviation"):
+            object.__setattr__(self, number, float(getattr(self, number)))
+        if not math.isfinite(self.target_mean) or not 0 < self.target_deviation < math.inf:
+            raise ValueError(
+                "Preprocessing: target_mean must be finite, target_deviation finite and above 0. "
+                f"Got {self.target_mean} and {self.target_deviation}."
+            )
         if not isinstance(self.target_name, str):
             raise ValueError(f"Preprocessing: target_name must be text. Got {self.target_name!r}.")
 
@@ -80,6 +95,19 @@ class Preprocessing:
         mean, deviation = (t.to(inputs.device) for t in (self.mean, self.deviation))
         return (inputs.flatten(1).double() * deviation + mean).to(inputs.dtype).reshape(inputs.shape)
 
+    def quantities(self, outputs: Tensor) -> Tensor:
+        """The quantities that a regression's outputs stand for, `outputs * target_deviation + target_mean`, float64."""
+        return outputs.double() * self.target_deviation + self.target_mean
+
+    @property
+    def leaves_outputs(self) -> bool:
+        """Whether the model's outputs are the answers as they are."""
+        return self.target_mean == 0 and self.target_deviation == 1
+
+    def output_layer(self, dtype: torch.dtype = torch.float32) -> Standardize:
+        """`quantities` as a module, to put behind a model."""
+        return Standardize(-self.target_mean / self.target_deviation, 1 / self.target_deviation, dtype)
+
     @property
     def leaves_numbers(self) -> bool:
         """Whether inputs are raw rows as they are: there are names only."""
@@ -94,6 +122,8 @@ class Preprocessing:
             "mean": self.mean, "deviation": self.deviation, "feature_names": list(self.feature_names),
             "class_names": list(self.class_names), "target_name": self.target_name,
             "encodings": [each.to_dict() for each in self.encodings], "missing": self.missing,
+            "task": self.task, "target_mean": self.target_mean, "target_deviation": self.target_deviation,
+            "transpose": self.transpose,
         }  # fmt: skip
 
 

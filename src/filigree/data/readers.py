@@ -66,7 +66,8 @@ def read_mat(path: Path, how: Reading = AS_IT_IS) -> Samples:
     """A MATLAB file (versions 5 to 7.2) with numbers `X` (samples x features) and `Y` (labels)."""
     try:
         content = read_matrices(path, ("X",) if how.wanted else ("X", "Y"), check_unpacked)
-        samples = _unlabelled(content["X"]) if how.wanted else Samples.of(content["X"], content["Y"])
+        x = _turned(content["X"], how)
+        samples = _unlabelled(x) if how.wanted else Samples.of(x, content["Y"])
     except KeyError as error:
         raise ValueError(f"data: {path} must hold X and Y. {error} is missing.") from None
     except (OSError, ValueError, zlib.error) as error:
@@ -81,9 +82,9 @@ def read_npz(path: Path, how: Reading = AS_IT_IS) -> Samples:
             present = {entry.removesuffix(".npy") for entry in archive.namelist()}
             x, y = (name if name in present else name.upper() for name in ("x", "y"))
             if how.wanted and y not in present:
-                samples = _unlabelled(npz_array(archive, x))
+                samples = _unlabelled(_turned(npz_array(archive, x), how))
             else:
-                samples = Samples.of(npz_array(archive, x), npz_array(archive, y))
+                samples = Samples.of(_turned(npz_array(archive, x), how), npz_array(archive, y))
     except KeyError:
         wanted = "an array x" if how.wanted else "arrays x and y"
         raise ValueError(
@@ -155,6 +156,11 @@ def read_file(path: Any, how: Reading = AS_IT_IS) -> Samples:
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path}.")
     return reader(path, how)
+
+
+def _turned(x: np.ndarray, how: Reading) -> np.ndarray:
+    """Samples of a file, from its columns where they stand there."""
+    return x.T if how.transpose and x.ndim == 2 else x
 
 
 def _unlabelled(x: np.ndarray) -> Samples:

@@ -43,6 +43,7 @@ def read_rows(
     features: int | None = None,
     target: str | None = None,
     missing: str | None = None,
+    transpose: bool | None = None,
 ) -> Rows:
     """Read the rows of a file that a model is to predict, as `filigree predict` does.
 
@@ -56,6 +57,7 @@ def read_rows(
         target: the column that holds the label; by default the one of the model's training, where the file has it.
         missing: "refuse" rows that lack a value, "drop" them, or take the training's "mean" of the feature; by
             default as it was for the training, but that nothing is dropped unasked.
+        transpose: samples stand in columns; by default as they did for the training.
 
     Raises:
         FileNotFoundError, ValueError: no such file; a damaged one; columns that are not there; in one line.
@@ -65,7 +67,9 @@ def read_rows(
     names, numbers_known, encodings = preprocessing.feature_names, len(preprocessing.mean), preprocessing.encodings
     columns = columns_of(names, encodings)
     count = len(columns) or (numbers_known if numbers_known > 1 else features)
-    read = read_file(path, Reading(target=target, wanted=Wanted(count, columns, preprocessing.target_name, encodings)))
+    wanted = Wanted(count, columns, preprocessing.target_name, encodings)
+    transpose = preprocessing.transpose if transpose is None else transpose
+    read = read_file(path, Reading(target=target, task=preprocessing.task, transpose=transpose, wanted=wanted))
     x, flat = read.x, read.x.reshape(len(read.x), -1)
     count = len(names) or count
     if count not in (None, flat.shape[1]):

@@ -15,6 +15,7 @@ from filigree.data.encodings import Encoding
 
 NUMBERS, LABELS = "biuf", "biufSU"  # kinds of numpy's types
 MISSING, INDEX_COLUMN = ("refuse", "drop", "mean"), ("drop", "keep")
+TASKS = ("classification", "regression")
 _LISTED = 5  # columns in a message
 _CLASSES = 10  # classes in a message
 
@@ -39,9 +40,13 @@ class Reading:
     missing: str = "refuse"
     index_column: str = "drop"
     drop: tuple[str, ...] = ()
+    task: str | None = None
+    transpose: bool = False
     wanted: Wanted | None = None
 
     def __post_init__(self) -> None:
+        if self.task is not None:
+            check_choice("data", "task", self.task, TASKS)
         check_choice("data", "missing", self.missing, MISSING)
         check_choice("data", "index_column", self.index_column, INDEX_COLUMN)
         if isinstance(self.drop, str) or not all(isinstance(name, str) for name in self.drop):
@@ -56,7 +61,7 @@ class Samples:
         x: `(n, ...)`, float32 or float64. labels: `(n,)`, numbers or text.
         features: the columns' names, where the file has some. label: what the label is called.
         notes: a line on each thing that was left out or assumed. encodings: of columns of words or dates; `features`
-            then names what they became.
+            then names what they became. sideways: a table looks as if its samples stood in columns.
     """
 
     x: np.ndarray
@@ -65,6 +70,7 @@ class Samples:
     label: str = "y"
     notes: tuple[str, ...] = ()
     encodings: tuple[Encoding, ...] = ()
+    sideways: bool = False
 
     @classmethod
     def of(cls, x: np.ndarray, labels: np.ndarray) -> Samples:
@@ -126,10 +132,15 @@ class Samples:
         sizes = [
             f"{' '.join(name.split())} {count}" for name, count in zip(classes, np.bincount(y).tolist(), strict=True)
         ]
-        return (
-            f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features, label {self.label!r}: "
-            f"{listed(sizes, _CLASSES)}"
-        )
+        return f"{self._sizes()}, label {self.label!r}: {listed(sizes, _CLASSES)}"
+
+    def summary_of_quantity(self, y: np.ndarray) -> str:
+        """The same of a regression: "300 rows, 8 features, quantity 'price': 3 to 90, mean 41.5"."""
+        ends = f"{float(y.min()):.6g} to {float(y.max()):.6g}, mean {float(y.mean()):.6g}"
+        return f"{self._sizes()}, quantity {self.label!r}: {ends}"
+
+    def _sizes(self) -> str:
+        return f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features"
 
 
 def left_out(lacking: np.ndarray, shown: str, how: str) -> str:

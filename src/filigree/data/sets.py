@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from filigree.config import clipped
 from filigree.data.augment import Augment
+from filigree.data.cells import is_number
+from filigree.data.columns import SIDEWAYS
 from filigree.data.dataset import DataSet, Split, Standardize, assemble
 from filigree.data.encodings import Encoding
 from filigree.data.files import FILES, IMAGENET, is_present, locate, path
 from filigree.data.frames import is_frame
 from filigree.data.readers import SUFFIXES, read_cifar, read_file, read_idx, read_mapped, read_mat
-from filigree.data.samples import Reading
+from filigree.data.samples import Reading, Samples
 from filigree.optional import needed
 
 
@@ -64,11 +67,13 @@ def describe(
     missing: str = "refuse",
     index_column: str = "drop",
     drop: Sequence[str] = (),
+    task: str | None = None,
+    transpose: bool = False,
 ) -> Facts:
     """Sizes, source and licence of a data set, and whether its files are present; of a file of your own, what `load`
     reads from it with these arguments."""
     if is_frame(name) or Path(name).suffix:
-        content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+        content = _read(name, root, Reading(target, missing, index_column, tuple(drop), task, transpose))
         return dataclasses.replace(content.facts, present=True, notes=content.notes)
     name = str(name)
     return dataclasses.replace(_FACTS[_known(name)], present=is_present(name, root))
@@ -89,6 +94,8 @@ def load(
     missing: str = "refuse",
     index_column: str = "drop",
     drop: Sequence[str] = (),
+    task: str | None = None,
+    transpose: bool = False,
 ) -> DataSet:
     """A data set in tensors, split and standardised.
 
@@ -112,6 +119,11 @@ def load(
         index_column: of a table, "drop" a column that only numbers or names the rows: one without a name, as pandas
             writes its index, or one of whole numbers that grow by 1 from row to row. Else "keep" it as a feature.
         drop: of a table, other columns to leave out, named as `target` is.
+        task: of a file, "classification", or "regression": the label is a quantity, `y` float32 `(n, 1)`, standardised
+            by the training part, and nothing is stratified. By default classes; a label with a different number in
+            most rows is refused.
+        transpose: of a file, samples stand in columns, as in matrices of gene expression: the first column names the
+            features (and the label's row), the first row the samples, where its cells are such names.
 
     Of a file, `notes` begins with what was read, in a line. A column of words with at most 32 different ones
     becomes a feature of 0 or 1 for each, one of dates (ISO 8601) the days since 1970-01-01, which a line says; other
@@ -126,9 +138,9 @@ def load(
     """
     if isinstance(name, str) and name == "imagenet":
         return _imagenet(root, validation)
-    content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+    content = _read(name, root, Reading(target, missing, index_column, tuple(drop), task, transpose))
     x, y, tested, facts, label, read_notes = content[:6]
-    notes = [*read_notes]
+    notes, stratify = [*read_notes], stratify and task != "regression"
     if tested:
         train, test = np.arange(len(x) - tested), np.arange(len(x) - tested, len(x))
         held = _amount(validation, len(train), label)
@@ -146,6 +158,7 @@ def load(
         standardize=facts.standardize if standardize == "default" else standardize,
         feature_names=content.feature_names, class_names=content.class_names,
         target_name=content.target_name, encodings=content.encodings, impute=missing == "mean",
+        task=task or "classification", transpose=transpose,
     )  # fmt: skip
     return _with_augment(dataset, facts) if augment else dataset
 
@@ -165,34 +178,38 @@ def cross_validation(
     missing: str = "refuse",
     index_column: str = "drop",
     drop: Sequence[str] = (),
+    task: str | None = None,
+    transpose: bool = False,
 ) -> Iterator[DataSet]:
-    """The folds of a repeated stratified cross-validation, each standardised by its own training part.
+    """The folds of a repeated cross-validation, stratified by class, each standardised by its own training part.
 
     Each sample is tested once a repeat. Refused where a class has fewer samples than folds. Arguments as of `load`.
     """
-    content = _read(name, root, Reading(target, missing, index_column, tuple(drop)))
+    content = _read(name, root, Reading(target, missing, index_column, tuple(drop), task, transpose))
     x, y, tested, facts, label, read_notes = content[:6]
+    regression = task == "regression"
     if tested:
         raise ValueError(f"data {label}: it has a test set of its own; cross-validation is for the small sets.")
-    fewest = int(np.bincount(y).min())
+    fewest = len(y) if regression else int(np.bincount(y).min())
     if fewest < folds:
-        raise ValueError(
-            f"data {label}: folds must be at most {fewest}, the samples of its smallest class. Got {folds}."
-        )
-    splitter = _sklearn("model_selection", label).RepeatedStratifiedKFold(
-        n_splits=folds, n_repeats=repeats, random_state=seed
-    )
+        what = "its samples" if regression else "the samples of its smallest class"
+        raise ValueError(f"data {label}: folds must be at most {fewest}, {what}. Got {folds}.")
+    model_selection = _sklearn("model_selection", label)
+    kind = model_selection.RepeatedKFold if regression else model_selection.RepeatedStratifiedKFold
+    splitter = kind(n_splits=folds, n_repeats=repeats, random_state=seed)
     for number, (train, test) in enumerate(splitter.split(x, y)):
         held = _amount(validation, len(train), label)
-        kept, valid = _split(train, y, held, seed, True, label) if held else (train, train[:0])
+        kept, valid = _split(train, y, held, seed, not regression, label) if held else (train, train[:0])
         dataset = assemble(
             label, x, y, kept, valid, test, classes=facts.classes, input_shape=facts.shape, images=images,
             standardize=facts.standardize if standardize == "default" else standardize,
             feature_names=content.feature_names, class_names=content.class_names,
             target_name=content.target_name, encodings=content.encodings, impute=missing == "mean",
+            task=task or "classification", transpose=transpose,
             notes=[
                 *read_notes,
-                f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}, stratified",
+                f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}"
+                + ", stratified" * (not regression),
             ],
         )  # fmt: skip
         yield _with_augment(dataset, facts) if augment else dataset
@@ -225,14 +242,18 @@ def _read_own(source: Any, how: Reading) -> _Content:
     """A file of the user's own; its first note says what was read."""
     file = Path("the frame") if is_frame(source) else Path(source)
     samples = read_file(source, how)
+    if how.task == "regression":
+        return _quantity(file, samples)
     kinds, y = np.unique(samples.labels, return_inverse=True)
     if len(kinds) < 2:
         raise ValueError(f"data: {file} must hold two classes at least. All {len(y)} labels are {kinds[0]}.")
-    if samples.labels.dtype.kind in "iuf" and 2 * len(kinds) > len(y) > 2:
+    if how.task is None and samples.labels.dtype.kind in "iuf" and 2 * len(kinds) > len(y) > 2:
         raise ValueError(
             f"data: {file}: the label {samples.label!r} looks like a quantity, with {len(kinds)} different numbers in "
-            f"{len(y)} rows. Labels are classes. If another column is the label, name it: target= (--target). "
-            "Quantities are learned by fg.fit with a loss such as F.mse_loss."
+            f"{len(y)} rows. To learn it: task='regression' (--task regression); to take them for classes: "
+            "task='classification'. If another column is the label, name it: target= (--target)."
+            + f" {SIDEWAYS}"
+            * samples.sideways
         )
     sizes = samples.x.shape[1:]
     classes = tuple(map(str, kinds.tolist()))
@@ -244,12 +265,35 @@ def _read_own(source: Any, how: Reading) -> _Content:
     )  # fmt: skip
 
 
+def _quantity(file: Path, samples: Samples) -> _Content:
+    """A file whose label is a number to be predicted."""
+    y, sizes = samples.labels, samples.x.shape[1:]
+    if y.dtype.kind not in "iuf":
+        word = next((str(cell) for cell in y.tolist() if not is_number(str(cell))), str(y[0]))
+        raise ValueError(
+            f"data: {file}: task='regression' needs numbers as label {samples.label!r}. Got {clipped(word)}."
+        )
+    y = y.astype(np.float64)
+    if not np.isfinite(y).all() or len(np.unique(y)) < 2:
+        what = "finite" if not np.isfinite(y).all() else "two different ones at least"
+        raise ValueError(f"data: {file}: the numbers of the label {samples.label!r} must be {what}.")
+    notes = f"{file.name}: {samples.summary_of_quantity(y)}", *samples.notes
+    facts = Facts(len(y), int(np.prod(sizes)), 1, sizes, "feature", str(file))
+    return _Content(
+        samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, (), samples.label,
+        samples.encodings,
+    )  # fmt: skip
+
+
 def _read(name: Any, root: str | Path | None, how: Reading) -> _Content:
     if is_frame(name) or Path(name).suffix:
         return _read_own(name, how)
     label = _known(str(name))
-    if how != Reading():
-        raise ValueError(f"data {label}: target, missing, index_column and drop are for files of your own. Got {how}.")
+    if given := [field.name for field in dataclasses.fields(how) if getattr(how, field.name) != field.default]:
+        raise ValueError(
+            f"data {label}: target, missing, index_column, drop, task and transpose are for files of your own. "
+            f"Got {', '.join(f'{name}={clipped(getattr(how, name))}' for name in given)}."
+        )
     facts, files = _FACTS[label], FILES.get(label, {})
     paths = {key: locate(source, root) for key, source in files.items()}
     if label == "digits":

@@ -14,9 +14,11 @@ from filigree.config import one_line
 from filigree.data.columns import Columns
 from filigree.data.dialects import delimiter_of, preview_of, rows_of
 from filigree.data.samples import Reading, Samples
+from filigree.data.transposed import read_transposed
 
 _BLOCK = 1000  # rows that are converted together
 _PREVIEW = 256 << 10  # characters that tell the dialect
+_SNIFFED = 100  # lines that tell the delimiter, where samples stand in columns
 _LONGEST = 64 << 20  # characters of a line
 
 
@@ -27,13 +29,22 @@ def read_table(path: Path, how: Reading, check_unpacked: Callable[[Path, int], N
     lines and lines that begin with # are left out. With `how.wanted`, values may be missing.
     `check_unpacked(path, size)` refuses what claims too much memory.
     """
+
+    def claim(size: int) -> None:
+        check_unpacked(path, size)
+
     try:
+        if how.transpose:
+            with _open(path) as file:
+                lines = [*_lines(file, claim)]
+            delimiter = delimiter_of(lines[:_SNIFFED] or [""])
+            rows = [[cell.strip() for cell in row] for row in rows_of(iter(lines), delimiter)]
+            return read_transposed(rows, delimiter, how, claim)
         with _open(path) as file:
-            table = _read(_lines(file, lambda size: check_unpacked(path, size)), how)
+            table = _read(_lines(file, claim), how)
         if table.words and table.named and how.wanted is None:  # again, to keep what these columns say
             with _open(path) as file:
-                table = _read(_lines(file, lambda size: check_unpacked(path, size)), how, table.words)
-        claim = lambda size: check_unpacked(path, size)  # noqa: E731
+                table = _read(_lines(file, claim), how, table.words)
         return table.samples(claim) if how.wanted is None else table.rows_for_a_model(claim)
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path} is no text in UTF-8 ({error.reason}, byte {error.start}).") from None

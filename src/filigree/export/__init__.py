@@ -14,7 +14,7 @@ from filigree.data.preprocessing import preprocessing_of
 from filigree.export.c.export_c import export_c
 from filigree.export.c.training import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
-from filigree.export.raw_rows import names_for_the_file, raw_batches, raw_example, reads_raw_rows
+from filigree.export.raw_rows import names_for_the_file, raw_batches, raw_example, reads_raw_rows, says_quantities
 from filigree.untrained import warn_if_untrained
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
@@ -34,9 +34,9 @@ def export(
         model: any torch module; it is left as it was. path: the file.
         example: an input batch, or a tuple of the model's inputs. training: with what is needed to train it; C only.
         raw: the file reads raw rows: the model's `preprocessing` (`fg.data.Preprocessing`, as a recipe leaves it) is
-            written before its first layer, and names of features and classes into the metadata of an ONNX file. The
-            example is of the model's inputs all the same. Default: True if the model has one and the file does not
-            train.
+            written before its first layer, what makes quantities of a regression's outputs behind its last, and names
+            of features and classes into the metadata of an ONNX file. The example is of the model's inputs all the
+            same. Default: True if the model has one and the file does not train.
         options: of the writer.
 
     Returns:
@@ -63,6 +63,8 @@ def export(
     if preprocessing is not None and not training and raw is not False:
         if suffix == ".onnx":
             options["metadata"] = names_for_the_file(preprocessing) | options.get("metadata", {})
+        if not preprocessing.leaves_outputs:
+            model = says_quantities(model, preprocessing)
         if not preprocessing.leaves_numbers:
             model, example = reads_raw_rows(model, preprocessing), raw_example(example, preprocessing)
             if (given := options.get("calibration")) is not None:

@@ -1,4 +1,5 @@
-"""Put what leads from raw rows to a model's inputs before the model, so that a file reads raw rows."""
+"""Put what leads from raw rows to a model's inputs before the model, so that a file reads raw rows, and what leads from
+its outputs to quantities behind it."""
 
 from __future__ import annotations
 
@@ -17,13 +18,29 @@ _SAMPLES = 32
 
 def reads_raw_rows(model: nn.Module, own: Preprocessing) -> nn.Module:
     """Return a model of raw rows with the same modules, which keep their names where the model is a plain sequence."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    parts = _parts(model)
+    return nn.Sequential(OrderedDict({_free("preprocessing", parts): own.layer(_dtype(model)), **parts}))
+
+
+def says_quantities(model: nn.Module, own: Preprocessing) -> nn.Module:
+    """Return a model that says a regression's quantities in their unit, of the same modules."""
+    parts = _parts(model)
+    return nn.Sequential(OrderedDict({**parts, _free("quantity", parts): own.output_layer(_dtype(model))}))
+
+
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
     is_plain = type(model) in SEQUENCES and not (model._forward_hooks or model._forward_pre_hooks)
-    parts = dict(model.named_children()) if is_plain else {"model": model}
-    name = "preprocessing"
+    return dict(model.named_children()) if is_plain else {"model": model}
+
+
+def _free(name: str, parts: dict[str, nn.Module]) -> str:
     while name in parts:
         name += "_"
-    return nn.Sequential(OrderedDict({name: own.layer(dtype), **parts}))
+    return name
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def raw_example(example: Any, own: Preprocessing) -> Any:

@@ -16,7 +16,7 @@ from filigree.computed_weights import copied
 from filigree.io.saving import description
 from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
-from filigree.outputs import by_class, tensors_in
+from filigree.outputs import default_loss, tensors_in
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.text_table import Tabular
 from filigree.untrained import warn_if_untrained
@@ -166,16 +166,16 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> C
         logits = duplicate(x)
         if not isinstance(logits, Tensor):
             raise ValueError(f"measure: with target=, the model must return logits. Got a {type(logits).__name__}.")
-        nn.functional.cross_entropy(*by_class(logits, y)).backward()
+        default_loss(logits, y).backward()
         optimizer.step()
 
     return run
 
 
 def backward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
-    """A call that takes the gradients of the cross-entropy by all parameters of a copy of the model, in training."""
+    """A call that takes the gradients of the default loss by all parameters of a copy of the model, in training."""
     duplicate = copied(model).train()
-    loss = nn.functional.cross_entropy(*by_class(duplicate(x), y))
+    loss = default_loss(duplicate(x), y)
     parameters = [p for p in duplicate.parameters() if p.requires_grad]
     return lambda: torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 

@@ -82,6 +82,8 @@ class DataSettings(_Settings):
     missing: Literal["refuse", "drop", "mean"] = "refuse"
     index_column: Literal["drop", "keep"] = "drop"
     drop: list[str] = []
+    task: Literal["classification", "regression"] | None = None
+    transpose: bool = False
     unit: Literal["characters", "words"] | None = None
     length: int = pydantic.Field(128, ge=1)
     folds: int | None = pydantic.Field(None, ge=2, le=1000)
@@ -365,11 +367,21 @@ def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def tree_of(name: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe as the plain mapping that its file and the overrides make."""
+    """A recipe as the plain mapping that its file and the overrides make; `regression` holds what differs in it where
+    the task is one."""
     tree = _read(name)
+    own = tree.pop("regression", None)
+    tasks = [setting.partition("=")[2].strip(" \"'") for setting in settings if setting.startswith("data.task=")]
+    if isinstance(own, Mapping) and (tasks or [_task_of(tree)])[-1] == "regression":
+        tree = _merge(tree, own)
     for setting in settings:
         _override(tree, setting)
     return tree
+
+
+def _task_of(tree: Mapping[str, Any]) -> Any:
+    data = tree.get("data")
+    return data.get("task") if isinstance(data, Mapping) else None
 
 
 def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:

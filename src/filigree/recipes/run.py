@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from filigree import data
 from filigree.compress.compression import compress_
 from filigree.config import clipped, listed, one_line
-from filigree.data import DataSet
+from filigree.data import DataSet, Split
 from filigree.data.preprocessing import set_preprocessing
 from filigree.data.vocabulary import set_vocabulary
 from filigree.dynamics import MollificationAnnealing, NoiseAnnealing, SelectionSchedule
@@ -40,6 +40,7 @@ from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, seed_everything
 from filigree.train.batches import batch_sizes
 from filigree.train.checkpoints import FILE as CHECKPOINT
+from filigree.train.history import SCORES, score_of
 from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
 
@@ -153,7 +154,7 @@ def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> lis
 
 
 def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Progress | bool | None) -> dict[str, Any]:
-    """The candidate of `recipe.search` with the best validation accuracy in the first run; it is kept as that run.
+    """The candidate of `recipe.search` with the best validation score in the first run; it is kept as that run.
 
     Candidates at which training diverges are passed over, and named in its record.
     """
@@ -170,9 +171,9 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
                 except FloatingPointError as error:
                     diverged.append(f"At {key} {candidate} training diverged ({error})")
                     continue
-            accuracy = Record.load(folder).metrics["val_accuracy"]
-            if accuracy is not None and (best is None or accuracy > best[0]):
-                best = accuracy, {key: candidate}, folder
+            score = score_of(Record.load(folder).metrics, "val")
+            if score is not None and (best is None or score[1] > best[0]):
+                best = score[1], {key: candidate}, folder
     if best is None:
         if diverged:
             raise RecipeError(f"{method}: training diverges at every candidate of the search. {diverged[-1]}")
@@ -251,13 +252,30 @@ def _train(
         history.metrics["train_joules"] = used.joules + float(history.metrics.get("train_joules") or 0)
     set_preprocessing(model, split.preprocessing)
     set_vocabulary(model, split.vocabulary)
+    if split.task == "regression":
+        _in_units(history.metrics, split)
     if split.vocabulary is not None:
         history.metrics["test_perplexity"] = math.exp(min(evaluate(model, split.test)["loss"], 700.0))
     saving.save(model, folder / MODEL)
     record.finished = record.finished or now()
-    record.metrics |= {"final_train_accuracy": evaluate(model, split.train)["accuracy"]} | history.metrics
+    name, value = _score(model, split.train)
+    record.metrics |= {f"final_train_{name}": value} | history.metrics
     record.save()
     (folder / CHECKPOINT).unlink(missing_ok=True)  # last of all: the run is finished without it
+
+
+def _score(model: nn.Module, part: Split) -> tuple[str, float]:
+    """What a network is judged by: its accuracy, or R2 of a quantity; NaN where all targets are equal."""
+    means = evaluate(model, part)
+    return next(((name, means[name]) for name in SCORES if name in means), ("r2", math.nan))
+
+
+def _in_units(metrics: dict[str, Any], split: DataSet) -> None:
+    """Add the root of the mean squared error, in the unit of the quantity, to metrics with the losses."""
+    deviation = split.preprocessing.target_deviation if split.preprocessing is not None else 1.0
+    for part in ("train", "val", "test"):
+        if (loss := metrics.get(f"{part}_loss")) is not None:
+            metrics[f"{part}_rmse"] = deviation * math.sqrt(loss)
 
 
 def _compress(
@@ -265,16 +283,16 @@ def _compress(
 ) -> None:
     """Compress after training; the accuracies and the training time are then those of the compressed network."""
     began = time.perf_counter()
-    history.metrics["trained_test_accuracy"] = history.metrics.get("test_accuracy")
     judge = split.train if split.validation is None else split.validation
-    target = evaluate(model, judge)["accuracy"]
+    score, target = _score(model, judge)
+    history.metrics[f"trained_test_{score}"] = history.metrics.get(f"test_{score}")
     for step in arm.compress:
         config = dataclasses.replace(step.config, seed=seed) if hasattr(step.config, "seed") else step.config
         order = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))
         compress_(model, config, split.train.x[order[: step.samples]] if step.samples else None, step.where)
     if arm.finetune is not None:
-        history.metrics["compressed_test_accuracy"] = evaluate(model, split.test)["accuracy"]
-        until = EarlyStopping("val_accuracy", arm.finetune.epochs, "max", restore_best=True, target=target)
+        history.metrics[f"compressed_test_{score}"] = _score(model, split.test)[1]
+        until = EarlyStopping(f"val_{score}", arm.finetune.epochs, "max", restore_best=True, target=target)
         tuned = fit(
             model, split.train, optimizer=optimizer_of(model, training.model_copy(update={"lr": arm.finetune.lr})),
             epochs=arm.finetune.epochs, batch_size=training.batch_size, validation=judge, early_stopping=until,
@@ -285,7 +303,10 @@ def _compress(
     history.metrics["train_seconds"] += time.perf_counter() - began
     for part, samples in (("test", split.test), ("val", split.validation)):
         if samples is not None:
-            history.metrics[f"{part}_accuracy"] = evaluate(model, samples)["accuracy"]
+            means = evaluate(model, samples)
+            history.metrics |= {
+                f"{part}_{name}": value for name, value in means.items() if name != "loss" or score == "r2"
+            }
 
 
 def _plain(
@@ -309,7 +330,7 @@ def _plain(
     if training.tracker is not None:
         callbacks.append(Tracking(training.tracker, f"{recipe.name}/{method}-{number}", folder.parent / "track"))
     if recipe.watch:
-        callbacks.append(Watch(split.classes, evolution))
+        callbacks.append(Watch(split.classes if split.task == "classification" else None, evolution))
     history = fit(
         model, split.train, optimizer=optimizer, epochs=training.epochs, batch_size=training.batch_size,
         validation=split.validation, test=split.test, callbacks=callbacks, augment=split.augment,

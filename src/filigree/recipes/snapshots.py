@@ -47,11 +47,11 @@ class Watch:
     """Adds to each row the layers' gradient norms (of the last batch) and the mean age of their connections, in epochs.
 
     After the run, `escape_epoch` is the first epoch whose test accuracy passes three times chance, or the number of
-    epochs if none did (Chouliaras 2021, 5.3.4).
+    epochs if none did (Chouliaras 2021, 5.3.4); of a quantity (`classes=None`) there is none.
     """
 
-    def __init__(self, classes: int, evolution: Evolution | None = None) -> None:
-        self.chance, self.evolution = 1 / classes, evolution
+    def __init__(self, classes: int | None, evolution: Evolution | None = None) -> None:
+        self.chance, self.evolution = None if classes is None else 1 / classes, evolution
 
     def on_epoch_end(self, state: FitState) -> None:
         row = state.history.rows[-1]
@@ -62,6 +62,8 @@ class Watch:
             row[f"age.{name}"] = float((self.evolution.epoch - births).double().mean())  # type: ignore[union-attr]
 
     def on_fit_end(self, state: FitState) -> None:
+        if self.chance is None:
+            return
         accuracies = state.history["test_accuracy"]
         escaped = (i for i, accuracy in enumerate(accuracies) if accuracy is not None and accuracy > 3 * self.chance)
         state.history.metrics["escape_epoch"] = next(escaped, len(accuracies))

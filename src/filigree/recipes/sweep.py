@@ -27,6 +27,7 @@ from filigree.optional import needed
 from filigree.recipes.recipe import RecipeError, load, tree_of
 from filigree.recipes.run import run
 from filigree.train import Record
+from filigree.train.history import score_of
 
 COSTS = ("backward_ms", "train_step_ms", "single_ms", "train_seconds", "nonzeros", "bytes_disk", "macs_forward")
 STUDY, SUMMARY, LOCK = "study.db", "sweep.json", "study.lock"
@@ -119,8 +120,8 @@ class Sweep:
         """Train with these values, in all of the recipe's runs.
 
         Returns:
-            accuracy: the mean. cost: the median, which one disturbed timing does not move. spread: the least and the
-            largest cost.
+            accuracy: the mean on the validation part; of a quantity R2. cost: the median, which one disturbed timing
+            does not move. spread: the least and the largest cost.
         """
         recipe = load(self.recipe, self._overrides(values))
         label = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
@@ -133,7 +134,7 @@ class Sweep:
             record.save(trained)
             records.append(record)
         costs = [_cost(record, self.minimize) for record in records]
-        accuracies = [float(record.metrics["val_accuracy"] or 0) for record in records]
+        accuracies = [score[1] if (score := score_of(record.metrics, "val")) else 0.0 for record in records]
         return {
             "accuracy": statistics.fmean(accuracies), "cost": statistics.median(costs),
             "spread": [min(costs), max(costs)],

@@ -11,6 +11,7 @@ from filigree.optional import needed
 from filigree.report.chart import Chart
 from filigree.report.label_placement import place_labels
 from filigree.report.table import RecordLike, Row, figure_of, summary_table
+from filigree.train.history import score_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -121,14 +122,16 @@ def bars(
 
 def pareto(runs: Sequence[RecordLike]) -> go.Figure:
     """Trials of a sweep: validation accuracy against the cost that was minimised, and the front."""
-    key = ""
+    key, unit = "", "validation accuracy, %"
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         if search := run.get("config", {}).get("sweep"):
             key = search["minimize"]
             cost = figure_of(run, key)
-            if cost is not None and run["metrics"].get("val_accuracy") is not None:
-                points.setdefault(str(run["method"]), []).append((cost, 100 * run["metrics"]["val_accuracy"]))
+            score = score_of(run["metrics"], "val")
+            if cost is not None and score is not None:
+                unit = "validation accuracy, %" if score[0] == "accuracy" else "validation R2, %"
+                points.setdefault(str(run["method"]), []).append((cost, 100 * score[1]))
     means = {}  # of times the median: one that was disturbed does not move it
     for name, pairs in points.items():
         costs, accuracies = zip(*pairs, strict=True)
@@ -141,7 +144,7 @@ def pareto(runs: Sequence[RecordLike]) -> go.Figure:
         )  # fmt: skip
         _front(figure, list(means.values()))
     figure.update_xaxes(title=_escape(key))
-    figure.update_yaxes(title="validation accuracy, %")
+    figure.update_yaxes(title=unit)
     return finish(figure, f"Accuracy against {_escape(key)}").update_layout(hovermode="closest")
 
 
@@ -160,7 +163,9 @@ def trade(rows: Sequence[Row], key: str, heading: str) -> go.Figure:
     _front(figure, points, sign=-1)
     (low, high), (best, worst) = (_range([math.log10(max(p[i], 1e-12)) for p in points]) for i in (0, 1))
     figure.update_xaxes(title=heading, type="log", range=[low, high])
-    figure.update_yaxes(title="test error, %", type="log", range=[worst, best])
+    quantity = any(row.score == "r2" for row in rows)
+    title = "variance that is not explained (1 - R2), %" if quantity else "test error, %"
+    figure.update_yaxes(title=title, type="log", range=[worst, best])
     width, height = 540, 300  # of the part within the axes, about, in pixels
     spots = [
         (width * (math.log10(max(x, 1e-12)) - low) / (high - low), height * (math.log10(y) - best) / (worst - best))

@@ -93,7 +93,12 @@ def _measured(
     for comparison in comparisons:
         for row in (Row(**row) for row in comparison["rows"]):
             ratio = row.ratios.get(cost)
-            if row.method in methods and row.against_dense is not None and ratio is not None:
+            if (
+                row.score == "accuracy"
+                and row.method in methods
+                and row.against_dense is not None
+                and ratio is not None
+            ):
                 mean, low, high = (100 * number for number in row.against_dense)
                 name = str(comparison["name"]).removeprefix("compare-")
                 by_method.setdefault(row.method, []).append((name, float(ratio), mean, low, high))

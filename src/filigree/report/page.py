@@ -13,7 +13,16 @@ import yaml
 from filigree.io.storage import replacing
 from filigree.optional import needed
 from filigree.report import figures
-from filigree.report.table import COSTS, RecordLike, accuracy_text, by_recipe, commit_text, ratio_text, summary_table
+from filigree.report.table import (
+    COSTS,
+    RecordLike,
+    accuracy_text,
+    by_recipe,
+    commit_text,
+    ratio_text,
+    score_heading,
+    summary_table,
+)
 from filigree.train import Record, find_records
 
 if TYPE_CHECKING:
@@ -188,16 +197,16 @@ def _table(runs: Sequence[RecordLike]) -> str:
     rows = summary_table(runs)
     colours = figures.palette([row.method for row in rows])
     head = "".join(
-        f"<th scope=col>{h}</th>" for h in ("method", "test accuracy, %", *(heading for _, heading, _ in COSTS))
+        f"<th scope=col>{h}</th>" for h in ("method", score_heading(rows), *(heading for _, heading, _ in COSTS))
     )
     body = []
     for row in rows:
         swatch = f'<span class=swatch style="background:{colours[row.method]}"></span>'
         cells = [f"<th scope=row>{swatch}{escape(row.method)}</th>"]
-        interval = "" if row.interval is None else f"<small>95%: ± {100 * row.interval:.2f}</small>"
+        interval = "" if row.interval is None else f"<small>95%: ± {row.text(row.interval)}</small>"
         if row.against_dense:
-            mean, low, high = (100 * number for number in row.against_dense)
-            interval += f"<small>to dense {mean:+.2f} ({low:+.2f}, {high:+.2f})</small>"
+            mean, low, high = (row.text(number, "+") for number in row.against_dense)
+            interval += f"<small>to dense {mean} ({low}, {high})</small>"
         cells.append(f"<td>{accuracy_text(row)}{interval}</td>")
         for key, _, form in COSTS:
             value, ratio, spread = row.costs[key], row.ratios[key], row.spreads.get(key)
@@ -229,7 +238,7 @@ def _accuracy(methods: Mapping[str, list[RecordLike]], numbered: Figures) -> lis
     for part, label in (("test", "test"), ("val", "validation"), ("train", "training")):
         for x in ("epoch", "elapsed"):
             what = "against training time" if x == "elapsed" else "by epoch"
-            for kind, scale, unit in (("accuracy", 100.0, ", %"), ("loss", 1.0, "")):
+            for kind, scale, unit in (("accuracy", 100.0, ", %"), ("r2", 1.0, ""), ("loss", 1.0, "")):
                 title = f"{label} {kind}{unit} {what}"
                 out.append(numbered.place(figures.curves(methods, f"{part}_{kind}", x, title, scale), title))
     return [*out, "</div>"]

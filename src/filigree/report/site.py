@@ -18,7 +18,7 @@ from filigree.report.chart import Chart
 from filigree.report.computed import rows_table
 from filigree.report.opening import anchor, badge, claims, verdict_bars, verdict_of
 from filigree.report.page import Figures, plotly_script, write_page
-from filigree.report.table import COSTS, Row, accuracy_text, commit_text, ratio_text, short
+from filigree.report.table import COSTS, Row, accuracy_text, commit_text, ratio_text, score_heading, short
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -141,7 +141,7 @@ def _comparison(comparison: Data, number: int, numbered: Figures) -> str:
     ]
     head = "".join(
         f"<th scope=col>{escape(h)}</th>"
-        for h in ("method", "test accuracy %, 95%", "minus dense, 95%", *(h for _, h, _ in known))
+        for h in ("method", f"{score_heading(rows)}, 95%", "minus dense, 95%", *(h for _, h, _ in known))
     )
     body = []
     for row in rows:
@@ -168,14 +168,14 @@ def _comparison(comparison: Data, number: int, numbered: Figures) -> str:
 def _accuracy(row: Row) -> str:
     if row.accuracy is None or row.interval is None:
         return escape(accuracy_text(row))
-    return f"{100 * row.accuracy:.2f} ± {100 * row.interval:.2f}"
+    return f"{row.text(row.accuracy)} ± {row.text(row.interval)}"
 
 
 def _against(row: Row) -> str:
     if row.against_dense is None:
         return "-"
-    mean, low, high = (100 * number for number in row.against_dense)
-    return f"{mean:+.2f}<small>{low:+.2f} to {high:+.2f}</small>"
+    mean, low, high = (row.text(number, "+") for number in row.against_dense)
+    return f"{mean}<small>{low} to {high}</small>"
 
 
 # -- the documents -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from filigree.config import visible
 from filigree.data import mean_interval, overlap, paired_interval
+from filigree.train.history import score_of
 
 RecordLike = Mapping[str, Any]
 
@@ -39,7 +40,10 @@ _LEFT_OUT = ("bytes_memory", "macs_forward", "backward_ms", "nonzeros")  # of th
 
 @dataclass(frozen=True)
 class Row:
-    """One method of a recipe: test accuracy over its runs, and costs with their ratio to dense (None: no dense arm)."""
+    """One method of a recipe: test accuracy over its runs, and costs with their ratio to dense (None: no dense arm).
+
+    Of a quantity, `score` is "r2", and R2 stands in place of the accuracy.
+    """
 
     recipe: str
     method: str
@@ -51,6 +55,11 @@ class Row:
     costs: dict[str, float | None]
     ratios: dict[str, float | None]
     spreads: dict[str, tuple[float, float]]  # 10th and 90th percentile of timings, medians over the runs
+    score: str = "accuracy"
+
+    def text(self, value: float, form: str = "") -> str:
+        """A score, or a difference of two, as it is written: an accuracy in percent, R2 as it is."""
+        return f"{100 * value:{form}.2f}" if self.score == "accuracy" else f"{value:{form}.3f}"
 
 
 def refuse_incomparable(records: Sequence[RecordLike]) -> None:
@@ -86,7 +95,8 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
     for recipe, methods in by_recipe(records).items():
         costs = {method: {key: _cost(runs, key) for key, *_ in COSTS} for method, runs in methods.items()}
         for method, runs in methods.items():
-            accuracies = [r["metrics"]["test_accuracy"] for r in runs if r["metrics"].get("test_accuracy") is not None]
+            scores = [score for r in runs if (score := score_of(r["metrics"], "test")) is not None]
+            accuracies = [value for _, value in scores]
             deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
             share = overlap(runs[0].get("config", {}).get("data", {}))
             rows.append(
@@ -96,6 +106,7 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
                     None if method == "dense" else _paired(runs, methods.get("dense", []), share), costs[method],
                     {key: _ratio(value, costs.get("dense", {}).get(key)) for key, value in costs[method].items()},
                     {key: spread for key, *_ in COSTS if (spread := _spread(runs, key)) is not None},
+                    scores[0][0] if scores else "accuracy",
                 )
             )  # fmt: skip
     return rows
@@ -130,22 +141,28 @@ def console_table(records: Sequence[RecordLike]) -> Table:
     several = len({r["recipe"] for r in records}) > 1
     for heading in (["recipe"] if several else []) + ["method"]:
         table.add_column(heading, style="bold", no_wrap=True)
-    for heading in ("test\naccuracy %", *(heading for _, heading in shown)):
+    for heading in (score_heading(rows).replace(" ", "\n", 1).replace(",", ""), *(heading for _, heading in shown)):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = [_figure(row.costs[key], row.ratios[key]) for key, _ in shown]
         names = ([row.recipe] if several else []) + [row.method]
-        interval = "" if row.interval is None else f"\n± {100 * row.interval:.2f}"
-        accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}{interval}"
+        interval = "" if row.interval is None else f"\n± {row.text(row.interval)}"
+        accuracy = "-" if row.accuracy is None else f"{row.text(row.accuracy)}{interval}"
         table.add_row(*map(Text, [*map(visible, names), accuracy, *cells]))
     return table
+
+
+def score_heading(rows: Sequence[Row]) -> str:
+    """What the scores of rows are called: "test accuracy, %", "test R2", or both."""
+    kinds = {row.score for row in rows}
+    return "test R2" if kinds == {"r2"} else "test accuracy, %" if "r2" not in kinds else "test accuracy, % (or R2)"
 
 
 def accuracy_text(row: Row) -> str:
     if row.accuracy is None:
         return "-"
-    spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f} ({row.runs})"
-    return f"{100 * row.accuracy:.2f}{spread}"
+    spread = "" if row.deviation is None else f" ± {row.text(row.deviation)} ({row.runs})"
+    return f"{row.text(row.accuracy)}{spread}"
 
 
 def _figure(value: float | None, ratio: float | None) -> str:
@@ -203,9 +220,9 @@ def _ratio(value: float | None, dense: float | None) -> float | None:
 
 def _paired(runs: Sequence[RecordLike], dense: Sequence[RecordLike], share: float) -> tuple[float, float, float] | None:
     """The difference over the runs that both have."""
-    theirs = {run["seed"]: run["metrics"].get("test_accuracy") for run in dense}
-    pairs = [(run["metrics"].get("test_accuracy"), theirs.get(run["seed"])) for run in runs]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    theirs = {run["seed"]: score_of(run["metrics"], "test") for run in dense}
+    pairs = [(score_of(run["metrics"], "test"), theirs.get(run["seed"])) for run in runs]
+    known = [(a[1], b[1]) for a, b in pairs if a is not None and b is not None]
     if len(known) < 2:
         return None
     return paired_interval([a for a, _ in known], [b for _, b in known], share)

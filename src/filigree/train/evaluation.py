@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filigree.modes import evaluating
 from filigree.train.batches import Batches, make_batches
-from filigree.train.labels import checked_cross_entropy
+from filigree.train.labels import checked_loss, with_r2
 from filigree.train.meter import Meter
 from filigree.untrained import warn_if_untrained
 
@@ -32,12 +32,14 @@ def evaluate(
     Args:
         model: any torch module; batches are moved to where it is. Every module's mode is restored.
         data: a pair `(x, y)` of tensors, an object with `.x` and `.y`, a Dataset or a DataLoader.
-        loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
+        loss: `loss(output, y)`, a mean over the batch; by default cross entropy, or the mean squared error where y is
+            one number a sample, floats `(n, 1)`.
         batch_size: samples at a time (a DataLoader keeps its own); by default 1024, fewer of sequences with many
             labels each.
 
     Returns:
-        `{"loss": ..., "accuracy": ...}`, accuracy in [0, 1] and only for integer labels.
+        `{"loss": ..., "accuracy": ...}`, accuracy in [0, 1] and only for integer labels. By the mean squared error as
+        the default, of tensors, also "r2": 1 minus the loss over the variance of y.
 
     Raises:
         ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind, labels that
@@ -46,7 +48,8 @@ def evaluate(
     warn_if_untrained(model, "evaluate")
     size = evaluation_batch(data) if batch_size is None else batch_size
     batches = make_batches(data, "evaluate: data", size, device_of(model))
-    return evaluate_batches(model, batches, loss or checked_cross_entropy("evaluate", {"data": batches}))
+    means = evaluate_batches(model, batches, loss or checked_loss("evaluate", {"data": batches}))
+    return means if loss else with_r2(means, batches)
 
 
 def evaluate_batches(

@@ -19,7 +19,7 @@ from filigree.train.checkpoints import Checkpoint
 from filigree.train.engine import Prepared
 from filigree.train.evaluation import Loss, evaluate_batches, evaluation_batch
 from filigree.train.history import History, Row
-from filigree.train.labels import checked_cross_entropy
+from filigree.train.labels import checked_loss, with_r2
 from filigree.train.meter import Meter
 from filigree.train.progress import Bar
 from filigree.train.records import Record
@@ -67,7 +67,8 @@ class FitRun:
             if data is not None
         }
         named = {_NAMES[prefix]: batches for prefix, batches in self.held_out.items()}
-        self.loss = loss or checked_cross_entropy("fit", {"train": self.train, **named})
+        self.loss = loss or checked_loss("fit", {"train": self.train, **named})
+        self.scored = (lambda means, batches: means) if loss else with_r2
         if early_stopping is not None:
             early_stopping.check("val" in self.held_out, "test" in self.held_out)
             early_stopping.reset()
@@ -147,9 +148,10 @@ class FitRun:
         if not abs(means["loss"]) < float("inf"):
             self._not_finite(means["loss"], steps)
             return  # nothing of this epoch is kept
+        means = self.scored(means, self.train)
         row: Row = {"epoch": state.epoch} | {f"train_{name}": value for name, value in means.items()}
         for prefix, batches in self.held_out.items():
-            means = evaluate_batches(self.model, batches, self.loss, self.engine.total)
+            means = self.scored(evaluate_batches(self.model, batches, self.loss, self.engine.total), batches)
             row |= {f"{prefix}_{name}": value for name, value in means.items()}
         row["lr"] = float(self.optimizer.param_groups[0]["lr"])
         history.rows.append(row)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]  # "epoch": int, everything else float; only what was measured
+SCORES = ("accuracy", "r2")  # of classes, and of a quantity: what a network is judged by
+
+
+def score_of(metrics: Mapping[str, Any], part: str) -> tuple[str, float] | None:
+    """The name of the score that a record's metrics hold for a part ("train", "val", "test") of the data, and it."""
+    known = ((name, metrics.get(f"{part}_{name}")) for name in SCORES)
+    return next(((name, value) for name, value in known if value is not None), None)
 
 
 class History(Sequence[Row]):
     """The rows of a run, and its summary.
 
     A row holds `epoch` (from 0), `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy`, `test_loss`,
-    `test_accuracy` (where there are such data and integer labels), `seconds` (training and rewiring in this epoch, no
+    `test_accuracy` (where there are such data and integer labels), `train_r2`, `val_r2`, `test_r2` (of a quantity, by
+    the default loss), `seconds` (training and rewiring in this epoch, no
     evaluation), `elapsed` (their sum so far), `lr` (of the epoch's last step), `zeta` (the rate applied after the
     epoch) and `rewire_seconds`. Losses and accuracies on the training data are means over the epoch, in training mode.
 
@@ -43,7 +51,7 @@ class History(Sequence[Row]):
         if not self.rows:
             return
         row = next((row for row in self.rows if row["epoch"] == best_epoch), self.rows[-1])
-        self.metrics = {key: row[key] for key in row if key.endswith(("_loss", "_accuracy"))}
+        self.metrics = {key: row[key] for key in row if key.endswith(("_loss", "_accuracy", "_r2"))}
         self.metrics |= {
             "best_epoch": row["epoch"],
             "epochs": len(self.rows),

@@ -1,4 +1,4 @@
-"""Cross entropy, whose labels are compared with the model's outputs before the first step."""
+"""The loss where none is given; labels are compared with the model's outputs before the first step."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
-from filigree.outputs import by_class
+from filigree.outputs import by_class, default_loss, is_quantity
 
 
-def checked_cross_entropy(caller: str, data: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross entropy whose first call refuses labels that have no output; classes are second, or last in sequences.
+def checked_loss(caller: str, data: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross entropy whose first call refuses labels that have no output; classes are second, or last in sequences. Of
+    targets `(batch, 1)` of floats, the mean squared error.
 
     Args:
         caller: "fit" or "evaluate". data: the batches of each argument; those that hold their labels in a tensor `y`
@@ -23,19 +23,26 @@ def checked_cross_entropy(caller: str, data: Mapping[str, Any]) -> Callable[[Ten
     """
     pending = {name: batches.y for name, batches in data.items() if isinstance(getattr(batches, "y", None), Tensor)}
 
-    def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
         if pending:
             for name, labels in pending.items():
                 _check(f"{caller}: {name}", labels, by_class(output, y)[0])
             pending.clear()
-        output, y = by_class(output, y)
         try:
-            return functional.cross_entropy(output, y)
+            return default_loss(output, y)
         except IndexError:
-            _check(caller, y, output)
+            _check(caller, *by_class(output, y)[::-1])
             raise
 
-    return cross_entropy
+    return loss
+
+
+def with_r2(means: dict[str, float], batches: Any) -> dict[str, float]:
+    """Means of an epoch by the default loss; those of a quantity with its R2, `1 - loss / variance of the targets`."""
+    y = getattr(batches, "y", None)
+    if y is None or not is_quantity(y) or not (variance := float(y.double().var(correction=0))):
+        return means
+    return means | {"r2": 1 - means["loss"] / variance}
 
 
 def _check(who: str, labels: Tensor, output: Tensor) -> None:

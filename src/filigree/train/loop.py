@@ -68,7 +68,8 @@ def fit(
         epochs: how many in all; those done before a resume count.
         batch_size: samples a step; with several processes, over all of them. Of tensors, a remainder of less than half
             a batch joins the last one.
-        loss: `loss(output, y)`, a mean over the batch; cross entropy by default.
+        loss: `loss(output, y)`, a mean over the batch; by default cross entropy, or the mean squared error where y is
+            one number a sample, floats `(n, 1)`.
         callbacks: one or a list, in any mix (see `filigree.train.stepping`): objects with `.step()`, which step each
             epoch (lr_schedulers, `fg.Evolution`, `fg.SET`) or each step (`fg.RigL`, `fg.NoiseAnnealing`,
             `fg.each_step(scheduler)`); a `step` that takes `metrics` is given the epoch's row (torch's
