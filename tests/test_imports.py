@@ -59,6 +59,7 @@ LAYERS = [
     "measure",
     "optimize",
     "shrink",
+    "advise",
     "export",
     "analyze",
     "train",

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filigree import data, models, nn, ops, topology
+from filigree.advise import advise
 from filigree.analyze import analyze, connection_survival, feature_ranking
 from filigree.compress import (
     Budget,
@@ -190,6 +191,7 @@ __all__ = [
     "Toeplitz",
     "TopK",
     "UnscaledDropout",
+    "advise",
     "analyze",
     "compress_",
     "connection_survival",

@@ -48,6 +48,7 @@ COMMANDS = {  # in the order of the help: where each is
     "generate": "generate.generate",
     "show": "show.show",
     "compress": "compress.compress",
+    "advise": "advise.advise_",
     "shrink": "shrink.shrink_",
     "export": "export.export_",
     "compare": "compare.compare",

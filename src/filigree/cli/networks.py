@@ -1,4 +1,4 @@
-"""Networks of other people's, as commands take them: a file of filigree's or of torch's, or a function in a module."""
+"""Networks and data of other people's, as commands take them: files of filigree's or torch's, functions in a module."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from filigree.cli.trained import load_trained
+from filigree.cli.trained import as_weights, load_samples, load_trained, run_of
 from filigree.config import one_line
 from filigree.io.programs import module_of
 from filigree.recipes import RecipeError
 
 PYTHON = "python:"
+_ARRAYS = (".npy", ".npz", ".pt")
 
 
 def network_of(source: str) -> nn.Module:
@@ -94,3 +96,39 @@ def _script(path: Path) -> nn.Module:
         f"{path}: a torch.jit program of {kind.original_name}, whose layers are compiled and cannot be changed. Name "
         "the function that builds it, python:MODULE:FACTORY, or save it by torch.export.save as a .pt2."
     )
+
+
+def data_for(network: nn.Module, command: str, model: str, source: str, seed: int, options: dict[str, Any]) -> Any:
+    """What `fg.shrink` takes as data: of a data set's name or file the training part; arrays of a .npy, .npz or .pt;
+    or what a function returns, "python:MODULE:FUNCTION". `options` as of `load_samples`."""
+    if source.startswith(PYTHON):
+        return called(source)
+    path = Path(source)
+    if path.suffix in _ARRAYS and path.is_file() and (tensors := _tensors(path)) is not None:
+        x, y = tensors
+        x = as_weights(network, x) if x.is_floating_point() else x
+        return x if y is None else (x, y)
+    trained_by = None if model.startswith(PYTHON) else run_of(Path(model), source)
+    split = load_samples(network, source, f"{command} {model}", seed, trained_by, **options)
+    return as_weights(network, split.train.x), split.train.y
+
+
+def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:
+    """Inputs and targets of a file of plain arrays; None of another kind of file."""
+    try:
+        if path.suffix == ".pt":
+            stored = torch.load(path, weights_only=True)
+        else:
+            arrays = np.load(path, allow_pickle=False)
+            stored = arrays if isinstance(arrays, np.ndarray) else dict(arrays)
+    except Exception as error:
+        raise RecipeError(f"--data {path}: {one_line(error)}") from error
+    if isinstance(stored, dict):
+        if "x" not in stored:
+            return None
+        x, y = stored["x"], stored.get("y")
+    elif isinstance(stored, tuple | list) and len(stored) == 2:
+        x, y = stored
+    else:
+        x, y = stored, None
+    return torch.as_tensor(x), None if y is None else torch.as_tensor(y)

@@ -5,24 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from torch import Tensor, nn
 
-from filigree.cli.networks import PYTHON, called, from_python, network_of
+from filigree.cli.networks import PYTHON, data_for, from_python, network_of
 from filigree.cli.options import Drop, IndexColumn, Missing, Target, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import out, tell
-from filigree.cli.trained import as_weights, load_samples, run_of
-from filigree.config import one_line
 from filigree.io.saving import save
 from filigree.optional import needed
 from filigree.plot import shrunk
-from filigree.recipes import RecipeError
 from filigree.shrink.plans import METHODS
 from filigree.shrink.shrinking import shrink
-
-_ARRAYS = (".npy", ".npz", ".pt")
 
 
 def shrink_(
@@ -80,7 +73,7 @@ def shrink_(
         torch.set_num_threads(threads)
     network = network_of(model)
     options = reading(target, missing, index_column, drop, task, transpose)
-    data = _data(network, model, source, seed, options)
+    data = data_for(network, "shrink", model, source, seed, options)
     result = shrink(
         network, data, _metric(metric), keep, latency_ms, most_bytes, batch=batch, where=where, samples=samples,
         methods=methods or METHODS, seconds=seconds, seed=seed,
@@ -98,37 +91,3 @@ def shrink_(
 
 def _metric(name: str | None) -> Any:
     return from_python(name) if name is not None and name.startswith(PYTHON) else name
-
-
-def _data(network: nn.Module, model: str, source: str, seed: int, options: dict[str, Any]) -> Any:
-    if source.startswith(PYTHON):
-        return called(source)
-    path = Path(source)
-    if path.suffix in _ARRAYS and path.is_file() and (tensors := _tensors(path)) is not None:
-        x, y = tensors
-        x = as_weights(network, x) if x.is_floating_point() else x
-        return x if y is None else (x, y)
-    trained_by = None if model.startswith(PYTHON) else run_of(Path(model), source)
-    split = load_samples(network, source, f"shrink {model}", seed, trained_by, **options)
-    return as_weights(network, split.train.x), split.train.y
-
-
-def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:
-    """Inputs and targets of a file of plain arrays; None of another kind of file."""
-    try:
-        if path.suffix == ".pt":
-            stored = torch.load(path, weights_only=True)
-        else:
-            arrays = np.load(path, allow_pickle=False)
-            stored = arrays if isinstance(arrays, np.ndarray) else dict(arrays)
-    except Exception as error:
-        raise RecipeError(f"--data {path}: {one_line(error)}") from error
-    if isinstance(stored, dict):
-        if "x" not in stored:
-            return None
-        x, y = stored["x"], stored.get("y")
-    elif isinstance(stored, tuple | list) and len(stored) == 2:
-        x, y = stored
-    else:
-        x, y = stored, None
-    return torch.as_tensor(x), None if y is None else torch.as_tensor(y)

@@ -18,7 +18,7 @@ from filigree.preserved import has_hooks
 BRIEF = 0.01  # seconds of a measurement that only compares
 
 
-def laid_out_(network: nn.Module, example: Calibration, seconds: float = BRIEF) -> str:
+def laid_out_(network: nn.Module, example: Calibration, seconds: float = BRIEF, tolerance: float = 0.0) -> str:
     """Lay a network out for inference on the example, in place; return why not, where it stays as it was.
 
     All of `shrink` comes through here: what `fg.optimize_` can do more, it can do for all.
@@ -29,7 +29,7 @@ def laid_out_(network: nn.Module, example: Calibration, seconds: float = BRIEF) 
     if any(parameter.device.type != "cpu" for parameter in network.parameters()):
         return "it is not on the CPU"
     try:
-        report = optimize_(network, x, seconds=seconds)
+        report = optimize_(network, x, seconds=seconds, tolerance=tolerance)
     except ValueError as error:
         return str(error)
     return next(iter(report.notes), "")
