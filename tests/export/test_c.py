@@ -697,15 +697,18 @@ REFUSED = {
     "momentum is for programs that train": (lambda: fg.models.mlp(MLP), "m.c", {"momentum": 0.5}),
     "'dropout1' is a Dropout, which a program that trains": (
         lambda: fg.models.mlp(MLP, dropout=0.1), "m.c", {"training": True}),
-    "'0' is a Conv2d, which a program that trains": (
-        lambda: nn.Sequential(nn.Conv2d(1, 1, 1)), "m.c", {"training": True}),
+    "'1' is a BatchNorm2d, which a program that trains": (
+        lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), "m.c", {"training": True}),
+    "a sample. Got (1, 8, 8)": (
+        lambda: nn.Conv2d(3, 1, 1), "m.c", {"training": True, "example": torch.randn(1, 1, 8, 8)}),
+    "Give a batch: fg.export(model, path, x)": (lambda: nn.Conv2d(3, 1, 1), "m.c", {"training": True}),
     "'fc1' is a AsymmetricLinear, which": (lambda: converted(fg.Asymmetric.topk(3)), "m.c", {"training": True}),
     "'fc2' has frozen weights": (frozen, "m.c", {"training": True}),
     "unknown field 'speed'": (lambda: fg.models.mlp(MLP), "m.c", {"training": True, "speed": 1}),
     "batch must be greater than or equal to 1": (lambda: fg.models.mlp(MLP), "m.c", {"training": True, "batch": 0}),
     "nesterov needs a momentum": (
         lambda: fg.models.mlp(MLP), "m.c", {"training": True, "momentum": 0.0, "nesterov": True}),
-    "must follow a linear layer": (
+    "must follow a layer with weights": (
         lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 4)), "m.c", {"training": True}),
     "there is no folder": (lambda: fg.models.mlp(MLP), "nowhere/m.c", {}),
 }  # fmt: skip

@@ -86,7 +86,8 @@ def export_c(
             activations. float32, or float64, which becomes float32.
         path: a `.c` file; its stem becomes the prefix of all names. The header is written beside it.
         example: a batch of inputs, of which the shape is read; not needed where a linear layer comes first.
-        training: write a program that trains. options: of `Training`.
+        training: write a program that trains: linear and sparse layers, convolutions, pooling, activations. options: of
+            `Training`.
         activations: "int8": a program of 8-bit integers, `void m_predict(const int8_t *input, int8_t *output)`, without
             floats, equal bit for bit to `filigree.export.c.int8_network.Int8Network`. The example is the calibration
             data, from which the scales of the activations are taken.
@@ -116,7 +117,7 @@ def export_c(
         raise ValueError("export: activations='int8' is for inference. Give training=False.")
     prefix = prefix_of(path.stem)
     if training:
-        program = training_program(model, path.stem, prefix, Training(**options))
+        program = training_program(model, example, path.stem, prefix, Training(**options))
     else:
         write = int8_program if activations == "int8" else inference_program
         program = write(model, example, path.stem, prefix)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
+import math
 import string
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from filigree.export.c.source import braced, c_type, header_file, in_order, literal, piece, source_file
-from filigree.export.c.stages import elementwise_text
-from filigree.ops.c_steps import Elementwise
+from filigree.export.c.stages import KERNELS, elementwise_text
+from filigree.export.c.training_layers import Trained
 
 TEMPLATE = "training.c.in"
 SLOPES = {  # of each activation, by its output v
     "relu": "v > 0.0f ? 1.0f : 0.0f", "leaky_relu": "v > 0.0f ? 1.0f : slope", "hyperbolic_tangent": "1.0f - v * v",
     "sigmoid": "v * (1.0f - v)", "clamp": "v > low && v < high ? 1.0f : 0.0f",
 }  # fmt: skip
+_COUNTED = {  # of a window of average pooling: the same as where the average is taken
+    "average": "i_in < g->height && j_in < g->width",
+    "padded average": "i_in + g->top < g->height + 2 * g->top && j_in + g->left < g->width + 2 * g->left",
+}
 
 _INCLUDES = "#include <stddef.h>\n#include <stdint.h>"
 
@@ -29,8 +33,8 @@ _HEADER = """#define ${macro}_INPUTS $inputs
 #define ${macro}_BATCH $batch /* the largest batch; memory is set aside for it */
 #endif
 
-/* All that training changes. To go on later, store these bytes and put them back. Rows are outputs; of a sparse layer
-   the connections of row r are starts[r] to starts[r + 1], columns sorted. */
+/* All that training changes. To go on later, store these bytes and put them back. Rows are outputs, or the channels of
+   a convolution; of a sparse layer the connections of row r are starts[r] to starts[r + 1], columns sorted. */
 $structs
 
 /* The outputs for one sample. Functions are not reentrant. */
@@ -86,35 +90,13 @@ $rewire
 }"""
 
 
-@dataclass
-class Trained:
-    """It holds a layer that is trained, sparse where it has an index; in C its arrays are called `{label}_{key}`.
-
-    `numbers`: values, and bias where it has one, float32. `index`: columns and starts of a sparse layer.
-    """
-
-    name: str
-    label: str
-    rows: int
-    width: int
-    numbers: dict[str, np.ndarray]
-    index: dict[str, np.ndarray]
-    activation: Elementwise | None = None
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Name the arrays as in C; one without elements holds a zero, as C has no arrays of nothing."""
-        stored = {**self.numbers, **self.index}.items()
-        return {f"{self.label}_{key}": array if array.size else np.zeros(1, array.dtype) for key, array in stored}
-
-
 def header_text(layers: Sequence[Trained], prefix: str, batch: int, loss: str, velocity: bool) -> str:
     stored = {name: array for layer in layers for name, array in layer.arrays.items()}
     structs = [_struct(f"{prefix}_weights", stored)]
     structs += [_struct(f"{prefix}_velocity", velocities(layers))] if velocity else []
     labelled = loss == "cross_entropy"
     text = string.Template(_HEADER + (_REWIRE if any(layer.index for layer in layers) else "")).substitute(
-        prefix=prefix, macro=prefix.upper(), inputs=layers[0].width, outputs=layers[-1].rows, batch=batch,
+        prefix=prefix, macro=prefix.upper(), inputs=layers[0].inputs, outputs=layers[-1].outputs, batch=batch,
         structs="\n\n".join(structs), parameter=_parameter(loss),
         target="labels (batch)" if labelled else f"targets (batch, {prefix.upper()}_OUTPUTS)",
         or_label=", or a label is none of the outputs" if labelled else "",
@@ -127,11 +109,9 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
     stored = {name: array for layer in layers for name, array in layer.arrays.items()}
     sparse = [layer for layer in layers if layer.index]
     macro, velocity = prefix.upper(), options["MOMENTUM"] > 0
-    pieces = {"update", loss} | {"sparse" if layer.index else "dense" for layer in layers}
-    pieces |= {"update_bias"} if any("bias" in layer.numbers for layer in layers) else set()
-    pieces |= {"rewire"} if sparse else set()
+    pieces = {"update", loss, *_pieces(layers)} | ({"rewire"} if sparse else set())
     values = ",\n".join(f"    /* {name} */ {braced(array, ' ' * 8)}" for name, array in stored.items())
-    memory = [f"static float {layer.label}_outputs[{macro}_BATCH * {layer.rows}];" for layer in layers]
+    memory = [f"static float {layer.label}_outputs[{macro}_BATCH * {layer.outputs}];" for layer in layers]
     memory += [f"static float delta_{i}[{macro}_BATCH * {size}];" for i, size in enumerate(delta_sizes(layers))]
     functions = _FUNCTIONS + ("\n\n" + _REWIRE_FUNCTION if sparse else "")
     words = {
@@ -144,7 +124,9 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
         f"{prefix}_weights_type {prefix}_weights = {{\n{values}\n}};",
         f"{prefix}_velocity_type {prefix}_velocity;" if velocity else "",
         "\n".join(f"typedef {c_type(array)} {key[:-1]}_type;" for x in sparse[:1] for key, array in x.index.items()),
-        "\n".join(memory), *_activations(layers), *in_order(TEMPLATE, pieces),
+        *(in_order(KERNELS, {"geometry"}) if any(layer.geometry for layer in layers) else []),
+        *(layer.geometry.text for layer in layers if layer.geometry),
+        "\n".join(memory), *_activations(layers), *in_order(TEMPLATE, pieces), *_pools(layers),
         string.Template(functions).substitute(words),
     ]  # fmt: skip
     return source_file(name, [part for part in body if part])
@@ -164,8 +146,13 @@ def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
 
 def delta_sizes(layers: Sequence[Trained]) -> list[int]:
     """Size the two buffers of a sample's gradients, by turns of the outputs of the last layer, the one before, ..."""
-    sizes = [layer.rows for layer in reversed(layers)]
+    sizes = [layer.outputs for layer in reversed(layers[first_trained(layers) :])]
     return [max(part) for part in (sizes[::2], sizes[1::2]) if part]
+
+
+def first_trained(layers: Sequence[Trained]) -> int:
+    """Return the number of the first layer that has weights to train: gradients need to go no further."""
+    return next(number for number, layer in enumerate(layers) if layer.numbers)
 
 
 def _struct(name: str, arrays: dict[str, np.ndarray]) -> str:
@@ -193,42 +180,91 @@ def _activations(layers: Sequence[Trained]) -> list[str]:
     return texts
 
 
+def _pieces(layers: Sequence[Trained]) -> set[str]:
+    """Name the functions that the layers need."""
+    first = first_trained(layers)
+    weighted = [layer for layer in layers if layer.numbers]
+    passed = layers[first + 1 :]  # what a gradient goes back through
+    pieces = {f"{layer.kind}{part}" for layer in weighted for part in ("", " update")}
+    pieces |= {f"{layer.kind} backward" for layer in passed if layer.numbers}
+    pieces |= {"clear"} if passed else set()
+    return pieces | ({"update_bias"} if any("bias" in layer.numbers for layer in weighted) else set())
+
+
+def _pools(layers: Sequence[Trained]) -> list[str]:
+    """Write the functions of each kind of pooling, on a sample, and of its gradient, on a batch."""
+    first = first_trained(layers)
+    kinds = list(dict.fromkeys(layer.kind for layer in layers if not layer.numbers))
+    texts = []
+    for kind in kinds:
+        name, is_max = _pool_name(kind), kind == "max"
+        words = {"take": piece(KERNELS, f"take {kind}"), "result": "result" if is_max else "result / (float)count"}
+        texts.append(piece(KERNELS, "pool", function=name, **words))
+        if any(layer.kind == kind for layer in layers[first:]):
+            give = piece(TEMPLATE, "give max") if is_max else piece(TEMPLATE, "give average", counted=_COUNTED[kind])
+            parameter = "const float *x," if is_max else ""
+            words = {"function": f"{name}_backward", "parameter": parameter, "give": give}
+            texts.append(piece(TEMPLATE, "pool backward", **words))
+    return texts
+
+
+def _pool_name(kind: str) -> str:
+    return f"pool_{kind.replace(' ', '_')}"
+
+
 def _forward(layers: Sequence[Trained], prefix: str) -> list[str]:
     lines, x = [], "x"
     for layer in layers:
         y = f"{layer.label}_outputs"
-        kind, read = ("sparse", _index(layer, prefix)) if layer.index else ("dense", "")
-        bias = f"{prefix}_weights.{layer.label}_bias" if "bias" in layer.numbers else "NULL"
-        values = f"{prefix}_weights.{layer.label}_values"
-        lines.append(f"{kind}_forward({values}, {read}{bias}, {layer.rows}, {layer.width}, batch, {x}, {y});")
+        if layer.numbers:
+            bias = f"{prefix}_weights.{layer.label}_bias" if "bias" in layer.numbers else "NULL"
+            values = f"{prefix}_weights.{layer.label}_values"
+            lines.append(f"{layer.kind}_forward({values}, {_index(layer, prefix)}{bias}, {_sides(layer)}, {x}, {y});")
+        else:
+            one = f"&{layer.label}_geometry, {x} + n * {layer.inputs}, {y} + n * {layer.outputs}"
+            lines += ["for (size_t n = 0; n < batch; ++n) {", f"    {_pool_name(layer.kind)}({one});", "}"]
         if layer.activation:
-            lines.append(f"{layer.activation.function}({y}, batch * {layer.rows}{_numbers(layer.activation)});")
+            lines.append(f"{layer.activation.function}({y}, batch * {layer.outputs}{_numbers(layer.activation)});")
         x = y
     return lines
 
 
 def _backward(layers: Sequence[Trained], prefix: str, velocity: bool) -> list[str]:
     lines = []
-    for number, layer in enumerate(reversed(layers)):
-        before = layers[-number - 2] if layer is not layers[0] else None
-        x = f"{before.label}_outputs" if before else "inputs"
-        dy, dx = f"delta_{number % 2}", f"delta_{1 - number % 2}" if before else "NULL"
-        sides = f"{layer.rows}, {layer.width}, batch"
+    first = first_trained(layers)
+    for turn, number in enumerate(range(len(layers) - 1, first - 1, -1)):
+        layer, is_first = layers[number], number == first
+        x = f"{layers[number - 1].label}_outputs" if number else "inputs"
+        dy, dx = f"delta_{turn % 2}", f"delta_{1 - turn % 2}"
         if layer.activation:
-            name, size = layer.activation.function, f"batch * {layer.rows}"
+            name, size = layer.activation.function, f"batch * {layer.outputs}"
             lines.append(f"{name}_slope({layer.label}_outputs, {dy}, {size}{_numbers(layer.activation)});")
-        kind, read = ("sparse", _index(layer, prefix)) if layer.index else ("dense", "")
+        if not layer.numbers:
+            read = f"{x}, " if layer.kind == "max" else ""
+            lines.append(f"{_pool_name(layer.kind)}_backward(&{layer.label}_geometry, batch, {read}{dy}, {dx});")
+            continue
+        index, sides = _index(layer, prefix), _sides(layer)
+        if not is_first:
+            values = f"{prefix}_weights.{layer.label}_values"
+            lines.append(f"{layer.kind}_backward({values}, {index}{sides}, {dy}, {dx});")
         held = _held(layer, "values", prefix, velocity)
-        lines.append(f"{kind}_backward({held}, {read}{sides}, {x}, {dy}, {dx}, learning_rate);")
+        lines.append(f"{layer.kind}_update({held}, {index}{sides}, {x}, {dy}, learning_rate);")
         if "bias" in layer.numbers:
-            held = _held(layer, "bias", prefix, velocity)
-            lines.append(f"update_bias({held}, {layer.rows}, batch, {dy}, learning_rate);")
+            held, area = _held(layer, "bias", prefix, velocity), math.prod(layer.shape[1:])
+            lines.append(f"update_bias({held}, {layer.shape[0]}, {area}, batch, {dy}, learning_rate);")
     return lines
+
+
+def _sides(layer: Trained) -> str:
+    """Write the arguments that say what a layer's matrix is, and the batch."""
+    if layer.geometry:
+        return f"&{layer.label}_geometry, {layer.numbers['values'].shape[1]}, batch"
+    return f"{layer.outputs}, {layer.inputs}, batch"
 
 
 def _rewire(layers: Sequence[Trained], prefix: str, velocity: bool) -> list[str]:
     return [
-        f"rewire({_held(x, 'values', prefix, velocity)}, {_index(x, prefix)}{x.rows}, {x.width}, zeta, &random);"
+        f"rewire({_held(x, 'values', prefix, velocity)}, {_index(x, prefix)}{x.outputs}, {x.inputs}, zeta, &random);"
         for x in layers
     ]
 
@@ -239,7 +275,7 @@ def _held(layer: Trained, key: str, prefix: str, velocity: bool) -> str:
 
 
 def _index(layer: Trained, prefix: str) -> str:
-    return "".join(f"{prefix}_weights.{layer.label}_{key}, " for key in ("columns", "starts"))
+    return "".join(f"{prefix}_weights.{layer.label}_{key}, " for key in layer.index)
 
 
 def _numbers(activation: Any) -> str:
