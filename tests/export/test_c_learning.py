@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from test_c import close, sparse_layer, steps_in_c, steps_in_torch
+from test_c import SANITIZE, close, sparse_layer, steps_in_c, steps_in_torch
 from test_c_properties import WARNINGS, needs_compiler
 from torch import nn
 
@@ -61,3 +62,140 @@ def test_convolutions_learn_as_in_torch(tmp_path, kind):
         close(numbers, parameter)
         assert (parameter - before).abs().max() > 0.005
     assert report.ram_bytes > 4 * 16 * np.prod(shape)  # activations of a batch
+
+
+POWER_LOSS = r"""
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "m.h"
+
+static uint8_t flash[2 * M_SLOT], before[2 * M_SLOT], memory[3][sizeof m_weights + sizeof m_velocity];
+static size_t power; /* how many bytes can still be written or erased */
+static jmp_buf off;
+
+static int reads(void *context, size_t offset, void *bytes, size_t size)
+{
+    (void)context;
+    if (offset + size > sizeof flash) { exit(3); }
+    memcpy(bytes, flash + offset, size);
+    return 0;
+}
+
+static int changes(size_t offset, const uint8_t *bytes, size_t size)
+{
+    if (offset + size > sizeof flash) { exit(4); }
+    for (size_t i = 0; i < size; ++i) {
+        if (power-- == 0) { longjmp(off, 1); }
+        if (bytes != NULL && flash[offset + i] != 0xff) { exit(5); } /* written twice */
+        flash[offset + i] = bytes != NULL ? bytes[i] : 0xff;
+    }
+    return 0;
+}
+
+static int erases(void *context, size_t offset, size_t size)
+{
+    if (offset % M_BLOCK != 0 || size % M_BLOCK != 0) { exit(6); }
+    (void)context;
+    return changes(offset, NULL, size);
+}
+
+static int writes(void *context, size_t offset, const void *bytes, size_t size)
+{
+    (void)context;
+    return changes(offset, (const uint8_t *)bytes, size);
+}
+
+static void look(uint8_t *to)
+{
+    memcpy(to, &m_weights, sizeof m_weights);
+    memcpy(to + sizeof m_weights, &m_velocity, sizeof m_velocity);
+}
+
+static int is(int state)
+{
+    uint8_t now[sizeof *memory];
+    look(now);
+    return memcmp(now, memory[state], sizeof now) == 0;
+}
+
+static void put(int state)
+{
+    memcpy(&m_weights, memory[state], sizeof m_weights);
+    memcpy(&m_velocity, memory[state] + sizeof m_weights, sizeof m_velocity);
+}
+
+int main(void)
+{
+    static const m_storage storage = {reads, erases, writes, NULL};
+    static float x[2 * M_INPUTS];
+    static int labels[2] = {1, 0};
+    static size_t old, all, end;
+    static unsigned counts[2];
+
+    memset(flash, 0x5a, sizeof flash);
+    look(memory[0]);
+    if (m_load(&storage) != -1 || !is(0)) { return 10; }
+    for (int state = 0; state < 3; ++state) {
+        for (size_t i = 0; i < 2 * M_INPUTS; ++i) { x[i] = (float)((7 * i + (size_t)state) % 5) - 2.0f; }
+        m_train_step(x, labels, 2, 0.1f);
+        look(memory[state]);
+        if (state == 2) { memcpy(before, flash, sizeof flash); }
+        power = SIZE_MAX;
+        if (m_save(&storage) != 0) { return 11; }
+        all = SIZE_MAX - power;
+    }
+    for (size_t lost = 0; lost <= all; ++lost) {
+        memcpy(flash, before, sizeof flash);
+        put(2);
+        power = lost;
+        if (setjmp(off) == 0 && m_save(&storage) != 0) { return 12; }
+        memset(&m_weights, 0, sizeof m_weights);
+        if (m_load(&storage) != 0 || !(is(1) || is(2))) { return 13; }
+        if (old > 0 && is(1)) { return 14; } /* it was whole once */
+        old += (size_t)is(2);
+        ++counts[is(2)];
+        put(0); /* and saving goes on */
+        power = SIZE_MAX;
+        if (m_save(&storage) != 0) { return 15; }
+        put(1);
+        if (m_load(&storage) != 0 || !is(0)) { return 16; }
+    }
+    memcpy(flash, before, sizeof flash);
+    put(2);
+    if (m_save(&storage) != 0) { return 17; }
+    for (end = 0; end < 16 + sizeof *memory; ++end) { /* a byte of the newest is another one */
+        flash[end] ^= 0x10;
+        if (m_load(&storage) != 0 || !is(1)) { return 18; }
+        flash[end] ^= 0x10;
+    }
+    flash[M_SLOT + 20] ^= 1; /* the older one, too */
+    if (m_load(&storage) != 0 || !is(2)) { return 19; }
+    flash[20] ^= 1;
+    if (m_load(&storage) != -1) { return 20; }
+    fwrite(flash, M_SLOT, 1, stdout);
+    fprintf(stderr, "%u %u\n", counts[0], counts[1]);
+    return 0;
+}
+"""
+
+
+def test_a_saved_state_survives_power_that_fails_at_any_byte(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), sparse_layer(3, 8, (0, 1), (1, 7), (2, 3)))
+    export_c(model, tmp_path / "m.c", torch.zeros(1, 1, 4, 4), training=True, batch=2, checkpoint=True)
+    (tmp_path / "main.c").write_text(POWER_LOSS)
+    if shutil.which("g++"):
+        check = ["g++", "-x", "c++", "-std=c++17", *WARNINGS, "-fsyntax-only", "m.c"]
+        subprocess.run(check, cwd=tmp_path, check=True)
+    build = [*compiler(), "-std=c99", *WARNINGS, *SANITIZE, "-DM_BLOCK=48", "m.c", "main.c", "-o", "main", "-lm"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "main"], capture_output=True)
+    assert done.returncode == 0, done
+    kept, saved = map(int, done.stderr.split())
+    assert kept > 200
+    assert saved == 1  # until the last byte is written the older state is the newest whole one
+    slot = bytearray(done.stdout)
+    slot[20] ^= 1
+    stamp, numbers = np.frombuffer(slot[:16], np.uint32), 2 * (18 + 2 + 3 + 3) * 4 + 8
+    assert zlib.crc32(slot[:12] + slot[16 : 16 + numbers]) == stamp[3]

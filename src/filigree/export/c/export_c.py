@@ -16,7 +16,8 @@ from filigree.export.c.compiler import Compiled, compiled, compiler
 from filigree.export.c.inference import inference_program
 from filigree.export.c.int8_program import int8_program
 from filigree.export.c.source import CLayer, Program, prefix_of
-from filigree.export.c.training import Training, training_program
+from filigree.export.c.training import training_program
+from filigree.export.c.training_options import Training
 from filigree.export.device.footprint import Footprint, footprint
 from filigree.export.device.project import project_files
 from filigree.export.device.targets import bytes_of, target_of
@@ -76,7 +77,7 @@ def export_c(
 
     For inference: `void m_predict(const float *input, float *output)`, of one sample, as the model in eval mode. The
     weights are constants, each layer's in the smallest of several lossless forms. With `training`: the same, and
-    `m_train_step` and `m_rewire`, on weights in memory; see `filigree.export.c.training`.
+    `m_train_step` and `m_rewire`, on weights in memory; see `filigree.export.c.training_options`.
 
     Where there is a C compiler, the program is compiled and compared with torch on the example and on random inputs;
     the report says so if there is none.

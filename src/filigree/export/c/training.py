@@ -7,18 +7,16 @@
 from __future__ import annotations
 
 import string
-from typing import Annotated, Literal
 
 import numpy as np
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.computed_weights import copied
-from filigree.config import Config, config
 from filigree.export.c.source import CLayer, Program, Trial, literal
 from filigree.export.c.training_layers import trained_layers
+from filigree.export.c.training_options import Training
 from filigree.export.c.training_text import declarations, delta_sizes, header_text, source_text, velocities
 
 _MAIN = """
@@ -46,33 +44,6 @@ int main(void)
 """
 
 
-@config
-class Training(Config):
-    """An exported program trains as `torch.optim.SGD` with these options.
-
-    Args:
-        loss: "cross_entropy" of labels, or "mse" of targets: means, as `nn.CrossEntropyLoss` and `nn.MSELoss`.
-        batch: the largest batch; the macro `M_BATCH` of the program.
-        momentum, weight_decay, nesterov: of SGD. Without momentum no memory is set aside for it.
-    """
-
-    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
-    batch: Annotated[int, pydantic.Field(ge=1)] = 32
-    momentum: Annotated[float, pydantic.Field(ge=0)] = 0.9
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        if self.nesterov and not self.momentum:
-            raise ValueError("Training: nesterov needs a momentum above 0. Got 0.")
-
-    def optimizer(self, model: nn.Module, rate: float) -> torch.optim.SGD:
-        """Return the same optimizer of torch."""
-        return torch.optim.SGD(
-            model.parameters(), rate, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-        )  # fmt: skip
-
-
 def training_program(model: nn.Module, example: Tensor | None, name: str, prefix: str, options: Training) -> Program:
     """Write the files `name.c` and `name.h` of a chain of layers in training mode.
 
@@ -81,9 +52,6 @@ def training_program(model: nn.Module, example: Tensor | None, name: str, prefix
             otherwise in torch (dropout, frozen weights, sparsified gradients): the module is named.
     """
     shape, layers = trained_layers(copied(model).train(), example)
-    numbers = {
-        "MOMENTUM": options.momentum, "WEIGHT_DECAY": options.weight_decay, "NESTEROV": int(options.nesterov),
-    }  # fmt: skip
     stored = sum(array.nbytes for layer in layers for array in layer.arrays.values())
     constants = sum(layer.geometry.bytes for layer in layers if layer.geometry)
     memory = stored + 4 * options.batch * sum((*(layer.outputs for layer in layers), *delta_sizes(layers)))
@@ -94,12 +62,11 @@ def training_program(model: nn.Module, example: Tensor | None, name: str, prefix
                sum(array.nbytes for array in x.arrays.values()), x.macs)
         for x in layers
     ]  # fmt: skip
-    source = source_text(layers, name, prefix, options.loss, numbers)
-    header = header_text(layers, prefix, options.batch, options.loss, options.momentum > 0)
+    source, header = source_text(layers, name, prefix, options), header_text(layers, prefix, options)
     words = {"name": name, "macro": prefix.upper(), "prefix": prefix}
     return Program(
         source, header, report, stored + constants, memory, shape,
-        lambda x: _trial(model, x, options, words), declarations(layers, prefix, options.loss), layers[-1].outputs,
+        lambda x: _trial(model, x, options, words), declarations(layers, prefix, options), layers[-1].outputs,
     )  # fmt: skip
 
 
@@ -109,9 +76,8 @@ def _trial(model: nn.Module, x: Tensor, options: Training, words: dict[str, str]
     like = next(duplicate.parameters())
     x, steps = x.to(like), 4
     batch = max(1, min(options.batch, len(x) // steps))
-    rate = float(
-        np.float32(0.1 / (1 + float(x.square().flatten(1).sum(1).mean())))
-    )  # small enough for inputs of any size
+    power = float(x.square().flatten(1).sum(1).mean())
+    rate = float(np.float32(0.1 / (1 + power)))  # small enough for inputs of any size
     optimizer = options.optimizer(duplicate, rate)
     generator = torch.Generator().manual_seed(0)
     data, losses = b"", []

@@ -6,6 +6,7 @@ import functools
 import math
 import string
 import textwrap
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 from filigree.export.c.source import braced, c_type, header_file, in_order, literal, piece, source_file
 from filigree.export.c.stages import KERNELS, elementwise_text
 from filigree.export.c.training_layers import Trained
+from filigree.export.c.training_options import Training
 
-TEMPLATE = "training.c.in"
+TEMPLATE, CHECKPOINT = "training.c.in", "checkpoint.c.in"
 SLOPES = {  # of each activation, by its output v
     "relu": "v > 0.0f ? 1.0f : 0.0f", "leaky_relu": "v > 0.0f ? 1.0f : slope", "hyperbolic_tangent": "1.0f - v * v",
     "sigmoid": "v * (1.0f - v)", "clamp": "v > low && v < high ? 1.0f : 0.0f",
@@ -90,25 +92,36 @@ $rewire
 }"""
 
 
-def header_text(layers: Sequence[Trained], prefix: str, batch: int, loss: str, velocity: bool) -> str:
+def header_text(layers: Sequence[Trained], prefix: str, options: Training) -> str:
     stored = {name: array for layer in layers for name, array in layer.arrays.items()}
+    velocity, loss = options.momentum > 0, options.loss
     structs = [_struct(f"{prefix}_weights", stored)]
     structs += [_struct(f"{prefix}_velocity", velocities(layers))] if velocity else []
     labelled = loss == "cross_entropy"
     text = string.Template(_HEADER + (_REWIRE if any(layer.index for layer in layers) else "")).substitute(
-        prefix=prefix, macro=prefix.upper(), inputs=layers[0].inputs, outputs=layers[-1].outputs, batch=batch,
+        prefix=prefix, macro=prefix.upper(), inputs=layers[0].inputs, outputs=layers[-1].outputs, batch=options.batch,
         structs="\n\n".join(structs), parameter=_parameter(loss),
         target="labels (batch)" if labelled else f"targets (batch, {prefix.upper()}_OUTPUTS)",
         or_label=", or a label is none of the outputs" if labelled else "",
     )  # fmt: skip
+    text += "\n\n" + _checkpoint("header", prefix, velocity) if options.checkpoint else ""
     return header_file(prefix, text, _INCLUDES)
 
 
-def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, options: dict[str, float]) -> str:
-    """Write `name.c`; `options` are the numbers of SGD by the names of their macros."""
+def _checkpoint(part: str, prefix: str, velocity: bool, **words: str) -> str:
+    """Write a part of what saves the program's state: two structs, or one."""
+    structs = [f"{prefix}_weights", *([f"{prefix}_velocity"] if velocity else [])]
+    pairs = ", ".join(f"{{&{name}, sizeof {name}}}" for name in structs)
+    sizes = " + ".join(f"sizeof {name}" for name in structs)
+    return piece(CHECKPOINT, part, prefix=prefix, macro=prefix.upper(), parts=pairs, sizes=sizes, **words)
+
+
+def source_text(layers: Sequence[Trained], name: str, prefix: str, options: Training) -> str:
+    """Write `name.c`."""
     stored = {name: array for layer in layers for name, array in layer.arrays.items()}
     sparse = [layer for layer in layers if layer.index]
-    macro, velocity = prefix.upper(), options["MOMENTUM"] > 0
+    macro, velocity, loss = prefix.upper(), options.momentum > 0, options.loss
+    sgd = {"MOMENTUM": options.momentum, "WEIGHT_DECAY": options.weight_decay, "NESTEROV": int(options.nesterov)}
     pieces = {"update", loss, *_pieces(layers)} | ({"rewire"} if sparse else set())
     values = ",\n".join(f"    /* {name} */ {braced(array, ' ' * 8)}" for name, array in stored.items())
     memory = [f"static float {layer.label}_outputs[{macro}_BATCH * {layer.outputs}];" for layer in layers]
@@ -120,7 +133,8 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
         "backward": _lines(_backward(layers, prefix, velocity)), "rewire": _lines(_rewire(sparse, prefix, velocity)),
     }  # fmt: skip
     body = [
-        "\n".join(f"#define {key} {literal(value)}" for key, value in options.items()),
+        "\n".join(f"#define {key} {literal(value)}" for key, value in sgd.items()),
+        f"#define LAYOUT {_layout(stored, velocity):#x}u /* of what is saved */" if options.checkpoint else "",
         f"{prefix}_weights_type {prefix}_weights = {{\n{values}\n}};",
         f"{prefix}_velocity_type {prefix}_velocity;" if velocity else "",
         "\n".join(f"typedef {c_type(array)} {key[:-1]}_type;" for x in sparse[:1] for key, array in x.index.items()),
@@ -128,15 +142,26 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, op
         *(layer.geometry.text for layer in layers if layer.geometry),
         "\n".join(memory), *_activations(layers), *in_order(TEMPLATE, pieces), *_pools(layers),
         string.Template(functions).substitute(words),
+        _checkpoint("program", prefix, velocity) if options.checkpoint else "",
     ]  # fmt: skip
     return source_file(name, [part for part in body if part])
 
 
-def declarations(layers: Sequence[Trained], prefix: str, loss: str) -> tuple[str, ...]:
+def _layout(stored: dict[str, np.ndarray], velocity: bool) -> int:
+    """Return a number that tells the saved state of this program from that of another."""
+    fields = [f"{c_type(array)} {name}[{array.size}]" for name, array in stored.items()]
+    return zlib.crc32(repr((fields, velocity)).encode())
+
+
+def declarations(layers: Sequence[Trained], prefix: str, options: Training) -> tuple[str, ...]:
     """Declare the functions of the program, the step first."""
-    step = f"float {prefix}_train_step(const float *inputs, {_parameter(loss)}, size_t batch, float learning_rate);"
+    target = _parameter(options.loss)
+    step = f"float {prefix}_train_step(const float *inputs, {target}, size_t batch, float learning_rate);"
     rewire = (f"void {prefix}_rewire(float zeta, uint32_t seed);",) if any(layer.index for layer in layers) else ()
-    return (step, f"void {prefix}_predict(const float *input, float *output);", *rewire)
+    saved = (
+        f"int {prefix}_{name}(const {prefix}_storage *storage);" for name in ("save", "load") if options.checkpoint
+    )
+    return (step, f"void {prefix}_predict(const float *input, float *output);", *rewire, *saved)
 
 
 def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
