@@ -1,5 +1,6 @@
 """Programs in C that learn with convolutions, in pieces, in little memory: against torch."""
 
+import functools
 import shutil
 import subprocess
 import zlib
@@ -7,12 +8,16 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from test_c import SANITIZE, close, sparse_layer, steps_in_c, steps_in_torch
+from test_c import SANITIZE, ZETA, check_sorted, close, sparse_layer, steps_in_c, steps_in_torch
 from test_c_properties import WARNINGS, needs_compiler
 from torch import nn
+from torch.nn import functional as F
 
+import filigree as fg
+from filigree.dynamics.rewire import gradient_growth, survivors
 from filigree.export.c.compiler import compiler
 from filigree.export.c.export_c import export_c
+from filigree.export.c.training_trial import keep_share
 
 pytestmark = [needs_compiler, pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")]
 
@@ -199,3 +204,72 @@ def test_a_saved_state_survives_power_that_fails_at_any_byte(tmp_path):
     slot[20] ^= 1
     stamp, numbers = np.frombuffer(slot[:16], np.uint32), 2 * (18 + 2 + 3 + 3) * 4 + 8
     assert zlib.crc32(slot[:12] + slot[16 : 16 + numbers]) == stamp[3]
+
+
+@pytest.mark.parametrize("kind", ["top-k", "adaptive"])
+def test_a_part_of_the_gradients_counts_as_in_torch(tmp_path, kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 20), nn.ReLU(), nn.Linear(20, 16),
+        nn.Tanh(), nn.Linear(16, 4),
+    )  # fmt: skip
+    model[0].requires_grad_(False)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.4)), where=["4"])
+    with torch.no_grad():  # these two units have equal gradients: the first one counts
+        for parameter in (model[6].weight, model[6].bias, model[8].weight.t()):
+            parameter[1].copy_(parameter[0])
+    options = {"momentum": 0.0} if kind == "top-k" else {"adaptive": (0.1, 0.6)}
+    if kind == "top-k":
+        fg.convert_(model, fg.Asymmetric.topk(3), where=["4", "6", "8"])
+    export_c(model, tmp_path / "m.c", torch.zeros(1, 1, 8, 8), training=True, batch=16, **options)
+    x = torch.randn(20, 16, 1, 8, 8)
+    batches = [(part, torch.randint(4, (16,))) for part in x]
+    losses, weights, *_ = steps_in_c(compiler(), tmp_path / "m.c", batches, 0.1, momentum=kind != "top-k")
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    if kind == "adaptive":
+        for name in ("4", "6", "8"):
+            keep_share(model.get_submodule(name), 0.1, 0.6)
+    momentum = options.get("momentum", 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=momentum)
+    close(losses, torch.from_numpy(steps_in_torch(model, batches, optimizer)))
+    ours = [weights[name] for name in weights.dtype.names if name.endswith(("values", "bias"))]
+    for numbers, parameter in zip(ours, list(model.parameters())[2:], strict=True):
+        close(numbers, parameter)
+    assert torch.equal(model[0].weight, start[0])
+    moved = [(parameter - before).abs().max() for parameter, before in zip(model.parameters(), start, strict=True)]
+    assert min(moved[2:]) > 0.005
+
+
+def test_connections_grow_where_gradients_are_largest(tmp_path):
+    torch.manual_seed(0)
+    model = fg.models.mlp([12, 40, 30, 4])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)), where=["fc1", "fc2"])
+    export_c(model, tmp_path / "m.c", training=True, batch=16, grow="gradient")
+    batches = [(torch.randn(16, 12), torch.randint(4, (16,))) for _ in range(6)]
+    nothing = (torch.zeros(0, 12), torch.zeros(0, dtype=torch.int64))
+    call = "NAME_rewire(0.3f, x, y, 16); NAME_rewire(1.5f, x, y, 16); NAME_rewire(0.3f, x, y, 17);"
+    run = functools.partial(steps_in_c, compiler(), tmp_path / "m.c", rate=0.1, also=call)
+    _, before, _ = run(batches)
+    _, after, velocity = run([*batches, nothing], rewire=[6])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    steps_in_torch(model, batches, optimizer)
+    seen = {}
+    for name in ("fc1", "fc2"):
+        layer = model.get_submodule(name)
+        layer.register_forward_hook(lambda module, inputs, y, name=name: seen.update({name: [inputs[0].detach(), y]}))
+        layer.relu = False  # what comes before the activation is looked at
+    x, y = batches[-1]
+    loss = F.cross_entropy(model.fc3(F.relu(model.fc2(F.relu(model.fc1(x))))), y)
+    deltas = torch.autograd.grad(loss, [made for _, made in seen.values()])
+    for (name, rows, columns), delta in zip((("fc1", 40, 12), ("fc2", 30, 40)), deltas, strict=True):
+        old, new = check_sorted(before, name, rows, columns), check_sorted(after, name, rows, columns)
+        kept = torch.from_numpy(old[survivors(torch.from_numpy(before[f"{name}_values"].copy()), ZETA).numpy()])
+        grown = gradient_growth(kept, seen[name][0], delta, len(old) - len(kept))
+        assert len(grown) > 20
+        assert np.array_equal(new, torch.cat([kept, grown]).sort().values)
+        fresh = np.isin(new, grown)
+        assert not after[f"{name}_values"][fresh].any()
+        assert not velocity[f"{name}_values"][fresh].any()
+        assert np.array_equal(after[f"{name}_values"][~fresh], before[f"{name}_values"][np.isin(old, kept)])
+    assert np.array_equal(after["fc3_values"], before["fc3_values"])
+    assert np.array_equal(after["fc1_bias"], before["fc1_bias"])

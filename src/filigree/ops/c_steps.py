@@ -116,7 +116,8 @@ class TrainedLinear:
     """`y = W x + bias` of which both are trained, in a program that trains: float32.
 
     `values` are W `(rows, columns)` or, with an index, its connections in CSR order; zeros among them stay. With a
-    geometry it is a convolution of `inputs` channels.
+    geometry it is a convolution of `inputs` channels. Of a sample's gradients of y only the `top` of largest magnitude
+    count, where it is given: of equals the first.
     """
 
     name: str
@@ -128,6 +129,7 @@ class TrainedLinear:
     indptr: np.ndarray | None = None
     geometry: Geometry | None = None
     inputs: int = 0
+    top: int | None = None
 
 
 # -- how layers make them --------------------------------------------------------------------------------------------

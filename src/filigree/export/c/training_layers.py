@@ -30,6 +30,7 @@ class Trained:
         before, shape: of a sample that it reads and makes.
         numbers: values, and bias where it has one, float32. index: columns and starts of a sparse layer.
         geometry: the windows of a convolution or of pooling. activation: what follows it directly.
+        frozen: its weights are constants. top: so many of a sample's gradients of what it makes count, the largest.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Trained:
     index: dict[str, np.ndarray]
     geometry: CConstant | None = None
     activation: Elementwise | None = None
+    frozen: bool = False
+    top: int | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.numbers) and not self.frozen
 
     @property
     def inputs(self) -> int:
@@ -65,7 +72,7 @@ class Trained:
     def macs(self) -> int:
         """Count the multiply-adds of a step a sample: forward, the gradient of the weights and that of the input."""
         positions = math.prod(self.shape[1:])
-        return 3 * positions * self.numbers["values"].size if self.numbers else 0
+        return (1 if self.frozen else 3) * positions * self.numbers["values"].size if self.numbers else 0
 
 
 def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, list[Trained]]:
@@ -77,8 +84,8 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
     layers: list[Trained] = []
     seen: set[nn.Module] = set()
     labels: set[str] = set()
-    first: Shape | None = None if example is None else tuple(example.shape[1:])
-    shape = first
+    whole: Shape | None = None if example is None else tuple(example.shape[1:])
+    shape = whole
     for name, module in chain(model, _is_known, "which a program that trains cannot hold"):
         for step in _steps(module, name):
             if isinstance(step, Elementwise):
@@ -89,8 +96,8 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
                 continue
             if not layers and isinstance(step, TrainedLinear) and step.geometry is None:
                 shape = (step.columns,)  # known without an example
-                first = shape if first is None or math.prod(first) != step.columns else first
-            if shape is None or first is None:
+                whole = shape if whole is None or math.prod(whole) != step.columns else whole
+            if shape is None or whole is None:
                 raise ValueError(
                     "export: the shape of the input is not known. Give a batch: fg.export(model, path, x)."
                 )
@@ -101,16 +108,20 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
             make = _weighted if isinstance(step, TrainedLinear) else _pool
             layers.append(make(step, module, shape, label))
             shape = layers[-1].shape
-    if not any(layer.numbers for layer in layers):
-        raise ValueError("export: a program that trains needs a linear layer or a convolution. The model has none.")
+    if not any(layer.is_trained for layer in layers):
+        raise ValueError("export: a program that trains needs a linear layer or a convolution to train. It has none.")
+    first = next(number for number, layer in enumerate(layers) if layer.is_trained)
+    for layer in layers[first:]:
+        if layer.frozen:
+            raise refuse(layer.name, f"has frozen weights behind {layers[first].name!r}, which trains: freeze that too")
     for key in ("columns", "starts"):  # one type for all layers, so that they share their functions
         sparse = [layer for layer in layers if layer.index]
         if sparse:
             kind = max((layer.index[key].dtype for layer in sparse), key=lambda dtype: dtype.itemsize)
             for layer in sparse:
                 layer.index[key] = layer.index[key].astype(kind)
-    assert first is not None
-    return first, layers
+    assert whole is not None
+    return whole, layers
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -132,28 +143,29 @@ def _steps(module: nn.Module, name: str) -> list[Any]:
 
 def _weighted(step: TrainedLinear, module: nn.Module, shape: Shape, label: str) -> Trained:
     name, rows = step.name, step.rows
-    for parameter in module.parameters():
-        if not parameter.requires_grad:
-            raise refuse(name, "has frozen weights, which a program that trains cannot hold")
-        if not bool(parameter.isfinite().all()):
-            raise refuse(name, "has weights that are not finite")
+    if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+        raise refuse(name, "has weights that are not finite")
+    trains = {parameter.requires_grad for parameter in module.parameters()}
+    if len(trains) > 1:
+        raise refuse(name, "has frozen weights beside others that train: freeze all of a layer, or none")
+    rest: Any = {"frozen": trains == {False}, "top": step.top}
     numbers = {"values": step.values} | ({} if step.bias is None else {"bias": step.bias})
     if step.geometry is not None:
         if len(shape) != 3 or shape[0] != step.inputs:
             raise refuse(name, f"reads ({step.inputs}, height, width) a sample. Got {shape}")
         out = (rows, *step.geometry.output(*shape[1:]))
         geometry = geometry_constant(label, shape, out, step.geometry)
-        return Trained(name, label, "convolution", shape, out, numbers, {}, geometry)
+        return Trained(name, label, "convolution", shape, out, numbers, {}, geometry, **rest)
     if shape != (step.columns,):
         raise refuse(name, f"reads {step.columns} numbers a sample, flat. Got {shape}")
     if step.indices is None or step.indptr is None:
-        return Trained(name, label, "dense", shape, (rows,), numbers, {})
+        return Trained(name, label, "dense", shape, (rows,), numbers, {}, **rest)
     if rows * step.columns >= 2**32:
         raise refuse(name, f"has {rows * step.columns} weights, of which a program that trains rewires fewer than 2^32")
     # rewiring may write any column, not only those in use now
     columns = step.indices.astype(np.min_scalar_type(step.columns - 1))
     index = {"columns": columns, "starts": smallest_unsigned(step.indptr)}
-    return Trained(name, label, "sparse", shape, (rows,), numbers, index)
+    return Trained(name, label, "sparse", shape, (rows,), numbers, index, **rest)
 
 
 def _pool(step: Pool, module: nn.Module, shape: Shape, label: str) -> Trained:
