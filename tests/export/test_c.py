@@ -417,11 +417,14 @@ int main(void) {
 ZETA = float(np.float32(0.3))
 
 
-def steps_in_c(cc, path, batches, rate, rewire=(), mse=False, momentum=True, sparse=True, zeta=0.3):
-    """Losses, and the numbers of the two structs by their names; before the steps in `rewire` it is rewired."""
+def steps_in_c(cc, path, batches, rate, rewire=(), mse=False, momentum=True, sparse=True, zeta=0.3, also=""):
+    """Losses, and the numbers of the two structs by their names; before the steps in `rewire` it is rewired.
+
+    By the call `also`, which may read `x` and `y`, the batch before, or by one that draws random numbers.
+    """
     words = {
         "KIND": "float" if mse else "int", "WIDTH": "* MACRO_OUTPUTS" if mse else "", "RATE": repr(rate),
-        "REWIRE": f"NAME_rewire({zeta}f, rewire);" if sparse else "",
+        "REWIRE": also or (f"NAME_rewire({zeta}f, rewire);" if sparse else ""),
         "VELOCITY": "fwrite(&NAME_velocity, sizeof NAME_velocity, 1, stdout);" if momentum else "",
     }  # fmt: skip
     main = STEPS
@@ -647,9 +650,12 @@ def sampled_activations():
     return compressed(fg.MonteCarlo(0.5, activations=4))
 
 
-def frozen():
+def frozen(*layers):
     model = fg.models.mlp(MLP)
-    model.fc2.weight.requires_grad_(False)
+    for parameter in (
+        [model.fc2.weight] if not layers else [p for name in layers for p in model.get_submodule(name).parameters()]
+    ):
+        parameter.requires_grad_(False)
     return model
 
 
@@ -697,15 +703,23 @@ REFUSED = {
     "momentum is for programs that train": (lambda: fg.models.mlp(MLP), "m.c", {"momentum": 0.5}),
     "'dropout1' is a Dropout, which a program that trains": (
         lambda: fg.models.mlp(MLP, dropout=0.1), "m.c", {"training": True}),
-    "'0' is a Conv2d, which a program that trains": (
-        lambda: nn.Sequential(nn.Conv2d(1, 1, 1)), "m.c", {"training": True}),
-    "'fc1' is a AsymmetricLinear, which": (lambda: converted(fg.Asymmetric.topk(3)), "m.c", {"training": True}),
-    "'fc2' has frozen weights": (frozen, "m.c", {"training": True}),
+    "'1' is a BatchNorm2d, which a program that trains": (
+        lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), "m.c", {"training": True}),
+    "a sample. Got (1, 8, 8)": (
+        lambda: nn.Conv2d(3, 1, 1), "m.c", {"training": True, "example": torch.randn(1, 1, 8, 8)}),
+    "Give a batch: fg.export(model, path, x)": (lambda: nn.Conv2d(3, 1, 1), "m.c", {"training": True}),
+    "a program that trains keeps the k largest of each sensitivity": (
+        lambda: converted(fg.Asymmetric.partial(3, 4)), "m.c", {"training": True}),
+    "'fc2' has frozen weights beside others that train": (frozen, "m.c", {"training": True}),
+    "'fc2' has frozen weights behind 'fc1', which trains": (lambda: frozen("fc2"), "m.c", {"training": True}),
+    "a linear layer or a convolution to train": (lambda: frozen("fc1", "fc2", "fc3"), "m.c", {"training": True}),
+    "adaptive must be a smaller share and a larger one": (
+        lambda: fg.models.mlp(MLP), "m.c", {"training": True, "adaptive": (0.5, 0.1)}),
     "unknown field 'speed'": (lambda: fg.models.mlp(MLP), "m.c", {"training": True, "speed": 1}),
     "batch must be greater than or equal to 1": (lambda: fg.models.mlp(MLP), "m.c", {"training": True, "batch": 0}),
     "nesterov needs a momentum": (
         lambda: fg.models.mlp(MLP), "m.c", {"training": True, "momentum": 0.0, "nesterov": True}),
-    "must follow a linear layer": (
+    "must follow a layer with weights": (
         lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 4)), "m.c", {"training": True}),
     "there is no folder": (lambda: fg.models.mlp(MLP), "nowhere/m.c", {}),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from torch import nn
 
 from filigree.data.preprocessing import preprocessing_of
 from filigree.export.c.export_c import export_c
-from filigree.export.c.training import Training
+from filigree.export.c.training_options import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
 from filigree.export.raw_rows import names_for_the_file, raw_batches, raw_example, reads_raw_rows, says_quantities
 from filigree.untrained import warn_if_untrained

@@ -115,7 +115,9 @@ class Pool:
 class TrainedLinear:
     """`y = W x + bias` of which both are trained, in a program that trains: float32.
 
-    `values` are W `(rows, columns)` or, with an index, its connections in CSR order; zeros among them stay.
+    `values` are W `(rows, columns)` or, with an index, its connections in CSR order; zeros among them stay. With a
+    geometry it is a convolution of `inputs` channels. Of a sample's gradients of y only the `top` of largest magnitude
+    count, where it is given: of equals the first.
     """
 
     name: str
@@ -125,6 +127,9 @@ class TrainedLinear:
     bias: np.ndarray | None
     indices: np.ndarray | None = None
     indptr: np.ndarray | None = None
+    geometry: Geometry | None = None
+    inputs: int = 0
+    top: int | None = None
 
 
 # -- how layers make them --------------------------------------------------------------------------------------------
@@ -152,14 +157,26 @@ def linear(layer: Any, name: str, matrix: Any, scale: Any = None) -> list[Any]:
 
 def convolution(layer: Any, name: str, matrix: Any, geometry: Geometry, scale: Any = None) -> list[Any]:
     """Describe a convolution with this matrix and the layer's own bias and channels."""
+    _check_padding(layer, name)
+    return [Affine(name, matrix, scale, floats(layer.bias), geometry, layer.in_channels)]
+
+
+def _check_padding(layer: Any, name: str) -> None:
     if layer.padding_mode != "zeros":
         raise refuse(name, f"must have padding_mode='zeros'. Got {layer.padding_mode!r}")
-    return [Affine(name, matrix, scale, floats(layer.bias), geometry, layer.in_channels)]
 
 
 def trained_linear(layer: Any, name: str) -> TrainedLinear:
     """Describe an `nn.Linear`, or what has its weight and bias, in a program that trains."""
     return TrainedLinear(name, layer.out_features, layer.in_features, floats(layer.weight), floats(layer.bias))
+
+
+def trained_convolution(layer: Any, name: str, geometry: Geometry) -> TrainedLinear:
+    """Describe an `nn.Conv2d` in a program that trains."""
+    _check_padding(layer, name)
+    weight = floats(layer.weight.flatten(1))
+    bias = floats(layer.bias)
+    return TrainedLinear(name, *weight.shape, weight, bias, geometry=geometry, inputs=layer.in_channels)
 
 
 def relu(name: str) -> Elementwise:

@@ -16,7 +16,8 @@ from filigree.export.c.compiler import Compiled, compiled, compiler
 from filigree.export.c.inference import inference_program
 from filigree.export.c.int8_program import int8_program
 from filigree.export.c.source import CLayer, Program, prefix_of
-from filigree.export.c.training import Training, training_program
+from filigree.export.c.training import training_program
+from filigree.export.c.training_options import Training
 from filigree.export.device.footprint import Footprint, footprint
 from filigree.export.device.project import project_files
 from filigree.export.device.targets import bytes_of, target_of
@@ -76,7 +77,7 @@ def export_c(
 
     For inference: `void m_predict(const float *input, float *output)`, of one sample, as the model in eval mode. The
     weights are constants, each layer's in the smallest of several lossless forms. With `training`: the same, and
-    `m_train_step` and `m_rewire`, on weights in memory; see `filigree.export.c.training`.
+    `m_train_step` and `m_rewire`, on weights in memory; see `filigree.export.c.training_options`.
 
     Where there is a C compiler, the program is compiled and compared with torch on the example and on random inputs;
     the report says so if there is none.
@@ -86,7 +87,8 @@ def export_c(
             activations. float32, or float64, which becomes float32.
         path: a `.c` file; its stem becomes the prefix of all names. The header is written beside it.
         example: a batch of inputs, of which the shape is read; not needed where a linear layer comes first.
-        training: write a program that trains. options: of `Training`.
+        training: write a program that trains: linear and sparse layers, convolutions, pooling, activations. options: of
+            `Training`.
         activations: "int8": a program of 8-bit integers, `void m_predict(const int8_t *input, int8_t *output)`, without
             floats, equal bit for bit to `filigree.export.c.int8_network.Int8Network`. The example is the calibration
             data, from which the scales of the activations are taken.
@@ -116,7 +118,7 @@ def export_c(
         raise ValueError("export: activations='int8' is for inference. Give training=False.")
     prefix = prefix_of(path.stem)
     if training:
-        program = training_program(model, path.stem, prefix, Training(**options))
+        program = training_program(model, example, path.stem, prefix, Training(**options))
     else:
         write = int8_program if activations == "int8" else inference_program
         program = write(model, example, path.stem, prefix)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import functools
 import string
 import textwrap
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from filigree.export.c.source import braced, c_type, header_file, in_order, literal, piece, source_file
-from filigree.export.c.stages import elementwise_text
-from filigree.ops.c_steps import Elementwise
+from filigree.export.c.source import braced, c_type, constant, header_file, in_order, literal, piece, source_file
+from filigree.export.c.stages import KERNELS
+from filigree.export.c.training_calls import (
+    TEMPLATE,
+    activations,
+    backward,
+    buffers,
+    forward,
+    pieces,
+    pools,
+    rewire_at_random,
+)
+from filigree.export.c.training_layers import Trained
+from filigree.export.c.training_options import Training
 
-TEMPLATE = "training.c.in"
-SLOPES = {  # of each activation, by its output v
-    "relu": "v > 0.0f ? 1.0f : 0.0f", "leaky_relu": "v > 0.0f ? 1.0f : slope", "hyperbolic_tangent": "1.0f - v * v",
-    "sigmoid": "v * (1.0f - v)", "clamp": "v > low && v < high ? 1.0f : 0.0f",
-}  # fmt: skip
-
+CHECKPOINT = "checkpoint.c.in"
 _INCLUDES = "#include <stddef.h>\n#include <stdint.h>"
 
 _HEADER = """#define ${macro}_INPUTS $inputs
@@ -29,8 +34,8 @@ _HEADER = """#define ${macro}_INPUTS $inputs
 #define ${macro}_BATCH $batch /* the largest batch; memory is set aside for it */
 #endif
 
-/* All that training changes. To go on later, store these bytes and put them back. Rows are outputs; of a sparse layer
-   the connections of row r are starts[r] to starts[r + 1], columns sorted. */
+/* All that training changes. To go on later, store these bytes and put them back. Rows are outputs, or the channels of
+   a convolution; of a sparse layer the connections of row r are starts[r] to starts[r + 1], columns sorted. */
 $structs
 
 /* The outputs for one sample. Functions are not reentrant. */
@@ -41,15 +46,38 @@ void ${prefix}_predict(const float *input, float *output);
    ${macro}_BATCH$or_label. */
 float ${prefix}_train_step(const float *inputs, $parameter, size_t batch, float learning_rate);"""
 
-_REWIRE = """
+_RULE = """
 
 /* In each sparse layer the fraction zeta of the smallest positive and of the largest negative weights goes, and every
-   exact zero; as many new connections come at random empty cells, with weight 0. Outside [0, 1] nothing is done. */
-void ${prefix}_rewire(float zeta, uint32_t seed);"""
+   exact zero; as many new connections come $where, with weight 0.
+   Outside [0, 1] nothing is done. */
+"""
+_REWIRE = {
+    "random": _RULE.replace("$where", "at random empty cells") + "void ${prefix}_rewire(float zeta, uint32_t seed);",
+    "gradient": _RULE.replace("$where", "at the empty cells of the largest gradients on the batch").replace(
+        " */", " Returns as a step\n   does, and takes none. */"
+    )
+    + "float ${prefix}_rewire(float zeta, const float *inputs, $parameter, size_t batch);",
+}
 
 _FUNCTIONS = """static void forward(const float *x, size_t batch)
 {
 $forward
+}
+
+/* What a step and a rewiring begin with: returns the loss, whose gradient is in delta_0 then; -1: refused. */
+static float prepare(const float *inputs, $parameter, size_t batch)
+{
+    if (batch == 0 || batch > ${macro}_BATCH) {
+        return -1.0f;
+    }
+    forward(inputs, batch);
+    return $loss(${last}_outputs, $target, ${macro}_OUTPUTS, batch, delta_0);
+}
+
+static void backward(${reads}size_t batch, float learning_rate$zeta)
+{
+$backward
 }
 
 void ${prefix}_predict(const float *input, float *output)
@@ -62,19 +90,15 @@ void ${prefix}_predict(const float *input, float *output)
 
 float ${prefix}_train_step(const float *inputs, $parameter, size_t batch, float learning_rate)
 {
-    if (batch == 0 || batch > ${macro}_BATCH) {
-        return -1.0f;
+    const float loss = prepare(inputs, $target, batch);
+    if (loss >= 0.0f) {
+        backward(${read}batch, learning_rate$none);
     }
-    forward(inputs, batch);
-    const float loss = $loss(${last}_outputs, $target, ${macro}_OUTPUTS, batch, delta_0);
-    if (loss < 0.0f) {
-        return loss;
-    }
-$backward
     return loss;
 }"""
 
-_REWIRE_FUNCTION = """void ${prefix}_rewire(float zeta, uint32_t seed)
+_REWIRE_FUNCTIONS = {
+    "random": """void ${prefix}_rewire(float zeta, uint32_t seed)
 {
     uint64_t random = seed;
     if (!(zeta >= 0.0f && zeta <= 1.0f)) {
@@ -83,89 +107,118 @@ _REWIRE_FUNCTION = """void ${prefix}_rewire(float zeta, uint32_t seed)
     random_bits(&random);
     random += seed; /* seeds that are close begin far apart */
 $rewire
-}"""
+}""",
+    "gradient": """float ${prefix}_rewire(float zeta, const float *inputs, $parameter, size_t batch)
+{
+    const float loss = zeta >= 0.0f && zeta <= 1.0f ? prepare(inputs, $target, batch) : -1.0f;
+    if (loss >= 0.0f) {
+        backward(${read}batch, 0.0f, zeta);
+    }
+    return loss;
+}""",
+}
 
 
-@dataclass
-class Trained:
-    """It holds a layer that is trained, sparse where it has an index; in C its arrays are called `{label}_{key}`.
-
-    `numbers`: values, and bias where it has one, float32. `index`: columns and starts of a sparse layer.
-    """
-
-    name: str
-    label: str
-    rows: int
-    width: int
-    numbers: dict[str, np.ndarray]
-    index: dict[str, np.ndarray]
-    activation: Elementwise | None = None
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Name the arrays as in C; one without elements holds a zero, as C has no arrays of nothing."""
-        stored = {**self.numbers, **self.index}.items()
-        return {f"{self.label}_{key}": array if array.size else np.zeros(1, array.dtype) for key, array in stored}
-
-
-def header_text(layers: Sequence[Trained], prefix: str, batch: int, loss: str, velocity: bool) -> str:
-    stored = {name: array for layer in layers for name, array in layer.arrays.items()}
-    structs = [_struct(f"{prefix}_weights", stored)]
+def header_text(layers: Sequence[Trained], prefix: str, options: Training) -> str:
+    velocity, loss = options.momentum > 0, options.loss
+    structs = [_struct(f"{prefix}_weights", trained_arrays(layers))]
     structs += [_struct(f"{prefix}_velocity", velocities(layers))] if velocity else []
     labelled = loss == "cross_entropy"
-    text = string.Template(_HEADER + (_REWIRE if any(layer.index for layer in layers) else "")).substitute(
-        prefix=prefix, macro=prefix.upper(), inputs=layers[0].width, outputs=layers[-1].rows, batch=batch,
+    text = string.Template(_HEADER + _REWIRE.get(rewiring(layers, options), "")).substitute(
+        prefix=prefix, macro=prefix.upper(), inputs=layers[0].inputs, outputs=layers[-1].outputs, batch=options.batch,
         structs="\n\n".join(structs), parameter=_parameter(loss),
         target="labels (batch)" if labelled else f"targets (batch, {prefix.upper()}_OUTPUTS)",
         or_label=", or a label is none of the outputs" if labelled else "",
     )  # fmt: skip
+    text += "\n\n" + _checkpoint("header", prefix, velocity) if options.checkpoint else ""
     return header_file(prefix, text, _INCLUDES)
 
 
-def source_text(layers: Sequence[Trained], name: str, prefix: str, loss: str, options: dict[str, float]) -> str:
-    """Write `name.c`; `options` are the numbers of SGD by the names of their macros."""
-    stored = {name: array for layer in layers for name, array in layer.arrays.items()}
-    sparse = [layer for layer in layers if layer.index]
-    macro, velocity = prefix.upper(), options["MOMENTUM"] > 0
-    pieces = {"update", loss} | {"sparse" if layer.index else "dense" for layer in layers}
-    pieces |= {"update_bias"} if any("bias" in layer.numbers for layer in layers) else set()
-    pieces |= {"rewire"} if sparse else set()
+def _checkpoint(part: str, prefix: str, velocity: bool, **words: str) -> str:
+    """Write a part of what saves the program's state: two structs, or one."""
+    structs = [f"{prefix}_weights", *([f"{prefix}_velocity"] if velocity else [])]
+    pairs = ", ".join(f"{{&{name}, sizeof {name}}}" for name in structs)
+    sizes = " + ".join(f"sizeof {name}" for name in structs)
+    return piece(CHECKPOINT, part, prefix=prefix, macro=prefix.upper(), parts=pairs, sizes=sizes, **words)
+
+
+def source_text(layers: Sequence[Trained], name: str, prefix: str, options: Training) -> str:
+    """Write `name.c`."""
+    stored, frozen = trained_arrays(layers), frozen_arrays(layers)
+    macro, velocity, rewires = prefix.upper(), options.momentum > 0, rewiring(layers, options)
+    numbers = {"MOMENTUM": options.momentum, "WEIGHT_DECAY": options.weight_decay, "NESTEROV": int(options.nesterov)}
+    if options.adaptive:
+        numbers |= dict(zip(("LEAST", "MOST"), options.adaptive, strict=True))
     values = ",\n".join(f"    /* {name} */ {braced(array, ' ' * 8)}" for name, array in stored.items())
-    memory = [f"static float {layer.label}_outputs[{macro}_BATCH * {layer.rows}];" for layer in layers]
-    memory += [f"static float delta_{i}[{macro}_BATCH * {size}];" for i, size in enumerate(delta_sizes(layers))]
-    functions = _FUNCTIONS + ("\n\n" + _REWIRE_FUNCTION if sparse else "")
     words = {
-        "prefix": prefix, "macro": macro, "last": layers[-1].label, "loss": loss, "parameter": _parameter(loss),
-        "target": _parameter(loss).split("*")[1], "forward": _lines(_forward(layers, prefix)),
-        "backward": _lines(_backward(layers, prefix, velocity)), "rewire": _lines(_rewire(sparse, prefix, velocity)),
+        "prefix": prefix, "macro": macro, "last": layers[-1].label, "loss": options.loss,
+        "parameter": _parameter(options.loss), "target": _parameter(options.loss).split("*")[1],
+        "forward": _lines(forward(layers, prefix)), "backward": _lines(backward(layers, prefix, options)),
+        "rewire": _lines(rewire_at_random(layers, prefix, options)),
+        "reads": "const float *inputs, " * layers[0].is_trained, "read": "inputs, " * layers[0].is_trained,
+        "zeta": ", float zeta" if options.grow == "gradient" else "",
+        "none": ", -1.0f" if options.grow == "gradient" else "",
     }  # fmt: skip
+    functions = "\n\n".join(part for part in (_FUNCTIONS, _REWIRE_FUNCTIONS.get(rewires, "")) if part)
+    index = {key: array for layer in layers for key, array in layer.index.items()}
     body = [
-        "\n".join(f"#define {key} {literal(value)}" for key, value in options.items()),
+        "\n".join(f"#define {key} {literal(value)}" for key, value in numbers.items()),
+        f"#define LAYOUT {_layout(stored, velocity):#x}u /* of what is saved */" if options.checkpoint else "",
         f"{prefix}_weights_type {prefix}_weights = {{\n{values}\n}};",
         f"{prefix}_velocity_type {prefix}_velocity;" if velocity else "",
-        "\n".join(f"typedef {c_type(array)} {key[:-1]}_type;" for x in sparse[:1] for key, array in x.index.items()),
-        "\n".join(memory), *_activations(layers), *in_order(TEMPLATE, pieces),
+        *(constant(name, array).text for name, array in frozen.items()),
+        "\n".join(f"typedef {c_type(array)} {key[:-1]}_type;" for key, array in index.items()),
+        *(in_order(KERNELS, {"geometry"}) if any(layer.geometry for layer in layers) else []),
+        *(layer.geometry.text for layer in layers if layer.geometry),
+        "\n".join(f"static float {name}[{macro}_BATCH * {size}];" for name, size in buffers(layers).items()),
+        *activations(layers), *in_order(TEMPLATE, pieces(layers, options)), *pools(layers),
         string.Template(functions).substitute(words),
+        _checkpoint("program", prefix, velocity) if options.checkpoint else "",
     ]  # fmt: skip
     return source_file(name, [part for part in body if part])
 
 
-def declarations(layers: Sequence[Trained], prefix: str, loss: str) -> tuple[str, ...]:
+def _layout(stored: dict[str, np.ndarray], velocity: bool) -> int:
+    """Return a number that tells the saved state of this program from that of another."""
+    fields = [f"{c_type(array)} {name}[{array.size}]" for name, array in stored.items()]
+    return zlib.crc32(repr((fields, velocity)).encode())
+
+
+def declarations(layers: Sequence[Trained], prefix: str, options: Training) -> tuple[str, ...]:
     """Declare the functions of the program, the step first."""
-    step = f"float {prefix}_train_step(const float *inputs, {_parameter(loss)}, size_t batch, float learning_rate);"
-    rewire = (f"void {prefix}_rewire(float zeta, uint32_t seed);",) if any(layer.index for layer in layers) else ()
-    return (step, f"void {prefix}_predict(const float *input, float *output);", *rewire)
+    target = _parameter(options.loss)
+    step = f"float {prefix}_train_step(const float *inputs, {target}, size_t batch, float learning_rate);"
+    rewire = {
+        "random": (f"void {prefix}_rewire(float zeta, uint32_t seed);",),
+        "gradient": (f"float {prefix}_rewire(float zeta, const float *inputs, {target}, size_t batch);",),
+    }.get(rewiring(layers, options), ())
+    saved = (
+        f"int {prefix}_{name}(const {prefix}_storage *storage);" for name in ("save", "load") if options.checkpoint
+    )
+    return (step, f"void {prefix}_predict(const float *input, float *output);", *rewire, *saved)
+
+
+def rewiring(layers: Sequence[Trained], options: Training) -> str:
+    """Say by what connections grow; "" where there are none to grow."""
+    return options.grow if any(layer.index and layer.is_trained for layer in layers) else ""
+
+
+def trained_arrays(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
+    """Collect what training changes, by the names in C."""
+    return {name: array for layer in layers if layer.is_trained for name, array in layer.arrays.items()}
+
+
+def frozen_arrays(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
+    """Collect the constants of layers that are not trained, by the names in C."""
+    return {name: array for layer in layers if not layer.is_trained for name, array in layer.arrays.items()}
 
 
 def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
-    """Collect the arrays that have a velocity: all that is trained."""
-    return {f"{x.label}_{key}": x.arrays[f"{x.label}_{key}"] for x in layers for key in x.numbers}
-
-
-def delta_sizes(layers: Sequence[Trained]) -> list[int]:
-    """Size the two buffers of a sample's gradients, by turns of the outputs of the last layer, the one before, ..."""
-    sizes = [layer.rows for layer in reversed(layers)]
-    return [max(part) for part in (sizes[::2], sizes[1::2]) if part]
+    """Collect the arrays that have a velocity: weights that are trained."""
+    trained = (
+        (x, f"{x.label}_{key}") for x in layers if x.is_trained for key in ("values", "bias") if key in x.numbers
+    )
+    return {name: layer.arrays[name] for layer, name in trained}
 
 
 def _struct(name: str, arrays: dict[str, np.ndarray]) -> str:
@@ -180,67 +233,3 @@ def _parameter(loss: str) -> str:
 def _lines(statements: Sequence[str]) -> str:
     fill = functools.partial(textwrap.fill, width=120, initial_indent=" " * 4, subsequent_indent=" " * 8)
     return "\n".join(map(fill, statements))
-
-
-def _activations(layers: Sequence[Trained]) -> list[str]:
-    """Write the functions of each kind of activation: itself, and its slope."""
-    texts = []
-    for activation in {x.activation.function: x.activation for x in layers if x.activation}.values():
-        parameters = "".join(f", float {name}" for name, _ in activation.numbers)
-        texts.append(string.Template(elementwise_text(activation)).substitute(function=activation.function))
-        words = {"function": f"{activation.function}_slope", "parameters": parameters}
-        texts.append(piece(TEMPLATE, "slope", value=SLOPES[activation.function], **words))
-    return texts
-
-
-def _forward(layers: Sequence[Trained], prefix: str) -> list[str]:
-    lines, x = [], "x"
-    for layer in layers:
-        y = f"{layer.label}_outputs"
-        kind, read = ("sparse", _index(layer, prefix)) if layer.index else ("dense", "")
-        bias = f"{prefix}_weights.{layer.label}_bias" if "bias" in layer.numbers else "NULL"
-        values = f"{prefix}_weights.{layer.label}_values"
-        lines.append(f"{kind}_forward({values}, {read}{bias}, {layer.rows}, {layer.width}, batch, {x}, {y});")
-        if layer.activation:
-            lines.append(f"{layer.activation.function}({y}, batch * {layer.rows}{_numbers(layer.activation)});")
-        x = y
-    return lines
-
-
-def _backward(layers: Sequence[Trained], prefix: str, velocity: bool) -> list[str]:
-    lines = []
-    for number, layer in enumerate(reversed(layers)):
-        before = layers[-number - 2] if layer is not layers[0] else None
-        x = f"{before.label}_outputs" if before else "inputs"
-        dy, dx = f"delta_{number % 2}", f"delta_{1 - number % 2}" if before else "NULL"
-        sides = f"{layer.rows}, {layer.width}, batch"
-        if layer.activation:
-            name, size = layer.activation.function, f"batch * {layer.rows}"
-            lines.append(f"{name}_slope({layer.label}_outputs, {dy}, {size}{_numbers(layer.activation)});")
-        kind, read = ("sparse", _index(layer, prefix)) if layer.index else ("dense", "")
-        held = _held(layer, "values", prefix, velocity)
-        lines.append(f"{kind}_backward({held}, {read}{sides}, {x}, {dy}, {dx}, learning_rate);")
-        if "bias" in layer.numbers:
-            held = _held(layer, "bias", prefix, velocity)
-            lines.append(f"update_bias({held}, {layer.rows}, batch, {dy}, learning_rate);")
-    return lines
-
-
-def _rewire(layers: Sequence[Trained], prefix: str, velocity: bool) -> list[str]:
-    return [
-        f"rewire({_held(x, 'values', prefix, velocity)}, {_index(x, prefix)}{x.rows}, {x.width}, zeta, &random);"
-        for x in layers
-    ]
-
-
-def _held(layer: Trained, key: str, prefix: str, velocity: bool) -> str:
-    field = f"{layer.label}_{key}"
-    return f"{prefix}_weights.{field}, " + (f"{prefix}_velocity.{field}" if velocity else "NULL")
-
-
-def _index(layer: Trained, prefix: str) -> str:
-    return "".join(f"{prefix}_weights.{layer.label}_{key}, " for key in ("columns", "starts"))
-
-
-def _numbers(activation: Any) -> str:
-    return "".join(f", {literal(float(number))}" for _, number in activation.numbers)

@@ -14,6 +14,7 @@ from filigree.nn.capabilities import Capabilities
 from filigree.nn.drop_in import DropIn
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.ops import selection
+from filigree.ops.c_steps import refuse, relu, trained_linear
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
 from filigree.ops.transforms import opaque, transforming
@@ -102,6 +103,18 @@ class Asymmetrical(Capabilities):
             self.rule = NOTHING  # until fg.SelectionSchedule tells the number of epochs
         return self
 
+    def c_top(self: Any, name: str) -> int | None:
+        """How many of a sample's gradients a C program that trains keeps. `ValueError`: it has another rule."""
+        config = self.config.rule
+        only = replace(config, sensitivity=None).is_exact and not config.unified
+        k = config.sensitivity.k if isinstance(config.sensitivity, TopK) else None
+        if config.is_exact:
+            return None
+        if not only or not isinstance(k, int | float) or config.sensitivity.ties != "index":
+            expected = "a program that trains keeps the k largest of each sensitivity, fg.Asymmetric.topk(k), alone"
+            raise refuse(name, f"has the rule {self.config.label()}: {expected}")
+        return count(k, self.out_features)
+
     def adjoint(self, weight: Tensor) -> Tensor | None:
         """W with each input's column sparsified (the perceptron adjoint); it is chosen again when W has changed."""
         if self.rule.weights is None:
@@ -157,6 +170,10 @@ class AsymmetricLinear(Asymmetrical, DropIn, nn.Linear, replaces=(nn.Linear, Fea
             return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
         y = super().forward(x)
         return y.relu() if self.relu else y
+
+    def c_training_form(self, name: str) -> list[Any]:
+        step = replace(trained_linear(self, name), top=self.c_top(name))
+        return [step, relu(name)] if self.relu else [step]
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "") + f", {self.config.label()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -42,6 +43,10 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,
 
     def tracked(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return self.values, (reference.rows(self.indptr, self.nnz), self.indices.long())
+
+    def c_training_form(self, name: str) -> list[Any]:
+        step, *rest = super().c_training_form(name)
+        return [replace(step, top=self.c_top(name)), *rest]
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", {self.config.label()}"
