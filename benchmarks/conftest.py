@@ -27,10 +27,18 @@ class Suite:
 
     def __init__(self, name: str) -> None:
         self.name, self.rows = name, []
+        self.networks = []  # in their order, of a suite whose record holds networks that were tried in several runs
 
     def add(self, **row) -> None:
         self.rows.append(row)
         print("  " + "  ".join(f"{key}={_short(value)}" for key, value in row.items()))
+
+    @property
+    def path(self) -> Path:
+        """The file of the record."""
+        machine = Record.start(isa=kernels.isa()).machine
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']}".lower()).strip("-")
+        return RESULTS / f"{self.name}-{slug}.json"
 
     def save(self) -> None:
         record = Record.start(isa=kernels.isa())
@@ -38,12 +46,15 @@ class Suite:
             "torch_isa": torch.backends.cpu.get_cpu_capability(), "level2": _cache(2), "level3": _cache(3),
             "environment": {name: os.environ[name] for name in CHOICES if name in os.environ},
         }  # fmt: skip
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']}".lower()).strip("-")
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}
-        lines = ",\n  ".join(json.dumps(row) for row in self.rows)
+        rows, tried = list(self.rows), {row.get("network") for row in self.rows}
+        if self.networks and self.path.is_file():
+            rows += [row for row in json.loads(self.path.read_text())["rows"] if row["network"] not in tried]
+            rows.sort(key=lambda row: self.networks.index(row["network"]))
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
         text = json.dumps(head | {"machine": machine, "versions": record.versions | _peers()}, indent=1)[:-2]
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.name}-{slug}.json").write_text(f'{text},\n "rows": [\n  {lines}\n ]\n}}\n')
+        self.path.write_text(f'{text},\n "rows": [\n  {lines}\n ]\n}}\n')
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +77,7 @@ def _quiet():
 def _peers():
     """The versions of the peers that are installed."""
     installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
-    return {name: installed[name] for name in ("sparseprop", "sparselab") if name in installed}
+    return {name: installed[name] for name in ("sparseprop", "sparselab", "timm", "transformers") if name in installed}
 
 
 def _short(value):

@@ -13,7 +13,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
-_WITH_TABLES = ("comparison", "inference", "integrations", "one-shot", "performance", "shrink", "transformers")
+_WITH_TABLES = (
+    "comparison", "inference", "integrations", "one-shot", "performance", "pruning", "shrink", "transformers",
+)  # fmt: skip
 PAGES = ("README.md", *(f"docs/{page}.md" for page in _WITH_TABLES))
 SETS = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "orl": "ORL",
@@ -232,6 +234,23 @@ def _contestant(kind: str) -> tuple[str, str]:
     return {"1.0": "all", "integers": "all, integers"}.get(share, share), "int8" if kind.endswith("int8") else "exact"
 
 
+def architectures() -> str:
+    """Half of the hidden units and heads of usual architectures: errors on unseen data, files, seconds."""
+    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("architectures-*.json"))), None)
+    rows = json.loads(file.read_text())["rows"] if file else []
+    heads = "", "multiply-adds", "subset: refitted", "not", "ratio", "magnitude: refitted", "not", "ratio"
+    lines = [_line(*heads, "loads", "ONNX", "seconds"), "|---" * 11 + "|"]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        mine = {row["method"]: row for row in rows if row["network"] == network}
+        cells = [f"{mine['subset']['macs']:.0%}"]
+        for row in (mine["subset"], mine.get("magnitude")):
+            ratio = [] if row is None else [row["error"], row["without"], row["error"] / row["without"]]
+            cells += [f"{number:.2g}" for number in ratio] or [""] * 3
+        cells += ["yes" if all(row[key] for row in mine.values()) else "no" for key in ("loads", "exports")]
+        lines.append(_line(network, *cells, f"{mine['subset']['seconds']:.0f}"))
+    return "\n".join(lines)
+
+
 def gpt_memory() -> str:
     """Peak memory of training steps of GPT-2 small's shape, and its share of dense's."""
     file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("gpt_memory-*.json"))), None)
@@ -259,6 +278,7 @@ def shrunk() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
+    "architectures": architectures,
     "genes": genes,
     "crossovers": crossovers,
     "gpt memory": gpt_memory,

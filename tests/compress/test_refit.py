@@ -193,6 +193,7 @@ def test_chunks_change_nothing(monkeypatch):
         fg.compress_(small, config, x)
         with monkeypatch.context() as patch:
             patch.setattr(passes, "CHUNK_BYTES", 16 * 64 * 4 * 20)  # 20 images
+            patch.setattr(passes, "WHOLE_BYTES", 0)
             runs = Counter()
             chunked[8].register_forward_hook(lambda *_, runs=runs: runs.update(["head"]))
             fg.compress_(chunked, config, x)

@@ -16,6 +16,7 @@ from filigree.convert import inference_context, run_on
 from filigree.outputs import tensors_in
 
 CHUNK_BYTES = 1 << 25  # of the largest tensor that a module makes of a chunk
+WHOLE_BYTES = 1 << 28  # up to which all data are one chunk: a refit then takes one pass, else one to each layer
 PATIENCE = 2.0  # seconds before a bar is shown
 
 
@@ -40,7 +41,8 @@ Hook = Callable[[nn.Module, Any, Any, Chunk], Any]  # module, its first input, i
 
 
 def in_chunks(model: nn.Module, data: Calibration) -> Calibration:
-    """The data in chunks of which no module of the model makes more than `CHUNK_BYTES`, of at least one sample."""
+    """The data in one chunk where no module makes more than `WHOLE_BYTES` of it, else in chunks of which none makes
+    more than `CHUNK_BYTES`, of at least one sample."""
     if data.tensor is None:
         return data
     largest = 1
@@ -53,7 +55,8 @@ def in_chunks(model: nn.Module, data: Calibration) -> Calibration:
     with inference_context(model, (module.register_forward_hook(hook) for module in model.modules())):
         run_on(model, data[:1], "pruning")
     chunked = copy.copy(data)
-    chunked.chunk = max(1, min(data.chunk, CHUNK_BYTES // largest))
+    is_small = len(data) * largest <= WHOLE_BYTES
+    chunked.chunk = max(1, len(data) if is_small else min(data.chunk, CHUNK_BYTES // largest))
     return chunked
 
 
