@@ -28,7 +28,8 @@ class Trained:
     Attributes:
         kind: "dense", "sparse", "convolution", or of pooling "max", "average", "padded average".
         before, shape: of a sample that it reads and makes.
-        numbers: values, and bias where it has one, float32. index: columns and starts of a sparse layer.
+        numbers: values, and bias where it has one, float32; the unit of values that are int8; the largest error so far,
+            where that chooses gradients. index: columns and starts of a sparse layer.
         geometry: the windows of a convolution or of pooling. activation: what follows it directly.
         frozen: its weights are constants. top: so many of a sample's gradients of what it makes count, the largest.
     """
@@ -67,6 +68,16 @@ class Trained:
     def what(self) -> str:
         kind = self.kind if self.geometry else "linear"
         return f"{kind} {sides(self.before)} -> {sides(self.shape)}"
+
+    def prepare(self, in_integers: bool, by_error: bool) -> None:
+        """Round the weights to whole numbers of a unit; make room for the largest error."""
+        if self.numbers and in_integers:
+            values = self.numbers["values"]
+            unit = np.float32(np.abs(values).max(initial=0) / 64 or 1 / 64)
+            whole = np.rint(values / unit).astype(np.int8)
+            self.numbers |= {"values": whole, "unit": np.array([unit], np.float32)}
+        if by_error:
+            self.numbers["error"] = np.zeros(1, np.float32)
 
     @property
     def macs(self) -> int:
