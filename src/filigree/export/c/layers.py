@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from filigree.export.answers import answers, is_from
+from filigree.export.c.kept import Add, Keep, Restore
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import (
     Affine,
@@ -107,6 +108,10 @@ def _nothing(module: Any, name: str) -> list[Any]:
     return []
 
 
+def _itself(module: Any, name: str) -> list[Any]:
+    return [module]
+
+
 def _reshape(module: Any, name: str) -> list[Any]:
     return [Reshape(name, module)]
 
@@ -140,6 +145,7 @@ _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
     nn.GELU: _gelu,
     nn.Hardtanh: lambda module, name: [clamp(name, "clamp", "v", module.min_val, module.max_val)],  # and ReLU6
     nn.Hardsigmoid: lambda module, name: [clamp(name, "hard_sigmoid", "(v / 6.0f + 0.5f)", 0.0, 1.0)],
+    Keep: _itself, Restore: _itself, Add: _itself,
     nn.Identity: _nothing, nn.Dropout: _nothing, nn.Dropout1d: _nothing, nn.Dropout2d: _nothing,
     nn.AlphaDropout: _nothing,
     nn.Flatten: _reshape, nn.Unflatten: _reshape, nn.MaxPool2d: _max_pool, nn.AvgPool2d: _average_pool,
