@@ -403,6 +403,32 @@ def test_sums(cc, tmp_path):
     assert report.ram_bytes == 4 * 4 * 8 * 9 * 8  # two buffers by turns, and two that serve all that is kept
 
 
+def test_signals_in_every_kind_of_program(cc, tmp_path):
+    class Signals(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Conv1d(2, 4, 5, 2, 2), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2, padding=1),
+                nn.Conv1d(4, 6, 3, padding="same", dilation=2, groups=2), nn.Tanh(), nn.AvgPool1d(3, 2, 1),
+                nn.AdaptiveAvgPool1d(2),
+            )  # fmt: skip
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.fc(F.max_pool1d(self.layers(x), 2).flatten(1))
+
+    model, x, path = Signals(), torch.randn(64, 2, 30), tmp_path / "m.c"
+    model(x)
+    report = export_c(model.eval(), path, x)
+    agrees(cc, model, path, x, report)
+    assert "scale and shift" not in {layer.what for layer in report.layers}  # it is in the weights
+    assert export_c(model, path, x, activations="int8").difference == 0
+    model.layers[1] = nn.Identity()
+    assert export_c(model, path, x, training=True, batch=4).relative < 1e-5
+    with pytest.raises(ValueError, match=r"'layers\.0' reads \(2, height, width\) a sample. Got \(3, 1, 30\)"):
+        export_c(model, path, torch.randn(2, 3, 30))
+
+
 # -- training --------------------------------------------------------------------------------------------------------
 
 STEPS = """

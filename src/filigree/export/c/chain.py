@@ -26,6 +26,7 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.hardtanh: nn.Hardtanh, F.hardsigmoid: nn.Hardsigmoid, F.relu6: nn.ReLU6,
     torch.softmax: nn.Softmax, F.softmax: nn.Softmax, "softmax": nn.Softmax,
     torch.log_softmax: nn.LogSoftmax, F.log_softmax: nn.LogSoftmax, "log_softmax": nn.LogSoftmax,
+    F.max_pool1d: nn.MaxPool1d, F.avg_pool1d: nn.AvgPool1d, F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
     F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d, F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.dropout: lambda p=0.5, training=True: nn.Dropout(p) if training else nn.Identity(), "contiguous": nn.Identity,
     torch.flatten: lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),

@@ -14,6 +14,7 @@ from filigree.convert import inference_context
 from filigree.export.c.chain import chain
 from filigree.export.c.kept import buffer_sizes, name_buffers
 from filigree.export.c.layers import folded, is_known, steps
+from filigree.export.c.rows import rows_kept
 from filigree.export.c.source import CLayer, Program, Trial, free_name, header_file, identifier, in_order, source_file
 from filigree.export.c.stages import KERNELS, Shape, Stage, stage_of
 from filigree.ops.c_steps import Affine, Pool
@@ -40,7 +41,7 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
     """Write the files `name.c` and `name.h` of a model in eval mode."""
     with inference_context(model):
         links = chain(model, is_known, "which cannot be written as C", sums=True)
-        program = folded([step for label, module in links for step in steps(module, label)])
+        program = folded(rows_kept([step for label, module in links for step in steps(module, label)]))
     name_buffers(program)
     shape = input_shape(program, example)
     stages = named_stages(program, shape)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from filigree.export.answers import answers
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import steps
+from filigree.export.c.rows import in_a_row, row_geometry
 from filigree.export.c.source import CConstant, free_name, identifier, smallest_unsigned
 from filigree.export.c.stages import Shape, geometry_constant, pool_geometry, shape_after, sides
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import Elementwise, Pool, Reshape, TrainedLinear, refuse, trained_convolution, trained_linear
 
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_POOLS = (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 @dataclass
@@ -137,7 +138,7 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
 
 def _is_known(module: nn.Module) -> bool:
     nothing = isinstance(module, nn.Dropout) and not module.p
-    plain = (nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, *_POOLS, *_ACTIVATIONS)
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Identity, nn.Flatten, *_POOLS, *_ACTIVATIONS)
     return nothing or type(module) in plain or answers(module, "c_training_form", eval_only=False)
 
 
@@ -149,6 +150,8 @@ def _steps(module: nn.Module, name: str) -> list[Any]:
         return [trained_linear(module, name)]
     if type(module) is nn.Conv2d:
         return [trained_convolution(module, name, conv_geometry(module))]
+    if type(module) is nn.Conv1d:
+        return in_a_row(name, trained_convolution(module, name, row_geometry(module)))
     return [] if isinstance(module, nn.Dropout) else steps(module, name)
 
 
