@@ -40,12 +40,14 @@ def row_pool(module: Any, name: str, take: str) -> Pool:
     """Return pooling of signals as that of images of one row."""
     if isinstance(module, nn.AdaptiveAvgPool1d):
         return Pool(name, nn.AdaptiveAvgPool2d((1, _first(module.output_size))), take)
-    kernel, stride, padding = (_first(getattr(module, key)) for key in ("kernel_size", "stride", "padding"))
-    sides: Any = (1, kernel), (1, stride), (0, padding)
+    window: Any = {key: (least, _first(getattr(module, key)))
+                   for key, least in (("kernel_size", 1), ("stride", 1), ("padding", 0))}  # fmt: skip
     if isinstance(module, nn.MaxPool1d):
-        dilation = (1, _first(module.dilation))
-        return Pool(name, nn.MaxPool2d(*sides, dilation, ceil_mode=module.ceil_mode), take)
-    return Pool(name, nn.AvgPool2d(*sides, module.ceil_mode, module.count_include_pad), take)
+        return Pool(
+            name, nn.MaxPool2d(**window, dilation=(1, _first(module.dilation)), ceil_mode=module.ceil_mode), take
+        )
+    counted = {"ceil_mode": module.ceil_mode, "count_include_pad": module.count_include_pad}
+    return Pool(name, nn.AvgPool2d(**window, **counted), take)
 
 
 def rows_kept(program: Sequence[Any], step_of: Callable[[Any], Any] = lambda step: step) -> list[Any]:
