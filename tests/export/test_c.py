@@ -395,6 +395,40 @@ def test_a_pruned_and_quantised_network_is_small_and_as_good(cc, tmp_path):
         assert report.data_bytes < report.flash_bytes < report.data_bytes + 3_000
 
 
+def test_sums(cc, tmp_path):
+    for model, x in ((Sums(), torch.randn(9, 6)), (fg.models.resnet((1, 1), 8), torch.randn(3, 3, 9, 8))):
+        report = export_c(model.eval(), tmp_path / "m.c", x)
+        agrees(cc, model, tmp_path / "m.c", x, report)
+    assert {"kept", "restored", "sum"} <= {layer.what for layer in report.layers}
+    assert report.ram_bytes == 4 * 4 * 8 * 9 * 8  # two buffers by turns, and two that serve all that is kept
+
+
+def test_signals_in_every_kind_of_program(cc, tmp_path):
+    class Signals(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Conv1d(2, 4, 5, 2, 2), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2, padding=1),
+                nn.Conv1d(4, 6, 3, padding="same", dilation=2, groups=2), nn.Tanh(), nn.AvgPool1d(3, 2, 1),
+                nn.AdaptiveAvgPool1d(2),
+            )  # fmt: skip
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.fc(F.max_pool1d(self.layers(x), 2).flatten(1))
+
+    model, x, path = Signals(), torch.randn(64, 2, 30), tmp_path / "m.c"
+    model(x)
+    report = export_c(model.eval(), path, x)
+    agrees(cc, model, path, x, report)
+    assert "scale and shift" not in {layer.what for layer in report.layers}  # it is in the weights
+    assert export_c(model, path, x, activations="int8").difference == 0
+    model.layers[1] = nn.Identity()
+    assert export_c(model, path, x, training=True, batch=4).relative < 1e-5
+    with pytest.raises(ValueError, match=r"'layers\.0' reads \(2, height, width\) a sample. Got \(3, 1, 30\)"):
+        export_c(model, path, torch.randn(2, 3, 30))
+
+
 # -- training --------------------------------------------------------------------------------------------------------
 
 STEPS = """
@@ -640,6 +674,31 @@ class Residual(nn.Module):
         return x + self.fc(x)
 
 
+class Broadcast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x) + x
+
+
+class Sums(nn.Module):
+    """Sums of what was last, of what was before it, of neither, of a tensor and itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, size) for size in (6, 6, 3, 3))
+
+    def forward(self, x):
+        y = x + self.a(x.view(x.shape[0], -1)).relu()
+        unread = y.tanh()
+        z = torch.add(y, self.b(unread).tanh()) + x
+        first, second = self.c(z), self.d(y + y)
+        second.sigmoid()
+        return first + second
+
+
 def not_finite():
     model = fg.models.mlp([3, 2])
     nn.init.constant_(model.fc1.weight, float("nan"))
@@ -681,9 +740,11 @@ REFUSED = {
         lambda: nn.Sequential(fg.nn.FastfoodLinear(8, 8, features="cos_sin")), "m.c", {}),
     "'0' is a StrengthDropout, which cannot be written as C": (
         lambda: nn.Sequential(fg.nn.StrengthDropout(8)), "m.c", {"example": torch.randn(2, 8)}),
-    "What 'x' in the model's forward returns is read by 'fc' and 'add'": (Residual, "m.c", {}),
+    "What 'x' in the model's forward returns is read by 'fc' and 'add'": (Residual, "m.c", {"training": True}),
     "What 'relu' returns is read by 'block1_1.conv1' and 'block1_1.shortcut'": (
-        fg.models.resnet, "m.c", {"example": torch.randn(1, 3, 8, 8)}),
+        fg.models.resnet, "m.c", {"example": torch.randn(1, 3, 8, 8), "activations": "int8"}),
+    "'add' must add tensors of one shape. Got (1, 4, 4) and (3, 4, 4)": (
+        lambda: Broadcast(), "m.c", {"example": torch.randn(2, 1, 4, 4)}),
     "Give a batch of inputs": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3)), "m.c", {}),
     "'1' reads 5 numbers a sample, flat. Got (4,)": (
         lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), "m.c", {}),

@@ -39,6 +39,12 @@ def learner(kind):
     return model, (1, 7, 9)
 
 
+def check_in_cpp(path):
+    """The program is C++17 too, without warnings."""
+    if shutil.which("g++"):
+        subprocess.run(["g++", "-x", "c++", "-std=c++17", *WARNINGS, "-fsyntax-only", path], check=True)
+
+
 @pytest.mark.parametrize("kind", ["labels", "targets"])
 def test_convolutions_learn_as_in_torch(tmp_path, kind):
     torch.manual_seed(0)
@@ -51,9 +57,7 @@ def test_convolutions_learn_as_in_torch(tmp_path, kind):
     assert {layer.what.split()[0] for layer in report.layers} == {
         "convolution", "max", "linear", "padded" if kind == "labels" else "average"
     }  # fmt: skip
-    for command in (["cc", "-std=c99"], ["g++", "-x", "c++", "-std=c++17"]):
-        if shutil.which(command[0]):
-            subprocess.run([*command, *WARNINGS, "-fsyntax-only", path], check=True)
+    check_in_cpp(path)
     rate = 0.5 if mse else 0.02
     batches = [(x[i], torch.randn(16, 4) if mse else torch.randint(4, (16,))) for i in range(10)] * 2
     batches[3] = tuple(part[:5] for part in batches[3])
@@ -190,9 +194,7 @@ def test_a_saved_state_survives_power_that_fails_at_any_byte(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), sparse_layer(3, 8, (0, 1), (1, 7), (2, 3)))
     export_c(model, tmp_path / "m.c", torch.zeros(1, 1, 4, 4), training=True, batch=2, checkpoint=True)
     (tmp_path / "main.c").write_text(POWER_LOSS)
-    if shutil.which("g++"):
-        check = ["g++", "-x", "c++", "-std=c++17", *WARNINGS, "-fsyntax-only", "m.c"]
-        subprocess.run(check, cwd=tmp_path, check=True)
+    check_in_cpp(tmp_path / "m.c")
     build = [*compiler(), "-std=c99", *WARNINGS, *SANITIZE, "-DM_BLOCK=48", "m.c", "main.c", "-o", "main", "-lm"]
     subprocess.run(build, cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "main"], capture_output=True)
@@ -246,6 +248,7 @@ def test_connections_grow_where_gradients_are_largest(tmp_path):
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)), where=["fc1", "fc2"])
     export_c(model, tmp_path / "m.c", training=True, batch=16, grow="gradient")
     batches = [(torch.randn(16, 12), torch.randint(4, (16,))) for _ in range(6)]
+    check_in_cpp(tmp_path / "m.c")
     nothing = (torch.zeros(0, 12), torch.zeros(0, dtype=torch.int64))
     call = "NAME_rewire(0.3f, x, y, 16); NAME_rewire(1.5f, x, y, 16); NAME_rewire(0.3f, x, y, 17);"
     run = functools.partial(steps_in_c, compiler(), tmp_path / "m.c", rate=0.1, also=call)
@@ -273,3 +276,43 @@ def test_connections_grow_where_gradients_are_largest(tmp_path):
         assert np.array_equal(after[f"{name}_values"][~fresh], before[f"{name}_values"][np.isin(old, kept)])
     assert np.array_equal(after["fc3_values"], before["fc3_values"])
     assert np.array_equal(after["fc1_bias"], before["fc1_bias"])
+
+
+def test_weights_in_eight_bits_step_at_random_and_right_on_average(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 40), nn.Tanh(), nn.Linear(40, 4)
+    )
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)), where=["4"])
+    path, rate = tmp_path / "m.c", 0.05
+    report = export_c(model, path, torch.zeros(1, 1, 8, 8), training=True, batch=16, weights="int8")
+    assert {layer.form for layer in report.layers if layer.bytes} == {"trained, dense, int8", "trained, sparse, int8"}
+    check_in_cpp(path)
+    teacher = torch.randn(64, 4)
+    batches = [(x, (x.flatten(1) @ teacher).argmax(1)) for x in torch.randn(6, 16, 1, 8, 8)]
+    run = functools.partial(steps_in_c, compiler(), path)
+    (_, start, _), (losses, after, velocity) = run(batches[:1], 0.0), run(batches[:1], rate)
+    layers = {f"layer_{name}": model.get_submodule(name) for name in ("0", "4", "6")}
+    numbers = {name: next(iter(layer.parameters())) for name, layer in layers.items()}
+    with torch.no_grad():
+        for name, weight in numbers.items():
+            weight.copy_(torch.from_numpy(start[f"{name}_values"] * start[f"{name}_unit"]).view_as(weight))
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+    close(losses, torch.from_numpy(steps_in_torch(model, batches[:1], optimizer)))
+    errors = []
+    for name, weight in numbers.items():
+        close(velocity[f"{name}_values"], weight.grad)
+        unit = start[f"{name}_unit"]
+        assert unit == after[f"{name}_unit"]
+        wanted = start[f"{name}_values"] - rate / unit * weight.grad.numpy().reshape(-1)
+        errors.append(after[f"{name}_values"] - wanted)
+    errors = np.concatenate(errors)
+    assert 0.2 < np.abs(errors).max() < 1.001
+    assert abs(errors.mean()) < 5 * (errors**2).mean() ** 0.5 / len(errors) ** 0.5  # five standard deviations
+    losses, weights, _ = run(batches * 15, 0.05, rewire=[40])
+    assert losses[-10:].mean() < 0.7 * losses[:5].mean()
+    check_sorted(weights, "layer_4", 40, 72)
+    grown = [weights[f"{name}_unit"] / start[f"{name}_unit"] for name in layers]
+    assert max(grown) >= 2  # weights that outgrew their units
+    assert all(np.log2(times) % 1 == 0 for times in grown)
+    assert np.abs(np.concatenate([weights[f"{name}_values"] for name in layers]).astype(int)).max() <= 127

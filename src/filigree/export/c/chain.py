@@ -1,7 +1,8 @@
-"""See a model as a chain of modules, each of which reads what the one before it wrote."""
+"""See a model as a chain of modules, each of which reads what the one before it wrote; sums read what was kept, too."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.export.answers import answers
+from filigree.export.c.kept import Add, Keep, Kept, Restore
 
 Link = tuple[str, nn.Module]
 
@@ -24,18 +26,21 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.hardtanh: nn.Hardtanh, F.hardsigmoid: nn.Hardsigmoid, F.relu6: nn.ReLU6,
     torch.softmax: nn.Softmax, F.softmax: nn.Softmax, "softmax": nn.Softmax,
     torch.log_softmax: nn.LogSoftmax, F.log_softmax: nn.LogSoftmax, "log_softmax": nn.LogSoftmax,
+    F.max_pool1d: nn.MaxPool1d, F.avg_pool1d: nn.AvgPool1d, F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
     F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d, F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.dropout: lambda p=0.5, training=True: nn.Dropout(p) if training else nn.Identity(), "contiguous": nn.Identity,
     torch.flatten: lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),
     "flatten": lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),
 }  # fmt: skip
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_", "__add__", "__iadd__")
 _IGNORED = ("input", "inplace", "_stacklevel", "dtype")  # named in a call, of no account here
 
 
-def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> list[Link]:
+def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, sums: bool = False) -> list[Link]:
     """List the modules of a model in the order in which they run, with their names.
 
     Args:
+        sums: with residual sums: what is read again later is kept, restored and added, by modules that stand for that.
         known: which modules are links of the chain as they are; others are looked into, by torch.fx.
         what: the end of the error about a module that has nothing to be looked into.
 
@@ -57,30 +62,56 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str) -> li
         reason = one_line(error)
         raise ValueError(f"export: the model's forward cannot be traced as a chain of layers: {reason}") from None
     links: list[Link] = []
+    kept: dict[fx.Node, Kept] = {}
     last: fx.Node | None = None
     shapes: set[fx.Node] = set()  # of nodes that ask for the batch size only
+    for node in graph.nodes:
+        shapes |= {node} if _asks_for_size(node, shapes) else set()
     for node in graph.nodes:
         reads = [n for n in node.all_input_nodes if n not in shapes]
         if node.op == "placeholder":
             if last is not None or node.args:
                 raise ValueError(f"export: the model must take one input. Its forward also takes {node.target!r}.")
-        elif _asks_for_size(node, shapes):
-            shapes.add(node)
+        elif node in shapes:
             continue
-        elif reads != [last]:
+        elif sums and node.target in _SUMS and _are_two_tensors(node, reads):
+            links += _sum(node, last, kept)
+        elif len(reads) != 1 or (reads != [last] and reads[0] not in kept):
             raise ValueError(f"export: the model must be a chain of layers. {_owner(node)} reads {len(reads)} tensors.")
+        elif reads != [last] and node.op == "output":
+            links.append((node.name, Restore(node.name, kept[reads[0]])))
         elif node.op != "output":
+            links += [(node.name, Restore(node.name, kept[reads[0]]))] if reads != [last] else []
             links.append(_link(node, tracer, shapes, what))
         elif not isinstance(node.args[0], fx.Node):
             raise ValueError("export: the model must return one tensor.")
-        readers = [user for user in node.users if not _asks_for_size(user, shapes)]
-        if len(readers) > 1:
+        readers = [user for user in node.users if user not in shapes]
+        follower = node.next
+        while follower in shapes:
+            follower = follower.next
+        if sums and readers and readers != [follower]:
+            kept[node] = Kept()
+            links.append((node.name, Keep(node.name, kept[node])))
+        elif len(readers) > 1:
             by = " and ".join(map(_owner, readers))
             raise ValueError(
                 f"export: the model must be a chain of layers. What {_owner(node)} returns is read by {by}."
             )
         last = node
     return links
+
+
+def _are_two_tensors(node: fx.Node, reads: list[fx.Node]) -> bool:
+    """Tell whether a node is the plain sum of two tensors."""
+    return list(node.args) in (reads, 2 * reads) and len(node.args) == 2 and not node.kwargs
+
+
+def _sum(node: fx.Node, last: fx.Node | None, kept: dict[Any, Kept]) -> list[Link]:
+    """Add the other tensor to the last one, or both to each other where neither is."""
+    first, second = node.args
+    if first is not last and second is not last:
+        return [(node.name, Restore(node.name, kept[first])), (node.name, Add(node.name, kept[second]))]
+    return [(node.name, Add(node.name, kept[first if second is last else second]))]
 
 
 class _Tracer(fx.Tracer):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from filigree.convert import inference_context
 from filigree.export.c.chain import chain
+from filigree.export.c.kept import buffer_sizes, name_buffers
 from filigree.export.c.layers import folded, is_known, steps
+from filigree.export.c.rows import rows_kept
 from filigree.export.c.source import CLayer, Program, Trial, free_name, header_file, identifier, in_order, source_file
 from filigree.export.c.stages import KERNELS, Shape, Stage, stage_of
 from filigree.ops.c_steps import Affine, Pool
@@ -38,12 +40,14 @@ int main(void)
 def inference_program(model: nn.Module, example: Tensor | None, name: str, prefix: str) -> Program:
     """Write the files `name.c` and `name.h` of a model in eval mode."""
     with inference_context(model):
-        links = chain(model, is_known, "which cannot be written as C")
-        program = folded([step for label, module in links for step in steps(module, label)])
+        links = chain(model, is_known, "which cannot be written as C", sums=True)
+        program = folded(rows_kept([step for label, module in links for step in steps(module, label)]))
+    name_buffers(program)
     shape = input_shape(program, example)
     stages = named_stages(program, shape)
     out = stages[-1].shape if stages else shape
     statements, sizes = calls(stages, shape)
+    sizes |= buffer_sizes(program, math.prod)
     pieces = {piece for stage in stages for piece in stage.pieces}
     pieces |= {"copy"} if any(line.startswith("copy(") for line in statements) else set()
     predict = f"void {prefix}_predict(const float *input, float *output)"
@@ -124,7 +128,8 @@ def calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, i
 
     for i, stage in enumerate(stages):
         is_last = all(move <= i for move in moves)
-        if stage.in_place and stage.call and at == "input":  # the caller's numbers stay as they are
+        writes = stage.in_place and stage.call and not stage.only_reads
+        if writes and at == "input":  # the caller's numbers stay as they are
             to = other(math.prod(here), is_last)
             lines.append(f"copy({at}, {to}, {math.prod(here)});")
             at = to

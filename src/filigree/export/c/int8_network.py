@@ -16,6 +16,7 @@ from filigree.convert import inference_context
 from filigree.export.c.chain import chain
 from filigree.export.c.int8_steps import Flat, IntegerSoftmax, Pooling, Product, Scale, Slopes, Table, multiplier
 from filigree.export.c.layers import is_known, steps
+from filigree.export.c.rows import rows_kept
 from filigree.export.c.stages import check_finite, pool_geometry
 from filigree.ops.c_steps import (
     Affine,
@@ -72,11 +73,12 @@ class Int8Network(nn.Module):
         x = calibration[:_SAMPLES].detach().cpu().double()
         self.program: list[Placed] = []
         with inference_context(model):
-            todo = _fused([
+            pairs = [
                 (step, module if len(own) == 1 else None)
                 for name, module in chain(model, is_known, "which cannot be written as C")
                 for own in [steps(module, name)] for step in own
-            ])  # fmt: skip
+            ]  # fmt: skip
+            todo = _fused(rows_kept(pairs, lambda pair: pair[0]))
             factor, shift = np.ones(1), np.zeros(1)
             while todo and isinstance(todo[0][0], ScaleShift):
                 step = todo.pop(0)[0]

@@ -9,6 +9,8 @@ import numpy as np
 from torch import nn
 
 from filigree.export.answers import answers, is_from
+from filigree.export.c.kept import Add, Keep, Restore
+from filigree.export.c.rows import in_a_row, row_geometry, row_pool
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import (
     Affine,
@@ -74,6 +76,11 @@ def _linear(module: Any, name: str) -> list[Any]:
     return linear(module, name, csr(floats(module.weight)))
 
 
+def _conv1d(module: Any, name: str) -> list[Any]:
+    (step,) = convolution(module, name, csr(floats(module.weight.flatten(1))), row_geometry(module))
+    return in_a_row(name, step)
+
+
 def _conv2d(module: Any, name: str) -> list[Any]:
     return convolution(module, name, csr(floats(module.weight.flatten(1))), conv_geometry(module))
 
@@ -107,6 +114,10 @@ def _nothing(module: Any, name: str) -> list[Any]:
     return []
 
 
+def _itself(module: Any, name: str) -> list[Any]:
+    return [module]
+
+
 def _reshape(module: Any, name: str) -> list[Any]:
     return [Reshape(name, module)]
 
@@ -114,14 +125,17 @@ def _reshape(module: Any, name: str) -> list[Any]:
 def _max_pool(module: Any, name: str) -> list[Any]:
     if module.return_indices:
         raise refuse(name, "must return no indices")
-    return [Pool(name, module, "max")]
+    one = isinstance(module, nn.MaxPool1d)
+    return in_a_row(name, row_pool(module, name, "max")) if one else [Pool(name, module, "max")]
 
 
 def _average_pool(module: Any, name: str) -> list[Any]:
     if getattr(module, "divisor_override", None) is not None:
         raise refuse(name, "must have no divisor_override")
     padded = getattr(module, "count_include_pad", False)  # adaptive pooling pads nothing
-    return [Pool(name, module, "padded average" if padded else "average")]
+    take = "padded average" if padded else "average"
+    one = isinstance(module, nn.AvgPool1d | nn.AdaptiveAvgPool1d)
+    return in_a_row(name, row_pool(module, name, take)) if one else [Pool(name, module, take)]
 
 
 def _softmax(module: Any, name: str) -> list[Any]:
@@ -129,7 +143,8 @@ def _softmax(module: Any, name: str) -> list[Any]:
 
 
 _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
-    nn.Linear: _linear, nn.Conv2d: _conv2d, nn.BatchNorm1d: _batch_norm, nn.BatchNorm2d: _batch_norm,
+    nn.Linear: _linear, nn.Conv1d: _conv1d, nn.Conv2d: _conv2d,
+    nn.BatchNorm1d: _batch_norm, nn.BatchNorm2d: _batch_norm,
     nn.ReLU: lambda module, name: [relu(name)],
     nn.LeakyReLU: _activation("leaky_relu", "v < 0.0f ? slope * v : v", slope="negative_slope"),
     nn.PReLU: lambda module, name: [ParametricReLU(name, floats(module.weight))],
@@ -140,8 +155,10 @@ _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
     nn.GELU: _gelu,
     nn.Hardtanh: lambda module, name: [clamp(name, "clamp", "v", module.min_val, module.max_val)],  # and ReLU6
     nn.Hardsigmoid: lambda module, name: [clamp(name, "hard_sigmoid", "(v / 6.0f + 0.5f)", 0.0, 1.0)],
+    Keep: _itself, Restore: _itself, Add: _itself,
     nn.Identity: _nothing, nn.Dropout: _nothing, nn.Dropout1d: _nothing, nn.Dropout2d: _nothing,
     nn.AlphaDropout: _nothing,
-    nn.Flatten: _reshape, nn.Unflatten: _reshape, nn.MaxPool2d: _max_pool, nn.AvgPool2d: _average_pool,
+    nn.Flatten: _reshape, nn.Unflatten: _reshape, nn.MaxPool1d: _max_pool, nn.MaxPool2d: _max_pool,
+    nn.AvgPool1d: _average_pool, nn.AdaptiveAvgPool1d: _average_pool, nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _average_pool, nn.Softmax: _softmax, nn.LogSoftmax: _softmax,
 }  # fmt: skip

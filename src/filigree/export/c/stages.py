@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from filigree.config import one_line
 from filigree.export.c.forms import Form, smallest
+from filigree.export.c.kept import Add, Keep, Restore
 from filigree.export.c.source import CConstant, c_type, constant, literal, piece
 from filigree.ops.c_steps import (
     Affine,
@@ -39,6 +40,7 @@ class Stage:
         name, what, form: for the report. shape: of what it leaves, without the batch.
         call: the statement, with `$function` for its own function; "" where nothing is to do.
         function, text: a name and the text of that function. pieces: what else it needs of the template.
+        in_place: whether `$y` is what is there already. only_reads: whether it leaves that as it is.
         macs: multiply-adds a sample.
     """
 
@@ -53,6 +55,7 @@ class Stage:
     constants: tuple[CConstant, ...] = ()
     in_place: bool = True
     macs: int = 0
+    only_reads: bool = field(default=False, kw_only=True)
 
 
 @functools.singledispatch
@@ -182,6 +185,21 @@ def _(step: Reshape, shape: Shape, label: str) -> Stage:
     if math.prod(out) != math.prod(shape):
         raise refuse(step.name, "must leave the batch as it is")
     return Stage(step.name, "reshape", out)
+
+
+@stage_of.register
+def _(step: Keep, shape: Shape, label: str) -> Stage:
+    kept = step.kept
+    if isinstance(step, Restore):
+        call = f"copy({kept.name}, $y, {math.prod(kept.shape)});"
+        return Stage(step.name, "restored", kept.shape, "", call, pieces=("copy",), in_place=False)
+    if isinstance(step, Add):
+        if shape != kept.shape:
+            raise refuse(step.name, f"must add tensors of one shape. Got {kept.shape} and {shape}")
+        return Stage(step.name, "sum", shape, "", f"add({kept.name}, $y, {math.prod(shape)});", pieces=("add",))
+    kept.shape = shape
+    call = f"copy($y, {kept.name}, {math.prod(shape)});"
+    return Stage(step.name, "kept", shape, "", call, pieces=("copy",), only_reads=True)
 
 
 @stage_of.register

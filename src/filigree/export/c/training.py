@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor, nn
 
 from filigree.computed_weights import copied
@@ -33,10 +32,8 @@ def training_program(model: nn.Module, example: Tensor | None, name: str, prefix
             otherwise in torch (dropout, most sparsified gradients): the module is named.
     """
     shape, layers = trained_layers(copied(model).train(), example)
-    if options.adaptive:
-        for layer in layers:
-            if layer.is_trained and selection(layer, options) == "share":
-                layer.numbers["error"] = np.zeros(1, np.float32)
+    for layer in layers:
+        layer.prepare(options.weights == "int8", layer.is_trained and selection(layer, options) == "share")
     held, frozen = (
         sum(array.nbytes for array in arrays.values()) for arrays in (trained_arrays(layers), frozen_arrays(layers))
     )
@@ -59,4 +56,5 @@ def training_program(model: nn.Module, example: Tensor | None, name: str, prefix
 
 def _form(layer: Trained) -> str:
     kind = "sparse" if layer.index else "dense"
-    return f"{'frozen' if layer.frozen else 'trained'}, {kind}" if layer.numbers else ""
+    stored = ", int8" if "unit" in layer.numbers else ""
+    return f"{'frozen' if layer.frozen else 'trained'}, {kind}{stored}" if layer.numbers else ""

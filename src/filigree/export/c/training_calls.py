@@ -13,6 +13,7 @@ from filigree.export.c.training_layers import Trained
 from filigree.export.c.training_options import Training
 
 TEMPLATE = "training.c.in"
+WEIGHTS = {"float": "float", "int8": "int8_t"}
 SLOPES = {  # of each activation, by its output v
     "relu": "v > 0.0f ? 1.0f : 0.0f", "leaky_relu": "v > 0.0f ? 1.0f : slope", "hyperbolic_tangent": "1.0f - v * v",
     "sigmoid": "v * (1.0f - v)", "clamp": "v > low && v < high ? 1.0f : 0.0f",
@@ -66,16 +67,19 @@ def pieces(layers: Sequence[Trained], options: Training) -> set[str]:
     first = first_trained(layers)
     trained = [layer for layer in layers[first:] if layer.numbers]
     passed = layers[first + 1 :]  # what a gradient goes back through
-    names = {"update", options.loss} | {layer.kind for layer in layers if layer.numbers}
+    names = {f"learn {WEIGHTS[options.weights]}", options.loss} | {layer.kind for layer in layers if layer.numbers}
     names |= {f"{layer.kind} update" for layer in trained}
     names |= {f"{layer.kind} backward" for layer in passed if layer.numbers}
     names |= {"is_still"} if any(layer.kind != "convolution" for layer in trained) else set()
     names |= {"clear"} if passed else set()
-    names |= {"update_bias"} if any("bias" in layer.numbers for layer in trained) else set()
+    has_bias = any("bias" in layer.numbers for layer in trained)
+    names |= {"update_bias"} if has_bias else set()
+    names |= {"update"} if has_bias or options.weights == "float" else set()
     kept = {f"keep_{selection(layer, options)}" for layer in trained} - {"keep_"}
     names |= {"magnitude", "keep_largest", *kept} if kept else set()
     if any(layer.index for layer in trained):
         names |= {"magnitude", "remove", "rewire by gradient" if options.grow == "gradient" else "rewire at random"}
+    names |= {"random"} if options.weights == "int8" or "rewire at random" in names else set()
     return names
 
 
@@ -113,7 +117,7 @@ def forward(layers: Sequence[Trained], prefix: str) -> list[str]:
     for layer, y in zip(layers, outputs(layers), strict=True):
         if layer.numbers:
             bias = array(layer, "bias", prefix) if "bias" in layer.numbers else "NULL"
-            read = f"{array(layer, 'values', prefix)}, {_index(layer, prefix)}{bias}, {_sides(layer)}"
+            read = f"{array(layer, 'values', prefix)}, {_matrix(layer, prefix)}{bias}, {_sides(layer)}"
             lines.append(f"{layer.kind}_forward({read}, {x}, {y});")
         else:
             one = f"&{layer.label}_geometry, {x} + n * {layer.inputs}, {y} + n * {layer.outputs}"
@@ -142,7 +146,7 @@ def backward(layers: Sequence[Trained], prefix: str, options: Training) -> list[
             last = str(layer.top) if kept == "largest" else array(layer, "error", prefix)
             lines.append(f"keep_{kept}({dy}, {layer.outputs}, batch, {last});")
         if number > first:
-            read = f"{array(layer, 'values', prefix)}, {_index(layer, prefix)}{_sides(layer)}"
+            read = f"{array(layer, 'values', prefix)}, {_matrix(layer, prefix)}{_sides(layer)}"
             lines.append(f"{layer.kind}_backward({read}, {dy}, {dx});")
         lines += _update(layer, prefix, options, x, dy)
     return lines
@@ -151,8 +155,11 @@ def backward(layers: Sequence[Trained], prefix: str, options: Training) -> list[
 def _update(layer: Trained, prefix: str, options: Training, x: str, dy: str) -> list[str]:
     """Write the statements that change a layer's weights; `zeta` above 0 rewires in place of a step."""
     velocity = options.momentum > 0
-    held, index, sides = held_by(layer, "values", prefix, velocity), _index(layer, prefix), _sides(layer)
-    steps = [f"{layer.kind}_update({held}, {index}{sides}, {x}, {dy}, learning_rate);"]
+    held, matrix = held_by(layer, "values", prefix, velocity), _matrix(layer, prefix)
+    steps = [f"{layer.kind}_update({held}, {matrix}{_sides(layer)}, {x}, {dy}, learning_rate);"]
+    if "unit" in layer.numbers:
+        size = layer.numbers["values"].size
+        steps.append(f"fit({array(layer, 'values', prefix)}, {size}, {array(layer, 'unit', prefix)});")
     if "bias" in layer.numbers:
         bias, area = held_by(layer, "bias", prefix, velocity), math.prod(layer.shape[1:])
         steps.append(f"update_bias({bias}, {layer.shape[0]}, {area}, batch, {dy}, learning_rate);")
@@ -160,7 +167,10 @@ def _update(layer: Trained, prefix: str, options: Training, x: str, dy: str) -> 
         return steps
     lines = ["if (zeta < 0.0f) {", *(f"    {step}" for step in steps)]
     if layer.index:
-        lines += ["} else {", f"    rewire({held}, {index}{layer.outputs}, {layer.inputs}, zeta, batch, {x}, {dy});"]
+        lines += [
+            "} else {",
+            f"    rewire({held}, {_index(layer, prefix)}{layer.outputs}, {layer.inputs}, zeta, batch, {x}, {dy});",
+        ]
     return [*lines, "}"]
 
 
@@ -185,6 +195,12 @@ def _sides(layer: Trained) -> str:
     if layer.geometry:
         return f"&{layer.label}_geometry, {layer.numbers['values'].shape[1]}, batch"
     return f"{layer.outputs}, {layer.inputs}, batch"
+
+
+def _matrix(layer: Trained, prefix: str) -> str:
+    """Write the arguments that say in which unit the weights are, and where: of a float it is 1."""
+    unit = f"{array(layer, 'unit', prefix)}[0]" if "unit" in layer.numbers else "1.0f"
+    return f"{unit}, {_index(layer, prefix)}"
 
 
 def _index(layer: Trained, prefix: str) -> str:

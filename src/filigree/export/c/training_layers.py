@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from filigree.export.answers import answers
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import steps
+from filigree.export.c.rows import in_a_row, row_geometry
 from filigree.export.c.source import CConstant, free_name, identifier, smallest_unsigned
 from filigree.export.c.stages import Shape, geometry_constant, pool_geometry, shape_after, sides
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import Elementwise, Pool, Reshape, TrainedLinear, refuse, trained_convolution, trained_linear
 
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_POOLS = (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 @dataclass
@@ -28,7 +29,8 @@ class Trained:
     Attributes:
         kind: "dense", "sparse", "convolution", or of pooling "max", "average", "padded average".
         before, shape: of a sample that it reads and makes.
-        numbers: values, and bias where it has one, float32. index: columns and starts of a sparse layer.
+        numbers: values, and bias where it has one, float32; the unit of values that are int8; the largest error so far,
+            where that chooses gradients. index: columns and starts of a sparse layer.
         geometry: the windows of a convolution or of pooling. activation: what follows it directly.
         frozen: its weights are constants. top: so many of a sample's gradients of what it makes count, the largest.
     """
@@ -67,6 +69,16 @@ class Trained:
     def what(self) -> str:
         kind = self.kind if self.geometry else "linear"
         return f"{kind} {sides(self.before)} -> {sides(self.shape)}"
+
+    def prepare(self, in_integers: bool, by_error: bool) -> None:
+        """Round the weights to whole numbers of a unit; make room for the largest error."""
+        if self.numbers and in_integers:
+            values = self.numbers["values"]
+            unit = np.float32(np.abs(values).max(initial=0) / 64 or 1 / 64)
+            whole = np.rint(values / unit).astype(np.int8)
+            self.numbers |= {"values": whole, "unit": np.array([unit], np.float32)}
+        if by_error:
+            self.numbers["error"] = np.zeros(1, np.float32)
 
     @property
     def macs(self) -> int:
@@ -126,7 +138,7 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
 
 def _is_known(module: nn.Module) -> bool:
     nothing = isinstance(module, nn.Dropout) and not module.p
-    plain = (nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, *_POOLS, *_ACTIVATIONS)
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Identity, nn.Flatten, *_POOLS, *_ACTIVATIONS)
     return nothing or type(module) in plain or answers(module, "c_training_form", eval_only=False)
 
 
@@ -138,6 +150,8 @@ def _steps(module: nn.Module, name: str) -> list[Any]:
         return [trained_linear(module, name)]
     if type(module) is nn.Conv2d:
         return [trained_convolution(module, name, conv_geometry(module))]
+    if type(module) is nn.Conv1d:
+        return in_a_row(name, trained_convolution(module, name, row_geometry(module)))
     return [] if isinstance(module, nn.Dropout) else steps(module, name)
 
 

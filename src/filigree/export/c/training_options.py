@@ -26,6 +26,8 @@ class Training(Config):
             the largest error yet. `fg.Asymmetric.topk` layers have a fixed number of their own.
         grow: where new connections come: "random" (SET), or "gradient" (RigL): at the empty cells of the largest
             gradients on a batch, which `m_rewire` is given.
+        weights: "float"; or "int8": whole numbers of a unit for each layer, a 64th of the largest weight at first, and
+            twice as large when a weight has outgrown 127 of them. A step rounds at random: it is right on average.
         checkpoint: write `m_save` and `m_load` too, which keep what was learned in flash, in two slots by turns: it
             survives a loss of power at any time.
     """
@@ -37,6 +39,7 @@ class Training(Config):
     nesterov: bool = False
     adaptive: tuple[Share, Share] | None = None
     grow: Literal["random", "gradient"] = "random"
+    weights: Literal["float", "int8"] = "float"
     checkpoint: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from filigree.export.c.source import braced, c_type, constant, header_file, in_o
 from filigree.export.c.stages import KERNELS
 from filigree.export.c.training_calls import (
     TEMPLATE,
+    WEIGHTS,
     activations,
     backward,
     buffers,
@@ -167,7 +168,12 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, options: Trai
         f"{prefix}_weights_type {prefix}_weights = {{\n{values}\n}};",
         f"{prefix}_velocity_type {prefix}_velocity;" if velocity else "",
         *(constant(name, array).text for name, array in frozen.items()),
-        "\n".join(f"typedef {c_type(array)} {key[:-1]}_type;" for key, array in index.items()),
+        "\n".join(
+            f"typedef {kind} {of}_type;"
+            for of, kind in (
+                ("weight", WEIGHTS[options.weights]), *((key[:-1], c_type(array)) for key, array in index.items())
+            )
+        ),
         *(in_order(KERNELS, {"geometry"}) if any(layer.geometry for layer in layers) else []),
         *(layer.geometry.text for layer in layers if layer.geometry),
         "\n".join(f"static float {name}[{macro}_BATCH * {size}];" for name, size in buffers(layers).items()),
@@ -218,7 +224,7 @@ def velocities(layers: Sequence[Trained]) -> dict[str, np.ndarray]:
     trained = (
         (x, f"{x.label}_{key}") for x in layers if x.is_trained for key in ("values", "bias") if key in x.numbers
     )
-    return {name: layer.arrays[name] for layer, name in trained}
+    return {name: np.zeros(layer.arrays[name].size, np.float32) for layer, name in trained}
 
 
 def _struct(name: str, arrays: dict[str, np.ndarray]) -> str:

@@ -49,6 +49,9 @@ def training_trial(
 ) -> Trial:
     """Take some steps on the inputs, and compute the outputs after them."""
     duplicate = copied(model).train()
+    for layer in layers:
+        if "unit" in layer.numbers:
+            _in_units(duplicate.get_submodule(layer.name), float(layer.numbers["unit"][0]))
     if options.adaptive:
         for layer in layers:
             if layer.is_trained and selection(layer, options) == "share":
@@ -57,7 +60,8 @@ def training_trial(
     x, steps = x.to(like), 4
     batch = max(1, min(options.batch, len(x) // steps))
     power = float(x.square().flatten(1).sum(1).mean())
-    rate = float(np.float32(0.1 / (1 + power)))  # small enough for inputs of any size
+    # small enough for inputs of any size; steps that round at random are compared by their losses and gradients alone
+    rate = float(np.float32(0.1 / (1 + power))) if options.weights == "float" else 0.0
     optimizer = options.optimizer(duplicate, rate)
     generator = torch.Generator().manual_seed(0)
     data, losses = b"", []
@@ -83,7 +87,16 @@ def training_trial(
         words, kind="int" if labelled else "float", steps=steps, batch=batch, rate=literal(rate),
         targets=batch if labelled else f"{batch} * {words['macro']}_OUTPUTS",
     )  # fmt: skip
-    return Trial(main, data + x.cpu().float().numpy().tobytes(), expected.numpy(), f"{steps} steps of {batch} samples")
+    what = f"{steps} steps of {batch} samples{'' if rate else ' at a rate of 0'}"
+    return Trial(main, data + x.cpu().float().numpy().tobytes(), expected.numpy(), what)
+
+
+@torch.no_grad()
+def _in_units(module: nn.Module, unit: float) -> None:
+    """Round a layer's weights, but not its biases, to whole numbers of a unit."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if name != "bias":
+            parameter.copy_((parameter / unit).round() * unit)
 
 
 def keep_share(module: nn.Module, least: float, most: float) -> None:
