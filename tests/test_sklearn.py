@@ -49,6 +49,14 @@ def test_bad_arguments_are_named():
 # -- the multilayer perceptrons ---------------------------------------------------------------------------------------
 
 
+def expected_to_fail(estimator):
+    """What is drawn for each sample is not drawn twice for one of weight 2: parts that are held out, dropout."""
+    if not (estimator.early_stopping or estimator.dropout):
+        return {}
+    names = (f"check_sample_weight_equivalence_on_{kind}_data" for kind in ("dense", "sparse"))
+    return dict.fromkeys(names, "draws by sample")
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the checks cut max_iter themselves
 @parametrize_with_checks(
@@ -59,7 +67,8 @@ def test_bad_arguments_are_named():
         SparseMLPRegressor((50, 20), density=0.5, schedule=fg.LinearDecrease(0.2), max_iter=50),
         SparseMLPClassifier((50,), early_stopping=True),
         SparseMLPRegressor((50,), early_stopping=True),
-    ]
+    ],
+    expected_failed_checks=expected_to_fail,
 )
 def test_sparse_mlps_pass_the_checks_of_scikit_learn(estimator, check):
     check(estimator)

@@ -12,14 +12,14 @@ from filigree import data
 from filigree.data import DataSet
 from filigree.data.preprocessing import preprocessing_of
 from filigree.data.readers import is_file_name
-from filigree.io.saving import load
+from filigree.io.saving import load_network
 from filigree.recipes import MODEL, RecipeError, data_of
 from filigree.train import Record
 
 
 def load_trained(model: Path) -> nn.Module:
     """The model of a file, or of a run's folder, in eval mode."""
-    return load(model / MODEL if model.is_dir() else model).eval()
+    return load_network(model / MODEL if model.is_dir() else model).eval()
 
 
 def run_of(model: Path, source: str) -> Record | None:

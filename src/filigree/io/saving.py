@@ -17,9 +17,12 @@ from filigree.io.load_limits import LoadLimits, check_numbers
 from filigree.io.storage import read_state, write_state
 from filigree.io.tensors import memory_order, order_, tie_, untie_
 from filigree.models.networks import modules_of
+from filigree.optional import needed
 from filigree.preserved import Preserved
 from filigree.untrained import warn_if_untrained
 from filigree.wrappers import names_in, unwrapped
+
+_ESTIMATORS = "filigree.sklearn.stored"  # the module that reads them, loaded when one comes
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -37,8 +40,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     write_state(path, description(model))
 
 
-def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
-    """Read a model that `save` wrote; its outputs are the same bit for bit.
+def load(path: str | Path, into: nn.Module | None = None) -> Any:
+    """Read a model that `save` wrote; its outputs are the same bit for bit. Of a file that an estimator of `fg.sklearn`
+    wrote, it is that estimator.
 
     Args:
         path: the file.
@@ -53,6 +57,19 @@ def load(path: str | Path, into: nn.Module | None = None) -> nn.Module:
     taken than is in proportion to the file (`filigree.io.load_limits`).
     """
     stored = read_state(path)
+    model = _rebuilt(path, stored, into)
+    if into is None and "estimator" in stored:
+        reader = needed(_ESTIMATORS, f"load: {path} holds an estimator, and reading it", "sklearn")
+        return reader.estimator_of(path, model, stored["estimator"])
+    return model
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """The network of a file that `save` or an estimator wrote; raises as `load` does."""
+    return _rebuilt(path, read_state(path), None)
+
+
+def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None) -> nn.Module:
     if not isinstance(stored, dict) or not {"model", "conversions", "state_dict"} <= set(stored):
         raise ValueError(f"load: {path} does not hold a model (it was not written by fg.save).")
     made_by, steps, state = stored["model"], stored["conversions"], stored["state_dict"]

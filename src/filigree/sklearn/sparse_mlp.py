@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import numbers
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import scipy  # its parts load at their first use
 import torch
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
@@ -26,14 +26,18 @@ from torch import Tensor, nn
 from filigree import models
 from filigree.analyze import patterns
 from filigree.convert import convert_, replace_module
+from filigree.data.preprocessing import Preprocessing, set_preprocessing
 from filigree.dynamics import EXD, LDV, OSV, SET, Evolution, Static
 from filigree.export import export
+from filigree.io.saving import description
+from filigree.io.storage import write_state
 from filigree.nn import SparseLinear
-from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.standardize import Standardize
-from filigree.ops import kernels
-from filigree.ops.dropout import dropout
+from filigree.ops.sparse_rows import sparse_rows
+from filigree.sklearn.plain_estimators import plain_estimator
+from filigree.sklearn.running import Dropout, diverged, is_count, is_real, threads, without_denormals
+from filigree.sklearn.sample_weights import beside, checked_weights, together, weighted_mean
 from filigree.topology import ErdosRenyi
 from filigree.topology.science import input_strength
 from filigree.train import EarlyStopping, History
@@ -55,15 +59,11 @@ CHUNK = 1024  # samples predicted at a time
 CHECKED = 32  # samples on which an exported file is compared
 
 
-def takes_parts(self: SparseMLP) -> bool:
-    """Whether the estimator has `partial_fit`, which holds no data out."""
-    if self.early_stopping:
-        raise AttributeError(f"{type(self).__name__}: partial_fit does not support early_stopping=True.")
-    return True
-
-
 class SparseMLP(BaseEstimator):
     """A multilayer perceptron that is sparse from the start, trained by stochastic gradient descent.
+
+    Inputs may be sparse matrices of scipy, also of 10^5 features: a product visits the connections of the features
+    that a sample has.
 
     Parameters that `sklearn.neural_network.MLPClassifier` has too mean the same. The defaults are for many features and
     few samples. The network trains in the dtype of X: float32 takes half the time and memory of float64.
@@ -79,7 +79,7 @@ class SparseMLP(BaseEstimator):
         zeta: the share that moves first, of a schedule given by its name; by default 0.3.
         dropout: after each hidden layer, in [0, 1).
         standardize: z-score the inputs, and the targets of a regression, by the training data's mean and deviation
-            (of `partial_fit` those of all the data so far).
+            (of `partial_fit` those of all the data so far). Sparse inputs are divided by the deviation only.
         batch_size: samples a step.
         learning_rate_init, momentum: of the descent; by default 0.2 for classes, 0.03 for regression, and 0.9.
         max_iter: epochs at most; a `ConvergenceWarning` says that training had not ended by then, or that it diverged.
@@ -91,6 +91,7 @@ class SparseMLP(BaseEstimator):
         random_state: an integer, a RandomState, or None; an integer gives the same network every time.
         warm_start: let `fit` go on from the network that is there.
         verbose: show the loss of every epoch.
+        n_jobs: threads of `fit` and `predict`; by default torch's own number, -1: all cores.
 
     Attributes:
         network_: the torch module, in eval mode, for `fg.measure`, `fg.analyze`, `fg.save`, `fg.compress_`. It reads
@@ -123,6 +124,7 @@ class SparseMLP(BaseEstimator):
         random_state: Any = None,
         warm_start: bool = False,
         verbose: bool = False,
+        n_jobs: int | None = None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -143,6 +145,7 @@ class SparseMLP(BaseEstimator):
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
+        self.n_jobs = n_jobs
 
     # -- what a classifier and a regressor differ in -----------------------------------------------------------------
 
@@ -150,9 +153,13 @@ class SparseMLP(BaseEstimator):
         """X and y as checked arrays; `reset` takes note of what they look like."""
         raise NotImplementedError
 
-    def _learn_targets(self, y: np.ndarray) -> int:
+    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None) -> int:
         """Take note of the classes, or of the targets' scale. Returns the number of outputs."""
         raise NotImplementedError
+
+    def _weights_of_classes(self, y: np.ndarray) -> np.ndarray | None:
+        """The weight of each sample by its class; None where classes have none."""
+        return None
 
     def _rescale(self, X: np.ndarray, y: np.ndarray) -> None:
         """More data: update the scalers."""
@@ -165,45 +172,73 @@ class SparseMLP(BaseEstimator):
 
     _learning_rate: float  # where it is not given
 
-    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def _losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample, `(batch,)`."""
         raise NotImplementedError
 
-    def _constant_loss(self, target: Tensor) -> float:
-        """The loss of the best answer that does not look at X."""
+    def _target_of(self, columns: Tensor) -> Tensor:
+        """Targets as `_losses` reads them, of columns that have weights beside them."""
+        return columns.to(self._dtype)
+
+    def _constant_loss(self, target: Tensor, weights: Tensor) -> float:
+        """The loss of the best answer that does not look at X; weights `(samples,)` are of mean 1."""
         raise NotImplementedError
 
-    def _blind_loss(self, target: Tensor) -> float:
+    def _blind_loss(self, constant: float) -> float:
         """The loss of an answer that knows nothing of the targets either, as that of an untrained network."""
-        return self._constant_loss(target)
+        return constant
+
+    def _calibrate(self, outputs: Tensor, target: Tensor) -> None:
+        """Make the network's outputs as sure as they are right; these are of samples that were held out."""
+
+    def _preprocessing(self) -> Preprocessing | None:
+        """What `filigree predict` needs beside the network; None where it could not say what this estimator does."""
+        raise NotImplementedError
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train on `X` `(samples, features)` and `y`, anew unless `warm_start`."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on `X` `(samples, features)`, dense or sparse, and `y`, anew unless `warm_start`.
+
+        The loss is the mean of those of the samples, each times its weight, where the weights' own mean is taken for
+        1. Sparse matrices of scipy are never made dense.
+        """
         self._check()
         fresh = not (self.warm_start and hasattr(self, "network_"))
         X, y = self._validate(X, y, reset=fresh)
+        weights = checked_weights(sample_weight, X, type(self).__name__)
+        if weights is not None and not weights.all():  # as if these samples were not there
+            X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+        weights = together(weights, self._weights_of_classes(y))
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         else:
             self._refuse_changes()
-        kept, held = np.arange(len(X)), np.arange(0)
-        if self.early_stopping:
+        kept, held = np.arange(X.shape[0]), np.arange(0)
+        calibrates = getattr(self, "calibrate", False)
+        if self.early_stopping or calibrates:
             kept, held = self._hold_out(y)
         if fresh:  # the scales are those of what is trained on
-            self._begin(X[kept], self._learn_targets(y[kept]))
+            some = None if weights is None else weights[kept]
+            self._begin(X[kept], self._learn_targets(y[kept], some), some)
         self._connect()
-        x, target, validation = self._inputs(X[kept]), self._targets(y[kept]), None
+        target, validation = self._targets(y), None
         if self.early_stopping:
-            validation = self._inputs(X[held]), self._targets(y[held])
+            validation = self._inputs(X[held]), beside(target[held], None if weights is None else weights[held])
         stopping = None
         if math.isfinite(self.n_iter_no_change):
             metric = "val_loss" if self.early_stopping else "train_loss"
             stopping = EarlyStopping(metric, int(self.n_iter_no_change), "min", self.early_stopping, self.tol)
-        history = self._train(x, target, self.max_iter, self._seed, validation, stopping, self._evolution or ())
+        mine = None if weights is None else weights[kept]
+        history = self._train(
+            X[kept], target[kept], mine, self.max_iter, self._seed, validation, stopping, self._evolution or ()
+        )
         self._remember(history.rows)
-        constant = self._constant_loss(target)
-        if _diverged(self.loss_curve_, constant, self._blind_loss(target)):
+        if calibrates:
+            self._calibrate(self._outputs_of(X[held]), target[held])
+        of_each = torch.ones(len(kept)) if mine is None else torch.from_numpy(mine)
+        constant = self._constant_loss(target[kept], of_each.double())
+        if diverged(self.loss_curve_, constant, self._blind_loss(constant)):
             warnings.warn(
                 f"{type(self).__name__}: training diverged: the loss was up to {max(self.loss_curve_):.3g} and ended "
                 f"at {self.loss_curve_[-1]:.3g}; that of a constant answer is {constant:.3g}. Try a smaller "
@@ -222,9 +257,9 @@ class SparseMLP(BaseEstimator):
     def _hold_out(self, y: np.ndarray) -> list[np.ndarray]:
         """The numbers of the samples to train on, and to stop by: of each class one at least, where it has two."""
         if len(y) < 2:
-            raise ValueError(f"{type(self).__name__}: early_stopping holds samples out. Got n_samples=1.")
+            raise ValueError(f"{type(self).__name__}: early_stopping and calibrate hold samples out. Got n_samples=1.")
         count, labels = math.ceil(self.validation_fraction * len(y)), None
-        if is_classifier(self):
+        if is_classifier(self) and y.ndim == 1:
             sizes = np.unique(y, return_counts=True)[1]
             if sizes.min() > 1 and len(y) >= 2 * len(sizes):
                 count, labels = min(max(count, len(sizes)), len(y) - len(sizes)), y
@@ -235,17 +270,18 @@ class SparseMLP(BaseEstimator):
         self._check()
         fresh = not hasattr(self, "network_")
         X, y = self._validate(X, y, reset=fresh)
+        weights = self._weights_of_classes(y)
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            self._begin(X, outputs(y))
+            self._begin(X, outputs(y), None)
             self._connect()
         else:
             self._targets(y)  # refuses labels or columns that do not fit, before anything changes
             self._rescale(X, y)
-        x, target = self._inputs(X), self._targets(y)
+        target = self._targets(y)
         if self._evolution is not None and self.history_:
             self._evolution.step(self.history_[-1])
-        rows = self._train(x, target, 1, self._seed + self.n_iter_).rows
+        rows = self._train(X, target, weights, 1, self._seed + self.n_iter_).rows
         self._remember([*self.history_, *(row | {"epoch": self.n_iter_} for row in rows)])
         return self
 
@@ -255,44 +291,51 @@ class SparseMLP(BaseEstimator):
         rate, patience, share = self.learning_rate_init, self.n_iter_no_change, self.validation_fraction
         named = isinstance(self.schedule, str)
         for name, right, expected in (
-            ("hidden_layer_sizes", all(map(_is_count, widths)), "whole numbers of at least 1"),
+            ("hidden_layer_sizes", all(map(is_count, widths)), "whole numbers of at least 1"),
             ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
             ("schedule", not named or self.schedule in PRESETS, f"a schedule or one of {', '.join(PRESETS)}"),
             ("zeta", named or self.zeta is None, "None where the schedule is not given by its name"),
             ("density", self.density is None or self.epsilon is None, "None where epsilon is given"),
-            ("batch_size", _is_count(self.batch_size), "a whole number of at least 1"),
-            ("learning_rate_init", rate is None or (_is_real(rate) and 0 < rate < math.inf), "None or above 0"),
-            ("momentum", _is_real(self.momentum) and 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("max_iter", _is_count(self.max_iter), "a whole number of at least 1"),
-            ("n_iter_no_change", patience == math.inf or _is_count(patience), "a whole number of at least 1 or np.inf"),
-            ("tol", _is_real(self.tol) and self.tol >= 0, "at least 0"),
-            ("validation_fraction", _is_real(share) and 0 < share < 1, "between 0 and 1"),
+            ("batch_size", is_count(self.batch_size), "a whole number of at least 1"),
+            ("learning_rate_init", rate is None or (is_real(rate) and 0 < rate < math.inf), "None or above 0"),
+            ("momentum", is_real(self.momentum) and 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("max_iter", is_count(self.max_iter), "a whole number of at least 1"),
+            ("n_iter_no_change", patience == math.inf or is_count(patience), "a whole number of at least 1 or np.inf"),
+            ("tol", is_real(self.tol) and self.tol >= 0, "at least 0"),
+            ("validation_fraction", is_real(share) and 0 < share < 1, "between 0 and 1"),
+            ("n_jobs", self.n_jobs is None or is_count(abs(self.n_jobs)), "None or a whole number that is not 0"),
         ):
             if not right:
                 raise ValueError(f"{type(self).__name__}: {name} must be {expected}. Got {getattr(self, name)!r}.")
 
-    def _begin(self, X: np.ndarray, outputs: int) -> None:
+    def _begin(self, X: Any, outputs: int, weights: np.ndarray | None) -> None:
         """A new network for such data."""
         self._built_by = {name: getattr(self, name) for name in _STRUCTURE}
-        self.scaler_ = StandardScaler().fit(X) if self.standardize else None
+        centred = not scipy.sparse.issparse(X)
+        self.scaler_ = StandardScaler(with_mean=centred).fit(X, None, weights) if self.standardize else None
         hidden = np.atleast_1d(np.asarray(self.hidden_layer_sizes, int)).tolist()
         epsilon = EPSILON if self.epsilon is None and self.density is None else self.epsilon
         with torch.device("meta"):  # dense weights are never made, however wide
             network = models.mlp([X.shape[1], *hidden, outputs], self.dropout, ACTIVATIONS[self.activation])
-            network.to(torch.from_numpy(X[:0].copy()).dtype)
+            network.to(torch.float32 if X.dtype == np.float32 else torch.float64)
         convert_(network, Sparse(ErdosRenyi(epsilon=epsilon, density=self.density), seed=self._seed))
         generator = torch.Generator().manual_seed(self._seed)  # not torch's global one: parallel threads would share it
-        for name, layer in list(network.named_modules()):
+        for _, layer in list(network.named_modules()):
             if isinstance(layer, nn.Linear):  # as torch does it, but for the bias
                 nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
                 nn.init.zeros_(layer.bias)
-            elif isinstance(layer, nn.Dropout):
-                replace_module(network, name, _Dropout(layer.p, generator))
+        self._draw_dropout_from(generator, network)
         first = network.get_submodule("fc1")
         with torch.no_grad():
             (first.values if isinstance(first, SparseLinear) else first.get_parameter("weight")).mul_(FIRST)
         self.network_ = network.eval()
         self._remember([])
+
+    @staticmethod
+    def _draw_dropout_from(generator: torch.Generator, network: nn.Module) -> None:
+        for name, layer in list(network.named_modules()):
+            if isinstance(layer, nn.Dropout):
+                replace_module(network, name, Dropout(layer.p, generator))
 
     def _refuse_changes(self) -> None:
         """`warm_start` goes on with the network that is there."""
@@ -317,13 +360,20 @@ class SparseMLP(BaseEstimator):
             self._evolution = make(self.network_, self._optimizer, rate, epochs=self.max_iter, seed=self._seed)
 
     def _train(
-        self, x: Tensor, target: Tensor, epochs: int, seed: int, validation: Any = None,
+        self, X: Any, target: Tensor, weights: np.ndarray | None, epochs: int, seed: int, validation: Any = None,
         stopping: EarlyStopping | None = None, callbacks: Any = (),
     ) -> History:  # fmt: skip
-        with _without_denormals():
+        def loss(output: Tensor, target: Tensor) -> Tensor:
+            return self._losses(output, target).mean()
+
+        def weighted_loss(output: Tensor, columns: Tensor) -> Tensor:
+            return weighted_mean(self._losses(output, self._target_of(columns[:, :-1])), columns[:, -1])
+
+        with without_denormals(), threads(self.n_jobs):
             return train_network(
-                self.network_, (x, target), optimizer=self._optimizer, epochs=epochs, batch_size=int(self.batch_size),
-                loss=self._loss, validation=validation, callbacks=callbacks, early_stopping=stopping, seed=seed,
+                self.network_, (self._inputs(X), beside(target, weights)), optimizer=self._optimizer, epochs=epochs,
+                batch_size=int(self.batch_size), loss=loss if weights is None else weighted_loss,
+                validation=validation, callbacks=callbacks, early_stopping=stopping, seed=seed,
                 progress=bool(self.verbose),
             )  # fmt: skip
 
@@ -333,17 +383,54 @@ class SparseMLP(BaseEstimator):
 
     # -- using -------------------------------------------------------------------------------------------------------
 
-    def _inputs(self, X: np.ndarray) -> Tensor:
-        """X as the network reads it: scaled, a copy, in the network's dtype."""
-        values = np.array(X) if self.scaler_ is None else self.scaler_.transform(X)
-        return torch.from_numpy(values).to(self.network_.get_parameter("fc1.bias").dtype)
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.network_.get_parameter("fc1.bias").dtype
+
+    def _inputs(self, X: Any) -> Tensor:
+        """X as the network reads it: scaled, a copy, in the network's dtype; sparse where X is and is not centred."""
+        if scipy.sparse.issparse(X) and self.scaler_ is not None and self.scaler_.with_mean:
+            X = X.toarray()  # trained on dense data, whose mean is not 0
+        values = X.copy() if self.scaler_ is None else self.scaler_.transform(X)
+        return (sparse_rows if scipy.sparse.issparse(values) else torch.from_numpy)(values).to(self._dtype)
 
     def _outputs(self, X: Any) -> Tensor:
         """`(samples, features)` to the network's outputs `(samples, outputs)`."""
         check_is_fitted(self, "network_")
-        X = validate_data(self, X, dtype=FLOATS, reset=False)
-        with torch.no_grad():
-            return torch.cat([self.network_(part) for part in self._inputs(X).split(CHUNK)])
+        return self._outputs_of(validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False))
+
+    def _outputs_of(self, X: Any) -> Tensor:
+        with torch.no_grad(), threads(self.n_jobs):
+            return torch.cat(
+                [self.network_(self._inputs(X[i : i + CHUNK])).contiguous() for i in range(0, X.shape[0], CHUNK)]
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted estimator to one safetensors file, without pickle; `fg.load(path)` gives it back.
+
+        `filigree predict` and `show` read the file too. Predictions come back bit for bit; the optimizer's momentum
+        begins anew. Raises `TypeError` for a `schedule` that is neither a name, a number nor a config.
+        """
+        check_is_fitted(self, "network_")
+        network = copy.deepcopy(self.network_)
+        for name, layer in list(network.named_modules()):
+            if isinstance(layer, Dropout):
+                replace_module(network, name, nn.Dropout(layer.p).eval())
+        set_preprocessing(network, self._preprocessing())
+        write_state(path, description(network) | {"estimator": plain_estimator(self)})
+
+    def restore_network(self, network: nn.Module) -> None:
+        """Take the network of a file; what else was learned is there already. `ValueError`: their widths differ."""
+        outputs = len(self.classes_) if is_classifier(self) else self.n_outputs_
+        last = [layer for layer in network.modules() if hasattr(layer, "out_features")][-1]
+        scaled = self.n_features_in_ if self.scaler_ is None else len(self.scaler_.scale_)
+        widths = network.get_submodule("fc1").in_features, scaled, last.out_features
+        if widths != (self.n_features_in_, self.n_features_in_, outputs):
+            raise ValueError(f"a network and scales of {widths} for {self.n_features_in_} features, {outputs} outputs")
+        self._draw_dropout_from(torch.Generator().manual_seed(self._seed), network)
+        self.network_ = network.eval()
+        self._remember(self.history_)
+        self._connect()
 
     def export(self, path: str | Path, X: Any = None, **options: Any) -> Any:
         """Write the fitted estimator, its scaling included, as `fg.export` does: to `.onnx` or `.c`.
@@ -363,15 +450,24 @@ class SparseMLP(BaseEstimator):
             X = np.random.default_rng(0).normal(size=(CHECKED, self.n_features_in_))
             X = X if self.scaler_ is None else self.scaler_.inverse_transform(X)
         else:
-            X = validate_data(self, X, dtype=FLOATS, reset=False)
-        dtype = self.network_.get_parameter("fc1.bias").dtype
+            X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
+            X = X.toarray() if scipy.sparse.issparse(X) else X
+        dtype = self._dtype
         before: list[tuple[str, nn.Module]] = []
         if self.scaler_ is not None:
-            before.append(("scaling", Standardize(self.scaler_.mean_, self.scaler_.scale_, dtype)))
+            before.append(("scaling", Standardize(*self._scales(), dtype)))
         model = nn.Sequential(OrderedDict([*before, *self.network_.named_children(), *self._after(dtype)]))
         if Path(path).suffix == ".onnx":
             options["metadata"] = self._names() | options.get("metadata", {})
         return export(model.eval(), path, torch.from_numpy(np.array(X)).to(dtype), **options)
+
+    def _scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the deviation by which the inputs are standardised; 0 and 1 where they are not."""
+        if self.scaler_ is None:
+            return np.zeros(1), np.ones(1)
+        return (
+            self.scaler_.mean_ if self.scaler_.with_mean else np.zeros_like(self.scaler_.scale_)
+        ), self.scaler_.scale_
 
     def _after(self, dtype: torch.dtype) -> list[tuple[str, nn.Module]]:
         """What makes the estimator's answers of the network's outputs, by name."""
@@ -381,6 +477,11 @@ class SparseMLP(BaseEstimator):
         """What an exported file says of its inputs and outputs: lists in JSON."""
         names = getattr(self, "feature_names_in_", None)
         return {} if names is None else {"feature_names": json.dumps([str(name) for name in names])}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     @property
     def feature_importances_(self) -> np.ndarray:
@@ -395,44 +496,3 @@ class SparseMLP(BaseEstimator):
         else:
             strength = self.network_.get_parameter("fc1.weight").detach().abs().sum(0).numpy()
         return strength / (strength.sum() or 1.0)
-
-
-def _diverged(losses: Sequence[float], constant: float, blind: float) -> bool:
-    """Whether nothing was learned, or the loss burst: as its units die it comes back near that of a constant answer.
-
-    An untrained network's loss is no burst, however little a constant answer loses where one class is rare.
-    """
-    burst = max(losses) > 10 * max(constant, blind) and losses[-1] > constant / 2
-    return constant > 0 and (burst or (len(losses) > 1 and losses[-1] >= max(losses[0], constant)))
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-class _Dropout(FastDropout):
-    """Dropout with a generator of its own, so that estimators fitted in parallel threads do not disturb each other."""
-
-    def __init__(self, p: float, generator: torch.Generator) -> None:
-        super().__init__(p)
-        self.generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        return dropout(x, self.p, int(torch.randint(2**63 - 1, (), generator=self.generator)))
-
-
-@contextmanager
-def _without_denormals() -> Iterator[None]:
-    """Momentum of dead connections decays into denormal numbers, and they slow every step down."""
-    flushed = bool(torch.tensor(1e-310, dtype=torch.float64) * 1 == 0)  # as the user may have it
-    kernels.flush_denormals(True)
-    try:
-        yield
-    finally:
-        kernels.flush_denormals(flushed)

@@ -13,8 +13,10 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.nn import functional
 
+from filigree.data.preprocessing import Preprocessing
 from filigree.nn.standardize import Standardize
-from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP, takes_parts
+from filigree.sklearn.running import takes_parts
+from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
 
 
 class SparseMLPRegressor(RegressorMixin, SparseMLP):
@@ -48,12 +50,14 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
         mean, scale = self.target_scaler_.mean_, self.target_scaler_.scale_
         return [("targets", Standardize(-mean / scale, 1 / scale, dtype))]  # the inverse: y scale + mean
 
-    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        return validate_data(self, X, y, dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True)
+    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
+        return validate_data(
+            self, X, y, accept_sparse="csr", dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True
+        )
 
-    def _learn_targets(self, y: np.ndarray) -> int:
+    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None = None) -> int:
         columns = y.reshape(len(y), -1)
-        self.target_scaler_ = StandardScaler().fit(columns) if self.standardize else None
+        self.target_scaler_ = StandardScaler().fit(columns, None, weights) if self.standardize else None
         self.n_outputs_ = columns.shape[1]
         return self.n_outputs_
 
@@ -70,13 +74,24 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
             )
         if self.target_scaler_ is not None:
             columns = self.target_scaler_.transform(columns)
-        return torch.from_numpy(columns).to(self.network_.get_parameter("fc1.bias").dtype)
+        return torch.from_numpy(columns).to(self._dtype)
 
-    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return functional.mse_loss(output, target) / 2
+    def _losses(self, output: Tensor, target: Tensor) -> Tensor:
+        return functional.mse_loss(output, target, reduction="none").mean(1) / 2
 
-    def _constant_loss(self, target: Tensor) -> float:
-        return float(target.var(0, correction=0).mean()) / 2
+    def _constant_loss(self, target: Tensor, weights: Tensor) -> float:
+        shares = (weights / weights.sum()).unsqueeze(1)
+        mean = (shares * target.double()).sum(0)
+        return float((shares * (target.double() - mean).square()).sum(0).mean()) / 2
+
+    def _preprocessing(self) -> Preprocessing | None:
+        if self.n_outputs_ != 1:
+            return None
+        names = tuple(map(str, getattr(self, "feature_names_in_", ())))
+        scaled = self.target_scaler_
+        mean, deviation = (0.0, 1.0) if scaled is None else (float(scaled.mean_[0]), float(scaled.scale_[0]))
+        means, scales = map(torch.from_numpy, self._scales())
+        return Preprocessing(means, scales, names, task="regression", target_mean=mean, target_deviation=deviation)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -64,6 +64,8 @@ def fit(
         model: any torch module; trained where it is, or where the `accelerator` puts it.
         train, validation, test: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a
             DataLoader (which keeps its own batch size and order). Tensors may lie on another device than the model.
+            x may be a sparse matrix of scipy or a CSR tensor of torch `(n, features)`, which is never made dense where
+            the first layer is a `SparseLinear` or a linear one.
         optimizer: holds the model's parameters.
         epochs: how many in all; those done before a resume count.
         batch_size: samples a step; with several processes, over all of them. Of tensors, a remainder of less than half

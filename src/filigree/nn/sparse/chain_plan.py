@@ -26,7 +26,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def is_plain(x: Any) -> bool:
     """Whether the kernels may read x, and nothing is to see the layers one by one."""
-    return isinstance(x, Tensor) and x.dtype in (*FLOATS, *SHORT) and in_memory(x)
+    strided = isinstance(x, Tensor) and x.layout is torch.strided
+    return strided and x.dtype in (*FLOATS, *SHORT) and in_memory(x)
 
 
 class ChainPlan:

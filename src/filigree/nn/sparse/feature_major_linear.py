@@ -30,7 +30,9 @@ class FeatureMajorLinear(DropIn, nn.Linear):
     has_integer_form = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2 or x.dtype != self.weight.dtype or transforming():
+        if x.layout is not torch.strided or x.dim() != 2 or x.stride(0) != 1 or x.shape[0] < 2:
+            return super().forward(x)
+        if x.dtype != self.weight.dtype or transforming():
             return super().forward(x)
         if self.is_narrow() and x.is_cpu and not torch.compiler.is_compiling():
             return sparse.linear(self.full_pattern(), self.weight.view(-1), self.bias, x)

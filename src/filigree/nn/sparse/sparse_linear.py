@@ -13,7 +13,7 @@ from filigree.nn.drop_in import dense_linear
 from filigree.nn.onnx_operators import OperatorLinear, encoded
 from filigree.nn.sparse.sparse_layer import SparseLayer, masked_flat_indices
 from filigree.nn.sparse.sparse_onnx import DenseLinear, GatherLinear, GatherLinearByFeature
-from filigree.ops import reference, sparse
+from filigree.ops import reference, sparse, sparse_rows
 from filigree.ops.c_steps import TrainedLinear, floats, linear, relu
 from filigree.ops.memory import SHORT
 from filigree.ops.sparse import Pattern
@@ -55,6 +55,9 @@ class SparseLinear(SparseLayer):
     values compute as without the option, and so do sparsified backward passes and partition dropout. float16 ends at
     65504 and needs a scaled loss (`torch.amp.GradScaler`); bfloat16 does not.
 
+    The input may also be a CSR tensor of torch `(batch, in_features)`, samples that are sparse themselves: the product
+    then visits the connections of the features that they have, and nothing is made dense (`ops/sparse_rows.py`).
+
     Initial values are drawn from N(0, 2 / k) with k the real fan-in of the unit (He et al. 2015), biases are 0.
 
     Equivalent to `self.dense()`, an `nn.Linear` with zeros where there is no connection.
@@ -94,6 +97,8 @@ class SparseLinear(SparseLayer):
         self.activations = activations
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.layout is torch.sparse_csr:
+            return self._of_sparse_rows(x)
         given, x = x, self._checked(x, lower=True)
         if self.is_full and (x.dtype == self.values.dtype or is_autocast(given)):
             y = F.linear(x, self.values.view(self.out_features, self.in_features), self.bias)
@@ -105,6 +110,13 @@ class SparseLinear(SparseLayer):
             y = sparse.linear(self.pattern, self.values, self.bias, rows, self.relu, by_feature=False)
             y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.activations is None or is_autocast(given) else y.to(given.dtype)
+
+    def _of_sparse_rows(self, x: Tensor) -> Tensor:
+        x = self._checked(x)
+        if self.is_full:
+            y = F.linear(x, self.values.view(self.out_features, self.in_features), self.bias)
+            return y.relu() if self.relu else y
+        return sparse_rows.linear(self.pattern, self.values, self.bias, x, self.relu)
 
     @property
     def is_full(self) -> bool:

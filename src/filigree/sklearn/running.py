@@ -1,0 +1,78 @@
+"""What surrounds an estimator's training: its own randomness, threads, checked numbers, and whether it diverged."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filigree.nn.dropout.dropout import FastDropout
+from filigree.ops import kernels
+from filigree.ops.dropout import dropout
+
+
+def takes_parts(self: Any) -> bool:
+    """Whether the estimator has `partial_fit`, which holds no data out."""
+    for name in ("early_stopping", "calibrate"):
+        if getattr(self, name, False):
+            raise AttributeError(f"{type(self).__name__}: partial_fit does not support {name}=True.")
+    return True
+
+
+def diverged(losses: Sequence[float], constant: float, blind: float) -> bool:
+    """Whether nothing was learned, or the loss burst: as its units die it comes back near that of a constant answer.
+
+    An untrained network's loss is no burst, however little a constant answer loses where one class is rare.
+    """
+    burst = max(losses) > 10 * max(constant, blind) and losses[-1] > constant / 2
+    return constant > 0 and (burst or (len(losses) > 1 and losses[-1] >= max(losses[0], constant)))
+
+
+def is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+class Dropout(FastDropout):
+    """Dropout with a generator of its own, so that estimators fitted in parallel threads do not disturb each other."""
+
+    def __init__(self, p: float, generator: torch.Generator) -> None:
+        super().__init__(p)
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return dropout(x, self.p, int(torch.randint(2**63 - 1, (), generator=self.generator)))
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Torch's threads for a while, counted as joblib does: -1 are all cores, -2 all but one."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count if count > 0 else max(1, (os.cpu_count() or 1) + 1 + count))
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Momentum of dead connections decays into denormal numbers, and they slow every step down."""
+    flushed = bool(torch.tensor(1e-310, dtype=torch.float64) * 1 == 0)  # as the user may have it
+    kernels.flush_denormals(True)
+    try:
+        yield
+    finally:
+        kernels.flush_denormals(flushed)
