@@ -43,7 +43,8 @@ def test_train_compare_report_resume(tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, "train", "demo", *SMALL, "--out", runs, "--method", "dense", "--method", "EXD"
     )
     assert code == 0, err
-    assert "accuracy" in out
+    assert "of training ahead, by trial steps: dense " in out
+    assert "points above chance (10%) a minute" in out
     assert sorted(p.name for p in runs.iterdir()) == ["EXD-0", "comparison.json", "dense-0", "report.html"]
     record = Record.load(runs / "EXD-0")
     assert record.finished

@@ -62,6 +62,7 @@ LAYERS = [
     "advise",
     "export",
     "analyze",
+    "notebook",
     "train",
     "report",
     "plot",

@@ -321,6 +321,9 @@ def test_the_report_marks_what_was_found():
     result = Shrunk(nn.Identity(), attempts[0], attempts[1], attempts, "accuracy", 0.9, 10, 1, True, 1.0)
     assert [attempt.setting for attempt in result.pareto()] == ["b", "a", "as it was"]
     assert "2x faster" in result.verdict()
+    assert result.gains() == []
+    object.__setattr__(result, "spent", {"units": 3.4, "bits": 1.0})
+    assert result.table_notes()[-2] == "what each method gave: units x 2.00 in 3 s, bits nothing in 1 s"
     slower = copy.copy(result)
     object.__setattr__(slower, "winner", attempts[0])
     assert "not faster, left as it was" in slower.verdict()

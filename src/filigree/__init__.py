@@ -80,6 +80,9 @@ from filigree.nn.sparse.online_paths import OnlinePaths
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.structured.low_rank import LowRank
 from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz
+from filigree.notebook import load_ipython_extension as load_ipython_extension
+from filigree.notebook import show
+from filigree.notebook import unload_ipython_extension as unload_ipython_extension
 from filigree.optimize.optimization import optimize_
 from filigree.shrink.shrinking import shrink
 from filigree.topology import ConstantFanIn, ErdosRenyi, ErdosRenyiKernel, Paths
@@ -214,6 +217,7 @@ __all__ = [
     "retraining_bound",
     "save",
     "seed_everything",
+    "show",
     "shrink",
     "topology",
     "track_usage",

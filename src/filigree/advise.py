@@ -321,12 +321,12 @@ class _Trials:
             network = copied(self.model)
             try:
                 convert_(network, trial.config)
-                times = time_interleaved([as_it_is, training_step(network, x, labels)], self.each)
+                before, after = time_interleaved([as_it_is, training_step(network, x, labels)], self.each)
             except (ValueError, RuntimeError) as error:
                 self.notes.append(f"{trial.what}: {one_line(error, 120)}")
                 continue
             what, call = f"training step, {trial.what}", f"fg.convert_(model, {trial.text})"
-            self.training.append(self._row(what, call, first.median, *times, stored(network).bytes_disk))
+            self.training.append(self._row(what, call, first.median, before, after, stored(network).bytes_disk))
 
     def _labels(self, batch: Calibration) -> Tensor | None:
         """Classes of a batch, for the time that the loss takes: those that the model says; None where it says none."""

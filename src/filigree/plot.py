@@ -99,13 +99,7 @@ def pattern(model: nn.Module, layer: str | None = None) -> go.Figure:
         layer: its name; by default the first sparse one.
     """
     name, chosen = _layer(model, layer, "plot.pattern")
-    sides = [min(_CELLS, side) for side in chosen.shape]
-    rows, columns = (at * side // whole for at, side, whole in zip(chosen.nonzero(), sides, chosen.shape, strict=True))
-    counts = np.zeros(sides)
-    np.add.at(counts, (rows, columns), 1)
-    sizes = [np.bincount(np.arange(whole) * side // whole, minlength=side)
-             for side, whole in zip(sides, chosen.shape, strict=True)]  # fmt: skip
-    shares = counts / np.outer(*sizes)
+    shares = science.coarse(chosen, (_CELLS, _CELLS))
     figure = figures.empty_figure()
     figure.add_heatmap(z=shares, colorscale="Greys", zmin=0, zmax=float(shares.max() or 1), colorbar={"thickness": 10})
     figure.update_yaxes(autorange="reversed", title="outputs", showticklabels=False)

@@ -15,7 +15,7 @@ from filigree.cli.options import Set, in_a_folder
 from filigree.cli.output import out, print_whole, tell
 from filigree.config import visible
 from filigree.io.storage import write_json
-from filigree.recipes import RecipeError
+from filigree.recipes import RecipeError, duration
 from filigree_papers import reproduce as reproductions
 from filigree_papers.counts import counts as all_counts
 
@@ -96,6 +96,9 @@ def reproduce(
         chosen = reproductions.ALL[name]
         target = folder or Path("runs") / (f"{name}-quick" if quick else name)
         out.print(f"[bold]{name}[/bold]: {chosen.about}")
+        minutes = reproductions.newest_record(chosen, [target.parent, *reproductions.FOLDERS], quick)[0].minutes
+        if minutes is not None:
+            out.print(f"about {duration(60 * minutes)} for all of its runs, as they took before")
         State.hint = f"Go on with the same command (--out {target})."
         chosen_seeds = None if seed is None else [seed]
         request = reproductions.Request(cases or (), chosen_seeds, settings or (), quick, timed=not untimed)

@@ -66,6 +66,10 @@ def _versions() -> Finding:
 
 
 def _instruction_set(chosen: str, present: list[str], machine: str) -> Finding:
+    if chosen == "none":
+        return Finding(
+            "instruction set", "no compiled kernels", "Sparse layers are slow: docs/machines.md says how to build them."
+        )
     text = f"{chosen}; this processor runs {', '.join(present)}"
     best = next((isa for isa in ("avx512", "avx2", "neon") if isa in present), "portable")
     if chosen != best:

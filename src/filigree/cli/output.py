@@ -62,6 +62,9 @@ def run_recipe(
     if needs_resume:
         again.append("--resume")
     State.hint = f"Go on with: filigree {shlex.join(again)}"
+    done = recipes.finished(recipe, folder) if resume else []
+    if line := recipes.forecast_line(recipes.forecast(recipe, methods, numbers, done)):
+        tell(line)
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, resume=resume, overwrite=overwrite, progress=progress
@@ -70,6 +73,8 @@ def run_recipe(
     records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))
     show(records, json)
+    for line in recipes.gains([Record.load(run) for run in whole], records[0]["config"]["data"]["classes"]):
+        tell(line)
     for note in dict.fromkeys(note for record in records for note in record["notes"] if note not in about_data):
         out.print(f"[dim]- {escape(visible(note))}[/dim]")
     use = "show" if recipe.data.unit is None else "generate"

@@ -16,8 +16,8 @@ from filigree.config import listed
 from filigree.convert import conversions
 from filigree.data.preprocessing import preprocessing_of
 from filigree.measure.cost import stored
+from filigree.notebook import layer_rows
 from filigree.recipes import MODEL
-from filigree.summary import label_of, macs_of, nonzeros_of, numbers_of, says
 from filigree.topology import science
 from filigree.train import Record
 from filigree.train.history import score_of
@@ -34,13 +34,8 @@ def show(model: Model) -> None:
     table = Table("layer", "what it is", "parameters", "nonzeros", "density", "multiply-adds")
     for column in table.columns[2:]:
         column.justify = "right"
-    for name, layer in network.named_modules():
-        if (says(layer) or not [*layer.children()]) and (numbers := numbers_of(layer)):
-            nonzeros = nonzeros_of(layer)
-            density = f"{100 * getattr(layer, 'density', nonzeros / numbers):.1f}%"
-            table.add_row(
-                name, label_of(layer), f"{numbers:,}", f"{nonzeros:,}", density, f"{macs_of(layer):,}"
-            )  # fmt: skip
+    for row in layer_rows(network):
+        table.add_row(*row)
     print_whole(table)
     tell(str(stored(network)))
     for name, pattern in patterns(network).items():
@@ -87,9 +82,6 @@ def _use(network: nn.Module) -> list[str]:
 
 def _picture(pattern: science.SparseMatrix) -> list[str]:
     """A pattern in lines of text: the more connections in a part of it, the darker its sign."""
-    lines, columns = (min(most, side) for most, side in zip((_LINES, _COLUMNS), pattern.shape, strict=True))
-    rows, inputs = pattern.nonzero()
-    parts = rows * lines // pattern.shape[0] * columns + inputs * columns // pattern.shape[1]
-    counts = np.bincount(parts, minlength=lines * columns).reshape(lines, columns)
-    shades = np.ceil(counts / max(1, counts.max()) * (len(_SHADES) - 1)).astype(int)
+    shares = science.coarse(pattern, (_LINES, _COLUMNS))
+    shades = np.ceil(shares / (shares.max() or 1) * (len(_SHADES) - 1)).astype(int)
     return ["".join(_SHADES[shade] for shade in line) for line in shades]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from filigree import recipes
 from filigree.cli.networks import PYTHON, data_for, from_python, network_of
 from filigree.cli.options import Drop, IndexColumn, Missing, Target, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import out, tell
@@ -74,6 +75,7 @@ def shrink_(
     network = network_of(model)
     options = reading(target, missing, index_column, drop, task, transpose)
     data = data_for(network, "shrink", model, source, seed, options)
+    tell(f"searching for up to about {recipes.duration(seconds)} (--seconds)")
     result = shrink(
         network, data, _metric(metric), keep, latency_ms, most_bytes, batch=batch, where=where, samples=samples,
         methods=methods or METHODS, seconds=seconds, seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -61,21 +62,29 @@ def sweep(
 ) -> None:
     """Search settings for the best accuracy at the least cost: a Pareto front. An interrupted search resumes."""
     needed("plotly", "write_report", "report")  # for the report: fails before the trials, not after
+    if engine not in ("optuna", "ray"):
+        raise RecipeError(f"--engine {engine}: expected optuna or ray.")
+    needed(*(("ray", "--engine ray", "ray") if engine == "ray" else ("optuna", "sweep", "sweep")))
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
     chosen = (*as_settings(reading(target, missing, index_column, drop, task, transpose)), *(settings or []))
     search = recipes.Sweep(recipe, domains, method, minimize, chosen, source, seed)
     place = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
     State.hint = f"Go on with the same command (--out {place})."
+    search.check()
+    plain = recipes.on(recipes.load(recipe, chosen), source)
+    seconds = {name: trials * each for name, each in recipes.forecast(plain, [method]).items()}
+    tell(recipes.forecast_line(seconds, f"{trials} trials at most"))
+    began = time.monotonic()
     if engine == "ray":
         summary = recipes.sweep_ray(search, place, trials, minutes)
-    elif engine == "optuna":
-        summary = recipes.sweep(search, place, trials, minutes, jobs, out.print)
     else:
-        raise RecipeError(f"--engine {engine}: expected optuna or ray.")
+        summary = recipes.sweep(search, place, trials, minutes, jobs, out.print)
     table = Table(*domains, "validation accuracy %", minimize, title="Pareto front", title_justify="left")
     for row in summary["front"]:
         values = [str(row["values"][key]) for key in domains]
         table.add_row(*values, f"{100 * row['accuracy']:.2f}", recipes.cost_text(row["cost"], row.get("spread")))
     print_whole(table)
     if summary["trials"]:
+        elapsed = time.monotonic() - began
+        tell(f"{len(summary['trials'])} trials, this call took {recipes.duration(elapsed)}")
         tell(f"report: {write_report([place], place / 'report.html')}")

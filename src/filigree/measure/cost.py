@@ -155,19 +155,26 @@ def _count_itself(module: Any, total: list[int]) -> None:
     module.forward = forward
 
 
-def training_step(model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4) -> Callable[[], Any]:
-    """A call that takes one step (cross-entropy, SGD with momentum 0.9) on a copy of the model."""
+def training_step(
+    model: nn.Module, x: Tensor, y: Tensor, lr: float = 1e-4,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+) -> Callable[[], Any]:  # fmt: skip
+    """A call that takes one step (cross-entropy) on a copy of the model, by SGD with momentum 0.9 or the optimizer that
+    a function of the copy returns."""
     duplicate = copied(model).train()
     fused = x.device.type == "cpu" and takes_fused_sgd(duplicate)
-    optimizer = torch.optim.SGD(duplicate.parameters(), lr, momentum=0.9, fused=fused)
+    if optimizer is None:
+        stepper: torch.optim.Optimizer = torch.optim.SGD(duplicate.parameters(), lr, momentum=0.9, fused=fused)
+    else:
+        stepper = optimizer(duplicate)
 
     def run() -> None:
-        optimizer.zero_grad()
+        stepper.zero_grad()
         logits = duplicate(x)
         if not isinstance(logits, Tensor):
             raise ValueError(f"measure: with target=, the model must return logits. Got a {type(logits).__name__}.")
         default_loss(logits, y).backward()
-        optimizer.step()
+        stepper.step()
 
     return run
 

@@ -1,13 +1,17 @@
 """The compiled kernels, loaded after torch: their OpenMP symbols come from torch's own runtime.
 
 The environment variable FILIGREE_ISA names an instruction set to use in place of the processor's best: "portable",
-"avx2", "avx512" or "neon".
+"avx2", "avx512" or "neon". Where no kernels could be built or loaded, or FILIGREE_KERNELS is "none", all operations are
+plain torch (`compiled` is False): the same results, slowly, as a warning says once.
 """
 
 import contextlib
 import ctypes
+import importlib
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch  # its OpenMP runtime must be in the process first
 
@@ -20,20 +24,48 @@ def _share_openmp() -> None:
             ctypes.CDLL(str(runtime), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
-_share_openmp()
-try:
-    from filigree.ops import _kernels as kernels  # type: ignore[attr-defined]
-except ImportError as error:
-    raise ImportError(
-        f"filigree: the compiled kernels could not be loaded ({error}). Build them with `pip install .`; "
-        "they take OpenMP from torch, so torch must be a build with OpenMP."
-    ) from error
+class NoKernels:
+    """What stands where the compiled kernels are not there: it answers for the processor, and computes nothing."""
 
-if wanted := os.environ.get("FILIGREE_ISA"):
+    def isa(self) -> str:
+        return "none"
+
+    def isas(self) -> list[str]:
+        return ["none"]
+
+    def flush_denormals(self, wanted: bool) -> None:
+        torch.set_flush_denormal(wanted)
+
+    def advise_huge_pages(self, address: int, size: int) -> None:
+        pass
+
+
+def _without(reason: str) -> NoKernels:
+    warnings.warn(
+        f"filigree runs without its compiled kernels: {reason}. All of it is plain torch then, and sparse layers are "
+        "slower than dense ones; docs/machines.md says how to build the kernels.",
+        stacklevel=2,
+    )
+    return NoKernels()
+
+
+_share_openmp()
+kernels: Any
+if (which := os.environ.get("FILIGREE_KERNELS", "compiled")) not in ("compiled", "none"):
+    raise ImportError(f"FILIGREE_KERNELS must be compiled or none. Got {which!r}.")
+if which == "none":
+    kernels = _without("FILIGREE_KERNELS is none")
+else:
+    try:
+        kernels = importlib.import_module("filigree.ops._kernels")
+    except ImportError as error:
+        kernels = _without(f"they could not be loaded ({error})")
+compiled = not isinstance(kernels, NoKernels)
+if compiled and (wanted := os.environ.get("FILIGREE_ISA")):
     if wanted not in kernels.isas():
         raise ImportError(
             f"FILIGREE_ISA must be one of {', '.join(kernels.isas())}, what this processor has. Got {wanted!r}."
         )
     kernels.set_isa(wanted)
 
-__all__ = ["kernels"]
+__all__ = ["compiled", "kernels"]

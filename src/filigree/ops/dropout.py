@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops._load import kernels
-from filigree.ops.memory import FLOATS, SHORT, check_native
+from filigree.ops.memory import SHORT, check_native, floats_on_cpu
 from filigree.ops.transforms import batched_gradients, outside_transforms, transforming
 
 
@@ -27,7 +27,7 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
         raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
     if x.is_cpu and x.dtype in SHORT:
         return dropout(x.float(), p, seed).to(x.dtype)
-    if x.device.type != "cpu" or x.dtype not in FLOATS or transforming():
+    if not floats_on_cpu(x) or transforming():
         return torch.nn.functional.dropout(x, p)
     key = torch.tensor(new_seed() if seed is None else seed)
     return _CounterDropout.apply(x, 0.0, p, key)

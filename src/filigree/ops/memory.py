@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from filigree.ops._load import kernels
+from filigree.ops._load import compiled, kernels
 from filigree.ops.addresses import matrix
 from filigree.ops.transforms import transforming
 
@@ -17,8 +17,13 @@ _modes = torch._C._len_torch_dispatch_stack
 
 def in_memory(x: Tensor) -> bool:
     """Whether a kernel may read x: a plain tensor on the CPU, no transform, tracing or dispatch mode is active."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and not torch.compiler.is_compiling()
+    plain = compiled and type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and not torch.compiler.is_compiling()
     return plain and not _modes() and not transforming()  # modes: fake tensors, the FLOP counter, ...
+
+
+def floats_on_cpu(x: Tensor) -> bool:
+    """Whether x is of the type and on the device of the kernels, and these are there."""
+    return compiled and x.is_cpu and x.dtype in FLOATS
 
 
 def check_native(*tensors: Tensor) -> None:
@@ -54,7 +59,7 @@ def feature_major(x: Tensor) -> Tensor:
     features, batch = x.shape
     if x.stride(1) == 1 or batch <= 1:
         return x
-    if x.stride(0) != 1 or not x.is_cpu or x.dtype in SHORT:
+    if x.stride(0) != 1 or not floats_on_cpu(x):
         return x.contiguous()
     out = new_matrix(x, features, batch)
     kernels.transpose(x.dtype is torch.float64, batch, features, (x.data_ptr(), x.stride(1)), matrix(out))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from filigree.modes import outside_graphs
-from filigree.ops._load import kernels
+from filigree.ops._load import compiled, kernels
 from filigree.ops.addresses import address
 from filigree.ops.memory import contiguous
 from filigree.ops.once_differentiable import once_differentiable
@@ -57,7 +57,7 @@ def normals(like: Tensor, seed: Tensor, step: int = 0) -> Tensor:
 
 def runs_kernels(x: Tensor) -> bool:
     """Whether x has memory that kernels can read; subclasses of tensors may have none, and tensors in transforms."""
-    plain = type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    plain = compiled and type(x) in (Tensor, Parameter) and x.is_cpu and x.dtype in (torch.float32, torch.float64)
     return plain and not transforming()
 
 

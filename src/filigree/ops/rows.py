@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address, compressed_rows, index, matrix
-from filigree.ops.memory import FLOATS, contiguous, feature_major, new_matrix, resolved
+from filigree.ops.memory import contiguous, feature_major, floats_on_cpu, new_matrix, resolved
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.pattern import Pattern
 from filigree.ops.sparse import check_layer, linear, sddmm, spmm_t
@@ -29,7 +29,7 @@ def rows_backward(
         `(cols, batch)`, None unless `need_input`, and `(nnz,)`, zero in the other rows.
         Equivalent to `spmm_t` and `sddmm` with dy scattered.
     """
-    if not (x.is_cpu and x.dtype in FLOATS):
+    if not floats_on_cpu(x):
         full = dy.new_zeros(pattern.rows, dy.shape[1]).index_copy_(0, chosen, dy)
         return spmm_t(pattern, values, full) if need_input else None, sddmm(pattern, full, x)
     return _rows_backward(pattern, chosen, values, dy, x, None, False, need_input)[:2]
@@ -95,7 +95,7 @@ def rows_linear(
     if rows.dtype is not torch.int64 or rows.dim() != 1 or len(rows) > pattern.rows:
         raise ValueError(f"rows_linear: rows must be int64 numbers of rows. Got {tuple(rows.shape)} of {rows.dtype}.")
     rows = rows.contiguous()
-    if x.is_cpu and x.dtype in FLOATS and not transforming():
+    if floats_on_cpu(x) and not transforming():
         return _RowsLinear.apply(values, bias, x, pattern, rows, relu)
     kept = torch.zeros(pattern.rows, dtype=x.dtype, device=x.device).index_fill_(0, rows, 1)
     return linear(pattern, values, bias, x, relu) * kept

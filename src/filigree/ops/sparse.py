@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops import gpu, reference
-from filigree.ops._load import kernels
+from filigree.ops._load import compiled, kernels
 from filigree.ops.addresses import address, compressed_rows, matrix
 from filigree.ops.chain import Link, chain_backward, chain_forward
 from filigree.ops.memory import FLOATS, SHORT, check_native, contiguous, feature_major, in_memory, new_matrix
@@ -217,8 +217,8 @@ def define(schema: str, cpu: Any, default: Any, fake: Any, cuda: Any = None, mat
     """Define an operator `torch.ops.filigree.*`.
 
     Args:
-        cpu, default, fake, cuda: implementations for CPU tensors, for other devices, for fake tensors, and (if there is
-            one) for CUDA tensors.
+        cpu, default, fake, cuda: implementations for CPU tensors, for other devices (and where no kernels are
+            compiled), for fake tensors, and (if there is one) for CUDA tensors.
         matrix: a named tuple of tensors, such as `Pattern`, that stand in the schema as `{matrix}`; implementations
             take it whole, as their first argument.
     """
@@ -231,7 +231,7 @@ def define(schema: str, cpu: Any, default: Any, fake: Any, cuda: Any = None, mat
         return lambda *args: function(matrix(*args[first:end]), *args[:first], *args[end:])
 
     library.define(schema.format(matrix=", ".join(f"Tensor {field}" for field in matrix._fields)) if matrix else schema)
-    library.impl(name, implementation(cpu), "CPU")
+    library.impl(name, implementation(cpu if compiled else default), "CPU")
     library.impl(name, implementation(default), "CompositeExplicitAutograd")
     if cuda is not None and gpu.available:
         library.impl(name, implementation(cuda), "CUDA")

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from filigree.config import clipped, one_line
 from filigree.convert import inference_context
 from filigree.measure.timing import Timing, time_interleaved
+from filigree.ops import compiled
 from filigree.optimize.graphs import graph_of, plans_of
 from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.planning import Draft, Plan
@@ -207,6 +208,9 @@ class _Work:
 
     def optimize(self, module: nn.Module, name: str, inputs: Sequence[Tensor]) -> None:
         """Optimise a module by its graph or, where that is not known, those inside it."""
+        if not compiled:
+            self.notes.append("left as it was: filigree's kernels are not there")
+            return
         try:
             traced = Traced(module, inputs)
         except NotTraceable as error:

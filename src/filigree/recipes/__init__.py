@@ -1,5 +1,6 @@
 """Experiments: one YAML file each, and what runs them."""
 
+from filigree.recipes.forecast import duration, forecast, forecast_line, gains
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
 from filigree.recipes.run import MODEL, data_of, finished, on, run
 from filigree.recipes.sweep import COSTS, Sweep, cost_text, sweep
@@ -15,7 +16,11 @@ __all__ = [
     "compressions",
     "cost_text",
     "data_of",
+    "duration",
     "finished",
+    "forecast",
+    "forecast_line",
+    "gains",
     "load",
     "names",
     "on",

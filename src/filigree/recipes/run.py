@@ -94,7 +94,7 @@ def run(
         _refuse_earlier(recipe, out, chosen, numbers, only_needed)
     chosen_settings = {method: _search(recipe, method, out, resume, progress) for method in chosen}
     for number in numbers:
-        split = _data(recipe.data, number, recipe.name)
+        split = data_for_run(recipe.data, number, recipe.name)
         trained: dict[str, Path] = {}
         for method in chosen:
             folder = out / f"{method}-{number}"
@@ -162,7 +162,7 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
     diverged: list[str] = []
     number = recipe.runs()[0]
     for key, candidates in recipe.search.items():
-        split = _data(recipe.data, number, recipe.name)
+        split = data_for_run(recipe.data, number, recipe.name)
         for candidate in candidates:
             folder = out / SEARCH / f"{method}-{number}-{searched_folder(key, candidate)}"
             if not (resume and _is_finished(folder, recipe, method)):
@@ -200,10 +200,11 @@ def data_of(record: Record) -> DataSet:
         raise ValueError(
             f"{record.folder}: its record does not say what data it is of ({one_line(error, 100)})."
         ) from None
-    return _data(settings, record.seed, record.recipe)
+    return data_for_run(settings, record.seed, record.recipe)
 
 
-def _data(chosen: DataSettings, number: int, name: str) -> DataSet:
+def data_for_run(chosen: DataSettings, number: int, name: str) -> DataSet:
+    """The data of a recipe `name`, split for its run (or fold) of this number."""
     if chosen.unit is not None:
         return data.load_text(chosen.name, unit=chosen.unit, length=chosen.length)
     settings = chosen.model_dump(exclude={"folds", "repeats", "name", "unit", "length"})

@@ -61,7 +61,7 @@ class Shrunk(Tabular):
             faster. original, winner: what they measured at the end, in turns. attempts: all that was tried.
         metric: its name. least: what of it was to be kept. samples: how many it was measured on, to which nothing was
             fitted. batch: the samples of the latency. met: whether the winner keeps it, within the limits.
-        seconds: how long the search took. notes: what was left out, and why.
+        seconds: how long the search took. notes: what was left out, and why. spent: the seconds of each method.
     """
 
     model: nn.Module = field(repr=False)
@@ -75,6 +75,7 @@ class Shrunk(Tabular):
     met: bool
     seconds: float
     notes: list[str] = field(default_factory=list)
+    spent: dict[str, float] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
@@ -112,7 +113,16 @@ class Shrunk(Tabular):
         return rows
 
     def table_notes(self) -> list[str]:
-        return [*self.notes, self.verdict()]
+        return [*self.notes, *self.gains(), self.verdict()]
+
+    def gains(self) -> list[str]:
+        """A line on what each method gave for its time: the fastest that kept the metric, and how long it was tried."""
+        parts = []
+        for method, seconds in self.spent.items():
+            kept = [attempt.ms for attempt in self.attempts if attempt.method == method and attempt.holds]
+            gave = f"x {self.original.ms / min(kept):.2f}" if kept else "nothing"
+            parts.append(f"{method} {gave} in {seconds:.0f} s")
+        return [f"what each method gave: {', '.join(parts)}"] if parts else []
 
     def verdict(self) -> str:
         """One line: faster or slower, and what is left of metric and bytes."""
@@ -224,6 +234,7 @@ class _Search:
         self.known: dict[frozenset[tuple[Slot, Setting]], _Candidate] = {}
         self.candidates = [_Candidate(as_it_was, original)]
         self.notes: list[str] = []
+        self.spent: dict[str, float] = {}
         self.exact = copied(original)
         if reason := laid_out_(self.exact, self.example):
             self.notes.append(f"layout: {reason}")
@@ -300,7 +311,9 @@ class _Search:
         searches = [(ALL, effects)] if len(present) > 1 else []
         searches += [(method, [e for e in effects if method_of(e.setting) == method]) for method in present]
         for method, some in shown(searches, "search", self.progress):
+            began = time.monotonic()
             self._follow(method, some, clock.before, smaller)
+            self._spend(method, began)
         if time.monotonic() > self.until:
             self.notes.append(f"the search was ended after {self.seconds:.3g} seconds")
         return self._result()
@@ -312,7 +325,7 @@ class _Search:
         names = sorted(names, key=lambda name: -clock.before[name])
         effects: list[Effect] = []
         for method in methods:
-            until = self.until - left * (1 - SHARES_OF_TIME[method])
+            began, until = time.monotonic(), self.until - left * (1 - SHARES_OF_TIME[method])
             if method == "units":
                 some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress, smaller)
             else:
@@ -321,7 +334,11 @@ class _Search:
                 )  # fmt: skip
             effects += some
             self.notes += notes
+            self._spend(method, began)
         return effects
+
+    def _spend(self, method: str, began: float) -> None:
+        self.spent[method] = self.spent.get(method, 0.0) + time.monotonic() - began
 
     def _follow(self, method: str, effects: list[Effect], clock: dict[str, float], smaller: bool) -> None:
         """Go as far on the path as the metric allows; then on from there, without the step that went too far."""
@@ -393,5 +410,5 @@ class _Search:
         met = winner.attempt.holds and self._within(winner.attempt)
         return Shrunk(
             network, original.attempt, winner.attempt, [c.attempt for c in self.candidates], self.judge.name,
-            self.least, len(self.held), self.batch, met, time.monotonic() - self.began, self.notes,
+            self.least, len(self.held), self.batch, met, time.monotonic() - self.began, self.notes, self.spent,
         )  # fmt: skip

@@ -27,6 +27,19 @@ def degrees(pattern: SparseMatrix) -> tuple[np.ndarray, np.ndarray]:
     return np.diff(pattern.indptr), np.bincount(pattern.indices, minlength=pattern.shape[1])
 
 
+def coarse(pattern: SparseMatrix, most: tuple[int, int]) -> np.ndarray:
+    """A picture of a pattern of at most so many rows and columns: in each cell the share that is connected."""
+    sides = tuple(map(min, most, pattern.shape))
+    outputs, inputs = (at.astype(np.int64) for at in pattern.nonzero())
+    cells = outputs * sides[0] // pattern.shape[0] * sides[1] + inputs * sides[1] // pattern.shape[1]
+    counts = np.bincount(cells, minlength=sides[0] * sides[1]).reshape(sides)
+    sizes = [
+        np.bincount(np.arange(whole) * side // whole, minlength=side)
+        for side, whole in zip(sides, pattern.shape, strict=True)
+    ]
+    return np.asarray(counts / np.outer(*sizes))
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """A discrete power law p(k) ~ k^-alpha, k >= xmin, fitted to degrees.

@@ -23,7 +23,7 @@ from filigree.nn.sparse.sparse_sequential import SEQUENCES
 from filigree.nn.step_memory import StepMemory
 from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.ops.dropout import partition_dropout
-from filigree.ops.memory import FLOATS
+from filigree.ops.memory import floats_on_cpu
 from filigree.ops.rows import rows_linear
 from filigree.ops.transforms import transforming
 
@@ -147,7 +147,7 @@ class PartitionedDropout(ReadsAttributes, Partitions):
         return x * factor.view(-1, *(1,) * (x.dim() - 1 - side))
 
     def _elements(self, x: Tensor) -> Tensor:
-        if not x.is_cpu or x.dtype not in FLOATS or transforming():
+        if not floats_on_cpu(x) or transforming():
             return torch.where(self.keep(tuple(x.shape), x), x * self.scale, 0)
         if self.size not in (0, x.numel()):
             self.step.fill_(self.parts)  # the round is over
