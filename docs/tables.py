@@ -254,10 +254,12 @@ def architectures() -> str:
 def gpt_memory() -> str:
     """Peak memory of training steps of GPT-2 small's shape, and its share of dense's."""
     file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("gpt_memory-*.json"))), None)
-    lines = [_line("", "parameters", "after building", "training", "of dense"), "|---|---|---|---|---|"]
+    heads = "", "parameters", "after building", "training", "of plain dense", "of dense trained alike"
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
     for row in json.loads(file.read_text())["rows"] if file else []:
         numbers = f"{row['parameters']:,}", f"{row['built_megabytes']:,.0f} MiB", f"{row['step_megabytes']:,.0f} MiB"
-        lines.append(_line(row["contestant"], *numbers, f"{row['share_of_dense']:.0%}"))
+        shares = f"{row['share_of_dense']:.0%}", f"{row['share_of_dense_alike']:.0%}"
+        lines.append(_line(row["contestant"], *numbers, *shares))
     return "\n".join(lines)
 
 

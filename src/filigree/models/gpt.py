@@ -80,8 +80,8 @@ class GPT(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.context, self.head_width = context, width // heads
-        self.tokens = nn.Embedding(tokens, width)
-        self.positions = None if rotary else nn.Embedding(context, width)
+        self.tokens = _embedding(tokens, width)
+        self.positions = None if rotary else _embedding(context, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(DecoderBlock(width, inner, heads, dropout, bias) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, bias=bias)
@@ -198,6 +198,12 @@ def _drawn(logits: Tensor, temperature: float, top: int | None, generator: torch
     return torch.multinomial(logits.softmax(1), 1, generator=generator)
 
 
+def _embedding(count: int, width: int) -> nn.Embedding:
+    weight = torch.empty(count, width)
+    # To draw numbers without memory torch loads its compiler, 150 MiB.
+    return nn.Embedding(count, width, _weight=weight if weight.is_meta else None)
+
+
 @builder
 def gpt(
     tokens: int,
@@ -241,6 +247,8 @@ def gpt(
         raise ValueError(f"gpt: dropout must be in [0, 1). Got {dropout}.")
     model = GPT(tokens, context, width, inner, blocks, heads, dropout, rotary, tied, bias)
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
         if parameter.dim() > 1:
             ends = name.endswith(("attention.out.weight", "feed_forward.2.weight"))
             nn.init.normal_(parameter, 0.0, 0.02 / (math.sqrt(2 * blocks) if ends else 1))

@@ -65,16 +65,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(first, first + chunk)
             logits, taken = F.linear(x[rows], weight).to(exact), counts[rows]
             target = targets[rows].where(taken, 0)[:, None]
-            log_sum = logits.logsumexp(1, keepdim=True)
-            loss += ((log_sum - logits.gather(1, target))[:, 0] * taken).sum()
+            logits -= logits.amax(1, keepdim=True)  # in place throughout: nothing else is as large
+            of_target = logits.gather(1, target)
+            sums = logits.exp_().sum(1, keepdim=True)
+            loss += ((sums.log() - of_target)[:, 0] * taken).sum()
             if not (needs_x or needs_weight):
                 continue
-            dlogits = logits.sub_(log_sum).exp_()  # softmax, less one at the target
-            dlogits.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
+            dlogits = logits.div_(sums)  # softmax, less one at the target
+            dlogits.scatter_add_(1, target, torch.full_like(sums, -1.0))
             dlogits = dlogits.mul_((taken * scale)[:, None]).to(x.dtype)
             if dx is not None:
                 dx[rows] = (dlogits @ weight.to(x.dtype)).to(x.dtype)
-            if dw is not None:
+            if dw is not None and x.dtype is dw.dtype and not torch.is_autocast_enabled(x.device.type):
+                dw.addmm_(dlogits.t(), x[rows])  # no second matrix of the weight's size
+            elif dw is not None:
                 dw += (dlogits.t() @ x[rows]).to(dw.dtype)
         ctx.save_for_backward(*(part for part in (dx, dw) if part is not None))
         return loss * scale
@@ -82,6 +86,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        parts = [part * dy.to(part.dtype) for part in ctx.saved_tensors]
+        parts = ctx.saved_tensors
+        if torch.compiler.is_compiling() or not dy.is_cpu or dy != 1:  # else they go on uncopied
+            parts = [part * dy.to(part.dtype) for part in parts]
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         return parts[0] if needs_x else None, parts[-1] if needs_weight else None, None, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
@@ -120,11 +121,12 @@ class Sparse(Conversion):
         }
         names, layers = list(products_by_name), list(products_by_name.values())
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = self.topology.draw_weighted([_size(layer) for layer in layers], generator)
+        drawn = deque(self.topology.draw_weighted([_size(layer) for layer in layers], generator))
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
-        for number, (name, layer, (flat_indices, values, note)) in enumerate(zip(names, layers, drawn, strict=True)):
+        for number, (name, layer) in enumerate(zip(names, layers, strict=True)):
+            flat_indices, values, note = drawn.popleft()  # which are let go one by one, while layers take memory
             if flat_indices is None or id(layer.weight) in shared:
                 _materialise(layer)
                 if not self.masked:
