@@ -135,6 +135,11 @@ def test_tables_are_those_of_the_records():
         assert tables["filled"](text) == text, f"{page}: run `python docs/tables.py`"
 
 
+def test_pictures_are_those_of_the_records():
+    for name, draw in runpy.run_path(str(ROOT / "docs" / "pictures.py"))["PICTURES"].items():
+        assert (ROOT / "docs" / name).read_text() == draw(), f"{name}: run `python docs/pictures.py`"
+
+
 @pytest.mark.long("mkdocs imports and renders all pages")
 def test_the_site_builds_strictly(tmp_path):
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:

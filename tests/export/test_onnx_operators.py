@@ -141,6 +141,16 @@ def test_convolutions(tmp_path):
             torch.testing.assert_close(torch.from_numpy(y), conv(x[:, : conv.in_channels]), rtol=1e-5, atol=1e-5)
 
 
+def test_convolutions_of_sequences(tmp_path):
+    convs = [
+        nn.Conv1d(3, 20, 5, stride=2, padding=2), nn.Conv1d(8, 12, 3, dilation=2, groups=4, bias=False),
+        nn.Conv1d(6, 9, 5, padding="same"), nn.Conv1d(5, 7, 3, padding=2, padding_mode="reflect"),
+    ]  # fmt: skip
+    model = Several([with_zeros(conv, 0.7) for conv in convs], [conv.in_channels for conv in convs])
+    report = export_onnx(model, tmp_path / "m.onnx", torch.randn(3, 8, 41), **FAST)  # compared with torch there
+    assert [layer.form for layer in report.layers] == ["operator"] * 4
+
+
 def test_layers_of_integers(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -169,9 +179,10 @@ def test_what_is_offered():
     model = nn.ModuleDict({
         "dense": nn.Linear(8, 8), "zeros": with_zeros(nn.Linear(8, 8)), "sparse": SparseLinear(8, 8),
         "wide": SparseLinear(8, 8, dtype=torch.float64), "images": with_zeros(nn.Conv2d(4, 4, 3)),
+        "sounds": with_zeros(nn.Conv1d(4, 4, 3)),
     })  # fmt: skip
     forms = offered_forms(model, operators=True)
-    assert list(forms["zeros"]) == list(forms["images"]) == ["dense", "operator"]
+    assert list(forms["zeros"]) == list(forms["images"]) == list(forms["sounds"]) == ["dense", "operator"]
     assert list(forms["sparse"]) == ["dense", "gather", "gather by feature", "operator"]
     assert "operator" not in forms["wide"]
     assert "dense" not in forms

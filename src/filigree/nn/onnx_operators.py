@@ -125,3 +125,16 @@ class OperatorConv2d(_Operator):
             for size, p, k, s, d in zip(x.shape[2:], around, g.kernel, g.stride, g.dilation, strict=True)
         ]
         return self.node(x, [x.shape[0], self.attributes["rows"], *sides])
+
+
+class OperatorConv1d(nn.Module):
+    """`SparseConv` of `(N, channels, length)`: a height of 1 is put in before, and taken out after."""
+
+    form = OperatorConv2d.form
+
+    def __init__(self, flat: OperatorConv2d) -> None:
+        super().__init__()
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flat(x.unsqueeze(2)).squeeze(2)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from filigree.export.answers import answers
 from filigree.export.onnx.program import Session, part, translate
 from filigree.measure.timing import time_interleaved
-from filigree.nn.onnx_operators import OperatorConv2d, OperatorLinear, encoded
+from filigree.nn.onnx_operators import OperatorConv1d, OperatorConv2d, OperatorLinear, encoded
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 
 Choice = Literal["measure", "dense", "gather", "operator"]
@@ -40,12 +41,26 @@ def _operator(module: nn.Module) -> nn.Module | None:
     if answers(module, "onnx_operator"):
         operator: nn.Module | None = layer.onnx_operator()
         return operator
-    if type(module) not in (nn.Linear, nn.Conv2d) or 2 * int(layer.weight.count_nonzero()) > layer.weight.numel():
+    if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d) or 2 * int(layer.weight.count_nonzero()) > layer.weight.numel():
         return None
     code = encoded(layer.weight.flatten(1))
     if code is None or type(module) is nn.Linear:
         return None if code is None else OperatorLinear(layer, code)
-    return OperatorConv2d(layer, conv_geometry(layer), code)
+    flat = _with_a_height(module) if isinstance(module, nn.Conv1d) else layer
+    operator2d = OperatorConv2d(flat, conv_geometry(flat), code)
+    return OperatorConv1d(operator2d) if isinstance(module, nn.Conv1d) else operator2d
+
+
+def _with_a_height(conv: nn.Conv1d) -> nn.Conv2d:
+    """The convolution of images of height 1 that computes the same; the weight is not copied."""
+    padding = conv.padding if isinstance(conv.padding, str) else (0, *conv.padding)
+    with torch.device("meta"):
+        flat = nn.Conv2d(
+            conv.in_channels, conv.out_channels, (1, *conv.kernel_size), (1, *conv.stride), padding,
+            (1, *conv.dilation), conv.groups, False, conv.padding_mode,
+        )  # fmt: skip
+    flat.bias = conv.bias
+    return flat
 
 
 def chosen_forms(
