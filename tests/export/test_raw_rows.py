@@ -69,7 +69,7 @@ def test_it_is_saved_compressed_and_given_back(trained, tmp_path):
     fg.save(model, tmp_path / "m")
     again = fg.load(tmp_path / "m").eval()
     assert torch.equal(again(again.preprocessing(x)), model(model.preprocessing(x)))
-    assert fg.measure(model).bytes_disk == pytest.approx(os.path.getsize(tmp_path / "m"), abs=800)  # what the file says of rows
+    assert fg.measure(model).bytes_disk == pytest.approx(os.path.getsize(tmp_path / "m"), abs=800)
 
 
 def test_onnx_files_read_raw_rows_and_name_the_classes(trained, tmp_path):

@@ -41,7 +41,10 @@ def _operator(module: nn.Module) -> nn.Module | None:
     if answers(module, "onnx_operator"):
         operator: nn.Module | None = layer.onnx_operator()
         return operator
-    if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d) or 2 * int(layer.weight.count_nonzero()) > layer.weight.numel():
+    if (
+        type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d)
+        or 2 * int(layer.weight.count_nonzero()) > layer.weight.numel()
+    ):
         return None
     code = encoded(layer.weight.flatten(1))
     if code is None or type(module) is nn.Linear:
