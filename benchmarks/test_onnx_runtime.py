@@ -1,7 +1,7 @@
 """What `fg.export` writes, in ONNX Runtime, against the dense network as ONNX Runtime runs it: `times_dense`.
 
-Networks in the shapes of published ones keep half of their units, or 30% of their connections (by the least weights, with
-filigree's operators: `runtime="ort"`), or compute in 8 bits (`int8="all"`). ONNX Runtime's own static int8 stands beside them.
+Networks in the shapes of published ones keep half of their units, or 30% of their connections (with filigree's
+operators: `runtime="ort"`), or compute in 8 bits (`int8="all"`). ONNX Runtime's own static int8 stands beside them.
 """
 
 import copy

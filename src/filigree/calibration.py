@@ -150,7 +150,8 @@ class Calibration:
             order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
             fitted, held = _shares(rows, samples, part)
             some = order[:fitted], order[fitted : fitted + held]
-            return self.with_inputs([_rows(batches[0], some[0])]), self.with_inputs([_rows(batches[0], some[1])])
+            whole: Any = batches[0]  # a mapping
+            return self.with_inputs([_rows(whole, some[0])]), self.with_inputs([_rows(whole, some[1])])
         held = max(1, len(batches) // part)
         return self.with_inputs(batches[:-held]), self.with_inputs(batches[-held:])
 

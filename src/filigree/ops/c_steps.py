@@ -176,7 +176,8 @@ def trained_convolution(layer: Any, name: str, geometry: Geometry) -> TrainedLin
     _check_padding(layer, name)
     weight = floats(layer.weight.flatten(1))
     bias = floats(layer.bias)
-    return TrainedLinear(name, *weight.shape, weight, bias, geometry=geometry, inputs=layer.in_channels)
+    outputs, columns = weight.shape
+    return TrainedLinear(name, outputs, columns, weight, bias, geometry=geometry, inputs=layer.in_channels)
 
 
 def relu(name: str) -> Elementwise:

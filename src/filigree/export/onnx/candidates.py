@@ -54,8 +54,8 @@ def _operator(module: nn.Module) -> nn.Module | None:
     return OperatorConv1d(operator2d) if isinstance(module, nn.Conv1d) else operator2d
 
 
-def _with_a_height(conv: nn.Conv1d) -> nn.Conv2d:
-    """The convolution of images of height 1 that computes the same; the weight is not copied."""
+def _with_a_height(conv: Any) -> nn.Conv2d:
+    """The convolution of images of height 1 that computes the same as an `nn.Conv1d`; it has no weight."""
     padding = conv.padding if isinstance(conv.padding, str) else (0, *conv.padding)
     with torch.device("meta"):
         flat = nn.Conv2d(
