@@ -38,6 +38,9 @@ from filigree.nn.resizing import cuts_itself, has_units, sizes_of, weight_sides
 from filigree.summary import Summary, says
 
 
+JUDGED = 8  # samples at least by which a refit is judged: fewer say little, and are better fitted to
+
+
 @dataclass
 class _Observed:
     """What is known of a network that is pruned.
@@ -186,7 +189,7 @@ class UnitPruning(Compression):
                     f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=)."
                 )
             return data, held
-        return (whole, None) if held is None or len(held) < 2 else (data, held)  # of one sample no spread is known
+        return (whole, None) if held is None or len(held) < JUDGED else (data, held)
 
     def _observed(self, model: nn.Module, names: list[str], data: Calibration, held: Calibration | None) -> _Observed:
         """Which units stay, and what was recorded of the network on the way."""
