@@ -130,6 +130,23 @@ def test_transposed_convolutions_are_refitted(exact, keep):
     assert error(small, model, other) < 1e-3
 
 
+def test_transposed_convolutions_in_groups_lose_the_same_units_of_each():
+    x, other = images(200), images(50, seed=1)
+    model = made(lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 12, 3, 2, groups=2), nn.ReLU(),
+        nn.Conv2d(12, 4, 1),
+    ), x)  # fmt: skip
+    errors = {}
+    for compensate in (None, "least_squares"):
+        small = copy.deepcopy(model)
+        fg.compress_(small, fg.MagnitudePruning(keep=0.5, compensate=compensate, measure=False), x)
+        sizes = small[0].out_channels, small[2].in_channels, small[2].out_channels, small[4].in_channels
+        assert sizes == (8, 8, 6, 6)
+        assert torch.equal(small[2].kept_outputs[3:], small[2].kept_outputs[:3] + 6)
+        errors[compensate] = error(small, model, other)
+    assert errors["least_squares"] < 0.9 * errors[None]
+
+
 def test_units_are_chosen_by_the_reader_that_works_most():
     """The first layer that reads them reads them scaled: it would keep the units that the other hardly sees."""
 
