@@ -100,10 +100,10 @@ WHISPER = {
     "max_target_positions": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
 }  # fmt: skip
 CASES = {
-    "resnet18": timm("resnet18"),
+    "resnet18": timm("resnet18", zero_init_last=False),
     "mobilenetv3": timm("mobilenetv3_small_050"),
     "efficientnet_b0": timm("efficientnet_b0"),
-    "regnet": timm("regnetx_002"),
+    "regnet": timm("regnetx_002", zero_init_last=False),
     "convnext": timm("convnext_atto", depths=(1, 1, 2, 1), ls_init_value=1.0),
     "densenet": timm("densenet121", block_config=(2, 2, 2, 2)),
     "mixer": timm("mixer_s32_224", img_size=64),

@@ -171,7 +171,7 @@ def _rows_of(batch: Any) -> int:
     return len(tensors[0]) if tensors and not others and len({len(tensor) for tensor in tensors}) == 1 else 0
 
 
-def _rows(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+def _rows(batch: Any, rows: Tensor) -> dict[str, Any]:
     return {key: value[rows] if isinstance(value, Tensor) and value.dim() else value for key, value in batch.items()}
 
 

@@ -167,7 +167,8 @@ class _Units:
         for name, layer in self.layers.items():
             columns, units = by_node[sides_of(name, layer)[1]]
             if len(columns):
-                groups = 1 if cuts_itself(layer) else getattr(layer, "groups", 1)
+                all_in_one = cuts_itself(layer) or weight_sides(layer) == (1, 0)  # else the side is that of a group
+                groups = 1 if all_in_one else getattr(layer, "groups", 1)
                 side = len(self.nodes[sides_of(name, layer)[1]])
                 columns = (torch.arange(groups)[:, None] * side + columns).flatten()
                 readers.append(Reader(name, columns, units.repeat(groups)))

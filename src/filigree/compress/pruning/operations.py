@@ -359,10 +359,14 @@ def _convolved(maps: LabelMaps, func: Any, given: dict[str, Any], result: Tensor
     if groups == 1:
         if channels is not None:
             maps.labels.unite(channels, reading)
-    elif given["transposed"]:  # its weight is (in, out / groups, ...)
-        fix = [filters, reading] + ([channels] if channels is not None else [])
-        for labels in fix:
-            maps.labels.fix(labels, "are read by a transposed convolution in groups")
+    elif given["transposed"]:  # its weight is (in, out / groups, ...): of inputs and outputs the same of each group
+        if channels is not None:
+            maps.labels.unite(channels, reading)
+        each = reading.view(groups, -1)
+        if each.shape[1] > 1:
+            maps.labels.unite(each, each[:1].expand_as(each))
+        else:
+            maps.labels.fix(reading, "are read by a transposed convolution of depth")
         filters = filters.repeat(groups)
     elif channels is not None and len(reading) == 1:  # of depth: each channel makes its own
         maps.labels.unite(filters.view(groups, -1), channels.view(-1, 1).expand(groups, len(filters) // groups))

@@ -37,6 +37,8 @@ from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import cuts_itself, has_units, sizes_of, weight_sides
 from filigree.summary import Summary, says
 
+JUDGED = 8  # samples at least by which a refit is judged: fewer say little, and are better fitted to
+
 
 @dataclass
 class _Observed:
@@ -186,7 +188,7 @@ class UnitPruning(Compression):
                     f"{who}: {self.keep} needs several samples or batches, or compress_(..., validation=)."
                 )
             return data, held
-        return (whole, None) if held is None or len(held) < 2 else (data, held)  # of one sample no spread is known
+        return (whole, None) if held is None or len(held) < JUDGED else (data, held)
 
     def _observed(self, model: nn.Module, names: list[str], data: Calibration, held: Calibration | None) -> _Observed:
         """Which units stay, and what was recorded of the network on the way."""
@@ -392,11 +394,14 @@ def unit_norms(group: Units, model: nn.Module) -> Tensor:
     """Incoming + outgoing L1 norms of the units (John 2019, 4.12), of all layers that make or read them."""
     norms = torch.zeros(group.count, dtype=torch.float64)
     for name, units in group.makers.items():
-        norms.index_add_(0, units, _magnitudes(model.get_submodule(name)).sum((1, 2)))
+        made_by = _magnitudes(model.get_submodule(name)).sum((1, 2))
+        norms.index_add_(
+            0, units, made_by.repeat(len(units) // len(made_by))
+        )  # a transposed one in groups has a group's
     for reader in group.readers:
         layer: Any = model.get_submodule(reader.name)
         fed = _magnitudes(layer).sum(2)
-        if not cuts_itself(layer) and (groups := getattr(layer, "groups", 1)) > 1:  # inputs of a group
+        if weight_sides(layer) == (0, 1) and not cuts_itself(layer) and (groups := getattr(layer, "groups", 1)) > 1:
             fed = fed.view(groups, -1, fed.shape[1]).sum(1).reshape(1, -1)
         norms.index_add_(0, reader.units, fed.sum(0)[reader.columns])
     return norms
