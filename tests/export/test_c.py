@@ -725,7 +725,8 @@ class Sums(nn.Module):
         z = torch.add(y, self.b(unread).tanh()) + x
         first, second = self.c(z), self.d(y + y)
         second.sigmoid()
-        return first + second
+        total = first + second
+        return total + total
 
 
 class Recurrent(nn.Module):

@@ -93,7 +93,8 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, su
         follower = node.next
         while follower in shapes:
             follower = follower.next
-        if sums and readers and readers != [follower]:
+        is_doubled = list(follower.args) == [node, node]
+        if sums and readers and (readers != [follower] or is_doubled):
             kept[node] = Kept()
             links.append((node.name, Keep(node.name, kept[node])))
         elif len(readers) > 1:
