@@ -396,11 +396,40 @@ def test_a_pruned_and_quantised_network_is_small_and_as_good(cc, tmp_path):
 
 
 def test_sums(cc, tmp_path):
-    for model, x in ((Sums(), torch.randn(9, 6)), (fg.models.resnet((1, 1), 8), torch.randn(3, 3, 9, 8))):
-        report = export_c(model.eval(), tmp_path / "m.c", x)
-        agrees(cc, model, tmp_path / "m.c", x, report)
+    model, x = Sums(), torch.randn(9, 6)
+    agrees(cc, model, tmp_path / "m.c", x, export_c(model, tmp_path / "m.c", x))
+    report = export_c(fg.models.resnet((1, 1), 8).eval(), tmp_path / "m.c", torch.randn(3, 3, 9, 8))
+    assert report.relative < 1e-5
     assert {"kept", "restored", "sum"} <= {layer.what for layer in report.layers}
     assert report.ram_bytes == 4 * 4 * 8 * 9 * 8  # two buffers by turns, and two that serve all that is kept
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_remember_what_came_before(cc, tmp_path, kind):
+    model, x = Recurrent(kind).eval(), torch.randn(5, 7, 3)
+    for parameter in model.recurrent.parameters():
+        nn.init.uniform_(parameter, -1, 1)
+    report = export_c(model, tmp_path / "m.c", x)
+    assert report.relative < 1e-5
+    assert f"{kind.__name__.lower()} 4 -> 6" in {layer.what for layer in report.layers}
+    main = """
+    #include <stdio.h>
+    #include "NAME.h"
+    int main(void) {
+        static float x[3], y[MACRO_OUTPUTS];
+        for (int i = 0; fread(x, sizeof x, 1, stdin) == 1; ++i) {
+            if (i % MACRO_MOMENTS == 0) { NAME_reset(); }
+            NAME_step(x, y);
+            fwrite(y, sizeof y, 1, stdout);
+        }
+        return 0;
+    }
+    """
+    out = np.frombuffer(execute(cc, tmp_path / "m.c", main, x.numpy().tobytes()), np.float32).reshape(5, 7, 2)
+    with torch.no_grad():
+        expected = torch.stack([model(x[:, : moment + 1]) for moment in range(7)], 1)
+    assert np.abs(out - expected.numpy()).max() < 1e-5
+    assert expected.std(1).min() > 1e-3  # each moment says something else
 
 
 def test_signals_in_every_kind_of_program(cc, tmp_path):
@@ -696,7 +725,19 @@ class Sums(nn.Module):
         z = torch.add(y, self.b(unread).tanh()) + x
         first, second = self.c(z), self.d(y + y)
         second.sigmoid()
-        return first + second
+        total = first + second
+        return total + total
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, moment=-1):
+        super().__init__()
+        self.first, self.recurrent = nn.Linear(3, 4), kind(4, 6, num_layers=2, batch_first=True, bias=kind is nn.GRU)
+        self.last, self.moment = nn.Linear(6, 2), moment
+
+    def forward(self, x):
+        y, _ = self.recurrent(self.first(x).tanh())
+        return self.last(y[:, self.moment])
 
 
 def not_finite():
@@ -727,8 +768,16 @@ def norm_of_nan():
 REFUSED = {
     "path must end in .c": (lambda: fg.models.mlp(MLP), "m.cpp", {}),
     "would hide a header of C": (lambda: fg.models.mlp(MLP), "math.c", {}),
-    "'0' is a LSTM, which cannot be written as C": (lambda: nn.Sequential(nn.LSTM(3, 4)), "m.c", {}),
-    "the model is a LSTM, which cannot be written as C": (lambda: nn.LSTM(3, 4), "m.c", {}),
+    "'0' is a RNN, which cannot be written as C": (lambda: nn.Sequential(nn.RNN(3, 4)), "m.c", {}),
+    "the model is a LSTM, which a program that trains cannot hold": (lambda: nn.LSTM(3, 4), "m.c", {"training": True}),
+    "'LSTM' must be of one direction, with batch_first=True": (lambda: nn.LSTM(3, 4), "m.c", {}),
+    "'LSTM' must be followed by y[:, -1]": (
+        lambda: nn.LSTM(3, 4, batch_first=True), "m.c", {"example": torch.randn(2, 5, 3)}),
+    "'LSTM' reads (time, 3) a sample. Got (5,)": (
+        lambda: nn.LSTM(3, 4, batch_first=True), "m.c", {"example": torch.randn(2, 5)}),
+    "'GRU' is a Recurrent, which has no form in 8-bit integers": (
+        lambda: nn.GRU(3, 4, batch_first=True), "m.c", {"example": torch.randn(2, 5, 3), "activations": "int8"}),
+    "Of recurrent layers it may be y[:, -1]": (lambda: Recurrent(nn.GRU, -2), "m.c", {}),
     "the model is a GLU, which cannot be written as C": (nn.GLU, "m.c", {"example": torch.randn(2, 4)}),
     "the model is a PReLU, which a program that trains cannot hold": (nn.PReLU, "m.c", {"training": True}),
     "makes another shape than (batch, numbers)": (lambda: Called(lambda x: x.view((-1,))), "m.c", {}),

@@ -174,10 +174,9 @@ def trained_linear(layer: Any, name: str) -> TrainedLinear:
 def trained_convolution(layer: Any, name: str, geometry: Geometry) -> TrainedLinear:
     """Describe an `nn.Conv2d` in a program that trains."""
     _check_padding(layer, name)
-    weight = floats(layer.weight.flatten(1))
-    bias = floats(layer.bias)
-    outputs, columns = weight.shape
-    return TrainedLinear(name, outputs, columns, weight, bias, geometry=geometry, inputs=layer.in_channels)
+    weight, bias = floats(layer.weight.flatten(1)), floats(layer.bias)
+    rows, columns = weight.shape
+    return TrainedLinear(name, rows, columns, weight, bias, geometry=geometry, inputs=layer.in_channels)
 
 
 def relu(name: str) -> Elementwise:

@@ -14,6 +14,7 @@ from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.export.answers import answers
 from filigree.export.c.kept import Add, Keep, Kept, Restore
+from filigree.export.c.recurrent import LastMoment
 
 Link = tuple[str, nn.Module]
 
@@ -64,6 +65,9 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, su
     links: list[Link] = []
     kept: dict[fx.Node, Kept] = {}
     last: fx.Node | None = None
+    for node in list(graph.nodes):  # y, state = lstm(x), where nobody reads the state
+        if node.target is operator.getitem and not node.users:
+            graph.erase_node(node)
     shapes: set[fx.Node] = set()  # of nodes that ask for the batch size only
     for node in graph.nodes:
         shapes |= {node} if _asks_for_size(node, shapes) else set()
@@ -89,7 +93,8 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, su
         follower = node.next
         while follower in shapes:
             follower = follower.next
-        if sums and readers and readers != [follower]:
+        is_doubled = list(follower.args) == [node, node]
+        if sums and readers and (readers != [follower] or is_doubled):
             kept[node] = Kept()
             links.append((node.name, Keep(node.name, kept[node])))
         elif len(readers) > 1:
@@ -139,6 +144,12 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
             raise ValueError(f"export: {node.target!r} is a {type(module).__name__}, {what}.")
         return str(node.target), module
     name = f"{_prefix(node)}{node.name}"
+    if node.target is operator.getitem:
+        if node.args[1] == 0 and _is_recurrent(node.args[0], tracer):  # what is made at each moment; not the state
+            return name, nn.Identity()
+        if node.args[1] in [(slice(None), -1), (slice(None), -1, slice(None))]:
+            return name, LastMoment()
+        raise ValueError(f"export: {_owner(node)} cannot be written as C. Of recurrent layers it may be y[:, -1].")
     if node.target in ("view", "reshape", torch.reshape):
         sides = [*node.args[1:], *node.kwargs.values()]  # view(n, -1), view((n, -1)), reshape(shape=(n, -1))
         sides = list(sides[0]) if len(sides) == 1 and isinstance(sides[0], tuple | list) else sides
@@ -154,6 +165,10 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
         return name, module_of(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
     except TypeError as error:
         raise ValueError(f"export: {_owner(node)} cannot be written as C: {error}.") from None
+
+
+def _is_recurrent(node: Any, tracer: _Tracer) -> bool:
+    return node.op == "call_module" and isinstance(tracer.root.get_submodule(str(node.target)), nn.RNNBase)
 
 
 def _prefix(node: fx.Node) -> str:

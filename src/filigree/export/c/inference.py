@@ -14,8 +14,19 @@ from filigree.convert import inference_context
 from filigree.export.c.chain import chain
 from filigree.export.c.kept import buffer_sizes, name_buffers
 from filigree.export.c.layers import folded, is_known, steps
+from filigree.export.c.recurrent import Recurrent, declared_by_moment, functions_by_moment, moment
 from filigree.export.c.rows import rows_kept
-from filigree.export.c.source import CLayer, Program, Trial, free_name, header_file, identifier, in_order, source_file
+from filigree.export.c.source import (
+    CLayer,
+    Program,
+    Trial,
+    braces,
+    free_name,
+    header_file,
+    identifier,
+    in_order,
+    source_file,
+)
 from filigree.export.c.stages import KERNELS, Shape, Stage, stage_of
 from filigree.ops.c_steps import Affine, Pool
 
@@ -43,11 +54,16 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         links = chain(model, is_known, "which cannot be written as C", sums=True)
         program = folded(rows_kept([step for label, module in links for step in steps(module, label)]))
     name_buffers(program)
-    shape = input_shape(program, example)
+    whole = shape = input_shape(program, example)
+    by_moment = any(isinstance(step, Recurrent) for step in program)
+    if by_moment:
+        shape = moment(program, whole)
     stages = named_stages(program, shape)
     out = stages[-1].shape if stages else shape
     statements, sizes = calls(stages, shape)
     sizes |= buffer_sizes(program, math.prod)
+    for own, size in (pair for stage in stages for pair in stage.memory):
+        sizes[own] = max(size, sizes.get(own, 0))
     pieces = {piece for stage in stages for piece in stage.pieces}
     pieces |= {"copy"} if any(line.startswith("copy(") for line in statements) else set()
     predict = f"void {prefix}_predict(const float *input, float *output)"
@@ -56,13 +72,17 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         *dict.fromkeys(stage.text for stage in stages if stage.text),
         *(constant.text for stage in stages for constant in stage.constants),
         *(f"static float {buffer}[{size}];" for buffer, size in sizes.items()),
-        "\n".join([predict, "{", *(f"    {line}" for line in statements), "}"]),
+        *(functions_by_moment(prefix, statements, stages) if by_moment else [braces(predict, statements)]),
     ]
     macro = prefix.upper()
+    functions: tuple[str, ...] = (f"{predict};",)
     declared = (
-        f"#define {macro}_INPUTS {math.prod(shape)}\n#define {macro}_OUTPUTS {math.prod(out)}\n\n"
-        f"/* One sample {shape} to {out}, in C's order. The two must not overlap. Not reentrant. */\n{predict};"
+        f"#define {macro}_INPUTS {math.prod(whole)}\n#define {macro}_OUTPUTS {math.prod(out)}\n\n"
+        f"/* One sample {whole} to {out}, in C's order. The two must not overlap. Not reentrant. */\n{predict};"
     )
+    if by_moment:
+        declared = f"#define {macro}_MOMENTS {whole[0]}\n{declared}\n\n{declared_by_moment(prefix, shape)}"
+        functions += (f"void {prefix}_step(const float *input, float *output);", f"void {prefix}_reset(void);")
 
     def trial(x: Tensor) -> Trial:
         like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x)
@@ -71,10 +91,11 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
         main = string.Template(_MAIN).substitute(name=name, macro=macro, prefix=prefix)
         return Trial(main, x.float().numpy().tobytes(), expected.float().numpy(), f"{len(x)} samples")
 
-    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs) for s in stages]
+    times = whole[0] if by_moment else 1
+    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs * times) for s in stages]
     source, header = source_file(name, parts), header_file(prefix, declared)
     data, memory = sum(layer.bytes for layer in layers), 4 * sum(sizes.values())
-    return Program(source, header, layers, data, memory, shape, trial, (f"{predict};",), math.prod(out))
+    return Program(source, header, layers, data, memory, whole, trial, functions, math.prod(out))
 
 
 def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:

@@ -10,6 +10,7 @@ from torch import nn
 
 from filigree.export.answers import answers, is_from
 from filigree.export.c.kept import Add, Keep, Restore
+from filigree.export.c.recurrent import Last, LastMoment, recurrent
 from filigree.export.c.rows import in_a_row, row_geometry, row_pool
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import (
@@ -155,6 +156,7 @@ _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
     nn.GELU: _gelu,
     nn.Hardtanh: lambda module, name: [clamp(name, "clamp", "v", module.min_val, module.max_val)],  # and ReLU6
     nn.Hardsigmoid: lambda module, name: [clamp(name, "hard_sigmoid", "(v / 6.0f + 0.5f)", 0.0, 1.0)],
+    nn.LSTM: recurrent, nn.GRU: recurrent, LastMoment: lambda module, name: [Last(name)],
     Keep: _itself, Restore: _itself, Add: _itself,
     nn.Identity: _nothing, nn.Dropout: _nothing, nn.Dropout1d: _nothing, nn.Dropout2d: _nothing,
     nn.AlphaDropout: _nothing,

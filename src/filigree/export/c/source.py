@@ -173,6 +173,11 @@ def free_name(name: str, taken: set[str]) -> str:
     return free
 
 
+def braces(declaration: str, statements: list[str]) -> str:
+    """Write a function."""
+    return "\n".join([declaration, "{", *(f"    {line}" for line in statements), "}"])
+
+
 def piece(file: str, name: str, **words: str) -> str:
     """Fill in the `$words` of a piece of a template; a word alone on its line may become a block of lines."""
     lines = []

@@ -41,7 +41,7 @@ class Stage:
         call: the statement, with `$function` for its own function; "" where nothing is to do.
         function, text: a name and the text of that function. pieces: what else it needs of the template.
         in_place: whether `$y` is what is there already. only_reads: whether it leaves that as it is.
-        macs: multiply-adds a sample.
+        macs: multiply-adds a sample. memory: names and sizes of static floats that it needs; equal names share.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Stage:
     in_place: bool = True
     macs: int = 0
     only_reads: bool = field(default=False, kw_only=True)
+    memory: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)
 
 
 @functools.singledispatch

@@ -1,0 +1,118 @@
+"""LSTM and GRU as steps of a C program, which keep their state from one moment to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from filigree.export.c.source import braces, constant
+from filigree.export.c.stages import Shape, Stage, check_finite, stage_of
+from filigree.ops.c_steps import floats, refuse
+
+_GATES_MEMORY = "gates"
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """It is a layer of recurrent units: weights of inputs and of states `(gates * units, ...)`, and biases of both.
+
+    `kind` is "lstm" or "gru"; the gates are in torch's order.
+    """
+
+    name: str
+    kind: str
+    weight: np.ndarray
+    state_weight: np.ndarray
+    bias: np.ndarray
+    state_bias: np.ndarray
+
+    @property
+    def units(self) -> int:
+        return self.state_weight.shape[1]
+
+
+@dataclass(frozen=True)
+class Last:
+    """It takes what the layers before make at the last moment."""
+
+    name: str
+
+
+class LastMoment(nn.Module):
+    """It stands for `y[:, -1]` in a model's forward."""
+
+
+def recurrent(module: Any, name: str) -> list[Any]:
+    """Describe an `nn.LSTM` or `nn.GRU`. `ValueError`: another kind of it."""
+    if module.bidirectional or not module.batch_first or getattr(module, "proj_size", 0):
+        raise refuse(name, "must be of one direction, with batch_first=True and without a projection")
+    steps = []
+    for number in range(module.num_layers):
+        weights = [floats(getattr(module, f"{key}_l{number}")) for key in ("weight_ih", "weight_hh")]
+        biases = [floats(getattr(module, f"{key}_l{number}")) if module.bias else np.zeros(len(weights[0]), np.float32)
+                  for key in ("bias_ih", "bias_hh")]  # fmt: skip
+        label = name if module.num_layers == 1 else f"{name}.{number}"
+        steps.append(Recurrent(label, type(module).__name__.lower(), *weights, *biases))
+    return steps
+
+
+@stage_of.register
+def _(step: Recurrent, shape: Shape, label: str) -> Stage:
+    if shape != (step.weight.shape[1],):
+        raise refuse(step.name, f"reads (time, {step.weight.shape[1]}) a sample. Got {shape} at each moment")
+    arrays = {f"{label}_{key}": getattr(step, key) for key in ("weight", "state_weight", "bias", "state_bias")}
+    check_finite(step.name, *arrays.values())
+    numbers = f"{', '.join(arrays)}, {shape[0]}, {step.units}"
+    kept = step.units * (2 if step.kind == "lstm" else 1)
+    return Stage(
+        step.name, f"{step.kind} {shape[0]} -> {step.units}", (step.units,), "dense",
+        f"{step.kind}({numbers}, gates, {label}_state, $x, $y);", pieces=("clear", "weighted", "sigmoid_of", step.kind),
+        memory=((_GATES_MEMORY, 2 * len(step.bias)), (f"{label}_state", kept)),
+        constants=tuple(constant(name, array) for name, array in arrays.items()), in_place=False,
+        macs=math.prod(step.weight.shape) + math.prod(step.state_weight.shape),
+    )  # fmt: skip
+
+
+@stage_of.register
+def _(step: Last, shape: Shape, label: str) -> Stage:
+    return Stage(step.name, "last moment", shape)
+
+
+def moment(program: Sequence[Any], whole: Shape) -> Shape:
+    """Return the shape of a sample at one moment."""
+    first = next(step for step in program if isinstance(step, Recurrent))
+    if len(whole) != 2:
+        raise refuse(first.name, f"reads (time, {first.weight.shape[1]}) a sample. Got {whole}")
+    ends = [i for i, step in enumerate(program) if isinstance(step, Last)]
+    if not ends or any(isinstance(step, Recurrent) for step in program[ends[0] :]):
+        raise refuse(first.name, "must be followed by y[:, -1], what is there at the last moment")
+    return whole[1:]
+
+
+def functions_by_moment(prefix: str, statements: list[str], stages: Sequence[Stage]) -> list[str]:
+    """Write the functions of a program that reads one moment after the other."""
+    states = dict(pair for stage in stages for pair in stage.memory if pair[0] != _GATES_MEMORY)
+    macro = prefix.upper()
+    size = f"{macro}_INPUTS / {macro}_MOMENTS"
+    loop = [f"{prefix}_reset();", f"for (size_t i = 0; i < {macro}_MOMENTS; ++i) {{"]
+    return [
+        braces(f"void {prefix}_reset(void)", [f"clear({name}, {size});" for name, size in states.items()]),
+        braces(f"void {prefix}_step(const float *input, float *output)", statements),
+        braces(
+            f"void {prefix}_predict(const float *input, float *output)",
+            [*loop, f"    {prefix}_step(input + i * ({size}), output);", "}"],
+        ),
+    ]
+
+
+def declared_by_moment(prefix: str, shape: Shape) -> str:
+    return (
+        f"/* One moment {shape}, after those before it: what there is to say by then. */\n"
+        f"void {prefix}_step(const float *input, float *output);\n\n"
+        f"/* What comes next is the first moment. */\nvoid {prefix}_reset(void);"
+    )
