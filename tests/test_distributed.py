@@ -1,8 +1,9 @@
-"""Two processes under `accelerate launch` train a sparse network as one would; a dead one; a search on Ray."""
+"""Two processes under a launcher train as one would, also a recipe; a dead one; a search on Ray."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -40,10 +41,23 @@ def test_two_processes_rewire_alike_and_outlive_a_dead_one(tmp_path: Path) -> No
     assert dead["resumed_apart_from_undisturbed"] == 0
 
 
-def test_a_recipe_is_refused_where_a_launcher_started_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(recipes.RecipeError, match="a recipe runs in one process"):
-        recipes.run(recipes.load("demo"), tmp_path)
+@pytest.mark.long("two processes by torchrun, and one")
+def test_a_recipe_in_two_processes_is_one_run(tmp_path: Path) -> None:
+    settings = ["training.epochs=2", "model.hidden=[40]", "seeds=[0]"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    train = ["-m", "filigree.cli", "train", "demo", *words, "--method", "dense", "--method", "SET", "--no-report"]
+    done = subprocess.run(
+        [*launcher, *train, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=600, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("models: ") == 1
+    assert {file.name for file in (tmp_path / "two" / "SET-0").iterdir()} == {"model.safetensors", "record.json"}
+    recipes.run(recipes.load("demo", settings), tmp_path / "one", methods=["dense"], timed=False, progress=False)
+    two, one = (Record.load(tmp_path / name / "dense-0").history for name in ("two", "one"))
+    losses = [[row["train_loss"] for row in history] for history in (two, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_killed_ray_workers_trial_is_run_again(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def test_one_name_of_the_distribution_everywhere():
     assert project["name"] == DISTRIBUTION == filigree_launcher.DISTRIBUTION
     papers = tomllib.loads((ROOT / "papers" / "pyproject.toml").read_text())["project"]
     assert f"{DISTRIBUTION}[all]" in papers["dependencies"]
+    citation, conda = ((ROOT / file).read_text() for file in ("CITATION.cff", "packaging/conda/meta.yaml"))
+    assert papers["version"] == project["version"]
+    assert f"version: {project['version']}\n" in citation
+    assert f'version: "{project["version"]}"\n' in conda
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py")]
     for page in pages:  # nobody is sent to another project's package
         assert "pip install filigree\n" not in page.read_text()

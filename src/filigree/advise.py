@@ -196,7 +196,7 @@ def advise(
         recommended: the fastest call that keeps 99% of the metric, or without targets the outputs within 10%.
 
     Raises:
-        ValueError: the model does not run on the example, is not on the CPU or has no weights; too few data.
+        ValueError: the model does not run on the example or is not on the CPU; too few data.
         TypeError: a model or an example that is none.
     """
     if not isinstance(model, nn.Module):
@@ -257,7 +257,7 @@ class _Trials:
     def _laid_out(self, what: str, tolerance: float) -> None:
         network = copied(self.model)
         reason = laid_out_(network, self.example, tolerance=tolerance)
-        call = f"fg.optimize_(model, example{f', tolerance={tolerance}' if tolerance else ''})"
+        call = f"fg.optimize_(model.eval(), example{f', tolerance={tolerance}' if tolerance else ''})"
         if not runtimes_of(network):
             self.notes.append(f"{what}: {reason or 'not faster than the network as it is'}")
         elif not tolerance or self.error_of(network) > 1e-4:
@@ -277,7 +277,7 @@ class _Trials:
             laid_out_(network, self.example)
             calls = [f"fg.compress_(model, {trial.text}, {self.name})"]
             if runtimes_of(network):
-                calls.append("fg.optimize_(model, example)")
+                calls.append("fg.optimize_(model.eval(), example)")
             self._add(trial.what, "; ".join(calls), network)
         except (ValueError, RuntimeError) as error:
             self.notes.append(f"{trial.what}: {one_line(error, 120)}")

@@ -20,9 +20,9 @@ from filigree.io.storage import write_json
 from filigree.optional import needed
 from filigree.recipes import MODEL, Recipe, RecipeError
 from filigree.report import console_table, summary, write_report
-from filigree.train import Record, find_records, progress_columns
+from filigree.train import Record, find_records, processes, progress_columns
 
-out = Console()
+out = Console(quiet=not processes.is_main())
 
 
 def tell(text: str) -> None:
@@ -63,12 +63,14 @@ def run_recipe(
         again.append("--resume")
     State.hint = f"Go on with: filigree {shlex.join(again)}"
     done = recipes.finished(recipe, folder) if resume else []
-    if line := recipes.forecast_line(recipes.forecast(recipe, methods, numbers, done)):
+    if not processes.several() and (line := recipes.forecast_line(recipes.forecast(recipe, methods, numbers, done))):
         tell(line)
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, resume=resume, overwrite=overwrite, progress=progress
         )
+    if not processes.is_main():
+        return
     whole = dict.fromkeys([*recipes.finished(recipe, folder), *folders])  # with what earlier commands ran
     records = [Record.load(run).model_dump() for run in whole]
     write_json(folder / "comparison.json", summary(records))

@@ -8,7 +8,6 @@ import glob
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
@@ -37,7 +36,7 @@ from filigree.ops import kernels
 from filigree.recipes.building import build, evolution_of, optimizer_of
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
 from filigree.recipes.snapshots import Snapshots, Watch
-from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, seed_everything
+from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, processes, seed_everything
 from filigree.train.batches import batch_sizes
 from filigree.train.checkpoints import FILE as CHECKPOINT
 from filigree.train.history import SCORES, score_of
@@ -70,6 +69,9 @@ def run(
         timed: False leaves all times out of the records, for a machine that does other work meanwhile; the same call
             with `resume` adds those of single steps later.
 
+    Where a launcher started several processes (`torchrun`, `accelerate launch`), all of them train each network, by
+    data parallel, and the first one writes; batches are over all processes, and times of single steps of one.
+
     Returns:
         The folders of the runs.
 
@@ -85,13 +87,12 @@ def run(
     chosen = [method for method in recipe.methods if method in (*chosen, *needed)]
     chosen.sort(key=lambda method: recipe.methods[method].after is not None)
     folders: list[Path] = []
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would train all of it, into the same files
-        raise RecipeError("a recipe runs in one process. For several, call fg.fit in a script of your own.")
     numbers = list(recipe.runs() if runs is None else runs)
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite: one of both is expected.")
     if not resume and not overwrite:
         _refuse_earlier(recipe, out, chosen, numbers, only_needed)
+    processes.wait()  # each has seen what was there
     chosen_settings = {method: _search(recipe, method, out, resume, progress) for method in chosen}
     for number in numbers:
         split = data_for_run(recipe.data, number, recipe.name)
@@ -102,12 +103,15 @@ def run(
             keep = resume or method in only_needed
             if not searched and not (keep and _is_finished(folder, recipe, method)):
                 _train(recipe, method, number, split, folder, resume, progress, chosen_settings[method])
-            _tidy(folder)
+            if processes.is_main():
+                _tidy(folder)
             trained[method] = folder
         dense = out / f"dense-{number}"  # what it costs is a ratio to dense, timed in turns with it
         record = _whole(dense) if "dense" in recipe.methods and "dense" not in trained else None
         beside = {"dense": dense} if record is not None and _difference_to(record, recipe, "dense") is None else {}
-        _measure(recipe, trained | beside, split, timed)
+        if processes.is_main():
+            _measure(recipe, trained | beside, split, timed)
+        processes.wait()
         folders += trained.values()
     return folders
 
@@ -179,7 +183,7 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
             raise RecipeError(f"{method}: training diverges at every candidate of the search. {diverged[-1]}")
         return {}
     first = out / f"{method}-{number}"
-    if not (resume and _is_finished(first, recipe, method)):
+    if processes.is_main() and not (resume and _is_finished(first, recipe, method)):
         whole = out / SEARCH / f"{first.name}.tmp"  # a copy that is cut off must not pass for the run
         shutil.rmtree(whole, ignore_errors=True)
         shutil.copytree(best[2], whole)
@@ -188,6 +192,7 @@ def _search(recipe: Recipe, method: str, out: Path, resume: bool, progress: Prog
         record = Record.load(first)
         record.notes += diverged
         record.save()
+    processes.wait()
     return best[1]
 
 
@@ -223,7 +228,7 @@ def _train(
     recipe: Recipe, method: str, number: int, split: DataSet, folder: Path, resume: bool,
     progress: Progress | bool | None, chosen: dict[str, Any],
 ) -> None:  # fmt: skip
-    if not resume:
+    if not resume and processes.is_main():
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     begun = None
@@ -232,14 +237,16 @@ def _train(
             begun = Record.load(folder)
         if begun is not None:
             _refuse_other(begun, folder, "an interrupted", recipe, method)
-    _tidy(folder)
+    interrupted = (folder / CHECKPOINT).exists()  # then the energy of the first part is not known
+    processes.wait()
+    if processes.is_main():
+        _tidy(folder)
     arm, training = recipe.methods[method], recipe.training_of(method, **chosen)
     config = _config(recipe, method, **chosen)
     config["data"] |= {"input_shape": list(split.input_shape), "classes": split.classes}
     record = Record.start(
         recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *arm.notes, *split.notes]
     )
-    interrupted = (folder / CHECKPOINT).exists()  # then the energy of the first part is not known
     kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _taken_up if arm.after else _rebuilding if training.rebuild_every_epoch else _plain
     try:
@@ -249,8 +256,17 @@ def _train(
                 _compress(model, arm, training, split, number, history)
     finally:
         kernels.flush_denormals(False)
-    if used.joules is not None and not interrupted:
-        history.metrics["train_joules"] = used.joules + float(history.metrics.get("train_joules") or 0)
+    if processes.is_main():
+        _finish(model, history, record, split, None if interrupted else used.joules)
+    processes.wait()
+
+
+def _finish(model: nn.Module, history: History, record: Record, split: DataSet, joules: float | None) -> None:
+    """Save the model of a run and its record; `joules` is what this part of the training took, where that is known."""
+    folder = record.folder
+    assert folder is not None
+    if joules is not None:
+        history.metrics["train_joules"] = joules + float(history.metrics.get("train_joules") or 0)
     set_preprocessing(model, split.preprocessing)
     set_vocabulary(model, split.vocabulary)
     if split.task == "regression":
@@ -393,7 +409,8 @@ def _rebuilding(
         elapsed += row["seconds"]
         rows.append(row | {"elapsed": elapsed})
         record.history = rows
-        record.save()
+        if processes.is_main():
+            record.save()
     history = History(rows)
     history.summarise()
     return model, history

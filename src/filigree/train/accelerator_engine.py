@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from filigree.optional import needed
+from filigree.train import processes
 from filigree.train.engine import Engine, Prepared
 from filigree.train.evaluation import device_of
 
@@ -94,7 +95,7 @@ def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator:
     an ordinary process none is: Accelerate's state is global, and the first Accelerator would fix the precision of all
     that the user makes later.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
+    launched = processes.several() or "ACCELERATE_MIXED_PRECISION" in os.environ
     if accelerator is None and launched:
-        accelerator = needed("accelerate", "fit", "accelerate").Accelerator()
+        accelerator = needed("accelerate", "fit", "accelerate").Accelerator(cpu=processes.on_cpus())
     return Engine(model, optimizer) if accelerator is None else AcceleratorEngine(model, optimizer, accelerator)
