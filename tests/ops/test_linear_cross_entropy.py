@@ -1,5 +1,7 @@
 """The loss without logits against torch's with them: values, gradients, types, what is ignored."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -101,3 +103,38 @@ def test_the_loss_of_a_decoder(options):
         loss.backward()
         gradients.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(*gradients)
+
+
+def test_both_gradients_of_a_tied_weight_are_one():
+    """In every way in which a backward pass may ask for them; the graph goes when nothing holds it any more."""
+    torch.manual_seed(0)
+    model = fg.models.gpt(30, 8, 16, 2, 2).double()
+    x = torch.randint(30, (3, 8))
+    y, parameters, weight = (x + 1) % 30, list(model.parameters()), model.tokens.weight
+    gradients = torch.autograd.grad
+
+    def expected(scale=1.0):
+        return gradients(scale * _all_logits(model, x, y), parameters)
+
+    loss = model.loss(x, y, chunk=5)
+    for scale in (1, 2):  # the same graph again
+        torch.testing.assert_close(gradients(scale * loss, parameters, retain_graph=True), expected(scale))
+    torch.testing.assert_close(gradients(loss, weight, retain_graph=True)[0], expected()[0])
+    torch.testing.assert_close(gradients(loss, parameters[5], retain_graph=True)[0], expected()[5])
+    scales = torch.tensor([1.0, 2.0]).double()
+    batched = gradients(loss, parameters, scales, is_grads_batched=True)
+    torch.testing.assert_close(batched, tuple(torch.stack([each, 2 * each]) for each in expected()))
+    both = gradients(model.loss(x, y) + 3 * model.loss(x, y, chunk=7), parameters)
+    torch.testing.assert_close(both, expected(4))
+    node = weakref.ref((loss := model.loss(x, y)).grad_fn)
+    loss.backward()
+    torch.testing.assert_close(weight.grad, expected()[0])
+    del loss
+    assert node() is None
+    whole = model.blocks[1].forward
+    model.blocks[1].forward = lambda hidden, *others: whole(hidden.detach(), *others)  # the rows have no part in it
+    torch.testing.assert_close(gradients(model.loss(x, y), weight)[0], gradients(_all_logits(model, x, y), weight)[0])
+
+
+def _all_logits(model, x, y):
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
