@@ -59,9 +59,9 @@ class MiniGPT(nn.Module):
         return self.head(self.norm(x)).flatten(0, 1)
 
 
-def ours():
+def ours(sparsities=SPARSITIES):
     model = MiniGPT()
-    for where, sparsity in SPARSITIES.items():
+    for where, sparsity in sparsities.items():
         fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=1 - sparsity)), where=where)
     return model
 

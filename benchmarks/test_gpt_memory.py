@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,8 +66,12 @@ def _run(sparse, lean, recomputed, length):
 
 @pytest.mark.parametrize("length", [256])
 def test_gpt_memory(suite, benchmark, length):
-    dense = {kind: _run(False, *options, length) for kind, options in KINDS.items()}
-    sparse = {kind: _run(True, *options, length) for kind, options in KINDS.items()}
+    with ThreadPoolExecutor(3) as pool:  # beside one another, since nothing is timed
+        dense, sparse = (
+            {kind: pool.submit(_run, is_sparse, *options, length) for kind, options in KINDS.items()}
+            for is_sparse in (False, True)
+        )
+    dense, sparse = ({kind: run.result() for kind, run in runs.items()} for runs in (dense, sparse))
     for name, peaks in (("dense", dense), ("sparse 90%", sparse)):
         for kind, row in peaks.items():
             suite.add(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ SPEEDS = [  # what is measured, the suite whose record holds it, how to find the
     ("784-4000-4000-4000-4000-10", "training_step", {"network": "4 x 4000", "contestant": "filigree"}),
     ("GPT of 40 million parameters, attention 70% and feed-forward 90% sparse, 8 x 128 tokens", "gpt",
      {"contestant": "filigree"}),
+    ("the same, 95% of all linear layers but the head", "gpt", {"sparse": "95%", "contestant": "filigree"}),
     ("3x3 convolution, 64 channels at 32 x 32, 95% sparse, batch 64", "conv",
      {"channels": 64, "batch": 64, "contestant": "filigree"}),
     ("residual network, 3x3 convolutions 95% sparse, batch 64", "conv",
@@ -263,6 +265,25 @@ def gpt_memory() -> str:
     return "\n".join(lines)
 
 
+def gpt_quality(data: str) -> str:
+    """Steps in equal time of the contestants of `benchmarks/gpt_quality.py`, and their losses where they have run."""
+    file = ROOT / "benchmarks" / "results" / f"gpt_quality-{data}.json"
+    record = json.loads(file.read_text())
+    heads = "", "ms a step (lowest, highest round)", "steps", "parameters", "learning rate", "test loss (seeds)"
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
+    for name, rounds in record["step_seconds"].items():
+        step = statistics.median(rounds)
+        times = f"{1e3 * step:.0f} ({1e3 * min(rounds):.0f}, {1e3 * max(rounds):.0f})"
+        rows = [row for row in record["rows"] if row["contestant"] == name]
+        best = min((row for row in rows if row["seed"] == 0), key=lambda row: row["val_loss"], default=None)
+        cells = "", "", ""
+        if best is not None:
+            losses = [row["test_loss"] for row in rows if row["lr"] == best["lr"]]
+            cells = f"{best['parameters']:,}", f"{best['lr']:g}", f"{statistics.mean(losses):.3f} ({len(losses)})"
+        lines.append(_line(name, times, f"{int(record['settings']['budget'] / step):,}", *cells))
+    return "\n".join(lines)
+
+
 def shrunk() -> str:
     """Pretrained networks before and after, single methods and ONNX Runtime, from `examples/`."""
     lines = [_line("network", "batch", "", "kept", "ms", "times torch", "bytes"), "|---" * 7 + "|"]
@@ -284,6 +305,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "genes": genes,
     "crossovers": crossovers,
     "gpt memory": gpt_memory,
+    "gpt quality": lambda: gpt_quality("shakespeare"),
     "gpt speeds": lambda: speeds([row for row in SPEEDS if row[1] == "gpt"]),
     "kernels": shares,
     "one-shot": one_shot,

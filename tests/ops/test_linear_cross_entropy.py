@@ -1,5 +1,7 @@
 """The loss without logits against torch's with them: values, gradients, types, what is ignored."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -57,20 +59,25 @@ def test_in_16_bits_and_under_autocast():
 
 
 def test_never_holds_all_logits():
-    """The largest tensor that an operation makes has a chunk's logits, or the weight's gradient."""
+    """Of what operations make, the largest are a chunk's logits, once a chunk, and the weight's gradient, once."""
     x, weight, targets = example(torch.float32, samples=(64,), features=4, classes=1000)
-    sizes = []
+    storages = {}
 
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+    class Storages(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            sizes.extend(each.numel() for each in (result if isinstance(result, tuple) else [result])
-                         if isinstance(each, torch.Tensor))  # fmt: skip
+            for each in result if isinstance(result, tuple) else [result]:
+                if isinstance(each, torch.Tensor):
+                    storages[each.untyped_storage().data_ptr()] = each  # which keeps another from taking the memory
             return result
 
-    with Sizes():
-        linear_cross_entropy(x, weight, targets, chunk=8).backward()
-    assert max(sizes) == 8 * 1000
+    with Storages():
+        _, gradient = torch.autograd.grad(linear_cross_entropy(x, weight, targets, chunk=8), [x, weight])
+    storages.pop(weight.untyped_storage().data_ptr(), None)
+    sizes = sorted((each.untyped_storage().nbytes() // 4 for each in storages.values()), reverse=True)
+    assert sizes[:9] == [8 * 1000] * 8 + [4 * 1000]
+    assert max(sizes[9:]) < 4 * 1000
+    assert gradient.untyped_storage().data_ptr() in storages  # not a copy
 
 
 def test_what_is_refused():
@@ -96,3 +103,38 @@ def test_the_loss_of_a_decoder(options):
         loss.backward()
         gradients.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(*gradients)
+
+
+def test_both_gradients_of_a_tied_weight_are_one():
+    """In every way in which a backward pass may ask for them; the graph goes when nothing holds it any more."""
+    torch.manual_seed(0)
+    model = fg.models.gpt(30, 8, 16, 2, 2).double()
+    x = torch.randint(30, (3, 8))
+    y, parameters, weight = (x + 1) % 30, list(model.parameters()), model.tokens.weight
+    gradients = torch.autograd.grad
+
+    def expected(scale=1.0):
+        return gradients(scale * _all_logits(model, x, y), parameters)
+
+    loss = model.loss(x, y, chunk=5)
+    for scale in (1, 2):  # the same graph again
+        torch.testing.assert_close(gradients(scale * loss, parameters, retain_graph=True), expected(scale))
+    torch.testing.assert_close(gradients(loss, weight, retain_graph=True)[0], expected()[0])
+    torch.testing.assert_close(gradients(loss, parameters[5], retain_graph=True)[0], expected()[5])
+    scales = torch.tensor([1.0, 2.0]).double()
+    batched = gradients(loss, parameters, scales, is_grads_batched=True)
+    torch.testing.assert_close(batched, tuple(torch.stack([each, 2 * each]) for each in expected()))
+    both = gradients(model.loss(x, y) + 3 * model.loss(x, y, chunk=7), parameters)
+    torch.testing.assert_close(both, expected(4))
+    node = weakref.ref((loss := model.loss(x, y)).grad_fn)
+    loss.backward()
+    torch.testing.assert_close(weight.grad, expected()[0])
+    del loss
+    assert node() is None
+    whole = model.blocks[1].forward
+    model.blocks[1].forward = lambda hidden, *others: whole(hidden.detach(), *others)  # the rows have no part in it
+    torch.testing.assert_close(gradients(model.loss(x, y), weight)[0], gradients(_all_logits(model, x, y), weight)[0])
+
+
+def _all_logits(model, x, y):
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.models.networks import builder, made_by
-from filigree.ops.linear_cross_entropy import linear_cross_entropy
+from filigree.ops.linear_cross_entropy import TiedRows, linear_cross_entropy
+from filigree.ops.transforms import transforming
 
 
 class Cache:
@@ -99,13 +100,21 @@ class GPT(nn.Module):
         Equal to `F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())`, with exact gradients; see
         `filigree.ops.linear_cross_entropy`. A head that a conversion replaced computes all logits.
         """
-        x = self.hidden(tokens)
+        tied = TiedRows(self.tokens.weight, tokens) if self._takes_rows() else None
+        x = self.hidden(tokens, tied=tied)
         if self.head is None or isinstance(self.head, nn.Linear):
             weight = self.tokens.weight if self.head is None else self.head.weight
-            return linear_cross_entropy(x, weight, targets, chunk=chunk)
+            return linear_cross_entropy(x, weight, targets, chunk=chunk, tied=tied)
         return F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def _takes_rows(self) -> bool:
+        """Whether the embedding is plain, and the head's, so that its rows may be read without calling it."""
+        plain, rows = type(self.tokens) is nn.Embedding, self.tokens
+        hooks = rows._forward_hooks or rows._forward_pre_hooks or rows._backward_hooks or rows._backward_pre_hooks
+        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transforming()
+        return self.head is None and plain and not hooks and eager and rows.weight.requires_grad
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, tied: TiedRows | None = None) -> Tensor:
         """What the head reads, `(batch, length, width)`."""
         begin, length = 0 if cache is None else cache.length, tokens.shape[-1]
         if tokens.dim() != 2 or begin + length > self.context:
@@ -113,7 +122,7 @@ class GPT(nn.Module):
                 f"GPT: tokens must be (batch, length), with at most {self.context} of them in a row. "
                 f"Got {tuple(tokens.shape)}{f' after {begin}' if begin else ''}."
             )
-        x = self.tokens(tokens)
+        x = self.tokens(tokens) if tied is None else tied.rows
         rotation = None
         if self.positions is None:
             rotation = rotations(begin, length, self.head_width, x)

@@ -15,8 +15,9 @@ _NUMBERS = 2**22  # logits that are held at a time: 16 MiB in float32
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, chunk: int | None = None
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, chunk: int | None = None,
+    tied: TiedRows | None = None,
+) -> Tensor:  # fmt: skip
     """The mean cross-entropy of `x W^T` to class indices, with exact gradients, in the memory of some samples' logits.
 
     The logits of a chunk of samples are computed, and at once what the gradients of x and of the weight have of them;
@@ -28,6 +29,7 @@ def linear_cross_entropy(
         x: `(..., features)`. weight: `(classes, features)`.
         targets: `(...)` class indices; those that are `ignore_index` do not count.
         chunk: samples at a time; by default so many that they have about 4 million logits.
+        tied: rows of the same weight from which x was computed; one matrix takes both gradients of it then.
 
     Returns:
         A scalar, in float32 at least; NaN if no sample counts.
@@ -47,47 +49,111 @@ def linear_cross_entropy(
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     if transforming():
         return F.cross_entropy(F.linear(x, weight), targets, ignore_index=ignore_index)
-    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index, chunk)
+    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index, chunk, tied)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk: int, tied: TiedRows | None
+    ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
-        exact = torch.promote_types(x.dtype, torch.float32)
-        dx = torch.zeros_like(x) if needs_x else None
-        dw = torch.zeros_like(weight) if needs_weight else None
-        counts = targets != ignore_index
-        scale = 1 / counts.sum()
-        loss = torch.zeros((), dtype=exact, device=x.device)
-        for first in range(0, len(x), chunk):
-            rows = slice(first, first + chunk)
-            logits, taken = F.linear(x[rows], weight).to(exact), counts[rows]
-            target = targets[rows].where(taken, 0)[:, None]
-            logits -= logits.amax(1, keepdim=True)  # in place throughout: nothing else is as large
-            of_target = logits.gather(1, target)
-            sums = logits.exp_().sum(1, keepdim=True)
-            loss += ((sums.log() - of_target)[:, 0] * taken).sum()
-            if not (needs_x or needs_weight):
-                continue
-            dlogits = logits.div_(sums)  # softmax, less one at the target
-            dlogits.scatter_add_(1, target, torch.full_like(sums, -1.0))
-            dlogits = dlogits.mul_((taken * scale)[:, None]).to(x.dtype)
-            if dx is not None:
-                dx[rows] = (dlogits @ weight.to(x.dtype)).to(x.dtype)
-            if dw is not None and x.dtype is dw.dtype and not torch.is_autocast_enabled(x.device.type):
-                dw.addmm_(dlogits.t(), x[rows])  # no second matrix of the weight's size
-            elif dw is not None:
-                dw += (dlogits.t() @ x[rows]).to(dw.dtype)
-        ctx.save_for_backward(*(part for part in (dx, dw) if part is not None))
-        return loss * scale
+        loss, dx, dw = _passes(x, weight, targets, ignore_index, chunk, needs_x, needs_weight)
+        ctx.rest, ctx.tied, ctx.dw = (ignore_index, chunk), tied, None
+        if tied is None or dw is None:
+            ctx.save_for_backward(dx, dw)
+        else:
+            ctx.save_for_backward(dx, None, x, weight, targets)
+            ctx.dw = dw  # for the rows to be added to it: it serves once, then it is computed again
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        # Several gradients at once are taken one by one, all of them before the rows'.
+        ctx.batched = transforming() or torch._C._functorch.is_legacy_batchedtensor(dy)
+        gradients: tuple[Tensor | None, ...] = _LinearCrossEntropy._backward(ctx, dy)
+        return gradients
+
+    @staticmethod
+    @once_differentiable
+    def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw, *inputs = ctx.saved_tensors
+        if inputs:
+            (x, weight, targets), (ignore_index, chunk) = inputs, ctx.rest
+            dw = _passes(x, weight, targets, ignore_index, chunk, False, True)[2] if ctx.dw is None else ctx.dw
+            ctx.dw = None
+        if torch.compiler.is_compiling() or not dy.is_cpu or dy != 1:  # else they go on uncopied
+            dx = None if dx is None else dx * dy.to(dx.dtype)
+            dw = None if dw is None else dw.mul_(dy) if inputs else dw * dy.to(dw.dtype)
+        if inputs and not ctx.batched and ctx.tied.takes(dw):
+            dw = None
+        return dx, dw, None, None, None, None
+
+
+def _passes(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk: int, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss and, where they are needed, its gradients by x and by the weight."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    dx = torch.zeros_like(x) if needs_x else None
+    dw = torch.zeros_like(weight) if needs_weight else None
+    counts = targets != ignore_index
+    scale = 1 / counts.sum()
+    loss = torch.zeros((), dtype=exact, device=x.device)
+    for first in range(0, len(x), chunk):
+        rows = slice(first, first + chunk)
+        logits, taken = F.linear(x[rows], weight).to(exact), counts[rows]
+        target = targets[rows].where(taken, 0)[:, None]
+        logits -= logits.amax(1, keepdim=True)  # in place throughout: nothing else is as large
+        of_target = logits.gather(1, target)
+        sums = logits.exp_().sum(1, keepdim=True)
+        loss += ((sums.log() - of_target)[:, 0] * taken).sum()
+        if not (needs_x or needs_weight):
+            continue
+        dlogits = logits.div_(sums)  # softmax, less one at the target
+        dlogits.scatter_add_(1, target, torch.full_like(sums, -1.0))
+        dlogits = dlogits.mul_((taken * scale)[:, None]).to(x.dtype)
+        if dx is not None:
+            dx[rows] = (dlogits @ weight.to(x.dtype)).to(x.dtype)
+        if dw is not None and x.dtype is dw.dtype and not torch.is_autocast_enabled(x.device.type):
+            dw.addmm_(dlogits.t(), x[rows])  # no second matrix of the weight's size
+        elif dw is not None:
+            dw += (dlogits.t() @ x[rows]).to(dw.dtype)
+    return loss * scale, dx, dw
+
+
+class TiedRows:
+    """Rows of a weight that is the head's as well: both gradients of it become one matrix, the head's.
+
+    torch would fill a second one with zeros for the rows, and add it to the head's. For one pass: `rows` at the bottom
+    of the network, then `linear_cross_entropy(..., tied=)` at the top.
+    """
+
+    def __init__(self, weight: Tensor, tokens: Tensor) -> None:
+        self._of_head: list[Tensor] = []
+        self.rows: Tensor = _Rows.apply(weight, tokens, self._of_head)
+        """`F.embedding(tokens, weight)`."""
+        self._node = self.rows.grad_fn
+
+    def takes(self, gradient: Tensor) -> bool:
+        """Whether the rows' gradient is to be computed in this backward pass, and will be added to this one."""
+        if self._node is None or not torch._C._will_engine_execute_node(self._node):
+            return False
+        self._of_head[:] = [gradient]
+        return True
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, of_head: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.of_head, ctx.shape = of_head, weight.shape
+        return F.embedding(tokens, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        parts = ctx.saved_tensors
-        if torch.compiler.is_compiling() or not dy.is_cpu or dy != 1:  # else they go on uncopied
-            parts = [part * dy.to(part.dtype) for part in parts]
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        return parts[0] if needs_x else None, parts[-1] if needs_weight else None, None, None, None
+        (tokens,) = ctx.saved_tensors
+        dw = ctx.of_head.pop() if ctx.of_head else dy.new_zeros(ctx.shape)
+        return dw.index_add_(0, tokens.reshape(-1), dy.reshape(-1, dy.shape[-1]).to(dw.dtype)), None, None
