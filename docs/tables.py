@@ -15,7 +15,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
 _WITH_TABLES = (
-    "comparison", "inference", "integrations", "one-shot", "performance", "pruning", "shrink", "transformers",
+    "comparison", "inference", "integrations", "microcontroller", "one-shot", "performance", "pruning", "shrink",
+    "transformers",
 )  # fmt: skip
 PAGES = ("README.md", *(f"docs/{page}.md" for page in _WITH_TABLES))
 SETS = {
@@ -299,11 +300,22 @@ def shrunk() -> str:
     return "\n".join(lines)
 
 
+def flash() -> str:
+    """Programs for MNIST at 16 x 16 on a Cortex-M4, by method: accuracy, flash, RAM, instructions."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "flash_curve.json").read_text())["rows"]
+    lines = [_line("weights", "accuracy of the program", "flash", "RAM", "instructions"), "|---|---|---|---|---|"]
+    for row in rows:
+        numbers = f"{row['flash']:,}", f"{row['ram']:,}", f"{row['instructions'] / 1e6:.1f} million"
+        lines.append(_line(row["method"], f"{row['accuracy']:.2%}", *numbers))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "architectures": architectures,
     "genes": genes,
     "crossovers": crossovers,
+    "flash": flash,
     "gpt memory": gpt_memory,
     "gpt quality": lambda: gpt_quality("shakespeare"),
     "gpt speeds": lambda: speeds([row for row in SPEEDS if row[1] == "gpt"]),
