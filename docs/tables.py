@@ -143,17 +143,20 @@ def _speed(suite: str, isa: str, key: dict[str, Any]) -> tuple[dict[str, Any], f
 
 def genes() -> str:
     """scikit-learn's estimators beside `SparseMLPClassifier`, on the same folds."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "sklearn_genes-amd-epyc-avx512.json").read_text())["rows"]
-    lines = [_line("data", "estimator", "accuracy", "ours more accurate by", "its time of `fit` / ours (quartiles)")]
-    lines.append("|---|---|---|---|---|")
+    files = [ROOT / "benchmarks" / "results" / f"sklearn_{of}-amd-epyc-avx512.json" for of in ("genes", "tables")]
+    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    lines = [_line("data", "estimator", "folds", "accuracy", "ours more accurate by", "its time / ours (quartiles)")]
+    lines.append("|---|---|---|---|---|---|")
     for row in rows:
         by, times = "", "1"
         if "times_ours" in row:
             low, high = (100 * bound for bound in row["interval"])
             by = f"{100 * row['ours_more_accurate_by']:+.1f} ({low:+.1f} to {high:+.1f})"
-            quartiles = " - ".join(f"{bound:.1f}" for bound in row["times_ours_quartiles"])
-            times = f"{row['times_ours']:.1f} ({quartiles})"
-        lines.append(_line(row["data"], row["contestant"], f"{100 * row['accuracy']:.1f}%", by, times))
+            ratios = row["times_ours"], *row["times_ours_quartiles"]
+            middle, low, high = (f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2g}" for ratio in ratios)
+            times = f"{middle} ({low} - {high})"
+        accuracy = f"{100 * row['accuracy']:.1f}%"
+        lines.append(_line(row["data"], row["contestant"], str(row["folds"]), accuracy, by, times))
     return "\n".join(lines)
 
 

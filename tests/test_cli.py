@@ -240,6 +240,14 @@ def test_list(monkeypatch, capsys):
         (["compare", "nowhere"], 2, "compare nowhere: no data set and no folder of runs has this name"),
         (["compare", "digit"], 2, "Did you mean digits?"),
         (["report", "nowhere"], 1, "there is no such run"),
+        (["train", "demo", "--data", "https://example.org/a.csv"], 1, "is an address. Download the file"),
+        (["train", "pets.csv"], 2, "For data: `filigree train demo --data pets.csv`"),
+        (["train", "digits"], 2, "For data: `filigree train demo --data digits`"),
+        (["train", "demo", "--seed", "-1"], 1, "seed must be a whole number of at least 0"),
+        (["train", "demo", "--task", "regresion"], 2, "data.task: input should be 'classification' or 'regression'"),
+        (["show", "."], 2, "a folder without model.safetensors. `filigree train` leaves one in its folder"),
+        (["predict", "pets.csv", "runs"], 2, "a model is needed (.safetensors, or the folder of a run)"),
+        (["predict", "runs"], 2, "Missing argument 'DATA'. `filigree predict --help`"),
     ],
 )
 def test_mistakes_get_one_line(arguments, code, message, tmp_path, monkeypatch, capsys):
@@ -250,6 +258,15 @@ def test_mistakes_get_one_line(arguments, code, message, tmp_path, monkeypatch, 
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []  # nothing half-written left behind
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("filigree.cli.application.library", interrupted)
+    code, _, err = call(monkeypatch, capsys, "show", "m")
+    assert (code, err) == (130, "filigree: interrupted; files are as they were.\n")
 
 
 def test_nan_in_the_data(tmp_path, monkeypatch, capsys):

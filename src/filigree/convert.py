@@ -19,7 +19,7 @@ from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
 from filigree.text_table import Tabular
-from filigree.wrappers import names_in, unwrapped
+from filigree.wrappers import check_module, names_in, unwrapped
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,7 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     tied, or computed by a parametrisation or a hook, are left as they are by methods that could not keep that. The
     report says in a line what was left and what could not be kept.
     """
+    check_module(model, "convert_")
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
     with AllOrNothing(model, values=isinstance(measure, Tensor)):

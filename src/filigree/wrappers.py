@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 _COMPILED = "_orig_mod"  # where torch.compile keeps a module, which is in the names of all that is inside
+
+
+def check_module(model: Any, who: str) -> None:
+    """`TypeError` in one line, by the name of `who` asks, unless this is a torch module."""
+    if isinstance(model, nn.Module):
+        return
+    hint = " Its network is estimator.network_." * (hasattr(model, "fit") and hasattr(model, "get_params"))
+    what = f"the class {model.__name__}: call it" if isinstance(model, type) else f"a {type(model).__name__}"
+    raise TypeError(f"{who}: model must be a torch module. Got {what}.{hint}")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

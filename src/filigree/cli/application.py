@@ -86,4 +86,4 @@ def library(only: str | None = None) -> typer.Typer:
 def main() -> None:
     """Run the command line and exit."""
     word = next((word for word in sys.argv[1:] if word not in ("--debug", "--version")), None)
-    run(library(word) if word in COMMANDS else build())
+    run(lambda: library(word) if word in COMMANDS else build())

@@ -89,7 +89,7 @@ def _script(path: Path) -> nn.Module:
         kind = torch.jit.load(path, map_location="cpu")
     except Exception as error:
         raise RecipeError(
-            f"{path}: not a program of torch.jit: {one_line(error, 80)} A file of weights alone says nothing of the "
+            f"{path}: not a program of torch.jit. A file of weights alone says nothing of the "
             "network: name a function that builds it and loads them, python:MODULE:FACTORY."
         ) from error
     raise RecipeError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree import data
+from filigree.config import listed
 from filigree.data import DataSet
 from filigree.data.preprocessing import preprocessing_of
 from filigree.data.readers import is_file_name
@@ -18,7 +19,17 @@ from filigree.train import Record
 
 
 def load_trained(model: Path) -> nn.Module:
-    """The model of a file, or of a run's folder, in eval mode."""
+    """The model of a file, or of a run's folder, in eval mode.
+
+    Raises:
+        RecipeError: a folder that is no run; a file of another kind.
+    """
+    if model.is_dir() and not (model / MODEL).is_file():
+        runs = sorted(str(file.parent) for file in model.glob(f"*/{MODEL}"))
+        where = f"Its runs are {listed(runs)}." if runs else "`filigree train` leaves one in its folder."
+        raise RecipeError(f"{model}: a folder without {MODEL}. {where}")
+    if is_file_name(model):
+        raise RecipeError(f"{model}: a model is needed (.safetensors, or the folder of a run). This is a file of data.")
     return load_network(model / MODEL if model.is_dir() else model).eval()
 
 
@@ -57,8 +68,10 @@ def load_samples(
         with torch.no_grad():
             network(as_weights(network, x[:2]))
     except (RuntimeError, ValueError) as error:
+        width = getattr(first, "in_features", None)
+        reason = f"It reads {width} features." if width is not None and x.shape[1:] != (width,) else str(error)
         raise RecipeError(
-            f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}: {error}"
+            f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}. {reason}"
         ) from None
     return samples
 

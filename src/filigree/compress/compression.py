@@ -17,6 +17,7 @@ from filigree.convert import Change, Conversion, Report, convert_, record, repor
 from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
+from filigree.wrappers import check_module
 
 
 class Compression(ChangesLayers):
@@ -91,6 +92,7 @@ def compress_(
     hooks, and the global random generators as well (`filigree.rollback`). With data that costs a copy of the model's
     tensors meanwhile, since the model is run on them.
     """
+    check_module(model, "compress_")
     if isinstance(config, Conversion):
         return convert_(model, config, where, measure)
     if not isinstance(config, Compression):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filigree.config import check_choice
 from filigree.data.encodings import Encoding
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.vocabulary import Vocabulary
@@ -103,6 +104,7 @@ def assemble(
 ) -> DataSet:
     """A `DataSet` of the samples numbered by `train`, `validation` and `test`; with `impute`, NaN becomes
     the mean of the feature in the training part. Of a regression y is standardised too."""
+    check_choice(f"data {name}", "standardize", standardize, ("feature", "global", None))
     with np.errstate(over="ignore"):
         small = np.asarray(x, np.float32)
     gaps = impute and bool(np.isnan(small).any())

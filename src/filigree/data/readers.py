@@ -5,6 +5,7 @@ Nothing pickled is read. Anything unexpected raises an error of one line.
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import math
 import zipfile
@@ -149,12 +150,16 @@ def read_file(path: Any, how: Reading = AS_IT_IS) -> Samples:
     """
     if is_frame(path):
         return read_frame(path, how)
+    if "://" in str(path):
+        raise ValueError(f"data: {path} is an address. Download the file, and give its name.")
     path = Path(path)
     reader = next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
     if reader is None:
         raise ValueError(f"data: {path} must be one of {', '.join(SUFFIXES)}.")
     if not path.is_file():
-        raise FileNotFoundError(f"data: there is no file {path}.")
+        close = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*")], n=1)
+        hint = f" Did you mean {path.with_name(close[0])}?" if close and not path.exists() else ""
+        raise FileNotFoundError(f"data: there is no file {path}.{hint}")
     return reader(path, how)
 
 

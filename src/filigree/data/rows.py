@@ -62,6 +62,8 @@ def read_rows(
     Raises:
         FileNotFoundError, ValueError: no such file; a damaged one; columns that are not there; in one line.
     """
+    if not isinstance(preprocessing, Preprocessing):
+        raise TypeError(f"read_rows: preprocessing must be model.preprocessing. Got a {type(preprocessing).__name__}.")
     missing = preprocessing.missing if missing is None else missing
     check_choice("data", "missing", missing, MISSING)
     names, numbers_known, encodings = preprocessing.feature_names, len(preprocessing.mean), preprocessing.encodings

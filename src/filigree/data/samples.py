@@ -47,6 +47,8 @@ class Reading:
     def __post_init__(self) -> None:
         if self.task is not None:
             check_choice("data", "task", self.task, TASKS)
+        if self.target is not None and not isinstance(self.target, str):
+            raise TypeError(f"data: target must be a column's name, or its number as text. Got {clipped(self.target)}.")
         check_choice("data", "missing", self.missing, MISSING)
         check_choice("data", "index_column", self.index_column, INDEX_COLUMN)
         if isinstance(self.drop, str) or not all(isinstance(name, str) for name in self.drop):

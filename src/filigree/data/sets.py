@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,6 +287,11 @@ def _quantity(file: Path, samples: Samples) -> _Content:
 
 
 def _read(name: Any, root: str | Path | None, how: Reading) -> _Content:
+    if not isinstance(name, str | Path) and not is_frame(name):
+        raise TypeError(
+            "data: name must be that of a data set or a file, or a frame of pandas, polars or Arrow. "
+            f"Got a {type(name).__name__}; fg.fit takes arrays as tensors, (x, y)."
+        )
     if is_frame(name) or Path(name).suffix:
         return _read_own(name, how)
     label = _known(str(name))
@@ -344,6 +350,8 @@ def _check_counts(x: np.ndarray, y: np.ndarray, facts: Facts, path: Path) -> Non
 
 
 def _amount(given: float | int, total: int, label: str) -> int:
+    if not isinstance(given, Real):
+        raise TypeError(f"data {label}: validation must be a share or a number of samples. Got {given!r}.")
     number = round(given * total) if isinstance(given, float) and given < 1 else int(given)
     if not 0 <= number < total:
         raise ValueError(
@@ -356,6 +364,8 @@ def _split(
     numbers: np.ndarray, y: np.ndarray, size: float | int, seed: int, stratify: bool, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
     labels = y[numbers]
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise ValueError(f"data {label}: seed must be a whole number of at least 0 and below 2**32. Got {seed}.")
     if stratify and (alone := int((np.bincount(labels) == 1).sum())):
         raise ValueError(
             f"data {label}: it cannot be split so: {alone} of its {len(np.unique(labels))} classes have one sample to "

@@ -36,6 +36,7 @@ from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.layer_selection import Where, matching
 from filigree.untrained import mark_untrained
+from filigree.wrappers import check_module
 
 
 @runtime_checkable
@@ -128,6 +129,7 @@ class Evolution:
         seed: int = 0,
         where: Where = None,
     ) -> None:
+        check_module(model, "Evolution")
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Evolvable)}
         if not layers:
             raise ValueError(

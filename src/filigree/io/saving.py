@@ -20,7 +20,7 @@ from filigree.models.networks import modules_of
 from filigree.optional import needed
 from filigree.preserved import Preserved
 from filigree.untrained import warn_if_untrained
-from filigree.wrappers import names_in, unwrapped
+from filigree.wrappers import check_module, names_in, unwrapped
 
 _ESTIMATORS = "filigree.sklearn.stored"  # the module that reads them, loaded when one comes
 
@@ -36,6 +36,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         TypeError: a conversion that cannot be written as plain data.
         OSError: the file cannot be written; what was there before is intact.
     """
+    check_module(model, "save")
     warn_if_untrained(model, "save")
     write_state(path, description(model))
 
@@ -57,6 +58,8 @@ def load(path: str | Path, into: nn.Module | None = None) -> Any:
     taken than is in proportion to the file (`filigree.io.load_limits`).
     """
     stored = read_state(path)
+    if into is not None:
+        check_module(into, "load: into")
     model = _rebuilt(path, stored, into)
     if into is None and "estimator" in stored:
         reader = needed(_ESTIMATORS, f"load: {path} holds an estimator, and reading it", "sklearn")

@@ -20,7 +20,7 @@ from filigree.outputs import default_loss, tensors_in
 from filigree.summary import macs_of, nonzeros_of, numbers_of, says
 from filigree.text_table import Tabular
 from filigree.untrained import warn_if_untrained
-from filigree.wrappers import unwrapped
+from filigree.wrappers import check_module, unwrapped
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,9 @@ def measure(
     Returns:
         A printable `Cost`.
     """
+    check_module(model, "measure")
+    if example is not None and not isinstance(example, Tensor):
+        raise TypeError(f"measure: example must be a tensor. Got a {type(example).__name__}.")
     model = unwrapped(model)
     warn_if_untrained(model, "measure")
     cost = stored(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -53,6 +54,8 @@ def mlp(sizes: Sequence[int], dropout: float = 0.0, activation: str = "relu") ->
 
     Shape: `(batch, sizes[0])` to `(batch, sizes[-1])`.
     """
+    if isinstance(sizes, str) or not all(isinstance(size, numbers.Integral) for size in sizes):
+        raise TypeError(f"mlp: sizes must be whole numbers. Got {sizes!r}.")
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"mlp: sizes must be at least two widths, each at least 1. Got {list(sizes)}.")
     if not 0 <= dropout < 1:

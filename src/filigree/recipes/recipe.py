@@ -18,6 +18,8 @@ from filigree.compress.compression import Compression
 from filigree.compress.pruning.unit_pruning import UnitPruning
 from filigree.config import Config, clipped
 from filigree.convert import Conversion
+from filigree.data import names as data_names
+from filigree.data.readers import is_file_name
 from filigree.dynamics import DensitySchedule, Schedule
 from filigree.extensions import extensions
 from filigree.nn.structured.low_rank import LowRank
@@ -391,6 +393,8 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not inside and not is_file:
         close = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
+        if is_file_name(name) or str(name) in data_names():
+            hint = f" For data: `filigree train demo --data {name}`."
         raise RecipeError(
             f"there is no recipe {str(name)!r}.{hint} `filigree list` shows them; a .yaml file will do too."
         )

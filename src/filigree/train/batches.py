@@ -175,6 +175,8 @@ def make_batches(
     raise TypeError(
         f"{name}: expected a pair (x, y) of tensors, an object with .x and .y, a Dataset or a DataLoader. "
         f"Got {type(data).__name__}."
+        + " Its parts are .train, .validation and .test."
+        * (hasattr(data, "train") and hasattr(data, "test"))
     )
 
 
@@ -196,7 +198,8 @@ def _pair(data: Any, name: str) -> tuple[Tensor, Tensor] | None:
         data = (sparse_rows(data[0]), data[1])
     for part, letter in zip(data, "xy", strict=True):
         if not isinstance(part, Tensor):
-            raise TypeError(f"{name}: {letter} must be a tensor. Got {type(part).__name__}.")
+            hint = f" torch.as_tensor({letter}) is one." if hasattr(part, "__array__") else ""
+            raise TypeError(f"{name}: {letter} must be a tensor. Got {type(part).__name__}.{hint}")
     return data[0], data[1]
 
 

@@ -48,6 +48,8 @@ class Checkpoint:
 
     def open(self) -> None:
         """Make the folder, and clear what a killed process left half-written there."""
+        if self.path.parent.exists() and not self.path.parent.is_dir():
+            raise ValueError(f"fit: checkpoint must be a folder. {self.path.parent} is a file.")
         if self.engine.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)

@@ -13,6 +13,7 @@ from filigree.train.batches import Batches, make_batches
 from filigree.train.labels import checked_loss, with_r2
 from filigree.train.meter import Meter
 from filigree.untrained import warn_if_untrained
+from filigree.wrappers import check_module
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,6 +46,7 @@ def evaluate(
         ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind, labels that
             have no output.
     """
+    check_module(model, "evaluate")
     warn_if_untrained(model, "evaluate")
     size = evaluation_batch(data) if batch_size is None else batch_size
     batches = make_batches(data, "evaluate: data", size, device_of(model))

@@ -26,6 +26,7 @@ from filigree.train.records import Record
 from filigree.train.signals import StopRequest
 from filigree.train.stepping import Callbacks, FitState
 from filigree.train.stopping import EarlyStopping
+from filigree.wrappers import check_module
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -44,6 +45,12 @@ class FitRun:
         early_stopping: EarlyStopping | None, checkpoint: str | Path | None, seed: int, accelerator: Accelerator | None,
         drop_last: bool, record: Record | str | Path | None, on_nan: str,
     ) -> None:  # fmt: skip
+        check_module(model, "fit")
+        if not isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "param_groups"):
+            example = "torch.optim.Adam(model.parameters())"
+            raise TypeError(f"fit: optimizer must be one of torch.optim, such as {example}. Got {optimizer!r}.")
+        if loss is not None and (isinstance(loss, type) or not callable(loss)):
+            raise TypeError(f"fit: loss must be a function, such as nn.MSELoss() or F.mse_loss. Got {loss!r}.")
         self.engine = engine = make_engine(model, optimizer, accelerator)
         self.model, self.optimizer = engine.model, engine.optimizer
         self.on_nan, self.history, self.stopping = on_nan, History(), early_stopping

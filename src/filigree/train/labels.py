@@ -26,6 +26,7 @@ def checked_loss(caller: str, data: Mapping[str, Any]) -> Callable[[Tensor, Tens
     def loss(output: Tensor, y: Tensor) -> Tensor:
         if pending:
             for name, labels in pending.items():
+                _check_shape(f"{caller}: {name}", labels, output)
                 _check(f"{caller}: {name}", labels, by_class(output, y)[0])
             pending.clear()
         try:
@@ -43,6 +44,17 @@ def with_r2(means: dict[str, float], batches: Any) -> dict[str, float]:
     if y is None or not is_quantity(y) or not (variance := float(y.double().var(correction=0))):
         return means
     return means | {"r2": 1 - means["loss"] / variance}
+
+
+def _check_shape(who: str, labels: Tensor, output: Tensor) -> None:
+    if labels.is_floating_point() and labels.dim() == 1 < output.dim():
+        raise ValueError(
+            f"{who}: labels must be whole numbers: y.long(). To learn quantities, give y as {len(labels)} x 1 and the "
+            f"model one output, or a loss=. Got {labels.dtype}."
+        )
+    if not labels.is_floating_point() and labels.dim() == output.dim() == 2 and labels.shape[1] in (1, output.shape[1]):
+        better = "y.squeeze(1)" if labels.shape[1] == 1 else "y.argmax(1), or shares of classes as floats: y.float()"
+        raise ValueError(f"{who}: labels must be one a sample, ({len(labels)},): {better}. Got {tuple(labels.shape)}.")
 
 
 def _check(who: str, labels: Tensor, output: Tensor) -> None:

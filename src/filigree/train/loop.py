@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,6 +112,9 @@ def fit(
             f"fit: the data are one argument, such as a pair: fg.fit(model, (x, y), optimizer=..., epochs=...). "
             f"Got {len(more)} more without a name."
         )
+    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(number, numbers.Integral):
+            raise TypeError(f"fit: {name} must be a whole number. Got {number!r}.")
     if epochs < 1:
         raise ValueError(f"fit: epochs must be at least 1. Got {epochs}.")
     if resume and checkpoint is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -83,6 +84,8 @@ class SparseLinear(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, side in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(side, Integral):
+                raise TypeError(f"SparseLinear: {name} must be a whole number. Got {side!r}.")
             if side < 1:
                 raise ValueError(f"SparseLinear: {name} must be at least 1. Got {side}.")
         if activations is not None and activations not in SHORT_TYPES:
