@@ -61,8 +61,8 @@ def expected_to_fail(estimator):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the checks cut max_iter themselves
 @parametrize_with_checks(
     [
-        SparseMLPClassifier((50,)),
-        SparseMLPRegressor((50,)),
+        SparseMLPClassifier((50,), max_iter=60),  # of the default 200: for time
+        SparseMLPRegressor((50,), max_iter=60),
         SparseMLPClassifier((50,), epsilon=1, schedule="SET", dropout=0.1),  # sparse even there
         SparseMLPRegressor((50, 20), density=0.5, schedule=fg.LinearDecrease(0.2), max_iter=50),
         SparseMLPClassifier((50,), early_stopping=True),
