@@ -35,6 +35,15 @@ def _seed():
 
 
 @pytest.fixture(autouse=True)
+def _threads():
+    """A test that asks for more threads leaves none of them: workers with more than their share wait for each other."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def _signals():
     """The command line has handlers of its own; after each test the ones of before are back, so that order is free."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
