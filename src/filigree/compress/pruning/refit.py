@@ -167,7 +167,7 @@ class _Fit:
         self.taps, self._weight = torch.empty(0), 0
         self.regressions: list[Regression] = []
         self._calls: dict[int, int] = {}  # by chunk
-        self.taps_read: dict[int, tuple[Tensor, Tensor]] = {}  # by chunk: what its taps read, and the outputs
+        self.taps_read: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by chunk: what its taps read, and the outputs
         if target.by_units:
             is_conv = isinstance(layer, SPATIAL)
             self.stay = self.inputs if is_conv else torch.isin(target.columns[:, 0], self.inputs).nonzero().squeeze(1)
@@ -198,7 +198,8 @@ class _Fit:
             if target.has_taps:
                 most = target.most_taps * chunk.share / target.calls
                 outputs = target.tap_outputs[chunk.number][call][:, self.outputs]
-                self.taps_read[chunk.number] = rows_read(self.layer, value, most, seed)[0][0], outputs
+                read_by_taps = rows_read(self.layer, value, most, seed)[0][0]
+                self.taps_read.setdefault(chunk.number, []).append((read_by_taps, outputs))
         else:
             read, _ = rows_read(self.layer, value, most, seed)
         self._accumulate(read, rows[call], chunk)
@@ -274,7 +275,7 @@ class _Fit:
                     for w, taps in ((original, target.taps), (new, self.taps))
                 ]
                 shift = means[0] - means[1] + bias_of(target.layer, int(self.outputs.max()) + 1)[self.outputs]
-        rows = [self.taps_read[number] for number in sorted(self.taps_read)]  # the last samples last
+        rows = [pair for number in sorted(self.taps_read) for pair in self.taps_read[number]]  # the last samples last
         read, outputs = [x for x, _ in rows], [y for _, y in rows]
         if rows and (more := refined(read, outputs, weight, self.damping, self.centre)) is not None:
             weight, shift = more[0], more[1].double()
