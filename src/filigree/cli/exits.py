@@ -29,6 +29,7 @@ def run(make: Callable[[], typer.Typer]) -> NoReturn:
     """Make the command line (its modules are imported then), run it and exit: 2 for usage, 1 for other errors, 130 or
     143 when interrupted; one line each."""
     signal.signal(signal.SIGTERM, terminate)
+    State.hint = ""  # of an earlier command in this process
     try:
         app = make()
         if unreadable := [argument for argument in sys.argv[1:] if not _is_text(argument)]:

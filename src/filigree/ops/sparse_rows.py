@@ -41,8 +41,8 @@ def taken(x: Tensor, rows: Tensor | slice) -> Tensor:
         return _tensor(ends[first : last + 1] - begin, columns[begin:end], values[begin:end], x.shape[1])
     counts = ends.diff().index_select(0, rows)
     new_ends = torch.cat([counts.new_zeros(1), counts.cumsum(0).to(counts.dtype)])
-    flat = _expanded(ends.index_select(0, rows), counts)
-    return _tensor(new_ends, columns.index_select(0, flat), values.index_select(0, flat), x.shape[1])
+    positions = _expanded(ends.index_select(0, rows), counts)
+    return _tensor(new_ends, columns.index_select(0, positions), values.index_select(0, positions), x.shape[1])
 
 
 def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False) -> Tensor:
@@ -62,9 +62,9 @@ def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, rel
     batch, columns, entries = x.shape[0], x.col_indices(), x.values().to(values.dtype)
     samples = torch.arange(batch).repeat_interleave(x.crow_indices().diff())
     counts = pattern.t_indptr.diff().index_select(0, columns)
-    flat = _expanded(pattern.t_indptr.index_select(0, columns), counts)  # in the transpose of W
-    slots = pattern.t_indices.index_select(0, flat).long() * batch + samples.repeat_interleave(counts)
-    weights = values.index_select(0, pattern.t_perm.index_select(0, flat))
+    positions = _expanded(pattern.t_indptr.index_select(0, columns), counts)  # in the transpose of W
+    slots = pattern.t_indices.index_select(0, positions).long() * batch + samples.repeat_interleave(counts)
+    weights = values.index_select(0, pattern.t_perm.index_select(0, positions))
     products = weights * entries.repeat_interleave(counts)
     y = values.new_zeros(pattern.rows * batch).index_add(0, slots, products).view(pattern.rows, batch)
     y = y if bias is None else y + bias.unsqueeze(1)
