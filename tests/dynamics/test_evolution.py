@@ -181,6 +181,23 @@ def test_growth_by_gradient_takes_the_largest(masked):
         assert before[name][0].numel() == layer.flat_indices().numel()
 
 
+def test_growth_by_gradient_watches_no_longer_than_it_grows():
+    """Hooks keep layers out of chains, and export to C refuses them."""
+    model = network()
+    evolution = fg.Evolution(model, None, 0.3, epochs=3, grow="gradient")
+    layer = next(iter(evolution.layers.values()))
+    for hooks in (1, 1, 0):
+        model(torch.randn(4, layer.in_features)).square().sum().backward()
+        evolution.step()
+        assert len(layer._forward_hooks) == hooks
+    again = fg.Evolution(network(), None, 0.3, epochs=3, grow="gradient")
+    again.load_state_dict(evolution.state_dict())
+    assert not any(module._forward_hooks for module in again.layers.values())
+    evolution._given = None
+    evolution.set_horizon(5)  # training goes on
+    assert layer._forward_hooks
+
+
 def test_growth_by_gradient_needs_a_backward_pass():
     with pytest.raises(ValueError, match="needs a backward pass"):
         fg.Evolution(network(), None, 0.3, grow="gradient").step()

@@ -179,6 +179,7 @@ class Evolution:
     def set_horizon(self, calls: int) -> None:
         """A run begins, or goes on, in which `step` is called so many times. `ValueError`: `epochs` contradicts it."""
         self.epochs = horizon_of("Evolution", self._given, self.calls, calls)
+        self._watch_while_needed()
 
     def on_rewire(self, callback: Callable[[Rewiring], Any]) -> RemovableHandle:
         """Have `callback(rewiring)` called after each rewiring, for each layer that was rewired: a `Rewiring`.
@@ -238,7 +239,13 @@ class Evolution:
             for callback in list(self._followers.values()):
                 for rewiring in rewirings:
                     callback(rewiring)
+        self._watch_while_needed()
         self.seconds += time.perf_counter() - began
+
+    def _watch_while_needed(self) -> None:
+        """After the last call layers have no hooks of ours, which would keep them from export to C and from chains."""
+        for watch in self._watch.values():
+            watch.watch(self.epochs is None or self.calls < self.epochs)
 
     def _evolving(self) -> dict[str, Evolvable]:
         return {name: layer for name, layer in self.layers.items() if layer.connections.requires_grad}
@@ -407,6 +414,7 @@ class Evolution:
         self.births, self.deaths = dict(state["births"]), dict(state["deaths"])
         self._memory = dict(state["memory"])
         self._first = dict(state.get("first", self._first))
+        self._watch_while_needed()
         for name, watch in self._watch.items():
             watch.seen = [(x, dy) for x, dy in state["seen"].get(name, [])]
             watch.fresh = bool(watch.seen)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class LastGradients:
@@ -14,11 +15,20 @@ class LastGradients:
 
     def __init__(self, name: str, layer: Any) -> None:
         assert isinstance(layer, nn.Module)
-        self._name = name
+        self._name, self._layer = name, layer
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.fresh = False  # no step has followed yet
         self._over = True  # a forward pass has begun since: the next gradient is of another backward pass
-        layer.register_forward_hook(self._forward)
+        self._handle: RemovableHandle | None = None
+        self.watch(True)
+
+    def watch(self, needed: bool) -> None:
+        """Hold the gradients of passes to come, or those there are: then the layer has no hook of ours any more."""
+        if needed and self._handle is None:
+            self._handle = self._layer.register_forward_hook(self._forward)
+        elif not needed and self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         if not y.requires_grad or not layer.connections.requires_grad:
