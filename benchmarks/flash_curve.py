@@ -79,13 +79,13 @@ COMPRESSED: dict[str, list[Any]] = {  # of the network that was trained dense
 def trained(name: str, data: Any, epochs: int, folder: Path) -> nn.Module:
     """The network, trained as the example trains it; kept in the folder."""
     file = folder / f"{name}.safetensors"
-    if file.exists():
-        return fg.load(file)
     before, during = TRAINED[name]
     fg.seed_everything(0)
     model = example["network"]()
     if before:
         before(model)
+    if file.exists():
+        return fg.load(file, into=model)
     train = data[0]
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(train[0]) // 128))
