@@ -25,7 +25,7 @@ import filigree as fg
 from filigree.sklearn import SparseMLPClassifier
 
 FOLDS, FEW = 3, 3
-REPEATS = {"breast-cancer": 2, "wine": 2, "digits": 2}  # of the others 3
+REPEATS = {"breast-cancer": 2, "wine": 2, "digits": 2}  # of the others 5
 OURS, TREES, WIDE = "SparseMLPClassifier", "HistGradientBoostingClassifier", "MLPClassifier, 500 units"
 TABLES = {"breast-cancer": "load_breast_cancer", "wine": "load_wine"}
 CONTESTANTS = {
@@ -49,7 +49,7 @@ def folds_of(name):
     source, options = name, {}
     if name in TABLES:
         source, options = getattr(sklearn.datasets, TABLES[name])(as_frame=True).frame, {"target": "target"}
-    options |= {"folds": FOLDS, "repeats": REPEATS.get(name, 3), "seed": 1, "standardize": "feature"}
+    options |= {"folds": FOLDS, "repeats": REPEATS.get(name, 5), "seed": 1, "standardize": "feature"}
     for fold in fg.data.cross_validation(source, **options):
         yield tuple((part.x.numpy(), part.y.numpy()) for part in (fold.train, fold.test))
 
