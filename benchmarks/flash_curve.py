@@ -82,10 +82,10 @@ def trained(name: str, data: Any, epochs: int, folder: Path) -> nn.Module:
     before, during = TRAINED[name]
     fg.seed_everything(0)
     model = example["network"]()
-    if before:
-        before(model)
     if file.exists():
         return fg.load(file, into=model)
+    if before:
+        before(model)
     train = data[0]
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(train[0]) // 128))
