@@ -196,6 +196,14 @@ def test_growth_by_gradient_watches_no_longer_than_it_grows():
     evolution._given = None
     evolution.set_horizon(5)  # training goes on
     assert layer._forward_hooks
+    trained = network()
+    x = torch.randn(8, layer.in_features)
+    grown = fg.RigL(trained, optimizer := torch.optim.SGD(trained.parameters(), 0.1), delta_t=2)
+    fg.fit(
+        trained, (x, torch.zeros(8, dtype=torch.long)), optimizer=optimizer, epochs=4, batch_size=4, callbacks=[grown]
+    )
+    assert grown.epoch
+    assert not any(module._forward_hooks for module in trained.modules())
 
 
 def test_growth_by_gradient_needs_a_backward_pass():

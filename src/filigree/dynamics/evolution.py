@@ -242,6 +242,11 @@ class Evolution:
         self._watch_while_needed()
         self.seconds += time.perf_counter() - began
 
+    def on_fit_end(self, state: Any) -> None:
+        """A run ends, whose last call of `step` may be left out: layers have no hooks of ours until another begins."""
+        for watch in self._watch.values():
+            watch.watch(False)
+
     def _watch_while_needed(self) -> None:
         """After the last call layers have no hooks of ours, which would keep them from export to C and from chains."""
         for watch in self._watch.values():

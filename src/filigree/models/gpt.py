@@ -109,7 +109,9 @@ class GPT(nn.Module):
 
     def _takes_rows(self) -> bool:
         """Whether the embedding is plain, and the head's, so that its rows may be read without calling it."""
-        plain, rows = type(self.tokens) is nn.Embedding, self.tokens
+        rows = self.tokens
+        plain = type(rows) is nn.Embedding and rows.padding_idx is None and rows.max_norm is None
+        plain = plain and not (rows.scale_grad_by_freq or rows.sparse)
         hooks = rows._forward_hooks or rows._forward_pre_hooks or rows._backward_hooks or rows._backward_pre_hooks
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transforming()
         return self.head is None and plain and not hooks and eager and rows.weight.requires_grad

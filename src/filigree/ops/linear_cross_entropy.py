@@ -61,6 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         loss, dx, dw = _passes(x, weight, targets, ignore_index, chunk, needs_x, needs_weight)
         ctx.rest, ctx.tied, ctx.dw = (ignore_index, chunk), tied, None
+        kind = x.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         if tied is None or dw is None:
             ctx.save_for_backward(dx, dw)
         else:
@@ -81,11 +83,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx, dw, *inputs = ctx.saved_tensors
         if inputs:
             (x, weight, targets), (ignore_index, chunk) = inputs, ctx.rest
-            dw = _passes(x, weight, targets, ignore_index, chunk, False, True)[2] if ctx.dw is None else ctx.dw
-            ctx.dw = None
-        if torch.compiler.is_compiling() or not dy.is_cpu or dy != 1:  # else they go on uncopied
-            dx = None if dx is None else dx * dy.to(dx.dtype)
-            dw = None if dw is None else dw.mul_(dy) if inputs else dw * dy.to(dw.dtype)
+            dw, ctx.dw = ctx.dw, None
+            if dw is None:
+                kind, dtype, enabled = ctx.autocast
+                with torch.autocast(kind, dtype, enabled=enabled):
+                    dw = _passes(x, weight, targets, ignore_index, chunk, False, True)[2]
+        dx = None if dx is None else dx * dy.to(dx.dtype)  # what was saved stays for another pass
+        dw = None if dw is None else dw.mul_(dy) if inputs else dw * dy.to(dw.dtype)
         if inputs and not ctx.batched and ctx.tied.takes(dw):
             dw = None
         return dx, dw, None, None, None, None
@@ -126,27 +130,29 @@ def _passes(
 class TiedRows:
     """Rows of a weight that is the head's as well: both gradients of it become one matrix, the head's.
 
-    torch would fill a second one with zeros for the rows, and add it to the head's. For one pass: `rows` at the bottom
-    of the network, then `linear_cross_entropy(..., tied=)` at the top.
+    torch would fill a second one with zeros for the rows, and add it to the head's. For one forward pass: `rows` at the
+    bottom of the network, then `linear_cross_entropy(..., tied=)` at the top; of several heads the first one's.
     """
 
     def __init__(self, weight: Tensor, tokens: Tensor) -> None:
-        self._of_head: list[Tensor] = []
+        self._of_head: dict[int, Tensor] = {}  # by the number of the backward pass: one that broke off leaves some
         self.rows: Tensor = _Rows.apply(weight, tokens, self._of_head)
         """`F.embedding(tokens, weight)`."""
         self._node = self.rows.grad_fn
 
     def takes(self, gradient: Tensor) -> bool:
         """Whether the rows' gradient is to be computed in this backward pass, and will be added to this one."""
-        if self._node is None or not torch._C._will_engine_execute_node(self._node):
-            return False
-        self._of_head[:] = [gradient]
+        running = torch._C._current_graph_task_id()
+        if self._node is None or not torch._C._will_engine_execute_node(self._node) or running in self._of_head:
+            return False  # of a second head: torch adds it
+        self._of_head.clear()
+        self._of_head[running] = gradient
         return True
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tokens: Tensor, of_head: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, of_head: dict[int, Tensor]) -> Tensor:
         ctx.save_for_backward(tokens)
         ctx.of_head, ctx.shape = of_head, weight.shape
         return F.embedding(tokens, weight)
@@ -155,5 +161,6 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (tokens,) = ctx.saved_tensors
-        dw = ctx.of_head.pop() if ctx.of_head else dy.new_zeros(ctx.shape)
+        dw = ctx.of_head.pop(torch._C._current_graph_task_id(), None)
+        dw = dy.new_zeros(ctx.shape) if dw is None else dw
         return dw.index_add_(0, tokens.reshape(-1), dy.reshape(-1, dy.shape[-1]).to(dw.dtype)), None, None
