@@ -15,8 +15,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
 _WITH_TABLES = (
-    "comparison", "inference", "integrations", "microcontroller", "one-shot", "performance", "pruning", "shrink",
-    "transformers",
+    "comparison", "export", "inference", "integrations", "microcontroller", "one-shot", "performance", "pruning",
+    "shrink", "transformers",
 )  # fmt: skip
 PAGES = ("README.md", *(f"docs/{page}.md" for page in _WITH_TABLES))
 SETS = {
@@ -257,6 +257,16 @@ def architectures() -> str:
     return "\n".join(lines)
 
 
+def onnx_runtime() -> str:
+    """What `fg.export` writes, in ONNX Runtime, as times of the dense network there."""
+    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("onnx_runtime-*.json"))))
+    lines = [_line("", "batch", "", "ms", "times dense", "bytes"), "|---" * 6 + "|"]
+    for row in json.loads(file.read_text())["rows"]:
+        numbers = _ms(row["ms"]), f"{row['times_dense']:.2g}", f"{row['bytes']:,}"
+        lines.append(_line(row["network"], str(row["batch"]), row["kind"], *numbers))
+    return "\n".join(lines)
+
+
 def gpt_memory() -> str:
     """Peak memory of training steps of GPT-2 small's shape, and its share of dense's."""
     file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("gpt_memory-*.json"))), None)
@@ -323,6 +333,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpt quality": lambda: gpt_quality("shakespeare"),
     "gpt speeds": lambda: speeds([row for row in SPEEDS if row[1] == "gpt"]),
     "kernels": shares,
+    "onnx runtime": onnx_runtime,
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),
     "inference": inference,
