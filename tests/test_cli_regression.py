@@ -3,7 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from torch import nn
 
+import filigree as fg
+from filigree.cli.trained import load_samples
+from filigree.data import Preprocessing
+from filigree.recipes import RecipeError
 from filigree.train import Record
 from test_cli import call
 
@@ -48,3 +55,46 @@ def test_a_quantity_from_end_to_end(tmp_path, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, *arguments, "--data", "houses.csv")
     assert code == 0, err
     assert f"test R2 {record.metrics['test_r2']:.3f} -> " in out
+
+
+def test_a_file_is_read_as_the_model_knows_rows_not_by_the_files_own_mean(tmp_path):
+    """In the type of the weights, and with the model's numbers for the classes, of which the file has two of three."""
+    rows = np.random.default_rng(0).normal(50, 3, (40, 2)).round(3)
+    network = nn.Linear(2, 3).double()
+    network.preprocessing = Preprocessing([40.0, 60.0], [2.0, 4.0], ["a", "b"], ["cat", "dog", "owl"])
+    file = tmp_path / "x.csv"
+    file.write_text("\n".join(["a,b,kind", *(f"{a},{b},{'owl' if a > 50 else 'dog'}" for a, b in rows)]) + "\n")
+    samples = load_samples(network, str(file), "compress")
+    x, y = (torch.cat([getattr(part, letter) for part in (samples.train, samples.test)]) for letter in "xy")
+    assert x.dtype is torch.float64
+    read = x * torch.tensor([2.0, 4.0]) + torch.tensor([40.0, 60.0])
+    torch.testing.assert_close(
+        read[read[:, 0].argsort()], torch.tensor(rows[rows[:, 0].argsort()]), rtol=1e-5, atol=1e-4
+    )
+    assert torch.equal(y, torch.where(read[:, 0] > 50, 2, 1))
+    network.preprocessing = Preprocessing([0.0, 0.0], [1.0, 1.0], ["a", "b"], ["cat", "dog", "emu"])
+    with pytest.raises(RecipeError, match=r"classes cat, dog, emu\. Got owl too"):
+        load_samples(network, str(file), "compress")
+    file.write_text("\n".join(["a,b", *(f"{a},{b}" for a, b in rows)]) + "\n")
+    network = nn.Linear(1, 1)
+    network.preprocessing = Preprocessing(
+        [0.0], [1.0], ["a"], (), "b", task="regression", target_mean=10.0, target_deviation=5.0
+    )
+    samples = load_samples(network, str(file), "compress", target="b")
+    y = torch.cat([samples.train.y, samples.test.y]).flatten()
+    torch.testing.assert_close(y.sort()[0], torch.tensor((rows[:, 1] - 10) / 5).float().sort()[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "y", "message"),
+    [
+        ((8,), torch.randn(8), "labels must be whole numbers"),
+        ((8,), torch.randn(8, 1), r"must return \(batch, 1\)\. Got \(8,\)"),
+        ((8, 2), torch.randn(8, 1), r"must return \(batch, 1\)\. Got \(8, 2\)"),
+        ((8, 2), -torch.rand(8, 2), "negative numbers, which are no shares of classes"),
+    ],
+)
+def test_quantities_of_other_shapes_are_refused(shape, y, message):
+    model = nn.Sequential(nn.Linear(3, 1 if shape == (8,) else 2), nn.Flatten(0) if shape == (8,) else nn.Identity())
+    with pytest.raises(ValueError, match=message):
+        fg.fit(model, (torch.randn(8, 3), y), optimizer=torch.optim.SGD(model.parameters(), 0.1), epochs=1)

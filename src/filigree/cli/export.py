@@ -9,7 +9,7 @@ import typer
 
 from filigree.cli.options import Drop, IndexColumn, Missing, Model, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import tell
-from filigree.cli.trained import as_weights, example_for, load_samples, load_trained, run_of
+from filigree.cli.trained import example_for, load_samples, load_trained, run_of
 from filigree.export import export
 
 _CALIBRATION = 512  # samples
@@ -81,5 +81,5 @@ def export_(
     given = {name: value for name, value in given.items() if value is not None}
     if int8 is not None and source is not None:
         samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)
-        given["calibration"] = as_weights(network, samples.train.x[:_CALIBRATION])
+        given["calibration"] = samples.train.x[:_CALIBRATION]
     tell(str(export(network, output, example, training=training, **given)))

@@ -110,7 +110,7 @@ def data_for(network: nn.Module, command: str, model: str, source: str, seed: in
         return x if y is None else (x, y)
     trained_by = None if model.startswith(PYTHON) else run_of(Path(model), source)
     split = load_samples(network, source, f"{command} {model}", seed, trained_by, **options)
-    return as_weights(network, split.train.x), split.train.y
+    return split.train.x, split.train.y
 
 
 def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:

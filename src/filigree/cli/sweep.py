@@ -79,10 +79,13 @@ def sweep(
         summary = recipes.sweep_ray(search, place, trials, minutes)
     else:
         summary = recipes.sweep(search, place, trials, minutes, jobs, out.print)
-    table = Table(*domains, "validation accuracy %", minimize, title="Pareto front", title_justify="left")
+    quantity = plain.data.task == "regression"
+    score = "validation R2" if quantity else "validation accuracy %"
+    table = Table(*domains, score, minimize, title="Pareto front", title_justify="left")
     for row in summary["front"]:
         values = [str(row["values"][key]) for key in domains]
-        table.add_row(*values, f"{100 * row['accuracy']:.2f}", recipes.cost_text(row["cost"], row.get("spread")))
+        number = f"{row['accuracy']:.3f}" if quantity else f"{100 * row['accuracy']:.2f}"
+        table.add_row(*values, number, recipes.cost_text(row["cost"], row.get("spread")))
     print_whole(table)
     if summary["trials"]:
         elapsed = time.monotonic() - began

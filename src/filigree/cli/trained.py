@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from filigree import data
 from filigree.config import listed
-from filigree.data import DataSet
-from filigree.data.preprocessing import preprocessing_of
+from filigree.data import DataSet, Split
+from filigree.data.preprocessing import Preprocessing, preprocessing_of
 from filigree.data.readers import is_file_name
 from filigree.io.saving import load_network
 from filigree.recipes import MODEL, RecipeError, data_of
@@ -63,10 +64,11 @@ def load_samples(
     else:
         trained_by.config["data"] |= reading
         samples = data_of(trained_by)
+    samples = _as_it_reads(network, samples, known if trained_by is None else None)
     x = samples.test.x
     try:
         with torch.no_grad():
-            network(as_weights(network, x[:2]))
+            network(x[:2])
     except (RuntimeError, ValueError) as error:
         width = getattr(first, "in_features", None)
         reason = f"It reads {width} features." if width is not None and x.shape[1:] != (width,) else str(error)
@@ -74,6 +76,33 @@ def load_samples(
             f"{command}: the model cannot read samples of {source}, of shape {tuple(x.shape[1:])}. {reason}"
         ) from None
     return samples
+
+
+def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | None) -> DataSet:
+    """The samples in the type of the network's weights and, where it knows how its inputs were made of rows, made in
+    that way and not by the mean and deviation of these samples; its classes have its numbers."""
+    read = samples.preprocessing
+    if known is not None and (read is None or len(known.mean) not in (1, samples.train.x[0].numel())):
+        known = None  # of other columns: the network will refuse them
+    numbers: Tensor | None = None
+    if known is not None and known.class_names and samples.class_names and known.class_names != samples.class_names:
+        if strange := sorted({*samples.class_names} - {*known.class_names}):
+            raise RecipeError(f"the model has the classes {listed(known.class_names)}. Got {listed(strange)} too.")
+        numbers = torch.tensor([known.class_names.index(name) for name in samples.class_names])
+
+    def converted(split: Split) -> Split:
+        x, y = split
+        if known is not None and read is not None:
+            if not (torch.equal(known.mean, read.mean) and torch.equal(known.deviation, read.deviation)):
+                x = known(read.raw(x.double()))
+            if known.task == "regression":
+                y = (read.quantities(y) - known.target_mean) / known.target_deviation
+            elif numbers is not None:
+                y = numbers[y]
+        return Split(*(as_weights(network, each) if each.is_floating_point() else each for each in (x, y)))
+
+    held = None if samples.validation is None else converted(samples.validation)
+    return replace(samples, train=converted(samples.train), validation=held, test=converted(samples.test))
 
 
 def example_for(
@@ -88,7 +117,7 @@ def example_for(
     """
     if source is not None:
         data = load_samples(network, source, command, 0, trained_by, **reading)
-        return as_weights(network, data.train.x[:512] if calibrates else data.test.x[:16])
+        return data.train.x[:512] if calibrates else data.test.x[:16]
     if calibrates:
         raise RecipeError(f"{command}: --data is needed, as the data from which the scales of activations are taken.")
     first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)

@@ -31,6 +31,7 @@ from filigree.train.history import score_of
 
 COSTS = ("backward_ms", "train_step_ms", "single_ms", "train_seconds", "nonzeros", "bytes_disk", "macs_forward")
 STUDY, SUMMARY, LOCK = "study.db", "sweep.json", "study.lock"
+_WORST = -1e9  # the R2 of a run that diverged: those of others may be negative too
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class Sweep:
             record.save(trained)
             records.append(record)
         costs = [_cost(record, self.minimize) for record in records]
-        accuracies = [score[1] if (score := score_of(record.metrics, "val")) else 0.0 for record in records]
+        diverged = _WORST if recipe.data.task == "regression" else 0.0
+        accuracies = [score[1] if (score := score_of(record.metrics, "val")) else diverged for record in records]
         return {
             "accuracy": statistics.fmean(accuracies), "cost": statistics.median(costs),
             "spread": [min(costs), max(costs)],

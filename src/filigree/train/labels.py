@@ -47,7 +47,16 @@ def with_r2(means: dict[str, float], batches: Any) -> dict[str, float]:
 
 
 def _check_shape(who: str, labels: Tensor, output: Tensor) -> None:
-    if labels.is_floating_point() and labels.dim() == 1 < output.dim():
+    if is_quantity(labels) and output.shape[1:] != (1,):
+        raise ValueError(
+            f"{who}: y is one quantity a sample, so the model must return (batch, 1). Got {tuple(output.shape)}."
+        )
+    if labels.is_floating_point() and labels.dim() == 2 and not is_quantity(labels) and bool((labels < 0).any()):
+        raise ValueError(
+            f"{who}: y holds negative numbers, which are no shares of classes. To learn quantities, give a loss=, such "
+            "as F.mse_loss."
+        )
+    if labels.is_floating_point() and labels.dim() == 1:
         raise ValueError(
             f"{who}: labels must be whole numbers: y.long(). To learn quantities, give y as {len(labels)} x 1 and the "
             f"model one output, or a loss=. Got {labels.dtype}."
