@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from filigree.modes import evaluating
 from filigree.outputs import tensors_in
 
 CHUNK = 1024  # samples of a tensor that run at once, at most
@@ -130,12 +131,18 @@ class Calibration:
             return self[:samples]
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:samples]]
 
-    def split(self, samples: int, seed: int, part: int = 4) -> tuple[Calibration, Calibration | None]:
-        """So many samples at most, and others; None of a single sample or batch.
+    def split(
+        self, samples: int, seed: int, model: nn.Module, part: int = 4, least: int = 0
+    ) -> tuple[Calibration, Calibration | None]:
+        """So many samples at most, and others to judge by; None where none can be split off.
+
+        The rows of a tensor are samples. A list of batches is split between batches; one of fewer than `part` within
+        the last one, if that is a tensor or a mapping, and if the model, tried on both parts, gives the same rows of
+        what it gives for the whole batch.
 
         Args:
-            part: where there are no others, one in so many of the samples (of one batch that is a mapping, of its rows)
-                is split off.
+            part: where there are no others, one in so many of the samples (or of the batches) is split off.
+            least: batches that are split off even so where there are several, fewer than `part`, and no rows can be.
         """
         if isinstance(self.inputs, Tensor):
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -143,17 +150,34 @@ class Calibration:
             others = order[fitted : fitted + held]
             return self[order[:fitted]], self[others] if len(others) else None
         batches = self[: samples + -(-samples // part)].inputs
-        if len(batches) < 2:
-            rows = _rows_of(batches[0]) if self.forward is None and batches else 0
-            if rows < 2:
-                return self.with_inputs(batches), None
-            order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-            fitted, held = _shares(rows, samples, part)
-            some = order[:fitted], order[fitted : fitted + held]
-            whole: Any = batches[0]  # a mapping
-            return self.with_inputs([_rows(whole, some[0])]), self.with_inputs([_rows(whole, some[1])])
-        held = max(1, len(batches) // part)
-        return self.with_inputs(batches[:-held]), self.with_inputs(batches[-held:])
+        whole = self.with_inputs(batches)
+        held = len(batches) // part
+        if not held and (some := whole._split_last(samples, seed, model, part)) is not None:
+            return some
+        held = held or min(least, len(batches) - 1)
+        return (self.with_inputs(batches[:-held]), self.with_inputs(batches[-held:])) if held else (whole, None)
+
+    def _split_last(
+        self, samples: int, seed: int, model: nn.Module, part: int
+    ) -> tuple[Calibration, Calibration] | None:
+        """The same with the rows of the last batch in two; None where the model does not take them so."""
+        *batches, last = self.inputs
+        if self.forward is not None or (rows := _rows_in(last)) < 2:
+            return None
+        before = sum(map(_samples, batches))
+        fitted, held = _shares(before + rows, samples, part)
+        fitted = max(1, min(fitted - before, rows - 1))
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+        both = order[:fitted], order[fitted : fitted + held]
+        parts = [_rows_of(last, which, rows) for which in both]
+        try:
+            with evaluating(model), torch.no_grad():
+                y = self.call(model, last)
+                if not all(_same_rows(self.call(model, x), y, which) for x, which in zip(parts, both, strict=True)):
+                    return None
+        except Exception:  # whatever the model's own code says of fewer rows
+            return None
+        return self.with_inputs([*batches, parts[0]]), self.with_inputs([parts[1]])
 
 
 def _shares(count: int, samples: int, part: int) -> tuple[int, int]:
@@ -163,16 +187,35 @@ def _shares(count: int, samples: int, part: int) -> tuple[int, int]:
     return fitted, -(-fitted // (part - 1))
 
 
-def _rows_of(batch: Any) -> int:
-    """The samples of a mapping of tensors that have one row a sample; 0 of others."""
-    values = list(batch.values()) if isinstance(batch, Mapping) else []
-    tensors = [value for value in values if isinstance(value, Tensor) and value.dim()]
-    others = [value for value in values if not isinstance(value, Tensor) and tensors_in(value)]
-    return len(tensors[0]) if tensors and not others and len({len(tensor) for tensor in tensors}) == 1 else 0
+def _rows_in(batch: Any) -> int:
+    """The rows of a tensor, or of the first tensor of a mapping; 0 of others."""
+    values = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 0)
 
 
-def _rows(batch: Any, rows: Tensor) -> dict[str, Any]:
-    return {key: value[rows] if isinstance(value, Tensor) and value.dim() else value for key, value in batch.items()}
+def _rows_of(batch: Any, which: Tensor, rows: int) -> Any:
+    """Some rows of all tensors that have as many."""
+    if isinstance(batch, Mapping):
+        return {key: _rows_of(value, which, rows) for key, value in batch.items()}
+    return batch[which.to(batch.device)] if isinstance(batch, Tensor) and batch.shape[:1] == (rows,) else batch
+
+
+def _same_rows(part: Any, whole: Any, which: Tensor) -> bool:
+    """Whether all numbers of an output are those rows of another one, along whichever side; sums over all are not
+    looked at."""
+    pairs = [
+        (a, b)
+        for a, b in zip(tensors_in(part), tensors_in(whole), strict=True)
+        if b.dim() and (b.is_floating_point() or b.is_complex())
+    ]
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        sides = [i for i in range(b.dim()) if a.dim() == b.dim() and a.shape[i] == len(which) <= b.shape[i]]
+        close = torch.finfo(b.dtype).eps ** 0.5 * b.abs().max()
+        rows = [b.index_select(side, which.to(b.device)) for side in sides if int(which.max()) < b.shape[side]]
+        return any(a.shape == some.shape and bool(((a - some).abs() <= close).all()) for some in rows)
+
+    return bool(pairs) and all(same(a, b) for a, b in pairs)
 
 
 _NOTHING = object()  # the chunk of a forward function that brings its own inputs

@@ -343,7 +343,7 @@ def test_wanda_keeps_the_largest_products_in_each_row():
     pruned = copy.deepcopy(model)
     config = fg.OneShot(0.6, method="wanda", compensate=None)
     fg.compress_(pruned, config, x)
-    fitted_to = config._split(Calibration(x))[0].tensor
+    fitted_to = config._split(model, Calibration(x))[0].tensor
     scores = model[0].weight.abs() * fitted_to.square().mean(0).sqrt()
     expected = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(4, 1).indices, True)
     weight = pruned[0].dense().weight

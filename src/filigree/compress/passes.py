@@ -13,9 +13,10 @@ from torch import nn
 from filigree.calibration import Calibration
 from filigree.config import one_line
 from filigree.convert import inference_context, run_on
+from filigree.modes import DispatchMode
 from filigree.outputs import tensors_in
 
-CHUNK_BYTES = 1 << 25  # of the largest tensor that a module makes of a chunk
+CHUNK_BYTES = 1 << 25  # of the largest tensor that is computed of a chunk
 WHOLE_BYTES = 1 << 28  # up to which all data are one chunk: a refit then takes one pass, else one to each layer
 PATIENCE = 2.0  # seconds before a bar is shown
 
@@ -32,32 +33,64 @@ class Chunk(NamedTuple):
     before: float = 0.0
 
     def held(self, rows: int) -> int:
-        """How many of its rows, in the order of the samples, are of those that are held out: the last ones."""
+        """How many of its rows, in the order of the samples, are of those that are held out: the last ones, of several
+        rows at least one."""
         share = (self.before + self.share - (1 - HELD)) / self.share
-        return round(rows * min(1.0, max(0.0, share)))
+        is_last = self.before + self.share > 1 - 1e-6
+        return max(round(rows * min(1.0, max(0.0, share))), int(is_last and (rows > 1 or self.before > 0)))
 
 
 Hook = Callable[[nn.Module, Any, Any, Chunk], Any]  # module, its first input, its output
 
 
 def in_chunks(model: nn.Module, data: Calibration) -> Calibration:
-    """The data in one chunk where no module makes more than `WHOLE_BYTES` of it, else in chunks of which none makes
-    more than `CHUNK_BYTES`, of at least one sample."""
-    if data.tensor is None:
+    """The data in one chunk where no tensor that is computed of them, in a module or between modules, has more than
+    `WHOLE_BYTES`, else in chunks of which none has more than `CHUNK_BYTES`, of at least one sample."""
+    if data.tensor is None or len(data) < 2:
         return data
-    largest = 1
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal largest
-        sizes = [tensor.numel() * tensor.element_size() for tensor in tensors_in(output)]
-        largest = max([largest, *sizes])
-
-    with inference_context(model, (module.register_forward_hook(hook) for module in model.modules())):
-        run_on(model, data[:1], "pruning")
+    largest = _largest(model, data)
     chunked = copy.copy(data)
     is_small = len(data) * largest <= WHOLE_BYTES
-    chunked.chunk = max(1, len(data) if is_small else min(data.chunk, CHUNK_BYTES // largest))
+    chunked.chunk = max(1, len(data) if is_small else min(data.chunk, int(CHUNK_BYTES / largest)))
     return chunked
+
+
+class _Sizes(DispatchMode):
+    """The bytes of the tensors that operations allocate, and that modules return, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def note(self, output: Any) -> None:
+        self.bytes += [tensor.numel() * tensor.element_size() for tensor in tensors_in(output)]
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = operation(*args, **(kwargs or {}))
+        if not any(returned.alias_info for returned in operation._schema.returns):  # views and what works in place
+            self.note(output)
+        return output
+
+
+def _largest(model: nn.Module, data: Calibration) -> float:
+    """The bytes for each sample of the largest tensor that a forward pass computes.
+
+    It is by how much tensors grow from one batch to another with one sample more: weights that are computed on the way,
+    and masks, do not.
+    """
+    count = min(3, len(data))  # batches of one often take a path of their own
+    few, more = _Sizes(), _Sizes()
+    for samples, sizes in ((count - 1, few), (count, more)):
+        handles = (module.register_forward_hook(_noting(sizes)) for module in model.modules())
+        with inference_context(model, handles), sizes:
+            run_on(model, data[:samples], "pruning")
+    if len(few.bytes) == len(more.bytes):
+        return max([1, *(b - a for a, b in zip(few.bytes, more.bytes, strict=True))])
+    return max([1, *more.bytes]) / count
+
+
+def _noting(sizes: _Sizes) -> Callable[..., None]:
+    return lambda module, args, output: sizes.note(output)
 
 
 def chunks_of(data: Calibration) -> list[Chunk]:

@@ -116,7 +116,7 @@ class OneShot(Compression):
         if data is None:
             fits = {name: self._by_magnitude(after, name) for name in inner}
             return with_layers(model, after, names, fits, left)
-        x, held_out = self._split(data)
+        x, held_out = self._split(model, data)
         chunks = parts_of(x)
         runs = order_of(after, inner, chunks)
         left |= {name: "the data do not reach it" for name in inner if name not in runs}
@@ -165,12 +165,12 @@ class OneShot(Compression):
             raise ValueError(f"OneShot: pattern={self.pattern!r} fits no layer: {names[0]!r}: {left[names[0]]}.")
         return fit, left
 
-    def _split(self, data: Calibration) -> tuple[Calibration, Calibration | None]:
+    def _split(self, model: nn.Module, data: Calibration) -> tuple[Calibration, Calibration | None]:
         """What is fitted to, and what is not."""
         if data.validation is not None:
             return data, data.validation
         if data.tensor is None:
-            return data.split(len(data), self.seed)
+            return data.split(len(data), self.seed, model, 8)
         count = min(len(data) // 8, HELD_OUT)
         if not count:
             return data, None

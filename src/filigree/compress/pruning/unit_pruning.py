@@ -181,7 +181,7 @@ class UnitPruning(Compression):
         whole = data.some(self.samples, self.seed)
         if held is not None or not (searches or self.compensate):
             return whole, held
-        data, held = data.split(self.samples, self.seed, 4 if searches else 8)
+        data, held = data.split(self.samples, self.seed, model, 4 if searches else 8, int(searches))
         if searches:
             if held is None and isinstance(self.keep, MaxError):
                 raise ValueError(
