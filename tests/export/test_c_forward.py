@@ -85,7 +85,7 @@ REFUSED = {  # why: a model, and what it reads
     "'softmax' does not work on one moment at a time": (lambda: Moments(lambda x: x.softmax(1)), SERIES),
     "'add' reads behind y[:, -1] what there was at each moment": (
         lambda: Moments(nn.Tanh(), lambda y: y[:, -1] + y), SERIES),
-    "'lstm' must be followed by one y[:, -1]": (lambda: Moments(nn.Tanh(), lambda y: y[:, -1][:, -1]), SERIES),
+    "'lstm' must be followed by y[:, -1]": (lambda: Moments(nn.Tanh(), lambda y: y[:, -1][:, -1]), SERIES),
     "'getitem' takes y[:, -1] of what no recurrent layer": (lambda: Forward(lambda m, x: m.relu(x[:, -1])), SERIES),
 }  # fmt: skip
 

@@ -103,7 +103,7 @@ def moment(program: Sequence[Any], whole: Shape) -> Shape:
         raise refuse(first.name, f"reads (time, {first.weight.shape[1]}) a sample. Got {whole}")
     ends = [i for i, step in enumerate(program) if isinstance(step, Last)]
     if len(ends) != 1 or any(isinstance(step, Recurrent) for step in program[ends[0] :]):
-        raise refuse(first.name, "must be followed by one y[:, -1], what is there at the last moment")
+        raise refuse(first.name, "must be followed by y[:, -1], what is there at the last moment, once")
     for step in program[: ends[0]]:
         if not _is_of_a_moment(step):
             raise refuse(
