@@ -142,6 +142,7 @@ def named(*names):
             "state_2_bias",
         ),
     ],
+    ids=["update", "lstm", "state"],
 )
 def test_no_name_is_given_out_twice(tmp_path, make, shape, training, name):
     x = None if shape is None else torch.randn(2, *shape)
