@@ -70,11 +70,12 @@ class NoisyExpectation:
 
 @dataclass(frozen=True)
 class ScaleShift:
-    """`y = scale y + shift`, one of each a unit or channel."""
+    """`y = scale y + shift`, one of each a unit or channel, which are along `dim`, counted as torch does."""
 
     name: str
     scale: np.ndarray
     shift: np.ndarray
+    dim: int = 1
 
 
 @dataclass(frozen=True)

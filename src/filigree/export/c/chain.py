@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.export.answers import answers
+from filigree.export.c.in_place import check_in_place
 from filigree.export.c.kept import Add, Keep, Kept, Restore
 from filigree.export.c.recurrent import LastMoment
 
@@ -64,6 +65,7 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, su
         raise ValueError(f"export: the model's forward cannot be traced as a chain of layers: {reason}") from None
     links: list[Link] = []
     kept: dict[fx.Node, Kept] = {}
+    modules: dict[fx.Node, nn.Module] = {}
     last: fx.Node | None = None
     for node in list(graph.nodes):  # y, state = lstm(x), where nobody reads the state
         if node.target is operator.getitem and not node.users:
@@ -87,6 +89,7 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, su
         elif node.op != "output":
             links += [(node.name, Restore(node.name, kept[reads[0]]))] if reads != [last] else []
             links.append(_link(node, tracer, shapes, what))
+            modules[node] = links[-1][1]
         elif not isinstance(node.args[0], fx.Node):
             raise ValueError("export: the model must return one tensor.")
         readers = [user for user in node.users if user not in shapes]
@@ -103,6 +106,8 @@ def chain(model: nn.Module, known: Callable[[nn.Module], bool], what: str, *, su
                 f"export: the model must be a chain of layers. What {_owner(node)} returns is read by {by}."
             )
         last = node
+    if kept:
+        check_in_place(graph, modules, shapes)
     return links
 
 
@@ -119,10 +124,20 @@ def _sum(node: fx.Node, last: fx.Node | None, kept: dict[Any, Kept]) -> list[Lin
     return [(node.name, Add(node.name, kept[first if second is last else second]))]
 
 
+class _Proxy(fx.Proxy):
+    """It records `y += x` as what it is, in place; an `fx.Proxy` would record `y + x`."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, known: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.known = known
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("filigree.nn.") or answers(m, "c_form", "dense")

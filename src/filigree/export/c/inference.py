@@ -14,16 +14,15 @@ from filigree.convert import inference_context
 from filigree.export.c.chain import chain
 from filigree.export.c.kept import buffer_sizes, name_buffers
 from filigree.export.c.layers import folded, is_known, steps
-from filigree.export.c.recurrent import Recurrent, declared_by_moment, functions_by_moment, moment
+from filigree.export.c.recurrent import Last, Recurrent, declared_by_moment, functions_by_moment, moment
 from filigree.export.c.rows import rows_kept
 from filigree.export.c.source import (
     CLayer,
+    Names,
     Program,
     Trial,
     braces,
-    free_name,
     header_file,
-    identifier,
     in_order,
     source_file,
 )
@@ -52,12 +51,13 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
     """Write the files `name.c` and `name.h` of a model in eval mode."""
     with inference_context(model):
         links = chain(model, is_known, "which cannot be written as C", sums=True)
-        program = folded(rows_kept([step for label, module in links for step in steps(module, label)]))
+        plain = rows_kept([step for label, module in links for step in steps(module, label)])
+    program = folded(plain)
     name_buffers(program)
     whole = shape = input_shape(program, example)
-    by_moment = any(isinstance(step, Recurrent) for step in program)
+    by_moment = any(isinstance(step, Recurrent | Last) for step in program)
     if by_moment:
-        shape = moment(program, whole)
+        shape = moment(plain, whole)
     stages = named_stages(program, shape)
     out = stages[-1].shape if stages else shape
     statements, sizes = calls(stages, shape)
@@ -113,17 +113,17 @@ def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
 def named_stages(
     program: Sequence[Any], shape: Shape, make: Callable[[Any, Shape, str], Stage] = stage_of
 ) -> list[Stage]:
-    """Write each step on what the one before leaves; labels and functions get names of their own."""
+    """Write each step on what the one before leaves; what it defines gets names of its own."""
     stages: list[Stage] = []
-    labels: set[str] = set()
-    names: set[str] = set()
+    names = Names()
     functions: dict[str, str] = {}  # text -> name
     for step in program:
-        label = free_name(identifier(step.name, "layer"), labels)
-        stage = make(step, stages[-1].shape if stages else shape, label)
+        here = stages[-1].shape if stages else shape
+        tried = ((label, make(step, here, label)) for label in names.labels(step.name))
+        stage = next(stage for label, stage in tried if names.take(stage.names(label)))
         if stage.text:
             if stage.text not in functions:
-                functions[stage.text] = free_name(stage.function, names)
+                functions[stage.text] = names.function(stage.function)
             words = {"function": functions[stage.text]}
             stage = replace(
                 stage, text=string.Template(stage.text).safe_substitute(words),

@@ -10,9 +10,19 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from filigree.export.c.kept import Keep
 from filigree.export.c.source import braces, constant
 from filigree.export.c.stages import Shape, Stage, check_finite, stage_of
-from filigree.ops.c_steps import floats, refuse
+from filigree.ops.c_steps import (
+    Affine,
+    Elementwise,
+    NoisyExpectation,
+    ParametricReLU,
+    ScaleShift,
+    Softmax,
+    floats,
+    refuse,
+)
 
 _GATES_MEMORY = "gates"
 
@@ -85,13 +95,40 @@ def _(step: Last, shape: Shape, label: str) -> Stage:
 
 def moment(program: Sequence[Any], whole: Shape) -> Shape:
     """Return the shape of a sample at one moment."""
-    first = next(step for step in program if isinstance(step, Recurrent))
+    first = next((step for step in program if isinstance(step, Recurrent)), None)
+    if first is None:
+        last = next(step for step in program if isinstance(step, Last))
+        raise refuse(last.name, "takes y[:, -1] of what no recurrent layer is in front of")
     if len(whole) != 2:
         raise refuse(first.name, f"reads (time, {first.weight.shape[1]}) a sample. Got {whole}")
     ends = [i for i, step in enumerate(program) if isinstance(step, Last)]
-    if not ends or any(isinstance(step, Recurrent) for step in program[ends[0] :]):
-        raise refuse(first.name, "must be followed by y[:, -1], what is there at the last moment")
+    if len(ends) != 1 or any(isinstance(step, Recurrent) for step in program[ends[0] :]):
+        raise refuse(first.name, "must be followed by y[:, -1], what is there at the last moment, once")
+    for step in program[: ends[0]]:
+        if not _is_of_a_moment(step):
+            raise refuse(
+                step.name,
+                "does not work on one moment at a time (a softmax may, with dim=-1): it must stand behind y[:, -1]",
+            )
+    kept = {step.kept for step in program[: ends[0]] if isinstance(step, Keep)}
+    for step in program[ends[0] :]:
+        if isinstance(step, Keep) and step.kept in kept:
+            raise refuse(step.name, "reads behind y[:, -1] what there was at each moment")
     return whole[1:]
+
+
+def _is_of_a_moment(step: Any) -> bool:
+    """Tell whether a step on `(time, features)` does the same to each moment, on its own."""
+    if isinstance(step, Affine):
+        return step.geometry is None
+    if isinstance(step, Softmax):
+        return step.dim == -1
+    if isinstance(step, ScaleShift | NoisyExpectation):
+        numbers = step.scale if isinstance(step, ScaleShift) else step.p
+        return len(numbers) == 1 or step.dim == -1
+    if isinstance(step, ParametricReLU):
+        return len(step.slope) == 1  # torch has one for each moment
+    return isinstance(step, Elementwise | Keep | Recurrent)
 
 
 def functions_by_moment(prefix: str, statements: list[str], stages: Sequence[Stage]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import re
 import string
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,9 @@ _HEADERS = [
 
 @dataclass(frozen=True)
 class CConstant:
-    """It holds a `static const` definition, and the bytes that it takes in flash."""
+    """It holds the name of a constant, its `static const` definition, and the bytes that it takes in flash."""
 
+    name: str
     text: str
     bytes: int
 
@@ -103,7 +104,8 @@ class Trial:
 def constant(name: str, numbers: np.ndarray) -> CConstant:
     """Write the numbers as a constant array; an empty one holds a zero, as C has no arrays of nothing."""
     numbers = numbers.reshape(-1) if numbers.size else np.zeros(1, numbers.dtype)
-    return CConstant(f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};", numbers.nbytes)
+    text = f"static const {c_type(numbers)} {name}[{numbers.size}] = {braced(numbers)};"
+    return CConstant(name, text, numbers.nbytes)
 
 
 def c_type(numbers: np.ndarray) -> str:
@@ -163,14 +165,43 @@ def identifier(name: str, fallback: str = "net") -> str:
     return plain if plain[:1].isalpha() else f"{fallback}_{plain}".strip("_")
 
 
-def free_name(name: str, taken: set[str]) -> str:
-    """Return the name, followed by a number where it is taken already; it is taken from now on."""
+class Names:
+    """Names of a program in C are given out here: none twice, and none that is a word of the templates."""
+
+    def __init__(self) -> None:
+        self._labels: set[str] = set()  # what names of a layer's own begin with; `a` and `a_state` may share some
+        self._taken = set(_words())
+
+    def labels(self, name: str) -> Iterator[str]:
+        """Propose labels for a module: `conv_1`, `conv_1_2`, ..., until `take` has the names that begin with one."""
+        while True:
+            yield _free(identifier(name, "layer"), self._labels)
+
+    def take(self, names: Set[str]) -> bool:
+        """Take all of the names, or none: then one is taken already."""
+        is_free = self._taken.isdisjoint(names)
+        self._taken |= names if is_free else set()
+        return is_free
+
+    def function(self, name: str) -> str:
+        """Return the name, followed by a number where it is taken already."""
+        return _free(name, self._taken)
+
+
+def _free(name: str, taken: set[str]) -> str:
     count, free = 1, name
     while free in taken:
         count += 1
         free = f"{name}_{count}"
     taken.add(free)
     return free
+
+
+@functools.cache
+def _words() -> frozenset[str]:
+    """Return all words of C in the templates: what they define, what they call, and C's own."""
+    texts = (file.read_text() for file in Path(__file__).parent.glob("*.c.in"))
+    return frozenset(re.findall(r"[A-Za-z_]\w*", re.sub(r"/\*.*?\*/", "", "\n".join(texts), flags=re.DOTALL)))
 
 
 def braces(declaration: str, statements: list[str]) -> str:

@@ -58,6 +58,11 @@ class Stage:
     only_reads: bool = field(default=False, kw_only=True)
     memory: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)
 
+    def names(self, label: str) -> set[str]:
+        """Return what it alone defines: constants and memory, whose names begin with its label."""
+        defined = {constant.name for constant in self.constants} | {name for name, _ in self.memory}
+        return {name for name in defined if name.startswith(f"{label}_")}
+
 
 @functools.singledispatch
 def stage_of(step: Any, shape: Shape, label: str) -> Stage:
@@ -154,7 +159,6 @@ def _(step: NoisyExpectation, shape: Shape, label: str) -> Stage:
 @stage_of.register
 def _(step: ScaleShift, shape: Shape, label: str) -> Stage:
     run = _run(step.name, shape, len(step.scale))
-    # "offset", as a layer called "scale" would make an array scale_shift
     arrays = {f"{label}_factor": step.scale.astype(np.float32), f"{label}_offset": step.shift.astype(np.float32)}
     check_finite(step.name, *arrays.values())
     call = f"scale_shift($y, {math.prod(shape)}, {', '.join(arrays)}, {run});"
@@ -257,7 +261,8 @@ def geometry_constant(label: str, shape: Shape, out: Shape, g: Geometry) -> CCon
     text = "\n".join(
         f"    {number}{',' * (i + 1 < len(fields))} /* {name} */" for i, (name, number) in enumerate(fields)
     )
-    return CConstant(f"static const geometry {label}_geometry = {{\n{text}\n}};", 4 * len(fields))
+    name = f"{label}_geometry"
+    return CConstant(name, f"static const geometry {name} = {{\n{text}\n}};", 4 * len(fields))
 
 
 def sides(shape: Shape) -> str:

@@ -31,7 +31,10 @@ def training_program(model: nn.Module, example: Tensor | None, name: str, prefix
         ValueError: what is no chain of linear or sparse layers, convolutions, pooling and activations, or trains
             otherwise in torch (dropout, most sparsified gradients): the module is named.
     """
-    shape, layers = trained_layers(copied(model).train(), example)
+    shape, out, layers = trained_layers(copied(model).train(), example)
+    if options.loss == "cross_entropy" and len(out) != 1:
+        expected = "export: cross_entropy needs (batch, classes). The model makes"
+        raise ValueError(f"{expected} {out} a sample: flatten it, or give loss='mse'.")
     for layer in layers:
         layer.prepare(options.weights == "int8", layer.is_trained and selection(layer, options) == "share")
     held, frozen = (

@@ -13,13 +13,15 @@ from filigree.export.answers import answers
 from filigree.export.c.chain import chain
 from filigree.export.c.layers import steps
 from filigree.export.c.rows import in_a_row, row_geometry
-from filigree.export.c.source import CConstant, free_name, identifier, smallest_unsigned
+from filigree.export.c.source import CConstant, Names, smallest_unsigned
 from filigree.export.c.stages import Shape, geometry_constant, pool_geometry, shape_after, sides
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
 from filigree.ops.c_steps import Elementwise, Pool, Reshape, TrainedLinear, refuse, trained_convolution, trained_linear
 
-_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
+_UNKNOWN = "which a program that trains cannot hold"
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
 _POOLS = (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_KEYS = ("values", "bias", "unit", "error", "columns", "starts", "geometry", "outputs")  # of names in C
 
 
 @dataclass
@@ -87,18 +89,18 @@ class Trained:
         return (1 if self.frozen else 3) * positions * self.numbers["values"].size if self.numbers else 0
 
 
-def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, list[Trained]]:
-    """Return the shape of a sample, and the layers of a model in training mode.
+def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, Shape, list[Trained]]:
+    """Return the shapes of a sample and of what is made of it, and the layers of a model in training mode.
 
     Raises:
         ValueError: what cannot be a layer of such a program, by its name; shapes that do not fit.
     """
     layers: list[Trained] = []
     seen: set[nn.Module] = set()
-    labels: set[str] = set()
+    names = Names()
     whole: Shape | None = None if example is None else tuple(example.shape[1:])
     shape = whole
-    for name, module in chain(model, _is_known, "which a program that trains cannot hold"):
+    for name, module in chain(model, _is_known, _UNKNOWN):
         for step in _steps(module, name):
             if isinstance(step, Elementwise):
                 _activate(layers[-1] if layers else None, step, name)
@@ -116,7 +118,7 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
             if isinstance(step, TrainedLinear) and module in seen:
                 raise refuse(name, "is used twice, which a program that trains cannot do")
             seen.add(module)
-            label = free_name(identifier(name, "layer"), labels)
+            label = next(label for label in names.labels(name) if names.take({f"{label}_{key}" for key in _KEYS}))
             make = _weighted if isinstance(step, TrainedLinear) else _pool
             layers.append(make(step, module, shape, label))
             shape = layers[-1].shape
@@ -133,7 +135,8 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, lis
             for layer in sparse:
                 layer.index[key] = layer.index[key].astype(kind)
     assert whole is not None
-    return whole, layers
+    assert shape is not None
+    return whole, shape, layers
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -144,6 +147,8 @@ def _is_known(module: nn.Module) -> bool:
 
 def _steps(module: nn.Module, name: str) -> list[Any]:
     layer: Any = module
+    if not _is_known(module):  # in place of a function of the forward
+        raise refuse(name, f"is a {type(module).__name__}, {_UNKNOWN}")
     if answers(module, "c_training_form", eval_only=False):
         return layer.c_training_form(name)
     if type(module) is nn.Linear:

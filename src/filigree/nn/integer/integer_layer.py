@@ -96,7 +96,7 @@ class IntegerLayer(Capabilities, DenseWeight, nn.Module):
                 name, "samples its activations, which cannot be written as C: give MonteCarlo(activations=None)"
             )
         inputs = floats(self.input_scale)
-        before = [] if inputs is None else [ScaleShift(name, inputs, np.zeros_like(inputs))]
+        before = [] if inputs is None else [ScaleShift(name, inputs, np.zeros_like(inputs), -1)]
         return [*before, *self._c_product(name, csr(self.integers().cpu().numpy()), floats(self.scale))]
 
     def integer_weight(self) -> IntegerWeight | None:
