@@ -15,7 +15,10 @@ from filigree.export.c.compiler import compiler
 from filigree.io.storage import read_state, write_state
 from filigree.sklearn import SparseMLPClassifier, SparseMLPRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # a few epochs are enough
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),  # a few epochs are enough
+    pytest.mark.filterwarnings("ignore:SparseMLPClassifier. calibrate:UserWarning"),  # and so are a few samples
+]
 QUICK = {"hidden_layer_sizes": (40,), "random_state": 0, "max_iter": 8}
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 60))
@@ -66,6 +69,36 @@ def test_weights_of_classes():
             model(*data)
 
 
+def test_classes_may_be_absent_from_a_part_of_the_data():
+    """From a batch of `partial_fit`, from a fold, and from the part that is trained on."""
+    part, classes = Y != "c", ["a", "b", "c"]
+    kept = []
+    for given in (None, {"c": 9.0}, {"b": 1}, {"b": 5.0, "c": 1}):
+        model = SparseMLPClassifier(**QUICK, class_weight=given).partial_fit(X[part], Y[part], classes)
+        kept.append(model.partial_fit(X[part], Y[part]).predict_proba(X))
+    assert np.array_equal(kept[0], kept[1])
+    assert np.array_equal(kept[0], kept[2])
+    assert kept[3][:, 1].mean() > kept[0][:, 1].mean()
+    SparseMLPClassifier(**QUICK, class_weight={"a": 1, "b": 2, "c": 3}).fit(X[part], Y[part])
+    for fit in (lambda m: m.fit(X, Y), lambda m: m.partial_fit(X[part], Y[part], classes)):
+        with pytest.raises(ValueError, match="class_weight must be None, 'balanced' or a dict"):
+            fit(SparseMLPClassifier(**QUICK, class_weight=[1, 2, 3]))
+        with pytest.raises(ValueError, match=r"class_weight must be of the classes \['a' 'b' 'c'\]\. Got 'd' too"):
+            fit(SparseMLPClassifier(**QUICK, class_weight={"a": 2.0, "d": 3.0}))
+    numbers = np.arange(120) % 2
+    numbers[0] = 7
+    for options in ({"early_stopping": True}, {"calibrate": True}):
+        model = SparseMLPClassifier(**QUICK | options).fit(X, numbers)
+        where = model._hold_out(numbers)[1][0]  # the only sample of a class is not trained on
+        alone = np.arange(120) % 2
+        alone[where] = 7
+        model.fit(X, alone)
+        assert model.classes_.tolist() == [0, 1, 7]
+        assert model.predict_proba(X).shape == (120, 3)
+    with pytest.raises(ValueError, match=r"y must be of the classes \[0 1 7\]\. Got 9 too"):
+        model.set_params(warm_start=True).fit(X, np.where(alone == 7, 9, alone))
+
+
 def test_several_labels_a_sample():
     model = SparseMLPClassifier((40,), random_state=0, max_iter=60).fit(X, SEVERAL)
     assert model.predict(X).shape == model.predict_proba(X).shape == (120, 4)
@@ -94,8 +127,19 @@ def test_sparse_matrices_are_fitted_as_dense_ones_are():
         np.testing.assert_allclose(dense.predict_proba(scaled), kept, atol=1e-6)
     fitted_dense = SparseMLPClassifier(**QUICK).fit(rows.toarray(), label)
     np.testing.assert_allclose(fitted_dense.predict_proba(rows), fitted_dense.predict_proba(rows.toarray()), atol=1e-9)
-    streamed = SparseMLPRegressor(**QUICK).partial_fit(rows, label.astype(float))
-    assert np.isfinite(streamed.predict(rows)).all()
+    y = label.astype(float)
+    answers = []
+    for first, second in (
+        (rows, rows),
+        (rows, rows.toarray()),
+        (rows.toarray(), rows.toarray()),
+        (rows.toarray(), rows),
+    ):
+        streamed = SparseMLPRegressor(**QUICK).partial_fit(first, y).partial_fit(second, y)
+        answers.append(streamed.predict(rows))
+    assert np.isfinite(answers).all()
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-9)  # the first call decides whether X is centred
+    np.testing.assert_allclose(answers[2], answers[3], atol=1e-9)
 
 
 def test_a_hundred_thousand_sparse_features_stay_sparse():
@@ -133,6 +177,19 @@ def test_probabilities_are_calibrated_on_samples_held_out():
     assert losses[1] < min(losses[0], losses[2])
     with pytest.raises(AttributeError, match="has no attribute 'partial_fit'"):
         model.partial_fit(x, label)
+
+
+def test_a_temperature_stays_in_its_range_and_says_where_it_is_in_doubt():
+    y = np.arange(120) % 2
+    x = np.where(y == 1, 10.0, -10.0)[:, None] + RNG.normal(size=(120, 3))  # all are right: the colder the better
+    options = QUICK | {"calibrate": True}
+    for share, message in (
+        (0.03, "a temperature of 4 samples says little"),
+        (0.25, "30 samples lies at or beyond 0.1"),
+    ):
+        with pytest.warns(UserWarning, match=f"SparseMLPClassifier: calibrate: .*{message}"):
+            model = SparseMLPClassifier(**options, validation_fraction=share).fit(x, y)
+        assert 0.1 <= model.temperature_ <= 10
 
 
 def test_threads_are_those_that_are_given_and_change_nothing():

@@ -63,6 +63,58 @@ def test_training_on_sparse_samples_equals_training_on_dense_ones():
         assert rows[0][-1] < rows[0][0]
 
 
+def test_the_callers_matrix_is_left_as_it_is():
+    """Of unsorted columns, with duplicates, or not to be written to."""
+    ends, columns = np.array([0, 3, 4]), np.array([4, 1, 1, 0])
+    x = scipy.sparse.csr_matrix((np.array([1, 2, 3, 4], np.float32), columns, ends), (2, 5))
+    expected = [[0, 5, 0, 0, 1], [4, 0, 0, 0, 0]]
+    for writable in (True, False):
+        for part in (x.data, x.indices, x.indptr):
+            part.flags.writeable = writable
+        before = [part.copy() for part in (x.data, x.indices, x.indptr)]
+        assert sparse_rows(x).to_dense().tolist() == expected
+        for part, was in zip((x.data, x.indices, x.indptr), before, strict=True):
+            assert np.array_equal(part, was)
+    own = X.copy()
+    assert sparse_rows(own).values().data_ptr() == own.data.ctypes.data  # no copy where none is needed
+    own.data.flags.writeable = False
+    sparse_rows(own).values().zero_()
+    assert own.data.any()
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_matrices_of_scipy_take_the_type_of_the_network(kind):
+    x = (X * 10).astype(kind)
+    model = fg.models.mlp([400, 9, 3])
+    dense = torch.from_numpy(x.toarray()).float()
+    losses = [fg.evaluate(model, (data, Y))["loss"] for data in (x, x.tocoo(), dense)]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[0] == losses[1]
+    fg.fit(model, (x, Y), optimizer=torch.optim.SGD(model.parameters(), 0.01), epochs=1, validation=(x, Y))
+
+
+def test_what_cannot_read_sparse_samples_says_so_in_a_line():
+    x = sparse_rows(X)
+    plain = nn.Linear(400, 3)
+    asymmetric = fg.models.mlp([400, 9, 3])
+    fg.convert_(asymmetric, fg.Asymmetric.topk(5))
+    for model, data, message in (
+        (
+            plain,
+            (x.to_dense().to_sparse_coo(), Y),
+            r"x must be dense or CSR: x\.to_sparse_csr\(\)\. Got torch.sparse_coo",
+        ),
+        (plain, (x.to_dense().to_sparse_csc(), Y), "Got torch.sparse_csc"),
+        (plain, (x, Y.float().unsqueeze(1).to_sparse()), "y must be dense"),
+        (asymmetric, (x, Y), r"fc1 \(AsymmetricLinear\): x must be dense"),
+        (nn.Sequential(nn.LayerNorm(400), plain), (x, Y), "x must be dense.* does not read CSR"),
+    ):
+        with pytest.raises(TypeError, match=message) as raised:
+            fg.fit(model, data, optimizer=torch.optim.SGD(model.parameters(), 0.1), epochs=1)
+        assert "\n" not in str(raised.value)
+    assert fg.evaluate(asymmetric, (x, Y))["loss"] > 0  # exact there
+
+
 def test_sparse_samples_that_are_not_finite_are_refused():
     bad = X.copy()
     bad.data[3] = np.nan

@@ -22,9 +22,24 @@ def is_scipy_sparse(x: Any) -> bool:
     return type(x).__module__.startswith("scipy.sparse") and hasattr(x, "tocsr")
 
 
+def refuse_sparse_rows(x: Any, who: str) -> None:
+    """`TypeError` where x is a CSR tensor: a layer, by its name or kind, that has no arithmetic for it."""
+    if is_sparse_rows(x):
+        raise TypeError(
+            f"{who}: x must be dense: x.to_dense(). Linear, SparseLinear and MaskedLinear read CSR. "
+            "Got torch.sparse_csr."
+        )
+
+
 def sparse_rows(x: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """A sparse matrix of scipy as a CSR tensor of torch, which shares its memory where the type stays."""
+    """A sparse matrix of scipy, left as it is, as a CSR tensor of torch.
+
+    It shares the matrix's memory where that is writable, in CSR form, of sorted columns without duplicates, and of
+    the type that is asked for.
+    """
     rows = x.tocsr()
+    if rows is x and not (x.has_canonical_format and all(p.flags.writeable for p in (x.data, x.indices, x.indptr))):
+        rows = x.copy()
     rows.sum_duplicates()
     values = torch.from_numpy(rows.data)
     if dtype is not None:

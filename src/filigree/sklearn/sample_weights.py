@@ -21,20 +21,37 @@ def checked_weights(sample_weight: Any, X: Any, who: str) -> np.ndarray | None:
     return weights
 
 
-def by_class(class_weight: Any, y: np.ndarray, who: str) -> np.ndarray | None:
+def by_class(class_weight: Any, y: np.ndarray, classes: np.ndarray, who: str) -> np.ndarray | None:
     """The weight of each sample's class, `(samples,)`, or None.
 
     Args:
         class_weight: None; "balanced", `samples / (classes x samples of the class)`; or a dict of class to weight, 1
             for classes that it lacks.
+        classes: all there are, also those that no sample of y has.
+
+    Raises:
+        ValueError: a dict names what is no class, and lacks a class: a label is misspelt. (One that names every class
+            may name more, as folds of the data may lack a class.)
     """
     if class_weight is None:
         return None
-    if isinstance(class_weight, str) and class_weight != "balanced":
+    named = isinstance(class_weight, str)
+    if class_weight != "balanced" if named else not isinstance(class_weight, dict):
         raise ValueError(f"{who}: class_weight must be None, 'balanced' or a dict. Got {class_weight!r}.")
     present = np.unique(y)
-    weights = dict(zip(present.tolist(), compute_class_weight(class_weight, classes=present, y=y), strict=True))
+    if named:
+        weights = dict(zip(present.tolist(), compute_class_weight(class_weight, classes=present, y=y), strict=True))
+    else:
+        known = set(classes.tolist())
+        unknown = [label for label in class_weight if label not in known]
+        if unknown and not known <= set(class_weight):
+            raise ValueError(f"{who}: class_weight must be of the classes {classes}. Got {_plain(unknown[0])!r} too.")
+        weights = {label: class_weight.get(label, 1.0) for label in present.tolist()}
     return np.array([weights[label] for label in y.tolist()], np.float64)
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, np.generic) else label
 
 
 def together(*several: np.ndarray | None) -> np.ndarray | None:

@@ -153,18 +153,18 @@ class SparseMLP(BaseEstimator):
         """X and y as checked arrays; `reset` takes note of what they look like."""
         raise NotImplementedError
 
-    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None) -> int:
-        """Take note of the classes, or of the targets' scale. Returns the number of outputs."""
+    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice) -> int:
+        """Take note of the classes in y, or of the scale of `y[kept]`, of these weights. Returns how many outputs."""
         raise NotImplementedError
 
-    def _weights_of_classes(self, y: np.ndarray) -> np.ndarray | None:
-        """The weight of each sample by its class; None where classes have none."""
+    def _weights_of_classes(self, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
+        """The weight of each sample by its class, one of `classes` (None: of y's); None where classes have none."""
         return None
 
     def _rescale(self, X: np.ndarray, y: np.ndarray) -> None:
         """More data: update the scalers."""
         if self.scaler_ is not None:
-            self.scaler_.partial_fit(X)
+            self.scaler_.partial_fit(self._dense_where_centred(X))
 
     def _targets(self, y: np.ndarray) -> Tensor:
         """y as the loss reads it."""
@@ -201,7 +201,7 @@ class SparseMLP(BaseEstimator):
         """Train on `X` `(samples, features)`, dense or sparse, and `y`, anew unless `warm_start`.
 
         The loss is the mean of those of the samples, each times its weight, where the weights' own mean is taken for
-        1. Sparse matrices of scipy are never made dense.
+        1. Sparse matrices of scipy are never made dense, unless `warm_start` goes on from standardised dense data.
         """
         self._check()
         fresh = not (self.warm_start and hasattr(self, "network_"))
@@ -209,7 +209,7 @@ class SparseMLP(BaseEstimator):
         weights = checked_weights(sample_weight, X, type(self).__name__)
         if weights is not None and not weights.all():  # as if these samples were not there
             X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
-        weights = together(weights, self._weights_of_classes(y))
+        weights = together(weights, self._weights_of_classes(y, None if fresh else getattr(self, "classes_", None)))
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         else:
@@ -220,7 +220,7 @@ class SparseMLP(BaseEstimator):
             kept, held = self._hold_out(y)
         if fresh:  # the scales are those of what is trained on
             some = None if weights is None else weights[kept]
-            self._begin(X[kept], self._learn_targets(y[kept], some), some)
+            self._begin(X[kept], self._learn_targets(y, some, kept), some)
         self._connect()
         target, validation = self._targets(y), None
         if self.early_stopping:
@@ -265,12 +265,14 @@ class SparseMLP(BaseEstimator):
                 count, labels = min(max(count, len(sizes)), len(y) - len(sizes)), y
         return train_test_split(np.arange(len(y)), test_size=count, random_state=self._seed, stratify=labels)
 
-    def _partial_fit(self, X: Any, y: Any, outputs: Callable[[np.ndarray], int]) -> Self:
+    def _partial_fit(
+        self, X: Any, y: Any, outputs: Callable[[np.ndarray], int], classes: np.ndarray | None = None
+    ) -> Self:
         """One epoch on these data; connections move before it, so that the network is left as it was trained."""
         self._check()
         fresh = not hasattr(self, "network_")
         X, y = self._validate(X, y, reset=fresh)
-        weights = self._weights_of_classes(y)
+        weights = self._weights_of_classes(y, classes)
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             self._begin(X, outputs(y), None)
@@ -387,10 +389,14 @@ class SparseMLP(BaseEstimator):
     def _dtype(self) -> torch.dtype:
         return self.network_.get_parameter("fc1.bias").dtype
 
+    def _dense_where_centred(self, X: Any) -> Any:
+        """X, dense where the scaler centres it: it was trained on dense data, whose mean is not 0."""
+        centred = self.scaler_ is not None and self.scaler_.with_mean
+        return X.toarray() if centred and scipy.sparse.issparse(X) else X
+
     def _inputs(self, X: Any) -> Tensor:
         """X as the network reads it: scaled, a copy, in the network's dtype; sparse where X is and is not centred."""
-        if scipy.sparse.issparse(X) and self.scaler_ is not None and self.scaler_.with_mean:
-            X = X.toarray()  # trained on dense data, whose mean is not 0
+        X = self._dense_where_centred(X)
         values = X.copy() if self.scaler_ is None else self.scaler_.transform(X)
         return (sparse_rows if scipy.sparse.issparse(values) else torch.from_numpy)(values).to(self._dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filigree.data.preprocessing import Preprocessing
-from filigree.sklearn.calibration import cool_, temperature_of
+from filigree.sklearn.calibration import cool_, temperature_of, why_doubtful
 from filigree.sklearn.running import takes_parts
 from filigree.sklearn.sample_weights import by_class
 from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
@@ -33,10 +34,12 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
     besides:
 
     Args:
-        class_weight: "balanced": each class weighs as much as another in the loss; a dict of class to weight; None.
+        class_weight: "balanced": each class weighs as much as another in the loss; a dict of class to weight, 1 for
+            classes that it lacks; None.
         calibrate: hold out `validation_fraction` of the samples (with `early_stopping` the same ones), and divide the
-            last layer by the temperature at which their cross entropy is least (Guo et al. 2017). The predicted classes
-            stay.
+            last layer by the temperature in [0.1, 10] at which their cross entropy is least, each sample counting once
+            whatever its weight (Guo et al. 2017). The predicted classes stay. A `UserWarning` says that fewer than 20
+            samples were held out, or that the temperature is at an end of its range.
 
     Attributes:
         classes_: the labels, sorted; of several columns their numbers.
@@ -83,7 +86,10 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
 
     @available_if(takes_parts)
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """One epoch on these data. The first call needs all `classes` that will ever come."""
+        """One epoch on these data. The first call needs all `classes` that will ever come.
+
+        Sparse data are made dense where those of the first call were, whose mean is subtracted.
+        """
         if classes is None and not hasattr(self, "network_"):
             raise ValueError("SparseMLPClassifier: classes must be given in the first call of partial_fit. Got None.")
         if classes is not None and hasattr(self, "network_") and not np.array_equal(np.unique(classes), self.classes_):
@@ -95,7 +101,8 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
                 "SparseMLPClassifier: partial_fit does not know how many samples of a class will come: class_weight "
                 f"must be None or a dict. Got {self.class_weight!r}."
             )
-        return self._partial_fit(X, y, lambda y: self._learn_targets(y, None, classes))
+        known = np.unique(np.asarray(classes)) if not hasattr(self, "network_") else self.classes_
+        return self._partial_fit(X, y, lambda y: self._learn_targets(y, None, slice(None), classes), known)
 
     def predict(self, X: Any) -> np.ndarray:
         """`(samples, features)` to the most probable labels `(samples,)`; of several columns to 0 and 1
@@ -132,7 +139,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         check_classification_targets(y)
         return X, column_or_1d(y, warn=True)
 
-    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None = None, classes: Any = None) -> int:
+    def _learn_targets(
+        self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice, classes: Any = None
+    ) -> int:
         self._several = y.ndim > 1
         self.temperature_ = 1.0
         known = np.arange(y.shape[1]) if self._several else np.unique(y if classes is None else np.asarray(classes))
@@ -141,10 +150,10 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         self.classes_ = known
         return len(known)
 
-    def _weights_of_classes(self, y: np.ndarray) -> np.ndarray | None:
+    def _weights_of_classes(self, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
         if y.ndim > 1 and self.class_weight is not None:
             raise ValueError("SparseMLPClassifier: class_weight is for one label a sample. Got several columns.")
-        return by_class(self.class_weight, y, type(self).__name__)
+        return by_class(self.class_weight, y, np.unique(y) if classes is None else classes, type(self).__name__)
 
     def _targets(self, y: np.ndarray) -> Tensor:
         if self._several != (y.ndim > 1) or (self._several and y.shape[1] != len(self.classes_)):
@@ -177,6 +186,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
 
     def _calibrate(self, outputs: Tensor, target: Tensor) -> None:
         self.temperature_ = temperature_of(outputs, lambda scaled: self._losses(scaled, target).mean())
+        doubt = why_doubtful(self.temperature_, len(target))
+        if doubt:
+            warnings.warn(f"SparseMLPClassifier: calibrate: {doubt}.", UserWarning, stacklevel=3)
         cool_(self.network_, self.temperature_)
 
     def _preprocessing(self) -> Preprocessing | None:
@@ -195,4 +207,4 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
 def _check_labels(y: np.ndarray, classes: np.ndarray) -> None:
     unknown = np.setdiff1d(y, classes)
     if len(unknown):
-        raise ValueError(f"SparseMLPClassifier: y must be of the classes {classes}. Got {unknown[0]!r} too.")
+        raise ValueError(f"SparseMLPClassifier: y must be of the classes {classes}. Got {unknown.tolist()[0]!r} too.")

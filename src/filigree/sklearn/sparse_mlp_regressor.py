@@ -34,8 +34,8 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
 
     @available_if(takes_parts)
     def partial_fit(self, X: Any, y: Any) -> Self:
-        """One epoch on these data."""
-        return self._partial_fit(X, y, self._learn_targets)
+        """One epoch on these data. Sparse ones are made dense where those of the first call were."""
+        return self._partial_fit(X, y, lambda y: self._learn_targets(y, None, slice(None)))
 
     def predict(self, X: Any) -> np.ndarray:
         """`(samples, features)` to `(samples,)`, or `(samples, targets)` where there are several."""
@@ -55,8 +55,8 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
             self, X, y, accept_sparse="csr", dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True
         )
 
-    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None = None) -> int:
-        columns = y.reshape(len(y), -1)
+    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice) -> int:
+        columns = y.reshape(len(y), -1)[kept]
         self.target_scaler_ = StandardScaler().fit(columns, None, weights) if self.standardize else None
         self.n_outputs_ = columns.shape[1]
         return self.n_outputs_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, sparse_rows, taken
 
 Augment = Callable[..., Tensor]
+OTHER_LAYOUTS = (torch.sparse_coo, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)  # rows cannot be taken of them
 
 
 def batch_sizes(samples: int, batch_size: int) -> list[int]:
@@ -143,6 +145,7 @@ def make_batches(
     rank: int = 0,
     processes: int = 1,
     loader_of: Callable[[DataLoader], DataLoader] = lambda loader: loader,
+    dtype: torch.dtype | None = None,
 ) -> Batches:
     """Batches of whatever holds the data, shuffled by `order` where there is one.
 
@@ -151,14 +154,15 @@ def make_batches(
             its own batch size and order). x may be a sparse matrix of scipy or a CSR tensor, and so are its batches.
         name: whose argument it is, for errors: "train", "validation", "test".
         loader_of: prepares a DataLoader for several processes.
+        dtype: of a sparse matrix of scipy; by default its own.
 
     Raises:
-        TypeError: data of another kind.
+        TypeError: data of another kind; sparse tensors that are not CSR.
         ValueError: no samples, lengths that differ, NaN or Inf; no whole batch with `drop_last`.
     """
     if batch_size < 1:
         raise ValueError(f"{name}: batch_size must be at least 1. Got {batch_size}.")
-    pair = _pair(data, name)
+    pair = _pair(data, name, dtype)
     if pair is not None:
         _check(*pair, name)
         batches = TensorBatches(*pair, batch_size, device, order, drop_last, augment, rank, processes)
@@ -180,6 +184,21 @@ def make_batches(
     )
 
 
+@contextmanager
+def explaining(batches: Batches) -> Iterator[None]:
+    """Raise what torch says of a CSR tensor in a layer that does not read it as a `TypeError` that says what does."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0]
+        if not (isinstance(batches, TensorBatches) and is_sparse_rows(batches.x) and "sparse" in text.lower()):
+            raise
+        raise TypeError(
+            "x must be dense, x.to_dense(), as a layer of the model does not read CSR: Linear, SparseLinear and "
+            f"MaskedLinear do. Got torch.sparse_csr ({text})."
+        ) from error
+
+
 def augmenting(augment: Augment | None, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
     """`augment(x)` or `augment(x, generator=...)`, whichever it takes, as a function of x alone."""
     if augment is None or "generator" not in inspect.signature(augment).parameters:
@@ -187,7 +206,7 @@ def augmenting(augment: Augment | None, generator: torch.Generator) -> Callable[
     return lambda x: augment(x, generator=generator)
 
 
-def _pair(data: Any, name: str) -> tuple[Tensor, Tensor] | None:
+def _pair(data: Any, name: str, dtype: torch.dtype | None) -> tuple[Tensor, Tensor] | None:
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
     elif hasattr(data, "x") and hasattr(data, "y"):
@@ -195,11 +214,15 @@ def _pair(data: Any, name: str) -> tuple[Tensor, Tensor] | None:
     if not (isinstance(data, tuple | list) and len(data) == 2):
         return None
     if is_scipy_sparse(data[0]):
-        data = (sparse_rows(data[0]), data[1])
+        data = (sparse_rows(data[0], dtype), data[1])
     for part, letter in zip(data, "xy", strict=True):
         if not isinstance(part, Tensor):
             hint = f" torch.as_tensor({letter}) is one." if hasattr(part, "__array__") else ""
             raise TypeError(f"{name}: {letter} must be a tensor. Got {type(part).__name__}.{hint}")
+    if data[0].layout in OTHER_LAYOUTS:
+        raise TypeError(f"{name}: x must be dense or CSR: x.to_sparse_csr(). Got {data[0].layout}.")
+    if is_sparse_rows(data[1]) or data[1].layout in OTHER_LAYOUTS:
+        raise TypeError(f"{name}: y must be dense: y.to_dense(). Got {data[1].layout}.")
     return data[0], data[1]
 
 

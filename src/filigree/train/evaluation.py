@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.modes import evaluating
-from filigree.train.batches import Batches, make_batches
+from filigree.train.batches import Batches, explaining, make_batches
 from filigree.train.labels import checked_loss, with_r2
 from filigree.train.meter import Meter
 from filigree.untrained import warn_if_untrained
@@ -32,7 +32,8 @@ def evaluate(
 
     Args:
         model: any torch module; batches are moved to where it is. Every module's mode is restored.
-        data: a pair `(x, y)` of tensors, an object with `.x` and `.y`, a Dataset or a DataLoader.
+        data: a pair `(x, y)` of tensors, an object with `.x` and `.y`, a Dataset or a DataLoader; x may be a sparse
+            matrix, as in `fit`.
         loss: `loss(output, y)`, a mean over the batch; by default cross entropy, or the mean squared error where y is
             one number a sample, floats `(n, 1)`.
         batch_size: samples at a time (a DataLoader keeps its own); by default 1024, fewer of sequences with many
@@ -49,7 +50,7 @@ def evaluate(
     check_module(model, "evaluate")
     warn_if_untrained(model, "evaluate")
     size = evaluation_batch(data) if batch_size is None else batch_size
-    batches = make_batches(data, "evaluate: data", size, device_of(model))
+    batches = make_batches(data, "evaluate: data", size, device_of(model), dtype=dtype_of(model))
     means = evaluate_batches(model, batches, loss or checked_loss("evaluate", {"data": batches}))
     return means if loss else with_r2(means, batches)
 
@@ -59,7 +60,7 @@ def evaluate_batches(
 ) -> dict[str, float]:
     """`evaluate` on batches that are made already; `total` adds the sums of several processes."""
     meter = Meter()
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), explaining(batches):
         for x, y in batches:
             output = model(x)
             meter.add(loss(output, y), output, y)
@@ -69,3 +70,8 @@ def evaluate_batches(
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer is."""
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The type of the model's first parameter of floating-point numbers; None where it has none."""
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)

@@ -14,10 +14,10 @@ from torch import nn
 from filigree.io.storage import remove_leftovers
 from filigree.train import records
 from filigree.train.accelerator_engine import make_engine
-from filigree.train.batches import Augment, augmenting, make_batches
+from filigree.train.batches import Augment, augmenting, explaining, make_batches
 from filigree.train.checkpoints import Checkpoint
 from filigree.train.engine import Prepared
-from filigree.train.evaluation import Loss, evaluate_batches, evaluation_batch
+from filigree.train.evaluation import Loss, dtype_of, evaluate_batches, evaluation_batch
 from filigree.train.history import History, Row
 from filigree.train.labels import checked_loss, with_r2
 from filigree.train.meter import Meter
@@ -59,7 +59,8 @@ class FitRun:
         order = torch.Generator().manual_seed(seed)
         own = torch.Generator().manual_seed(seed + 1 + engine.rank)  # each process augments its shard in its own way
         where: dict[str, Any] = {
-            "device": engine.device, "rank": engine.rank, "processes": engine.processes, "loader_of": engine.loader
+            "device": engine.device, "rank": engine.rank, "processes": engine.processes, "loader_of": engine.loader,
+            "dtype": dtype_of(self.model),
         }  # fmt: skip
         self.train = make_batches(
             train, "train", batch_size, order=order, drop_last=drop_last, augment=augmenting(augment, own), **where
@@ -151,7 +152,8 @@ class FitRun:
             stepper.seconds = 0.0
         callbacks.emit("on_epoch_start")
         self.train.set_epoch(state.epoch)
-        means, steps, seconds = self._steps(prepared, bar, request)
+        with explaining(self.train):
+            means, steps, seconds = self._steps(prepared, bar, request)
         if not abs(means["loss"]) < float("inf"):
             self._not_finite(means["loss"], steps)
             return  # nothing of this epoch is kept

@@ -65,8 +65,9 @@ def fit(
         model: any torch module; trained where it is, or where the `accelerator` puts it.
         train, validation, test: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a
             DataLoader (which keeps its own batch size and order). Tensors may lie on another device than the model.
-            x may be a sparse matrix of scipy or a CSR tensor of torch `(n, features)`, which is never made dense where
-            the first layer is a `SparseLinear` or a linear one.
+            x may be a sparse matrix of scipy, which takes the dtype of the model's parameters, or a CSR tensor of torch
+            `(n, features)`. It is never made dense: the layers that read it are `nn.Linear`, `SparseLinear` and
+            `MaskedLinear`; those of `fg.Asymmetric` do in eval mode only. Tensors in COO or CSC form are refused.
         optimizer: holds the model's parameters.
         epochs: how many in all; those done before a resume count.
         batch_size: samples a step; with several processes, over all of them. Of tensors, a remainder of less than half
@@ -102,9 +103,9 @@ def fit(
         The `History`: rows, `stopped`, `metrics`.
 
     Raises:
-        ValueError, TypeError: data that are empty, of unequal lengths or not finite; labels that have no output; an
-            optimizer of another model;
-            a checkpoint of another run; and whatever else is wrong with an argument, by name.
+        ValueError, TypeError: data that are empty, of unequal lengths or not finite, or sparse where a layer does not
+            read that; labels that have no output; an optimizer of another model; a checkpoint of another run; and
+            whatever else is wrong with an argument, by name.
         FloatingPointError: the training loss is not finite.
     """
     if more:

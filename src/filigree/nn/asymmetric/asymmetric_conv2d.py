@@ -25,7 +25,7 @@ class AsymmetricConv2d(Asymmetrical, DropIn, nn.Conv2d, replaces=(nn.Conv2d,)):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_exact():
+        if self.is_exact(x):
             return super().forward(x)
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

@@ -17,6 +17,7 @@ from filigree.ops import selection
 from filigree.ops.c_steps import refuse, relu, trained_linear
 from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.selection import Columns, Kept, Rows
+from filigree.ops.sparse_rows import refuse_sparse_rows
 from filigree.ops.transforms import opaque, transforming
 
 NOTHING: Any = None
@@ -129,14 +130,15 @@ class Asymmetrical(Capabilities):
                 self._cache[id(weight)] = held
         return held[1]
 
-    def is_exact(self: Any) -> bool:
-        """Whether the layer is the exact one now: in eval mode, by the rule, or without gradients.
+    def is_exact(self: Any, x: Tensor) -> bool:
+        """Whether the layer is the exact one now, for x: in eval mode, by the rule, or without gradients.
 
         Without them what the rule does to the forward pass, and its random numbers, stay: this may be the first pass of
         a checkpoint, whose second one has gradients.
 
         Raises:
             ValueError: the rule depends on the number of epochs, which is not known.
+            TypeError: x is a CSR tensor, which only the exact layer reads.
         """
         if not self.training or (self.watched is None and self.config.rule.is_exact):
             return True
@@ -148,6 +150,7 @@ class Asymmetrical(Capabilities):
             raise ValueError(
                 f"{self._name}: its schedule needs to know the number of epochs: fg.SelectionSchedule(model, epochs)."
             )
+        refuse_sparse_rows(x, f"{self._name} ({type(self).__name__})")
         return False
 
 
@@ -166,7 +169,7 @@ class AsymmetricLinear(Asymmetrical, DropIn, nn.Linear, replaces=(nn.Linear, Fea
     relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.is_exact():
+        if not self.is_exact(x):
             return asymmetric_linear(x, self.weight, self.bias, self, self.relu)
         y = super().forward(x)
         return y.relu() if self.relu else y

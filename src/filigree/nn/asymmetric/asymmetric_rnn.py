@@ -23,12 +23,12 @@ class _AsymmetricRNN(Asymmetrical, LoopedRNN):
         return like_rnn(cls, rnn)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        if not self.has_gates and self.is_exact():
+        if not self.has_gates and self.is_exact(input):
             return super(LoopedRNN, self).forward(input, hx)
         return super().forward(input, hx)
 
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
-        if self.is_exact():
+        if self.is_exact(x):
             return super()._product(x, part, suffix)
         return asymmetric_linear(x, *self._weight_and_bias(part, suffix), self)
 

@@ -35,7 +35,7 @@ class AsymmetricSparseLinear(Asymmetrical, SparseLinear, replaces=(SparseLinear,
         return recast(cls, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_exact():
+        if self.is_exact(x):
             return super().forward(x)
         x = self._checked(x)
         y = _run(x.reshape(-1, self.in_features), self.values, self.bias, self)
