@@ -285,13 +285,16 @@ def gpt_quality(data: str) -> str:
     record = json.loads(file.read_text())
     heads = "", "ms a step (lowest, highest round)", "steps", "parameters", "learning rate", "test loss (seeds)"
     lines = [_line(*heads), "|---" * len(heads) + "|"]
+    first = [row for row in record["rows"] if row["seed"] == 0]
+    rates = len({row["lr"] for row in first})
     for name, rounds in record["step_seconds"].items():
         step = statistics.median(rounds)
         times = f"{1e3 * step:.0f} ({1e3 * min(rounds):.0f}, {1e3 * max(rounds):.0f})"
         rows = [row for row in record["rows"] if row["contestant"] == name]
-        best = min((row for row in rows if row["seed"] == 0), key=lambda row: row["val_loss"], default=None)
+        tried = [row for row in first if row["contestant"] == name]
         cells = "", "", ""
-        if best is not None:
+        if tried and len(tried) == rates:  # each at its best rate of the grid
+            best = min(tried, key=lambda row: row["val_loss"])
             losses = [row["test_loss"] for row in rows if row["lr"] == best["lr"]]
             cells = f"{best['parameters']:,}", f"{best['lr']:g}", f"{statistics.mean(losses):.3f} ({len(losses)})"
         lines.append(_line(name, times, f"{int(record['settings']['budget'] / step):,}", *cells))
