@@ -114,7 +114,7 @@ def main() -> None:
     options.models.mkdir(parents=True, exist_ok=True)
     head, settings = Record.start(), {"epochs": options.epochs, "seed": 0}
     record: dict[str, Any] = {"settings": settings, "machine": head.machine, "versions": head.versions}
-    record |= {"commit": head.commit, "rows": []}
+    record |= {"rows": []}
     if options.out.exists():
         record = json.loads(options.out.read_text())
         if record["settings"] != settings:
@@ -124,7 +124,8 @@ def main() -> None:
     calibration = data[0][0][:2000]
 
     def add(name: str, kind: str, model: nn.Module, floats: float | None = None) -> None:
-        row = {"method": name, "kind": kind, "accuracy_floats": floats, **row_of(model, data, calibration)}
+        row = {"method": name, "kind": kind, "commit": head.commit, "accuracy_floats": floats}
+        row |= row_of(model, data, calibration)
         record["rows"].append(row)
         write_json(options.out, record)
         print(f"{name}: {row['accuracy']:.2%}, {row['flash']:,} bytes of flash, {row['ram']:,} of RAM", flush=True)
@@ -138,12 +139,11 @@ def main() -> None:
                 fg.compress_(model, step, calibration)
             add(name, "compressed", model)
     for name in list(TRAINED)[1:]:
-        for bits in (4,):
-            if f"{name}, {bits} bits" not in done:
-                model = trained(name, data, options.epochs, options.models).eval()
-                floats = fg.evaluate(model, data[1])["accuracy"]
-                fg.compress_(model, fg.RoundToNearest(bits))
-                add(f"{name}, {bits} bits", "trained", model, floats)
+        if f"{name}, 4 bits" not in done:
+            model = trained(name, data, options.epochs, options.models).eval()
+            floats = fg.evaluate(model, data[1])["accuracy"]
+            fg.compress_(model, fg.RoundToNearest(4))
+            add(f"{name}, 4 bits", "trained", model, floats)
 
 
 if __name__ == "__main__":
