@@ -48,6 +48,25 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train again, in pl
 Model = Annotated[
     Path, typer.Argument(help="A model file that `train` or fg.save wrote (runs/.../model.safetensors), or a run.")
 ]
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model file or run, a program of torch.export (.pt2), or python:MODULE:FACTORY, a function that "
+        "returns the network.",
+    ),
+]
+NetworkData = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="D",
+        help="A data set's name or file: its training part is fitted to and judged by. Or inputs in a .npy, .npz "
+        "(x, y) or .pt; or python:MODULE:FUNCTION, which returns what fg.shrink takes as data.",
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Samples that are timed at once.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: its own choice.")]
 Method = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. Repeatable.")]
 Source = Annotated[
     str | None,

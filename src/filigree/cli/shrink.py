@@ -10,7 +10,20 @@ import typer
 
 from filigree import recipes
 from filigree.cli.networks import PYTHON, data_for, from_python, network_of
-from filigree.cli.options import Drop, IndexColumn, Missing, Target, Task, Transpose, in_a_folder, reading
+from filigree.cli.options import (
+    Batch,
+    Drop,
+    IndexColumn,
+    Missing,
+    Network,
+    NetworkData,
+    Target,
+    Task,
+    Threads,
+    Transpose,
+    in_a_folder,
+    reading,
+)
 from filigree.cli.output import out, tell
 from filigree.io.saving import save
 from filigree.optional import needed
@@ -20,23 +33,8 @@ from filigree.shrink.shrinking import shrink
 
 
 def shrink_(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model file or run, a program of torch.export (.pt2), or python:MODULE:FACTORY, a function that "
-            "returns the network.",
-        ),
-    ],
-    source: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="D",
-            help="A data set's name or file: its training part is fitted to and judged by. Or inputs in a .npy, .npz "
-            "(x, y) or .pt; or python:MODULE:FUNCTION, which returns what fg.shrink takes as data.",
-        ),
-    ],
+    model: Network,
+    source: NetworkData,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The smaller model.", callback=in_a_folder)
     ],
@@ -46,7 +44,7 @@ def shrink_(
     ] = None,
     latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Milliseconds of a batch, at most.")] = None,
     most_bytes: Annotated[int | None, typer.Option("--bytes", help="Bytes of the file, at most.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples that are timed at once.")] = 1,
+    batch: Batch = 1,
     methods: Annotated[
         list[str] | None, typer.Option("--method", metavar="NAME", help=f"Only {', '.join(METHODS)}. Repeatable.")
     ] = None,
@@ -55,7 +53,7 @@ def shrink_(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of the data, at most.")] = 2000,
     seconds: Annotated[float, typer.Option(help="After which nothing more is tried.")] = 300.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: its own choice.")] = None,
+    threads: Threads = None,
     picture: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="The Pareto picture, .html.", callback=in_a_folder)
     ] = None,

@@ -17,6 +17,7 @@ from filigree.data.readers import is_file_name
 from filigree.io.saving import load_network
 from filigree.recipes import MODEL, RecipeError, data_of
 from filigree.train import Record
+from filigree.train.evaluation import dtype_of
 
 
 def load_trained(model: Path) -> nn.Module:
@@ -64,7 +65,7 @@ def load_samples(
     else:
         trained_by.config["data"] |= reading
         samples = data_of(trained_by)
-    samples = _as_it_reads(network, samples, known if trained_by is None else None)
+    samples = _as_it_reads(network, samples, known if trained_by is None else None, command)
     x = samples.test.x
     try:
         with torch.no_grad():
@@ -78,7 +79,7 @@ def load_samples(
     return samples
 
 
-def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | None) -> DataSet:
+def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | None, command: str) -> DataSet:
     """The samples in the type of the network's weights and, where it knows how its inputs were made of rows, made in
     that way and not by the mean and deviation of these samples; its classes have its numbers."""
     read = samples.preprocessing
@@ -87,7 +88,8 @@ def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | No
     numbers: Tensor | None = None
     if known is not None and known.class_names and samples.class_names and known.class_names != samples.class_names:
         if strange := sorted({*samples.class_names} - {*known.class_names}):
-            raise RecipeError(f"the model has the classes {listed(known.class_names)}. Got {listed(strange)} too.")
+            classes = listed(known.class_names)
+            raise RecipeError(f"{command}: the model has the classes {classes}. Got {listed(strange)} too.")
         numbers = torch.tensor([known.class_names.index(name) for name in samples.class_names])
 
     def converted(split: Split) -> Split:
@@ -129,4 +131,4 @@ def example_for(
 
 def as_weights(network: nn.Module, x: Tensor) -> Tensor:
     """x in the type of the network's weights, if it has any."""
-    return x.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), x.dtype))
+    return x.to(dtype_of(network) or x.dtype)
