@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from filigree import data
 from filigree.compress.compression import compress_
 from filigree.config import clipped, listed, one_line
-from filigree.data import DataSet, Split
+from filigree.data import DataSet
 from filigree.data.preprocessing import set_preprocessing
 from filigree.data.vocabulary import set_vocabulary
 from filigree.dynamics import MollificationAnnealing, NoiseAnnealing, SelectionSchedule
@@ -35,11 +35,12 @@ from filigree.measure.timing import inference, time_interleaved
 from filigree.ops import kernels
 from filigree.recipes.building import build, evolution_of, optimizer_of
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
+from filigree.recipes.scores import add_rmse, score_on
 from filigree.recipes.snapshots import Snapshots, Watch
 from filigree.train import EarlyStopping, History, Record, Tracking, evaluate, fit, processes, seed_everything
 from filigree.train.batches import batch_sizes
 from filigree.train.checkpoints import FILE as CHECKPOINT
-from filigree.train.history import SCORES, score_of
+from filigree.train.history import score_of
 from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
 
@@ -257,42 +258,27 @@ def _train(
     finally:
         kernels.flush_denormals(False)
     if processes.is_main():
-        _finish(model, history, record, split, None if interrupted else used.joules)
+        _finish(model, history, record, folder, split, None if interrupted else used.joules)
     processes.wait()
 
 
-def _finish(model: nn.Module, history: History, record: Record, split: DataSet, joules: float | None) -> None:
+def _finish(
+    model: nn.Module, history: History, record: Record, folder: Path, split: DataSet, joules: float | None
+) -> None:
     """Save the model of a run and its record; `joules` is what this part of the training took, where that is known."""
-    folder = record.folder
-    assert folder is not None
     if joules is not None:
         history.metrics["train_joules"] = joules + float(history.metrics.get("train_joules") or 0)
     set_preprocessing(model, split.preprocessing)
     set_vocabulary(model, split.vocabulary)
-    if split.task == "regression":
-        _in_units(history.metrics, split)
+    add_rmse(history.metrics, split)
     if split.vocabulary is not None:
         history.metrics["test_perplexity"] = math.exp(min(evaluate(model, split.test)["loss"], 700.0))
     saving.save(model, folder / MODEL)
     record.finished = record.finished or now()
-    name, value = _score(model, split.train)
+    name, value = score_on(model, split.train)
     record.metrics |= {f"final_train_{name}": value} | history.metrics
     record.save()
     (folder / CHECKPOINT).unlink(missing_ok=True)  # last of all: the run is finished without it
-
-
-def _score(model: nn.Module, part: Split) -> tuple[str, float]:
-    """What a network is judged by: its accuracy, or R2 of a quantity; NaN where all targets are equal."""
-    means = evaluate(model, part)
-    return next(((name, means[name]) for name in SCORES if name in means), ("r2", math.nan))
-
-
-def _in_units(metrics: dict[str, Any], split: DataSet) -> None:
-    """Add the root of the mean squared error, in the unit of the quantity, to metrics with the losses."""
-    deviation = split.preprocessing.target_deviation if split.preprocessing is not None else 1.0
-    for part in ("train", "val", "test"):
-        if (loss := metrics.get(f"{part}_loss")) is not None:
-            metrics[f"{part}_rmse"] = deviation * math.sqrt(loss)
 
 
 def _compress(
@@ -301,14 +287,14 @@ def _compress(
     """Compress after training; the accuracies and the training time are then those of the compressed network."""
     began = time.perf_counter()
     judge = split.train if split.validation is None else split.validation
-    score, target = _score(model, judge)
+    score, target = score_on(model, judge)
     history.metrics[f"trained_test_{score}"] = history.metrics.get(f"test_{score}")
     for step in arm.compress:
         config = dataclasses.replace(step.config, seed=seed) if hasattr(step.config, "seed") else step.config
         order = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))
         compress_(model, config, split.train.x[order[: step.samples]] if step.samples else None, step.where)
     if arm.finetune is not None:
-        history.metrics[f"compressed_test_{score}"] = _score(model, split.test)[1]
+        history.metrics[f"compressed_test_{score}"] = score_on(model, split.test)[1]
         until = EarlyStopping(f"val_{score}", arm.finetune.epochs, "max", restore_best=True, target=target)
         tuned = fit(
             model, split.train, optimizer=optimizer_of(model, training.model_copy(update={"lr": arm.finetune.lr})),

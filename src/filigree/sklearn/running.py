@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from filigree.convert import replace_module
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.ops import kernels
 from filigree.ops.dropout import dropout
@@ -76,3 +77,17 @@ def without_denormals() -> Iterator[None]:
         yield
     finally:
         kernels.flush_denormals(flushed)
+
+
+def draw_dropout_from_(network: nn.Module, generator: torch.Generator) -> None:
+    """Let each dropout of a network draw from this generator."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Dropout):
+            replace_module(network, name, Dropout(layer.p, generator))
+
+
+def draw_dropout_as_torch_(network: nn.Module) -> None:
+    """Undo that: torch's own layers, in evaluation mode, which a file can hold."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, Dropout):
+            replace_module(network, name, nn.Dropout(layer.p).eval())

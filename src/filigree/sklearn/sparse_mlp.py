@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from filigree import models
 from filigree.analyze import patterns
-from filigree.convert import convert_, replace_module
+from filigree.convert import convert_
 from filigree.data.preprocessing import Preprocessing, set_preprocessing
 from filigree.dynamics import EXD, LDV, OSV, SET, Evolution, Static
 from filigree.export import export
@@ -35,8 +35,9 @@ from filigree.nn import SparseLinear
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.standardize import Standardize
 from filigree.ops.sparse_rows import sparse_rows
+from filigree.sklearn import running
 from filigree.sklearn.plain_estimators import plain_estimator
-from filigree.sklearn.running import Dropout, diverged, is_count, is_real, threads, without_denormals
+from filigree.sklearn.running import is_count, is_real
 from filigree.sklearn.sample_weights import beside, checked_weights, together, weighted_mean
 from filigree.topology import ErdosRenyi
 from filigree.topology.science import input_strength
@@ -238,7 +239,7 @@ class SparseMLP(BaseEstimator):
             self._calibrate(self._outputs_of(X[held]), target[held])
         of_each = torch.ones(len(kept)) if mine is None else torch.from_numpy(mine)
         constant = self._constant_loss(target[kept], of_each.double())
-        if diverged(self.loss_curve_, constant, self._blind_loss(constant)):
+        if running.diverged(self.loss_curve_, constant, self._blind_loss(constant)):
             warnings.warn(
                 f"{type(self).__name__}: training diverged: the loss was up to {max(self.loss_curve_):.3g} and ended "
                 f"at {self.loss_curve_[-1]:.3g}; that of a constant answer is {constant:.3g}. Try a smaller "
@@ -326,18 +327,12 @@ class SparseMLP(BaseEstimator):
             if isinstance(layer, nn.Linear):  # as torch does it, but for the bias
                 nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
                 nn.init.zeros_(layer.bias)
-        self._draw_dropout_from(generator, network)
+        running.draw_dropout_from_(network, generator)
         first = network.get_submodule("fc1")
         with torch.no_grad():
             (first.values if isinstance(first, SparseLinear) else first.get_parameter("weight")).mul_(FIRST)
         self.network_ = network.eval()
         self._remember([])
-
-    @staticmethod
-    def _draw_dropout_from(generator: torch.Generator, network: nn.Module) -> None:
-        for name, layer in list(network.named_modules()):
-            if isinstance(layer, nn.Dropout):
-                replace_module(network, name, Dropout(layer.p, generator))
 
     def _refuse_changes(self) -> None:
         """`warm_start` goes on with the network that is there."""
@@ -371,7 +366,7 @@ class SparseMLP(BaseEstimator):
         def weighted_loss(output: Tensor, columns: Tensor) -> Tensor:
             return weighted_mean(self._losses(output, self._target_of(columns[:, :-1])), columns[:, -1])
 
-        with without_denormals(), threads(self.n_jobs):
+        with running.without_denormals(), running.threads(self.n_jobs):
             return train_network(
                 self.network_, (self._inputs(X), beside(target, weights)), optimizer=self._optimizer, epochs=epochs,
                 batch_size=int(self.batch_size), loss=loss if weights is None else weighted_loss,
@@ -406,7 +401,7 @@ class SparseMLP(BaseEstimator):
         return self._outputs_of(validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False))
 
     def _outputs_of(self, X: Any) -> Tensor:
-        with torch.no_grad(), threads(self.n_jobs):
+        with torch.no_grad(), running.threads(self.n_jobs):
             return torch.cat(
                 [self.network_(self._inputs(X[i : i + CHUNK])).contiguous() for i in range(0, X.shape[0], CHUNK)]
             )
@@ -419,9 +414,7 @@ class SparseMLP(BaseEstimator):
         """
         check_is_fitted(self, "network_")
         network = copy.deepcopy(self.network_)
-        for name, layer in list(network.named_modules()):
-            if isinstance(layer, Dropout):
-                replace_module(network, name, nn.Dropout(layer.p).eval())
+        running.draw_dropout_as_torch_(network)
         set_preprocessing(network, self._preprocessing())
         write_state(path, description(network) | {"estimator": plain_estimator(self)})
 
@@ -433,7 +426,7 @@ class SparseMLP(BaseEstimator):
         widths = network.get_submodule("fc1").in_features, scaled, last.out_features
         if widths != (self.n_features_in_, self.n_features_in_, outputs):
             raise ValueError(f"a network and scales of {widths} for {self.n_features_in_} features, {outputs} outputs")
-        self._draw_dropout_from(torch.Generator().manual_seed(self._seed), network)
+        running.draw_dropout_from_(network, torch.Generator().manual_seed(self._seed))
         self.network_ = network.eval()
         self._remember(self.history_)
         self._connect()
