@@ -1,7 +1,7 @@
 """Shared by all benchmarks: what a suite found goes to one small JSON file and one table.
 
 There is a file a suite, processor and instruction set: `FILIGREE_ISA=avx2 ATEN_CPU_CAPABILITY=avx2` leaves a record
-beside that of AVX-512. Torch's dense products come from MKL and oneDNN, which choose for themselves: the record names
+beside that of AVX-512, and `FILIGREE_AMX=0` one of a processor without AMX, which `fg.optimize_` alone uses. Torch's dense products come from MKL and oneDNN, which choose for themselves: the record names
 the variables that tell them, where they are set (`MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`).
 """
 
@@ -19,7 +19,7 @@ from filigree.ops import kernels
 from filigree.train import Record
 
 RESULTS = Path(__file__).parent / "results"
-CHOICES = ("FILIGREE_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+CHOICES = ("FILIGREE_ISA", "FILIGREE_AMX", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
 class Suite:
@@ -37,13 +37,15 @@ class Suite:
     def path(self) -> Path:
         """The file of the record."""
         machine = Record.start(isa=kernels.isa()).machine
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']}".lower()).strip("-")
+        amx = "amx" if kernels.uses_amx() and self.name.startswith("optimize") else ""
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']} {amx}".lower()).strip("-")
         return RESULTS / f"{self.name}-{slug}.json"
 
     def save(self) -> None:
         record = Record.start(isa=kernels.isa())
         machine = record.machine | {
             "torch_isa": torch.backends.cpu.get_cpu_capability(), "level2": _cache(2), "level3": _cache(3),
+            "amx": kernels.uses_amx(),
             "environment": {name: os.environ[name] for name in CHOICES if name in os.environ},
         }  # fmt: skip
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}

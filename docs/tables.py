@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,21 +215,26 @@ def _one_shot_setting(row: dict[str, Any]) -> str:
 
 def inference() -> str:
     """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
-    folder = ROOT / "benchmarks" / "results"
-    files = [
-        folder / f"{suite}-{OPTIMIZED_ON}.json" for suite in ("optimize", "optimize_layers", "optimize_transformers")
-    ]
-    rows = [row for file in files if file.is_file() for row in json.loads(file.read_text())["rows"]]
-    lines = [_line("", "batch", "connections", "torch", "exact", "int8", "ONNX Runtime", "its int8"), "|---" * 8 + "|"]
+    columns = "torch", "exact", "int8", "int8 with AMX", "ONNX Runtime", "its int8"
+    lines = [_line("", "batch", "connections", *columns), "|---" * (3 + len(columns)) + "|"]
     cells: dict[tuple[str, int, str], dict[str, str]] = {}
-    for row in rows:
+    for row, amx in [*((row, "") for row in _optimized("")), *((row, " with AMX") for row in _optimized("-amx"))]:
         share, column = _contestant(row["kind"])
+        if amx and column != "int8":
+            continue
+        column += amx
         cell = cells.setdefault((row["network"], row["batch"], share), {"torch": f"{_ms(row['torch_ms'])} ms"})
         if column not in cell or float(cell[column]) < row["times_torch"]:  # of two ways to int8 the better one
             cell[column] = f"{row['times_torch']:.2g}"
-    columns = "torch", "exact", "int8", "ONNX Runtime", "its int8"
     lines += [_line(n, str(b), share, *(cell.get(c, "") for c in columns)) for (n, b, share), cell in cells.items()]
     return "\n".join(lines)
+
+
+def _optimized(amx: str) -> Iterator[dict[str, Any]]:
+    """The rows of the records of `optimize_`."""
+    for suite in ("optimize", "optimize_layers", "optimize_transformers"):
+        file = ROOT / "benchmarks" / "results" / f"{suite}-{OPTIMIZED_ON}{amx}.json"
+        yield from json.loads(file.read_text())["rows"] if file.is_file() else []
 
 
 def _contestant(kind: str) -> tuple[str, str]:

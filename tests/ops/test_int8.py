@@ -12,11 +12,14 @@ from filigree.ops.panel_weights import INT8_CODINGS, in_groups, pack, padded, un
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(params=[True, False], ids=["by instruction", "by pairs"])
-def fours(request):
-    kernels.set_multiplies_fours(request.param)
+@pytest.fixture(params=[(True, True), (True, False), (False, False)], ids=["AMX", "VNNI", "pairs"])
+def how(request):
+    """By the instructions of so new a processor, or of what this one has of them."""
+    for use, on in zip((kernels.set_multiplies_fours, kernels.set_amx), request.param, strict=True):
+        use(on)
     yield
     kernels.set_multiplies_fours(True)
+    kernels.set_amx(True)
 
 
 def integers(outputs, depth, density=0.4):
@@ -46,15 +49,15 @@ def product(coding, weight, x, positions, by_image=False, finish=None):
 
 
 @pytest.mark.parametrize("coding", INT8_CODINGS)
-@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (16, 40), (17, 1), (70, 95), (130, 7), (200, 600)])
-def test_whole_numbers_are_exact_on_every_instruction_set(isa, fours, coding, shape):
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (16, 40), (17, 1), (70, 95), (130, 7), (100, 128), (200, 600)])
+def test_whole_numbers_are_exact_on_every_instruction_set(isa, how, coding, shape):
     outputs, depth = shape
     weight = integers(outputs, depth)
     positions = torch.randperm(depth + 7, generator=torch.Generator().manual_seed(depth))[:depth]
     positions = torch.where(positions > 3, positions + 5, positions)
     packed = pack(coding, weight, positions)
     assert torch.equal(unpack(packed, outputs), in_groups(weight[:, positions.argsort()], packed.runs).float())
-    for images, points in [(0, 1), (1, 1), (2, 1), (5, 1), (3, 7), (70, 1)]:
+    for images, points in [(0, 1), (1, 1), (2, 1), (5, 1), (3, 7), (70, 1), (2, 48)]:
         x = torch.randn(images, points, depth + 13) * torch.rand(images, points, 1) * 10
         y = product(coding, weight, x, positions)
         expected = int8_product(x[..., positions].flatten(0, 1), weight).view_as(y)
@@ -62,18 +65,19 @@ def test_whole_numbers_are_exact_on_every_instruction_set(isa, fours, coding, sh
 
 
 @pytest.mark.parametrize("coding", INT8_CODINGS)
-def test_a_scale_for_all_of_an_image(isa, coding):
-    weight, x = integers(20, 30), torch.randn(3, 5, 40)
-    positions = torch.arange(4, 34)
+@pytest.mark.parametrize("points", [1, 5, 21, 64])
+def test_a_scale_for_all_of_an_image(isa, how, coding, points):
+    weight, x = integers(20, 30), torch.randn(3, points, 40)
+    positions = torch.tensor([*range(4, 15), *range(20, 39)])
     rounded = int8_inputs(x)
-    sums = (rounded.integers[..., 4:34] - rounded.zero[:, None, None]).long() @ weight.long().t()
+    sums = (rounded.integers[..., positions] - rounded.zero[:, None, None]).long() @ weight.long().t()
     expected = sums.float() * rounded.scale[:, None, None]
     assert torch.equal(product(coding, weight, x, positions, by_image=True), expected)
 
 
 @pytest.mark.parametrize("coding", INT8_CODINGS)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_numbers_do_not_overflow(isa, fours, coding, sign):
+def test_the_largest_numbers_do_not_overflow(isa, how, coding, sign):
     """Where products of bytes are summed in 16 bits, these would be cut off."""
     weight = torch.full((3, 999), 127 * sign, dtype=torch.int8)
     x = torch.ones(2, 1, 999)

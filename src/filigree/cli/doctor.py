@@ -42,7 +42,7 @@ class Finding:
 def doctor() -> None:
     """Say what filigree runs with on this machine, what is slow there and why; for reports of problems too."""
     findings = [
-        _versions(), _instruction_set(kernels.isa(), kernels.isas(), platform.machine()), _pools(_read(_MAPS)),
+        _versions(), _instruction_set(kernels.isa(), kernels.isas(), platform.machine(), kernels.uses_amx()), _pools(_read(_MAPS)),
         _threads(torch.get_num_threads(), _cores(), _read(_QUOTA), os.environ.get("OMP_NUM_THREADS")),
         _huge_pages(_read(_HUGE_PAGES)), _compiler(), _packages(), _data(), _speed(),
     ]  # fmt: skip
@@ -65,12 +65,12 @@ def _versions() -> Finding:
     )
 
 
-def _instruction_set(chosen: str, present: list[str], machine: str) -> Finding:
+def _instruction_set(chosen: str, present: list[str], machine: str, amx: bool = False) -> Finding:
     if chosen == "none":
         return Finding(
             "instruction set", "no compiled kernels", "Sparse layers are slow: docs/machines.md says how to build them."
         )
-    text = f"{chosen}; this processor runs {', '.join(present)}"
+    text = f"{chosen}{' and AMX for bytes' if amx else ''}; this processor runs {', '.join(present)}"
     best = next((isa for isa in ("avx512", "avx2", "neon") if isa in present), "portable")
     if chosen != best:
         return Finding("instruction set", text, f"FILIGREE_ISA chose {chosen}; without it {best} is used.")

@@ -1,8 +1,9 @@
 """The compiled kernels, loaded after torch: their OpenMP symbols come from torch's own runtime.
 
 The environment variable FILIGREE_ISA names an instruction set to use in place of the processor's best: "portable",
-"avx2", "avx512" or "neon". Where no kernels could be built or loaded, or FILIGREE_KERNELS is "none", all operations are
-plain torch (`compiled` is False): the same results, slowly, as a warning says once.
+"avx2", "avx512" or "neon"; FILIGREE_AMX=0 leaves AMX out, which some processors with AVX-512 have. Where no kernels
+could be built or loaded, or FILIGREE_KERNELS is "none", all operations are plain torch (`compiled` is False): the same
+results, slowly, as a warning says once.
 """
 
 import contextlib
@@ -32,6 +33,9 @@ class NoKernels:
 
     def isas(self) -> list[str]:
         return ["none"]
+
+    def uses_amx(self) -> bool:
+        return False
 
     def flush_denormals(self, wanted: bool) -> None:
         torch.set_flush_denormal(wanted)
@@ -67,5 +71,7 @@ if compiled and (wanted := os.environ.get("FILIGREE_ISA")):
             f"FILIGREE_ISA must be one of {', '.join(kernels.isas())}, what this processor has. Got {wanted!r}."
         )
     kernels.set_isa(wanted)
+if compiled and os.environ.get("FILIGREE_AMX") == "0":
+    kernels.set_amx(False)
 
 __all__ = ["compiled", "kernels"]

@@ -5,6 +5,7 @@
 // reads is given by two short tables, so that no patch is ever copied; weights are packed in panels of 16 outputs, as
 // floats, as bytes, or as the numbers that are not zero with a mask of 16 bits for each input. Where inputs are to be
 // bytes too, they are rounded first, each pixel's or all of an image.
+#include "amx.h"
 #include "attention.h"
 #include "caches.h"
 #include "point_tiles.h"
@@ -145,8 +146,43 @@ inline void byte_tiles(const Operation &o, const Quantised &in, Area out, int64_
   }
 }
 
+#if defined(FILIGREE_ISA_avx512)
+void multiply_by_amx(const Operation &o, const Quantised &in, Area out, int64_t images, int thread, int threads,
+                     float *own) {
+  const PanelWeight &w = o.weight;
+  const ByteRuns runs(o);
+  const Amx registers;
+  int8_t *own_weights = reinterpret_cast<int8_t *>((reinterpret_cast<uintptr_t>(own) + 63) / 64 * 64);
+  uint8_t *own_inputs = reinterpret_cast<uint8_t *>(own_weights) + whole_amx(w.depth) * WIDTH * LANES_OF_A_PANEL;
+  const bool as_they_lie = !o.by_image && w.depth % AMX_INPUTS == 0;
+  with_byte_coding(w.coding, [&](auto coding) {
+    constexpr Coding C = decltype(coding)::value;
+    pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
+      const PanelBlock block = byte_block(w, number);
+      for_panels<C>(block, [&](auto width, int) {
+        constexpr int B = decltype(width)::value;
+        const int8_t *weights = amx_weights<C, B>(w, block, own_weights);
+        const int64_t rounds = (to - from + AMX_VECTORS - 1) / AMX_VECTORS * ((B + 1) / 2);
+        Ahead ahead(number + 1 < blocks_of(w) ? byte_block(w, number + 1) : block,
+                    C == INT8 ? w.depth * B * LANES_OF_A_PANEL : 0, rounds * whole_amx(w.depth) / AMX_INPUTS);
+        byte_tiles<AMX_VECTORS>(o, in, out, from, to, [&](int count, const ByteTile<AMX_VECTORS> &t) {
+          const bool direct = as_they_lie && count % AMX_ROWS == 0;
+          if (!direct) pack_for_amx(runs, t.x, count, amx_stride(w), own_inputs);
+          const int64_t stride = direct ? in.stride : amx_stride(w);
+          multiply_amx_tile<B>(w, block, weights, direct ? t.x[0] : own_inputs, stride, count, ahead, t, o.finish);
+        });
+      });
+    });
+  });
+}
+#endif
+
 void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t images, int thread, int threads,
                     float *tile) {
+#if defined(FILIGREE_ISA_avx512)
+  if (uses_amx() && is_for_amx(o.weight) && images * o.points >= AMX_LEAST)
+    return multiply_by_amx(o, in, out, images, thread, threads, tile);
+#endif
   const ByteRuns runs(o);
   with_fours([&](auto how) {
     typedef decltype(how) How;
@@ -259,7 +295,8 @@ void inference(const std::vector<Span> &spans, const std::vector<Operation> &ste
   float *own = scratch<float>(0, apart ? each * threads : each);
   int64_t tile = 0;
   for (const Operation &step : steps)
-    tile = std::max({tile, tile_scratch(step.weight) + 64, attention_scratch(step) + 64, recurrent_scratch(step) + 64});
+    tile = std::max({tile, tile_scratch(step.weight) + 64, attention_scratch(step) + 64, recurrent_scratch(step) + 64,
+                     amx_scratch(step.weight) + 64});
   float *tiles_of_threads = scratch<float>(1, tile * threads);
   int64_t bytes = 0, vectors = 0;  // of a chunk of images
   for (const Operation &step : steps)
