@@ -1,8 +1,9 @@
 """Shared by all benchmarks: what a suite found goes to one small JSON file and one table.
 
 There is a file a suite, processor and instruction set: `FILIGREE_ISA=avx2 ATEN_CPU_CAPABILITY=avx2` leaves a record
-beside that of AVX-512, and `FILIGREE_AMX=0` one of a processor without AMX, which `fg.optimize_` alone uses. Torch's dense products come from MKL and oneDNN, which choose for themselves: the record names
-the variables that tell them, where they are set (`MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`).
+beside that of AVX-512, and `FILIGREE_AMX=0` one of a processor without AMX, which `fg.optimize_` alone uses. Torch's
+dense products come from MKL and oneDNN, which choose for themselves: the record names the variables that tell them,
+where they are set (`MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`).
 """
 
 import datetime
