@@ -43,7 +43,8 @@ def doctor() -> None:
     """Say what filigree runs with on this machine, what is slow there and why; for reports of problems too."""
     findings = [
         _versions(), _instruction_set(kernels.isa(), kernels.isas(), platform.machine(), kernels.uses_amx()),
-        _pools(_read(_MAPS)), _threads(torch.get_num_threads(), _cores(), _read(_QUOTA), os.environ.get("OMP_NUM_THREADS")),
+        _pools(_read(_MAPS)),
+        _threads(torch.get_num_threads(), _cores(), _read(_QUOTA), os.environ.get("OMP_NUM_THREADS")),
         _huge_pages(_read(_HUGE_PAGES)), _compiler(), _packages(), _data(), _speed(),
     ]  # fmt: skip
     for finding in findings:
