@@ -1,12 +1,14 @@
-"""Write the files around a program for a device: for CMake, Zephyr and Arduino, and an example for the emulator."""
+"""Write the files around a program for a device: for CMake, Zephyr, Arduino and MicroPython, and for the emulator."""
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 from filigree.export.device.emulator import board_script, emulated, template
+from filigree.export.device.micropython import micropython_files
 from filigree.export.device.targets import Target
 
 _NOTE = "Written by filigree"
@@ -87,12 +89,12 @@ void loop() {
 
 
 def project_files(
-    path: Path, prefix: str, target: Target, sides: tuple[int, int], types: tuple[str, str] = ("float", "float")
+    path: Path, prefix: str, target: Target, sides: tuple[int, int], types: tuple[str, str], declarations: Sequence[str]
 ) -> dict[Path, str]:
     """Write the texts of the files around `path`, by their paths.
 
     Args:
-        sides: numbers of inputs and outputs. types: theirs, in C.
+        sides: numbers of inputs and outputs. types: theirs, in C. declarations: of the program's functions.
 
     Raises:
         ValueError: a name that CMake would read otherwise; files of these names that filigree has not written.
@@ -112,6 +114,7 @@ def project_files(
         f"examples/{prefix}/{prefix}.ino": _SKETCH,
     }  # fmt: skip
     texts = {name: string.Template(text).substitute(words) for name, text in templates.items()}
+    texts |= micropython_files(words, declarations)
     texts |= {"emulator/board.c": template("board.c.in"), "emulator/board.ld": board_script(target)}
     files = {path.parent / name: text for name, text in texts.items()}
     own = [str(file) for file in files if file.exists() and _NOTE not in file.read_text(errors="replace")[:200]]
