@@ -405,6 +405,28 @@ def test_sums(cc, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_weights_of_recurrent_layers_take_the_smallest_form(cc, tmp_path, kind):
+    model = Recurrent(kind, sizes=(24, 40)).eval()
+    dense = export_c(model, tmp_path / "dense.c", x := torch.randn(4, 5, 3))
+    densities = {"weight_ih_l0": 0.0, "weight_hh_l0": 0.1, "weight_ih_l1": 0.4, "weight_hh_l1": 1.0}
+    with torch.no_grad():
+        for name, density in densities.items():
+            weight = getattr(model.recurrent, name)
+            weight.mul_(torch.rand(weight.shape) < density)
+    report = export_c(model, tmp_path / "m.c", x)
+    assert report.relative < 1e-5
+    first, second = (layer for layer in report.layers if kind.__name__.lower() in layer.what)
+    assert (first.form, second.form) == (
+        "sparse, 8-bit columns, sparse, 8-bit distances",
+        "sparse, a bit a weight, dense",
+    )
+    kept = sum(int((getattr(model.recurrent, name) != 0).sum()) for name in densities)
+    absent = sum(getattr(model.recurrent, name).numel() for name in densities) - kept
+    assert dense.data_bytes - report.data_bytes > 3 * absent
+    agrees(cc, model, tmp_path / "m.c", x, report)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers_remember_what_came_before(cc, tmp_path, kind):
     model, x = Recurrent(kind).eval(), torch.randn(5, 7, 3)
     for parameter in model.recurrent.parameters():
@@ -730,10 +752,11 @@ class Sums(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind, moment=-1):
+    def __init__(self, kind, moment=-1, sizes=(4, 6)):
         super().__init__()
-        self.first, self.recurrent = nn.Linear(3, 4), kind(4, 6, num_layers=2, batch_first=True, bias=kind is nn.GRU)
-        self.last, self.moment = nn.Linear(6, 2), moment
+        self.first = nn.Linear(3, sizes[0])
+        self.recurrent = kind(*sizes, num_layers=2, batch_first=True, bias=kind is nn.GRU)
+        self.last, self.moment = nn.Linear(sizes[1], 2), moment
 
     def forward(self, x):
         y, _ = self.recurrent(self.first(x).tanh())

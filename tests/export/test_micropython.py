@@ -63,7 +63,7 @@ def exported(path, kind):
 def test_modules_compile(tmp_path, kind, monkeypatch):
     writer = sys.modules["filigree.export.c.export_c"]
     monkeypatch.setattr(writer, "compiler", lambda: None)  # the program itself is not of concern here
-    monkeypatch.setattr("filigree.export.device.footprint.missing_tools", lambda **_: "absent")
+    monkeypatch.setattr(sys.modules["filigree.export.device.footprint"], "missing_tools", lambda **_: "absent")
     _, _, report = exported(tmp_path / "net.c", kind)
     assert {f"micropython/{name}" for name in ("module.c", "network.c", "micropython.mk", "micropython.cmake")} < set(
         report.project
