@@ -416,10 +416,8 @@ def test_weights_of_recurrent_layers_take_the_smallest_form(cc, tmp_path, kind):
     report = export_c(model, tmp_path / "m.c", x)
     assert report.relative < 1e-5
     first, second = (layer for layer in report.layers if kind.__name__.lower() in layer.what)
-    assert (first.form, second.form) == (
-        "sparse, 8-bit columns, sparse, 8-bit distances",
-        "sparse, a bit a weight, dense",
-    )
+    assert first.form == "sparse, 8-bit columns"
+    assert second.form == "sparse, a bit a weight and dense"
     kept = sum(int((getattr(model.recurrent, name) != 0).sum()) for name in densities)
     absent = sum(getattr(model.recurrent, name).numel() for name in densities) - kept
     assert dense.data_bytes - report.data_bytes > 3 * absent
