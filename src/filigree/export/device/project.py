@@ -14,7 +14,8 @@ from filigree.export.device.targets import Target
 _NOTE = "Written by filigree"
 
 _CMAKE = """# Written by filigree. In a project of yours: add_subdirectory of this folder, then link $identifier.
-# Alone, with emulator/toolchain.cmake, it builds a program for qemu; the target `run` runs it.
+# Alone, with emulator/toolchain.cmake, it builds a program for qemu, with your main by -DFILIGREE_MAIN=its path; the
+# target `run` runs it.
 cmake_minimum_required(VERSION 3.16)
 project($identifier C)
 add_library($identifier STATIC "$name.c")
@@ -23,9 +24,10 @@ set_target_properties($identifier PROPERTIES C_STANDARD 99)
 if(UNIX OR CMAKE_CROSSCOMPILING)
   target_link_libraries($identifier PUBLIC m)
 endif()
-if(FILIGREE_EMULATOR)
+if(FILIGREE_EMULATOR AND CMAKE_SOURCE_DIR STREQUAL CMAKE_CURRENT_SOURCE_DIR)
   set(EMULATOR "$${CMAKE_CURRENT_SOURCE_DIR}/emulator")
-  add_executable(program "$${EMULATOR}/main.c" "$${EMULATOR}/board.c")
+  set(FILIGREE_MAIN "$${EMULATOR}/main.c" CACHE FILEPATH "the main of the program")
+  add_executable(program "$${FILIGREE_MAIN}" "$${EMULATOR}/board.c")
   target_link_libraries(program PRIVATE $identifier)
   target_link_options(program PRIVATE --specs=nano.specs -nostartfiles "-T$${EMULATOR}/board.ld" -Wl,--gc-sections)
   add_custom_target(run COMMAND $emulator -kernel $$<TARGET_FILE:program> DEPENDS program
