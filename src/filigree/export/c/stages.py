@@ -246,7 +246,7 @@ def _(step: Pool, shape: Shape, label: str) -> Stage:
 def pool_geometry(step: Pool, shape: Shape) -> tuple[Shape, Geometry]:
     """Return the shape that pooling leaves of a sample of this one, and its windows."""
     out, module = shape_after(step.name, step.module, shape), step.module
-    if isinstance(module, nn.AdaptiveAvgPool2d):
+    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         if any(before % after for before, after in zip(shape[1:], out[1:], strict=True)):
             raise refuse(step.name, f"must have windows of one size. Got {shape} -> {out}")
         kernel = stride = (shape[1] // out[1], shape[2] // out[2])

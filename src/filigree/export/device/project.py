@@ -89,6 +89,12 @@ void loop() {
 }
 """
 
+# Names of targets that CMake has or that are used here, and libraries.
+_TARGETS = {
+    "all", "c", "clean", "depend", "edit_cache", "gcc", "help", "install", "m", "package", "package_source",
+    "preinstall", "program", "rebuild_cache", "run", "test",
+}  # fmt: skip
+
 
 def project_files(
     path: Path, prefix: str, target: Target, sides: tuple[int, int], types: tuple[str, str], declarations: Sequence[str]
@@ -106,7 +112,8 @@ def project_files(
             f"export: the name of a program with project files must have no quotes or \\;$<>. Got {path.name!r}."
         )
     words = {
-        "name": path.stem, "prefix": prefix, "macro": prefix.upper(), "identifier": prefix, "target": target.name,
+        "name": path.stem, "prefix": prefix, "macro": prefix.upper(), "target": target.name,
+        "identifier": f"{prefix}_network" if prefix in _TARGETS else prefix,
         "machine": target.machine, "flags": " ".join(target.flags), "emulator": " ".join(emulated(target)),
         "inputs": str(sides[0]), "outputs": str(sides[1]), "input": types[0], "output": types[1],
     }  # fmt: skip
