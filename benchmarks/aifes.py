@@ -5,9 +5,10 @@
 Ours, dense and with a tenth of the connections of the first layer, is written for a Cortex-M4: RAM and flash are by the
 linker and a painted stack, instructions by the emulator; the same C, compiled for this machine, learns from the first
 30,000 images of MNIST, as in the example, an image a step, at the best of four rates, and its accuracy is that on the
-test set. AIfES is not run here: its RAM is what its source asks for, `aialgo_sizeof_parameter_memory` and `aialgo_sizeof_training_memory` of
-version 2.2.0 (github.com/Fraunhofer-IMS/AIfES_for_Arduino), which `aifes_memory` adds up. The code, its stack, the
-structs of layers and tensors, and the data are not in that number, and its flash and instructions are not known.
+test set. AIfES is not run here: its RAM is what its source asks for, `aialgo_sizeof_parameter_memory` and
+`aialgo_sizeof_training_memory` of version 2.2.0 (github.com/Fraunhofer-IMS/AIfES_for_Arduino), which `aifes_memory`
+adds up. The code, its stack, the structs of layers and tensors, and the data are not in that number, and its flash and
+instructions are not known.
 """
 
 from __future__ import annotations
