@@ -168,6 +168,7 @@ def test_names_that_cmake_keeps_for_itself(tmp_path, name):
     export(mlp(), tmp_path / f"{name}.c", target="cortex-m4")
     assert f"add_library({name}_network STATIC" in (tmp_path / "CMakeLists.txt").read_text()
 
+
 def test_files_of_others_are_left_alone(tmp_path):
     (tmp_path / "CMakeLists.txt").write_text("project(mine)\n")
     with pytest.raises(ValueError, match=r"CMakeLists\.txt is there, and not of filigree"):
