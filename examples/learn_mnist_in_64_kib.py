@@ -43,7 +43,7 @@ class Learner:
         print(f"\n{name}\n{report}\nRAM with an image of {image:,} bytes: {report.device.ram + image:,} of {RAM:,}")
         library = path.with_suffix(".so")
         subprocess.run(["cc", *FAST, "-shared", "-fPIC", "-o", library, path, "-lm"], check=True)
-        self.library, self.name = ctypes.CDLL(str(library.resolve())), name
+        self.library, self.name, self.device = ctypes.CDLL(str(library.resolve())), name, report.device
         self.step, self.predict = self.function("train_step"), self.function("predict")
         self.step.argtypes = [Floats, Ints, ctypes.c_size_t, ctypes.c_float]
 

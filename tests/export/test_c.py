@@ -148,6 +148,8 @@ FLAT = {
 
 FUNCTIONS = {
     "silu": F.silu, "elu": lambda x: F.elu(x, 0.5), "relu6": lambda x: F.relu6(x, inplace=True),
+    "hardswish, mish": lambda x: F.mish(F.hardswish(x)), "softplus, softsign": lambda x: F.softsign(F.softplus(x, 2)),
+    "selu, celu, logsigmoid": lambda x: F.logsigmoid(F.celu(F.selu(x), 0.5)),
     "hardsigmoid": F.hardsigmoid, "relu_": F.relu_, "method relu_": lambda x: x.relu_(),
     "view of a tuple": lambda x: x.view((x.shape[0], -1)), "reshape": lambda x: torch.reshape(x, (x.size(0), -1)),
     "reshape by name": lambda x: x.reshape(shape=(-1, 12)),
@@ -162,6 +164,7 @@ IMAGES = {
     "max": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.MaxPool2d((2, 3), 1, dilation=(1, 2))),
     "average": lambda: nn.AvgPool2d(3, 3, 1, ceil_mode=True),
     "average, padding not counted": lambda: nn.AvgPool2d(3, 3, 1, ceil_mode=True, count_include_pad=False),
+    "adaptive max": lambda: nn.Sequential(nn.AdaptiveMaxPool2d((3, 1)), nn.Flatten(2), nn.AdaptiveMaxPool1d(1)),
     "adaptive": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((3, 1)), nn.Flatten(), nn.Unflatten(1, (3, 2, 1))),
     "functional": Functional,
     "noisy maps": lambda: (m := nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh()), fg.convert_(m, fg.Noisy("NAN")))[0],
@@ -402,6 +405,33 @@ def test_sums(cc, tmp_path):
     assert report.relative < 1e-5
     assert {"kept", "restored", "sum"} <= {layer.what for layer in report.layers}
     assert report.ram_bytes == 4 * 4 * 8 * 9 * 8  # two buffers by turns, and two that serve all that is kept
+
+
+def test_activations_far_from_zero(cc, tmp_path):
+    x = torch.cat([torch.linspace(-100, 100, 200), torch.linspace(-4, 4, 200)]).view(20, 20)
+    for module in (nn.Hardswish(), nn.Mish(), nn.Softplus(2.0, 5.0), nn.Softsign(), nn.LogSigmoid(), nn.CELU(0.7)):
+        model = nn.Sequential(module, nn.SELU())
+        agrees(cc, model, tmp_path / "m.c", x, export_c(model, tmp_path / "m.c", x))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_weights_of_recurrent_layers_take_the_smallest_form(cc, tmp_path, kind):
+    model = Recurrent(kind, sizes=(24, 40)).eval()
+    dense = export_c(model, tmp_path / "dense.c", x := torch.randn(4, 5, 3))
+    densities = {"weight_ih_l0": 0.0, "weight_hh_l0": 0.1, "weight_ih_l1": 0.4, "weight_hh_l1": 1.0}
+    with torch.no_grad():
+        for name, density in densities.items():
+            weight = getattr(model.recurrent, name)
+            weight.mul_(torch.rand(weight.shape) < density)
+    report = export_c(model, tmp_path / "m.c", x)
+    assert report.relative < 1e-5
+    first, second = (layer for layer in report.layers if kind.__name__.lower() in layer.what)
+    assert first.form == "sparse, 8-bit columns"
+    assert second.form == "sparse, a bit a weight and dense"
+    kept = sum(int((getattr(model.recurrent, name) != 0).sum()) for name in densities)
+    absent = sum(getattr(model.recurrent, name).numel() for name in densities) - kept
+    assert dense.data_bytes - report.data_bytes > 3 * absent
+    agrees(cc, model, tmp_path / "m.c", x, report)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -730,10 +760,11 @@ class Sums(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind, moment=-1):
+    def __init__(self, kind, moment=-1, sizes=(4, 6)):
         super().__init__()
-        self.first, self.recurrent = nn.Linear(3, 4), kind(4, 6, num_layers=2, batch_first=True, bias=kind is nn.GRU)
-        self.last, self.moment = nn.Linear(6, 2), moment
+        self.first = nn.Linear(3, sizes[0])
+        self.recurrent = kind(*sizes, num_layers=2, batch_first=True, bias=kind is nn.GRU)
+        self.last, self.moment = nn.Linear(sizes[1], 2), moment
 
     def forward(self, x):
         y, _ = self.recurrent(self.first(x).tanh())

@@ -36,11 +36,11 @@ class Moments(nn.Module):
 
     def __init__(self, function, after=lambda y: y[:, -1]):
         super().__init__()
-        self.lstm, self.lstm_state = nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 6)
+        self.lstm, self.lstm_from_state = nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 6)
         self.function, self.after = function, after
 
     def forward(self, x):
-        return self.after(self.lstm_state(self.lstm(self.function(x))[0]))
+        return self.after(self.lstm_from_state(self.lstm(self.function(x))[0]))
 
 
 def between(function):
@@ -134,15 +134,15 @@ def named(*names):
     ("make", "shape", "training", "name"),
     [
         (lambda: named("update", "update_2", "m").append(nn.Linear(6, 2)), None, True, "update_2_bias"),
-        (lambda: Moments(named("lstm", "gates", "copy")), SERIES, False, "lstm_state_2_bias"),
+        (lambda: Moments(named("lstm", "gates", "copy")), SERIES, False, "lstm_from_state_2_bias"),
         (
-            lambda: nn.Sequential(OrderedDict(parametric=nn.PReLU(6), state=nn.Linear(6, 2))),
+            lambda: nn.Sequential(OrderedDict(parametric=nn.PReLU(6), update=nn.Linear(6, 2))),
             FLAT,
             False,
-            "state_2_bias",
+            "update_2_bias",
         ),
     ],
-    ids=["update", "lstm", "state"],
+    ids=["update", "lstm", "parametric"],
 )
 def test_no_name_is_given_out_twice(tmp_path, make, shape, training, name):
     x = None if shape is None else torch.randn(2, *shape)

@@ -163,6 +163,12 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
     assert export(mlp(), tmp_path / "m.c", target="cortex-m4", flash="64k", ram="16 KiB").device.flash_limit == 65536
 
 
+@pytest.mark.parametrize("name", ["all", "m"])
+def test_names_that_cmake_keeps_for_itself(tmp_path, name):
+    export(mlp(), tmp_path / f"{name}.c", target="cortex-m4")
+    assert f"add_library({name}_network STATIC" in (tmp_path / "CMakeLists.txt").read_text()
+
+
 def test_files_of_others_are_left_alone(tmp_path):
     (tmp_path / "CMakeLists.txt").write_text("project(mine)\n")
     with pytest.raises(ValueError, match=r"CMakeLists\.txt is there, and not of filigree"):

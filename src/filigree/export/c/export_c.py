@@ -94,8 +94,8 @@ def export_c(
             data, from which the scales of the activations are taken.
         target: a processor, as "cortex-m4" (`filigree.export.device.targets`): the report says what flash, RAM and time
             the program needs there: by the cross compiler arm-none-eabi-gcc and by a run in qemu-system-arm, compared
-            with torch too, where they are installed, else by arithmetic. Files for CMake, Zephyr and Arduino and an
-            example for the emulator are written around the program.
+            with torch too, where they are installed, else by arithmetic. Files for CMake, Zephyr, Arduino and
+            MicroPython and an example for the emulator are written around the program.
         flash, ram: what the target has, in bytes or as "256k"; a program that needs more is refused.
 
     Raises:
@@ -140,7 +140,7 @@ def export_c(
         needed, also = footprint(program, trial, path.stem, device, *limits)
         needed.check(str(path))
         verified = f"{verified}\n{also}"
-        files |= project_files(path, prefix, device, program.sides, program.types)
+        files |= project_files(path, prefix, device, program.sides, program.types, program.functions)
     verified = "\n".join(filter(None, (program.note, verified)))
     _write(files, path.parent)
     return CReport(

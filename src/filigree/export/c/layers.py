@@ -126,7 +126,7 @@ def _reshape(module: Any, name: str) -> list[Any]:
 def _max_pool(module: Any, name: str) -> list[Any]:
     if module.return_indices:
         raise refuse(name, "must return no indices")
-    one = isinstance(module, nn.MaxPool1d)
+    one = isinstance(module, nn.MaxPool1d | nn.AdaptiveMaxPool1d)
     return in_a_row(name, row_pool(module, name, "max")) if one else [Pool(name, module, "max")]
 
 
@@ -152,15 +152,24 @@ _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
     nn.Tanh: _activation("hyperbolic_tangent", "tanhf(v)"),
     nn.Sigmoid: _activation("sigmoid", "1.0f / (1.0f + expf(-v))"),
     nn.SiLU: _activation("silu", "v / (1.0f + expf(-v))"),
+    nn.Mish: _activation("mish", "v * tanhf(v > 20.0f ? v : log1pf(expf(v)))"),
+    nn.Softplus: _activation("softplus", "beta * v > threshold ? v : log1pf(expf(beta * v)) / beta",
+                             beta="beta", threshold="threshold"),
+    nn.Softsign: _activation("softsign", "v / (1.0f + (v < 0.0f ? -v : v))"),
+    nn.LogSigmoid: _activation("log_sigmoid", "(v < 0.0f ? v : 0.0f) - log1pf(expf(v < 0.0f ? v : -v))"),
+    nn.SELU: _activation("selu", "1.0507009874f * (v < 0.0f ? 1.6732632423f * expm1f(v) : v)"),
+    nn.CELU: _activation("celu", "v < 0.0f ? alpha * expm1f(v / alpha) : v", alpha="alpha"),
     nn.ELU: _activation("elu", "v < 0.0f ? alpha * expm1f(v) : v", alpha="alpha"),
     nn.GELU: _gelu,
     nn.Hardtanh: lambda module, name: [clamp(name, "clamp", "v", module.min_val, module.max_val)],  # and ReLU6
     nn.Hardsigmoid: lambda module, name: [clamp(name, "hard_sigmoid", "(v / 6.0f + 0.5f)", 0.0, 1.0)],
+    nn.Hardswish: _activation("hard_swish", "v <= -3.0f ? 0.0f : v >= 3.0f ? v : v * (v + 3.0f) / 6.0f"),
     nn.LSTM: recurrent, nn.GRU: recurrent, LastMoment: lambda module, name: [Last(name)],
     Keep: _itself, Restore: _itself, Add: _itself,
     nn.Identity: _nothing, nn.Dropout: _nothing, nn.Dropout1d: _nothing, nn.Dropout2d: _nothing,
     nn.AlphaDropout: _nothing,
     nn.Flatten: _reshape, nn.Unflatten: _reshape, nn.MaxPool1d: _max_pool, nn.MaxPool2d: _max_pool,
+    nn.AdaptiveMaxPool1d: _max_pool, nn.AdaptiveMaxPool2d: _max_pool,
     nn.AvgPool1d: _average_pool, nn.AdaptiveAvgPool1d: _average_pool, nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _average_pool, nn.Softmax: _softmax, nn.LogSoftmax: _softmax,
 }  # fmt: skip

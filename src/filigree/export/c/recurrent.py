@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from filigree.export.c.kept import Keep
-from filigree.export.c.source import braces, constant
+from filigree.export.c.source import CMemory, braces
 from filigree.export.c.stages import Shape, Stage, check_finite, stage_of
 from filigree.ops.c_steps import (
     Affine,
@@ -20,11 +20,10 @@ from filigree.ops.c_steps import (
     ParametricReLU,
     ScaleShift,
     Softmax,
+    csr,
     floats,
     refuse,
 )
-
-_GATES_MEMORY = "gates"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,9 @@ class Last:
 class LastMoment(nn.Module):
     """It stands for `y[:, -1]` in a model's forward."""
 
+    def forward(self, y: Tensor) -> Tensor:
+        return y[:, -1]
+
 
 def recurrent(module: Any, name: str) -> list[Any]:
     """Describe an `nn.LSTM` or `nn.GRU`. `ValueError`: another kind of it."""
@@ -75,16 +77,26 @@ def recurrent(module: Any, name: str) -> list[Any]:
 def _(step: Recurrent, shape: Shape, label: str) -> Stage:
     if shape != (step.weight.shape[1],):
         raise refuse(step.name, f"reads (time, {step.weight.shape[1]}) a sample. Got {shape} at each moment")
-    arrays = {f"{label}_{key}": getattr(step, key) for key in ("weight", "state_weight", "bias", "state_bias")}
-    check_finite(step.name, *arrays.values())
-    numbers = f"{', '.join(arrays)}, {shape[0]}, {step.units}"
+    check_finite(step.name, step.weight, step.state_weight, step.bias, step.state_bias)
+    state, behind = f"{label}_state", f"gates + {len(step.bias)}"
+    calls, stages = [], {}
+    for key, weight, bias, x, y in (
+        ("from_input", step.weight, step.bias, "$x", "gates"),
+        ("from_state", step.state_weight, step.state_bias, state, behind),
+    ):
+        linear = Affine(step.name, csr(weight), None, bias if bias.any() else None)
+        stages[key] = stage_of(linear, (weight.shape[1],), f"{label}_{key}")
+        calls.append(string.Template(stages[key].call).substitute(function=f"${key}", x=x, y=y))
     kept = step.units * (2 if step.kind == "lstm" else 1)
     return Stage(
-        step.name, f"{step.kind} {shape[0]} -> {step.units}", (step.units,), "dense",
-        f"{step.kind}({numbers}, gates, {label}_state, $x, $y);", pieces=("clear", "weighted", "sigmoid_of", step.kind),
-        memory=((_GATES_MEMORY, 2 * len(step.bias)), (f"{label}_state", kept)),
-        constants=tuple(constant(name, array) for name, array in arrays.items()), in_place=False,
-        macs=math.prod(step.weight.shape) + math.prod(step.state_weight.shape),
+        step.name, f"{step.kind} {shape[0]} -> {step.units}", (step.units,),
+        " and ".join(dict.fromkeys(stage.form for stage in stages.values())),
+        "\n".join([*calls, f"{step.kind}({step.units}, gates, {state}, $y);"]),
+        others={key: (stage.function, stage.text) for key, stage in stages.items()},
+        pieces=("clear", "sigmoid_of", step.kind, *(piece for stage in stages.values() for piece in stage.pieces)),
+        memory=(CMemory("gates", 2 * len(step.bias)), CMemory(state, kept, lasts=True)),
+        constants=tuple(array for stage in stages.values() for array in stage.constants), in_place=False,
+        macs=sum(stage.macs for stage in stages.values()),
     )  # fmt: skip
 
 
@@ -131,25 +143,28 @@ def _is_of_a_moment(step: Any) -> bool:
     return isinstance(step, Elementwise | Keep | Recurrent)
 
 
-def functions_by_moment(prefix: str, statements: list[str], stages: Sequence[Stage]) -> list[str]:
-    """Write the functions of a program that reads one moment after the other."""
-    states = dict(pair for stage in stages for pair in stage.memory if pair[0] != _GATES_MEMORY)
+def functions_by_moment(prefix: str, statements: list[str], resets: list[str], number: str = "float") -> list[str]:
+    """Write the functions of a program that reads one moment after the other.
+
+    Args:
+        statements, resets: of a moment, and before the first one. number: the type of inputs and outputs in C.
+    """
     macro = prefix.upper()
     size = f"{macro}_INPUTS / {macro}_MOMENTS"
     loop = [f"{prefix}_reset();", f"for (size_t i = 0; i < {macro}_MOMENTS; ++i) {{"]
     return [
-        braces(f"void {prefix}_reset(void)", [f"clear({name}, {size});" for name, size in states.items()]),
-        braces(f"void {prefix}_step(const float *input, float *output)", statements),
+        braces(f"void {prefix}_reset(void)", resets),
+        braces(f"void {prefix}_step(const {number} *input, {number} *output)", statements),
         braces(
-            f"void {prefix}_predict(const float *input, float *output)",
+            f"void {prefix}_predict(const {number} *input, {number} *output)",
             [*loop, f"    {prefix}_step(input + i * ({size}), output);", "}"],
         ),
     ]
 
 
-def declared_by_moment(prefix: str, shape: Shape) -> str:
+def declared_by_moment(prefix: str, shape: Shape, number: str = "float") -> str:
     return (
         f"/* One moment {shape}, after those before it: what there is to say by then. */\n"
-        f"void {prefix}_step(const float *input, float *output);\n\n"
+        f"void {prefix}_step(const {number} *input, {number} *output);\n\n"
         f"/* What comes next is the first moment. */\nvoid {prefix}_reset(void);"
     )

@@ -40,6 +40,8 @@ def row_pool(module: Any, name: str, take: str) -> Pool:
     """Return pooling of signals as that of images of one row."""
     if isinstance(module, nn.AdaptiveAvgPool1d):
         return Pool(name, nn.AdaptiveAvgPool2d((1, _first(module.output_size))), take)
+    if isinstance(module, nn.AdaptiveMaxPool1d):
+        return Pool(name, nn.AdaptiveMaxPool2d((1, _first(module.output_size))), take)
     window: Any = {key: (least, _first(getattr(module, key)))
                    for key, least in (("kernel_size", 1), ("stride", 1), ("padding", 0))}  # fmt: skip
     if isinstance(module, nn.MaxPool1d):

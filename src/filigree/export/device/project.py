@@ -1,18 +1,21 @@
-"""Write the files around a program for a device: for CMake, Zephyr and Arduino, and an example for the emulator."""
+"""Write the files around a program for a device: for CMake, Zephyr, Arduino and MicroPython, and for the emulator."""
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 from filigree.export.device.emulator import board_script, emulated, template
+from filigree.export.device.micropython import micropython_files
 from filigree.export.device.targets import Target
 
 _NOTE = "Written by filigree"
 
 _CMAKE = """# Written by filigree. In a project of yours: add_subdirectory of this folder, then link $identifier.
-# Alone, with emulator/toolchain.cmake, it builds a program for qemu; the target `run` runs it.
+# Alone, with emulator/toolchain.cmake, it builds a program for qemu, with your main by -DFILIGREE_MAIN=its path; the
+# target `run` runs it.
 cmake_minimum_required(VERSION 3.16)
 project($identifier C)
 add_library($identifier STATIC "$name.c")
@@ -21,9 +24,10 @@ set_target_properties($identifier PROPERTIES C_STANDARD 99)
 if(UNIX OR CMAKE_CROSSCOMPILING)
   target_link_libraries($identifier PUBLIC m)
 endif()
-if(FILIGREE_EMULATOR)
+if(FILIGREE_EMULATOR AND CMAKE_SOURCE_DIR STREQUAL CMAKE_CURRENT_SOURCE_DIR)
   set(EMULATOR "$${CMAKE_CURRENT_SOURCE_DIR}/emulator")
-  add_executable(program "$${EMULATOR}/main.c" "$${EMULATOR}/board.c")
+  set(FILIGREE_MAIN "$${EMULATOR}/main.c" CACHE FILEPATH "the main of the program")
+  add_executable(program "$${FILIGREE_MAIN}" "$${EMULATOR}/board.c")
   target_link_libraries(program PRIVATE $identifier)
   target_link_options(program PRIVATE --specs=nano.specs -nostartfiles "-T$${EMULATOR}/board.ld" -Wl,--gc-sections)
   add_custom_target(run COMMAND $emulator -kernel $$<TARGET_FILE:program> DEPENDS program
@@ -85,14 +89,20 @@ void loop() {
 }
 """
 
+# Names of targets that CMake has or that are used here, and libraries.
+_TARGETS = {
+    "all", "c", "clean", "depend", "edit_cache", "gcc", "help", "install", "m", "package", "package_source",
+    "preinstall", "program", "rebuild_cache", "run", "test",
+}  # fmt: skip
+
 
 def project_files(
-    path: Path, prefix: str, target: Target, sides: tuple[int, int], types: tuple[str, str] = ("float", "float")
+    path: Path, prefix: str, target: Target, sides: tuple[int, int], types: tuple[str, str], declarations: Sequence[str]
 ) -> dict[Path, str]:
     """Write the texts of the files around `path`, by their paths.
 
     Args:
-        sides: numbers of inputs and outputs. types: theirs, in C.
+        sides: numbers of inputs and outputs. types: theirs, in C. declarations: of the program's functions.
 
     Raises:
         ValueError: a name that CMake would read otherwise; files of these names that filigree has not written.
@@ -102,7 +112,8 @@ def project_files(
             f"export: the name of a program with project files must have no quotes or \\;$<>. Got {path.name!r}."
         )
     words = {
-        "name": path.stem, "prefix": prefix, "macro": prefix.upper(), "identifier": prefix, "target": target.name,
+        "name": path.stem, "prefix": prefix, "macro": prefix.upper(), "target": target.name,
+        "identifier": f"{prefix}_network" if prefix in _TARGETS else prefix,
         "machine": target.machine, "flags": " ".join(target.flags), "emulator": " ".join(emulated(target)),
         "inputs": str(sides[0]), "outputs": str(sides[1]), "input": types[0], "output": types[1],
     }  # fmt: skip
@@ -112,6 +123,7 @@ def project_files(
         f"examples/{prefix}/{prefix}.ino": _SKETCH,
     }  # fmt: skip
     texts = {name: string.Template(text).substitute(words) for name, text in templates.items()}
+    texts |= micropython_files(words, declarations)
     texts |= {"emulator/board.c": template("board.c.in"), "emulator/board.ld": board_script(target)}
     files = {path.parent / name: text for name, text in texts.items()}
     own = [str(file) for file in files if file.exists() and _NOTE not in file.read_text(errors="replace")[:200]]
