@@ -197,8 +197,10 @@ def shrink(
         check_choice("shrink", "methods", method, METHODS)
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"shrink: the model must have weights. {empty[0]!r} is on the meta device.")
-    whole = Samples.of(data, forward, samples)
-    fit, held = (whole, Samples.of(validation, forward, samples)) if validation is not None else whole.split(seed)
+    whole = Samples.of(data, forward, samples, model)
+    fit, held = (
+        (whole, Samples.of(validation, forward, samples, model)) if validation is not None else whole.split(seed)
+    )
     search = _Search(copied(model).eval(), fit, held, metric, keep, latency_ms, bytes, batch, seconds, progress)
     return search.run(where, [method for method in METHODS if method in methods])
 
