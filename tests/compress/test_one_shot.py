@@ -134,9 +134,10 @@ def test_rounding_is_better_than_to_the_nearest_and_than_the_walk():
         assert not bool(counts[~mask].any())
         by = rounding.nearest_scale(start, hessian.diagonal(dim1=1, dim2=2), bits)
         nearest = (start / by[..., None]).round().clamp(-most, most)
-        walked = rounding._walk(start, hessian, mask, by, most)
-        ours, plain, walk = (float(surgery.lost(c * s[..., None] - weight, hessian).sum())
-                             for c, s in ((counts, scale), (nearest, by), (walked, by)))  # fmt: skip
+        each = by[..., None].expand_as(start)
+        walked = rounding._walk(start, hessian, mask, each, most)
+        ours, plain, walk = (float(surgery.lost(c * s - weight, hessian).sum())
+                             for c, s in ((counts, scale), (nearest, each), (walked, each)))  # fmt: skip
         assert ours < walk
         assert ours < plain
 

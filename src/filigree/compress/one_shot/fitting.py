@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from filigree.compress.one_shot.moments import ProductMoments
 from filigree.compress.one_shot.patterns import Pattern
-from filigree.compress.one_shot.rounding import rounded
+from filigree.compress.one_shot.rounding import by_column, rounded
 from filigree.compress.one_shot.surgery import lost, refitted, surgeon
 
 Method = Literal["obs", "wanda", "magnitude"]
@@ -33,7 +34,7 @@ class Fitted:
 
     Attributes:
         mask: which stay. shift: of the outputs, for the bias, `(groups * rows,)`, or None.
-        counts, scale: the integers, and what one of them is worth in each row.
+        counts, scale: the integers, and what one of them is worth in each row, `(groups, rows, parts of columns)`.
         lost, size: the variance of what it computes that is lost, and all of it, summed over rows.
     """
 
@@ -55,7 +56,7 @@ def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fi
 
 def fitted(
     weight: Tensor, moments: ProductMoments, keep: float, how: How, taps: int, scale: Tensor | None = None,
-    mask: Tensor | None = None,
+    mask: Tensor | None = None, widths: Sequence[int] = (),
 ) -> Fitted:  # fmt: skip
     """New weights V of a product, those of the mask only, that change least what it computes on the data.
 
@@ -64,6 +65,7 @@ def fitted(
 
     Args:
         scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
+        widths: of the parts of the columns whose integers have scales of their own; by default there is one.
     """
     order = _order(weight.shape[2], how.pattern, taps)
     weight = weight.double().cpu()[..., order]
@@ -89,8 +91,8 @@ def fitted(
     new = refitted(target, damped, mask) if how.refit else weight * mask
     counts = None
     if how.bits is not None:
-        counts, scale = rounded(target, damped, mask, new, how.bits, scale)
-        new = counts * scale[..., None]
+        counts, scale = rounded(target, damped, mask, new, how.bits, scale, widths)
+        new = counts * by_column(scale, widths, new)
     shift = None
     if how.refit:
         shift = ((weight @ mean_before.unsqueeze(2)) - (new @ mean.unsqueeze(2))).flatten()
@@ -114,6 +116,23 @@ def side_by_side(parts: list[Fitted]) -> Fitted:
         together.counts = torch.cat([part.counts for part in parts if part.counts is not None], 2)
     together.lost, together.size = sum(part.lost for part in parts), sum(part.size for part in parts)
     return together
+
+
+def part_of(fit: Fitted, part: int, columns: slice) -> Fitted:
+    """One part of the columns of what was fitted, with the scale of its own; error and size are those of the whole."""
+    counts = None if fit.counts is None else fit.counts[..., columns]
+    scale = None if fit.scale is None else fit.scale[..., part, None]
+    return replace(fit, weight=fit.weight[..., columns], mask=fit.mask[..., columns], counts=counts, scale=scale)
+
+
+def one_below_another(parts: list[Fitted]) -> Fitted:
+    """Parts of a matrix's rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    counts, scales = ([getattr(part, name) for part in parts] for name in ("counts", "scale"))
+    rows = [torch.cat(each, 1) if each[0] is not None else None for each in (counts, scales)]
+    weight, mask = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("weight", "mask"))
+    return Fitted(weight, mask, None, *rows, sum(part.lost for part in parts), sum(part.size for part in parts))
 
 
 def _order(columns: int, pattern: Pattern, taps: int) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from filigree.calibration import Calibration
-from filigree.compress.one_shot.products import Call, Product
+from filigree.compress.one_shot.products import WIDEST, Product
+from filigree.compress.one_shot.recurrence import Call
 from filigree.convert import inference_context, run_on
 
 CHUNK = 64  # samples that a network computes at a time
 MOST_ROWS = 16_384  # that a product's moments are taken from, at most
-WIDEST = 4096  # columns whose moments are kept together; wider matrices are taken as several side by side
 NUMBERS = 2**27  # of the moments that are collected in one pass over the data, at most: a gigabyte
 
 
