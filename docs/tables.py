@@ -195,8 +195,9 @@ def crossovers() -> str:
 
 def one_shot(bits: bool = False) -> str:
     """Error of the outputs and decisions kept, by network and method, at each sparsity or number of bits."""
-    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("one_shot-*.json"))), None)
-    rows = [row for row in json.loads(file.read_text())["rows"] if ("bits" in row) == bits] if file else []
+    records = [json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("one_shot-*.json")]
+    newest = max(records, key=lambda record: record["date"], default={"rows": []})
+    rows = [row for row in newest["rows"] if ("bits" in row) == bits]
     settings = list(dict.fromkeys(_one_shot_setting(row) for row in rows))
     lines = [_line("network", "method", *settings), "|---" * (len(settings) + 2) + "|"]
     named = ""

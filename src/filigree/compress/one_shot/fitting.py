@@ -17,6 +17,9 @@ from filigree.compress.one_shot.surgery import lost, refitted, surgeon
 Method = Literal["obs", "wanda", "magnitude"]
 
 
+LEAST = 0.01  # of the mean variance, added to each where `shrinkage` says how much more
+
+
 @dataclass(frozen=True)
 class How:
     """What is done to every product; the arguments of `OneShot`."""
@@ -24,7 +27,7 @@ class How:
     method: Method
     pattern: Pattern
     refit: bool
-    damping: float
+    damping: float | None
     bits: int | None = None
 
 
@@ -47,6 +50,19 @@ class Fitted:
     size: float = 0.0
 
 
+def shrinkage(own: Tensor, count: int) -> Tensor:
+    """The share of the mean variance that is to be added to each variance, `(groups,)`: of few rows more.
+
+    `r / (1 - r)`, r what oracle approximating shrinkage mixes into a covariance S of n rows and p columns (Chen et al.
+    2010, eq. 23): `((1 - 2/p) tr S^2 + tr^2 S) / ((n + 1 - 2/p) (tr S^2 - tr^2 S / p))`, one half at most.
+    """
+    p = own.shape[1]
+    squares, trace = own.square().sum((1, 2)), own.diagonal(dim1=1, dim2=2).sum(1).square()
+    spread = ((count + 1 - 2 / p) * (squares - trace / p)).clamp(min=1e-300)
+    mixed = (((1 - 2 / p) * squares + trace) / spread).clamp(0, 0.5)
+    return mixed / (1 - mixed)
+
+
 def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fitted:
     """The largest weights, as they are: what can be done without data."""
     order = _order(weight.shape[2], pattern, taps)
@@ -61,7 +77,8 @@ def fitted(
     """New weights V of a product, those of the mask only, that change least what it computes on the data.
 
     With x' what it reads now and x what the original does: first `W' = argmin E|W' x' - W x|^2 + d |W' - W|^2`, d the
-    share `damping` of the mean variance; then V near to W' in `tr((V - W') (E[x' x'^T] + d) (V - W')^T)`.
+    share `damping` of the mean variance (None: 0.01 and `shrinkage`); then V near to W' in
+    `tr((V - W') (E[x' x'^T] + d) (V - W')^T)`.
 
     Args:
         scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
@@ -71,7 +88,8 @@ def fitted(
     weight = weight.double().cpu()[..., order]
     own, cross = (part[:, order][:, :, order] for part in (moments.own, moments.cross))
     mean, mean_before = moments.mean[:, order], moments.mean_before[:, order]
-    ridge = how.damping * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    share = shrinkage(own, moments.count) + LEAST if how.damping is None else how.damping
+    ridge = share * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     damped = own + ridge[:, None, None] * torch.eye(len(order), dtype=own.dtype)
     target = weight
     if how.refit:

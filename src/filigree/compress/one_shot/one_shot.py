@@ -58,7 +58,8 @@ class OneShot(Compression):
         bits: weights become integers of so many bits, 2 to 16, times a scale for each row, in the same pass: each
             rounding error is made up for by the weights that are not rounded yet, then all are chosen again in turn.
         sequential: x' as above; else x' = x.
-        damping: added to each variance, a share of their mean. seed: of the draws of positions and held-out samples.
+        damping: added to each variance, a share of their mean; None: 0.01, and more where samples are few (oracle
+            approximating shrinkage: Chen et al. 2010). seed: of the draws of positions and held-out samples.
 
     Linear layers and 2-D convolutions become sparse ones (or layers of integers), LSTM and GRU loops over sparse
     products. Other convolutions, transposed ones, attention's packed projections, `nn.RNN`, an LSTM with projections,
@@ -82,7 +83,7 @@ class OneShot(Compression):
     allocation: Literal["uniform", "error"] = "uniform"
     bits: Annotated[int, pydantic.Field(ge=2, le=16)] | None = None
     sequential: bool = True
-    damping: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    damping: Annotated[float, pydantic.Field(gt=0)] | None = None
     seed: int = 0
 
     @classmethod
