@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 import filigree as fg
 from filigree.calibration import Calibration
+from filigree.shrink import shrinking
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import Form, Slot, between, fitted, rounded
 from filigree.shrink.samples import Samples
@@ -344,6 +346,28 @@ def test_the_path_buys_the_cheapest_time_first():
     assert plans[:3] == [{}, {b: Form(bits=8)}, {b: Form(bits=8), a: 0.5}]
     assert plans[-1] == {b: Form(sparsity=0.9), a: 0.25}
     assert len(path_of(effects, clock, False, {b: Form(bits=8)})) == 4
+
+
+def test_the_best_of_one_method_is_where_all_go_on_from():
+    a, b, c = Slot("units", "a"), Slot("weights", "b"), Slot("units", "c")
+    effects = [Effect(a, 0.5, 0.1, {"a": 0.5}, 1.0), Effect(b, Form(bits=8), 0.1, {"b": 0.5}, 1.0),
+               Effect(c, 0.5, 0.1, {"c": 0.5}, 1.0)]  # fmt: skip
+    search, calls = object.__new__(shrinking._Search), []
+    search.latency_ms = search.most_bytes = None
+    search._follow = lambda *arguments: calls.append(arguments)
+
+    def candidate(method, ms, plan, holds=True):
+        return shrinking._Candidate(shrinking.Attempt(method, "", 0.9, ms, 100, holds), None, plan)
+
+    both, units = candidate("all methods", 2.0, {b: Form(bits=8)}), candidate("units", 1.5, {a: 0.5, c: 0.6})
+    search.candidates = [candidate("original", 9.0, {}), both, units, candidate("ranks", 1.0, {a: 0.5}, holds=False)]
+    search._go_on(effects, {"a": 1.0}, False)
+    ((method, some, _, _, start),) = calls
+    assert (method, start) == ("all methods", {a: 0.5, c: 0.6})
+    assert [effect.slot for effect in some] == [a, b]  # of c another share was reached, half-way
+    units.attempt = replace(units.attempt, ms=2.5)
+    search._go_on(effects, {"a": 1.0}, False)
+    assert len(calls) == 1  # all together were better
 
 
 def test_the_report_marks_what_was_found():
