@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -147,10 +147,14 @@ def one_below_another(parts: list[Fitted]) -> Fitted:
     """Parts of a matrix's rows as one."""
     if len(parts) == 1:
         return parts[0]
-    counts, scales = ([getattr(part, name) for part in parts] for name in ("counts", "scale"))
-    rows = [torch.cat(each, 1) if each[0] is not None else None for each in (counts, scales)]
-    weight, mask = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("weight", "mask"))
-    return Fitted(weight, mask, None, *rows, sum(part.lost for part in parts), sum(part.size for part in parts))
+
+    def joined(name: str) -> Any:
+        rows = [getattr(part, name) for part in parts]
+        return torch.cat(rows, 1) if isinstance(rows[0], Tensor) else None
+
+    lost_of_all, size = sum(part.lost for part in parts), sum(part.size for part in parts)
+    names = ("weight", "mask", "counts", "scale")
+    return Fitted(**{name: joined(name) for name in names}, lost=lost_of_all, size=size)
 
 
 def _order(columns: int, pattern: Pattern, taps: int) -> Tensor:

@@ -26,7 +26,7 @@ class Read(NamedTuple):
 
 def read(module: Any, suffix: str, call: Call) -> Read:
     """What a network's layer and direction of this suffix (such as "_l0_reverse"), or a cell (""), reads in a call."""
-    arguments = dict(zip(("input", "hx"), call[0], strict=False)) | call[1]
+    arguments = dict(zip(("input", "hx"), call[0], strict=False)) | dict(call[1])
     x, state = arguments["input"], arguments.get("hx")
     if isinstance(module, CELLS):
         state = state if state is None or isinstance(state, Tensor) else state[0]
