@@ -80,7 +80,11 @@ def _quiet():
 def _peers():
     """The versions of the peers that are installed."""
     installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
-    return {name: installed[name] for name in ("sparseprop", "sparselab", "timm", "transformers") if name in installed}
+    return {
+        name: installed[name]
+        for name in ("sparseprop", "sparselab", "timm", "torch-pruning", "transformers")
+        if name in installed
+    }
 
 
 def _short(value):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 import filigree as fg
 from filigree.calibration import Calibration
+from filigree.shrink import shrinking
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import Form, Slot, between, fitted, rounded
 from filigree.shrink.samples import Samples
@@ -237,18 +239,51 @@ def test_bad_data():
 def test_samples_and_their_targets_stay_together():
     x, y = torch.arange(40.0)[:, None], torch.arange(40)
     for data in ((x, y), [(x[:16], y[:16]), (x[16:], y[16:])], torch.utils.data.TensorDataset(x, y)):
-        fit, held = Samples.of(data, None, 1000).split(0)
+        fit, held = Samples.of(data, None, 1000, nn.Identity()).split(0)
         assert (len(fit), len(held)) == (30, 10)
         assert torch.equal(held.inputs.inputs[:, 0].long(), held.targets)
         assert sorted([*fit.targets.tolist(), *held.targets.tolist()]) == y.tolist()
-    fit, held = Samples.of(({"a": x, "b": 3}, y), None, 1000).split(0)
+    fit, held = Samples.of(({"a": x, "b": 3}, y), None, 1000, Scaled()).split(0)
     assert torch.equal(held.inputs.inputs[0]["a"][:, 0].long(), held.targets[0])
     assert held.inputs.inputs[0]["b"] == 3
     ragged = [(torch.ones(2, n), torch.ones(2)) for n in (3, 4, 5, 6)]
-    fit, held = Samples.of(ragged, None, 1000).split(0)
+    fit, held = Samples.of(ragged, None, 1000, nn.Identity()).split(0)
     assert (len(fit.inputs.inputs), len(held.targets)) == (3, 1)
-    assert len(Samples.of(x, None, 12)) == 12
-    assert Samples.of(x[:3], None, 12).example(7).inputs.shape == (7, 1)
+    assert len(Samples.of(x, None, 12, nn.Identity())) == 12
+    assert Samples.of(x[:3], None, 12, nn.Identity()).example(7).inputs.shape == (7, 1)
+
+
+class Scaled(nn.Module):
+    def forward(self, a, b):
+        return a * b
+
+
+class Graph(nn.Module):
+    """Its rows are nodes, each of which reads others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x, adjacency):
+        return adjacency @ self.b(torch.relu(adjacency @ self.a(x)))
+
+
+def test_rows_of_a_mapping_are_cut_only_where_the_model_takes_them_as_samples():
+    torch.manual_seed(0)
+    model, graph = Graph(), {"x": torch.randn(20, 6), "adjacency": torch.rand(20, 20).softmax(1)}
+    one = Samples.of(graph, None, 8, model)
+    assert len(one) == 20  # not cut to 8 nodes
+    assert one.example(3).inputs[0]["x"] is graph["x"]
+    with pytest.raises(ValueError, match="several batches are needed"):
+        one.split(0)
+    fit, held = Samples.of([graph] * 5, None, 1000, model).split(0)
+    assert (len(fit.inputs.inputs), len(held.inputs.inputs)) == (4, 1)
+    assert fit.example(3).inputs[0]["x"] is graph["x"]
+    batches = [{"a": torch.randn(9, n), "b": torch.tensor(2.0)} for n in (3, 4)]
+    assert Samples.of(batches, None, 1000, Scaled()).example(2).inputs[0]["a"].shape == (2, 3)
+    result = fg.shrink(model, graph, "r2", validation=graph, seconds=2)
+    assert result.original.metric == 1
 
 
 def test_metrics():
@@ -311,6 +346,28 @@ def test_the_path_buys_the_cheapest_time_first():
     assert plans[:3] == [{}, {b: Form(bits=8)}, {b: Form(bits=8), a: 0.5}]
     assert plans[-1] == {b: Form(sparsity=0.9), a: 0.25}
     assert len(path_of(effects, clock, False, {b: Form(bits=8)})) == 4
+
+
+def test_the_best_of_one_method_is_where_all_go_on_from():
+    a, b, c = Slot("units", "a"), Slot("weights", "b"), Slot("units", "c")
+    effects = [Effect(a, 0.5, 0.1, {"a": 0.5}, 1.0), Effect(b, Form(bits=8), 0.1, {"b": 0.5}, 1.0),
+               Effect(c, 0.5, 0.1, {"c": 0.5}, 1.0)]  # fmt: skip
+    search, calls = object.__new__(shrinking._Search), []
+    search.latency_ms = search.most_bytes = None
+    search._follow = lambda *arguments: calls.append(arguments)
+
+    def candidate(method, ms, plan, holds=True):
+        return shrinking._Candidate(shrinking.Attempt(method, "", 0.9, ms, 100, holds), None, plan)
+
+    both, units = candidate("all methods", 2.0, {b: Form(bits=8)}), candidate("units", 1.5, {a: 0.5, c: 0.6})
+    search.candidates = [candidate("original", 9.0, {}), both, units, candidate("ranks", 1.0, {a: 0.5}, holds=False)]
+    search._go_on(effects, {"a": 1.0}, False)
+    ((method, some, _, _, start),) = calls
+    assert (method, start) == ("all methods", {a: 0.5, c: 0.6})
+    assert [effect.slot for effect in some] == [a, b]  # of c another share was reached, half-way
+    units.attempt = replace(units.attempt, ms=2.5)
+    search._go_on(effects, {"a": 1.0}, False)
+    assert len(calls) == 1  # all together were better
 
 
 def test_the_report_marks_what_was_found():

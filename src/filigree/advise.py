@@ -218,12 +218,12 @@ class _Trials:
         self.began = time.monotonic()
         self.until, self.each = self.began + seconds, min(EACH, seconds / 100)
         self.model, self.size = model, stored(model).bytes_disk
-        one = Samples.of(example, None, SAMPLES)
+        one = Samples.of(example, None, SAMPLES, model)
         self.batch = len(one)
         self.example = one.example(self.batch)
         self.notes: list[str] = []
         self.name = "example" if data is None else "data"
-        self.fit, self.held = (one, one) if data is None else Samples.of(data, None, SAMPLES).split(0)
+        self.fit, self.held = (one, one) if data is None else Samples.of(data, None, SAMPLES, model).split(0)
         if data is None:
             self.notes.append(
                 "fitted to the example and judged on it: give data= to judge on samples that are held out"

@@ -92,7 +92,7 @@ class Calibration:
 
     def __len__(self) -> int:
         """The samples: rows of the tensor, or of the first tensor of each batch."""
-        return len(self.inputs) if isinstance(self.inputs, Tensor) else sum(map(_samples, self.inputs))
+        return len(self.inputs) if isinstance(self.inputs, Tensor) else sum(map(samples_in, self.inputs))
 
     def __getitem__(self, rows: slice | Tensor) -> Calibration:
         """Some of the samples; of batches, `[:n]` is as many as have n samples, at least one."""
@@ -103,7 +103,7 @@ class Calibration:
         for batch in self.inputs:
             if wanted > 0:
                 taken.append(batch)
-                wanted -= _samples(batch)
+                wanted -= samples_in(batch)
         return self.with_inputs(taken)
 
     def chunks(self) -> list[Any]:
@@ -111,7 +111,7 @@ class Calibration:
 
     def shares(self) -> list[float]:
         """Of each chunk, its share of all samples."""
-        sizes = [_samples(chunk) for chunk in self.chunks()]
+        sizes = [samples_in(chunk) for chunk in self.chunks()]
         return [size / sum(sizes) for size in sizes]
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
@@ -164,20 +164,40 @@ class Calibration:
         *batches, last = self.inputs
         if self.forward is not None or (rows := _rows_in(last)) < 2:
             return None
-        before = sum(map(_samples, batches))
+        before = sum(map(samples_in, batches))
         fitted, held = _shares(before + rows, samples, part)
         fitted = max(1, min(fitted - before, rows - 1))
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
         both = order[:fitted], order[fitted : fitted + held]
+        if not self._takes_rows(model, last, both):
+            return None
         parts = [_rows_of(last, which, rows) for which in both]
+        return self.with_inputs([*batches, parts[0]]), self.with_inputs([parts[1]])
+
+    def takes_rows(self, model: nn.Module) -> bool:
+        """Whether the rows of the first batch are samples: those of a tensor are; others where the model, tried on each
+        half of them, gives the same rows of what it gives for the whole batch."""
+        if isinstance(self.inputs, Tensor):
+            return True
+        first = self.inputs[0]
+        if self.forward is not None or (rows := _rows_in(first)) < 2:
+            return False
+        return self._takes_rows(model, first, torch.randperm(rows, generator=torch.Generator().manual_seed(0)).chunk(2))
+
+    def _takes_rows(self, model: nn.Module, batch: Any, parts: Iterable[Tensor]) -> bool:
+        """Whether the model gives for these rows of a batch the same rows of what it gives for all of it."""
         try:
             with evaluating(model), torch.no_grad():
-                y = self.call(model, last)
-                if not all(_same_rows(self.call(model, x), y, which) for x, which in zip(parts, both, strict=True)):
-                    return None
+                y, rows = self.call(model, batch), _rows_in(batch)
+                return all(_same_rows(self.call(model, _rows_of(batch, which, rows)), y, which) for which in parts)
         except Exception:  # whatever the model's own code says of fewer rows
-            return None
-        return self.with_inputs([*batches, parts[0]]), self.with_inputs([parts[1]])
+            return False
+
+    def rows(self, which: Tensor) -> Calibration:
+        """These rows of the tensor, or of the first batch, which `takes_rows` says are samples."""
+        if isinstance(self.inputs, Tensor):
+            return self.with_inputs(self.inputs[which])
+        return self.with_inputs([_rows_of(self.inputs[0], which, _rows_in(self.inputs[0]))])
 
 
 def _shares(count: int, samples: int, part: int) -> tuple[int, int]:
@@ -225,7 +245,8 @@ def _is_pair(x: Any) -> bool:
     return isinstance(x, list) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)
 
 
-def _samples(batch: Any) -> int:
+def samples_in(batch: Any) -> int:
+    """The rows of the first tensor in a batch, 1 where it holds none."""
     tensors = [tensor for tensor in tensors_in(batch) if tensor.dim()]
     return len(tensors[0]) if tensors else 1
 
@@ -239,7 +260,7 @@ def _read(batches: Any, forward: Forward | None, who: str, most: int | None) -> 
     for batch in batches:
         part = batch if forward is not None else _input_of(batch, who)
         inputs.append(part)
-        samples += _samples(part)
+        samples += samples_in(part)
         if most is not None and samples >= most:
             break
     if not inputs or not all(isinstance(part, Tensor) and part.dim() for part in inputs):

@@ -134,11 +134,29 @@ def test_rounding_is_better_than_to_the_nearest_and_than_the_walk():
         assert not bool(counts[~mask].any())
         by = rounding.nearest_scale(start, hessian.diagonal(dim1=1, dim2=2), bits)
         nearest = (start / by[..., None]).round().clamp(-most, most)
-        walked = rounding._walk(start, hessian, mask, by, most)
-        ours, plain, walk = (float(surgery.lost(c * s[..., None] - weight, hessian).sum())
-                             for c, s in ((counts, scale), (nearest, by), (walked, by)))  # fmt: skip
+        each = by[..., None].expand_as(start)
+        walked = rounding._walk(start, hessian, mask, each, most)
+        ours, plain, walk = (float(surgery.lost(c * s - weight, hessian).sum())
+                             for c, s in ((counts, scale), (nearest, each), (walked, each)))  # fmt: skip
         assert ours < walk
         assert ours < plain
+
+
+def test_few_rows_are_shrunk_more():
+    torch.manual_seed(0)
+    spread = torch.diag(torch.linspace(0.01, 4, 40).double())[None]
+    few, many = (float(fitting.shrinkage(spread, count)) for count in (20, 2000))
+    trace, squares = float(spread.sum()), float(spread.square().sum())
+    mixed = (0.95 * squares + trace**2) / (20.95 * (squares - trace**2 / 40))
+    assert few == pytest.approx(min(mixed, 0.5) / (1 - min(mixed, 0.5)))
+    assert few > 10 * many > 0
+    model, x = nn.Sequential(nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 4)), correlated((60,), 32)
+    other, error = correlated((60,), 400, 3), {}
+    for damping in (None, 0.01):
+        pruned = copy.deepcopy(model)
+        fg.compress_(pruned, fg.OneShot(0.5, damping=damping), x)
+        error[damping] = float((outputs(pruned, other) - outputs(model, other)).norm())
+    assert error[None] < error[0.01]
 
 
 LAYERS = {

@@ -46,6 +46,6 @@ def advise_(
     network = network_of(model)
     options = reading(target, missing, index_column, drop, task, transpose)
     data = data_for(network, "advise", model, source, seed, options)
-    example = Samples.of(data, None, SAMPLES).example(batch).chunks()[0]
+    example = Samples.of(data, None, SAMPLES, network).example(batch).chunks()[0]
     tell(f"measuring for about {seconds:.3g} seconds ...")
     tell(str(advise(network, example, data, seconds)))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from filigree.calibration import Calibration, Forward
+from filigree.calibration import Calibration, Forward, samples_in
 
 LEAST = 8  # samples, or 2 batches
 
@@ -20,15 +20,19 @@ class Samples:
     """Inputs, and the targets of each chunk of them; None where there are none.
 
     `inputs` holds a tensor, or a list of batches; `targets` a tensor with as many rows, or a list with those of each
-    batch.
+    batch. `by_rows`: whether the rows of a batch are samples, on which the model was tried; those of a tensor are.
     """
 
     inputs: Calibration
     targets: Any = None
+    by_rows: bool = False
 
     @classmethod
-    def of(cls, data: Any, forward: Forward | None, most: int) -> Samples:
+    def of(cls, data: Any, forward: Forward | None, most: int, model: nn.Module) -> Samples:
         """What the data of a caller are, at most so many samples of them.
+
+        Args:
+            model: is tried on rows of a mapping or of batches, which are only cut where it takes them as samples.
 
         Raises:
             TypeError, ValueError: as of `Calibration.of`.
@@ -43,7 +47,7 @@ class Samples:
             raise ValueError(f"shrink: as many targets as samples are needed: {len(calibration.inputs)}. Got {len(y)}.")
         if isinstance(x, Mapping):
             y = None if y is None else [y]
-        whole = cls(calibration, y)
+        whole = cls(calibration, y, calibration.takes_rows(model))
         return whole._rows(torch.arange(most)) if whole._has_rows() and len(whole) > most else whole
 
     def __len__(self) -> int:
@@ -77,49 +81,30 @@ class Samples:
 
     def example(self, batch: int) -> Calibration:
         """So many samples as one chunk, the first ones again where there are fewer; of what has no rows a batch."""
-        first = replace(self, inputs=self.inputs.with_inputs(self.inputs.inputs[:1]), targets=None)
-        if isinstance(self.inputs.inputs, Tensor):
-            first = replace(self, targets=None)
-        if not first._has_rows():
-            return first.inputs
-        example = first._rows(torch.arange(batch) % len(first)).inputs
+        if self.inputs.tensor is None and not self.by_rows:
+            return self.inputs.with_inputs(self.inputs.inputs[:1])
+        rows = len(self.inputs.tensor if self.inputs.tensor is not None else self.inputs[:1])
+        example = self.inputs.rows(torch.arange(batch) % rows)
         example.chunk = batch
         return example
 
     def _has_rows(self) -> bool:
-        """Whether samples can be chosen one by one: of a tensor, or of a single mapping of tensors."""
-        inputs = self.inputs.inputs
-        if isinstance(inputs, Tensor):
+        """Whether samples can be chosen one by one: of a tensor, or of a single batch that the model takes by rows."""
+        if self.inputs.tensor is not None:
             return True
-        return self.inputs.forward is None and len(inputs) == 1 and _rows_in(inputs[0]) is not None
+        if self.targets is not None and len(self.targets) == 1 and len(self.targets[0]) != len(self):
+            return False
+        return self.by_rows and len(self.inputs.inputs) == 1
 
     def _rows(self, rows: Tensor) -> Samples:
-        inputs = self.inputs.inputs
-        if isinstance(inputs, Tensor):
-            targets = self.targets[rows] if self.targets is not None else None
-            return Samples(self.inputs.with_inputs(inputs[rows]), targets)
-        batch: Any = inputs[0]
-        count = _rows_in(batch)
-        taken = batch[rows] if isinstance(batch, Tensor) else {
-            key: value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == count else value
-            for key, value in batch.items()
-        }  # fmt: skip
-        targets = [self.targets[0][rows]] if self.targets is not None else None
-        return Samples(self.inputs.with_inputs([taken]), targets)
+        targets = self.targets
+        if targets is not None:
+            targets = targets[rows] if isinstance(targets, Tensor) else [targets[0][rows]]
+        return replace(self, inputs=self.inputs.rows(rows), targets=targets)
 
     def _batches(self, which: slice) -> Samples:
         targets = self.targets[which] if self.targets is not None else None
-        return Samples(self.inputs.with_inputs(self.inputs.inputs[which]), targets)
-
-
-def _rows_in(batch: Any) -> int | None:
-    """The rows that the tensors of a batch share; None where they do not."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else None
-    if not isinstance(batch, Mapping):
-        return None
-    sizes = {len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()}
-    return sizes.pop() if len(sizes) == 1 else None
+        return replace(self, inputs=self.inputs.with_inputs(self.inputs.inputs[which]), targets=targets)
 
 
 def _inputs_and_targets(data: Any) -> tuple[Any, Any]:
@@ -146,7 +131,7 @@ def _read(batches: Any, most: int) -> tuple[list[Any], list[Any]]:
         has_targets = isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor)
         inputs.append(batch[0] if isinstance(batch, tuple | list) and len(batch) else batch)
         targets.append(batch[1] if has_targets else None)
-        samples += _rows_in(inputs[-1]) or 1
+        samples += samples_in(inputs[-1])
         if samples >= most:
             break
     return inputs, targets

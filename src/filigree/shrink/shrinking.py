@@ -197,18 +197,21 @@ def shrink(
         check_choice("shrink", "methods", method, METHODS)
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"shrink: the model must have weights. {empty[0]!r} is on the meta device.")
-    whole = Samples.of(data, forward, samples)
-    fit, held = (whole, Samples.of(validation, forward, samples)) if validation is not None else whole.split(seed)
+    whole = Samples.of(data, forward, samples, model)
+    fit, held = (
+        (whole, Samples.of(validation, forward, samples, model)) if validation is not None else whole.split(seed)
+    )
     search = _Search(copied(model).eval(), fit, held, metric, keep, latency_ms, bytes, batch, seconds, progress)
     return search.run(where, [method for method in METHODS if method in methods])
 
 
 @dataclass
 class _Candidate:
-    """A network that was built, and what it measured."""
+    """A network that was built, what it measured, and of which plan it is."""
 
     attempt: Attempt
     network: nn.Module | None
+    plan: Plan = field(default_factory=dict)
 
 
 class _Search:
@@ -248,7 +251,9 @@ class _Search:
         value = self.judge(network)
         what = "laid out" if not plan else described(plan)
         size, holds = stored(network).bytes_disk, value >= self.least
-        candidate = _Candidate(Attempt(method, what, value, self.ms * after.low / before.low, size, holds), network)
+        candidate = _Candidate(
+            Attempt(method, what, value, self.ms * after.low / before.low, size, holds), network, plan
+        )
         self.known[frozen(plan)] = candidate
         self.candidates.append(candidate)
         if not holds:
@@ -314,6 +319,10 @@ class _Search:
             began = time.monotonic()
             self._follow(method, some, clock.before, smaller)
             self._spend(method, began)
+        if len(present) > 1:
+            began = time.monotonic()
+            self._go_on(effects, clock.before, smaller)
+            self._spend(ALL, began)
         if time.monotonic() > self.until:
             self.notes.append(f"the search was ended after {self.seconds:.3g} seconds")
         return self._result()
@@ -340,9 +349,20 @@ class _Search:
     def _spend(self, method: str, began: float) -> None:
         self.spent[method] = self.spent.get(method, 0.0) + time.monotonic() - began
 
-    def _follow(self, method: str, effects: list[Effect], clock: dict[str, float], smaller: bool) -> None:
+    def _go_on(self, effects: list[Effect], clock: dict[str, float], smaller: bool) -> None:
+        """On with all methods from the best network of one method, where that is better than those of all together."""
+        best = min((c for c in self.candidates[1:] if c.attempt.holds), key=self._rank, default=None)
+        if best is None or not best.plan or best.attempt.method == ALL:
+            return
+        known = {(effect.slot, effect.setting) for effect in effects}
+        settled = {slot for slot, setting in best.plan.items() if (slot, setting) not in known}  # half-way to another
+        self._follow(ALL, [effect for effect in effects if effect.slot not in settled], clock, smaller, best.plan)
+
+    def _follow(
+        self, method: str, effects: list[Effect], clock: dict[str, float], smaller: bool, start: Plan | None = None
+    ) -> None:
         """Go as far on the path as the metric allows; then on from there, without the step that went too far."""
-        state: Plan = {}
+        state: Plan = start or {}
         units_of_slot = {effect.slot: effect.units for effect in effects}
         for _ in range(ROUNDS):
             plans = path_of(effects, clock, smaller, state)

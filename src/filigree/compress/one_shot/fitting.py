@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from filigree.compress.one_shot.moments import ProductMoments
 from filigree.compress.one_shot.patterns import Pattern
-from filigree.compress.one_shot.rounding import rounded
+from filigree.compress.one_shot.rounding import by_column, rounded
 from filigree.compress.one_shot.surgery import lost, refitted, surgeon
 
 Method = Literal["obs", "wanda", "magnitude"]
+
+
+LEAST = 0.01  # of the mean variance, added to each where `shrinkage` says how much more
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class How:
     method: Method
     pattern: Pattern
     refit: bool
-    damping: float
+    damping: float | None
     bits: int | None = None
 
 
@@ -33,7 +37,7 @@ class Fitted:
 
     Attributes:
         mask: which stay. shift: of the outputs, for the bias, `(groups * rows,)`, or None.
-        counts, scale: the integers, and what one of them is worth in each row.
+        counts, scale: the integers, and what one of them is worth in each row, `(groups, rows, parts of columns)`.
         lost, size: the variance of what it computes that is lost, and all of it, summed over rows.
     """
 
@@ -46,6 +50,19 @@ class Fitted:
     size: float = 0.0
 
 
+def shrinkage(own: Tensor, count: int) -> Tensor:
+    """The share of the mean variance that is to be added to each variance, `(groups,)`: of few rows more.
+
+    `r / (1 - r)`, r what oracle approximating shrinkage mixes into a covariance S of n rows and p columns (Chen et al.
+    2010, eq. 23): `((1 - 2/p) tr S^2 + tr^2 S) / ((n + 1 - 2/p) (tr S^2 - tr^2 S / p))`, one half at most.
+    """
+    p = own.shape[1]
+    squares, trace = own.square().sum((1, 2)), own.diagonal(dim1=1, dim2=2).sum(1).square()
+    spread = ((count + 1 - 2 / p) * (squares - trace / p)).clamp(min=1e-300)
+    mixed = (((1 - 2 / p) * squares + trace) / spread).clamp(0, 0.5)
+    return mixed / (1 - mixed)
+
+
 def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fitted:
     """The largest weights, as they are: what can be done without data."""
     order = _order(weight.shape[2], pattern, taps)
@@ -55,21 +72,24 @@ def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fi
 
 def fitted(
     weight: Tensor, moments: ProductMoments, keep: float, how: How, taps: int, scale: Tensor | None = None,
-    mask: Tensor | None = None,
+    mask: Tensor | None = None, widths: Sequence[int] = (),
 ) -> Fitted:  # fmt: skip
     """New weights V of a product, those of the mask only, that change least what it computes on the data.
 
     With x' what it reads now and x what the original does: first `W' = argmin E|W' x' - W x|^2 + d |W' - W|^2`, d the
-    share `damping` of the mean variance; then V near to W' in `tr((V - W') (E[x' x'^T] + d) (V - W')^T)`.
+    share `damping` of the mean variance (None: 0.01 and `shrinkage`); then V near to W' in
+    `tr((V - W') (E[x' x'^T] + d) (V - W')^T)`.
 
     Args:
         scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
+        widths: of the parts of the columns whose integers have scales of their own; by default there is one.
     """
     order = _order(weight.shape[2], how.pattern, taps)
     weight = weight.double().cpu()[..., order]
     own, cross = (part[:, order][:, :, order] for part in (moments.own, moments.cross))
     mean, mean_before = moments.mean[:, order], moments.mean_before[:, order]
-    ridge = how.damping * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    share = shrinkage(own, moments.count) + LEAST if how.damping is None else how.damping
+    ridge = share * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     damped = own + ridge[:, None, None] * torch.eye(len(order), dtype=own.dtype)
     target = weight
     if how.refit:
@@ -89,8 +109,8 @@ def fitted(
     new = refitted(target, damped, mask) if how.refit else weight * mask
     counts = None
     if how.bits is not None:
-        counts, scale = rounded(target, damped, mask, new, how.bits, scale)
-        new = counts * scale[..., None]
+        counts, scale = rounded(target, damped, mask, new, how.bits, scale, widths)
+        new = counts * by_column(scale, widths, new)
     shift = None
     if how.refit:
         shift = ((weight @ mean_before.unsqueeze(2)) - (new @ mean.unsqueeze(2))).flatten()
@@ -114,6 +134,27 @@ def side_by_side(parts: list[Fitted]) -> Fitted:
         together.counts = torch.cat([part.counts for part in parts if part.counts is not None], 2)
     together.lost, together.size = sum(part.lost for part in parts), sum(part.size for part in parts)
     return together
+
+
+def part_of(fit: Fitted, part: int, columns: slice) -> Fitted:
+    """One part of the columns of what was fitted, with the scale of its own; error and size are those of the whole."""
+    counts = None if fit.counts is None else fit.counts[..., columns]
+    scale = None if fit.scale is None else fit.scale[..., part, None]
+    return replace(fit, weight=fit.weight[..., columns], mask=fit.mask[..., columns], counts=counts, scale=scale)
+
+
+def one_below_another(parts: list[Fitted]) -> Fitted:
+    """Parts of a matrix's rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str) -> Any:
+        rows = [getattr(part, name) for part in parts]
+        return torch.cat(rows, 1) if isinstance(rows[0], Tensor) else None
+
+    lost_of_all, size = sum(part.lost for part in parts), sum(part.size for part in parts)
+    names = ("weight", "mask", "counts", "scale")
+    return Fitted(**{name: joined(name) for name in names}, lost=lost_of_all, size=size)
 
 
 def _order(columns: int, pattern: Pattern, taps: int) -> Tensor:

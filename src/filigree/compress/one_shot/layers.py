@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from filigree.compress.one_shot.fitting import Fitted
-from filigree.compress.one_shot.products import products_of
+from filigree.compress.one_shot.fitting import Fitted, one_below_another, part_of
+from filigree.compress.one_shot.products import Recurrent, products_of
+from filigree.compress.one_shot.rounding import parts_of_columns
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.integer.empty_integer_layers import EmptyIntegerLayers, has_integer_form, integer_layer
 from filigree.nn.sparse.sparse import Sparse, around_sparse_
@@ -21,33 +22,15 @@ from filigree.topology import Empty
 Steps = list[tuple[Conversion, list[str]]]
 
 
-def recurrent(module: nn.Module) -> bool:
-    """Whether it is a network of recurrent layers that can be a loop over its products."""
-    layer: Any = module
-    return type(module) in (nn.LSTM, nn.GRU) and not layer.proj_size
-
-
-def unfold_(models: Sequence[nn.Module], name: str) -> list[str]:
-    """Let a recurrent network be a loop over linear layers in all models, and return their names; or of another module
-    its own name.
-    """
-    if not recurrent(models[0].get_submodule(name)):
-        return [name]
-    for model in models:
-        looped = StructuredRNN.unfolded(model.get_submodule(name))
-        replace_module(model, name, looped)
-    return [f"{name}.products.{key}" for key in looped.products]
-
-
 def with_layers(
     model: nn.Module, pruned: nn.Module, names: Sequence[str], fits: Mapping[str, Mapping[str, Fitted]],
-    left: Mapping[str, str],
+    left: Mapping[str, str], multiple: int,
 ) -> tuple[list[Change], Steps]:  # fmt: skip
     """Give the model the weights of its pruned copy, in layers that know of their zeros where there are such.
 
     Args:
-        names: of modules of the model. fits: what became of the products of each, or of a recurrent network's, by
-            name. left: why others stay whole.
+        names: of modules of the model. fits: what became of the products of each, by name. left: why others stay whole.
+        multiple: as of `products_of`.
 
     Returns:
         The report's lines, and what rebuilds the layers on loading.
@@ -57,21 +40,19 @@ def with_layers(
     steps: Steps = []
     for name in names:
         module, copy = model.get_submodule(name), pruned.get_submodule(name)
-        if isinstance(copy, StructuredRNN):
-            inner = [f"{name}.products.{key}" for key in copy.products]
-            taken = [path for path in inner if path in fits]
-            if not taken:
-                continue
-            for path in inner:
-                layer: Any = copy.get_submodule(path.removeprefix(f"{name}."))
-                new = _layer(layer, fits.get(path, {}), layer)
-                changes.append(Change.of(path, layer, new, _note(fits.get(path, {}), new)))
-                replace_module(pruned, path, new)
+        if name not in fits:
+            continue
+        if type(module) in (nn.LSTM, nn.GRU) and not module.proj_size:
+            fitted, looped = _by_parameter(copy, fits[name], multiple), StructuredRNN.unfolded(copy)
+            for key, layer in list(looped.products.items()):
+                fit, path = fitted.get(f"weight_{key}", {}), f"{name}.products.{key}"
+                looped.products[key] = new = _layer(layer, fit, layer)
+                changes.append(Change.of(path, layer, new, _note(fit, new)))
                 if not isinstance(new, SparseLinear):
                     steps.append((EmptyIntegerLayers.like(new), [path]))
-            replace_module(model, name, copy)
+            replace_module(model, name, looped)
             sparse.append(name)
-        elif name in fits:
+        else:
             new = _layer(module, fits[name], copy)
             changes.append(Change.of(name, module, new, _note(fits[name], new)))
             if new is copy:
@@ -102,11 +83,22 @@ def _layer(layer: Any, fits: Mapping[str, Fitted], pruned: Any) -> Any:
     )
 
 
+def _by_parameter(module: nn.Module, fits: Mapping[str, Fitted], multiple: int) -> dict[str, dict[str, Fitted]]:
+    """What became of each matrix of a recurrent network, of fits to some of its rows, or to two side by side."""
+    rows: dict[str, list[Fitted]] = {}
+    for key, product in products_of(module, multiple).items():
+        if key in fits and isinstance(product, Recurrent):
+            columns = parts_of_columns(product.widths(module))
+            for number, (part, at) in enumerate(zip(product.parameters(), columns, strict=True)):
+                rows.setdefault(part.weight, []).append(part_of(fits[key], number, at))
+    return {name: {"": one_below_another(parts)} for name, parts in rows.items()}
+
+
 def _take_parameters(module: nn.Module, pruned: nn.Module) -> None:
     for own, other in zip(module.modules(), pruned.modules(), strict=True):
         for key, parameter in other._parameters.items():
             if parameter is not None:
-                own._parameters[key] = parameter
+                setattr(own, key, parameter)  # recurrent networks have a list of them besides
 
 
 def _note(fits: Mapping[str, Fitted], new: Any) -> str:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from filigree.calibration import Calibration
-from filigree.compress.one_shot.products import Call, Product
+from filigree.compress.one_shot.products import WIDEST, Product
+from filigree.compress.one_shot.recurrence import Call
 from filigree.convert import inference_context, run_on
 
 CHUNK = 64  # samples that a network computes at a time
 MOST_ROWS = 16_384  # that a product's moments are taken from, at most
-WIDEST = 4096  # columns whose moments are kept together; wider matrices are taken as several side by side
 NUMBERS = 2**27  # of the moments that are collected in one pass over the data, at most: a gigabyte
 
 
@@ -88,12 +88,14 @@ class ProductMoments:
         own: `E[x' x'^T]`, of each group `(columns, columns)`, float64. cross: `E[x' x^T]`.
         mean, mean_before: of x' and of x, `(groups, columns)`: they are taken off where the product has a bias that can
             take them over, else they are zero.
+        count: how many rows they are of.
     """
 
     own: Tensor
     cross: Tensor
     mean: Tensor
     mean_before: Tensor
+    count: int
 
 
 class _Sums:
@@ -127,10 +129,10 @@ class _Sums:
         cross -= mean.unsqueeze(2) * mean_before.unsqueeze(1)
         mean, mean_before = mean + shift, mean_before + shift_before
         if centred:
-            return ProductMoments(own, cross, mean, mean_before)
+            return ProductMoments(own, cross, mean, mean_before, self.count)
         own += mean.unsqueeze(2) * mean.unsqueeze(1)
         cross += mean.unsqueeze(2) * mean_before.unsqueeze(1)
-        return ProductMoments(own, cross, torch.zeros_like(mean), torch.zeros_like(mean))
+        return ProductMoments(own, cross, torch.zeros_like(mean), torch.zeros_like(mean), self.count)
 
 
 def moments_of(

@@ -16,10 +16,10 @@ from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.compress.one_shot.allocation import by_error
 from filigree.compress.one_shot.fitting import Fitted, How, Method, by_magnitude, fitted, side_by_side
-from filigree.compress.one_shot.layers import recurrent, unfold_, with_layers
+from filigree.compress.one_shot.layers import with_layers
 from filigree.compress.one_shot.moments import ProductMoments, moments_of, order_of, parts_of
 from filigree.compress.one_shot.patterns import Pattern
-from filigree.compress.one_shot.products import Product, products_of
+from filigree.compress.one_shot.products import Product, Recurrent, products_of
 from filigree.compress.one_shot.rounding import nearest_scale
 from filigree.compress.pruning.errors import OutputError
 from filigree.computed_weights import copied
@@ -58,11 +58,14 @@ class OneShot(Compression):
         bits: weights become integers of so many bits, 2 to 16, times a scale for each row, in the same pass: each
             rounding error is made up for by the weights that are not rounded yet, then all are chosen again in turn.
         sequential: x' as above; else x' = x.
-        damping: added to each variance, a share of their mean. seed: of the draws of positions and held-out samples.
+        damping: added to each variance, a share of their mean; None: 0.01, and more where samples are few (oracle
+            approximating shrinkage: Chen et al. 2010). seed: of the draws of positions and held-out samples.
 
     Linear layers and 2-D convolutions become sparse ones (or layers of integers), LSTM and GRU loops over sparse
-    products. Other convolutions, transposed ones, attention's packed projections, recurrent cells and the linear layers
-    of GPT-2 stay dense, with zeros, as the report says. Layers that the data do not reach stay whole.
+    products. Other convolutions, transposed ones, attention's packed projections, `nn.RNN`, an LSTM with projections,
+    recurrent cells and the linear layers of GPT-2 stay dense, with zeros, as the report says. Layers that the data do
+    not reach stay whole. Of recurrent layers and cells `[W_ih W_hh]` is one matrix that reads `[x_t, h_{t-1}]` of all
+    time steps (of a GRU's new state two matrices), so that each part makes up for what the other loses.
 
     Memory: two copies of the model, what its layers read of 64 samples, and the moments of one layer: `2 columns^2`
     numbers in float64, a gigabyte at most, and as much again to solve for 4,096 columns; a matrix with more of them is
@@ -80,7 +83,7 @@ class OneShot(Compression):
     allocation: Literal["uniform", "error"] = "uniform"
     bits: Annotated[int, pydantic.Field(ge=2, le=16)] | None = None
     sequential: bool = True
-    damping: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    damping: Annotated[float, pydantic.Field(gt=0)] | None = None
     seed: int = 0
 
     @classmethod
@@ -97,7 +100,7 @@ class OneShot(Compression):
             raise ValueError('OneShot: allocation="error" needs one sparsity for all, and no n:m.')
 
     def accepts(self, module: nn.Module) -> bool:
-        return bool(products_of(module)) or recurrent(module)
+        return bool(products_of(module))
 
     @torch.no_grad()
     def compress(
@@ -112,10 +115,10 @@ class OneShot(Compression):
             if not bool(parameter.isfinite().all()):
                 raise ValueError(f"OneShot: {name!r} is not finite.")
         before, after = copied(model), copied(model)
-        inner, left = self._fitting(before, [part for name in names for part in unfold_((before, after), name)])
+        inner, left = self._fitting(before, names)
         if data is None:
             fits = {name: self._by_magnitude(after, name) for name in inner}
-            return with_layers(model, after, names, fits, left)
+            return with_layers(model, after, names, fits, left, self._multiple)
         x, held_out = self._split(model, data)
         chunks = parts_of(x)
         runs = order_of(after, inner, chunks)
@@ -124,7 +127,7 @@ class OneShot(Compression):
             raise ValueError(f"OneShot: the data do not reach {inner[0]!r}.")
         shares = self._shares(before, after, chunks, runs, x)
         fits = {name: self._fit(before, after, name, chunks, runs[name], shares[name]) for name in runs}
-        changes, steps = with_layers(model, after, names, fits, left)
+        changes, steps = with_layers(model, after, names, fits, left, self._multiple)
         which = held_out if held_out is not None else x[:HELD_OUT]
         error = OutputError.of(before, which)(after)
         note = "not fitted to" if held_out is not None else "fitted to"
@@ -147,18 +150,28 @@ class OneShot(Compression):
     def _how(self) -> How:
         return How(self.method, Pattern.of(self.pattern), self.compensate is not None, self.damping, self.bits)
 
+    @property
+    def _multiple(self) -> int:
+        pattern = Pattern.of(self.pattern)
+        return pattern.m or pattern.columns
+
+    def _products(self, model: nn.Module, name: str) -> dict[str, Product]:
+        """The products of a module that the pattern fits."""
+        module, m = model.get_submodule(name), Pattern.of(self.pattern).m or 1
+        products = products_of(module, self._multiple)
+        return {key: each for key, each in products.items() if not each.matrix(module).shape[2] // each.taps % m}
+
     def _fitting(self, model: nn.Module, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The modules that the pattern fits, and why the others do not."""
+        """The modules that the pattern fits, and why the others, or parts of them, do not."""
         fit: list[str] = []
         left: dict[str, str] = {}
-        m = Pattern.of(self.pattern).m
         for name in names:
-            module = model.get_submodule(name)
-            inputs = [p.matrix(module).shape[2] // p.taps for p in products_of(module).values()]
-            odd = [count for count in inputs if m and count % m]
-            if odd:
-                left[name] = f"{m} does not divide its {odd[0]} inputs"
-            else:
+            module, fitting = model.get_submodule(name), self._products(model, name)
+            odd = {key: each for key, each in products_of(module, self._multiple).items() if key not in fitting}
+            for key, product in odd.items():
+                inputs = product.matrix(module).shape[2] // product.taps
+                left[f"{name}, {key}" if fitting else name] = f"{self._multiple} does not divide its {inputs} inputs"
+            if fitting:
                 self._keep(name)
                 fit.append(name)
         if not fit:
@@ -184,7 +197,7 @@ class OneShot(Compression):
             return {name: self._keep(name) for name in runs}
         sizes = {
             name: sum(
-                product.matrix(before.get_submodule(name)).numel() for product in _products(before, name).values()
+                product.matrix(before.get_submodule(name)).numel() for product in self._products(before, name).values()
             )
             for name in runs
         }
@@ -198,18 +211,17 @@ class OneShot(Compression):
                 moments.clear()  # one layer's at a time
                 moments[name] = [
                     list(moments_of(product, name, (before, before), chunks, runs[name], self.seed))
-                    for product in _products(before, name).values()
+                    for product in self._products(before, name).values()
                 ]
-            held = copy.copy(module._parameters)
-            inner = {key: copy.copy(child._parameters) for key, child in module.named_children()}
-            for product, parts in zip(_products(before, name).values(), moments[name], strict=True):
+            held = [(part, copy.copy(part._parameters)) for part in (module, *module.children())]
+            for product, parts in zip(self._products(before, name).values(), moments[name], strict=True):
                 weight = product.matrix(before.get_submodule(name))
                 new = side_by_side([fitted(weight[..., at], m, keep, how, product.taps) for at, m in parts])
                 product.write_(module, new.weight, new.shift)
             lost = error_of(after)
-            module._parameters = held
-            for key, child in module.named_children():
-                child._parameters = inner[key]
+            for part, parameters in held:
+                for key, parameter in parameters.items():
+                    setattr(part, key, parameter)
             return lost
 
         return by_error(sizes, self._keep(""), error)
@@ -218,7 +230,7 @@ class OneShot(Compression):
 
     def _by_magnitude(self, after: nn.Module, name: str) -> dict[str, Fitted]:
         module, fits = after.get_submodule(name), {}
-        for key, product in _products(after, name).items():
+        for key, product in self._products(after, name).items():
             fits[key] = by_magnitude(product.matrix(module), self._keep(name), Pattern.of(self.pattern), product.taps)
             product.write_(module, fits[key].weight, None)
         return fits
@@ -229,13 +241,14 @@ class OneShot(Compression):
         """The new weights of each product of a module, which the module of the pruned network has from then on."""
         module, fits = after.get_submodule(name), {}
         networks = before, after if self.sequential else before
-        for key, product in _products(before, name).items():
+        for key, product in self._products(before, name).items():
             weight, how, parts = product.matrix(before.get_submodule(name)), self._how(), []
+            widths = product.widths(module) if isinstance(product, Recurrent) and len(product.sides) > 1 else ()
             for columns, moments in moments_of(product, name, networks, chunks, runs, self.seed):
                 if not all(bool(part.isfinite().all()) for part in (moments.own, moments.cross)):
                     raise ValueError(f"OneShot: the inputs of {name!r} are not finite on these data.")
                 scale = self._common_scale(weight, moments, columns)
-                parts.append(fitted(weight[..., columns], moments, keep, how, product.taps, scale))
+                parts.append(fitted(weight[..., columns], moments, keep, how, product.taps, scale, widths=widths))
             fits[key] = side_by_side(parts)
             product.write_(module, fits[key].weight, fits[key].shift)
         return fits
@@ -245,8 +258,4 @@ class OneShot(Compression):
         if self.bits is None or columns == slice(0, weight.shape[2]):
             return None
         weight = weight.double().cpu()
-        return nearest_scale(weight, torch.ones_like(weight[:, 0]), self.bits)
-
-
-def _products(model: nn.Module, name: str) -> dict[str, Product]:
-    return products_of(model.get_submodule(name))
+        return nearest_scale(weight, torch.ones_like(weight[:, 0]), self.bits).unsqueeze(2)

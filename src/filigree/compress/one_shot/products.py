@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # the arguments of one call of a module
+from filigree.compress.one_shot.recurrence import CELLS, NETWORKS, Call, read
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WIDEST = 4096  # columns whose moments are kept together; wider matrices are taken as several side by side
+
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
 
 @dataclass(frozen=True)
@@ -176,19 +176,48 @@ class AttentionOutput(Linear):
 
 
 @dataclass(frozen=True)
-class State(Linear):
-    """The product of a recurrent cell with its hidden state: zeros where it is called without."""
+class Recurrent(Product):
+    """What a layer of a recurrent network in one direction, or a cell, sums up of its input and its state.
 
-    def read(self, module: Any, call: Call) -> Tensor:
-        x, *rest = (*call[0], *call[1].values())
-        state = rest[0] if rest else None
-        if state is None:
-            return x.new_zeros(*x.shape[:-1], module.hidden_size)
-        return state if isinstance(state, Tensor) else state[0]
+    Args:
+        suffix: of the parameters' names, such as "_l0_reverse". sides: which matrices, side by side: "ih" reads the
+            input x_t, "hh" the state h_{t-1}, "hr" what a projection reads.
+    """
+
+    suffix: str = ""
+    sides: tuple[str, ...] = ("ih", "hh")
+
+    def parameters(self) -> list[Linear]:
+        """The matrices one by one; the first has the bias."""
+        bias = None if self.sides == ("hr",) else f"bias_{self.sides[0]}{self.suffix}"
+        names = [f"weight_{side}{self.suffix}" for side in self.sides]
+        return [Linear(name, None if number else bias, self.part) for number, name in enumerate(names)]
+
+    def widths(self, module: nn.Module) -> list[int]:
+        return [getattr(module, part.weight).shape[1] for part in self.parameters()]
+
+    def matrix(self, module: nn.Module) -> Tensor:
+        return torch.cat([part.matrix(module) for part in self.parameters()], 2)
+
+    def write_(self, module: nn.Module, matrix: Tensor, shift: Tensor | None) -> None:
+        for part, columns in zip(self.parameters(), matrix.split(self.widths(module), 2), strict=True):
+            part.write_(module, columns, shift)
+
+    def has_bias(self, module: nn.Module) -> bool:
+        return self.parameters()[0].has_bias(module)
+
+    def rows(self, module: nn.Module, call: Call, most: int, generator: torch.Generator) -> Tensor:
+        both = read(module, self.suffix, call)
+        rows = torch.cat([getattr(both, side) for side in self.sides], 1)
+        return _drawn(rows, most, generator).unsqueeze(0)
 
 
-def products_of(module: Any) -> dict[str, Product]:
-    """The matrices of weights of a module, by a name that is added to the module's; {}: it has none that is known."""
+def products_of(module: Any, multiple: int = 1) -> dict[str, Product]:
+    """The matrices of weights of a module, by a name that is added to the module's; {}: it has none that is known.
+
+    Args:
+        multiple: the columns of a matrix are taken in so many; recurrent matrices are side by side where it divides.
+    """
     kind = type(module)
     if kind is nn.Linear:
         return {"": Linear()}
@@ -198,11 +227,34 @@ def products_of(module: Any) -> dict[str, Product]:
         return {"": Convolution(taps=module.weight[0, 0].numel())}
     if kind in _TRANSPOSED:
         return {"": TransposedConvolution(taps=module.weight[0, 0].numel())}
-    if kind in _CELLS:
-        return {"weight_ih": Linear("weight_ih", "bias_ih"), "weight_hh": State("weight_hh", "bias_hh")}
+    if kind in CELLS:
+        return _gates(module, "", multiple)
+    if kind in NETWORKS:
+        sides = ("", "_reverse") if module.bidirectional else ("",)
+        suffixes = [f"_l{layer}{side}" for layer in range(module.num_layers) for side in sides]
+        return {key: product for suffix in suffixes for key, product in _gates(module, suffix, multiple).items()}
     if kind is nn.MultiheadAttention:
         return _attention(module)
     return {}
+
+
+def _gates(module: Any, suffix: str, multiple: int) -> dict[str, Product]:
+    """The products of a layer and direction: input and state side by side where gates read the sum of both.
+
+    A GRU's new state does not: `n + r * of_n`, r the reset gate; nor are matrices that are very wide.
+    """
+    inputs, state = (getattr(module, f"weight_{side}{suffix}").shape[1] for side in ("ih", "hh"))
+    hidden, together = module.hidden_size, not inputs % multiple and inputs + state <= WIDEST
+    summed = 2 * hidden if isinstance(module, nn.GRU | nn.GRUCell) else len(getattr(module, f"weight_ih{suffix}"))
+    products: dict[str, Product] = {}
+    for sides in (("ih", "hh"),) if together else (("ih",), ("hh",)):
+        products["+".join(sides) + suffix] = Recurrent(part=(0, summed), suffix=suffix, sides=sides)
+    if isinstance(module, nn.GRU | nn.GRUCell):
+        for side in ("ih", "hh"):
+            products[f"new, {side}{suffix}"] = Recurrent(part=(summed, 3 * hidden), suffix=suffix, sides=(side,))
+    if getattr(module, "proj_size", 0):
+        products[f"hr{suffix}"] = Recurrent(suffix=suffix, sides=("hr",))
+    return products
 
 
 def _attention(module: Any) -> dict[str, Product]:
