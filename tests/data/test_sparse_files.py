@@ -185,7 +185,7 @@ def test_on_the_command_line(folder, monkeypatch, capsys):
     assert len((folder / "out.csv").read_text().splitlines()) == 91
     dump_svmlight_file(MATRIX, NUMBERS, "m.svm", zero_based=False)
     assert "p(spam)" in call("predict", "runs/demo/dense-0", "m.svm")
-    assert "compared with torch" in call("export", "runs/demo/SET-0", "-o", "m.onnx", *options)
+    assert "SparseLinear" in call("export", "runs/demo/SET-0", "-o", "m.onnx", "--data", "rows.npz")
     assert "compared with torch" in call("export", "runs/demo/SET-0", "-o", "m.c")
     call("compress", "runs/demo/SET-0", "MagnitudePruning", "-o", "small.safetensors", *options)
     refused = call("train", "demo", *options, "--method", "SET", "--no-report", *few, code=1)
