@@ -17,9 +17,9 @@ fi
 mkdir -p "$root/try/links"
 cp "$wheel" "$here/smoke.py" "$root/try/"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-cp "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}" "$root/try/certificates"  # of a proxy, perhaps
+cp "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}" "$root/etc/ssl/certs/ca-certificates.crt"  # a proxy's too
 [ -z "${PIP_FIND_LINKS:-}" ] || cp "$PIP_FIND_LINKS"/*.whl "$root/try/links/"
-chroot "$root" env PIP_CERT=/try/certificates PIP_FIND_LINKS=/try/links PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/try TORCH="$torch" sh -eu -c '
+chroot "$root" env PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS=/try/links PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/try TORCH="$torch" sh -eu -c '
     cd /try
     ! command -v cc c++ gcc g++ || { echo "a compiler is there"; exit 1; }
     system=; [ "$TORCH" != debian ] || system=--system-site-packages
