@@ -85,8 +85,8 @@ docs: $(DEV)
 docs-version: $(DEV)
 	@test -n "$(VERSION)" || { echo "make: which version? make docs-version VERSION=0.2"; exit 1; }
 	$(PIP) install -c constraints.txt mike
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases $(VERSION) latest
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mike set-default latest
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mike deploy --update-aliases $(VERSION) latest
+	PATH="$(CURDIR)/$(BIN):$$PATH" mike set-default latest
 
 crash: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python reliability/crash.py --kills 200
