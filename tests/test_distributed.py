@@ -54,10 +54,6 @@ def test_two_processes_rewire_alike_and_outlive_a_dead_one(tmp_path: Path) -> No
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-ACCELERATE = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no",
-]  # fmt: skip
 
 
 def free_port() -> int:
@@ -68,8 +64,6 @@ def free_port() -> int:
 
 def launchers(kind: str) -> list[list[str]]:
     """The commands that are started side by side: a node each."""
-    if kind == "accelerate":
-        return [[*ACCELERATE, "--main_process_port", str(free_port())]]
     if kind == "torchrun":
         return [[*TORCHRUN, "--standalone", "--nproc_per_node", "2"]]
     meet = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
@@ -77,15 +71,13 @@ def launchers(kind: str) -> list[list[str]]:
 
 
 @pytest.mark.long("two processes by a launcher, and one")
-@pytest.mark.parametrize("kind", ["torchrun", "accelerate", "nodes"])
+@pytest.mark.parametrize("kind", ["torchrun", "nodes"])
 def test_a_recipe_in_two_processes_is_one_run(kind: str, tmp_path: Path) -> None:
-    if kind == "accelerate":
-        pytest.importorskip("accelerate", reason="accelerate is not installed (the extra `accelerate`)")
     recipe = tmp_path / "plain.yaml"
     recipe.write_text(PLAIN)
     methods = ["--method", "dense", *(["--method", "SET"] if kind == "torchrun" else [])]
     train = ["-m", "filigree.cli", "train", str(recipe), *methods, "--no-report"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
             [*launcher, *train, "--out", str(tmp_path / "two")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
