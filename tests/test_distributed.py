@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -52,19 +53,43 @@ def test_two_processes_rewire_alike_and_outlive_a_dead_one(tmp_path: Path) -> No
     assert dead["resumed_apart_from_undisturbed"] == 0
 
 
-@pytest.mark.long("two processes by torchrun, and one")
-def test_a_recipe_in_two_processes_is_one_run(tmp_path: Path) -> None:
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def launchers(kind: str) -> list[list[str]]:
+    """The commands that are started side by side: a node each."""
+    if kind == "torchrun":
+        return [[*TORCHRUN, "--standalone", "--nproc_per_node", "2"]]
+    meet = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    return [[*TORCHRUN, *meet, "--node_rank", rank] for rank in ("0", "1")]
+
+
+@pytest.mark.long("two processes by a launcher, and one")
+@pytest.mark.parametrize("kind", ["torchrun", "nodes"])
+def test_a_recipe_in_two_processes_is_one_run(kind: str, tmp_path: Path) -> None:
     recipe = tmp_path / "plain.yaml"
     recipe.write_text(PLAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    train = ["-m", "filigree.cli", "train", str(recipe), "--method", "dense", "--method", "SET", "--no-report"]
-    done = subprocess.run(
-        [*launcher, *train, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=600, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("models: ") == 1
-    assert {file.name for file in (tmp_path / "two" / "SET-0").iterdir()} == {"model.safetensors", "record.json"}
+    methods = ["--method", "dense", *(["--method", "SET"] if kind == "torchrun" else [])]
+    train = ["-m", "filigree.cli", "train", str(recipe), *methods, "--no-report"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [*launcher, *train, "--out", str(tmp_path / "two")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=environment,
+        )
+        for launcher in launchers(kind)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), said
+    assert sum(output.count("models: ") for output, _ in said) == 1
+    last = "SET-0" if kind == "torchrun" else "dense-0"
+    assert {file.name for file in (tmp_path / "two" / last).iterdir()} == {"model.safetensors", "record.json"}
     recipes.run(recipes.load(str(recipe)), tmp_path / "one", methods=["dense"], timed=False, progress=False)
     two, one = (Record.load(tmp_path / name / "dense-0").history for name in ("two", "one"))
     losses = [[row["train_loss"] for row in history] for history in (two, one)]

@@ -62,8 +62,8 @@ def test_weights_of_classes():
     assert streamed.predict_proba(X)[:, 1].mean() > 0.2
     for model, data, message in (
         (SparseMLPClassifier(**QUICK, class_weight="heavy").fit, (X, rare), "class_weight must be None, 'balanced' or"),
-        (SparseMLPClassifier(**QUICK, class_weight=own).fit, (X, SEVERAL), "class_weight is for one label a sample"),
-        (SparseMLPClassifier(**QUICK, class_weight="balanced").partial_fit, (X, rare, [0, 1]), "None or a dict"),
+        (SparseMLPClassifier(**QUICK, class_weight=own).fit, (X, SEVERAL), "class_weight must be .* a list of 4 dicts"),
+        (SparseMLPClassifier(**QUICK, class_weight="balanced").partial_fit, (X, rare, [0, 1]), "None, a dict"),
     ):
         with pytest.raises(ValueError, match=message):
             model(*data)

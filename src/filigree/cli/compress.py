@@ -16,6 +16,7 @@ from filigree.cli.trained import load_samples, load_trained, run_of
 from filigree.compress import compress_
 from filigree.io.saving import save
 from filigree.measure.cost import stored
+from filigree.ops.sparse_rows import as_dense, rows_of
 from filigree.recipes import compressions
 from filigree.train import evaluate
 
@@ -63,7 +64,7 @@ def compress(
         scores.append(evaluate(network, split.test).get("r2" if quantity else "accuracy", math.nan))
         sizes.append(stored(network).bytes_disk)
         if step == 0:
-            report = compress_(network, config, split.train.x[chosen] if samples else None, where)
+            report = compress_(network, config, as_dense(rows_of(split.train.x, chosen)) if samples else None, where)
             tell(str(report))
     save(network, output)
     before, after = (f"{score:.3f}" if quantity else f"{100 * score:.2f}%" for score in scores)

@@ -11,6 +11,7 @@ from filigree.cli.options import Drop, IndexColumn, Missing, Model, Task, Transp
 from filigree.cli.output import tell
 from filigree.cli.trained import example_for, load_samples, load_trained, run_of
 from filigree.export import export
+from filigree.ops.sparse_rows import as_dense, rows_of
 
 _CALIBRATION = 512  # samples
 
@@ -81,5 +82,5 @@ def export_(
     given = {name: value for name, value in given.items() if value is not None}
     if int8 is not None and source is not None:
         samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)
-        given["calibration"] = samples.train.x[:_CALIBRATION]
+        given["calibration"] = as_dense(rows_of(samples.train.x, slice(0, _CALIBRATION)))
     tell(str(export(network, output, example, training=training, **given)))

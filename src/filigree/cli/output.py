@@ -62,6 +62,7 @@ def run_recipe(
     if needs_resume:
         again.append("--resume")
     State.hint = f"Go on with: filigree {shlex.join(again)}"
+    recipes.refuse_earlier(recipe, folder, methods, numbers, resume=resume, overwrite=overwrite)
     done = recipes.finished(recipe, folder) if resume else []
     if not processes.several() and (line := recipes.forecast_line(recipes.forecast(recipe, methods, numbers, done))):
         tell(line)

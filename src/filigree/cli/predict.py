@@ -21,6 +21,7 @@ from filigree.data.cells import is_number
 from filigree.data.preprocessing import Preprocessing, preprocessing_of
 from filigree.data.rows import Rows, read_rows
 from filigree.io.storage import replacing
+from filigree.ops.sparse_rows import is_sparse_rows, split_rows
 from filigree.recipes import RecipeError
 
 _BATCH, _SHOWN = 4096, 10
@@ -82,15 +83,25 @@ def predict(
 
 
 def _outputs(network: nn.Module, own: Preprocessing, rows: Rows, command: str) -> Tensor:
-    batches = rows.x.split(_BATCH)
+    batches = split_rows(rows.x, _BATCH)
     try:
         with torch.no_grad():
             shown = track(batches, "predicting", console=out, transient=True, disable=not out.is_terminal)
-            parts = [network(as_weights(network, own(batch))) for batch in shown]
+            parts = [_answers(network, as_weights(network, own(batch))) for batch in shown]
     except (RuntimeError, ValueError) as error:
         shape = tuple(rows.x.shape[1:])
         raise RecipeError(f"{command}: the model cannot read rows of shape {shape}: {error}") from None
     return torch.cat(parts).flatten(1).double()
+
+
+def _answers(network: nn.Module, x: Tensor) -> Tensor:
+    """The network's outputs; of a batch of sparse rows made dense, where its first layer reads dense ones only."""
+    try:
+        return network(x)
+    except TypeError:
+        if not is_sparse_rows(x):
+            raise
+        return network(x.to_dense())
 
 
 def _table(outputs: Tensor, own: Preprocessing, rows: Rows) -> tuple[list[str], list[list[Any]], str]:

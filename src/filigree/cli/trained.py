@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from filigree.data import DataSet, Split
 from filigree.data.preprocessing import Preprocessing, preprocessing_of
 from filigree.data.readers import is_file_name
 from filigree.io.saving import load_network
+from filigree.ops.sparse_rows import as_dense, rows_of
 from filigree.recipes import MODEL, RecipeError, data_of
 from filigree.train import Record
 from filigree.train.evaluation import dtype_of
@@ -69,8 +71,8 @@ def load_samples(
     x = samples.test.x
     try:
         with torch.no_grad():
-            network(x[:2])
-    except (RuntimeError, ValueError) as error:
+            network(rows_of(x, slice(0, 2)))
+    except (RuntimeError, TypeError, ValueError) as error:
         width = getattr(first, "in_features", None)
         reason = f"It reads {width} features." if width is not None and x.shape[1:] != (width,) else str(error)
         raise RecipeError(
@@ -83,7 +85,7 @@ def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | No
     """The samples in the type of the network's weights and, where it knows how its inputs were made of rows, made in
     that way and not by the mean and deviation of these samples; its classes have its numbers."""
     read = samples.preprocessing
-    if known is not None and (read is None or len(known.mean) not in (1, samples.train.x[0].numel())):
+    if known is not None and (read is None or len(known.mean) not in (1, math.prod(samples.train.x.shape[1:]))):
         known = None  # of other columns: the network will refuse them
     numbers: Tensor | None = None
     if known is not None and known.class_names and samples.class_names and known.class_names != samples.class_names:
@@ -96,7 +98,7 @@ def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | No
         x, y = split
         if known is not None and read is not None:
             if not (torch.equal(known.mean, read.mean) and torch.equal(known.deviation, read.deviation)):
-                x = known(read.raw(x.double()))
+                x = known(read.raw(x.double()))  # a sparse x is dense then, if the model subtracts a mean
             if known.task == "regression":
                 y = (read.quantities(y) - known.target_mean) / known.target_deviation
             elif numbers is not None:
@@ -119,7 +121,8 @@ def example_for(
     """
     if source is not None:
         data = load_samples(network, source, command, 0, trained_by, **reading)
-        return data.train.x[:512] if calibrates else data.test.x[:16]
+        x, count = (data.train.x, 512) if calibrates else (data.test.x, 16)
+        return as_dense(rows_of(x, slice(0, count)))
     if calibrates:
         raise RecipeError(f"{command}: --data is needed, as the data from which the scales of activations are taken.")
     first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)

@@ -14,13 +14,15 @@ from filigree.config import check_choice
 from filigree.data.encodings import Encoding
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.vocabulary import Vocabulary
+from filigree.ops.sparse_rows import is_scipy_sparse, sparse_rows
 
 Standardize = Literal["feature", "global"] | None
 
 
 class Split(NamedTuple):
-    """Samples `x` `(n, features)` or `(n, channels, height, width)`, float32, and labels `y` `(n,)`, int64; of a
-    regression `y` is float32 `(n, 1)`, standardised by the training part's mean and deviation."""
+    """Samples `x` `(n, features)` or `(n, channels, height, width)`, float32 (a CSR tensor where a file's rows are
+    sparse), and labels `y` `(n,)`, int64; of a regression `y` is float32 `(n, 1)`, standardised by the training part's
+    mean and deviation."""
 
     x: Tensor
     y: Tensor
@@ -67,23 +69,37 @@ class DataSet:
 
 def check(x: Any, y: Any, classes: int, name: str) -> None:
     """`ValueError` for samples and labels of unlike number, values that are not finite, labels out of range."""
-    if len(x) != len(y):
-        raise ValueError(f"data {name}: x and y must have as many samples. Got {len(x)} and {len(y)}.")
-    if not len(x):
+    count = x.shape[0]
+    if count != len(y):
+        raise ValueError(f"data {name}: x and y must have as many samples. Got {count} and {len(y)}.")
+    if not count:
         raise ValueError(f"data {name}: at least one sample is expected. Got none.")
-    finite = np.isfinite(np.asarray(x)).reshape(len(x), -1).all(1)
+    if is_scipy_sparse(x):
+        finite = np.ones(count, bool)
+        finite[np.searchsorted(x.indptr, np.flatnonzero(~np.isfinite(x.data)), side="right") - 1] = False
+    else:
+        finite = np.isfinite(np.asarray(x)).reshape(count, -1).all(1)
     if not finite.all():
         raise ValueError(
-            f"data {name}: x must be finite. Got NaN or Inf in {int((~finite).sum())} of {len(x)} samples, "
+            f"data {name}: x must be finite. Got NaN or Inf in {int((~finite).sum())} of {count} samples, "
             f"first in row {int(np.argmin(finite)) + 1}."
         )
     if int(np.min(y)) < 0 or int(np.max(y)) >= classes:
         raise ValueError(f"data {name}: labels must lie in [0, {classes}). Got {int(np.min(y))} to {int(np.max(y))}.")
 
 
+def spread(x: Any, axis: int | None) -> tuple[Any, Any]:
+    """The mean and the deviation of a sparse matrix of scipy, float64: of each feature (axis 0), or of all numbers."""
+    count = x.shape[0] if axis == 0 else x.shape[0] * x.shape[1]
+    mean = np.asarray(x.sum(axis)).reshape(-1) / count
+    squares = np.asarray(x.multiply(x).sum(axis)).reshape(-1) / count
+    deviation = np.sqrt(np.maximum(squares - mean**2, 0))
+    return (mean, deviation) if axis == 0 else (mean[0], deviation[0])
+
+
 def assemble(
     name: str,
-    x: np.ndarray,
+    x: Any,
     y: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
@@ -101,24 +117,31 @@ def assemble(
     impute: bool = False,
     task: str = "classification",
     transpose: bool = False,
+    first: int | None = None,
 ) -> DataSet:
     """A `DataSet` of the samples numbered by `train`, `validation` and `test`; with `impute`, NaN becomes
     the mean of the feature in the training part. Of a regression y is standardised too."""
     check_choice(f"data {name}", "standardize", standardize, ("feature", "global", None))
+    sparse = is_scipy_sparse(x)
     with np.errstate(over="ignore"):
-        small = np.asarray(x, np.float32)
-    gaps = impute and bool(np.isnan(small).any())
+        small = x.astype(np.float32, copy=False)
+    gaps = impute and not sparse and bool(np.isnan(small).any())
     if gaps and standardize != "feature":
         raise ValueError(f"data {name}: missing='mean' needs standardize='feature'. Got {standardize!r}.")
     regression = task == "regression"
     check(np.where(np.isnan(small), 0, small) if gaps else small, np.zeros(len(y)) if regression else y, classes, name)
-    x = (x if x.dtype == np.float64 and standardize is not None else small).reshape(len(x), -1)
+    if sparse and images:
+        raise ValueError(f"data {name}: images are dense samples. Got sparse rows.")
+    x = x if x.dtype == np.float64 and standardize is not None else small
+    x = x if sparse else x.reshape(len(x), -1)
     mean: Any = 0.0
     deviation: Any = 1.0
     if standardize is not None:
         axis = 0 if standardize == "feature" else None
         known = x[train].astype(np.float64)
-        if gaps:
+        if sparse:
+            mean, deviation = spread(known, axis)
+        elif gaps:
             count = np.maximum((~np.isnan(known)).sum(0), 1)
             mean = np.nansum(known, 0) / count
             deviation = np.sqrt(np.nansum((known - mean) ** 2, 0) / count)
@@ -126,7 +149,9 @@ def assemble(
             mean, deviation = known.mean(axis, dtype=np.float64), known.std(axis, dtype=np.float64)
         rounding = 10 * np.finfo(np.float64).eps * np.abs(mean)
         deviation = np.where(deviation > rounding, deviation, 1)  # a constant feature becomes zero
-        notes = [*notes, f"standardised by the training part's mean and deviation ({standardize})"]
+        by = "deviation, so that zeros stay" if sparse else "mean and deviation"
+        notes = [*notes, f"standardised by the training part's {by} ({standardize})"]
+        mean = np.zeros_like(mean) if sparse else mean
     targets: np.ndarray = np.asarray(y).astype(np.int64)
     target_mean, target_deviation = 0.0, 1.0
     if regression:
@@ -137,6 +162,10 @@ def assemble(
     shape = input_shape if images else (-1,)
 
     def part(numbers: np.ndarray) -> Split:
+        if sparse:
+            scaled = x[numbers].astype(np.float64)
+            scaled.data /= deviation if np.ndim(deviation) == 0 else deviation[scaled.indices]
+            return Split(sparse_rows(scaled, torch.float32), torch.from_numpy(targets[numbers]))
         values = ((x[numbers] - mean) / deviation).astype(np.float32).reshape(len(numbers), *shape)
         if gaps:
             values[np.isnan(values)] = 0
@@ -145,6 +174,6 @@ def assemble(
     held = part(validation) if len(validation) else None
     preprocessing = Preprocessing(mean, deviation, feature_names, class_names, target_name, encodings,
                                   "mean" if impute else "refuse", task, target_mean, target_deviation,
-                                  transpose)  # fmt: skip
+                                  transpose, first)  # fmt: skip
     return DataSet(name, part(train), held, part(test), classes, tuple(input_shape), None, notes,
                    feature_names, class_names, preprocessing)  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from filigree.config import check_choice, listed
 from filigree.data.encodings import Encoding
 from filigree.nn.standardize import Standardize
+from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, sparse_rows, times_columns
 
 _ATTRIBUTE = "preprocessing"
 
@@ -31,7 +32,7 @@ class Preprocessing:
             features are among `feature_names`; `fg.data.read_rows` applies them.
         missing: "mean": for a value that is missing, the training took the mean.
         task: "classification", or "regression": the network's one output is `(y - target_mean) / target_deviation`.
-        transpose: samples stood in columns.
+        transpose: samples stood in columns. first: of svmlight's format, the number of the first feature.
 
     Raises:
         ValueError: numbers that are not finite, deviations that are not above 0, or another number of names.
@@ -48,6 +49,7 @@ class Preprocessing:
     target_mean: float = 0.0
     target_deviation: float = 1.0
     transpose: bool = False
+    first: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "deviation"):
@@ -79,19 +81,32 @@ class Preprocessing:
                 "Preprocessing: target_mean must be finite, target_deviation finite and above 0. "
                 f"Got {self.target_mean} and {self.target_deviation}."
             )
+        if self.first not in (None, 0, 1):
+            raise ValueError(f"Preprocessing: first must be 0, 1 or None. Got {self.first!r}.")
         if not isinstance(self.target_name, str):
             raise ValueError(f"Preprocessing: target_name must be text. Got {self.target_name!r}.")
 
     def __call__(self, rows: Any) -> Tensor:
-        """Raw rows `(n, ...)`, a tensor or what numpy takes, as the network's inputs of the same shape, float32."""
+        """Raw rows `(n, ...)`, a tensor or what numpy takes, as the network's inputs of the same shape, float32.
+
+        A CSR tensor, or a sparse matrix of scipy, stays sparse, unless a mean is to be subtracted.
+        """
+        if is_scipy_sparse(rows):
+            rows = sparse_rows(rows)
         x = rows if isinstance(rows, Tensor) else torch.tensor(rows)
-        if x.dim() < 2 or (len(self.mean) > 1 and x[0].numel() != len(self.mean)):
+        if x.dim() < 2 or (len(self.mean) > 1 and math.prod(x.shape[1:]) != len(self.mean)):
             features = f"{len(self.mean)} features" if len(self.mean) > 1 else "features"
             raise ValueError(f"preprocessing: rows must be (rows, {features}). Got {tuple(x.shape)}.")
-        return self.layer()(x)
+        if is_sparse_rows(x) and not self.mean.any():
+            return times_columns(x, 1 / self.deviation)
+        return self.layer()(x.to_dense() if is_sparse_rows(x) else x)
 
     def raw(self, inputs: Tensor) -> Tensor:
         """The rows that give these inputs, in the inputs' type."""
+        if is_sparse_rows(inputs):
+            if not self.mean.any():
+                return times_columns(inputs, self.deviation, inputs.dtype)
+            inputs = inputs.to_dense()
         mean, deviation = (t.to(inputs.device) for t in (self.mean, self.deviation))
         return (inputs.flatten(1).double() * deviation + mean).to(inputs.dtype).reshape(inputs.shape)
 
@@ -123,7 +138,7 @@ class Preprocessing:
             "class_names": list(self.class_names), "target_name": self.target_name,
             "encodings": [each.to_dict() for each in self.encodings], "missing": self.missing,
             "task": self.task, "target_mean": self.target_mean, "target_deviation": self.target_deviation,
-            "transpose": self.transpose,
+            "transpose": self.transpose, "first": self.first,
         }  # fmt: skip
 
 

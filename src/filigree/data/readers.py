@@ -5,6 +5,7 @@ Nothing pickled is read. Anything unexpected raises an error of one line.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import gzip
 import math
@@ -19,6 +20,7 @@ from filigree.config import clipped, listed, one_line
 from filigree.data.frames import ARROW, is_frame, read_arrow, read_frame
 from filigree.data.matlab import read_matrices
 from filigree.data.samples import LABELS, Reading, Samples
+from filigree.data.sparse_files import SVMLIGHT, TargetError, read_svmlight, sparse_samples
 from filigree.data.tables import read_table
 
 _DEFLATE = 1040  # no deflated stream unpacks to more than about 1032 times its size
@@ -77,10 +79,13 @@ def read_mat(path: Path, how: Reading = AS_IT_IS) -> Samples:
 
 
 def read_npz(path: Path, how: Reading = AS_IT_IS) -> Samples:
-    """A numpy archive with `x` and `y`, or `X` and `Y`."""
+    """A numpy archive with `x` and `y`, or `X` and `Y`; or a sparse matrix of scipy, see `sparse_files.py`."""
     try:
         with zipfile.ZipFile(path) as archive:
             present = {entry.removesuffix(".npy") for entry in archive.namelist()}
+            if {"format", "shape", "data"} <= present:
+                samples = sparse_samples(path, lambda name: npz_array(archive, name), present, how)
+                return _of_arrays(path, samples, dataclasses.replace(how, target=None))
             x, y = (name if name in present else name.upper() for name in ("x", "y"))
             if how.wanted and y not in present:
                 samples = _unlabelled(_turned(npz_array(archive, x), how))
@@ -91,6 +96,8 @@ def read_npz(path: Path, how: Reading = AS_IT_IS) -> Samples:
         raise ValueError(
             f"data: {path} must hold {wanted}. Got {listed(sorted(map(clipped, present))) or 'none'}."
         ) from None
+    except TargetError as error:
+        raise ValueError(f"data: {path}: {error}.") from None
     except Exception as error:  # zipfile's reader fails in many ways on a damaged file
         raise ValueError(f"data: {path} is no .npz file that can be read ({_brief(error)}).") from None
     return _of_arrays(path, samples, how)
@@ -125,6 +132,12 @@ def read_csv(path: Path, how: Reading = AS_IT_IS) -> Samples:
     return read_table(path, how, check_unpacked)
 
 
+def read_sparse_text(path: Path, how: Reading = AS_IT_IS) -> Samples:
+    """Sparse rows as text: see `sparse_files.py`."""
+    samples = read_svmlight(path, how, check_unpacked)
+    return _of_arrays(path, samples, how)
+
+
 READERS = {
     ".npz": read_npz,
     ".mat": read_mat,
@@ -133,6 +146,7 @@ READERS = {
     ".csv.gz": read_csv,
     ".tsv.gz": read_csv,
     **dict.fromkeys(ARROW, read_arrow),
+    **dict.fromkeys(SVMLIGHT, read_sparse_text),
 }
 SUFFIXES = tuple(READERS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from filigree.data.cells import MARKERS
 from filigree.data.encodings import columns_of
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.readers import read_file
-from filigree.data.samples import MISSING, Reading, Wanted, left_out
+from filigree.data.samples import MISSING, Reading, Wanted, gaps_in, left_out
+from filigree.ops.sparse_rows import is_scipy_sparse, sparse_rows
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Rows:
     """Rows of a file.
 
     Attributes:
-        x: raw rows `(n, ...)`, float32 or float64: `preprocessing(x)` are a model's inputs.
+        x: raw rows `(n, ...)`, float32 or float64, a CSR tensor where the file's are sparse: `preprocessing(x)` are a
+            model's inputs.
         labels: as they are written, "" where there is none; None where the file has no labels.
         numbers: of the rows in the file, from 1.
         label: the labels' name.
@@ -69,18 +72,18 @@ def read_rows(
     names, numbers_known, encodings = preprocessing.feature_names, len(preprocessing.mean), preprocessing.encodings
     columns = columns_of(names, encodings)
     count = len(columns) or (numbers_known if numbers_known > 1 else features)
-    wanted = Wanted(count, columns, preprocessing.target_name, encodings)
+    wanted = Wanted(count, columns, preprocessing.target_name, encodings, preprocessing.first)
     transpose = preprocessing.transpose if transpose is None else transpose
     read = read_file(path, Reading(target=target, task=preprocessing.task, transpose=transpose, wanted=wanted))
-    x, flat = read.x, read.x.reshape(len(read.x), -1)
+    x, width = read.x, math.prod(read.x.shape[1:])
     count = len(names) or count
-    if count not in (None, flat.shape[1]):
-        raise ValueError(f"data: {path}: the model reads {count} features. It has {flat.shape[1]}.")
-    gaps = np.isnan(flat)
-    lacking, notes = gaps.any(1), read.notes
+    if count not in (None, width):
+        raise ValueError(f"data: {path}: the model reads {count} features. It has {width}.")
+    lacking, gaps = gaps_in(x)
+    notes = read.notes
     if lacking.any():
-        known = read.features or names or tuple(f"feature {i + 1}" for i in range(flat.shape[1]))
-        shown = listed([f"{known[i]} {int(gaps[:, i].sum())}" for i in np.flatnonzero(gaps.any(0))])
+        known = read.features or names or tuple(f"feature {i + 1}" for i in range(width))
+        shown = listed([f"{known[i]} {int(gaps[i])}" for i in np.flatnonzero(gaps)])
         try:
             notes = (*notes, left_out(lacking, shown, missing))
         except ValueError as error:
@@ -88,8 +91,13 @@ def read_rows(
     if missing == "mean" and lacking.any():
         if len(preprocessing.mean) == 1:
             raise ValueError(f"data: {path}: missing='mean' is of a model that knows the mean of each feature.")
-        x = np.where(gaps, preprocessing.mean.numpy(), flat).astype(flat.dtype).reshape(read.x.shape)
-        lacking = np.zeros(len(flat), bool)
+        if is_scipy_sparse(x):
+            raise ValueError(f"data: {path}: missing='mean' is for dense samples.")
+        flat = x.reshape(len(x), -1)
+        x = np.where(np.isnan(flat), preprocessing.mean.numpy(), flat).astype(x.dtype).reshape(x.shape)
+        lacking = np.zeros(len(x), bool)
     labels = ["" if label.lower() in MARKERS else label for label in map(str, read.labels[~lacking].tolist())]
     numbers = (np.flatnonzero(~lacking) + 1).tolist()
-    return Rows(torch.from_numpy(x[~lacking]), labels if any(labels) else None, numbers, read.label, notes)
+    kept = x[~lacking] if lacking.any() else x
+    tensor = sparse_rows(kept) if is_scipy_sparse(x) else torch.from_numpy(kept)
+    return Rows(tensor, labels if any(labels) else None, numbers, read.label, notes)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from filigree.config import check_choice, clipped, listed
 from filigree.data.cells import MARKERS, is_number
 from filigree.data.encodings import Encoding
+from filigree.ops.sparse_rows import is_scipy_sparse
 
 NUMBERS, LABELS = "biuf", "biufSU"  # kinds of numpy's types
 MISSING, INDEX_COLUMN = ("refuse", "drop", "mean"), ("drop", "keep")
@@ -23,12 +26,14 @@ _CLASSES = 10  # classes in a message
 @dataclass(frozen=True)
 class Wanted:
     """The columns that a model reads: their number, where it is known, and their names, where they have some; and what
-    the label was called in its training; and those of words or dates, with how they become features."""
+    the label was called in its training; and those of words or dates, with how they become features; and the number
+    of the first feature in svmlight's format."""
 
     count: int | None
     names: tuple[str, ...] = ()
     label: str = ""
     encodings: tuple[Encoding, ...] = ()
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,29 +65,35 @@ class Samples:
     """What a file holds.
 
     Attributes:
-        x: `(n, ...)`, float32 or float64. labels: `(n,)`, numbers or text.
+        x: `(n, ...)`, float32 or float64; or a sparse matrix of scipy in CSR form. labels: `(n,)`, numbers or text.
         features: the columns' names, where the file has some. label: what the label is called.
         notes: a line on each thing that was left out or assumed. encodings: of columns of words or dates; `features`
-            then names what they became. sideways: a table looks as if its samples stood in columns.
+            then names what they became. sideways: a table looks as if its samples stood in columns. first: the number
+            of the first feature in svmlight's format.
     """
 
-    x: np.ndarray
+    x: Any
     labels: np.ndarray
     features: tuple[str, ...] = ()
     label: str = "y"
     notes: tuple[str, ...] = ()
     encodings: tuple[Encoding, ...] = ()
     sideways: bool = False
+    first: int | None = None
+
+    def renamed(self, label: str, notes: tuple[str, ...], first: int | None = None) -> Samples:
+        """These samples with a name of their label, and notes."""
+        return dataclasses.replace(self, label=label, notes=(*self.notes, *notes), first=first)
 
     @classmethod
-    def of(cls, x: np.ndarray, labels: np.ndarray) -> Samples:
+    def of(cls, x: Any, labels: np.ndarray) -> Samples:
         """Samples and labels of types and sizes that make sense; what float32 may round stays in float64.
 
         Labels that are all numbers are compared as numbers: 1 and 1.0 are one class, and 10 comes after 2.
         """
         if x.dtype.kind not in NUMBERS or labels.dtype.kind not in LABELS:
             raise ValueError(f"samples of {x.dtype} and labels of {labels.dtype}")
-        if x.ndim < 1 or not x.size or len(x) != labels.size:
+        if x.ndim < 1 or not math.prod(x.shape) or x.shape[0] != labels.size:
             raise ValueError(f"samples {x.shape} and {labels.size} labels")
         if labels.dtype.kind == "S":
             labels = np.char.decode(labels, "utf-8")
@@ -92,7 +103,7 @@ class Samples:
             if present.all() and all(map(is_number, labels.flat)):
                 labels = _numbers(labels)
         exact = x.dtype.kind == "b" or x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2)
-        return cls(np.asarray(x, np.float32 if exact else np.float64), labels.reshape(-1))
+        return cls(x.astype(np.float32 if exact else np.float64, copy=False), labels.reshape(-1))
 
     def without_missing(self, how: str, markers: Mapping[str, Counter[str]] | None = None) -> Samples:
         """The rows that lack nothing, or `ValueError` with what is missing in how many rows.
@@ -101,16 +112,13 @@ class Samples:
             how: "refuse", "drop", or "mean", which leaves NaN in the features.
             markers: what stood where a value is missing, by column; else it was NaN.
         """
-        flat = self.x.reshape(len(self.x), -1)
-        gaps, unlabelled = np.isnan(flat), self._unlabelled()
-        lacking = gaps.any(1) | unlabelled
+        (lacks, gaps), unlabelled = gaps_in(self.x), self._unlabelled()
+        lacking = lacks | unlabelled
         if not lacking.any():
             return self
         column = {feature: encoding.name for encoding in self.encodings for feature in encoding.features}
         names = [column.get(feature, feature) for feature in self.features]
-        columns = {
-            names[i] if names else f"feature {i + 1}": int(gaps[:, i].sum()) for i in np.flatnonzero(gaps.any(0))
-        }
+        columns = {names[i] if names else f"feature {i + 1}": int(gaps[i]) for i in np.flatnonzero(gaps)}
         if unlabelled.any():
             columns[f"label {self.label}"] = int(unlabelled.sum())
         shown = listed([
@@ -118,6 +126,8 @@ class Samples:
             for name, count in columns.items()
         ])  # fmt: skip
         note = left_out(lacking, shown, how)
+        if how == "mean" and is_scipy_sparse(self.x) and lacks.any():
+            raise ValueError("missing='mean' is for dense samples: of sparse ones a mean would fill every row")
         if how == "mean":  # a label cannot be filled in
             lacking = unlabelled
         kept = Samples.of(self.x[~lacking], self.labels[~lacking])  # labels may all be numbers now
@@ -142,7 +152,19 @@ class Samples:
         return f"{self._sizes()}, quantity {self.label!r}: {ends}"
 
     def _sizes(self) -> str:
-        return f"{len(self.x):,} rows, {int(np.prod(self.x.shape[1:])):,} features"
+        return f"{self.x.shape[0]:,} rows, {int(np.prod(self.x.shape[1:])):,} features"
+
+
+def gaps_in(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of dense or sparse samples hold NaN, and how many each feature has."""
+    if not is_scipy_sparse(x):
+        missing = np.isnan(x.reshape(len(x), -1))
+        return missing.any(1), missing.sum(0)
+    where = np.flatnonzero(np.isnan(x.data))
+    rows = np.searchsorted(x.indptr, where, side="right") - 1
+    lacks = np.zeros(x.shape[0], bool)
+    lacks[rows] = True
+    return lacks, np.bincount(x.indices[where], minlength=x.shape[1])
 
 
 def left_out(lacking: np.ndarray, shown: str, how: str) -> str:

@@ -102,8 +102,9 @@ def load(
 
     Args:
         name: of `names()`, or a file of your own: a table (.csv, .tsv, .csv.gz, .tsv.gz, .parquet, .feather,
-            .arrow, with a label in the last column), .npz with x and y, .mat with X and Y; or a frame of pandas or
-            polars, or a table of Arrow.
+            .arrow, with a label in the last column), .npz with x and y, .mat with X and Y, .npz of
+            `scipy.sparse.save_npz`, .svmlight, .libsvm or .svm (also with .gz), whose rows stay sparse: CSR tensors;
+            or a frame of pandas or polars, or a table of Arrow.
         root: the folder of the files; by default `FILIGREE_DATA`, else they are downloaded into the user's cache.
         seed: of the split.
         validation: samples, or the share of the training part, held out. Of sets with a test set of their own the first
@@ -114,7 +115,8 @@ def load(
             images, "feature" for ORL, the gene sets and files. Statistics are those of the training part.
         augment: rotate, shift and flip training images.
         images: shape samples as `(channels, height, width)`.
-        target: of a table, the column that holds the label: its name, or its number from 1 where columns have no names.
+        target: of a table, the column that holds the label: its name, or its number from 1 where columns have no names;
+            of a matrix of scipy the number of a column, or a file with a label for each row (.npy, or text lines).
         missing: of a file, "refuse" values that are missing (empty, NA, N/A, ?, nan, null), with their counts, or
             "drop" the rows that lack one, or take the "mean" of the feature in the training part.
         index_column: of a table, "drop" a column that only numbers or names the rows: one without a name, as pandas
@@ -143,14 +145,14 @@ def load(
     x, y, tested, facts, label, read_notes = content[:6]
     notes, stratify = [*read_notes], stratify and task != "regression"
     if tested:
-        train, test = np.arange(len(x) - tested), np.arange(len(x) - tested, len(x))
+        train, test = np.arange(len(y) - tested), np.arange(len(y) - tested, len(y))
         held = _amount(validation, len(train), label)
         train, valid = train[held:], train[:held]
         notes.append(
             f"the set's own test part; the first {held:,} training samples validate" if held else "own test part"
         )
     else:
-        train, test = _split(np.arange(len(x)), y, test_size, seed, stratify, label)
+        train, test = _split(np.arange(len(y)), y, test_size, seed, stratify, label)
         held = _amount(validation, len(train), label)
         train, valid = _split(train, y, held, seed, stratify, label) if held else (train, train[:0])
         notes.append(f"split by seed {seed}: {len(train)} train, {held} validate, {len(test)} test")
@@ -159,7 +161,7 @@ def load(
         standardize=facts.standardize if standardize == "default" else standardize,
         feature_names=content.feature_names, class_names=content.class_names,
         target_name=content.target_name, encodings=content.encodings, impute=missing == "mean",
-        task=task or "classification", transpose=transpose,
+        task=task or "classification", transpose=transpose, first=content.first,
     )  # fmt: skip
     return _with_augment(dataset, facts) if augment else dataset
 
@@ -206,7 +208,7 @@ def cross_validation(
             standardize=facts.standardize if standardize == "default" else standardize,
             feature_names=content.feature_names, class_names=content.class_names,
             target_name=content.target_name, encodings=content.encodings, impute=missing == "mean",
-            task=task or "classification", transpose=transpose,
+            task=task or "classification", transpose=transpose, first=content.first,
             notes=[
                 *read_notes,
                 f"fold {number % folds + 1} of {folds}, repeat {number // folds + 1} of {repeats}"
@@ -227,7 +229,7 @@ def _known(name: str) -> str:
 class _Content(NamedTuple):
     """What a set or a file holds: samples, labels from 0, how many at the end are the set's own test part."""
 
-    x: np.ndarray
+    x: Any
     y: np.ndarray
     tested: int
     facts: Facts
@@ -237,6 +239,7 @@ class _Content(NamedTuple):
     class_names: tuple[str, ...] = ()
     target_name: str = ""
     encodings: tuple[Encoding, ...] = ()
+    first: int | None = None
 
 
 def _read_own(source: Any, how: Reading) -> _Content:
@@ -262,7 +265,7 @@ def _read_own(source: Any, how: Reading) -> _Content:
     facts = Facts(len(y), int(np.prod(sizes)), len(kinds), sizes, "feature", str(file))
     return _Content(
         samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, classes, samples.label,
-        samples.encodings,
+        samples.encodings, samples.first,
     )  # fmt: skip
 
 
@@ -282,7 +285,7 @@ def _quantity(file: Path, samples: Samples) -> _Content:
     facts = Facts(len(y), int(np.prod(sizes)), 1, sizes, "feature", str(file))
     return _Content(
         samples.x, y, 0, facts, file.name.partition(".")[0], notes, samples.features, (), samples.label,
-        samples.encodings,
+        samples.encodings, samples.first,
     )  # fmt: skip
 
 

@@ -88,11 +88,15 @@ class ParametricReLU:
 
 @dataclass(frozen=True)
 class Softmax:
-    """It is the softmax over the outputs of a sample, or its logarithm; `dim` is counted as torch does."""
+    """It is the softmax over the outputs of a sample, or its logarithm; `dim` is counted as torch does.
+
+    With `sizes` it is one over each run of so many outputs in turn.
+    """
 
     name: str
     logarithm: bool
     dim: int | None
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,30 @@ def taken(x: Tensor, rows: Tensor | slice) -> Tensor:
     new_ends = torch.cat([counts.new_zeros(1), counts.cumsum(0).to(counts.dtype)])
     positions = _expanded(ends.index_select(0, rows), counts)
     return _tensor(new_ends, columns.index_select(0, positions), values.index_select(0, positions), x.shape[1])
+
+
+def rows_of(x: Tensor, rows: Any) -> Tensor:
+    """`x[rows]` of a tensor, dense or CSR; rows are a slice or numbers."""
+    return taken(x, rows) if is_sparse_rows(x) else x[rows]
+
+
+def split_rows(x: Tensor, size: int) -> Sequence[Tensor]:
+    """`x.split(size)` of a tensor, dense or CSR."""
+    if not is_sparse_rows(x):
+        return x.split(size)
+    return [taken(x, slice(i, i + size)) for i in range(0, x.shape[0], size)]
+
+
+def as_dense(x: Tensor) -> Tensor:
+    """A CSR tensor as a dense one; others as they are."""
+    return x.to_dense() if is_sparse_rows(x) else x
+
+
+def times_columns(x: Tensor, factors: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A CSR tensor whose columns are multiplied by factors `(columns,)` or `(1,)`, in float64, rounded to `dtype`."""
+    own = factors.double()
+    own = own if len(own) == 1 else own.index_select(0, x.col_indices())
+    return _tensor(x.crow_indices(), x.col_indices(), (x.values().double() * own).to(dtype), x.shape[1])
 
 
 def linear(pattern: Pattern, values: Tensor, bias: Tensor | None, x: Tensor, relu: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 from filigree.recipes.forecast import duration, forecast, forecast_line, gains
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
-from filigree.recipes.run import MODEL, data_of, finished, on, run
+from filigree.recipes.run import MODEL, data_of, finished, on, refuse_earlier, run
 from filigree.recipes.sweep import COSTS, Sweep, cost_text, sweep
 from filigree.recipes.sweep_ray import sweep_ray
 
@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "names",
     "on",
+    "refuse_earlier",
     "run",
     "sweep",
     "sweep_ray",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from filigree.train import seed_everything
 def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
     """The method's network for these data, converted, with initial values by `seed`."""
     seed_everything(seed)
-    inputs, settings = split.train.x[0].numel(), recipe.model_of(method)
+    inputs, settings = math.prod(split.train.x.shape[1:]), recipe.model_of(method)
     if settings.name == "mlp":
         model = models.mlp([inputs, *settings.hidden, split.classes], settings.dropout, settings.activation)
     elif settings.name == "lenet_300_100":

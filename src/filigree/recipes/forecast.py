@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filigree.measure.cost import training_step
 from filigree.measure.timing import time_interleaved
+from filigree.ops.sparse_rows import rows_of
 from filigree.recipes.building import build, optimizer_of
 from filigree.recipes.recipe import Recipe
 from filigree.recipes.run import data_for_run
@@ -49,7 +50,7 @@ def forecast(
         training = recipe.training_of(method)
         sizes = batch_sizes(len(split.train.x), training.batch_size)
         model = build(recipe, method, split, numbers[0])
-        x, y = split.train.x[: sizes[0]], split.train.y[: sizes[0]]
+        x, y = rows_of(split.train.x, slice(0, sizes[0])), split.train.y[: sizes[0]]
         work = training_step(model, x, y, optimizer=functools.partial(optimizer_of, training=training))
         (step,) = time_interleaved([work], 0.0, 2)
         judged = sum(len(part.x) for part in (split.validation, split.test) if part is not None)

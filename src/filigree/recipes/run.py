@@ -18,7 +18,7 @@ from typing import Any
 import pydantic
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from filigree import data
 from filigree.compress.compression import compress_
@@ -29,11 +29,11 @@ from filigree.data.vocabulary import set_vocabulary
 from filigree.dynamics import MollificationAnnealing, NoiseAnnealing, SelectionSchedule
 from filigree.io import saving
 from filigree.io.storage import remove_leftovers
-from filigree.measure import cost
 from filigree.measure.energy import energy
-from filigree.measure.timing import inference, time_interleaved
 from filigree.ops import kernels
+from filigree.ops.sparse_rows import as_dense, rows_of
 from filigree.recipes.building import build, evolution_of, optimizer_of
+from filigree.recipes.measuring import MODEL, measure_together
 from filigree.recipes.recipe import DataSettings, MethodSettings, Recipe, RecipeError, TrainingSettings, searched_folder
 from filigree.recipes.scores import add_rmse, score_on
 from filigree.recipes.snapshots import Snapshots, Watch
@@ -44,7 +44,6 @@ from filigree.train.history import score_of
 from filigree.train.records import FILE as RECORD
 from filigree.train.records import SEARCH, now
 
-MODEL = "model.safetensors"
 FILES = (MODEL, RECORD, CHECKPOINT)  # in the folder of a run
 
 
@@ -81,18 +80,10 @@ def run(
             `overwrite`.
     """
     recipe = on(recipe, source)
-    chosen = list(recipe.methods) if methods is None else list(methods)
-    needed = [recipe.methods[method].after for method in chosen]
-    # these are kept where they are there
-    only_needed = {method for method in needed if method is not None and method not in chosen}
-    chosen = [method for method in recipe.methods if method in (*chosen, *needed)]
-    chosen.sort(key=lambda method: recipe.methods[method].after is not None)
+    chosen, only_needed = _chosen(recipe, methods)
     folders: list[Path] = []
     numbers = list(recipe.runs() if runs is None else runs)
-    if resume and overwrite:
-        raise RecipeError("--resume and --overwrite: one of both is expected.")
-    if not resume and not overwrite:
-        _refuse_earlier(recipe, out, chosen, numbers, only_needed)
+    refuse_earlier(recipe, out, methods, numbers, resume=resume, overwrite=overwrite)
     processes.wait()  # each has seen what was there
     chosen_settings = {method: _search(recipe, method, out, resume, progress) for method in chosen}
     for number in numbers:
@@ -111,7 +102,7 @@ def run(
         record = _whole(dense) if "dense" in recipe.methods and "dense" not in trained else None
         beside = {"dense": dense} if record is not None and _difference_to(record, recipe, "dense") is None else {}
         if processes.is_main():
-            _measure(recipe, trained | beside, split, timed)
+            measure_together(recipe, trained | beside, split, timed)
         processes.wait()
         folders += trained.values()
     return folders
@@ -128,10 +119,31 @@ def on(recipe: Recipe, source: str | Path | None) -> Recipe:
     })  # fmt: skip
 
 
-def _refuse_earlier(
-    recipe: Recipe, out: Path, methods: Sequence[str], numbers: Sequence[int], only_needed: Collection[str]
-) -> None:
-    """`RecipeError` where a run would replace the work of an earlier one."""
+def _chosen(recipe: Recipe, methods: Sequence[str] | None) -> tuple[list[str], set[str]]:
+    """The methods that `run` trains, in their order, and those of them that are only needed by others: these are kept
+    where they are there."""
+    wanted = list(recipe.methods) if methods is None else list(methods)
+    needed = [recipe.methods[method].after for method in wanted]
+    chosen = [method for method in recipe.methods if method in (*wanted, *needed)]
+    chosen.sort(key=lambda method: recipe.methods[method].after is not None)
+    return chosen, {method for method in needed if method is not None and method not in wanted}
+
+
+def refuse_earlier(
+    recipe: Recipe, out: Path, methods: Sequence[str] | None = None, runs: Sequence[int] | None = None, *,
+    resume: bool = False, overwrite: bool = False,
+) -> None:  # fmt: skip
+    """`RecipeError` where `run`, with the same arguments, would replace the work of an earlier run."""
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite: one of both is expected.")
+    methods, only_needed = _chosen(recipe, methods)
+    numbers = list(recipe.runs() if runs is None else runs)
+    if resume:  # of an earlier one it goes on with, the settings are to be the same
+        for folder, method in [(out / f"{method}-{number}", method) for number in numbers for method in methods]:
+            _is_finished(folder, recipe, method)
+            _refuse_other_unfinished(folder, recipe, method)
+    if resume or overwrite:
+        return
     folders = [out / f"{method}-{number}" for number in numbers for method in methods if method not in only_needed]
     folders += [
         folder for number in numbers for method in only_needed
@@ -232,12 +244,8 @@ def _train(
     if not resume and processes.is_main():
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
-    begun = None
-    if resume and (folder / CHECKPOINT).exists():
-        with suppress(FileNotFoundError, ValueError):  # killed before its first record
-            begun = Record.load(folder)
-        if begun is not None:
-            _refuse_other(begun, folder, "an interrupted", recipe, method)
+    if resume:
+        _refuse_other_unfinished(folder, recipe, method)
     interrupted = (folder / CHECKPOINT).exists()  # then the energy of the first part is not known
     processes.wait()
     if processes.is_main():
@@ -292,7 +300,8 @@ def _compress(
     for step in arm.compress:
         config = dataclasses.replace(step.config, seed=seed) if hasattr(step.config, "seed") else step.config
         order = torch.randperm(len(split.train.x), generator=torch.Generator().manual_seed(seed))
-        compress_(model, config, split.train.x[order[: step.samples]] if step.samples else None, step.where)
+        some = as_dense(rows_of(split.train.x, order[: step.samples])) if step.samples else None
+        compress_(model, config, some, step.where)
     if arm.finetune is not None:
         history.metrics[f"compressed_test_{score}"] = score_on(model, split.test)[1]
         until = EarlyStopping(f"val_{score}", arm.finetune.epochs, "max", restore_best=True, target=target)
@@ -448,6 +457,17 @@ def _is_finished(folder: Path, recipe: Recipe, method: str) -> bool:
     return True
 
 
+def _refuse_other_unfinished(folder: Path, recipe: Recipe, method: str) -> None:
+    """`RecipeError` where an interrupted run is there, of other data or settings."""
+    if not (folder / CHECKPOINT).exists():
+        return
+    begun = None
+    with suppress(FileNotFoundError, ValueError):  # killed before its first record
+        begun = Record.load(folder)
+    if begun is not None:
+        _refuse_other(begun, folder, "an interrupted", recipe, method)
+
+
 def _refuse_other(record: Record, folder: Path, which: str, recipe: Recipe, method: str) -> None:
     if difference := _difference_to(record, recipe, method):
         key, recorded, wanted = difference
@@ -467,35 +487,3 @@ def _difference(recorded: Any, wanted: Any, ignored: Collection[str], key: str =
     else:
         return (key, recorded, wanted) if recorded != wanted else None
     return next((inner for name, a, b in parts if (inner := _difference(a, b, ignored, name))), None)
-
-
-def _measure(recipe: Recipe, trained: dict[str, Path], split: DataSet, timed: bool) -> None:
-    """Complete the records by what the networks cost; times are taken in turns, so that their ratios mean something."""
-    networks = {method: saving.load(folder / MODEL).eval() for method, folder in trained.items()}
-    size = min(recipe.training.batch_size, len(split.train.x))
-    x, y = split.train.x[:size], split.train.y[:size]
-    times = _times(list(networks.values()), x, y) if timed else [{} for _ in networks]
-    for (method, folder), own in zip(trained.items(), times, strict=True):
-        record = Record.load(folder)
-        forward, backward = cost.macs(networks[method], x[:1])
-        stored = {
-            key: number
-            for key, number in dataclasses.asdict(cost.stored(networks[method])).items()
-            if number is not None
-        }
-        record.cost = stored | {"macs_forward": forward, "macs_backward": backward, "batch": size} | own
-        if not timed:
-            record.metrics.pop("train_seconds", None)
-            record.metrics.pop("train_joules", None)
-        record.save(folder)
-
-
-def _times(networks: list[nn.Module], x: Tensor, y: Tensor) -> list[dict[str, Any]]:
-    works = {
-        "train_step_ms": [cost.training_step(network, x, y) for network in networks],
-        "backward_ms": [cost.backward(network, x, y) for network in networks],
-        "batch_ms": [inference(network, x) for network in networks],
-        "single_ms": [inference(network, x[:1]) for network in networks],
-    }
-    columns = [[dataclasses.asdict(time) for time in time_interleaved(each, 0.2)] for each in works.values()]
-    return [dict(zip(works, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -31,8 +31,10 @@ def parameter_of(plain: Any) -> Any:
     return plain
 
 
-def array_of(plain: dict[str, Any]) -> np.ndarray:
-    """Names or classes as the array that they were."""
+def array_of(plain: Any) -> Any:
+    """Names or classes as the array that they were, or the list of arrays."""
+    if isinstance(plain, list):
+        return [array_of(each) for each in plain]
     dtype = np.dtype(plain["dtype"])
     if dtype.kind not in "biufUO":
         raise ValueError(f"names of type {clipped(plain['dtype'])}")
@@ -70,7 +72,9 @@ def _plain(value: Any, estimator: str, name: str) -> Any:
     raise TypeError(f"{estimator}.save: {name} must be a plain value or a config to be written. Got {clipped(value)}.")
 
 
-def _array(values: np.ndarray) -> dict[str, Any]:
+def _array(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_array(each) for each in values]
     return {"values": values.tolist(), "dtype": values.dtype.str if values.dtype.kind != "O" else "O"}
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from filigree.convert import replace_module
@@ -32,6 +34,15 @@ def diverged(losses: Sequence[float], constant: float, blind: float) -> bool:
     """
     burst = max(losses) > 10 * max(constant, blind) and losses[-1] > constant / 2
     return constant > 0 and (burst or (len(losses) > 1 and losses[-1] >= max(losses[0], constant)))
+
+
+def rescale_(scaler: StandardScaler, values: Any, weights: np.ndarray | None) -> None:
+    """Update a scaler with more data; a sum of weights that it has counted so far stays a fraction."""
+    if weights is None and np.asarray(scaler.n_samples_seen_).dtype.kind == "f":
+        weights = np.ones(values.shape[0])
+    elif weights is not None:
+        scaler.n_samples_seen_ = np.asarray(scaler.n_samples_seen_, np.float64)[()]
+    scaler.partial_fit(values, None, weights)
 
 
 def is_real(value: Any) -> bool:

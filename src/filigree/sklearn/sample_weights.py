@@ -50,17 +50,40 @@ def by_class(class_weight: Any, y: np.ndarray, classes: np.ndarray, who: str) ->
     return np.array([weights[label] for label in y.tolist()], np.float64)
 
 
+def by_columns(class_weight: Any, columns: list[np.ndarray], classes: list[np.ndarray], who: str) -> np.ndarray:
+    """The product of the weights of a sample's classes, a class in each of several columns, as scikit-learn's trees do.
+
+    Args:
+        class_weight: "balanced", or a list of `by_class`'s dicts, one of each column.
+        classes: of each column.
+    """
+    if isinstance(class_weight, list | tuple) and len(class_weight) == len(columns):
+        each = list(class_weight)
+    elif class_weight == "balanced":
+        each = [class_weight] * len(columns)
+    else:
+        raise ValueError(
+            f"{who}: class_weight must be None, 'balanced' or a list of {len(columns)} dicts, one of each column of y. "
+            f"Got {class_weight!r}."
+        )
+    parts = [by_class(*part, who) for part in zip(each, columns, classes, strict=True)]
+    return np.prod([part for part in parts if part is not None], 0)
+
+
 def _plain(label: Any) -> Any:
     return label.item() if isinstance(label, np.generic) else label
 
 
+def product(*several: np.ndarray | None) -> np.ndarray | None:
+    """The product of the weights that are given; None where there are none, or all are 1."""
+    given = [weights for weights in several if weights is not None and (weights != 1).any()]
+    return np.prod(given, 0) if given else None
+
+
 def together(*several: np.ndarray | None) -> np.ndarray | None:
-    """The product of the weights that are given, of mean 1; None where there are none."""
-    given = [weights for weights in several if weights is not None]
-    if not given:
-        return None
-    product = np.prod(given, 0)
-    return product / product.mean()
+    """Their product, of mean 1; None where there are none."""
+    weights = product(*several)
+    return None if weights is None else weights / weights.mean()
 
 
 def beside(target: Tensor, weights: np.ndarray | None) -> Tensor:

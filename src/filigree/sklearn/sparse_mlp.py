@@ -8,7 +8,6 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,7 +26,7 @@ from filigree import models
 from filigree.analyze import patterns
 from filigree.convert import convert_
 from filigree.data.preprocessing import Preprocessing, set_preprocessing
-from filigree.dynamics import EXD, LDV, OSV, SET, Evolution, Static
+from filigree.dynamics import Evolution
 from filigree.export import export
 from filigree.io.saving import description
 from filigree.io.storage import write_state
@@ -36,25 +35,16 @@ from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.standardize import Standardize
 from filigree.ops.sparse_rows import sparse_rows
 from filigree.sklearn import running
+from filigree.sklearn.parameters import ACTIVATIONS, EPSILON, PRESETS, ZETA, check_parameters
 from filigree.sklearn.plain_estimators import plain_estimator
-from filigree.sklearn.running import is_count, is_real
-from filigree.sklearn.sample_weights import beside, checked_weights, together, weighted_mean
+from filigree.sklearn.sample_weights import beside, checked_weights, product, together, weighted_mean
 from filigree.topology import ErdosRenyi
 from filigree.topology.science import input_strength
 from filigree.train import EarlyStopping, History
 from filigree.train import fit as train_network
 
 FLOATS = [np.float64, np.float32]  # dtypes of X; others become the first
-ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid"}  # scikit-learn's names: those of fg.models.mlp
-PRESETS: dict[str, Callable[..., Evolution]] = {  # of model, optimizer, zeta and options of `Evolution`
-    "Static": lambda model, optimizer, zeta, **options: Evolution(model, optimizer, Static(), **options),
-    "SET": SET,
-    "LDV": lambda model, optimizer, zeta, **options: LDV(model, optimizer, zeta, min(zeta, 0.01), **options),
-    "OSV": lambda model, optimizer, zeta, **options: OSV(model, optimizer, zeta, min(zeta, 0.01), **options),
-    "EXD": partial(EXD, horizon=500),
-}
 _STRUCTURE = ("hidden_layer_sizes", "activation", "dropout", "epsilon", "density", "standardize")  # of a network
-EPSILON, ZETA = 5.0, 0.3  # where they are None
 FIRST = 0.1  # scale of the first layer's initial weights: what they learn then outweighs what they were drawn with
 CHUNK = 1024  # samples predicted at a time
 CHECKED = 32  # samples on which an exported file is compared
@@ -154,18 +144,28 @@ class SparseMLP(BaseEstimator):
         """X and y as checked arrays; `reset` takes note of what they look like."""
         raise NotImplementedError
 
-    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice) -> int:
-        """Take note of the classes in y, or of the scale of `y[kept]`, of these weights. Returns how many outputs."""
+    def _learn_targets(
+        self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice, classes: Any = None
+    ) -> int:
+        """Take note of the classes in y (or of those given), or of the scale of `y[kept]`, of these weights.
+
+        Returns how many outputs.
+        """
         raise NotImplementedError
 
-    def _weights_of_classes(self, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
+    @property
+    def _width(self) -> int:
+        """How many outputs the network has."""
+        raise NotImplementedError
+
+    def _weights_of_classes(self, y: np.ndarray, classes: Any) -> np.ndarray | None:
         """The weight of each sample by its class, one of `classes` (None: of y's); None where classes have none."""
         return None
 
-    def _rescale(self, X: np.ndarray, y: np.ndarray) -> None:
+    def _rescale(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
         """More data: update the scalers."""
         if self.scaler_ is not None:
-            self.scaler_.partial_fit(self._dense_where_centred(X))
+            running.rescale_(self.scaler_, self._dense_where_centred(X), weights)
 
     def _targets(self, y: np.ndarray) -> Tensor:
         """y as the loss reads it."""
@@ -204,12 +204,11 @@ class SparseMLP(BaseEstimator):
         The loss is the mean of those of the samples, each times its weight, where the weights' own mean is taken for
         1. Sparse matrices of scipy are never made dense, unless `warm_start` goes on from standardised dense data.
         """
-        self._check()
+        check_parameters(self)
         fresh = not (self.warm_start and hasattr(self, "network_"))
-        X, y = self._validate(X, y, reset=fresh)
-        weights = checked_weights(sample_weight, X, type(self).__name__)
-        if weights is not None and not weights.all():  # as if these samples were not there
-            X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+        X, y, weights = self._weighted(*self._validate(X, y, reset=fresh), sample_weight)
+        if not fresh:
+            self._targets(y)  # refuses labels or columns that do not fit, before anything changes
         weights = together(weights, self._weights_of_classes(y, None if fresh else getattr(self, "classes_", None)))
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -266,50 +265,33 @@ class SparseMLP(BaseEstimator):
                 count, labels = min(max(count, len(sizes)), len(y) - len(sizes)), y
         return train_test_split(np.arange(len(y)), test_size=count, random_state=self._seed, stratify=labels)
 
-    def _partial_fit(
-        self, X: Any, y: Any, outputs: Callable[[np.ndarray], int], classes: np.ndarray | None = None
-    ) -> Self:
+    def _weighted(self, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        """The samples whose weight is not 0, and their weights."""
+        weights = checked_weights(sample_weight, X, type(self).__name__)
+        if weights is not None and not weights.all():  # as if these samples were not there
+            return X[weights > 0], y[weights > 0], weights[weights > 0]
+        return X, y, weights
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         """One epoch on these data; connections move before it, so that the network is left as it was trained."""
-        self._check()
+        check_parameters(self)
         fresh = not hasattr(self, "network_")
-        X, y = self._validate(X, y, reset=fresh)
-        weights = self._weights_of_classes(y, classes)
+        X, y, weights = self._weighted(*self._validate(X, y, reset=fresh), sample_weight)
+        if not fresh:
+            self._targets(y)  # refuses labels or columns that do not fit, before anything changes
+        weights = product(weights, self._weights_of_classes(y, classes if fresh else getattr(self, "classes_", None)))
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            self._begin(X, outputs(y), None)
+            self._begin(X, self._learn_targets(y, weights, slice(None), classes), weights)
             self._connect()
         else:
-            self._targets(y)  # refuses labels or columns that do not fit, before anything changes
-            self._rescale(X, y)
+            self._rescale(X, y, weights)
         target = self._targets(y)
         if self._evolution is not None and self.history_:
             self._evolution.step(self.history_[-1])
         rows = self._train(X, target, weights, 1, self._seed + self.n_iter_).rows
         self._remember([*self.history_, *(row | {"epoch": self.n_iter_} for row in rows)])
         return self
-
-    def _check(self) -> None:
-        """Errors that name our parameters; what is left is refused by those that read it, by the same names."""
-        widths = self.hidden_layer_sizes if np.iterable(self.hidden_layer_sizes) else [self.hidden_layer_sizes]
-        rate, patience, share = self.learning_rate_init, self.n_iter_no_change, self.validation_fraction
-        named = isinstance(self.schedule, str)
-        for name, right, expected in (
-            ("hidden_layer_sizes", all(map(is_count, widths)), "whole numbers of at least 1"),
-            ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-            ("schedule", not named or self.schedule in PRESETS, f"a schedule or one of {', '.join(PRESETS)}"),
-            ("zeta", named or self.zeta is None, "None where the schedule is not given by its name"),
-            ("density", self.density is None or self.epsilon is None, "None where epsilon is given"),
-            ("batch_size", is_count(self.batch_size), "a whole number of at least 1"),
-            ("learning_rate_init", rate is None or (is_real(rate) and 0 < rate < math.inf), "None or above 0"),
-            ("momentum", is_real(self.momentum) and 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("max_iter", is_count(self.max_iter), "a whole number of at least 1"),
-            ("n_iter_no_change", patience == math.inf or is_count(patience), "a whole number of at least 1 or np.inf"),
-            ("tol", is_real(self.tol) and self.tol >= 0, "at least 0"),
-            ("validation_fraction", is_real(share) and 0 < share < 1, "between 0 and 1"),
-            ("n_jobs", self.n_jobs is None or is_count(abs(self.n_jobs)), "None or a whole number that is not 0"),
-        ):
-            if not right:
-                raise ValueError(f"{type(self).__name__}: {name} must be {expected}. Got {getattr(self, name)!r}.")
 
     def _begin(self, X: Any, outputs: int, weights: np.ndarray | None) -> None:
         """A new network for such data."""
@@ -420,7 +402,7 @@ class SparseMLP(BaseEstimator):
 
     def restore_network(self, network: nn.Module) -> None:
         """Take the network of a file; what else was learned is there already. `ValueError`: their widths differ."""
-        outputs = len(self.classes_) if is_classifier(self) else self.n_outputs_
+        outputs = self._width
         last = [layer for layer in network.modules() if hasattr(layer, "out_features")][-1]
         scaled = self.n_features_in_ if self.scaler_ is None else len(self.scaler_.scale_)
         widths = network.get_submodule("fc1").in_features, scaled, last.out_features

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -13,15 +12,14 @@ import scipy  # its parts load at their first use
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
-from torch.nn import functional
 
 from filigree.data.preprocessing import Preprocessing
 from filigree.sklearn.calibration import cool_, temperature_of, why_doubtful
+from filigree.sklearn.labels import OneLabel, column_of, labels_of, learned_classes, refuse_other_targets, same_classes
 from filigree.sklearn.running import takes_parts
-from filigree.sklearn.sample_weights import by_class
+from filigree.sklearn.sample_weights import by_class, by_columns
 from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
 
 
@@ -30,19 +28,21 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
 
     The loss is the cross entropy of the softmax over the outputs, one a class. Where y has several columns of 0 and 1
     (labels of which a sample may have several), it is that of each output's sigmoid, and `predict` and `predict_proba`
-    give a column for each label. Parameters and attributes are those of `filigree.sklearn.sparse_mlp.SparseMLP`;
-    besides:
+    give a column for each label. Other columns hold a class each, as scikit-learn's trees take them: the loss is the
+    mean of theirs, `predict` gives `(samples, columns)`, and `predict_proba` and `classes_` are lists, an array a
+    column. Parameters and attributes are those of `filigree.sklearn.sparse_mlp.SparseMLP`; besides:
 
     Args:
         class_weight: "balanced": each class weighs as much as another in the loss; a dict of class to weight, 1 for
-            classes that it lacks; None.
+            classes that it lacks; None. Of several columns a list of dicts, or "balanced": a sample's weight is the
+            product of its columns'.
         calibrate: hold out `validation_fraction` of the samples (with `early_stopping` the same ones), and divide the
             last layer by the temperature in [0.1, 10] at which their cross entropy is least, each sample counting once
             whatever its weight (Guo et al. 2017). The predicted classes stay. A `UserWarning` says that fewer than 20
             samples were held out, or that the temperature is at an end of its range.
 
     Attributes:
-        classes_: the labels, sorted; of several columns their numbers.
+        classes_: the labels, sorted; of columns of 0 and 1 their numbers; of other columns a list of each one's.
         temperature_: of the calibration; 1 without.
     """
 
@@ -85,104 +85,105 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         self.calibrate = calibrate
 
     @available_if(takes_parts)
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch on these data. The first call needs all `classes` that will ever come.
 
         Sparse data are made dense where those of the first call were, whose mean is subtracted.
+
+        Args:
+            classes: of several columns, a list of each one's; nothing that is not 0 or 1 comes later where it is a
+                flat list.
+            sample_weight: `(samples,)`, factors of the samples' losses: other than in `fit`, whose weights are
+                relative to their mean, so that calls compare.
         """
         if classes is None and not hasattr(self, "network_"):
             raise ValueError("SparseMLPClassifier: classes must be given in the first call of partial_fit. Got None.")
-        if classes is not None and hasattr(self, "network_") and not np.array_equal(np.unique(classes), self.classes_):
+        if classes is not None and hasattr(self, "network_") and not same_classes(classes, self.classes_):
             raise ValueError(
                 f"SparseMLPClassifier: classes must be those of the first call, {self.classes_}. Got {classes}."
             )
         if isinstance(self.class_weight, str):
             raise ValueError(
                 "SparseMLPClassifier: partial_fit does not know how many samples of a class will come: class_weight "
-                f"must be None or a dict. Got {self.class_weight!r}."
+                f"must be None, a dict, or a list of dicts. Got {self.class_weight!r}."
             )
-        known = np.unique(np.asarray(classes)) if not hasattr(self, "network_") else self.classes_
-        return self._partial_fit(X, y, lambda y: self._learn_targets(y, None, slice(None), classes), known)
+        return self._partial_fit(X, y, sample_weight, classes)
 
     def predict(self, X: Any) -> np.ndarray:
-        """`(samples, features)` to the most probable labels `(samples,)`; of several columns to 0 and 1
-        `(samples, labels)`."""
-        outputs = self._outputs(X)
-        if self._several:
-            return (outputs > 0).long().numpy()
-        return self.classes_[outputs.argmax(1).numpy()]
+        """`(samples, features)` to the most probable labels `(samples,)`; of several columns `(samples, columns)`."""
+        return self._labels.decisions(self._outputs(X))
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """`(samples, features)` to probabilities `(samples, classes)`, in the order of `classes_`."""
-        outputs = self._outputs(X)
-        return (outputs.sigmoid() if self._several else outputs.softmax(1)).numpy()
+    def predict_proba(self, X: Any) -> Any:
+        """`(samples, features)` to probabilities `(samples, classes)`, in the order of `classes_`.
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+        Of columns of 0 and 1 `(samples, labels)`; of columns of classes a list of each one's `(samples, classes)`.
+        """
+        return self._labels.probabilities(self._outputs(X))
+
+    def predict_log_proba(self, X: Any) -> Any:
         """The logarithms of `predict_proba`, finite where that is 0."""
-        outputs = self._outputs(X)
-        return (functional.logsigmoid(outputs) if self._several else outputs.log_softmax(1)).numpy()
+        return self._labels.log_probabilities(self._outputs(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The accuracy: the share of the samples whose label, or each of whose columns, is right."""
+        right = np.asarray(self.predict(X) == (y.toarray() if scipy.sparse.issparse(y) else np.asarray(y)))
+        return float(np.average(right.reshape(len(right), -1).all(1), weights=sample_weight))
+
+    @property
+    def _labels(self) -> OneLabel:
+        check_is_fitted(self, "classes_")
+        return labels_of(self.classes_, self._several)
+
+    @property
+    def _width(self) -> int:
+        return self._labels.outputs
 
     def _after(self, dtype: torch.dtype) -> list[tuple[str, nn.Module]]:
-        return [("probabilities", nn.Sigmoid() if self._several else nn.Softmax(1))]
+        return [("probabilities", self._labels.answer())]
 
     def _names(self) -> dict[str, str]:
-        return super()._names() | {"class_names": json.dumps([str(name) for name in self.classes_], ensure_ascii=False)}
+        return super()._names() | {"class_names": json.dumps(self._labels.names(), ensure_ascii=False)}
 
     def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
-        sides = y.ndim if hasattr(y, "ndim") else np.asarray(y).ndim
-        several = sides == 2 and type_of_target(y) == "multilabel-indicator"
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=FLOATS, reset=reset, multi_output=several,
-        )  # fmt: skip
-        if several:
-            return X, np.asarray(y.toarray() if scipy.sparse.issparse(y) else y)
-        check_classification_targets(y)
-        return X, column_or_1d(y, warn=True)
+        shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+        several = len(shape) == 2 and shape[1] > 1
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=FLOATS, reset=reset, multi_output=several)
+        y = (y.toarray() if scipy.sparse.issparse(y) else np.asarray(y)) if several else column_or_1d(y, warn=True)
+        refuse_other_targets(y)
+        return X, y
 
     def _learn_targets(
         self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice, classes: Any = None
     ) -> int:
-        self._several = y.ndim > 1
-        self.temperature_ = 1.0
-        known = np.arange(y.shape[1]) if self._several else np.unique(y if classes is None else np.asarray(classes))
-        if not self._several:
-            _check_labels(y, known)
-        self.classes_ = known
-        return len(known)
+        self.classes_, self._several, self.temperature_ = learned_classes(y, classes), y.ndim > 1, 1.0
+        return self._width
 
-    def _weights_of_classes(self, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
-        if y.ndim > 1 and self.class_weight is not None:
-            raise ValueError("SparseMLPClassifier: class_weight is for one label a sample. Got several columns.")
-        return by_class(self.class_weight, y, np.unique(y) if classes is None else classes, type(self).__name__)
+    def _weights_of_classes(self, y: np.ndarray, classes: Any) -> np.ndarray | None:
+        if self.class_weight is None:
+            return None
+        known = learned_classes(y, classes)
+        if y.ndim == 1:
+            return by_class(self.class_weight, y, known, type(self).__name__)
+        columns = [column_of(y, i) for i in range(y.shape[1])]
+        each = known if isinstance(known, list) else [np.arange(2)] * len(columns)
+        return by_columns(self.class_weight, columns, each, type(self).__name__)
 
     def _targets(self, y: np.ndarray) -> Tensor:
-        if self._several != (y.ndim > 1) or (self._several and y.shape[1] != len(self.classes_)):
-            columns = len(self.classes_) if self._several else 1
-            raise ValueError(f"SparseMLPClassifier: y must have {columns} column(s), as before. Got shape {y.shape}.")
-        if self._several:
-            return torch.from_numpy(y).to(self._dtype)
-        _check_labels(y, self.classes_)
-        return torch.from_numpy(np.searchsorted(self.classes_, y))
-
-    def _target_of(self, columns: Tensor) -> Tensor:
-        return super()._target_of(columns) if self._several else columns[:, 0].long()
+        labels, columns = self._labels, y.shape[1] if y.ndim > 1 else 1
+        if labels.columns != columns:
+            raise ValueError(
+                f"SparseMLPClassifier: y must have {labels.columns} column(s), as before. Got shape {y.shape}."
+            )
+        return labels.targets(y)
 
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:
-        if self._several:
-            return functional.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none").mean(
-                1
-            )
-        return functional.cross_entropy(output, target, reduction="none")
+        return self._labels.losses(output, target)
 
     def _constant_loss(self, target: Tensor, weights: Tensor) -> float:
-        shares = weights / weights.sum()
-        if self._several:
-            ones = (shares.unsqueeze(1) * target.double()).sum(0)
-            return float((torch.special.entr(ones) + torch.special.entr(1 - ones)).mean())
-        return float(torch.special.entr(target.bincount(shares)).sum())
+        return self._labels.constant_loss(target, weights / weights.sum())
 
     def _blind_loss(self, constant: float) -> float:
-        return math.log(2 if self._several else len(self.classes_))
+        return self._labels.blind_loss()
 
     def _calibrate(self, outputs: Tensor, target: Tensor) -> None:
         self.temperature_ = temperature_of(outputs, lambda scaled: self._losses(scaled, target).mean())
@@ -196,15 +197,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
             return None
         names = tuple(map(str, getattr(self, "feature_names_in_", ())))
         mean, deviation = map(torch.from_numpy, self._scales())
-        return Preprocessing(mean, deviation, names, tuple(map(str, self.classes_.tolist())))
+        return Preprocessing(mean, deviation, names, tuple(self._labels.names()))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
+        tags.classifier_tags.multi_label = tags.target_tags.multi_output = True
         return tags
-
-
-def _check_labels(y: np.ndarray, classes: np.ndarray) -> None:
-    unknown = np.setdiff1d(y, classes)
-    if len(unknown):
-        raise ValueError(f"SparseMLPClassifier: y must be of the classes {classes}. Got {unknown.tolist()[0]!r} too.")

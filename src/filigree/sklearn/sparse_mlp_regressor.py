@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from filigree.data.preprocessing import Preprocessing
 from filigree.nn.standardize import Standardize
-from filigree.sklearn.running import takes_parts
+from filigree.sklearn.running import rescale_, takes_parts
 from filigree.sklearn.sparse_mlp import FLOATS, SparseMLP
 
 
@@ -33,9 +33,13 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
     _learning_rate = 0.03
 
     @available_if(takes_parts)
-    def partial_fit(self, X: Any, y: Any) -> Self:
-        """One epoch on these data. Sparse ones are made dense where those of the first call were."""
-        return self._partial_fit(X, y, lambda y: self._learn_targets(y, None, slice(None)))
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """One epoch on these data. Sparse ones are made dense where those of the first call were.
+
+        `sample_weight` `(samples,)` are factors of the samples' losses: other than in `fit`, whose weights are relative
+        to their mean, so that calls compare.
+        """
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> np.ndarray:
         """`(samples, features)` to `(samples,)`, or `(samples, targets)` where there are several."""
@@ -55,16 +59,22 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
             self, X, y, accept_sparse="csr", dtype=FLOATS, reset=reset, multi_output=True, y_numeric=True
         )
 
-    def _learn_targets(self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice) -> int:
+    def _learn_targets(
+        self, y: np.ndarray, weights: np.ndarray | None, kept: np.ndarray | slice, classes: Any = None
+    ) -> int:
         columns = y.reshape(len(y), -1)[kept]
         self.target_scaler_ = StandardScaler().fit(columns, None, weights) if self.standardize else None
         self.n_outputs_ = columns.shape[1]
         return self.n_outputs_
 
-    def _rescale(self, X: np.ndarray, y: np.ndarray) -> None:
-        super()._rescale(X, y)
+    @property
+    def _width(self) -> int:
+        return self.n_outputs_
+
+    def _rescale(self, X: Any, y: np.ndarray, weights: np.ndarray | None) -> None:
+        super()._rescale(X, y, weights)
         if self.target_scaler_ is not None:
-            self.target_scaler_.partial_fit(y.reshape(len(y), -1))
+            rescale_(self.target_scaler_, y.reshape(len(y), -1), weights)
 
     def _targets(self, y: np.ndarray) -> Tensor:
         columns = np.array(y, float).reshape(len(y), -1)

@@ -127,7 +127,7 @@ class Int8Network(nn.Module):
         elif isinstance(step, Pool):
             y, scale = step.module(x), before
             added = Pooling(step.name, step.module, step.take, pool_geometry(step, tuple(x.shape[1:]))[1], before.zero)
-        elif isinstance(step, Softmax) and not step.logarithm and x.dim() == 2:
+        elif isinstance(step, Softmax) and not (step.logarithm or step.sizes) and x.dim() == 2:
             y, scale = x.softmax(1), _SOFTMAX
             added = IntegerSoftmax(
                 step.name, np.round(65535 * np.exp(-np.arange(256) * before.scale)).astype(np.uint16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import string
 from dataclasses import dataclass, field, replace
@@ -203,7 +204,10 @@ def _(step: Softmax, shape: Shape, label: str) -> Stage:
         expected = f"must be over the numbers of a flat sample, dim=1. Got dim={step.dim} of {shape}"
         raise refuse(step.name, expected)
     name = "log_softmax" if step.logarithm else "softmax"
-    return Stage(step.name, name, shape, "", f"{name}($y, {shape[0]});", pieces=(name,))
+    sizes = step.sizes or shape
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    call = " ".join(f"{name}($y{f' + {at}' if at else ''}, {size});" for at, size in zip(starts, sizes, strict=True))
+    return Stage(step.name, name, shape, "", call, pieces=(name,))
 
 
 @stage_of.register
