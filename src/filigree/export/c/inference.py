@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from filigree.convert import inference_context
 from filigree.export.c.chain import chain
-from filigree.export.c.kept import buffer_sizes, name_buffers
+from filigree.export.c.kept import buffers, name_buffers
 from filigree.export.c.layers import folded, is_known, steps
 from filigree.export.c.recurrent import Last, Recurrent, declared_by_moment, functions_by_moment, moment
 from filigree.export.c.rows import rows_kept
 from filigree.export.c.source import (
     CLayer,
+    CMemory,
     Names,
     Program,
     Trial,
     braces,
     header_file,
     in_order,
+    largest,
     source_file,
 )
 from filigree.export.c.stages import KERNELS, Shape, Stage, stage_of
@@ -61,18 +62,20 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
     stages = named_stages(program, shape)
     out = stages[-1].shape if stages else shape
     statements, sizes = calls(stages, shape)
-    sizes |= buffer_sizes(program, math.prod)
-    for own, size in (pair for stage in stages for pair in stage.memory):
-        sizes[own] = max(size, sizes.get(own, 0))
+    memory = largest([
+        *(CMemory(buffer, size) for buffer, size in sizes.items()), *buffers(program),
+        *(array for stage in stages for array in stage.memory),
+    ])  # fmt: skip
     pieces = {piece for stage in stages for piece in stage.pieces}
     pieces |= {"copy"} if any(line.startswith("copy(") for line in statements) else set()
     predict = f"void {prefix}_predict(const float *input, float *output)"
+    resets = [f"clear({array.name}, {array.size});" for array in memory if array.lasts]
     parts = [
         *in_order(KERNELS, pieces),
-        *dict.fromkeys(stage.text for stage in stages if stage.text),
+        *dict.fromkeys(text for stage in stages for text in stage.texts),
         *(constant.text for stage in stages for constant in stage.constants),
-        *(f"static float {buffer}[{size}];" for buffer, size in sizes.items()),
-        *(functions_by_moment(prefix, statements, stages) if by_moment else [braces(predict, statements)]),
+        *(array.text for array in memory),
+        *(functions_by_moment(prefix, statements, resets) if by_moment else [braces(predict, statements)]),
     ]
     macro = prefix.upper()
     functions: tuple[str, ...] = (f"{predict};",)
@@ -94,8 +97,8 @@ def inference_program(model: nn.Module, example: Tensor | None, name: str, prefi
     times = whole[0] if by_moment else 1
     layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs * times) for s in stages]
     source, header = source_file(name, parts), header_file(prefix, declared)
-    data, memory = sum(layer.bytes for layer in layers), 4 * sum(sizes.values())
-    return Program(source, header, layers, data, memory, whole, trial, functions, math.prod(out))
+    data, ram = sum(layer.bytes for layer in layers), sum(array.bytes for array in memory)
+    return Program(source, header, layers, data, ram, whole, trial, functions, math.prod(out))
 
 
 def input_shape(program: Sequence[Any], example: Tensor | None) -> Shape:
@@ -121,15 +124,12 @@ def named_stages(
         here = stages[-1].shape if stages else shape
         tried = ((label, make(step, here, label)) for label in names.labels(step.name))
         stage = next(stage for label, stage in tried if names.take(stage.names(label)))
-        if stage.text:
-            if stage.text not in functions:
-                functions[stage.text] = names.function(stage.function)
-            words = {"function": functions[stage.text]}
-            stage = replace(
-                stage, text=string.Template(stage.text).safe_substitute(words),
-                call=string.Template(stage.call).safe_substitute(words),
-            )  # fmt: skip
-        stages.append(stage)
+        words = {}
+        for word, (function, text) in stage.functions.items():
+            if text not in functions:
+                functions[text] = names.function(function)
+            words[word] = functions[text]
+        stages.append(stage.named(words))
     return stages
 
 
@@ -156,7 +156,7 @@ def calls(stages: Sequence[Stage], shape: Shape) -> tuple[list[str], dict[str, i
             at = to
         if not stage.in_place:
             to = other(math.prod(stage.shape), is_last)
-            lines.append(string.Template(stage.call).substitute(x=at, y=to))
+            lines += string.Template(stage.call).substitute(x=at, y=to).split("\n")
             at = to
         elif stage.call:
             lines.append(string.Template(stage.call).substitute(y=at))

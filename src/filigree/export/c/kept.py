@@ -5,10 +5,13 @@ They are steps of a program, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from filigree.export.c.source import CMemory
 
 
 class Kept:
@@ -45,9 +48,6 @@ def name_buffers(program: Sequence[Any]) -> None:
             busy[step.kept.name] = step.kept
 
 
-def buffer_sizes(program: Sequence[Any], size: Any) -> dict[str, int]:
-    """Size these buffers, by the `size` of the shapes that they hold."""
-    sizes: dict[str, int] = {}
-    for kept in (step.kept for step in program if type(step) is Keep):
-        sizes[kept.name] = max(sizes.get(kept.name, 0), size(kept.shape))
-    return sizes
+def buffers(program: Sequence[Any], number: str = "float") -> list[CMemory]:
+    """Return these buffers, each as often as it serves, for the shapes that they hold."""
+    return [CMemory(step.kept.name, math.prod(step.kept.shape), number) for step in program if type(step) is Keep]

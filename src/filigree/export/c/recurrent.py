@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from filigree.export.c.kept import Keep
-from filigree.export.c.source import braces, constant
+from filigree.export.c.source import CMemory, braces, constant
 from filigree.export.c.stages import Shape, Stage, check_finite, stage_of
+from filigree.nn.rnn import LoopedRNN
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
@@ -23,8 +24,6 @@ from filigree.ops.c_steps import (
     floats,
     refuse,
 )
-
-_GATES_MEMORY = "gates"
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,14 @@ class Last:
 class LastMoment(nn.Module):
     """It stands for `y[:, -1]` in a model's forward."""
 
+    def forward(self, y: Tensor) -> Tensor:
+        return y[:, -1]
+
 
 def recurrent(module: Any, name: str) -> list[Any]:
     """Describe an `nn.LSTM` or `nn.GRU`. `ValueError`: another kind of it."""
+    if isinstance(module, LoopedRNN) and module.has_gates:
+        raise refuse(name, f"is a {type(module).__name__}, whose gates cannot be written as C")
     if module.bidirectional or not module.batch_first or getattr(module, "proj_size", 0):
         raise refuse(name, "must be of one direction, with batch_first=True and without a projection")
     steps = []
@@ -67,7 +71,7 @@ def recurrent(module: Any, name: str) -> list[Any]:
         biases = [floats(getattr(module, f"{key}_l{number}")) if module.bias else np.zeros(len(weights[0]), np.float32)
                   for key in ("bias_ih", "bias_hh")]  # fmt: skip
         label = name if module.num_layers == 1 else f"{name}.{number}"
-        steps.append(Recurrent(label, type(module).__name__.lower(), *weights, *biases))
+        steps.append(Recurrent(label, "lstm" if isinstance(module, nn.LSTM) else "gru", *weights, *biases))
     return steps
 
 
@@ -82,7 +86,7 @@ def _(step: Recurrent, shape: Shape, label: str) -> Stage:
     return Stage(
         step.name, f"{step.kind} {shape[0]} -> {step.units}", (step.units,), "dense",
         f"{step.kind}({numbers}, gates, {label}_state, $x, $y);", pieces=("clear", "weighted", "sigmoid_of", step.kind),
-        memory=((_GATES_MEMORY, 2 * len(step.bias)), (f"{label}_state", kept)),
+        memory=(CMemory("gates", 2 * len(step.bias)), CMemory(f"{label}_state", kept, lasts=True)),
         constants=tuple(constant(name, array) for name, array in arrays.items()), in_place=False,
         macs=math.prod(step.weight.shape) + math.prod(step.state_weight.shape),
     )  # fmt: skip
@@ -131,25 +135,28 @@ def _is_of_a_moment(step: Any) -> bool:
     return isinstance(step, Elementwise | Keep | Recurrent)
 
 
-def functions_by_moment(prefix: str, statements: list[str], stages: Sequence[Stage]) -> list[str]:
-    """Write the functions of a program that reads one moment after the other."""
-    states = dict(pair for stage in stages for pair in stage.memory if pair[0] != _GATES_MEMORY)
+def functions_by_moment(prefix: str, statements: list[str], resets: list[str], number: str = "float") -> list[str]:
+    """Write the functions of a program that reads one moment after the other.
+
+    Args:
+        statements, resets: of a moment, and before the first one. number: the type of inputs and outputs in C.
+    """
     macro = prefix.upper()
     size = f"{macro}_INPUTS / {macro}_MOMENTS"
     loop = [f"{prefix}_reset();", f"for (size_t i = 0; i < {macro}_MOMENTS; ++i) {{"]
     return [
-        braces(f"void {prefix}_reset(void)", [f"clear({name}, {size});" for name, size in states.items()]),
-        braces(f"void {prefix}_step(const float *input, float *output)", statements),
+        braces(f"void {prefix}_reset(void)", resets),
+        braces(f"void {prefix}_step(const {number} *input, {number} *output)", statements),
         braces(
-            f"void {prefix}_predict(const float *input, float *output)",
+            f"void {prefix}_predict(const {number} *input, {number} *output)",
             [*loop, f"    {prefix}_step(input + i * ({size}), output);", "}"],
         ),
     ]
 
 
-def declared_by_moment(prefix: str, shape: Shape) -> str:
+def declared_by_moment(prefix: str, shape: Shape, number: str = "float") -> str:
     return (
         f"/* One moment {shape}, after those before it: what there is to say by then. */\n"
-        f"void {prefix}_step(const float *input, float *output);\n\n"
+        f"void {prefix}_step(const {number} *input, {number} *output);\n\n"
         f"/* What comes next is the first moment. */\nvoid {prefix}_reset(void);"
     )

@@ -7,7 +7,7 @@ import math
 import re
 import string
 import textwrap
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ _TYPES = {
     "float32": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t",
     "uint8": "uint8_t", "uint16": "uint16_t", "uint32": "uint32_t",
 }  # fmt: skip
+_BYTES = {kind: np.dtype(name).itemsize for name, kind in _TYPES.items()}
 _HEADERS = [
     "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
     "signal", "stdarg", "stdbool", "stddef", "stdint", "stdio", "stdlib", "string", "tgmath", "time", "wchar", "wctype",
@@ -31,6 +32,33 @@ class CConstant:
     name: str
     text: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class CMemory:
+    """It is a static array of numbers of a type in C. `lasts`: its numbers are read at the next time step."""
+
+    name: str
+    size: int
+    type: str = "float"
+    lasts: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"static {self.type} {self.name}[{self.size}];"
+
+    @property
+    def bytes(self) -> int:
+        return self.size * _BYTES[self.type]
+
+
+def largest(memory: Iterable[CMemory]) -> list[CMemory]:
+    """Return of the arrays of one name the largest."""
+    sizes: dict[str, CMemory] = {}
+    for array in memory:
+        if array.name not in sizes or sizes[array.name].size < array.size:
+            sizes[array.name] = array
+    return list(sizes.values())
 
 
 @dataclass(frozen=True)

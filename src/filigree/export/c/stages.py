@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import string
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from filigree.config import one_line
 from filigree.export.c.forms import Form, smallest
 from filigree.export.c.kept import Add, Keep, Restore
-from filigree.export.c.source import CConstant, c_type, constant, literal, piece
+from filigree.export.c.source import CConstant, CMemory, c_type, constant, literal, piece
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
@@ -38,10 +39,11 @@ class Stage:
 
     Attributes:
         name, what, form: for the report. shape: of what it leaves, without the batch.
-        call: the statement, with `$function` for its own function; "" where nothing is to do.
+        call: the statements, a line each, with `$function` for its own function; "" where nothing is to do.
         function, text: a name and the text of that function. pieces: what else it needs of the template.
+        others: names and texts of more functions, by the words that stand for them in `call`.
         in_place: whether `$y` is what is there already. only_reads: whether it leaves that as it is.
-        macs: multiply-adds a sample. memory: names and sizes of static floats that it needs; equal names share.
+        macs: multiply-adds a sample. memory: static arrays that it needs; equal names share.
     """
 
     name: str
@@ -56,11 +58,31 @@ class Stage:
     in_place: bool = True
     macs: int = 0
     only_reads: bool = field(default=False, kw_only=True)
-    memory: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)
+    memory: tuple[CMemory, ...] = field(default=(), kw_only=True)
+    others: dict[str, tuple[str, str]] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def functions(self) -> dict[str, tuple[str, str]]:
+        """Names and texts of its functions, by the words that stand for them."""
+        return ({"function": (self.function, self.text)} if self.text else {}) | self.others
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for _, text in self.functions.values()]
+
+    def named(self, names: dict[str, str]) -> Stage:
+        """Give its functions these names, by the words that stand for them."""
+        written = {
+            word: (names[word], string.Template(text).safe_substitute(function=names[word]))
+            for word, (_, text) in self.functions.items()
+        }
+        function, text = written.pop("function", ("", ""))
+        call = string.Template(self.call).safe_substitute(names)
+        return replace(self, function=function, text=text, others=written, call=call)
 
     def names(self, label: str) -> set[str]:
         """Return what it alone defines: constants and memory, whose names begin with its label."""
-        defined = {constant.name for constant in self.constants} | {name for name, _ in self.memory}
+        defined = {constant.name for constant in self.constants} | {array.name for array in self.memory}
         return {name for name in defined if name.startswith(f"{label}_")}
 
 
