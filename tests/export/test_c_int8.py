@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_c_properties import SANITIZE, WARNINGS, needs_compiler, networks
+from test_c_properties import SANITIZE, WARNINGS, needs_compiler, networks, series
 from torch import nn
 
 import filigree as fg
@@ -116,12 +116,12 @@ def test_the_program_is_the_network_bit_for_bit(tmp_path, kind):
 
 @needs_compiler
 @pytest.mark.long("half a minute of compilers")
-@settings(max_examples=25, deadline=None)
-@given(networks(), st.booleans())
+@settings(max_examples=40, deadline=None)
+@given(st.one_of(networks(), series()), st.booleans())
 def test_many_networks(tmp_path_factory, case, small):
     model, shape = case
     x = torch.randn(20, *shape) * (1e-3 if small else 1)
-    if isinstance(model[-1], nn.LogSoftmax):
+    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.LogSoftmax):
         model = model[:-1]
     folder = tmp_path_factory.mktemp("m")
     assert export_c(model, folder / "m.c", x, activations="int8").difference == 0
