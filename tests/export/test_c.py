@@ -814,8 +814,6 @@ REFUSED = {
     "'0' is a StrengthDropout, which cannot be written as C": (
         lambda: nn.Sequential(fg.nn.StrengthDropout(8)), "m.c", {"example": torch.randn(2, 8)}),
     "What 'x' in the model's forward returns is read by 'fc' and 'add'": (Residual, "m.c", {"training": True}),
-    "What 'relu' returns is read by 'block1_1.conv1' and 'block1_1.shortcut'": (
-        fg.models.resnet, "m.c", {"example": torch.randn(1, 3, 8, 8), "training": True}),
     "'add' must add tensors of one shape. Got (1, 4, 4) and (3, 4, 4)": (
         lambda: Broadcast(), "m.c", {"example": torch.randn(2, 1, 4, 4)}),
     "Give a batch of inputs": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3)), "m.c", {}),
