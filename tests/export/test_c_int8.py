@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_c_properties import SANITIZE, WARNINGS, needs_compiler, networks
+from test_c_properties import SANITIZE, WARNINGS, needs_compiler, networks, series
 from torch import nn
 
 import filigree as fg
@@ -17,8 +17,11 @@ from filigree.export import export
 from filigree.export.c.compiler import compiler
 from filigree.export.c.export_c import export_c
 from filigree.export.c.int8_network import Int8Network
-from filigree.export.c.int8_steps import Scale, multiplier, rescaled
+from filigree.export.c.int8_products import product
+from filigree.export.c.int8_steps import Scale, Sum, multiplier, rescaled
+from filigree.export.c.kept import Kept
 from filigree.export.device.emulator import missing_tools
+from filigree.ops.c_steps import Affine, csr
 
 MAIN = """
 #include <stdio.h>
@@ -67,7 +70,31 @@ def ternary():
     return model
 
 
+class Sums(nn.Module):
+    """Sums of what was last, of what was before it, of a tensor and itself; in place; before a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, size) for size in (6, 6, 3, 3))
+
+    def forward(self, x):
+        y = (x + self.a(x)).relu()
+        z = torch.add(y, self.b(y.tanh())) + x
+        z += y
+        first, second = self.c(z), self.d(y + y)
+        total = first + second.sigmoid()
+        return total + total
+
+
+def residual():
+    model = fg.models.resnet((1, 1), 8)
+    model(torch.randn(50, 3, 9, 8))
+    nn.init.constant_(model.block1_1.bn2.weight, 0.02)  # a branch of a much smaller scale
+    return model.eval()
+
+
 CASES = {
+    "sums": (Sums, (6,)), "residual": (residual, (3, 9, 8)),
     "images": (images, (2, 9, 10)), "sparse images": (sparse_images, (2, 9, 10)), "ternary": (ternary, (60,)),
     "lenet": (lambda: fg.models.lenet5().eval(), (1, 28, 28)),
     "rounded": (lambda: compressed(images(), fg.RoundToNearest(4)), (2, 9, 10)),
@@ -116,12 +143,12 @@ def test_the_program_is_the_network_bit_for_bit(tmp_path, kind):
 
 @needs_compiler
 @pytest.mark.long("half a minute of compilers")
-@settings(max_examples=25, deadline=None)
-@given(networks(), st.booleans())
+@settings(max_examples=40, deadline=None)
+@given(st.one_of(networks(), series()), st.booleans())
 def test_many_networks(tmp_path_factory, case, small):
     model, shape = case
     x = torch.randn(20, *shape) * (1e-3 if small else 1)
-    if isinstance(model[-1], nn.LogSoftmax):
+    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.LogSoftmax):
         model = model[:-1]
     folder = tmp_path_factory.mktemp("m")
     assert export_c(model, folder / "m.c", x, activations="int8").difference == 0
@@ -170,6 +197,60 @@ def test_scales_and_multipliers():
     assert halves.tolist() == [-1, 0, 1, 2]  # halves go up
 
 
+def test_a_sum_is_the_nearest_integer():
+    x, y = (q.reshape(-1) for q in torch.meshgrid(2 * (torch.arange(-128, 128, 3),), indexing="ij"))
+    for scales in ((1, 1, 2), (0.1, 3, 3.1), (1e-9, 2e-9, 1.5e-9), (1e5, 1, 1e5), (1, 1e-3, 0.7)):
+        for zeros in ((-128, -128, -128), (127, -128, 5), (3, 127, 127)):
+            first, second, after = (Scale(scale, zero) for scale, zero in zip(scales, zeros, strict=True))
+            step = Sum("add", Kept(), (first, second), after)
+            assert max(step.a, step.b) <= 2**21
+            q = step.simulated(x, y)
+            exact = (first.numbers(x) + second.numbers(y)) / after.scale + after.zero
+            assert (q - exact.clamp(-128, 127)).abs().max() <= 0.5 + 2e-4
+            ends = [step.a * a + step.b * b + c for a in (-128, 127) for b in (-128, 127) for c in (0, step.offset)]
+            assert max(map(abs, ends)) < 2**31
+    for ratio in (1e-30, 1e30, 0.0):  # saturated, or nothing
+        step = Sum("add", Kept(), (Scale(ratio, 0), Scale(1.0, 0)), Scale(1.0, 0))
+        assert step.simulated(torch.tensor([1]), torch.tensor([3])).tolist() == [127 if ratio > 1 else 3]
+
+
+@needs_compiler
+def test_what_a_sum_reads_is_kept_until_then(tmp_path):
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(30, 30) for _ in range(4))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + layer(x).relu()
+            return x
+
+    model, x = Chain(), torch.randn(100, 30)
+    report = export(model, tmp_path / "m.c", x, activations="int8")
+    assert 3 * 30 <= report.ram_bytes < 4 * 30  # two buffers by turns, and one that keeps what is read again
+    assert [layer.what for layer in report.layers].count("sum") == 4
+    with pytest.raises(ValueError, match=r"'add' must add tensors of one shape\. Got \(1, 4, 4\) and \(3, 4, 4\)"):
+        export(Broadcast(), tmp_path / "n.c", torch.randn(9, 1, 4, 4), activations="int8")
+
+
+class Broadcast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 1)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+def test_a_bias_counts_where_weights_are_nothing():
+    weight = torch.tensor([[0.0, 0.0], [1e-20, 1e-20], [1.0, -1.0]]).numpy()
+    bias = torch.tensor([0.3, -0.7, 0.1]).numpy()
+    step = product(Affine("fc", csr(weight), None, bias), Scale(1.0, 0), Scale(1 / 128, 0))
+    y = step.after.numbers(step.simulated(torch.zeros(1, 2, dtype=torch.long)))
+    assert (y - torch.tensor([0.3, -0.7, 0.1])).abs().max() <= 0.5 / 128 + 1e-3
+
+
 def test_what_has_no_form_is_refused(tmp_path):
     linear = nn.Linear(4, 3)
     for model, options, message in (
@@ -177,6 +258,12 @@ def test_what_has_no_form_is_refused(tmp_path):
             nn.Sequential(linear, nn.LogSoftmax(1)),
             {"example": torch.randn(8, 4)},
             "'1' is a Softmax, which has no form",
+        ),
+        (nn.Sequential(linear, nn.Softmax(0)), {"example": torch.randn(8, 4)}, "flat sample, dim=1. Got dim=0 of "),
+        (
+            nn.Sequential(fg.nn.Standardize(torch.zeros(18), torch.ones(18)), nn.Conv2d(2, 2, 3)),
+            {"example": torch.randn(8, 2, 3, 3)},
+            r"has 18 units. Got \(2, 3, 3\)",
         ),
         (linear, {}, "needs calibration data as the example"),
         (linear, {"example": torch.randn(8, 4), "training": True}, "activations='int8' is for inference"),

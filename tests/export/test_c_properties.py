@@ -35,6 +35,72 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
+class Branches(nn.Module):
+    """Sums of what two branches make of their input, the second of which may be the input itself."""
+
+    def __init__(self, first, second, *, in_place, again, relu):
+        super().__init__()
+        self.first, self.second, self.in_place, self.again, self.relu = first, second, in_place, again, relu
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.in_place:
+            y += self.second(x)
+        else:
+            y = self.second(x) + y
+        y = x + y if self.again else y
+        return y.relu() if self.relu else y
+
+
+class Series(nn.Module):
+    """Layers on each time step, with a sum if asked for; recurrent layers; layers on the last time step."""
+
+    def __init__(self, before, recurrent, after, *, adds):
+        super().__init__()
+        self.before, self.recurrent, self.after, self.adds = before, recurrent, after, adds
+
+    def forward(self, x):
+        x = self.before(x)
+        y, _ = self.recurrent(x)
+        y = x + y if self.adds else y
+        return self.after(y[:, -1])
+
+
+@st.composite
+def series(draw):
+    """A recurrent network in eval mode, and the shape of a sample."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    time, features, inputs, units = (draw(st.integers(1, most)) for most in (6, 5, 6, 9))
+    kind, adds = draw(st.sampled_from([nn.LSTM, nn.GRU])), draw(st.booleans())
+    units = inputs if adds else units
+    activation = ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))]()
+    before = nn.Sequential(nn.Linear(features, inputs), activation)
+    recurrent = kind(inputs, units, draw(st.integers(1, 2)), batch_first=True, bias=draw(st.booleans()))
+    largest, density = draw(st.sampled_from([0.1, 1.0, 4.0])), draw(st.sampled_from([0.1, 0.5, 1.0]))
+    for parameter in recurrent.parameters():
+        nn.init.uniform_(parameter, -largest, largest)
+        parameter.data *= torch.rand_like(parameter) < density
+    after = [nn.Linear(units, draw(st.integers(1, 4)))] if draw(st.booleans()) else []
+    after += [nn.Softmax(1)] if draw(st.booleans()) else []
+    return Series(before, recurrent, nn.Sequential(*after), adds=adds).eval(), (time, features)
+
+
+@st.composite
+def branches(draw, shape):
+    """A module that leaves the shape as it is."""
+
+    def branch():
+        size = shape[0]
+        layer = nn.Linear(size, size) if len(shape) == 1 else nn.Conv2d(size, size, 3, padding=1)
+        scaled = draw(st.sampled_from([0.01, 1.0, 10.0]))
+        layer.weight.data *= scaled
+        return nn.Sequential(layer, ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))]())
+
+    second = branch() if draw(st.booleans()) else nn.Identity()
+    flags = {name: draw(st.booleans()) for name in ("in_place", "again", "relu")}
+    return Branches(branch(), second, **flags)
+
+
 @st.composite
 def sizes(draw, most):
     return draw(st.integers(1, most)), draw(st.integers(1, most))
@@ -50,7 +116,9 @@ def networks(draw):
     start = shape
     for _ in range(draw(st.integers(1, 5))):
         kind = draw(
-            st.sampled_from(["weights", "weights", "activation", "norm", *(["pool", "flatten"] * (len(shape) == 3))])
+            st.sampled_from(
+                ["weights", "weights", "activation", "norm", "sum", *(["pool", "flatten"] * (len(shape) == 3))]
+            )
         )
         if kind == "activation":
             layers.append(ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))]())
@@ -59,6 +127,9 @@ def networks(draw):
             norm = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(shape[0])
             nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2), nn.init.normal_(norm.bias)
             layers.append(norm)
+            continue
+        if kind == "sum":
+            layers.append(draw(branches(shape)))
             continue
         if kind == "flatten":
             layers.append(nn.Flatten())
@@ -125,6 +196,14 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C co
 @settings(max_examples=4, deadline=None)
 @given(networks())
 def test_a_few_networks(case):
+    check(case)
+
+
+@needs_compiler
+@pytest.mark.long("ten seconds of compilers")
+@settings(max_examples=6, deadline=None)
+@given(series())
+def test_many_recurrent_networks(case):
     check(case)
 
 

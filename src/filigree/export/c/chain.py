@@ -16,6 +16,7 @@ from filigree.export.answers import answers
 from filigree.export.c.in_place import check_in_place
 from filigree.export.c.kept import Add, Keep, Kept, Restore
 from filigree.export.c.recurrent import LastMoment
+from filigree.nn.rnn import LoopedRNN
 
 Link = tuple[str, nn.Module]
 
@@ -144,7 +145,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("filigree.nn.") or answers(m, "c_form", "dense")
-        refused_by_name = ours and not list(m.children())
+        refused_by_name = (ours and not list(m.children())) or isinstance(m, LoopedRNN)
         return self.known(m) or refused_by_name or super().is_leaf_module(m, module_qualified_name)
 
 

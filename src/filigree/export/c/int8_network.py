@@ -14,10 +14,14 @@ from torch.nn import functional as F
 
 from filigree.convert import inference_context
 from filigree.export.c.chain import chain
-from filigree.export.c.int8_steps import Flat, IntegerSoftmax, Pooling, Product, Scale, Slopes, Table, multiplier
+from filigree.export.c.int8_products import product
+from filigree.export.c.int8_recurrent import cells
+from filigree.export.c.int8_steps import Flat, IntegerSoftmax, Pooling, Scale, Slopes, Sum, Table, multiplier
+from filigree.export.c.kept import Add, Keep, Kept, Restore
 from filigree.export.c.layers import is_known, steps
+from filigree.export.c.recurrent import Last, LastMoment, Recurrent, moment
 from filigree.export.c.rows import rows_kept
-from filigree.export.c.stages import check_finite, pool_geometry
+from filigree.export.c.stages import pool_geometry
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
@@ -37,7 +41,7 @@ _SAMPLES = 2048  # of the calibration data
 
 
 class Placed(NamedTuple):
-    """It is a step of the network, with the shapes of what it reads and of what it leaves."""
+    """It is a step of the network, with the shapes of what it reads and of what it leaves, at each time step."""
 
     name: str
     step: Any
@@ -55,7 +59,8 @@ class Int8Network(nn.Module):
         model: as for `fg.export(model, "m.c")`, in floats; it stays as it was. calibration: a batch of inputs.
 
     Attributes:
-        program: the steps. before, after: scales of inputs and outputs.
+        program: the steps. before, after: scales of inputs and outputs. by_moment: whether it reads a sample
+            `(time, features)` one time step after the other, as networks with recurrent layers do.
         factor, offset: `q = floor(factor x + offset) - 128` stores an input, with the scaling that stands at the front
             of the model; one of each, or one a feature.
         error, largest: of the outputs on the calibration data: the mean difference from floats; the largest number.
@@ -75,60 +80,97 @@ class Int8Network(nn.Module):
         with inference_context(model):
             pairs = [
                 (step, module if len(own) == 1 else None)
-                for name, module in chain(model, is_known, "which cannot be written as C")
+                for name, module in chain(model, is_known, "which cannot be written as C", sums=True)
                 for own in [steps(module, name)] for step in own
             ]  # fmt: skip
-            todo = _fused(rows_kept(pairs, lambda pair: pair[0]))
+            pairs = rows_kept(pairs, lambda pair: pair[0])
+            self.shape = tuple(x.shape[1:])
+            self.by_moment = any(isinstance(step, Recurrent | Last) for step, _ in pairs)
+            sample = moment([step for step, _ in pairs], self.shape) if self.by_moment else self.shape
+            todo = _fused(pairs)
             factor, shift = np.ones(1), np.zeros(1)
             while todo and isinstance(todo[0][0], ScaleShift):
                 step = todo.pop(0)[0]
-                units = (len(step.scale), *[1] * (x.dim() - 2))
-                x = x * torch.as_tensor(step.scale).view(units) + torch.as_tensor(step.shift).view(units)
+                if len(step.scale) not in (1, sample[0]):
+                    raise refuse(step.name, f"has {len(step.scale)} units. Got {sample}")
+                x = x * self._units(torch.as_tensor(step.scale)) + self._units(torch.as_tensor(step.shift))
                 factor, shift = factor * step.scale, shift * step.scale + step.shift
             self.before = self.after = _range(x)
-            self.shape = self.out_shape = tuple(x.shape[1:])
+            self.out_shape = sample
             self.factor, self.offset = factor / self.before.scale, shift / self.before.scale + self.before.zero + 128.5
+            kept: dict[Kept, tuple[Tensor, Scale]] = {}
             for step, module in todo:
-                x = self._add(step, module, x)
+                x = self._add(step, module, x, kept)
             own = self.after.numbers(self.integers(self.stored(calibration[:_SAMPLES])))
             self.error, self.largest = float((own - x).abs().mean()), float(x.abs().max())
 
     def stored(self, x: Tensor) -> Tensor:
         """Return inputs as integers, int64."""
-        units = (-1, *[1] * (x.dim() - 2))
-        factor, offset = (torch.from_numpy(a.astype(np.float32)).view(units) for a in (self.factor, self.offset))
+        factor, offset = (self._units(torch.from_numpy(a.astype(np.float32))) for a in (self.factor, self.offset))
         v = x.detach().cpu().float() * factor + offset
         return v.clamp(0, 255).floor().long() - 128
 
     def integers(self, q: Tensor) -> Tensor:
         """Return the integers that the network makes of these, int64."""
-        for placed in self.program:
-            q = placed.step.simulated(q)
+        kept: dict[Kept, Tensor] = {}
+        for step in (placed.step for placed in self.program):
+            if isinstance(step, Sum):
+                q = step.simulated(q, kept[step.kept])
+            elif isinstance(step, Restore):
+                q = kept[step.kept]
+            elif isinstance(step, Keep):
+                kept[step.kept] = q
+            else:
+                q = step.simulated(q)
         return q
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after.numbers(self.integers(self.stored(x))).to(x.dtype)
 
+    def _units(self, numbers: Tensor) -> Tensor:
+        """Put a number a unit along the units of a batch of inputs: the features of a time step, or the channels."""
+        return numbers if self.by_moment else numbers.view(-1, *[1] * (len(self.shape) - 1))
+
     # -- calibration ---------------------------------------------------------------------------------------------------
 
-    def _add(self, step: Any, module: Any, x: Tensor) -> Tensor:
-        """Add a step, and return what it makes of the calibration data in floats."""
-        before, added = self.after, step
+    def _add(self, step: Any, module: Any, x: Tensor, kept: dict[Kept, tuple[Tensor, Scale]]) -> Tensor:
+        """Add a step, and return what it makes of the calibration data in floats; `kept` are tensors and scales."""
+        before, shape, added = self.after, self.out_shape, step
         if isinstance(step, ScaleShift):
-            step = _diagonal(step, tuple(x.shape[1:]))
+            step = _diagonal(step, shape)
         if isinstance(step, Affine):
-            y = _affine(step, x)
+            y = _affine(step, x, shape)
             for function in module if isinstance(module, list) else []:
                 y = function(y)
-            added = _product(step, before, scale := _range(y))
+            added = product(step, before, scale := _range(y))
+        elif isinstance(step, Add):
+            other, of_other = kept[step.kept]
+            if other.shape != x.shape:
+                own = tuple(other.shape[x.dim() - len(shape) :])
+                raise refuse(step.name, f"must add tensors of one shape. Got {own} and {shape}")
+            y = x + other
+            for function in module:
+                y = function(y)
+            added = Sum(step.name, step.kept, (before, of_other), scale := _range(y))
+        elif isinstance(step, Keep):
+            y, scale = kept.setdefault(step.kept, (x, before))  # a Restore comes after the Keep
+        elif isinstance(step, Recurrent):
+            y, added = cells(step, before, x)
+            scale = added.after
+        elif isinstance(step, Last):
+            y, scale = x[:, -1], before
+            added = Flat(step.name, LastMoment())
         elif isinstance(step, Reshape):
             y, scale = step.module(x), before
             added = Flat(step.name, step.module)
         elif isinstance(step, Pool):
             y, scale = step.module(x), before
-            added = Pooling(step.name, step.module, step.take, pool_geometry(step, tuple(x.shape[1:]))[1], before.zero)
-        elif isinstance(step, Softmax) and not (step.logarithm or step.sizes) and x.dim() == 2:
-            y, scale = x.softmax(1), _SOFTMAX
+            added = Pooling(step.name, step.module, step.take, pool_geometry(step, shape)[1], before.zero)
+        elif isinstance(step, Softmax) and not (step.logarithm or step.sizes):
+            if len(shape) != 1 or step.dim not in (None, 1, -1):
+                expected = f"must be over the numbers of a flat sample, dim=1. Got dim={step.dim} of {shape}"
+                raise refuse(step.name, expected)
+            y, scale = x.softmax(-1), _SOFTMAX
             added = IntegerSoftmax(
                 step.name, np.round(65535 * np.exp(-np.arange(256) * before.scale)).astype(np.uint16)
             )
@@ -144,8 +186,9 @@ class Int8Network(nn.Module):
             )
         else:
             raise refuse(step.name, f"is a {type(step).__name__}, which has no form in 8-bit integers")
-        self.program.append(Placed(step.name, added, tuple(x.shape[1:]), tuple(y.shape[1:])))
-        self.after, self.out_shape = scale, tuple(y.shape[1:])
+        self.out_shape = tuple(y.shape[1 if isinstance(step, Last) else x.dim() - len(shape) :])
+        self.program.append(Placed(step.name, added, shape, self.out_shape))
+        self.after = scale
         return y
 
 
@@ -156,28 +199,29 @@ def _range(y: Tensor) -> Scale:
 
 
 def _fused(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Put scales and shifts into the products before them, and list, in place of a product's module, what saturates."""
+    """Put scales and shifts into the products before them; of products and sums list what saturates after them."""
     result: list[tuple[Any, Any]] = []
     for step, module in pairs:
         before: Any = result[-1][0] if result else None
         functions: Any = result[-1][1] if result else None
-        follows = isinstance(before, Affine)
-        if follows and not functions and isinstance(step, ScaleShift) and len(step.scale) == before.matrix.shape[0]:
+        linear = isinstance(before, Affine) and not functions
+        if linear and isinstance(step, ScaleShift) and len(step.scale) == before.matrix.shape[0]:
             result[-1] = before.scaled(step.scale, step.shift), []
-        elif follows and isinstance(step, Elementwise) and (saturating := _saturating(step)) is not None:
+        elif isinstance(before, Affine | Add) and (saturating := _saturating(step)) is not None:
             functions.append(saturating)
         else:
-            result.append((step, [] if isinstance(step, Affine) else module))
+            result.append((step, [] if isinstance(step, Affine | Add) else module))
     return result
 
 
-def _saturating(step: Elementwise) -> Callable[[Tensor], Tensor] | None:
+def _saturating(step: Any) -> Callable[[Tensor], Tensor] | None:
     """Return what saturation does by itself, since 0 is among the numbers that a scale is for; None: nothing of it."""
-    bounds = dict(step.numbers)
-    if step.function == "relu":
+    if isinstance(step, Elementwise) and step.function == "relu":
         return torch.relu
-    if step.function == "clamp" and bounds["low"] <= 0 <= bounds["high"]:
-        return functools.partial(torch.clamp, min=bounds["low"], max=bounds["high"])
+    if isinstance(step, Elementwise) and step.function == "clamp":
+        bounds = dict(step.numbers)
+        if bounds["low"] <= 0 <= bounds["high"]:
+            return functools.partial(torch.clamp, min=bounds["low"], max=bounds["high"])
     return None
 
 
@@ -200,60 +244,19 @@ def _diagonal(step: ScaleShift, shape: tuple[int, ...]) -> Affine:
     return Affine(step.name, csr(scale[:, None]), None, shift, each, units)
 
 
-def _weight(step: Affine) -> Tensor:
+def _affine(step: Affine, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     weight = torch.from_numpy(step.matrix.toarray()).double()
-    return weight if step.scale is None else weight * torch.from_numpy(step.scale).double()[:, None]
-
-
-def _affine(step: Affine, x: Tensor) -> Tensor:
-    weight = _weight(step)
+    weight = weight if step.scale is None else weight * torch.from_numpy(step.scale).double()[:, None]
     bias = None if step.bias is None else torch.from_numpy(step.bias).double()
     if (g := step.geometry) is None:
-        if x.dim() != 2 or x.shape[1] != weight.shape[1]:
-            raise refuse(step.name, f"reads {weight.shape[1]} numbers a sample, flat. Got {tuple(x.shape[1:])}")
+        if shape != (weight.shape[1],):
+            raise refuse(step.name, f"reads {weight.shape[1]} numbers a sample, flat. Got {shape}")
         return F.linear(x, weight, bias)
-    if x.dim() != 4 or x.shape[1] != step.inputs:
-        raise refuse(step.name, f"reads ({step.inputs}, height, width) a sample. Got {tuple(x.shape[1:])}")
+    if len(shape) != 3 or shape[0] != step.inputs:
+        raise refuse(step.name, f"reads ({step.inputs}, height, width) a sample. Got {shape}")
     top, bottom, left, right = g.padding
     kernel = weight.view(len(weight), -1, *g.kernel)
     return F.conv2d(F.pad(x, (left, right, top, bottom)), kernel, bias, g.stride, 0, g.dilation, g.groups)
-
-
-def _product(step: Affine, before: Scale, after: Scale) -> Product:
-    check_finite(step.name, step.matrix.data, step.scale, step.bias)
-    rows = step.matrix.shape[0]
-    if step.scale is None:
-        largest = np.asarray(abs(step.matrix).max(axis=1).todense()).reshape(-1).astype(np.float64)
-        scale = np.where(largest > 0, largest / 127, 1.0)
-        data = np.round(step.matrix.data / np.repeat(scale, np.diff(step.matrix.indptr)))
-        matrix = csr(
-            scipy.sparse.csr_array((data.astype(np.int32), step.matrix.indices, step.matrix.indptr), step.matrix.shape)
-        )
-    else:
-        scale, matrix = np.broadcast_to(step.scale, rows).astype(np.float64), step.matrix
-    signs = np.sign(scale) + (scale == 0)
-    if (signs < 0).any():  # of a batch norm that turns numbers round
-        matrix = csr(
-            scipy.sparse.csr_array(
-                (
-                    matrix.data * np.repeat(signs, np.diff(matrix.indptr)).astype(np.int32),
-                    matrix.indices,
-                    matrix.indptr,
-                ),
-                matrix.shape,
-            )
-        )
-    unit = np.where(scale == 0, 1e-30, np.abs(scale)) * before.scale
-    bias = np.zeros(rows) if step.bias is None else np.round(step.bias.astype(np.float64) / unit)
-    if step.geometry is None:
-        bias -= before.zero * np.asarray(matrix.sum(axis=1)).reshape(-1)
-    bias = bias.clip(-(2**30), 2**30)
-    if 255 * float(np.asarray(abs(matrix).sum(axis=1)).max(initial=0)) + np.abs(bias).max(initial=0) >= 2**31:
-        raise refuse(step.name, "has sums that do not fit into 32 bits")
-    m, s = np.array([multiplier(each) for each in np.abs(scale) * before.scale / after.scale]).reshape(rows, 2).T
-    return Product(
-        step.name, matrix, bias.astype(np.int32), m.astype(np.int32), s.astype(np.uint8), before, after, step.geometry
-    )
 
 
 def _slopes(step: ParametricReLU, before: Scale, after: Scale) -> Slopes:

@@ -5,36 +5,45 @@ from __future__ import annotations
 import functools
 import math
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from filigree.export.c.forms import smallest
+from filigree.export.c.forms import Form, smallest
 from filigree.export.c.inference import calls, named_stages
 from filigree.export.c.int8_network import Int8Network, Placed
-from filigree.export.c.int8_steps import Flat, IntegerSoftmax, Pooling, Product, Slopes, Table
+from filigree.export.c.int8_products import Product
+from filigree.export.c.int8_recurrent import TANH, Cells
+from filigree.export.c.int8_steps import Flat, IntegerSoftmax, Pooling, Slopes, Sum, Table
+from filigree.export.c.kept import Keep, buffers, name_buffers
+from filigree.export.c.recurrent import LastMoment, declared_by_moment, functions_by_moment
 from filigree.export.c.source import (
+    CConstant,
     CLayer,
+    CMemory,
     Program,
     Trial,
+    braces,
     c_type,
     constant,
     header_file,
     in_order,
+    largest,
     literal,
     piece,
     source_file,
 )
-from filigree.export.c.stages import KERNELS, Stage, geometry_constant, sides
+from filigree.export.c.stages import KERNELS, Stage, geometry_constant, sides, stage_of
+from filigree.ops.conv import Geometry
 
 _INT8 = "int8.c.in"
 _TYPES = ("int8_t", "int8_t")
 _SHARED = {"geometry", "lowest"}  # pieces that programs of floats have too
 
-_HEADER = """#define ${macro}_INPUTS $inputs
+_HEADER = """$moments#define ${macro}_INPUTS $inputs
 #define ${macro}_OUTPUTS $outputs
 
 /* An integer q stands for SCALE * (q - ZERO). */
@@ -46,8 +55,8 @@ _HEADER = """#define ${macro}_INPUTS $inputs
 /* One sample $shape to $out, in C's order. The two must not overlap. Not reentrant. No floats. */
 $predict;
 
-/* Inputs in floats, scaled as the model scales them, as integers; for those who have floats. */
-void ${prefix}_quantize(const float *input, int8_t *output);"""
+$by_moment/* Inputs in floats, scaled as the model scales them, as integers; for those who have floats. */
+void ${prefix}_quantize(const float *input, int8_t *output);$quantize_step"""
 
 # Forms whose weights are read in any order: a weight of the row, and how many elements a row has.
 _DIRECT = {
@@ -57,12 +66,19 @@ _DIRECT = {
     ),
 }  # fmt: skip
 
-_QUANTIZE = """void ${prefix}_quantize(const float *input, int8_t *output)
+_QUANTIZE = """void ${prefix}_quantize$of_moment(const float *input, int8_t *output)
 {
 $constants
-    for (size_t i = 0; i < ${macro}_INPUTS; ++i) {
-        const float v = factor[i / $run] * input[i] + offset[i / $run];
+    for (size_t i = 0; i < $size; ++i) {
+        const float v = factor[$unit] * input[i] + offset[$unit];
         output[i] = (int8_t)(v >= 0.0f ? (v < 255.0f ? (int32_t)v - 128 : 127) : -128);
+    }
+}"""
+
+_QUANTIZE_MOMENTS = """void ${prefix}_quantize(const float *input, int8_t *output)
+{
+    for (size_t i = 0; i < ${macro}_INPUTS; i += $size) {
+        ${prefix}_quantize_step(input + i, output + i);
     }
 }"""
 
@@ -87,37 +103,60 @@ int main(void)
 def int8_program(model: nn.Module, calibration: Tensor | None, name: str, prefix: str) -> Program:
     """Write the files `name.c` and `name.h` of a model in 8-bit integers, with scales from the calibration data."""
     network = Int8Network(model, calibration)
-    stages = named_stages(network.program, network.shape, lambda placed, _, label: _stage(placed.step, placed, label))
-    statements, sizes = calls(stages, network.shape)
+    placed_steps = _with_table(network.program)
+    kept = [placed.step for placed in network.program]
+    name_buffers(kept)
+    sample = network.program[0].shape if network.program else network.shape
+    stages = named_stages(placed_steps, sample, lambda placed, _, label: _stage(placed.step, placed, label))
+    statements, sizes = calls(stages, sample)
+    memory = largest([
+        *(array for stage in stages for array in stage.memory), *buffers(kept, "int8_t"),
+        *(CMemory(buffer, size, "int8_t") for buffer, size in sizes.items()),
+    ])  # fmt: skip
     pieces = {piece for stage in stages for piece in stage.pieces} | {"copy" for line in statements if "copy(" in line}
     predict = f"void {prefix}_predict(const int8_t *input, int8_t *output)"
-    planes = [stage.plane for stage in stages if isinstance(stage, _Walked)]
     words = {
         "name": name, "prefix": prefix, "macro": prefix.upper(), "inputs": str(math.prod(network.shape)),
         "outputs": str(math.prod(network.out_shape)), "in_scale": literal(network.before.scale),
         "in_zero": str(network.before.zero), "out_scale": literal(network.after.scale),
         "out_zero": str(network.after.zero), "shape": str(network.shape), "out": str(network.out_shape),
-        "predict": predict,
+        "predict": predict, "moments": "", "by_moment": "", "quantize_step": "",
     }  # fmt: skip
+    functions: tuple[str, ...] = (f"{predict};",)
+    bodies = [braces(predict, statements)]
+    if network.by_moment:
+        resets = [f"clear({array.name}, sizeof {array.name});" for array in memory if array.lasts]
+        bodies = functions_by_moment(prefix, statements, resets, "int8_t")
+        functions += (f"void {prefix}_step(const int8_t *input, int8_t *output);", f"void {prefix}_reset(void);")
+        words["moments"] = f"#define {prefix.upper()}_MOMENTS {network.shape[0]}\n"
+        words["by_moment"] = f"{declared_by_moment(prefix, sample, 'int8_t')}\n\n"
+        words["quantize_step"] = (
+            f"\n\n/* The same of one moment. */\nvoid {prefix}_quantize_step(const float *input, int8_t *output);"
+        )
     parts = [
         *in_order(KERNELS, pieces & _SHARED), *in_order(_INT8, pieces - _SHARED),
-        *dict.fromkeys(stage.text for stage in stages if stage.text),
+        *dict.fromkeys(text for stage in stages for text in stage.texts),
         *(constant.text for stage in stages for constant in stage.constants),
-        *([f"static int32_t sums[{max(planes)}];"] if planes else []),
-        *(f"static int8_t {buffer}[{size}];" for buffer, size in sizes.items()),
-        "\n".join([predict, "{", *(f"    {line}" for line in statements), "}"]),
-        _quantize(network, words),
+        *(array.text for array in memory), *bodies, _quantize(network, words),
     ]  # fmt: skip
-    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs) for s in stages]
+    times = network.shape[0] if network.by_moment else 1
+    layers = [CLayer(s.name, s.what, s.form, sum(c.bytes for c in s.constants), s.macs * times) for s in stages]
     return Program(
         source_file(name, parts),
         header_file(prefix, string.Template(_HEADER).substitute(words), "#include <stdint.h>"), layers,
-        sum(layer.bytes for layer in layers), sum(sizes.values()) + 4 * max(planes, default=0), network.shape,
-        functools.partial(_trial, network, string.Template(_MAIN).substitute(words)), (f"{predict};",),
+        sum(layer.bytes for layer in layers), sum(array.bytes for array in memory), network.shape,
+        functools.partial(_trial, network, string.Template(_MAIN).substitute(words)), functions,
         math.prod(network.out_shape), _TYPES,
         f"8-bit integers: outputs on the example are {network.error:.2g} from those in floats on average, the largest "
         f"is {network.largest:.3g}",
     )  # fmt: skip
+
+
+def _with_table(program: list[Placed]) -> list[Placed]:
+    """Put the table of the hyperbolic tangent before the first layer that reads it."""
+    first = next((i for i, placed in enumerate(program) if isinstance(placed.step, Cells)), len(program))
+    tables = [Placed("gates", _Tanh(), each.shape, each.shape) for each in program[first : first + 1]]
+    return [*program[:first], *tables, *program[first:]]
 
 
 def _trial(network: Int8Network, main: str, x: Tensor) -> Trial:
@@ -130,12 +169,17 @@ def _trial(network: Int8Network, main: str, x: Tensor) -> Trial:
 
 
 def _quantize(network: Int8Network, words: dict[str, str]) -> str:
+    """Write the function that stores inputs; a network that reads moments gets one for each of these, too."""
     arrays = {"factor": network.factor, "offset": network.offset}
     units = max(map(len, arrays.values()))
     arrays = {key: np.broadcast_to(array, units).astype(np.float32) for key, array in arrays.items()}
-    run = math.prod(network.shape) // units
-    lines = "\n".join(f"    {constant(key, array).text}" for key, array in arrays.items())
-    return string.Template(_QUANTIZE).substitute(words, constants=lines, run=run)
+    size = math.prod(network.shape[network.by_moment :])
+    text = string.Template(_QUANTIZE).safe_substitute(
+        constants="\n".join(f"    {constant(key, array).text}" for key, array in arrays.items()),
+        unit=f"i / {size // units}" if units > 1 else "0", of_moment="_step" * network.by_moment,
+    )  # fmt: skip
+    text = f"{text}\n\n{_QUANTIZE_MOMENTS}" if network.by_moment else text
+    return string.Template(text).substitute(words, size=size)
 
 
 @functools.singledispatch
@@ -144,54 +188,121 @@ def _stage(step: Any, placed: Placed, label: str) -> Stage:
 
 
 @dataclass(frozen=True)
-class _Walked(Stage):
-    """It is a convolution by the nonzeros of its weights, which needs memory for the sums of a map."""
+class _Walk:
+    """It says how a program reads the weights of a product: by constants, arguments, and a function on them."""
 
-    plane: int = 0
+    form: Form
+    constants: tuple[CConstant, ...]
+    arguments: list[str]
+    function: str
+    text: str
+    pieces: tuple[str, ...]
+
+
+def _walk(step: Product, label: str, kind: str, add: str = "sum += weight * x[column];") -> _Walk:
+    form = smallest(step.matrix)
+    arrays = {f"{label}_{name}": array for name, array in form.arrays.items()}
+    rest = {f"{label}_bias": step.bias, f"{label}_m": step.m, f"{label}_s": step.s}
+    walk = piece(_INT8, form.walk, add=add, **form.words)
+    parameters = [f"const {c_type(array)} *{name}" for name, array in form.arrays.items()]
+    width = []
+    if "width" in walk:
+        parameters.append("size_t width")
+        width.append(str(step.matrix.shape[1]))
+    text = piece(_INT8, kind, function="$function", parameters=", ".join(parameters), walk=walk)
+    return _Walk(
+        form, tuple(constant(name, array) for name, array in (arrays | rest).items()), [*arrays, *width, *rest],
+        f"{kind}_by_{form.walk.removeprefix('walk ')}", text, ("lowest",) * ("lowest(" in walk),
+    )  # fmt: skip
 
 
 @_stage.register
 def _(step: Product, placed: Placed, label: str) -> Stage:
-    form = smallest(step.matrix)
     rows, width = step.matrix.shape
-    values = {f"{label}_{name}": array for name, array in form.arrays.items()}
-    rest = {f"{label}_bias": step.bias, f"{label}_m": step.m, f"{label}_s": step.s}
-    constants = [constant(name, array) for name, array in (values | rest).items()]
-    macs = math.prod(placed.out[1:]) * (rows * width if form.walk == "walk dense" else step.matrix.nnz)
-    zeros = [str(step.before.zero), str(step.after.zero)]
-    walk_name = form.walk.removeprefix("walk ")
     if step.geometry is not None:
-        constants.append(geometry_constant(label, placed.shape, placed.out, step.geometry))
-        rest[f"&{label}_geometry"] = np.empty(0)
-        what = f"convolution {sides(placed.shape)} -> {sides(placed.out)}"
-        if form.walk in _DIRECT:
-            ((_, array),) = values.items()
-            weight, count = (string.Template(text).substitute(form.words) for text in _DIRECT[form.walk])
-            text = piece(_INT8, "direct", function="$function", type=c_type(array), weight=weight, bytes=count)
-            call = f"$function({', '.join([*values, *rest, *zeros])}, $x, $y);"
-            return Stage(
-                step.name, what, placed.out, form.label, call, f"convolution_of_{walk_name}", text,
-                ("rescale", "geometry"), tuple(constants), False, macs,
-            )  # fmt: skip
-    kind = "linear" if step.geometry is None else "convolution"
-    add = "sum += weight * x[column];" if kind == "linear" else "tap(g, row, column, weight, x, before, sums);"
-    walk = piece(_INT8, form.walk, add=add, **form.words)
-    parameters = [f"const {c_type(array)} *{name}" for name, array in form.arrays.items()]
-    names, finds = list(values), ("lowest",) * ("lowest(" in walk)
-    if "width" in walk:
-        parameters.append("size_t width")
-        names.append(str(width))
-    text = piece(_INT8, kind, function="$function", parameters=", ".join(parameters), walk=walk)
-    if step.geometry is None:
-        call = f"$function({', '.join([*names, *rest, str(rows), zeros[1]])}, $x, $y);"
-        return Stage(
-            step.name, f"linear {width} -> {rows}", placed.out, form.label, call, f"linear_by_{walk_name}", text,
-            ("rescale", *finds), tuple(constants), False, macs,
-        )  # fmt: skip
-    call = f"$function({', '.join([*names, *rest, *zeros])}, sums, $x, $y);"
-    return _Walked(
-        step.name, what, placed.out, form.label, call, f"convolution_by_{walk_name}", text,
-        ("rescale", "geometry", "tap", *finds), tuple(constants), False, macs, math.prod(placed.out[1:]),
+        return _convolution(step, step.geometry, placed, label)
+    walk = _walk(step, label, "linear")
+    call = f"$function({', '.join([*walk.arguments, str(rows), str(step.after.zero)])}, $x, $y);"
+    return Stage(
+        step.name, f"linear {width} -> {rows}", placed.out, walk.form.label, call, walk.function, walk.text,
+        ("rounded", "rescale", *walk.pieces), walk.constants, False, _macs(step, walk.form),
+    )  # fmt: skip
+
+
+def _macs(step: Product, form: Form) -> int:
+    return int(math.prod(step.matrix.shape) if form.walk == "walk dense" else step.matrix.nnz)
+
+
+def _convolution(step: Product, geometry: Geometry, placed: Placed, label: str) -> Stage:
+    """Write a convolution output by output, or, by the nonzeros of its weights, with memory for the sums of a map."""
+    walk = _walk(step, label, "convolution", "tap(g, row, column, weight, x, before, sums);")
+    plane = math.prod(placed.out[1:])
+    rest = [f"{label}_{name}" for name in ("bias", "m", "s")]
+    zeros = [f"&{label}_geometry", str(step.before.zero), str(step.after.zero)]
+    stage = Stage(
+        step.name, f"convolution {sides(placed.shape)} -> {sides(placed.out)}", placed.out, walk.form.label,
+        f"$function({', '.join([*walk.arguments, *zeros])}, sums, $x, $y);", walk.function, walk.text,
+        ("rounded", "rescale", "geometry", "tap", *walk.pieces),
+        (*walk.constants, geometry_constant(label, placed.shape, placed.out, geometry)), False,
+        plane * _macs(step, walk.form), memory=(CMemory("sums", plane, "int32_t"),),
+    )  # fmt: skip
+    if walk.form.walk not in _DIRECT:
+        return stage
+    ((name, array),) = walk.form.arrays.items()
+    weight, count = (string.Template(text).substitute(walk.form.words) for text in _DIRECT[walk.form.walk])
+    return replace(
+        stage, text=piece(_INT8, "direct", function="$function", type=c_type(array), weight=weight, bytes=count),
+        call=f"$function({', '.join([f'{label}_{name}', *rest, *zeros])}, $x, $y);", memory=(),
+        function=f"convolution_of_{walk.form.walk.removeprefix('walk ')}", pieces=("rounded", "rescale", "geometry"),
+    )  # fmt: skip
+
+
+@_stage.register
+def _(step: Keep, placed: Placed, label: str) -> Stage:
+    return stage_of(step, placed.shape, label)
+
+
+@_stage.register
+def _(step: Sum, placed: Placed, label: str) -> Stage:
+    numbers = [math.prod(placed.shape), step.b, step.a, step.offset, step.s, step.after.zero]
+    call = f"add({step.kept.name}, $y, {', '.join(map(str, numbers))});"
+    return Stage(step.name, "sum", placed.out, "", call, pieces=("add",))
+
+
+class _Tanh:
+    """It is the table that recurrent layers read."""
+
+
+@_stage.register
+def _(step: _Tanh, placed: Placed, label: str) -> Stage:
+    constants = (constant("tanh_table", TANH),)
+    return Stage(placed.name, "tanh, sigmoid", placed.out, f"table of {len(TANH)}", constants=constants)
+
+
+@_stage.register
+def _(step: Cells, placed: Placed, label: str) -> Stage:
+    walks = [_walk(step.from_input, f"{label}_input", "gates"), _walk(step.from_state, f"{label}_state", "gates")]
+    rows = step.from_state.matrix.shape[0]
+    shared, first = (rows, 0) if step.kind == "lstm" else (2 * step.units, step.units)
+    own = [str(step.bits)] * (step.kind == "lstm")
+    numbers = ["sums", str(step.units), *own, str(step.m), str(step.s), "tanh_table"]
+    call = [
+        f"$function({', '.join([*walks[0].arguments, str(rows), '0'])}, $x, sums);",
+        f"$of_state({', '.join([*walks[1].arguments, str(rows), str(shared)])}, {label}_state, sums + {first});",
+        f"{step.kind}({', '.join(numbers)}, {label}_cells, {label}_state, $y);",
+    ]
+    forms = dict.fromkeys(walk.form.label for walk in walks)
+    memory = (
+        CMemory("sums", 4 * step.units, "int32_t"), CMemory(f"{label}_cells", step.units, "int16_t", lasts=True),
+        CMemory(f"{label}_state", step.units, "int8_t", lasts=True),
+    )  # fmt: skip
+    return Stage(
+        step.name, f"{step.kind} {placed.shape[0]} -> {step.units}", placed.out, "; ".join(forms), "\n".join(call),
+        walks[0].function, walks[0].text,
+        ("clear", "rounded", "rescale", "tanh_of", "sigmoid_of", step.kind, *walks[0].pieces, *walks[1].pieces),
+        (*walks[0].constants, *walks[1].constants), False,
+        _macs(step.from_input, walks[0].form) + _macs(step.from_state, walks[1].form), memory=memory,
+        others={"of_state": (walks[1].function, walks[1].text)},
     )  # fmt: skip
 
 
@@ -207,7 +318,7 @@ def _(step: Slopes, placed: Placed, label: str) -> Stage:
     arrays = {f"{label}_{name}": array for name, array in (("m", step.m), ("s", step.s), ("signs", step.signs))}
     size = math.prod(placed.shape)
     call = f"slopes($y, {size}, {', '.join(arrays)}, {size // len(step.signs)}, {step.before.zero}, {step.after.zero});"
-    return Stage(step.name, "parametric_relu", placed.out, "", call, pieces=("rescale", "slopes"),
+    return Stage(step.name, "parametric_relu", placed.out, "", call, pieces=("rounded", "rescale", "slopes"),
                  constants=tuple(constant(name, array) for name, array in arrays.items()))  # fmt: skip
 
 
@@ -231,4 +342,4 @@ def _(step: IntegerSoftmax, placed: Placed, label: str) -> Stage:
 
 @_stage.register
 def _(step: Flat, placed: Placed, label: str) -> Stage:
-    return Stage(step.name, "reshape", placed.out)
+    return Stage(step.name, "last moment" if isinstance(step.module, LastMoment) else "reshape", placed.out)

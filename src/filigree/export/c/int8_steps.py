@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from filigree.export.c.kept import Add, Kept
 from filigree.ops.conv import Geometry
 
 LOWEST, HIGHEST = -128, 127
@@ -56,39 +57,14 @@ def multiplier(factor: float) -> tuple[int, int]:
 
 
 def rescaled(sums: Tensor, m: Tensor, s: Tensor) -> Tensor:
-    """Return round(sums m / 2^s), int64, halves up: `(sums m + 2^(s - 1)) >> s`."""
-    return (sums * m + (torch.ones_like(s) << (s - 1))) >> s
+    """Return round(sums m / 2^s), int64, halves up."""
+    return rounded(sums * m, s)
 
 
-@dataclass(frozen=True)
-class Product:
-    """`y = W x + bias` in integers: a linear layer, or with a geometry a convolution.
-
-    `matrix` is a `scipy.sparse.csr_array` of integers; bias int32, m and s int32 and uint8, one of each a row. `before`
-    and `after` are the scales of what is read and of what is written. Of a linear layer the bias includes the zero.
-    """
-
-    name: str
-    matrix: Any
-    bias: np.ndarray
-    m: np.ndarray
-    s: np.ndarray
-    before: Scale
-    after: Scale
-    geometry: Geometry | None = None
-
-    def simulated(self, q: Tensor) -> Tensor:
-        weight = torch.from_numpy(self.matrix.toarray().astype(np.float64))
-        m, s, bias = (torch.from_numpy(array.astype(np.int64)) for array in (self.m, self.s, self.bias))
-        if (g := self.geometry) is None:
-            sums = F.linear(q.double(), weight).long()  # float64 holds such sums exactly
-        else:
-            top, bottom, left, right = g.padding
-            x = F.pad((q - self.before.zero).double(), (left, right, top, bottom))
-            kernel = weight.view(len(weight), -1, *g.kernel)
-            sums = F.conv2d(x, kernel, None, g.stride, 0, g.dilation, g.groups).long()
-            m, s, bias = (part.view(-1, 1, 1) for part in (m, s, bias))
-        return (rescaled(sums + bias, m, s) + self.after.zero).clamp(LOWEST, HIGHEST)
+def rounded(v: Tensor, s: Tensor | int) -> Tensor:
+    """Return round(v / 2^s), int64, halves up: `(v + 2^(s - 1)) >> s`."""
+    s = torch.as_tensor(s)
+    return (v + (torch.ones_like(s) << (s - 1))) >> s
 
 
 @dataclass(frozen=True)
@@ -166,14 +142,32 @@ class IntegerSoftmax:
     table: np.ndarray
 
     def simulated(self, q: Tensor) -> Tensor:
-        e = torch.from_numpy(self.table.astype(np.int64))[q.amax(1, keepdim=True) - q]
-        sums = e.sum(1, keepdim=True)
+        e = torch.from_numpy(self.table.astype(np.int64))[q.amax(-1, keepdim=True) - q]
+        sums = e.sum(-1, keepdim=True)
         return (torch.div(e * 256 + sums // 2, sums, rounding_mode="floor") - 128).clamp(max=HIGHEST)
+
+
+class Sum(Add):
+    """`y = (a (x - zero of x) + b (kept - zero of kept)) / 2^s + zero`, rounded, halves up.
+
+    a and b have 21 bits, so that all of it fits into 32. `before` are the scales of x and of what was kept.
+    """
+
+    def __init__(self, name: str, kept: Kept, before: tuple[Scale, Scale], after: Scale) -> None:
+        super().__init__(name, kept)
+        ratios = [scale.scale / after.scale for scale in before]
+        self.s = min(30, max(1, 21 - math.frexp(max(ratios))[1]))
+        self.a, self.b = (min(2**21, round(ratio * 2**self.s)) for ratio in ratios)
+        self.offset = (1 << (self.s - 1)) - self.a * before[0].zero - self.b * before[1].zero
+        self.after = after
+
+    def simulated(self, x: Tensor, kept: Tensor) -> Tensor:
+        return (((self.a * x + self.b * kept + self.offset) >> self.s) + self.after.zero).clamp(LOWEST, HIGHEST)
 
 
 @dataclass(frozen=True)
 class Flat:
-    """The same integers in another shape."""
+    """The same integers in another shape, or those at the last moment."""
 
     name: str
     module: Any

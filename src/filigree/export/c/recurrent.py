@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from filigree.export.c.kept import Keep
 from filigree.export.c.source import CMemory, braces
 from filigree.export.c.stages import Shape, Stage, check_finite, stage_of
+from filigree.nn.rnn import LoopedRNN
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
@@ -61,6 +62,8 @@ class LastMoment(nn.Module):
 
 def recurrent(module: Any, name: str) -> list[Any]:
     """Describe an `nn.LSTM` or `nn.GRU`. `ValueError`: another kind of it."""
+    if isinstance(module, LoopedRNN) and module.has_gates:
+        raise refuse(name, f"is a {type(module).__name__}, whose gates cannot be written as C")
     if module.bidirectional or not module.batch_first or getattr(module, "proj_size", 0):
         raise refuse(name, "must be of one direction, with batch_first=True and without a projection")
     steps = []
@@ -69,7 +72,7 @@ def recurrent(module: Any, name: str) -> list[Any]:
         biases = [floats(getattr(module, f"{key}_l{number}")) if module.bias else np.zeros(len(weights[0]), np.float32)
                   for key in ("bias_ih", "bias_hh")]  # fmt: skip
         label = name if module.num_layers == 1 else f"{name}.{number}"
-        steps.append(Recurrent(label, type(module).__name__.lower(), *weights, *biases))
+        steps.append(Recurrent(label, "lstm" if isinstance(module, nn.LSTM) else "gru", *weights, *biases))
     return steps
 
 
