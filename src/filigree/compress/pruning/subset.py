@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SINGLY = 16  # a round takes one unit for so many that were taken before
+AT_ONCE = 512  # rounds; of more units several are taken in a round
 
 
 def subset_order(covariance: Tensor, outgoing: Tensor, count: int, block: int | None = None) -> Tensor:
@@ -17,26 +17,25 @@ def subset_order(covariance: Tensor, outgoing: Tensor, count: int, block: int | 
     units^2)`.
 
     Args:
-        block: units taken in a round, the best ones of four times as many candidates; None: one for 16 that were taken
-            before, at least one: what later ones add is less.
+        block: units taken in a round, the best ones of four times as many candidates; None: 1 up to 1,023 units.
     """
     s, g = covariance, outgoing
     units = len(s)
+    block = max(1, units // AT_ONCE) if block is None else block
     left = s.diagonal().clone()  # R_uu
     numerators = ((g @ s) * s).sum(0)  # R_u^T G R_u
     least = 1e-9 * float(left.max())
     columns = s.new_empty(units, 0)
     order: list[int] = []
     while len(order) < count:
-        at_once = max(1, len(order) // SINGLY) if block is None else block
         gains = numerators / left.clamp(min=1e-300)
         gains[left <= least] = -1.0
         gains[order] = -1.0
-        candidates = gains.topk(min(units, 4 * at_once if at_once > 1 else 1)).indices
+        candidates = gains.topk(min(units, 4 * block if block > 1 else 1)).indices
         candidates = candidates[gains[candidates] >= 0]
         if not len(candidates):
             break
-        taken = _best_of(s, g, columns, candidates, min(at_once, count - len(order)), least)
+        taken = _best_of(s, g, columns, candidates, min(block, count - len(order)), least)
         order += taken.tolist()
         residual = s[:, taken] - columns @ columns[taken].T
         factor = torch.linalg.cholesky(residual[taken])
