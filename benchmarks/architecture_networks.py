@@ -56,6 +56,8 @@ def timm(name: str, **options: Any) -> Case:
     def make() -> nn.Module:
         torch.manual_seed(0)
         model = importlib.import_module("timm").create_model(name, num_classes=10, **options)
+        if not bool((head := model.get_classifier()).weight.any()):  # mixer's begins at zero: outputs would say nothing
+            nn.init.normal_(head.weight, std=0.02)
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.momentum = None  # the mean over all batches

@@ -17,6 +17,8 @@ from filigree.convert import inference_context
 from filigree.nn.resizing import cuts_itself, has_units
 from filigree.outputs import numbers_in
 
+DIFFERS = "what stands between them and their readers reorders or mixes them, or they are read elsewhere too"
+
 
 def wrong_groups(
     model: nn.Module, groups: Sequence[Units], kept: Mapping[str, Tensor], data: Calibration
@@ -28,7 +30,7 @@ def wrong_groups(
     of modules decides: whatever reorders, mixes, counts or reads units elsewhere changes an output
     (`with_random_weights` shows it even where the network's own are small).
     """
-    some = [group for group in groups if group.problem or len(kept[group.name]) < group.count]
+    some = [group for group in groups if len(kept[group.name]) < group.count]
     samples = _samples(data)
     if not some or not _why_not(model, some, kept, samples):
         return {}
@@ -81,8 +83,39 @@ def _random_like(x: Tensor) -> Tensor:
 
 def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], samples: list[Calibration]) -> str:
     """Why the network without these units would be another one; "" where it is the same."""
-    if problem := next((group.problem for group in groups if group.problem), ""):
-        return f"they {problem}"
+    why = _why_not_as_it_is(model, groups, kept, samples)
+    if why == DIFFERS and (precise := _in_float64(model, samples)) is not None:
+        return why if _why_not_as_it_is(precise[0], groups, kept, precise[1]) else ""
+    return why
+
+
+def _in_float64(model: nn.Module, samples: list[Calibration]) -> tuple[nn.Module, list[Calibration]] | None:
+    """The network and the data in float64: rounding that grows from layer to layer is no difference there; None where
+    it does not run so."""
+    if any(data.forward is not None for data in samples):
+        return None
+    inputs = [data.with_inputs(_doubled(data.inputs)) for data in samples]
+    try:
+        precise = copy_of(model).double()
+        for data in inputs:
+            _outputs(precise, data)
+    except Exception:  # whatever the model's own code says of another type
+        return None
+    return precise, inputs
+
+
+def _doubled(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, list):
+        return [_doubled(part) for part in inputs]
+    return {key: _doubled(part) for key, part in inputs.items()} if isinstance(inputs, Mapping) else inputs
+
+
+def _why_not_as_it_is(
+    model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], samples: list[Calibration]
+) -> str:
+    """The same, in the types that the network has."""
     try:
         smaller = pruned(model, groups, kept)
         outputs = [_outputs(smaller, x) for x in samples]
@@ -98,7 +131,7 @@ def _why_not(model: nn.Module, groups: list[Units], kept: Mapping[str, Tensor], 
         if [tensor.shape for tensor in output] != [tensor.shape for tensor in expected]:
             return "the model's outputs would change their size"
         if not all(_close(*pair) for pair in zip(output, expected, strict=True)):
-            return "what stands between them and their readers reorders or mixes them, or they are read elsewhere too"
+            return DIFFERS
     return ""
 
 
@@ -110,10 +143,10 @@ def _outputs(model: nn.Module, data: Calibration, trace: Trace | None = None) ->
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding, on the scale of the largest number: a thousandth of it in float32."""
+    """Equal but for rounding, on the scale of the largest number: a thousandth of it."""
     if output.is_complex():
         output, expected = torch.view_as_real(output), torch.view_as_real(expected)
-    tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
+    tolerance = 3 * max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
     finite = expected[expected.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(output, expected, rtol=tolerance, atol=tolerance * largest + 1e-30, equal_nan=True)

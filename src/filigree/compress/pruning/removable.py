@@ -45,15 +45,20 @@ def removable(
     if not groups and not any(sizes_of(model.get_submodule(name))[0] == 1 for name in names):  # type: ignore[index]
         raise ValueError(f"{who}: none of {listed(names)} has units that another layer reads: nothing to prune.")
     random = with_random_weights(model)
-    half = _halves(groups)
-    wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
-    if wrong:
-        others = _otherwise(model, random, candidates, wrong, x)
-        groups = [others.get(group.name, group) for group in groups]
-        half = _halves(groups)
-        wrong = wrong_groups(random, groups, half, x) or wrong_groups(model, groups, half, x)
-    left = [group for group in groups if group.name not in wrong]
-    if wrong and (not every or not left or wrong_groups(model, left, half, x)):
+    free = [group for group in groups if not group.problem]
+
+    def tried(some: Sequence[Units]) -> dict[str, str]:
+        half = _halves(some)
+        return wrong_groups(random, some, half, x) or wrong_groups(model, some, half, x)
+
+    if (wrong := tried(free)) and (others := _otherwise(model, random, candidates, wrong, x)):
+        free = [others.get(group.name, group) for group in free]
+        wrong = tried(free)
+    left = [group for group in free if group.name not in wrong]
+    together = wrong_groups(model, left, _halves(left), x) if wrong else {}
+    problems = {group.name: f"they {group.problem}" for group in groups if group.problem}
+    wrong = {group.name: (wrong | problems)[group.name] for group in groups if group.name in wrong | problems}
+    if wrong and (not every or not left or together):
         refuse(wrong, who)
     return left, wrong
 
