@@ -129,6 +129,7 @@ def test_before_a_sum_and_a_softmax_at_each_time_step():
 
 
 @needs_compiler
+@pytest.mark.long("trains two networks")
 @pytest.mark.parametrize(("kind", "most"), [(nn.LSTM, 0.01), (nn.GRU, 0.01)])
 def test_digits_row_by_row_are_read_as_well_as_in_floats(tmp_path, kind, most):
     """Images of 8 x 8 as series of their rows: the program's accuracy is within a percent of the floats'."""
