@@ -279,6 +279,22 @@ def onnx_runtime() -> str:
     return "\n".join(lines)
 
 
+def gpt_speeds() -> str:
+    """A training step of a GPT on each machine that there is a record of: dense torch, ours, and sparselab."""
+    heads = "processor", "kernels", "sparse", "dense torch", "filigree", "times dense", "times sparselab"
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
+    for file in sorted((ROOT / "benchmarks" / "results").glob("gpt-*.json")):
+        record = json.loads(file.read_text())
+        cpu, isa = re.sub(r"\(R\)|Processor", "", record["machine"]["cpu"]).strip(), record["machine"]["isa"]
+        kernels = {"avx512": "AVX-512", "avx2": "AVX2"}.get(isa, isa)
+        for row in record["rows"]:
+            if row["contestant"] == "filigree":
+                times = _ms(row["times_dense"]), _ms(row["times_best_peer"])
+                dense, ours = f"{_ms(row['ms'] * row['times_dense'])} ms", f"{_ms(row['ms'])} ms"
+                lines.append(_line(cpu, kernels, row.get("sparse", "attention 70%, feed-forward 90%"), dense, ours, *times))
+    return "\n".join(lines)
+
+
 def gpt_memory() -> str:
     """Peak memory of training steps of GPT-2 small's shape, and its share of dense's."""
     file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("gpt_memory-*.json"))), None)
@@ -346,7 +362,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flash": flash,
     "gpt memory": gpt_memory,
     "gpt quality": lambda: gpt_quality("shakespeare"),
-    "gpt speeds": lambda: speeds([row for row in SPEEDS if row[1] == "gpt"]),
+    "gpt speeds": gpt_speeds,
     "kernels": shares,
     "onnx runtime": onnx_runtime,
     "one-shot": one_shot,

@@ -16,6 +16,7 @@ from filigree.train.checkpoints import Checkpoint
 
 # as attributes these names are functions
 recipe = importlib.import_module("filigree.recipes.run")
+measuring = importlib.import_module("filigree.recipes.measuring")
 compressing = importlib.import_module("filigree.cli.compress")
 output = importlib.import_module("filigree.cli.output")
 reporting = importlib.import_module("filigree.cli.report")
@@ -31,7 +32,7 @@ OWNERS: dict[str, list[tuple[Any, str]]] = {
     "evaluate": [(training, "evaluate_batches")],
     "checkpoint": [(Checkpoint, "save")], "compress": [(recipe, "compress_"), (compressing, "compress_")],
     "save": [(saving, "save"), (compressing, "save")], "record": [(Record, "save")],
-    "measure": [(recipe, "_times")], "report": [(output, "write_report"), (reporting, "write_report")],
+    "measure": [(measuring, "_times")], "report": [(output, "write_report"), (reporting, "write_report")],
 }  # fmt: skip
 
 
