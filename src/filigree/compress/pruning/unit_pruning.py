@@ -48,7 +48,8 @@ class _Observed:
     Attributes:
         data: what is fitted to. error: of outputs, where there are such, on data to which nothing is fitted. left:
             groups that stay whole. is_all: whether no layer was named.
-        targets: in the order in which they run. biases: whether layers may gain some. kept, replacements, notes: by group, of those that were chosen.
+        targets: in the order in which they run. biases: whether layers may gain some. kept, replacements, notes: by
+            group, of those that were chosen.
     """
 
     data: Calibration
