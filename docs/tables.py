@@ -252,10 +252,23 @@ def _contestant(kind: str) -> tuple[str, str]:
     return {"1.0": "all", "integers": "all, integers"}.get(share, share), "int8" if kind.endswith("int8") else "exact"
 
 
+def newest_rows(suite: str) -> list[dict[str, Any]]:
+    """Of each network the rows of the newest record of a suite that has it, whatever the processor."""
+    files = sorted((ROOT / "benchmarks" / "results").glob(f"{suite}-*.json"))
+    records = [json.loads(file.read_text()) for file in files]
+    newest: dict[str, list[dict[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record["date"]):
+        newest |= {name: [row for row in record["rows"] if row["network"] == name] for name in _networks(record)}
+    return [row for rows in newest.values() for row in rows]
+
+
+def _networks(record: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["network"] for row in record["rows"]))
+
+
 def architectures() -> str:
     """Half of the hidden units and heads of usual architectures: errors on unseen data, files, seconds."""
-    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("architectures-*.json"))), None)
-    rows = json.loads(file.read_text())["rows"] if file else []
+    rows = newest_rows("architectures")
     heads = "", "subset: refitted", "not", "ratio", "magnitude: refitted", "not", "ratio"
     lines = [_line(*heads, "loads", "ONNX", "seconds"), "|---" * 10 + "|"]
     for network in dict.fromkeys(row["network"] for row in rows):

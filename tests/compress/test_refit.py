@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -174,6 +175,23 @@ def test_only_what_reads_the_pruned_units_is_refitted():
     changed = {key.split(".")[0] for key, value in state.items() if not torch.equal(value[:3], before[key][:3])}
     assert changed <= {"0", "3"}
     assert not torch.equal(state["3.bias"], before["3.bias"])
+
+
+def test_what_comes_after_is_refitted_too_where_no_layer_is_named():
+    torch.manual_seed(0)
+    model, x, other = fg.models.mlp([64, 96, 96, 96, 10]).eval(), redundant(2_000, 64), redundant(500, 64, 1)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    whole = copy.deepcopy(model)
+    errors = {}
+    for where in (None, names[:2]):
+        small = copy.deepcopy(model)
+        fg.compress_(small, replace(PRUNE, keep={names[1]: 24, "*": 1.0}), x, where=where)
+        state, before = small.state_dict(), whole.state_dict()
+        assert torch.equal(state[f"{names[0]}.weight"], before[f"{names[0]}.weight"])  # nothing changed before it
+        refitted = not torch.equal(state[f"{names[3]}.weight"], before[f"{names[3]}.weight"])
+        assert refitted == (where is None)
+        errors[where is None] = error(small, whole, other)
+    assert errors[True] < errors[False], errors
 
 
 @pytest.mark.parametrize("padding", [0, 1])

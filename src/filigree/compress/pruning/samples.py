@@ -129,17 +129,17 @@ def channel_rows(layer: Any, x: Tensor, columns: Tensor, most: float, seed: int)
 
 
 def calls_of(model: nn.Module, data: Calibration, names: Sequence[str]) -> dict[str, int]:
-    """How often each of these modules runs on the first sample."""
-    calls = dict.fromkeys(names, 0)
+    """How often each of these modules runs on the first sample, in the order in which they first do."""
+    calls: dict[str, int] = {}
 
     def count(name: str) -> Hook:
         def hook(*_: Any) -> None:
-            calls[name] += 1
+            calls[name] = calls.get(name, 0) + 1
 
         return hook
 
     run_hooked(model, data[:1], {name: count(name) for name in names}, "calls")
-    return calls
+    return calls | {name: 0 for name in names if name not in calls}
 
 
 def unit_activations(

@@ -25,6 +25,7 @@ from filigree.compress.pruning.samples import (
 from filigree.compress.pruning.taps import rows_for
 from filigree.computed_weights import why_computed
 from filigree.nn.resizing import TRANSPOSED
+from filigree.ties import why_tied
 
 EXACT = 1_536  # columns of a convolution's matrix up to which they are refitted one by one
 
@@ -130,6 +131,21 @@ def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:
 
 def mean_with(mean: Tensor | None, weight: int, more: Tensor, count: int) -> tuple[Tensor, int]:
     return (more, count) if mean is None else (mean + (more - mean) * (count / (weight + count)), weight + count)
+
+
+def mixing(model: nn.Module) -> list[str]:
+    """Layers each of whose outputs reads all inputs: what they read may make up for what others have lost before.
+
+    Not those in groups: what is missing in a channel, its own taps can hardly restore, and what they would say instead
+    of it makes later layers worse.
+    """
+    tied = why_tied(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, *SPATIAL)) and getattr(module, "groups", 1) == 1
+        and name not in tied and not why_computed(module)
+    ]  # fmt: skip
 
 
 def targets_of(

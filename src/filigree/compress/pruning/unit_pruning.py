@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -28,7 +29,7 @@ from filigree.compress.pruning.removable import removable
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import calls_of, unit_activations
 from filigree.compress.pruning.subclusters import as_count
-from filigree.compress.pruning.targets import EXACT, Target, targets_of
+from filigree.compress.pruning.targets import EXACT, Target, mixing, targets_of
 from filigree.compress.speed import speed
 from filigree.computed_weights import copied, why_computed
 from filigree.config import config
@@ -46,14 +47,16 @@ class _Observed:
 
     Attributes:
         data: what is fitted to. error: of outputs, where there are such, on data to which nothing is fitted. left:
-            groups that stay whole.
-        biases: whether layers may gain some. kept, replacements, notes: by group, of those that were chosen.
+            groups that stay whole. is_all: whether no layer was named.
+        targets: in the order in which they run. biases: whether layers may gain some. kept, replacements, notes: by
+            group, of those that were chosen.
     """
 
     data: Calibration
     error: OutputError
     groups: list[Units]
     left: dict[str, str]
+    is_all: bool
     targets: dict[str, Target]
     redundancies: dict[str, Redundancy]
     biases: bool
@@ -196,14 +199,18 @@ class UnitPruning(Compression):
         for name, module in model.named_modules():
             if says(module) and (reason := module.why_not_prunable()):
                 raise ValueError(f"{who}: {name!r} {reason}. Prune before.")
-        groups, left = removable(model, names, data[:8], who, self._all(model, names))
+        is_all = self._all(model, names)
+        groups, left = removable(model, names, data[:8], who, is_all)
         groups = _most_work_first(groups, layer_macs(model, data[:1]))
         data = in_chunks(model, data)
         held = None if held is None else in_chunks(model, held)
         readers = list(dict.fromkeys(reader.name for group in groups for reader in group.readers))
         targets: dict[str, Target] = {}
         if self.compensate == "least_squares":
-            targets = targets_of(model, readers, groups, calls_of(model, data, ["", *readers]), self.exact)
+            also = mixing(model) if is_all else []
+            calls = calls_of(model, data, ["", *dict.fromkeys([*readers, *also])])
+            refitted = [name for name in calls if name in readers or (name in also and calls[name] == calls[""])]
+            targets = targets_of(model, refitted, groups, calls, self.exact)
         hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
         pooled, tested = self.features == "pooled", {}
         error = OutputError(data if held is None else held, _measured_on(held))
@@ -213,7 +220,7 @@ class UnitPruning(Compression):
         redundancies = {
             group.name: Redundancy(group, model, features[group.name], tested.get(group.name)) for group in groups
         }
-        observed = _Observed(data, error, groups, left, targets, redundancies, may_gain_biases(model))
+        observed = _Observed(data, error, groups, left, is_all, targets, redundancies, may_gain_biases(model))
         self._choose_all(model, observed)
         return observed
 
@@ -248,7 +255,8 @@ class UnitPruning(Compression):
             return better(who, self.compensate, smaller, compensated, error, unfit)
         less = [group for group in observed.groups if len(kept[group.name]) < group.count]
         read = {reader.name for group in less for reader in group.readers}
-        targets = {name: target for name, target in observed.targets.items() if name in read}
+        later = dropwhile(lambda name: name not in read, observed.targets)  # they read what others have changed
+        targets = {name: observed.targets[name] for name in later if observed.is_all or name in read}
         compensated = copy_of(smaller)
         channels = channels_of(model, observed.groups, kept)
         unfit = least_squares(compensated, channels, targets, observed.data, self.damping, observed.biases)
