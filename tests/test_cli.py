@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -513,6 +514,37 @@ def test_export(tmp_path, monkeypatch, capsys):
     fg.save(fg.models.lenet5(), tmp_path / "l.safetensors")
     code, _, err = call(monkeypatch, capsys, "export", tmp_path / "l.safetensors", "-o", tmp_path / "l.c")
     assert (code, "--data is needed as an example. The model begins with a Conv2d." in err) == (2, True)
+
+
+def test_export_what_a_function_returns(tmp_path, monkeypatch, capsys):
+    """Networks of a class of one's own, whose file does not say how they are built."""
+    (tmp_path / "own_series.py").write_text(
+        "import torch\n"
+        "class Series(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.lstm, self.fc = torch.nn.LSTM(3, 5, batch_first=True), torch.nn.Linear(5, 2)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(self.lstm(x)[0][:, -1])\n"
+        "def data():\n"
+        "    return torch.randn(40, 6, 3), torch.zeros(40)\n"
+        "def nothing():\n"
+        "    return 'nothing'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "own_series", None)  # forget it in the end
+    del sys.modules["own_series"]
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 6, 3)))
+    command = "export", "python:own_series:Series", "-o", "m.c"
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert (code, "--data is needed as an example. The model begins with a LSTM." in err) == (2, True)
+    for source in ("python:own_series:data", "x.npz"):
+        code, out, err = call(monkeypatch, capsys, *command, "--data", source, "--activations", "int8")
+        assert (code, err) == (0, "")
+        assert "lstm 3 -> 5" in out
+        assert "M_MOMENTS 6" in (tmp_path / "m.h").read_text()
+    code, _, err = call(monkeypatch, capsys, *command, "--data", "python:own_series:nothing")
+    assert (code, "inputs, or (inputs, targets), are needed. Got a str." in err) == (2, True)
 
 
 def test_export_for_a_device(tmp_path, monkeypatch, capsys):

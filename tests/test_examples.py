@@ -1,10 +1,17 @@
 """The examples run, and a run that goes on from a checkpoint is the run that was never interrupted, bit for bit."""
 
 import importlib.util
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+import filigree as fg
+from filigree.export.c.compiler import compiler
+from filigree.export.c.int8_network import Int8Network
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -60,3 +67,32 @@ def dynamics_of(trainer):
     return next(
         call for call in trainer.callback_handler.callbacks if type(call).__name__ == "Dynamics"
     ).driver.callbacks
+
+
+@pytest.mark.skipif(compiler() is None or shutil.which("make") is None, reason="there is no C compiler or no make")
+def test_c_programs(tmp_path):
+    """`make run` on networks that know nothing yet: without warnings, the classes that torch says, and a learner."""
+    torch.manual_seed(0)
+    model, learner = fg.models.mlp([64, 6, 10]).eval(), fg.models.mlp([64, 8, 10])
+    fg.convert_(learner, fg.Sparse(fg.ErdosRenyi(density=0.5)), where=["fc1"])
+    for name in ("digits", "learner"):
+        (tmp_path / name).mkdir()
+    x = torch.randn(1000, 64)
+    fg.export(model, tmp_path / "digits" / "digits.c", x[:32], activations="int8")
+    fg.export(learner, tmp_path / "learner" / "learner.c", training=True, batch=16, momentum=0.9)
+    x.numpy().tofile(tmp_path / "digits" / "input.bin")
+    records = np.zeros(2000, np.dtype([("x", "<f4", 64), ("label", "<i4")]))
+    records["x"][:, 0] = records["label"] = np.arange(2000) % 2
+    records.tofile(tmp_path / "learner" / "input.bin")
+    flags = "CFLAGS=-O1 -Wall -Wextra -Wconversion -Werror"
+    made = subprocess.run(
+        ["make", "-C", EXAMPLES / "c", "run", f"PROGRAMS={tmp_path}", f"CC={compiler()[0]}", flags],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    integer = Int8Network(model, x[:32])
+    classes = integer.integers(integer.stored(x)).argmax(1)
+    assert (tmp_path / "classes.txt").read_text().split() == [str(number) for number in classes.tolist()]
+    lines = [line.split() for line in (tmp_path / "learned.txt").read_text().splitlines()]
+    assert [int(seen) for seen, _ in lines] == [1000, 2000]
+    assert int(lines[-1][1]) > 950

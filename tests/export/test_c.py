@@ -757,7 +757,7 @@ class Sums(nn.Module):
         z = torch.add(y, self.b(unread).tanh()) + x
         first, second = self.c(z), self.d(y + y)
         second.sigmoid()
-        total = first + second
+        total = sum([first, second])  # which begins with 0
         return total + total
 
 

@@ -257,7 +257,7 @@ def test_what_has_no_form_is_refused(tmp_path):
         (
             nn.Sequential(linear, nn.LogSoftmax(1)),
             {"example": torch.randn(8, 4)},
-            "'1' is a Softmax, which has no form",
+            "'1' is a log-softmax: leave it out",
         ),
         (nn.Sequential(linear, nn.Softmax(0)), {"example": torch.randn(8, 4)}, "flat sample, dim=1. Got dim=0 of "),
         (

@@ -40,6 +40,9 @@ KINDS = {
     "floats": (network, 20, {}, {"predict"}),
     "integers": (network, 20, {"activations": "int8"}, {"predict", "quantize"}),
     "moments": (Recurrent, (5, 4), {}, {"predict", "step", "reset"}),
+    "series": (
+        Recurrent, (5, 4), {"activations": "int8"}, {"predict", "quantize", "step", "reset", "quantize_step"},
+    ),
     "learner": (learner, 20, {"training": True, "batch": 4}, {"predict", "train_step", "rewire"}),
     "targets": (
         learner, 20, {"training": True, "loss": "mse", "grow": "gradient"}, {"predict", "train_step", "rewire"},
@@ -88,7 +91,7 @@ def test_names_that_make_cannot_read_stand_in_the_source_alone(tmp_path):
 
 
 SCRIPT = """
-import array, floats, integers, moments, learner, targets
+import array, floats, integers, moments, series, learner, targets
 
 def refused(call, *arguments):
     try:
@@ -108,6 +111,11 @@ moments.reset()
 for i in range(5):
     last = moments.step(x[4 * i : 4 * i + 4])
 assert last == moments.predict(x)
+series.reset()
+for i in range(5):
+    last = series.step(series.quantize_step(x[4 * i : 4 * i + 4]))
+assert last == series.predict(series.quantize(x))
+assert moments.MOMENTS == series.MOMENTS == 5
 losses = [learner.train_step(x * 2, (2, 2), 0.1) for _ in range(20)]
 assert losses[-1] < 0.1 * losses[0], losses
 learner.rewire(0.3, 7)

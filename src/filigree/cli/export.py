@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from torch import Tensor
 
-from filigree.cli.options import Drop, IndexColumn, Missing, Model, Task, Transpose, in_a_folder, reading
+from filigree.cli.networks import PYTHON, inputs_for, network_of
+from filigree.cli.options import Drop, IndexColumn, Missing, Network, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import tell
-from filigree.cli.trained import example_for, load_samples, load_trained, run_of
+from filigree.cli.trained import example_for, load_samples, run_of
 from filigree.export import export
 from filigree.ops.sparse_rows import as_dense, rows_of
 
-_CALIBRATION = 512  # samples
+_CALIBRATION, _EXAMPLE = 512, 16  # samples
 
 
 def export_(
-    model: Model,
+    model: Network,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="m.onnx, or m.c (with m.h).", callback=in_a_folder)
     ],
@@ -26,7 +28,8 @@ def export_(
         typer.Option(
             "--data",
             metavar="D",
-            help="A data set's name or file: its test samples are the example. For images it is needed.",
+            help="A data set's name or file: its test samples are the example. Or inputs in a .npy, .npz (x, y) or "
+            ".pt; or python:MODULE:FUNCTION, which returns them. For images and series it is needed.",
         ),
     ] = None,
     activations: Annotated[
@@ -73,14 +76,21 @@ def export_(
     ] = None,
 ) -> None:
     """Write a trained model as ONNX, or as one C99 file without dependencies; its outputs are compared."""
-    network = load_trained(model)
-    trained_by = run_of(model, source) if source is not None else None
-    options = reading(target_column, missing, index_column, drop, task, transpose)
-    example = example_for(network, source, f"export {model}", trained_by, activations == "int8", **options)
+    network = network_of(model)
     given: dict[str, Any] = {"runtime": runtime, "int8": int8, "activations": activations}
     given |= {"target": target, "flash": flash, "ram": ram}
     given = {name: value for name, value in given.items() if value is not None}
-    if int8 is not None and source is not None:
-        samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)
-        given["calibration"] = as_dense(rows_of(samples.train.x, slice(0, _CALIBRATION)))
+    own = None if source is None else inputs_for(network, source)
+    calibration: Tensor | None = None
+    if own is not None:
+        example, calibration = own[: _CALIBRATION if activations == "int8" else _EXAMPLE], own[:_CALIBRATION]
+    else:
+        trained_by = run_of(Path(model), source) if source is not None and not model.startswith(PYTHON) else None
+        options = reading(target_column, missing, index_column, drop, task, transpose)
+        example = example_for(network, source, f"export {model}", trained_by, activations == "int8", **options)
+        if int8 is not None and source is not None:
+            samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)
+            calibration = as_dense(rows_of(samples.train.x, slice(0, _CALIBRATION)))
+    if int8 is not None and calibration is not None:
+        given["calibration"] = calibration
     tell(str(export(network, output, example, training=training, **given)))

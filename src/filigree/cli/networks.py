@@ -101,16 +101,32 @@ def _script(path: Path) -> nn.Module:
 def data_for(network: nn.Module, command: str, model: str, source: str, seed: int, options: dict[str, Any]) -> Any:
     """What `fg.shrink` takes as data: of a data set's name or file the training part; arrays of a .npy, .npz or .pt;
     or what a function returns, "python:MODULE:FUNCTION". `options` as of `load_samples`."""
-    if source.startswith(PYTHON):
-        return called(source)
-    path = Path(source)
-    if path.suffix in _ARRAYS and path.is_file() and (tensors := _tensors(path)) is not None:
-        x, y = tensors
-        x = as_weights(network, x) if x.is_floating_point() else x
-        return x if y is None else (x, y)
+    if (own := own_data(network, source)) is not None:
+        return own
     trained_by = None if model.startswith(PYTHON) else run_of(Path(model), source)
     split = load_samples(network, source, f"{command} {model}", seed, trained_by, **options)
     return split.train.x, split.train.y
+
+
+def own_data(network: nn.Module, source: str) -> Any:
+    """What a function returns, or inputs, and targets if there are any, of a file of arrays; None: it is neither."""
+    if source.startswith(PYTHON):
+        return called(source)
+    path = Path(source)
+    if path.suffix not in _ARRAYS or not path.is_file() or (tensors := _tensors(path)) is None:
+        return None
+    x, y = tensors
+    x = as_weights(network, x) if x.is_floating_point() else x
+    return x if y is None else (x, y)
+
+
+def inputs_for(network: nn.Module, source: str) -> Tensor | None:
+    """The inputs that a function returns or that are in a file of arrays; None: it is neither."""
+    own = own_data(network, source)
+    x = own[0] if isinstance(own, tuple | list) and own else own
+    if own is not None and not isinstance(x, Tensor):
+        raise RecipeError(f"--data {source}: inputs, or (inputs, targets), are needed. Got a {type(own).__name__}.")
+    return as_weights(network, x) if x is not None and x.is_floating_point() else x
 
 
 def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:

@@ -134,6 +134,12 @@ class _Proxy(fx.Proxy):
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
+    def __radd__(self, other: Any) -> fx.Proxy:
+        """Leave out the 0 that `sum([a, b])` begins with."""
+        if isinstance(other, int) and other == 0:
+            return self
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
+
 
 class _Tracer(fx.Tracer):
     def __init__(self, known: Callable[[nn.Module], bool]) -> None:

@@ -184,6 +184,8 @@ class Int8Network(nn.Module):
             added = Table(
                 step.name, getattr(step, "function", "activation"), scale.stored(every).numpy().astype(np.int8)
             )
+        elif isinstance(step, Softmax) and step.logarithm:
+            raise refuse(step.name, "is a log-softmax: leave it out, the order of the outputs is the same")
         else:
             raise refuse(step.name, f"is a {type(step).__name__}, which has no form in 8-bit integers")
         self.out_shape = tuple(y.shape[1 if isinstance(step, Last) else x.dim() - len(shape) :])

@@ -23,6 +23,8 @@ target_link_libraries(usermod INTERFACE usermod_$prefix)
 # The name of the program's file stands here alone: make cannot read all of those that C can.
 _NETWORK = '/* Written by filigree. */\n#include "../$name.c"\n'
 
+_MOMENTS = "    {MP_ROM_QSTR(MP_QSTR_MOMENTS), MP_ROM_INT(${macro}_MOMENTS)},"
+
 _NUMBERS = {"float": ["floats"], "int8_t": ["floats if any", "bytes"]}  # pieces that read them
 _GIVE = {"float": "mp_obj_new_float((mp_float_t)numbers[i])", "int8_t": "MP_OBJ_NEW_SMALL_INT(numbers[i])"}
 
@@ -39,11 +41,11 @@ def micropython_files(words: dict[str, str], declarations: Sequence[str]) -> dic
     functions = {name: piece for name, piece in functions.items() if piece in _pieces()}
     needed = ["count", *_NUMBERS[words["input"]]]
     if words["input"] == "int8_t":
-        functions["quantize"] = "quantize"
+        functions |= {"quantize": "quantize"} | ({"quantize_step": "quantize_step"} if "step" in declared else {})
     if "train_step" in declared:
         needed.append("labels" if "labels" in declared["train_step"] else "targets")
     body = "\n\n".join(_pieces()[piece] for piece in [*needed, *functions.values()])
-    rows = "\n".join(_entry(name) for name in functions)
+    rows = "\n".join([_MOMENTS] * ("step" in declared) + [_entry(name) for name in functions])
     own = {"read": _NUMBERS[words["input"]][-1], "give": _GIVE[words["output"]], "floats": _pieces()["floats"]}
     texts = {
         "module.c": string.Template(_pieces()["module"]).safe_substitute(body=body, rows=rows),
@@ -61,7 +63,7 @@ def _piece_of(name: str, declaration: str) -> str:
 
 def _entry(name: str) -> str:
     entry = f"    {{MP_ROM_QSTR(MP_QSTR_{name}), MP_ROM_PTR(&call_{name}_object)}},"
-    return f"#if MICROPY_PY_BUILTINS_FLOAT\n{entry}\n#endif" if name == "quantize" else entry
+    return f"#if MICROPY_PY_BUILTINS_FLOAT\n{entry}\n#endif" if "quantize" in name else entry
 
 
 @functools.cache

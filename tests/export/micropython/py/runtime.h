@@ -38,7 +38,8 @@ typedef struct { mp_obj_base_t base; mp_obj_t (*call)(mp_obj_t, mp_obj_t, mp_obj
 #define m_new(type, count) ((type *)m_malloc(sizeof(type) * (count)))
 #define mp_const_none NULL
 enum {
-    MP_QSTR___name__, MP_QSTR_INPUTS, MP_QSTR_OUTPUTS, MP_QSTR_predict, MP_QSTR_step, MP_QSTR_reset, MP_QSTR_quantize,
+    MP_QSTR___name__, MP_QSTR_INPUTS, MP_QSTR_OUTPUTS, MP_QSTR_MOMENTS, MP_QSTR_predict, MP_QSTR_step, MP_QSTR_reset,
+    MP_QSTR_quantize, MP_QSTR_quantize_step,
     MP_QSTR_train_step, MP_QSTR_rewire, MP_QSTR_net
 };
 
