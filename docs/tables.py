@@ -195,11 +195,7 @@ def crossovers() -> str:
 
 def one_shot(bits: bool = False) -> str:
     """Error of the outputs and decisions kept, by network and method, at each sparsity or number of bits."""
-    records = [json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("one_shot-*.json")]
-    newest: dict[str, list[dict[str, Any]]] = {}  # of each network the rows of the newest record that has it
-    for record in sorted(records, key=lambda record: record["date"]):
-        newest |= {name: [row for row in record["rows"] if row["network"] == name] for name in _networks(record)}
-    rows = [row for mine in newest.values() for row in mine if ("bits" in row) == bits]
+    rows = [row for row in newest_rows("one_shot") if ("bits" in row) == bits]
     settings = list(dict.fromkeys(_one_shot_setting(row) for row in rows))
     lines = [_line("network", "method", *settings), "|---" * (len(settings) + 2) + "|"]
     named = ""
@@ -209,10 +205,6 @@ def one_shot(bits: bool = False) -> str:
         lines.append(_line("" if network == named else network, method, *(shown.get(each, "") for each in settings)))
         named = network
     return "\n".join(lines)
-
-
-def _networks(record: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(row["network"] for row in record["rows"]))
 
 
 def _one_shot_setting(row: dict[str, Any]) -> str:
