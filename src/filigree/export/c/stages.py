@@ -83,7 +83,7 @@ class Stage:
 
     def names(self, label: str) -> set[str]:
         """Return what it alone defines: constants and memory, whose names begin with its label."""
-        defined = {own.name for own in (*self.constants, *self.memory)}
+        defined = {constant.name for constant in self.constants} | {array.name for array in self.memory}
         return {name for name in defined if name.startswith(f"{label}_")}
 
 
