@@ -197,7 +197,7 @@ def test_on_the_command_line(folder, monkeypatch, capsys):
     assert "SparseLinear" in call("export", "runs/demo/SET-0", "-o", "m.onnx", "--data", "rows.npz")
     assert "compared with torch" in call("export", "runs/demo/SET-0", "-o", "m.c")
     call("compress", "runs/demo/SET-0", "MagnitudePruning", "-o", "small.safetensors", *options)
-    refused = call("train", "demo", *options, "--method", "SET", "--no-report", *few, code=1)
+    refused = call("train", "demo", *options, "--method", "SET", "--no-report", *few, code=2)
     assert "holds earlier runs" in refused
     assert "of training ahead" not in refused  # the folder is refused first
 
