@@ -1,4 +1,7 @@
-"""What an installed wheel must do, in less than a minute: `packaging/try_wheel.sh` runs it where no compiler is."""
+"""What an installed wheel with its extra `data` must do, in less than a minute on an idle machine.
+
+`packaging/try_wheel.sh` runs it where no compiler is.
+"""
 
 import platform
 import subprocess

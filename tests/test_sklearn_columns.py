@@ -63,6 +63,15 @@ def test_columns_of_words_and_numbers_and_of_two_classes():
         model.fit(X, FRAME.assign(size="huge"))
 
 
+def test_scores_compare_rows_with_rows():
+    model = SparseMLPClassifier((8,), max_iter=2, random_state=0).fit(X, SIZE)
+    right = float((model.predict(X) == SIZE).mean())
+    assert model.score(X, SIZE) == model.score(X, SIZE.reshape(-1, 1)) == right > 0
+    for other in (SIZE[:1], SIZE[:5], np.stack([SIZE, SIZE], 1)):
+        with pytest.raises(ValueError, match="y must have the shape"):
+            model.score(X, other)
+
+
 def test_losses_of_columns_are_the_mean_of_theirs():
     labels = Columns([np.array(["a", "b", "c"]), np.array([3, 5])])
     output = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
 from filigree.modes import evaluating
@@ -55,11 +56,11 @@ class Calibration:
         if data is None:
             return None if forward is None else cls(None, forward, progress)
         x = getattr(data, "x", data)
-        if isinstance(x, tuple) or _is_pair(x):
+        if (isinstance(x, tuple) and not isinstance(x, PackedSequence)) or _is_pair(x):
             x = x[0] if len(x) else None
         if isinstance(x, Tensor):
             calibration = cls(x, forward, progress)
-        elif isinstance(x, Mapping):
+        elif isinstance(x, Mapping | PackedSequence):
             calibration = cls([x], forward, progress)
         elif isinstance(x, Iterable | Dataset) and not isinstance(x, str | bytes):
             calibration = cls(_read(x, forward, who, most), forward, progress)
@@ -269,8 +270,9 @@ def _read(batches: Any, forward: Forward | None, who: str, most: int | None) -> 
 
 
 def _input_of(batch: Any, who: str) -> Any:
-    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(x, Tensor | Mapping):
+    whole = isinstance(batch, PackedSequence)  # a tuple too
+    x = batch[0] if isinstance(batch, tuple | list) and batch and not whole else batch
+    if not isinstance(x, Tensor | Mapping | PackedSequence):
         raise TypeError(
             f"{who}: batches must be tensors, pairs (x, y) or mappings of arguments. Got {type(batch).__name__}: give "
             "forward=, a function (model, batch) that runs the model."

@@ -189,3 +189,27 @@ def test_allocation_leaves_a_recurrent_layer_as_it_was_meanwhile():
     assert kept == pytest.approx(0.4 * (sum(weight.numel() for weight in weights) + 9), rel=0.05)
     states = torch.zeros(1, len(x), 3), torch.zeros(1, len(x), 12)
     torch.testing.assert_close(rnn(x)[0].transpose(0, 1), loop(rnn, x.transpose(0, 1), states)[0])  # what torch caches
+
+
+def test_packed_sequences_are_batches():
+    """Alone, in a list, or with labels; a model that takes them is run on them, not on their rows."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[1][-1])
+
+    torch.manual_seed(0)
+    model, lengths = Last(), [5, 2, 4, 1] * 4
+    x = pack_padded_sequence(torch.randn(5, 16, 4), lengths, enforce_sorted=False)
+    states = []
+    for data in (x, [x], [(x, torch.zeros(16))]):
+        own = copy.deepcopy(model)
+        fg.compress_(own, fg.OneShot(0.5), data)
+        assert own(x).shape == (16, 2)
+        states.append(own(x))
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])

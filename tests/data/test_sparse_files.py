@@ -53,7 +53,7 @@ def test_matrices_of_scipy(kind, folder):
         own = scipy.sparse.csr_matrix(NUMBERS[:, None])
         matrix, options = scipy.sparse.hstack([MATRIX[:, :7], own, MATRIX[:, 7:]]).tocsr(), {"target": "8"}
     elif kind == "text":
-        (folder / "labels.txt").write_text("\n".join(WORDS))
+        (folder / "labels.txt").write_text("\n".join(WORDS) + "\n\n", encoding="utf-8-sig")
         options = {"target": "labels.txt"}
     scipy.sparse.save_npz("m.npz", matrix)
     if kind == "inside":
@@ -93,7 +93,7 @@ def test_text_of_svmlight(first, folder):
         mine = {row: shown[name] for row, name in dense_of(data).items()}
         assert mine == {row[: 4 * data.train.x.shape[1]]: name for row, name in EXPECTED.items()}
     few = folder / "few.svm"  # rows for the model: numbered as in its training, as wide as it reads
-    few.write_text("0 3:1.5\n1\n")
+    few.write_text("0 3:1.5\n1\n", encoding="utf-8-sig")
     rows = fg.data.read_rows(few, data.preprocessing)
     assert rows.x.to_dense()[:, 3 - first].tolist() == [1.5, 0]
     assert rows.x.shape == (2, data.train.x.shape[1])
@@ -132,11 +132,15 @@ def test_errors_are_one_line(folder):
     gaps.data[:3] = np.nan
     scipy.sparse.save_npz("gaps.npz", gaps)
     (folder / "short.txt").write_text("a\nb\n")
+    (folder / "bytes.txt").write_bytes(b"\xff\xfe")
+    np.save("objects.npy", WORDS.astype(object), allow_pickle=True)
     for text, name in (
         ("0 1:2\nspam 3:4\n", "word"),
         ("1 3\n", "pair"),
         ("1 a:2\n", "letter"),
         ("1 -3:2\n", "minus"),
+        ("1 99999999999:2\n", "far"),
+        (f"1 {10**30}:2\n", "farther"),
         ("", "no"),
     ):
         (folder / f"{name}.svm").write_text(text)
@@ -145,14 +149,19 @@ def test_errors_are_one_line(folder):
         ("rows.npz", {"target": "none.npy"}, "no number of a column, and no file with labels"),
         ("rows.npz", {"target": "401"}, "target must be a column from 1 to 400. Got 401"),
         ("rows.npz", {"target": "short.txt"}, r"samples \(90, 400\) and 2 labels"),
+        ("rows.npz", {"target": "bytes.txt"}, "target 'bytes.txt' cannot be read"),
+        ("rows.npz", {"target": "objects.npy"}, "target 'objects.npy' cannot be read"),
+        ("rows.npz", {"target": "y.npy", "drop": ["a"]}, "^data: drop names a column of a table"),
         ("half.npz", {"target": "y.npy"}, "is no .npz file that can be read"),
-        ("gaps.npz", {"target": "y.npy"}, "values are missing in"),
+        ("gaps.npz", {"target": "y.npy"}, "^data: gaps.npz: values are missing in .* or --missing drop"),
         ("gaps.npz", {"target": "y.npy", "missing": "mean"}, "missing='mean' is for dense samples"),
         ("rows.npz", {"target": "y.npy", "images": True}, "images are dense samples"),
         ("word.svm", {}, "line 2 must begin with a label, a number. Got 'spam'"),
         ("pair.svm", {}, "line 1 must hold index:value. Got '3'"),
         ("letter.svm", {}, "an index or a value is no number"),
         ("minus.svm", {}, "an index is -3, below 0"),
+        ("far.svm", {}, "an index is 99999999999, above"),
+        ("farther.svm", {}, "an index or a value is no number"),
         ("no.svm", {}, "it holds no line with a label"),
         ("word.svm", {"target": "y"}, "target is for tables"),
     ):
@@ -188,7 +197,7 @@ def test_on_the_command_line(folder, monkeypatch, capsys):
     assert "SparseLinear" in call("export", "runs/demo/SET-0", "-o", "m.onnx", "--data", "rows.npz")
     assert "compared with torch" in call("export", "runs/demo/SET-0", "-o", "m.c")
     call("compress", "runs/demo/SET-0", "MagnitudePruning", "-o", "small.safetensors", *options)
-    refused = call("train", "demo", *options, "--method", "SET", "--no-report", *few, code=1)
+    refused = call("train", "demo", *options, "--method", "SET", "--no-report", *few, code=2)
     assert "holds earlier runs" in refused
     assert "of training ahead" not in refused  # the folder is refused first
 

@@ -85,12 +85,12 @@ def read_npz(path: Path, how: Reading = AS_IT_IS) -> Samples:
             present = {entry.removesuffix(".npy") for entry in archive.namelist()}
             if {"format", "shape", "data"} <= present:
                 samples = sparse_samples(path, lambda name: npz_array(archive, name), present, how)
-                return _of_arrays(path, samples, dataclasses.replace(how, target=None))
-            x, y = (name if name in present else name.upper() for name in ("x", "y"))
-            if how.wanted and y not in present:
-                samples = _unlabelled(_turned(npz_array(archive, x), how))
+                how = dataclasses.replace(how, target=None)
             else:
-                samples = Samples.of(_turned(npz_array(archive, x), how), npz_array(archive, y))
+                x, y = (name if name in present else name.upper() for name in ("x", "y"))
+                turned = _turned(npz_array(archive, x), how)
+                labelled = y in present or not how.wanted
+                samples = Samples.of(turned, npz_array(archive, y)) if labelled else _unlabelled(turned)
     except KeyError:
         wanted = "an array x" if how.wanted else "arrays x and y"
         raise ValueError(

@@ -5,6 +5,7 @@ Nothing is made dense: `Samples.x` is a matrix of scipy in CSR form.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import zlib
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load at their first use
 
-from filigree.config import clipped
+from filigree.config import clipped, one_line
 from filigree.data.cells import is_number
 from filigree.data.samples import Reading, Samples
 
 SVMLIGHT = (".svmlight", ".libsvm", ".svm", ".svmlight.gz", ".libsvm.gz", ".svm.gz")
 _COMPRESSED = {"csr": "csr_matrix", "csc": "csc_matrix", "bsr": "bsr_matrix"}
+_LAST = 2**31 - 1  # feature
 _COLUMN = re.compile(r"column (\d+)")
 Array = Callable[[str], np.ndarray]  # of an archive, by its name
 
@@ -115,7 +117,7 @@ def _text(path: Path, check_unpacked: Callable[[Path, int], None]) -> bytes:
 
 def _parsed(text: bytes, how: Reading) -> tuple[np.ndarray, Any, int]:
     labels, counts, pairs = [], [], []
-    for number, line in enumerate(text.split(b"\n"), 1):
+    for number, line in enumerate(text.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         words = line.partition(b"#")[0].split()
         if not words:
             continue
@@ -134,10 +136,12 @@ def _parsed(text: bytes, how: Reading) -> tuple[np.ndarray, Any, int]:
     try:
         numbers = np.array(b":".join(pairs).split(b":") if pairs else [], dtype=bytes).reshape(-1, 2)
         columns, values = numbers[:, 0].astype(np.int64), numbers[:, 1].astype(np.float64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"an index or a value is no number ({error})") from None
     if (columns < 0).any():
         raise ValueError(f"an index is {int(columns.min())}, below 0")
+    if columns.max(initial=0) > _LAST:
+        raise ValueError(f"an index is {int(columns.max())}, above {_LAST}")
     wanted = how.wanted
     first = int(not (columns == 0).any()) if wanted is None or wanted.first is None else wanted.first
     columns -= first
@@ -155,10 +159,12 @@ def _labels_of(path: Path, target: str) -> np.ndarray:
     file = next((each for each in (Path(target), path.parent / target) if each.is_file()), None)
     if file is None:
         raise TargetError(f"target {clipped(target)} is no number of a column, and no file with labels")
-    if file.suffix == ".npy":
-        return np.load(file, allow_pickle=False)
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return np.array([line.strip() for line in lines])
+    try:
+        if file.suffix == ".npy":
+            return np.load(file, allow_pickle=False)
+        return np.array([line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()])
+    except (OSError, EOFError, ValueError) as error:
+        raise TargetError(f"target {clipped(str(file))} cannot be read ({one_line(error, 100)})") from None
 
 
 def _canonical(matrix: Any) -> Any:

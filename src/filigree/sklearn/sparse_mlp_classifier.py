@@ -126,7 +126,10 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The accuracy: the share of the samples whose label, or each of whose columns, is right."""
-        right = np.asarray(self.predict(X) == (y.toarray() if scipy.sparse.issparse(y) else np.asarray(y)))
+        predicted, y = self.predict(X), y.toarray() if scipy.sparse.issparse(y) else np.asarray(y)
+        if y.shape != predicted.shape and y.shape != (*predicted.shape, 1):
+            raise ValueError(f"SparseMLPClassifier: y must have the shape {predicted.shape}. Got {y.shape}.")
+        right = np.asarray(predicted == y.reshape(predicted.shape))
         return float(np.average(right.reshape(len(right), -1).all(1), weights=sample_weight))
 
     @property
