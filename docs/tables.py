@@ -296,7 +296,9 @@ def gpt_speeds() -> str:
             if row["contestant"] == "filigree":
                 times = _ms(row["times_dense"]), _ms(row["times_best_peer"])
                 dense, ours = f"{_ms(row['ms'] * row['times_dense'])} ms", f"{_ms(row['ms'])} ms"
-                lines.append(_line(cpu, kernels, row.get("sparse", "attention 70%, feed-forward 90%"), dense, ours, *times))
+                lines.append(
+                    _line(cpu, kernels, row.get("sparse", "attention 70%, feed-forward 90%"), dense, ours, *times)
+                )
     return "\n".join(lines)
 
 

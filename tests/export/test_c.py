@@ -435,6 +435,22 @@ def test_weights_of_recurrent_layers_take_the_smallest_form(cc, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(
+    "way", [fg.Sparse(fg.ErdosRenyi(density=0.2)), fg.Circulant(), fg.OneShot(0.5, bits=4)], ids=str
+)
+def test_recurrent_layers_with_other_layers_as_weights(cc, tmp_path, kind, way):
+    x = torch.randn(6, 5, 3)
+    model = Recurrent(kind, sizes=(24, 24)).eval()
+    if isinstance(way, fg.OneShot):
+        fg.compress_(model, way, x, where=["recurrent"])
+    else:
+        fg.convert_(model, way, where=["recurrent"])
+    assert isinstance(model.recurrent, fg.nn.StructuredRNN)
+    agrees(cc, model, tmp_path / "m.c", x, export_c(model, tmp_path / "m.c", x))
+    assert export_c(model, tmp_path / "i.c", x, activations="int8").difference == 0  # from its simulation
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers_remember_what_came_before(cc, tmp_path, kind):
     model, x = Recurrent(kind).eval(), torch.randn(5, 7, 3)
     if kind is nn.LSTM:  # what differs from torch while training only is written too
@@ -830,8 +846,8 @@ REFUSED = {
         lambda: converted_rnn(fg.Noisy("NAH")), "m.c", {"example": torch.randn(2, 5, 8)}),
     "'rnn' is a MollifiedLSTM, whose gates cannot be written as C": (
         lambda: converted_rnn(fg.Mollified()), "m.c", {"example": torch.randn(2, 5, 8), "activations": "int8"}),
-    "'rnn' is a StructuredRNN, which cannot be written as C": (
-        lambda: converted_rnn(fg.Circulant()), "m.c", {"example": torch.randn(2, 5, 8)}),
+    "'rnn.products.ih_l0' is more than a product with a matrix": (
+        lambda: converted_rnn(fg.ACDC(order=2, relu=True)), "m.c", {"example": torch.randn(2, 5, 8)}),
     "Of recurrent layers it may be y[:, -1]": (lambda: Recurrent(nn.GRU, -2), "m.c", {}),
     "the model is a GLU, which cannot be written as C": (nn.GLU, "m.c", {"example": torch.randn(2, 4)}),
     "the model is a PReLU, which a program that trains cannot hold": (nn.PReLU, "m.c", {"training": True}),

@@ -193,7 +193,7 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
 
 
 def _is_recurrent(node: Any, tracer: _Tracer) -> bool:
-    return node.op == "call_module" and isinstance(tracer.root.get_submodule(str(node.target)), nn.RNNBase)
+    return node.op == "call_module" and isinstance(tracer.root.get_submodule(str(node.target)), nn.RNNBase | LoopedRNN)
 
 
 def _prefix(node: fx.Node) -> str:

@@ -13,6 +13,7 @@ from filigree.export.c.kept import Add, Keep, Restore
 from filigree.export.c.recurrent import Last, LastMoment, recurrent
 from filigree.export.c.rows import in_a_row, row_geometry, row_pool
 from filigree.nn.sparse.sparse_conv2d import conv_geometry
+from filigree.nn.structured.structured_rnn import StructuredRNN
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
@@ -164,7 +165,7 @@ _TORCH: dict[type, Callable[[Any, str], list[Any]]] = {
     nn.Hardtanh: lambda module, name: [clamp(name, "clamp", "v", module.min_val, module.max_val)],  # and ReLU6
     nn.Hardsigmoid: lambda module, name: [clamp(name, "hard_sigmoid", "(v / 6.0f + 0.5f)", 0.0, 1.0)],
     nn.Hardswish: _activation("hard_swish", "v <= -3.0f ? 0.0f : v >= 3.0f ? v : v * (v + 3.0f) / 6.0f"),
-    nn.LSTM: recurrent, nn.GRU: recurrent, LastMoment: lambda module, name: [Last(name)],
+    nn.LSTM: recurrent, nn.GRU: recurrent, StructuredRNN: recurrent, LastMoment: lambda module, name: [Last(name)],
     Keep: _itself, Restore: _itself, Add: _itself,
     nn.Identity: _nothing, nn.Dropout: _nothing, nn.Dropout1d: _nothing, nn.Dropout2d: _nothing,
     nn.AlphaDropout: _nothing,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from filigree.export.c.kept import Keep
 from filigree.export.c.source import CMemory, braces
 from filigree.export.c.stages import Shape, Stage, check_finite, stage_of
-from filigree.nn.rnn import LoopedRNN
+from filigree.nn.rnn import LoopedRNN, is_lstm
+from filigree.nn.structured.structured_rnn import StructuredRNN
 from filigree.ops.c_steps import (
     Affine,
     Elementwise,
@@ -61,19 +62,32 @@ class LastMoment(nn.Module):
 
 
 def recurrent(module: Any, name: str) -> list[Any]:
-    """Describe an `nn.LSTM` or `nn.GRU`. `ValueError`: another kind of it."""
+    """Describe an `nn.LSTM` or `nn.GRU`, or one with other layers as weights. `ValueError`: another kind of it."""
     if isinstance(module, LoopedRNN) and module.has_gates:
         raise refuse(name, f"is a {type(module).__name__}, whose gates cannot be written as C")
     if module.bidirectional or not module.batch_first or getattr(module, "proj_size", 0):
         raise refuse(name, "must be of one direction, with batch_first=True and without a projection")
     steps = []
     for number in range(module.num_layers):
-        weights = [floats(getattr(module, f"{key}_l{number}")) for key in ("weight_ih", "weight_hh")]
-        biases = [floats(getattr(module, f"{key}_l{number}")) if module.bias else np.zeros(len(weights[0]), np.float32)
-                  for key in ("bias_ih", "bias_hh")]  # fmt: skip
+        weights, biases = zip(*(_product(module, part, f"_l{number}", name) for part in ("ih", "hh")), strict=True)
         label = name if module.num_layers == 1 else f"{name}.{number}"
-        steps.append(Recurrent(label, "lstm" if isinstance(module, nn.LSTM) else "gru", *weights, *biases))
+        steps.append(Recurrent(label, "lstm" if is_lstm(module) else "gru", *weights, *biases))
     return steps
+
+
+def _product(module: Any, part: str, suffix: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the weight and the bias of the product with inputs ("ih") or states ("hh")."""
+    own = getattr(module, f"bias_{part}{suffix}") if module.bias else None
+    if isinstance(module, StructuredRNN):
+        product: Any = module.products[part + suffix]
+        dense = product if isinstance(product, nn.Linear) else product.dense()
+        if not isinstance(dense, nn.Linear):
+            raise refuse(f"{name}.products.{part}{suffix}", "is more than a product with a matrix")
+        weight, biases = dense.weight, [dense.bias, own]
+    else:
+        weight, biases = getattr(module, f"weight_{part}{suffix}"), [own]
+    bias = sum((floats(each) for each in biases if each is not None), np.zeros(len(weight), np.float32))
+    return floats(weight), bias
 
 
 @stage_of.register
