@@ -1,12 +1,12 @@
 #!/bin/sh
 # Try a wheel in a fresh Debian without a compiler (root and debootstrap are needed):
-#   packaging/try_wheel.sh bookworm dist/filigree_nn-*.whl             # torch by pip: its CPU build, as PIP_* say where from
+#   packaging/try_wheel.sh bookworm dist/filigree_nn-*.whl             # torch by pip, of the version in constraints.txt; which build: PIP_*
 #   packaging/try_wheel.sh sid dist/filigree_nn-*abi3*.whl debian      # Debian's own python3-torch, also a CPU build
-# It has not run to its end yet (docs/supply.md). MIRROR is Debian's, ROOT a folder with a system that is there already and stays; pip's settings (PIP_INDEX_URL,
+# What was tried: docs/supply.md. MIRROR is Debian's, ROOT a folder with a system that is there already and stays; pip's settings (PIP_INDEX_URL,
 # PIP_FIND_LINKS: a folder of wheels) apply inside too. The last line is the outcome, a row for docs/supply.md.
 set -eu
-suite=$1 wheel=$2 torch=${3:-torch}
 here=$(dirname "$0")
+suite=$1 wheel=$2 torch=${3:-$(grep '^torch==' "$here/../constraints.txt")}
 root=${ROOT:-$(mktemp -d)}
 packages=python3,python3-venv,ca-certificates
 [ "$torch" = debian ] && packages=$packages,python3-torch

@@ -15,7 +15,7 @@ from torch.nn import functional
 import filigree as fg
 from filigree.export.c.compiler import compiler
 from filigree.sklearn import SparseMLPClassifier, SparseMLPRegressor
-from filigree.sklearn.labels import Columns
+from filigree.sklearn.labels import Columns, SoftmaxOfColumns
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # a few epochs are enough
 QUICK = {"hidden_layer_sizes": (40,), "random_state": 0, "max_iter": 8}
@@ -88,6 +88,13 @@ def test_losses_of_columns_are_the_mean_of_theirs():
     shares = torch.full((6,), 1 / 6, dtype=torch.float64)
     entropies = [-(np.bincount(target[:, i]) / 6 * np.log(np.bincount(target[:, i]) / 6)).sum() for i in (0, 1)]
     assert labels.constant_loss(target, shares) == pytest.approx(np.mean(entropies))
+
+
+def test_probabilities_of_columns_are_a_layer_without_sizes():
+    """`sizes` is what pruning asks of every layer."""
+    layer = SoftmaxOfColumns([2, 3])
+    assert layer.sizes() is None
+    torch.testing.assert_close(layer(torch.zeros(1, 5)), torch.tensor([[1 / 2] * 2 + [1 / 3] * 3]))
 
 
 def test_weights_of_the_classes_of_columns_multiply():

@@ -153,18 +153,18 @@ class Columns(OneLabel):
 
 
 class SoftmaxOfColumns(Capabilities, nn.Module):
-    """`(..., sum of sizes)` to the same: the softmax over each run of so many numbers in turn."""
+    """`(..., sum of widths)` to the same: the softmax over each run of so many numbers in turn."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.sizes = list(sizes)
+        self.widths = list(widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part.softmax(-1) for part in x.split(self.sizes, -1)], -1)
+        return torch.cat([part.softmax(-1) for part in x.split(self.widths, -1)], -1)
 
     def c_form(self, name: str) -> list[Any]:
         """A softmax for each run."""
-        return [Softmax(name, False, -1, tuple(self.sizes))]
+        return [Softmax(name, False, -1, tuple(self.widths))]
 
 
 def labels_of(classes: Any, several: bool) -> OneLabel:
