@@ -15,8 +15,9 @@ NAN, INF = float("nan"), float("inf")
 @pytest.fixture(params=[(True, True), (True, False), (False, False)], ids=["AMX", "VNNI", "pairs"])
 def how(request):
     """By the instructions of so new a processor, or of what this one has of them."""
-    for use, on in zip((kernels.set_multiplies_fours, kernels.set_amx), request.param, strict=True):
-        use(on)
+    fours, amx = request.param
+    kernels.set_multiplies_fours(fours)
+    kernels.set_amx(amx, always=amx)
     yield
     kernels.set_multiplies_fours(True)
     kernels.set_amx(True)

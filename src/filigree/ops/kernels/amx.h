@@ -14,10 +14,18 @@ namespace {
 constexpr int AMX_ROWS = 16, AMX_INPUTS = 64;  // vectors, and bytes of each, that a register of AMX holds
 constexpr int AMX_VECTORS = 2 * AMX_ROWS;      // at a time
 constexpr int64_t AMX_LEAST = AMX_ROWS / 2;    // vectors; for fewer its registers are mostly empty
+constexpr int64_t AMX_WORK = 1 << 22;          // multiply-adds, below which to begin takes as long as it saves
 
 inline int64_t whole_amx(int64_t inputs) { return (inputs + AMX_INPUTS - 1) / AMX_INPUTS * AMX_INPUTS; }
 
 inline bool is_for_amx(const PanelWeight &w) { return w.coding == INT8 || w.coding == INT8_BITMAP; }
+
+// Whether these vectors of inputs are multiplied by AMX. Those for a single panel would be packed for too few outputs.
+inline bool pays_amx(const PanelWeight &w, int64_t vectors, int threads) {
+  if (!is_for_amx(w) || !uses_amx()) return false;
+  const int64_t work = vectors * w.depth * w.panels * LANES_OF_A_PANEL / threads;
+  return always_amx() || (vectors >= AMX_LEAST && w.panels > 1 && work >= AMX_WORK);
+}
 
 // Bytes of a packed vector: its inputs, and a cache line more, so that vectors do not all lie in the same sets of
 // level 1.

@@ -136,11 +136,12 @@ NB_MODULE(_kernels, m) {
   m.def(
       "multiplies_fours", [] { return filigree::multiplies_fours(true) || filigree::multiplies_fours(false); },
       "Whether sums of four products of bytes are one instruction, which AVX-512 and AVX2 have on some processors.");
+  m.def("set_multiplies_fours", &filigree::set_multiplies_fours, "For tests: false as on a processor without it.");
   m.def("uses_amx", &filigree::uses_amx,
         "Whether 16 by 16 sums of 64 products of bytes are one instruction (AMX), which some processors have beside "
         "AVX-512.");
-  m.def("set_amx", &filigree::set_amx, "For tests: false as on a processor without it.");
-  m.def("set_multiplies_fours", &filigree::set_multiplies_fours, "For tests: false as on a processor without it.");
+  m.def("set_amx", &filigree::set_amx, nb::arg("on"), nb::arg("always") = false,
+        "False as on a processor without it; for tests: also where it does not pay.");
   m.def(
       "flush_denormals",
       [](bool on) {

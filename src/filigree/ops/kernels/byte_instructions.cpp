@@ -22,7 +22,7 @@ const bool wide = leaf7(0, false, 11), narrow = leaf7(1, true, 4), expands = lea
 #else
 const bool wide = false, narrow = false, expands = false;
 #endif
-bool used = true, amx_used = true;
+bool used = true, amx_used = true, amx_always = false;
 
 // AMX's registers are 8 KiB, which Linux saves for those processes only that have asked for it.
 bool has_amx() {
@@ -45,7 +45,8 @@ bool uses_amx() {
   static const bool has = has_amx();
   return used && amx_used && has;
 }
-void set_amx(bool on) { amx_used = on; }
+bool always_amx() { return amx_always; }
+void set_amx(bool on, bool always) { amx_used = on, amx_always = always; }
 bool expands_bytes() { return used && expands; }
 
 }  // namespace filigree

@@ -180,8 +180,7 @@ void multiply_by_amx(const Operation &o, const Quantised &in, Area out, int64_t 
 void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t images, int thread, int threads,
                     float *tile) {
 #if defined(FILIGREE_ISA_avx512)
-  if (uses_amx() && is_for_amx(o.weight) && images * o.points >= AMX_LEAST)
-    return multiply_by_amx(o, in, out, images, thread, threads, tile);
+  if (pays_amx(o.weight, images * o.points, threads)) return multiply_by_amx(o, in, out, images, thread, threads, tile);
 #endif
   const ByteRuns runs(o);
   with_fours([&](auto how) {
