@@ -85,9 +85,9 @@ def test_a_recipe_in_two_processes_is_one_run(kind: str, tmp_path: Path) -> None
         )
         for launcher in launchers(kind)
     ]  # fmt: skip
-    said = [process.communicate(timeout=600) for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
-    assert sum(output.count("models: ") for output, _ in said) == 1
+    outputs = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    assert sum(output.count("models: ") for output, _ in outputs) == 1
     last = "SET-0" if kind == "torchrun" else "dense-0"
     assert {file.name for file in (tmp_path / "two" / last).iterdir()} == {"model.safetensors", "record.json"}
     recipes.run(recipes.load(str(recipe)), tmp_path / "one", methods=["dense"], timed=False, progress=False)

@@ -85,11 +85,11 @@ def test_c_programs(tmp_path):
     records["x"][:, 0] = records["label"] = np.arange(2000) % 2
     records.tofile(tmp_path / "learner" / "input.bin")
     flags = "CFLAGS=-O1 -Wall -Wextra -Wconversion -Werror"
-    made = subprocess.run(
+    run = subprocess.run(
         ["make", "-C", EXAMPLES / "c", "run", f"PROGRAMS={tmp_path}", f"CC={compiler()[0]}", flags],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert run.returncode == 0, run.stderr
     integer = Int8Network(model, x[:32])
     classes = integer.integers(integer.stored(x)).argmax(1)
     assert (tmp_path / "classes.txt").read_text().split() == [str(number) for number in classes.tolist()]

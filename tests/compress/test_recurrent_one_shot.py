@@ -71,9 +71,9 @@ def test_what_each_layer_and_direction_reads(kind, both):
     y, seen = loop(module, x, hx)
     torch.testing.assert_close(y, module(x, hx)[0])
     for suffix, rows in seen.items():
-        got = read(module, suffix, ((x,), {"hx": hx}))
-        last = getattr(got, "hr", None)
-        parts = [got.ih, got.hh] + ([last] if last is not None else [])
+        at_once = read(module, suffix, ((x,), {"hx": hx}))
+        last = getattr(at_once, "hr", None)
+        parts = [at_once.ih, at_once.hh] + ([last] if last is not None else [])
         same_rows(torch.cat(parts, 1), rows if last is not None else rows[:, : -module.hidden_size])
         lengths = torch.tensor([2, 6, 4])
         packed = read(module, suffix, ((pack_padded_sequence(x, lengths, enforce_sorted=False), hx), {}))

@@ -194,6 +194,25 @@ def test_what_comes_after_is_refitted_too_where_no_layer_is_named():
     assert errors[True] < errors[False], errors
 
 
+def test_a_layer_that_only_gains_a_bias_has_a_line_in_the_report():
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.up, self.down = nn.Linear(64, 48), nn.Linear(48, 96), nn.Linear(96, 48)
+            self.head = nn.Linear(48, 10, bias=False)
+
+        def forward(self, x):
+            h = self.stem(x)
+            return self.head(h + self.down(self.up(h).relu()))
+
+    torch.manual_seed(0)
+    model = Stream().eval()
+    report = fg.compress_(model, replace(PRUNE, keep={"up": 24, "*": 1.0}), redundant(2_000, 64))
+    assert model.head.weight.shape == (10, 48)
+    assert model.head.bias is not None
+    assert any(change.name == "head" and "gains a bias" in change.note for change in report.changes)
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 def test_by_units_is_nearly_as_good_as_by_columns(padding):
     x, other = images(400), images(200, seed=1)

@@ -14,7 +14,7 @@ from filigree.config import check_choice
 from filigree.data.encodings import Encoding
 from filigree.data.preprocessing import Preprocessing
 from filigree.data.vocabulary import Vocabulary
-from filigree.ops.sparse_rows import is_scipy_sparse, sparse_rows
+from filigree.ops.sparse_rows import is_scipy_sparse, rows_with, sparse_rows
 
 Standardize = Literal["feature", "global"] | None
 
@@ -75,8 +75,7 @@ def check(x: Any, y: Any, classes: int, name: str) -> None:
     if not count:
         raise ValueError(f"data {name}: at least one sample is expected. Got none.")
     if is_scipy_sparse(x):
-        finite = np.ones(count, bool)
-        finite[np.searchsorted(x.indptr, np.flatnonzero(~np.isfinite(x.data)), side="right") - 1] = False
+        finite = ~rows_with(x, ~np.isfinite(x.data))
     else:
         finite = np.isfinite(np.asarray(x)).reshape(count, -1).all(1)
     if not finite.all():

@@ -14,7 +14,7 @@ import numpy as np
 from filigree.config import check_choice, clipped, listed
 from filigree.data.cells import MARKERS, is_number
 from filigree.data.encodings import Encoding
-from filigree.ops.sparse_rows import is_scipy_sparse
+from filigree.ops.sparse_rows import is_scipy_sparse, rows_with
 
 NUMBERS, LABELS = "biuf", "biufSU"  # kinds of numpy's types
 MISSING, INDEX_COLUMN = ("refuse", "drop", "mean"), ("drop", "keep")
@@ -160,11 +160,8 @@ def gaps_in(x: Any) -> tuple[np.ndarray, np.ndarray]:
     if not is_scipy_sparse(x):
         missing = np.isnan(x.reshape(len(x), -1))
         return missing.any(1), missing.sum(0)
-    where = np.flatnonzero(np.isnan(x.data))
-    rows = np.searchsorted(x.indptr, where, side="right") - 1
-    lacks = np.zeros(x.shape[0], bool)
-    lacks[rows] = True
-    return lacks, np.bincount(x.indices[where], minlength=x.shape[1])
+    missing = np.isnan(x.data)
+    return rows_with(x, missing), np.bincount(x.indices[missing], minlength=x.shape[1])
 
 
 def left_out(lacking: np.ndarray, shown: str, how: str) -> str:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,13 @@ def is_sparse_rows(x: Any) -> bool:
 def is_scipy_sparse(x: Any) -> bool:
     """Whether x is a sparse matrix or array of scipy, in any format."""
     return type(x).__module__.startswith("scipy.sparse") and hasattr(x, "tocsr")
+
+
+def rows_with(x: Any, entries: np.ndarray) -> np.ndarray:
+    """Whether each row of a CSR matrix of scipy holds one of these of its stored numbers, `(nnz,)` truth values."""
+    rows = np.zeros(x.shape[0], bool)
+    rows[np.searchsorted(x.indptr, np.flatnonzero(entries), side="right") - 1] = True
+    return rows
 
 
 def refuse_sparse_rows(x: Any, who: str) -> None:
