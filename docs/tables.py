@@ -24,6 +24,8 @@ SETS = {
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
 }  # fmt: skip
 
+TEXTS = ("shakespeare",)  # records of benchmarks/gpt_quality.py
+
 
 def comparisons() -> dict[str, Any]:
     """The recorded comparisons by data set."""
@@ -313,6 +315,20 @@ def gpt_memory() -> str:
     return "\n".join(lines)
 
 
+def gpt_first_steps() -> str:
+    """Loss (mean of the last 20 steps) and median seconds a step of GPT-2 small's shape, over parts of its first steps."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "gpt_first_steps.json").read_text())
+    ends = 50, 100, 200, 300
+    lines = [_line("", *(f"loss at step {end}" for end in ends), "seconds a step (quartiles)", "all steps")]
+    lines.append("|---" * (len(ends) + 3) + "|")
+    for name, losses in record["losses"].items():
+        seconds = record["seconds"][name]
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        means = (f"{statistics.fmean(losses[end - 20 : end]):.2f}" for end in ends)
+        lines.append(_line(name, *means, f"{middle:.2f} ({low:.2f}, {high:.2f})", f"{sum(seconds):.0f} s"))
+    return "\n".join(lines)
+
+
 def gpt_quality(data: str) -> str:
     """Steps in equal time of the contestants of `benchmarks/gpt_quality.py`, and their losses where they have run."""
     file = ROOT / "benchmarks" / "results" / f"gpt_quality-{data}.json"
@@ -366,8 +382,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "genes": genes,
     "crossovers": crossovers,
     "flash": flash,
+    "gpt first steps": gpt_first_steps,
     "gpt memory": gpt_memory,
-    "gpt quality": lambda: gpt_quality("shakespeare"),
+    **{f"gpt quality {data}": lambda data=data: gpt_quality(data) for data in TEXTS},
     "gpt speeds": gpt_speeds,
     "kernels": shares,
     "onnx runtime": onnx_runtime,

@@ -105,6 +105,15 @@ def test_files_of_your_own_are_checked(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_null_method_is_left_out_of_what_is_extended(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("extends: demo\nmethods: {dense: null}\n")
+    assert [*recipes.load(file).methods] == [name for name in recipes.load("demo").methods if name != "dense"]
+    file.write_text("extends: demo\nmethods: {dens: null}\n")  # no such method: not to be overlooked
+    with pytest.raises(RecipeError, match="methods.dens"):
+        recipes.load(file)
+
+
 def test_parameters_of_the_pruning_thesis():
     """John 2019, tables 5.5 and 5.7."""
     for name, printed in (("cnn_cifar", 4_604_426), ("vgg16_cifar", 14_980_000)):

@@ -352,6 +352,7 @@ def load(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """A recipe by its name, or from a YAML file, with overrides `key.sub=value` on top.
 
     A file may say `extends: NAME`; its mappings are merged into that recipe's, its notes are added, the rest replaces.
+    A method that is null (`methods: {dense: null}`) is left out.
 
     Raises:
         RecipeError: unknown recipe, key or value, in one line that names it.
@@ -417,7 +418,12 @@ def _read(name: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"recipe {name}: extends must be a recipe's name. Got {clipped(base)}.")
     if base in (*seen, str(name)):
         raise RecipeError(f"recipe {name}: extends {base!r} in a circle.")
-    return _merge(_read(base, (*seen, str(name))), tree)
+    extended = _read(base, (*seen, str(name)))
+    own, methods = tree.get("methods"), extended.get("methods")
+    if isinstance(own, dict) and isinstance(methods, dict):
+        for method in [method for method, settings in own.items() if settings is None and method in methods]:
+            del own[method], methods[method]
+    return _merge(extended, tree)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
