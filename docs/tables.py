@@ -316,7 +316,7 @@ def gpt_memory() -> str:
 
 
 def gpt_first_steps() -> str:
-    """Loss (mean of the last 20 steps) and median seconds a step of GPT-2 small's shape, over parts of its first steps."""
+    """Losses (means of 20 steps) and seconds a step of the first steps of GPT-2 small's shape."""
     record = json.loads((ROOT / "benchmarks" / "results" / "gpt_first_steps.json").read_text())
     ends = 50, 100, 200, 300
     lines = [_line("", *(f"loss at step {end}" for end in ends), "seconds a step (quartiles)", "all steps")]

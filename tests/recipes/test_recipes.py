@@ -110,7 +110,7 @@ def test_a_null_method_is_left_out_of_what_is_extended(tmp_path):
     file.write_text("extends: demo\nmethods: {dense: null}\n")
     assert [*recipes.load(file).methods] == [name for name in recipes.load("demo").methods if name != "dense"]
     file.write_text("extends: demo\nmethods: {dens: null}\n")  # no such method: not to be overlooked
-    with pytest.raises(RecipeError, match="methods.dens"):
+    with pytest.raises(RecipeError, match=r"methods\.dens"):
         recipes.load(file)
 
 
