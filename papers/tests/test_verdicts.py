@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -37,7 +38,9 @@ from filigree_papers.reproduce.findings import (
     equal,
     figure,
     interval,
+    judged,
     positive,
+    runs_needed,
     share,
     together,
 )
@@ -140,11 +143,26 @@ def test_intervals_over_folds_are_wider():
     assert reach / plain == pytest.approx(math.sqrt(5.5))
     assert (positive(ours), positive(ours, folds=2.0)) == ("reproduced", "open")
     assert (equal(0.5)(ours), equal(5.0)(ours, folds=2.0)) == ("not", "open")
-    assert at_least([97.0, 97.5, 97.2], 98.0) == "not"
-    assert at_least([97.0, 97.5, 97.2], 98.0, folds=2.0) == "open"
+    assert at_least(98.0)([97.0, 97.5, 97.2]) == "not"
+    assert at_least(98.0)([97.0, 97.5, 97.2], folds=2.0) == "open"
     p = scipy.stats.ttest_1samp(ours, 0.0).pvalue
     assert f"p = {p:.2g}" in difference(ours)
     assert f"p = {p:.2g}" not in difference(ours, folds=0.5)
+
+
+def test_open_claims_say_how_many_runs_would_decide():
+    """Against the share of simulated experiments of so many runs that the t test decides."""
+    ours = [1.0, -0.5, 2.0, 0.3]  # mean .7, deviation 1.06
+    (n,) = (int(text.split("about ")[1].split()[0]) for text in judged("difference", positive, ours))
+    drawn = np.random.default_rng(0).normal(np.mean(ours), np.std(ours, ddof=1), (4000, n))
+    p = scipy.stats.ttest_1samp(drawn, 0.0, axis=1)
+    assert ((p.pvalue < 0.05) & (p.statistic > 0)).mean() == pytest.approx(0.8, abs=0.05)
+    assert runs_needed(equal(1.0), [0.5, -2.0, 1.5]) > runs_needed(equal(2.0), [0.5, -2.0, 1.5])
+    assert runs_needed(positive, ours, folds=0.5) is None  # folds share samples: more of them never tell
+    assert judged("", positive, [1.0]) == {"": "open"}
+    assert [*judged("", positive, [1.0, 1.1, 0.9])] == [""]
+    assert "runs would decide" in figure("a", "b", 50.0, [40.0, 70.0, 45.0]).text
+    assert "runs would decide" not in figure("a", "b", 6.0, [6.0, 6.0], cap=6).text
 
 
 def test_claims_of_chouliaras_know_of_their_folds():
@@ -171,9 +189,9 @@ def test_rules_of_claims():
     assert equal(0.5)([0.1, -0.1, 0.05]) == "reproduced"
     assert equal(0.1)([0.1, -0.1, 0.05]) == equal(0.1)([0.0]) == "open"
     assert equal(5.0)([1.0, 1.1, 0.9]) == "not"
-    assert at_least([97.0, 98.0], 97) == "reproduced"
-    assert at_least([90.0, 91.0, 90.5], 97) == "not"
-    assert at_least([95.0, 98.0], 97) == at_least([98.0], 97) == "open"
+    assert at_least(97)([97.0, 98.0]) == "reproduced"
+    assert at_least(97)([90.0, 91.0, 90.5]) == "not"
+    assert at_least(97)([95.0, 98.0]) == at_least(97)([98.0]) == "open"
     assert [share(holds) for holds in ([True, True], [True, False], [False, False])] == ["reproduced", "partly", "not"]
     assert [count("", "", 100, ours).verdict for ours in (100, 104, 106)] == ["reproduced", "partly", "not"]
     assert count("", "", 90.103, 90.10312, digits=3).verdict == "reproduced"

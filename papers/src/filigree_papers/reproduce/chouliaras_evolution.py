@@ -29,6 +29,7 @@ from filigree_papers.reproduce.findings import (
     difference,
     equal,
     figure,
+    judged,
     positive,
     spread,
     unprinted,
@@ -72,7 +73,7 @@ def faster(where: str, training: dict[str, float], inference: dict[str, float] |
                 saved = [100 * (1 - ratio) for ratio in ratios(times, method, "dense")]
                 if saved:
                     text = f"{method}, {what} {spread(saved, folds)} (printed {percent:g})"
-                    parts[text] = at_least(saved, percent, folds)
+                    parts |= judged(text, at_least(percent), saved, folds)
         if inference is None:
             logs = by_run(
                 records, lambda run: math.log(run.cost["batch_ms"]["median"]) if "batch_ms" in run.cost else None
@@ -198,9 +199,9 @@ def best(records: Records) -> list[Finding]:
     apart = [ours["EXD"][run] - ours["dense"][run] for run in ours.get("EXD", {}) if run in ours.get("dense", {})]
     parts = compared(ours, [("EXD", "SET"), ("EXD", "Static")], unit=" points")
     if apart:
-        parts[f"within a point of dense: {difference(apart, ' points')}"] = at_least(apart, -1)
+        parts |= judged(f"within a point of dense: {difference(apart, ' points')}", at_least(-1), apart)
         if less := [1 - ratio for ratio in ratios(times, "EXD", "dense")]:
-            parts[f"in {1 - statistics.fmean(less):.2f} of dense's training time"] = positive(less)
+            parts |= judged(f"in {1 - statistics.fmean(less):.2f} of dense's training time", positive, less)
     says = "EXD is best overall, on Fashion-MNIST 3 x 1000"
     return [claim("Chouliaras 2021, section 6.1", says, parts)] if parts else []
 

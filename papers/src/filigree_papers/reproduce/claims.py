@@ -8,7 +8,17 @@ from typing import Any
 from filigree.data import overlap
 from filigree.train import Record
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive
+from filigree_papers.reproduce.findings import (
+    Finding,
+    Rule,
+    Verdict,
+    claim,
+    difference,
+    equal,
+    figure,
+    judged,
+    positive,
+)
 from filigree_papers.reproduce.reproduction import Records
 
 OfRows = Callable[[Rows], list[Finding]]
@@ -68,8 +78,8 @@ def before(
     def findings(rows: Rows) -> list[Finding]:
         by_arm = ends(rows, name, key)
         ours = {arm: {run: v for run, v in enumerate(runs) if v is not None} for arm, runs in by_arm.items()}
-        parts = compared(ours, pairs, -1 if lower else 1) | compared(ours, alike, 1, equal(within))
-        shown = {f"{part} {name}": verdict for part, verdict in parts.items()}
+        sign, unit = -1 if lower else 1, f" {name}"
+        shown = compared(ours, pairs, sign, unit=unit) | compared(ours, alike, rule=equal(within), unit=unit)
         for arm in dict.fromkeys(arm for pair in (*pairs, *alike) for arm in pair):
             runs = by_arm.get(arm, [])
             if None in runs:
@@ -81,7 +91,7 @@ def before(
 
 def compared(
     ours: Mapping[str, Mapping[Any, float]], pairs: Pairs, sign: int = 1,
-    rule: Callable[..., Verdict] = positive, scale: float = 1, unit: str = "", folds: float = 0.0,
+    rule: Rule = positive, scale: float = 1, unit: str = "", folds: float = 0.0,
 ) -> dict[str, Verdict]:  # fmt: skip
     """For each pair of arms the paired differences, first minus second, in words, with the verdict by `rule`.
 
@@ -90,13 +100,13 @@ def compared(
         sign: -1 where smaller is better.
         folds: the overlap of a cross-validation, see `findings`.
     """
-    parts = {}
+    parts: dict[str, Verdict] = {}
     for first, second in pairs:
         runs = [run for run in ours.get(first, {}) if run in ours.get(second, {})]
         apart = [scale * (ours[first][run] - ours[second][run]) for run in runs]
         if apart:
             text = f"{first} - {second} {difference(apart, unit, folds)}"
-            parts[text] = rule([sign * value for value in apart], folds=folds)
+            parts |= judged(text, rule, [sign * value for value in apart], folds)
     return parts
 
 

@@ -13,6 +13,8 @@ All rest on the 95% t interval of a mean over runs (seeds, folds, or networks), 
 - a **count** is "reproduced" when it is the printed one, "partly" within 5% of it, else "not";
 - what none of these decides, the figure of a single run, and one of a scaled experiment are "open";
   a count, an order of methods and a claim hold at the size they were made at;
+- where the interval leaves it open, the finding says how many runs would decide it with a power of 80%, if their mean
+  and deviation are those of ours;
 - a claim of several parts is "reproduced" when all are, "partly" when some are, else "not" if one is not, or "open".
 
 The folds of a repeated cross-validation share most of their training parts, so intervals over them are wider: `folds`
@@ -21,6 +23,7 @@ is the size of a test part to that of its training part, see `filigree.data.mean
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,10 +36,13 @@ from filigree.data import mean_interval
 
 Verdict = Literal["reproduced", "partly", "not", "open"]
 Interval = tuple[float, float]
+Rule = Callable[..., Verdict]  # of numbers, and of `folds`
 
 NEAR = 0.05  # of a printed count
 WIDE = 0.2  # of a printed figure, or of what a percentage lacks to 100: half an interval that decides nothing
 WIDE_AT_0 = 1.0  # where that is 0
+POWER = 0.8
+MOST_RUNS = 1000  # that a power analysis looks at
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def positive(differences: Sequence[float], folds: float = 0.0) -> Verdict:
     return "reproduced" if bounds[0] > 0 else "not" if bounds[1] < 0 else "open"
 
 
-def equal(within: float) -> Callable[..., Verdict]:
+def equal(within: float) -> Rule:
     """The rule for differences that should be 0, with its margin."""
 
     def rule(differences: Sequence[float], folds: float = 0.0) -> Verdict:
@@ -104,11 +110,46 @@ def equal(within: float) -> Callable[..., Verdict]:
     return rule
 
 
-def at_least(numbers: Sequence[float], limit: float, folds: float = 0.0) -> Verdict:
-    """The verdict on the claim that the mean is at least `limit`."""
-    if (bounds := interval(numbers, folds)) is None:
-        return "open"
-    return "reproduced" if statistics.fmean(numbers) >= limit else "not" if bounds[1] < limit else "open"
+def at_least(limit: float) -> Rule:
+    """The rule for numbers whose mean should be at least `limit`."""
+
+    def rule(numbers: Sequence[float], folds: float = 0.0) -> Verdict:
+        if (bounds := interval(numbers, folds)) is None:
+            return "open"
+        return "reproduced" if statistics.fmean(numbers) >= limit else "not" if bounds[1] < limit else "open"
+
+    return rule
+
+
+def runs_needed(rule: Rule, numbers: Sequence[float], folds: float = 0.0) -> int | None:
+    """How many runs the rule decides with a power of 80%, if their mean and deviation s are those of `numbers`.
+
+    The rule is asked with the interval of n runs made wider, from t(.975) to t(.975) + t(.8) times s / sqrt(n): what it
+    decides then, it decides in 80% of all repetitions. None: more than `MOST_RUNS`.
+    """
+    mean, deviation = statistics.fmean(numbers), statistics.stdev(numbers)
+
+    def decided(n: int) -> bool:
+        reach, power = (float(scipy.stats.t.ppf(level, n - 1)) for level in (0.975, POWER))
+        a = deviation * (1 + power / reach) * math.sqrt((n - 1) / 2)  # n numbers, two of them off the mean
+        return rule([mean - a, mean + a, *[mean] * (n - 2)], folds=folds) != "open"
+
+    more = range(len(numbers) + 1, MOST_RUNS + 1)
+    first = bisect.bisect_left(more, True, key=decided)
+    return more[first] if first < len(more) else None
+
+
+def judged(text: str, rule: Rule, numbers: Sequence[float], folds: float = 0.0) -> dict[str, Verdict]:
+    """A part of a claim: what it says and the verdict; where that is open, how many runs would decide."""
+    verdict = rule(numbers, folds=folds)
+    return {text + (_undecided(rule, numbers, folds) if verdict == "open" else ""): verdict}
+
+
+def _undecided(rule: Rule, numbers: Sequence[float], folds: float) -> str:
+    if len(numbers) < 2:
+        return ""
+    n = runs_needed(rule, numbers, folds)
+    return f" ({f'about {n}' if n else f'not even {MOST_RUNS:,}'} runs would decide)"
 
 
 def share(holds: Sequence[bool]) -> Verdict:
@@ -126,15 +167,20 @@ def figure(
         percent: the figure is a percentage of a whole, so that 100 - printed is a figure too.
         cap: where ours were cut off.
     """
-    bounds, mean = interval(ours, folds), statistics.fmean(ours)
-    verdict: Verdict = "open"
-    if bounds is not None and not (printed >= cap and max(ours) >= cap):
-        margin = WIDE * (min(printed, 100 - printed) if percent else abs(printed)) or WIDE_AT_0
+    mean = statistics.fmean(ours)
+    margin = WIDE * (min(printed, 100 - printed) if percent else abs(printed)) or WIDE_AT_0
+
+    def rule(numbers: Sequence[float], folds: float) -> Verdict:
+        if (bounds := interval(numbers, folds)) is None:
+            return "open"
         wide = (bounds[1] - bounds[0]) / 2 > margin
-        verdict = "not" if not bounds[0] <= printed <= bounds[1] else "open" if wide else "reproduced"
+        return "not" if not bounds[0] <= printed <= bounds[1] else "open" if wide else "reproduced"
+
     apart = f"{'+' if mean >= printed else ''}{_number(mean - printed)}"
-    text = f"{what}: printed {_number(printed)}, ours {spread(ours, folds)}, {apart}."
-    return Finding(where, verdict, text, printed, mean, mean - printed, bounds)
+    text = f"{what}: printed {_number(printed)}, ours {spread(ours, folds)}, {apart}"
+    cut = printed >= cap and max(ours) >= cap
+    ((text, verdict),) = ({text: "open"} if cut else judged(text, rule, ours, folds)).items()
+    return Finding(where, verdict, f"{text}.", printed, mean, mean - printed, interval(ours, folds))
 
 
 def count(where: str, what: str, printed: float, ours: float, digits: int = 0) -> Finding:

@@ -30,6 +30,7 @@ from filigree_papers.reproduce.findings import (
     difference,
     equal,
     figure,
+    judged,
     positive,
 )
 from filigree_papers.reproduce.reproduction import Computation
@@ -238,7 +239,7 @@ def tables_claim(rows: Rows) -> list[Finding]:
         apart = [row["fine-tuned %"] - whole for row, whole in zip(kept, dense, strict=True)]
         times = kept[0]["times fewer parameters"]
         text = f"fine-tuned minus trained, 1/{times:.1f} of the parameters, {difference(apart, ' points')}"
-        findings.append(claim(where, f"{network} loses nothing", {text: at_least(apart, 0)}))
+        findings.append(claim(where, f"{network} loses nothing", judged(text, at_least(0), apart)))
     return findings
 
 
@@ -249,7 +250,7 @@ def compensation_claim(rows: Rows) -> list[Finding]:
         for method in ("k-means", "ward"):
             own = [row for row in rows if (row["keep"], row["method"]) == (keep, method)]
             apart = [row["correlation"] - row["None"] for row in own]
-            parts[f"{method} at {keep} {difference(apart, ' points')}"] = positive(apart)
+            parts |= judged(f"{method} at {keep} {difference(apart, ' points')}", positive, apart)
     return [claim("John 2019, eqs. 5.8 to 5.12", "The correlation update saves accuracy", parts)] if parts else []
 
 

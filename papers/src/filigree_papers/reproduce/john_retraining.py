@@ -19,7 +19,17 @@ from filigree.report import Chart
 from filigree.train import fit, seed_everything
 from filigree_papers.reproduce.claims import compared
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.findings import Finding, Verdict, claim, difference, equal, figure, positive, share
+from filigree_papers.reproduce.findings import (
+    Finding,
+    Verdict,
+    claim,
+    difference,
+    equal,
+    figure,
+    judged,
+    positive,
+    share,
+)
 from filigree_papers.reproduce.john_pruning import CONNECTIONS, MOST, NETWORKS, UNITS, load_mnist, train
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import compressed, percent
@@ -159,7 +169,7 @@ def gamma_claim(rows: Rows) -> list[Finding]:
         less = [b - a for a, b in zip(factors["printed, fitted"], factors["no bound, fitted"], strict=True)]
         shown = ", ".join(f"{name} {math.exp(statistics.fmean(apart)):.2f}" for name, apart in factors.items())
         text = f"{case} ({len(seen)} runs, {len(unseen)} held out): {shown}, its log less by {difference(less)}"
-        parts[text] = positive(less)
+        parts |= judged(text, positive, less)
     says = "Mean factor between epochs foretold and taken at held-out levels, by bound and gamma"
     return [claim("John 2019, chapter 6, gamma", says, parts)] if parts else []
 

@@ -25,6 +25,7 @@ from filigree_papers.reproduce.findings import (
     claim,
     equal,
     figure,
+    judged,
     spread,
     unprinted,
 )
@@ -126,7 +127,7 @@ def quantisation_claim(rows: Rows) -> list[Finding]:
             shares = [r["share of the model's %"] for r in rows
                       if (r["network"], r["calibration"], r["budget"]) == (network, kind, "0.12")]  # fmt: skip
             if shares:
-                parts[f"{network} {spread(shares)}"] = at_least(shares, 97)
+                parts |= judged(f"{network} {spread(shares)}", at_least(97), shares)
         if parts:
             text = f"At least 97% of the model's accuracy at 12% of the weights, sampled {says}"
             findings.append(claim("Keller et al., slide 'Test accuracy for two layer ReLU'", text, parts))
@@ -157,7 +158,7 @@ def slope_claim(rows: Rows) -> list[Finding]:
         slopes = [statistics.linear_regression(*zip(*run, strict=True)).slope for run in runs]
         if slopes:
             text = f"{points} as N^{statistics.fmean(slopes):.3f} (N^{exponent:g} in theory), {len(slopes)} matrices"
-            parts[text] = equal(0.05)([slope - exponent for slope in slopes])
+            parts |= judged(text, equal(0.05), [slope - exponent for slope in slopes])
     says = "The error of jittered samples falls as 1/N, that of independent ones as 1/sqrt(N)"
     return [claim("Keller et al., slide 'Stochastic evaluation of scalar product'", says, parts)] if parts else []
 

@@ -22,7 +22,17 @@ from filigree.report import Chart
 from filigree.topology import ErdosRenyi, Paths
 from filigree.train import evaluate, fit, seed_everything
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.findings import Finding, claim, difference, equal, figure, positive, share, unprinted
+from filigree_papers.reproduce.findings import (
+    Finding,
+    claim,
+    difference,
+    equal,
+    figure,
+    judged,
+    positive,
+    share,
+    unprinted,
+)
 from filigree_papers.reproduce.reproduction import Computation
 from filigree_papers.reproduce.steps import adam, compressed, fewer, percent
 
@@ -179,8 +189,8 @@ def dropout_claims(rows: Rows) -> list[Finding]:
             for arm, printed in PRINTED_DROPOUT.items():
                 runs = [statistics.fmean(column) for column in zip(*by_t[arm], strict=True)]
                 findings.append(figure(slide, f"{steps}, {arm}, mean accuracy in %", printed, runs, percent=True))
-            alike = {f"partitions minus dropout {difference(apart, ' points')} (printed -0.05)": equal(1.0)(apart)}
-            findings.append(claim(slide, f"{steps}, as accurate", alike))
+            text = f"partitions minus dropout {difference(apart, ' points')} (printed -0.05)"
+            findings.append(claim(slide, f"{steps}, as accurate", judged(text, equal(1.0), apart)))
         drawn = [[r["random numbers drawn"] for r in own if r["arm"] == arm] for arm in PRINTED_DROPOUT]
         parts = {f"random numbers, {statistics.fmean(drawn[1]):,.0f} against {statistics.fmean(drawn[0]):,.0f}": share(
             [b < a for a, b in zip(*drawn, strict=True)])}  # fmt: skip
@@ -188,7 +198,7 @@ def dropout_claims(rows: Rows) -> list[Finding]:
             spreads = [[statistics.stdev(runs) for runs in by_t[arm]] for arm in PRINTED_DROPOUT]
             less = [a - b for a, b in zip(*spreads, strict=True)]
             text = f"deviation, dropout's minus partitions' over t {difference(less)} (printed 1.06 and 0.90)"
-            parts[text] = positive(less)
+            parts |= judged(text, positive, less)
         findings.append(claim("Keller et al., summary 1", f"{steps}, dropout partitions need less", parts))
     return findings
 

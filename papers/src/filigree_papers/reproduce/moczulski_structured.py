@@ -20,6 +20,7 @@ from filigree_papers.reproduce.findings import (
     count,
     difference,
     figure,
+    judged,
     positive,
     share,
     spread,
@@ -82,7 +83,7 @@ def recovery_claim(rows: Rows) -> list[Finding]:
     worse = f"that from N(0, .001^2) is {bad[orders[-1]]:.3g} at the last, its log more by {difference(apart)}"
     ends = f"{good[orders[0]]:.3g} to {good[orders[-1]]:.3g}"
     ours = f"with the order it falls from {ends}, in {sum(falls)} of {len(falls)} steps"
-    parts = {ours: share(falls), worse: positive(apart)}
+    parts = {ours: share(falls)} | judged(worse, positive, apart)
     return [claim("Moczulski 2019, Fig. 3.4", "The error of ACDC from N(1, .1^2) (printed: 16 layers suffice)", parts)]
 
 
@@ -109,7 +110,7 @@ def speed_claim(rows: Rows) -> list[Finding]:
     if not known:
         return []
     best = max(known, key=lambda side: statistics.fmean(known[side]))
-    parts = {f"{spread(known[best])} times as fast at {best} x {best}": at_least(known[best], 10)}
+    parts = judged(f"{spread(known[best])} times as fast at {best} x {best}", at_least(10), known[best])
     return [claim("Moczulski 2019, Fig. 3.3", "ACDC is up to 10 times as fast as a dense layer", parts)]
 
 

@@ -13,7 +13,7 @@ from filigree.nn.asymmetric.asymmetric import Asymmetric, backward_times
 from filigree.ops import selection
 from filigree_papers.reproduce.claims import compared
 from filigree_papers.reproduce.experiment import Rows
-from filigree_papers.reproduce.findings import Finding, Verdict, at_least, claim, count, equal, figure, spread
+from filigree_papers.reproduce.findings import Finding, Verdict, at_least, claim, count, equal, figure, judged, spread
 from filigree_papers.reproduce.reproduction import Computation
 
 ARMS = {
@@ -98,7 +98,7 @@ def products_claim(rows: Rows) -> list[Finding]:
         return []
     for arm, times in (("top-k 40", 10), ("partial 40 / 200", 12)):
         ratios = [a / max(b, 1e-6) for a, b in zip(products["symmetric"], products[arm], strict=True)]
-        parts[f"{arm} {spread(ratios)} times cheaper (printed {times})"] = at_least(ratios, times)
+        parts |= judged(f"{arm} {spread(ratios)} times cheaper (printed {times})", at_least(times), ratios)
     ratio = {
         "complete": dict(enumerate(a / b for a, b in zip(whole["complete 170"], whole["symmetric"], strict=True))),
         "symmetric": dict(enumerate(1.0 for _ in whole["symmetric"])),
