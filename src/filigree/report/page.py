@@ -96,17 +96,19 @@ addEventListener('afterprint', () => resize(() => ({width: null, autosize: true}
 """
 
 
-def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, title: str | None = None) -> Path:
+def write_report(
+    records: str | Path | Sequence[RecordLike | str | Path], path: str | Path, title: str | None = None
+) -> Path:
     """Write one HTML page about runs; returns its path.
 
     Args:
-        records: records, or files or folders of them (searched for `record.json`).
+        records: records, or files or folders of them (searched for `record.json`); one folder alone will do.
         path: the page; it takes the place of an older one only when it is whole.
 
     Raises:
         FileNotFoundError, ValueError: no record, or a file that is none, in one line.
     """
-    loaded = list(_load(records))
+    loaded = list(_load([records] if isinstance(records, str | Path) else records))
     if not loaded:
         raise ValueError("report: at least one record is expected. Got none.")
     groups = by_recipe(loaded)
