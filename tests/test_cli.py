@@ -14,6 +14,7 @@ import torch
 
 import filigree as fg
 from command_line import call
+from filigree import recipes
 from filigree.train import Record
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -219,10 +220,19 @@ def test_a_folder_of_another_search_is_refused_before_trial_steps(tmp_path, monk
 
 
 def test_list(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call(monkeypatch, capsys, "list")
     assert code == 0
     assert "compare-glioma" in out
     assert "orl" in out
+    rows = [line for line in out.partition("data set")[0].splitlines() if line.startswith("│")]
+    assert rows[0].startswith("│ demo ")
+    assert len(rows) == len(recipes.names())
+    code, out, _ = call(monkeypatch, capsys, "list", "demo")
+    assert code == 0
+    assert "All within a few points of one another" in out
+    assert "data digits, methods dense, Static, SET, LDV, OSV, EXD, 3 runs each\nfiligree train demo\n" in out
+    assert "there is no recipe 'demmo'" in call(monkeypatch, capsys, "list", "demmo")[2]
 
 
 @pytest.mark.parametrize(
