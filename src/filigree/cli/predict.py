@@ -152,13 +152,13 @@ def _said(outputs: Tensor, own: Preprocessing) -> list[tuple[str, Sequence[str],
     if sum(sizes) != width:
         shown = listed([f"{name} {size}" for (name, _), size in zip(own.columns, sizes, strict=True)])
         raise RecipeError(f"predict: the model has {width} outputs for the columns {shown}.")
-    said: list[tuple[str, Sequence[str], Tensor]] = []
+    answers: list[tuple[str, Sequence[str], Tensor]] = []
     for (name, classes), scores in zip(own.columns, outputs.split(sizes, 1), strict=True):
         if classes:
-            said.append((name, classes, scores.softmax(1)))
+            answers.append((name, classes, scores.softmax(1)))
         else:  # a label that is there (1) or not
-            said.append((name, ("0", "1"), torch.cat([(-scores).sigmoid(), scores.sigmoid()], 1)))
-    return said
+            answers.append((name, ("0", "1"), torch.cat([(-scores).sigmoid(), scores.sigmoid()], 1)))
+    return answers
 
 
 def _share(hits: Sequence[bool | None]) -> str:
