@@ -18,7 +18,7 @@ import torch  # its OpenMP runtime must be in the process first
 
 
 def _share_openmp() -> None:
-    """Let the kernels see the OpenMP runtime that torch has loaded: its own, as in its wheels (those for x86-64 Linux do
+    """Let the kernels see the OpenMP runtime that torch has loaded: its own, as in its wheels (on x86-64 Linux they do
     so themselves), or the system's, as where torch is a package of Debian or of conda."""
     folder = Path(torch.__file__).parent
     own = [str(path) for kind in ("libgomp*", "libomp*", "libiomp5*") for path in folder.glob(f"lib/{kind}")]
