@@ -29,6 +29,7 @@ class Suite:
     def __init__(self, name: str) -> None:
         self.name, self.rows = name, []
         self.networks = []  # in their order, of a suite whose record holds networks that were tried in several runs
+        self.key = "network"  # what a row calls them
 
     def add(self, **row) -> None:
         self.rows.append(row)
@@ -50,10 +51,10 @@ class Suite:
             "environment": {name: os.environ[name] for name in CHOICES if name in os.environ},
         }  # fmt: skip
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}
-        rows, tried = list(self.rows), {row.get("network") for row in self.rows}
+        rows, tried = list(self.rows), {row.get(self.key) for row in self.rows}
         if self.networks and self.path.is_file():
-            rows += [row for row in json.loads(self.path.read_text())["rows"] if row["network"] not in tried]
-            rows.sort(key=lambda row: self.networks.index(row["network"]))
+            rows += [row for row in json.loads(self.path.read_text())["rows"] if row[self.key] not in tried]
+            rows.sort(key=lambda row: self.networks.index(row[self.key]))
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         text = json.dumps(head | {"machine": machine, "versions": record.versions | _peers()}, indent=1)[:-2]
         RESULTS.mkdir(exist_ok=True)

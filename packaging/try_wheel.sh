@@ -25,8 +25,13 @@ chroot "$root" env PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS=/t
     system=; [ "$TORCH" != debian ] || system=--system-site-packages
     [ -x env/bin/python ] || python3 -m venv $system env
     [ "$TORCH" = debian ] || env/bin/pip install --quiet --only-binary :all: "$TORCH"
+    : >constraints.txt
+    if [ "$TORCH" = debian ]; then
+        env/bin/python -c "import importlib.metadata as m; print(\"torch==\" + m.version(\"torch\"))" >constraints.txt
+        echo "Debian has $(cat constraints.txt)"
+    fi
     wheel=$(ls -t filigree_nn-*.whl | head -n 1)
-    env/bin/pip install --quiet --only-binary :all: "./$wheel[data]"
+    env/bin/pip install --quiet --only-binary :all: -c constraints.txt "./$wheel[data]"  # refuses where Debian has an older torch
     env/bin/filigree --version
     env/bin/filigree doctor
     env/bin/python smoke.py

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import filigree as fg
+from command_line import call
 from filigree.advise import Advice, Advised
-from test_cli import call
 
 module = importlib.import_module("filigree.advise")
 

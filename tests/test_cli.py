@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import filigree as fg
-from filigree import cli
+from command_line import call
+from filigree import recipes
 from filigree.train import Record
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -22,20 +23,6 @@ SMALL = ["--set", "training.epochs=2", "--set", "model.hidden=[60]", "--set", "s
 
 def filigree(*arguments):
     return subprocess.run([sys.executable, "-m", "filigree.cli", *arguments], capture_output=True, text=True)
-
-
-def call(monkeypatch, capsys, *arguments):
-    """In this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["filigree", *map(str, arguments)])
-    code = 0
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return code, *capsys.readouterr()
 
 
 def test_train_compare_report_resume(tmp_path, monkeypatch, capsys):
@@ -204,11 +191,48 @@ def test_out_is_a_folder(tmp_path, monkeypatch, capsys):
         assert f"{tmp_path / 'file'} is a file; a folder is needed" in err
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    """Also the one that is taken where none is named; whoever runs the tests may write anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("filigree.cli.options.os.access", lambda path, mode: Path(path).absolute() != tmp_path)
+    monkeypatch.setattr("filigree.recipes.forecast", None)
+    over = "--method", "SET", "--over", "epsilon=5,6", "--set", "data.validation=0.1"
+    for words in (
+        ("train", "demo"), ("train", "demo", "--out", tmp_path / "runs"), ("demo", "--out", "runs"),
+        ("compare", "digits"), ("sweep", "demo", *over), ("compare", "runs", "--json", "all.json"),
+    ):  # fmt: skip
+        code, _, err = call(monkeypatch, capsys, *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "cannot be written to" in err
+
+
+def test_a_folder_of_another_search_is_refused_before_trial_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("filigree.recipes.forecast", None)
+    words = "sweep", RECIPES / "noisy.yaml", "--method", "annealed", "--over", "anneal.start=1:50:log"
+    for content, message in (
+        ('{"sweep": {"recipe": "demo"}}', "sweep.json holds another search (recipe: demo, now"),
+        ("{", "holds trials that cannot be read"),
+    ):
+        (tmp_path / "sweep.json").write_text(content)
+        code, _, err = call(monkeypatch, capsys, *words, "--out", tmp_path)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+
 def test_list(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call(monkeypatch, capsys, "list")
     assert code == 0
     assert "compare-glioma" in out
     assert "orl" in out
+    rows = [line for line in out.partition("data set")[0].splitlines() if line.startswith("│")]
+    assert rows[0].startswith("│ demo ")
+    assert len(rows) == len(recipes.names())
+    code, out, _ = call(monkeypatch, capsys, "list", "demo")
+    assert code == 0
+    assert "All within a few points of one another" in out
+    assert "data digits, methods dense, Static, SET, LDV, OSV, EXD, 3 runs each\nfiligree train demo\n" in out
+    assert "there is no recipe 'demmo'" in call(monkeypatch, capsys, "list", "demmo")[2]
 
 
 @pytest.mark.parametrize(

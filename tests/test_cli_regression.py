@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import filigree as fg
+from command_line import call
 from filigree.cli.trained import load_samples
 from filigree.data import Preprocessing
 from filigree.recipes import RecipeError
 from filigree.train import Record
-from test_cli import call
 
 
 def test_a_quantity_from_end_to_end(tmp_path, monkeypatch, capsys):

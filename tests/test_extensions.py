@@ -3,13 +3,13 @@
 import importlib.metadata
 import importlib.resources
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from filigree import cli, recipes
+from command_line import call
+from filigree import recipes
 from filigree.extensions import GROUP, extensions
 from filigree.recipes import RecipeError
 
@@ -20,16 +20,6 @@ def no_extension(monkeypatch):
     extensions.cache_clear()
     yield
     extensions.cache_clear()
-
-
-def call(monkeypatch, capsys, *arguments):
-    """In this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["filigree", *map(str, arguments)])
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    signal.signal(signal.SIGTERM, before)
-    return stop.value.code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize("arguments", [["reproduce"], ["reproduce", "x", "--quick"], ["counts"]])

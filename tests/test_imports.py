@@ -30,6 +30,7 @@ ACCEPTED = {"filigree", "scipy", "safetensors", "pydantic", "pydantic_core", "an
 # Each line may import those above it, and itself; so may TYPE_CHECKING imports. The rest of a package follows where its
 # own name stands: `measure` is all of it but `measure.timing`.
 LAYERS = [
+    "torch_version",
     "config",
     "optional",
     "extensions",

@@ -1,6 +1,7 @@
 """The console script: what it shows without torch is what the command line itself shows."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import filigree_launcher
 import filigree_papers
 from filigree.cli.application import COMMANDS
 from filigree.optional import DISTRIBUTION
+from filigree.torch_version import refuse_old_torch
 from filigree_launcher import describe, stored_help
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,27 @@ def test_interrupted_while_torch_is_imported(monkeypatch, capsys):
         filigree_launcher.main()
     assert end.value.code == 130
     assert capsys.readouterr().err == "filigree: interrupted; nothing was begun.\n"
+
+
+@pytest.mark.parametrize(("torch", "message"), [
+    ('__version__ = "2.6.0"', "filigree: filigree needs torch 2.11 or newer. Got 2.6.0: pip install 'torch>=2.11'"),
+    ('raise ModuleNotFoundError("No module named \'torch\'", name="torch")', "filigree: No module named 'torch'"),
+])  # fmt: skip
+def test_a_torch_that_is_too_old_or_absent_is_one_line(torch, message, tmp_path):
+    (tmp_path / "torch.py").write_text(torch)
+    code = "from filigree_launcher import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(message)
+
+
+def test_versions_of_torch():
+    for version in ("2.11.0+cpu", "2.13.0a0+git1234", "3.0.0"):
+        refuse_old_torch(version)
+    for version in ("2.10.1", "1.13.1+cu117"):
+        with pytest.raises(ImportError, match=r"2\.11 or newer\. Got"):
+            refuse_old_torch(version)
 
 
 def test_one_name_of_the_distribution_everywhere():

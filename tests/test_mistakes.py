@@ -49,6 +49,10 @@ MISTAKES = {
     "model and file swapped": (lambda: fg.save("m", network()), "save: model must be a torch module. Got a str"),
     "loading into a class": (lambda: (fg.save(network(), "m"), fg.load("m", into=nn.Linear)), "load: into: model must"),
     "measuring an array": (lambda: fg.measure(network(), X.numpy()), "example must be a tensor. Got a ndarray"),
+    "measuring on other samples": (lambda: fg.measure(network(), torch.randn(2, 9)), "does not run on samples (2, 9)"),
+    "loading a folder": (lambda: fg.load("."), ".: a folder, and no file."),
+    "a folder's name for a report": (lambda: fg.write_report("runs", "r.html"), "runs: there is no such run"),
+    "a seed for everything of text": (lambda: fg.seed_everything("a"), "seed must be a whole number. Got 'a'"),
     "measuring nothing": (lambda: fg.measure(None, X), "measure: model must be a torch module"),
     "model and optimizer swapped": (
         lambda: fg.SET(SGD, network()),

@@ -10,10 +10,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import cross_val_score
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.tree import DecisionTreeClassifier
+from torch import nn
 from torch.nn import functional
 
 import filigree as fg
+from command_line import call
 from filigree.export.c.compiler import compiler
+from filigree.export.c.int8_network import Int8Network
 from filigree.sklearn import SparseMLPClassifier, SparseMLPRegressor
 from filigree.sklearn.labels import Columns, SoftmaxOfColumns
 
@@ -137,6 +140,97 @@ def test_columns_in_parts_from_a_file_and_exported(tmp_path):
     assert "onnx" in str(report).lower()
     if compiler() is not None:
         assert "compared with torch" in str(model.export(tmp_path / "m.c", X[:8]))
+
+
+def table(file, **labels):
+    """X as a .csv, with columns in another order, and these labels among them."""
+    names = [f"f{i}" for i in range(30)]
+    pd.DataFrame(X, columns=names)[names[::-1]].assign(**labels).to_csv(file, index=False)
+    return pd.DataFrame(X, columns=names)
+
+
+def test_the_command_line_predicts_each_column(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = table("all.csv", size=np.where(np.arange(120) == 3, "", SIZE), count=COUNT)
+    model = SparseMLPClassifier((40,), random_state=0, max_iter=30).fit(frame, FRAME)
+    model.save("m.safetensors")
+    code, out, err = call(monkeypatch, capsys, "predict", "m.safetensors", "all.csv", "-o", "out.csv")
+    assert (code, err) == (0, "")
+    written = pd.read_csv("out.csv")
+    sizes, counts = ["large", "medium", "small"], [7, 8, 9, 10]
+    assert written.columns.tolist() == [
+        *("row", "size", "count", "prediction(size)"), *(f"p(size={name})" for name in sizes), "prediction(count)",
+        *(f"p(count={name})" for name in counts),
+    ]  # fmt: skip
+    said, shares = model.predict(frame), model.predict_proba(frame)
+    assert (written["prediction(size)"] == said[:, 0]).all()
+    assert (written["prediction(count)"] == said[:, 1]).all()
+    np.testing.assert_allclose(written[[f"p(size={name})" for name in sizes]], shares[0], atol=1e-4)
+    np.testing.assert_allclose(written[[f"p(count={name})" for name in counts]], shares[1], atol=1e-4)
+    right, known = said == FRAME.to_numpy(), np.arange(120) != 3
+    assert f"accuracy of size {100 * right[known, 0].mean():.2f}%" in out
+    assert f"accuracy of count {100 * right[:, 1].mean():.2f}%: {right[:, 1].sum()} of 120 rows with a label" in out
+    assert f"all right {100 * right.all(1)[known].mean():.2f}%: {right.all(1)[known].sum()} of 119 rows" in out
+    table("new.csv")
+    code, out, _ = call(monkeypatch, capsys, "predict", "m.safetensors", "new.csv")
+    assert code == 0
+    assert "accuracy" not in out
+    assert "prediction(size)" in out
+    assert "says count: 7, 8, 9, 10" in call(monkeypatch, capsys, "show", "m.safetensors")[1]
+    refused = call(
+        monkeypatch, capsys, "compress", "m.safetensors", "RoundToNearest", "-o", "c.safetensors", "--data", "all.csv"
+    )
+    assert refused[0] == 2
+    assert "the model says several things of a row (size, count)" in refused[2]
+    words = "export", "m.safetensors", "-o", "m.c", "--activations", "int8", "--data", "all.csv"
+    code, out, err = call(monkeypatch, capsys, *words)
+    assert code == 0, err
+    if compiler() is not None:
+        assert "bit for bit: largest difference 0" in out
+
+
+def test_labels_that_are_there_or_not_are_predicted_from_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    y = pd.DataFrame((X[:, :2] > 0.5).astype(int), columns=["warm", "wet"])
+    frame = table("all.csv", **y)
+    model = SparseMLPClassifier(**QUICK).fit(frame, y)
+    model.save("m.safetensors")
+    assert call(monkeypatch, capsys, "predict", "m.safetensors", "all.csv", "-o", "out.csv")[0] == 0
+    written = pd.read_csv("out.csv")
+    np.testing.assert_allclose(written[["p(warm=1)", "p(wet=1)"]], model.predict_proba(frame), atol=1e-4)
+    assert np.array_equal(written[["prediction(warm)", "prediction(wet)"]], model.predict(frame))
+    assert "says wet: whether it is there" in call(monkeypatch, capsys, "show", "m.safetensors")[1]
+
+
+def test_columns_without_names_are_numbered(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savetxt("rows.csv", X, delimiter=",")
+    model = SparseMLPClassifier(**QUICK).fit(X, np.stack([SIZE, COUNT.astype(str)], 1))
+    model.save("m.safetensors")
+    assert call(monkeypatch, capsys, "predict", "m.safetensors", "rows.csv", "-o", "out.csv")[0] == 0
+    assert (pd.read_csv("out.csv")["prediction(y1)"] == model.predict(X)[:, 0]).all()
+
+
+def test_a_series_names_the_label(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = table("all.csv", size=SIZE, other=1)
+    SparseMLPClassifier(**QUICK).fit(frame, FRAME["size"]).save("m.safetensors")
+    assert "of 120 rows with a label" in call(monkeypatch, capsys, "predict", "m.safetensors", "all.csv")[1]
+
+
+def test_columns_in_integers_of_8_bits(tmp_path):
+    model = SparseMLPClassifier((40,), random_state=0, max_iter=30).fit(X, FRAME)
+    report = model.export(tmp_path / "m.c", X, activations="int8")
+    assert [layer.what for layer in report.layers][-1] == "softmax"
+    if compiler() is not None:
+        assert report.difference == 0
+    shares = torch.from_numpy(np.hstack(model.predict_proba(X)))
+    whole = nn.Sequential(*model.network_.children(), SoftmaxOfColumns([3, 4])).eval()
+    stored = Int8Network(whole, torch.from_numpy(model.scaler_.transform(X)))(
+        torch.from_numpy(model.scaler_.transform(X))
+    )
+    assert (stored - shares).abs().mean() < 0.02
+    np.testing.assert_allclose(stored[:, :3].sum(1), 1, atol=0.02)
 
 
 @pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor])

@@ -103,5 +103,20 @@ def test_what_stands_in_for_the_kernels():
     assert _instruction_set("none", ["none"], "riscv64").text == "no compiled kernels"
 
 
+def test_the_openmp_runtime_of_the_system_is_shared_where_torch_brings_none(tmp_path, monkeypatch):
+    """As with the torch of Debian or conda: by its name, and only if the process holds it already."""
+    shared, mode = [], os.RTLD_GLOBAL | os.RTLD_NOLOAD
+    monkeypatch.setattr(_load.ctypes, "CDLL", lambda name, mode: shared.append((name, mode)))
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    _load._share_openmp()
+    assert ("libgomp.so.1", mode) in shared
+    own = tmp_path / "lib" / "libgomp-1.so"
+    own.parent.mkdir()
+    own.touch()
+    shared.clear()
+    _load._share_openmp()
+    assert shared == [(str(own), mode)]
+
+
 if __name__ == "__main__":
     torch.save(outputs(), sys.argv[1])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from command_line import call
 from filigree import recipes
 from filigree_papers import reproduce
 from filigree_papers.counts import counts
 from filigree_papers.reproduce import chouliaras_evolution
 from filigree_papers.reproduce.documents import all_documents
-from test_cli import call
 from test_docs import WRITTEN, commands, ids
 
 

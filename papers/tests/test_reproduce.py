@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import filigree as fg
+from command_line import call
 from filigree.report import Chart
 from filigree_papers import data as own_data
 from filigree_papers import reproduce
@@ -18,7 +19,6 @@ from filigree_papers.reproduce import (
 )
 from filigree_papers.reproduce.findings import unprinted
 from filigree_papers.reproduce.steps import masked_loss, train_steps
-from test_cli import call
 
 DIGITS = ["--set", "data.name=digits", "--set", "data.validation=0.2", "--set", "model.hidden=[30]"]
 

@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 from rich.console import Console
 
+from command_line import call
 from filigree import data, recipes
 from filigree.train import Record
 from filigree_papers import reproduce
@@ -47,7 +48,6 @@ from filigree_papers.reproduce.findings import (
 from filigree_papers.reproduce.listing import ListedEntry, NewestRecord, newest_record, tables
 from filigree_papers.reproduce.run_summary import RunSummary
 from filigree_papers.reproduce.steps import train_steps
-from test_cli import call
 
 HERE = Path(__file__).parent.parent
 

@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import filigree.torch_version  # noqa: F401 - first of all: with an old torch other imports fail
 from filigree import data, models, nn, ops, topology
 from filigree.advise import advise
 from filigree.analyze import analyze, connection_survival, feature_ranking

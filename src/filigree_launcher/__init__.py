@@ -23,4 +23,9 @@ def main() -> None:
     except KeyboardInterrupt:  # while torch is imported
         print("filigree: interrupted; nothing was begun.", file=sys.stderr)
         sys.exit(130)
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        print(f"filigree: {error}", file=sys.stderr)  # there is none, or it is too old
+        sys.exit(1)
     run()

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from sklearn.datasets import dump_svmlight_file
 from torch import nn
 
 import filigree as fg
-from filigree import cli
+from command_line import call
 
 MATRIX = scipy.sparse.random(90, 400, 0.02, "csr", random_state=0)
 WORDS = np.where(np.asarray(MATRIX[:, :200].sum(1) > MATRIX[:, 200:].sum(1)).ravel(), "spam", "ham")
@@ -173,31 +172,23 @@ def test_errors_are_one_line(folder):
 
 @pytest.mark.long("trains, predicts and exports on the command line")
 def test_on_the_command_line(folder, monkeypatch, capsys):
-    def call(*words, code=0):
-        monkeypatch.setattr("sys.argv", ["filigree", *words])
-        ended, before = 0, signal.getsignal(signal.SIGTERM)
-        try:
-            cli.main()
-        except SystemExit as stop:
-            ended = stop.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        output = "".join(capsys.readouterr())
-        assert (ended or 0) == code, output
-        return output
+    def filigree(*words, code=0):
+        ended, out, err = call(monkeypatch, capsys, *words)
+        assert ended == code, out + err
+        return out + err
 
     options = ["--data", "rows.npz", "--target", "y.npy"]
     few = ["--set", "training.epochs=2", "--set", "model.hidden=[30]", "--set", "data.folds=null", "--seed", "0"]
-    shown = call("train", "demo", *options, "--method", "SET", "--method", "dense", "--no-report", *few)
+    shown = filigree("train", "demo", *options, "--method", "SET", "--method", "dense", "--no-report", *few)
     assert "90 rows, 400 features" in shown
-    assert "accuracy" in call("predict", "runs/demo/SET-0", "rows.npz", "--target", "y.npy", "-o", "out.csv")
+    assert "accuracy" in filigree("predict", "runs/demo/SET-0", "rows.npz", "--target", "y.npy", "-o", "out.csv")
     assert len((folder / "out.csv").read_text().splitlines()) == 91
     dump_svmlight_file(MATRIX, NUMBERS, "m.svm", zero_based=False)
-    assert "p(spam)" in call("predict", "runs/demo/dense-0", "m.svm")
-    assert "SparseLinear" in call("export", "runs/demo/SET-0", "-o", "m.onnx", "--data", "rows.npz")
-    assert "compared with torch" in call("export", "runs/demo/SET-0", "-o", "m.c")
-    call("compress", "runs/demo/SET-0", "MagnitudePruning", "-o", "small.safetensors", *options)
-    refused = call("train", "demo", *options, "--method", "SET", "--no-report", *few, code=2)
+    assert "p(spam)" in filigree("predict", "runs/demo/dense-0", "m.svm")
+    assert "SparseLinear" in filigree("export", "runs/demo/SET-0", "-o", "m.onnx", "--data", "rows.npz")
+    assert "compared with torch" in filigree("export", "runs/demo/SET-0", "-o", "m.c")
+    filigree("compress", "runs/demo/SET-0", "MagnitudePruning", "-o", "small.safetensors", *options)
+    refused = filigree("train", "demo", *options, "--method", "SET", "--no-report", *few, code=2)
     assert "holds earlier runs" in refused
     assert "of training ahead" not in refused  # the folder is refused first
 

@@ -22,6 +22,7 @@ from filigree.export.c.int8_steps import Scale, Sum, multiplier, rescaled
 from filigree.export.c.kept import Kept
 from filigree.export.device.emulator import missing_tools
 from filigree.ops.c_steps import Affine, csr
+from filigree.sklearn.labels import SoftmaxOfColumns
 
 MAIN = """
 #include <stdio.h>
@@ -103,6 +104,7 @@ CASES = {
     "activations": (lambda: nn.Sequential(
         nn.Linear(9, 20), nn.GELU(), nn.Linear(20, 20), nn.LeakyReLU(0.2), nn.Linear(20, 20), nn.PReLU(),
         nn.Linear(20, 9), nn.Hardtanh(-0.4, 0.5), nn.Linear(9, 9), nn.Hardtanh(0.1, 0.5), nn.SiLU()), (9,)),
+    "softmax of columns": (lambda: nn.Sequential(nn.Linear(9, 8), SoftmaxOfColumns([3, 1, 4])), (9,)),
     "nothing": (nn.Identity, (7,)),
 }  # fmt: skip
 

@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from filigree import recipes
 from filigree.recipes import RecipeError, Sweep, sweep
+from filigree.recipes import refuse_other_search as refuse
 from filigree.recipes.sweep import Domain, pareto
 from filigree.report import figures, write_report
 from filigree.train import Record
@@ -33,8 +36,10 @@ def test_a_search_goes_on_to_its_budget_and_shows_the_front(tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text())["front"] == again["front"]
     page = write_report([tmp_path], tmp_path / "r.html").read_text()
     assert "Pareto front" in page
-    with pytest.raises(RecipeError, match="holds another search"):
-        sweep(wanted(over={"k": "2:30"}), tmp_path, trials=4)
+    for refusing in (lambda search: sweep(search, tmp_path, trials=4), lambda search: refuse(search, tmp_path)):
+        with pytest.raises(RecipeError, match=r"study\.db holds another search"):
+            refusing(wanted(over={"k": "2:30"}))
+    refuse(wanted(), tmp_path)
 
 
 def test_one_disturbed_timing_does_not_decide(tmp_path, monkeypatch):
@@ -87,6 +92,17 @@ def test_what_cannot_be_searched_is_named(tmp_path, change, message):
     with pytest.raises(RecipeError, match=message):
         sweep(wanted(**change), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_commands_load_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    """As on Windows, which has no module `fcntl`."""
+    code = "import sys; sys.modules['fcntl'] = None; sys.argv = ['', 'doctr']; from filigree.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    module = importlib.import_module("filigree.recipes.sweep")
+    monkeypatch.setattr(module, "fcntl", None)
+    with module._alone(tmp_path), module._among_others(tmp_path):
+        pass
 
 
 def test_domains():

@@ -113,6 +113,35 @@ def test_a_page_made_outside_of_git_names_no_commit(records, tmp_path):
     assert commit_text("0123456789abcdef", True) == "commit 0123456789 (with changes)"
 
 
+def test_the_page_opens_with_the_answer(records, tmp_path):
+    for run in records:
+        run["config"]["about"] = "See `filigree list`."
+    page = write_report(records, tmp_path / "page.html").read_text().partition("<main>")[2]
+    answer = "<li><b>EXD</b>: 0.25x the parameters, 0.25x the training time, test accuracy +1.00 points (95%: +1.00 to"
+    assert page.index(answer) < page.index("<table>")
+    assert "See <code>filigree list</code>." in page
+    alone = write_report(records[:1] + records[2:3], tmp_path / "one.html").read_text()
+    assert "test accuracy +1.00 points</li>" in alone
+    assert "Against dense" not in write_report(records[:2], tmp_path / "sparse.html").read_text()
+
+
+def test_what_is_pictured_of_topologies_and_costs(records, tmp_path):
+    """A method that moves connections is open, one that does not has one picture; no place for energy unmeasured."""
+    static = record("Static")
+    for row in static["history"]:
+        row["zeta"] = 0.0
+    page = write_report([static, *records], tmp_path / "page.html").read_text()
+    first, second = re.findall(r"<details.*?</details>", page.partition("<h3>Topology</h3>")[2], re.S)[:2]
+    assert first.startswith("<details open><summary>EXD")
+    assert [part.count("connections of each input") for part in (first, second)] == [3, 1]
+    ratios = figures.bars(records, {"train_seconds": "training", "train_joules": "energy"}, "t", ratio=True)
+    assert [list(trace.x) for trace in ratios.data] == [["training"]] * 2
+    assert {trace.type for trace in figures.bars(records, {"nonzeros": "n"}, "t", ratio=False, log=True).data} == {
+        "scatter"
+    }
+    assert not figures.bars(records, {"train_joules": "energy"}, "t", ratio=True).data
+
+
 def test_records_from_folders_and_bad_ones(records, tmp_path):
     for i, content in enumerate(records):
         Record(**content).save(tmp_path / f"run{i}")

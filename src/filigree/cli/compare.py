@@ -14,7 +14,7 @@ from filigree.cli.options import (
     IndexColumn,
     Method,
     Missing,
-    Out,
+    OutOfComparison,
     Overwrite,
     Set,
     Target,
@@ -48,7 +48,7 @@ def compare(
     settings: Set = None,
     methods: Method = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed (or fold) in place of the recipe's.")] = None,
-    folder: Out = None,
+    folder: OutOfComparison = None,
     overwrite: Overwrite = False,
     json: Annotated[
         Path | None,

@@ -11,9 +11,8 @@ from torch import Tensor
 from filigree.cli.networks import PYTHON, inputs_for, network_of
 from filigree.cli.options import Drop, IndexColumn, Missing, Network, Task, Transpose, in_a_folder, reading
 from filigree.cli.output import tell
-from filigree.cli.trained import example_for, load_samples, run_of
+from filigree.cli.trained import example_for, run_of
 from filigree.export import export
-from filigree.ops.sparse_rows import as_dense, rows_of
 
 _CALIBRATION, _EXAMPLE = 512, 16  # samples
 
@@ -89,8 +88,7 @@ def export_(
         options = reading(target_column, missing, index_column, drop, task, transpose)
         example = example_for(network, source, f"export {model}", trained_by, activations == "int8", **options)
         if int8 is not None and source is not None:
-            samples = load_samples(network, source, f"export {model}", 0, trained_by, **options)
-            calibration = as_dense(rows_of(samples.train.x, slice(0, _CALIBRATION)))
+            calibration = example_for(network, source, f"export {model}", trained_by, True, **options)
     if int8 is not None and calibration is not None:
         given["calibration"] = calibration
     tell(str(export(network, output, example, training=training, **given)))

@@ -116,8 +116,7 @@ def own_data(network: nn.Module, source: str) -> Any:
     if path.suffix not in _ARRAYS or not path.is_file() or (tensors := _tensors(path)) is None:
         return None
     x, y = tensors
-    x = as_weights(network, x) if x.is_floating_point() else x
-    return x if y is None else (x, y)
+    return as_weights(network, x) if y is None else (as_weights(network, x), y)
 
 
 def inputs_for(network: nn.Module, source: str) -> Tensor | None:
@@ -126,7 +125,7 @@ def inputs_for(network: nn.Module, source: str) -> Tensor | None:
     x = own[0] if isinstance(own, tuple | list) and own else own
     if own is not None and not isinstance(x, Tensor):
         raise RecipeError(f"--data {source}: inputs, or (inputs, targets), are needed. Got a {type(own).__name__}.")
-    return as_weights(network, x) if x is not None and x.is_floating_point() else x
+    return None if x is None else as_weights(network, x)  # of a file they are so already
 
 
 def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,15 +19,29 @@ def in_a_folder(file: Path | None) -> Path | None:
         raise RecipeError(f"{file}: there is no folder {file.parent} to write to.")
     if file is not None and file.is_dir():
         raise RecipeError(f"{file}: a folder; the name of a file is needed.")
+    if file is not None and not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise RecipeError(f"{file}: the folder {file.parent} cannot be written to.")
     return file
 
 
-def a_folder_or_nothing(folder: Path | None) -> Path | None:
-    """Check that a folder is one, or can be made."""
-    there = next((part for part in (folder, *folder.parents) if part.exists()), None) if folder is not None else None
-    if there is not None and not there.is_dir():
+def a_folder(folder: Path) -> Path:
+    """Check that a folder is one, or can be made, and be written to."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir():
         raise RecipeError(f"--out {folder}: {there} is a file; a folder is needed.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RecipeError(f"--out {folder}: the folder {there} cannot be written to.")
     return folder
+
+
+def a_folder_or_nothing(folder: Path | None) -> Path | None:
+    return None if folder is None else a_folder(folder)
+
+
+def _out(default: str) -> Any:
+    return typer.Option(
+        "--out", metavar="DIR", help=f"Where runs are kept; default `{default}`.", callback=a_folder_or_nothing
+    )
 
 
 Set = Annotated[
@@ -35,12 +50,10 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a key of the recipe: `--set training.epochs=5`. Repeatable."
     ),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", metavar="DIR", help="Where runs are kept; default `runs/RECIPE`.", callback=a_folder_or_nothing
-    ),
-]
+Out = Annotated[Path | None, _out("runs/RECIPE")]
+OutOfComparison = Annotated[Path | None, _out("runs/compare-DATA")]
+OutOfDemo = Annotated[Path | None, _out("runs/demo")]
+OutOfSweep = Annotated[Path | None, _out("runs/sweep-RECIPE-METHOD")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run stopped; finished runs are kept.")
 ]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from filigree import data, recipes
 from filigree.cli.exits import State
+from filigree.cli.options import a_folder
 from filigree.config import visible
 from filigree.io.storage import write_json
 from filigree.optional import needed
@@ -53,6 +54,7 @@ def run_recipe(
     """Run a recipe, show its figures and write its report. `needs_resume`: the command goes on with --resume only."""
     if report:
         needed("plotly", "write_report", "report")  # fails before hours of training, not after them
+    a_folder(folder)
     recipe = recipes.on(recipe, source)
     out.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(visible(recipe.about.strip()))}")
     about_data = _about(recipe)

@@ -72,6 +72,8 @@ def _use(network: nn.Module) -> list[str]:
             lines.append(f"reads {count:,} features{names}")
         if own.class_names:
             lines.append(f"says {own.target_name or 'the class'}: {listed(own.class_names, 10)}")
+        for name, classes in own.columns:
+            lines.append(f"says {name}: {listed(classes, 10) if classes else 'whether it is there'}")
         if own.task == "regression":
             lines.append(
                 f"says {own.target_name or 'a quantity'}, a number: "

@@ -15,12 +15,13 @@ from filigree.cli.options import (
     Drop,
     IndexColumn,
     Missing,
-    Out,
+    OutOfSweep,
     Set,
     Source,
     Target,
     Task,
     Transpose,
+    a_folder,
     as_settings,
     reading,
 )
@@ -58,7 +59,7 @@ def sweep(
     task: Task = None,
     transpose: Transpose = False,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
-    folder: Out = None,
+    folder: OutOfSweep = None,
 ) -> None:
     """Search settings for the best accuracy at the least cost: a Pareto front. An interrupted search resumes."""
     needed("plotly", "write_report", "report")  # for the report: fails before the trials, not after
@@ -68,9 +69,10 @@ def sweep(
     domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
     chosen = (*as_settings(reading(target, missing, index_column, drop, task, transpose)), *(settings or []))
     search = recipes.Sweep(recipe, domains, method, minimize, chosen, source, seed)
-    place = folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}"
+    place = a_folder(folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}")
     State.hint = f"Go on with the same command (--out {place})."
     search.check()
+    recipes.refuse_other_search(search, place)
     plain = recipes.on(recipes.load(recipe, chosen), source)
     seconds = {name: trials * each for name, each in recipes.forecast(plain, [method]).items()}
     tell(recipes.forecast_line(seconds, f"{trials} trials at most"))

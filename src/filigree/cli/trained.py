@@ -15,6 +15,7 @@ from filigree.config import listed
 from filigree.data import DataSet, Split
 from filigree.data.preprocessing import Preprocessing, preprocessing_of
 from filigree.data.readers import is_file_name
+from filigree.data.rows import read_rows
 from filigree.io.saving import load_network
 from filigree.ops.sparse_rows import as_dense, rows_of
 from filigree.recipes import MODEL, RecipeError, data_of
@@ -60,6 +61,9 @@ def load_samples(
     first = next((m for m in network.modules() if hasattr(m, "kernel_size") or hasattr(m, "in_features")), None)
     images = hasattr(first, "kernel_size")
     known = preprocessing_of(network)
+    if known is not None and known.columns:
+        names = listed([name for name, _ in known.columns])
+        raise RecipeError(f"{command}: the model says several things of a row ({names}). A data set has one label.")
     if trained_by is None and known is not None and is_file_name(source):
         reading = {"task": known.task, "transpose": known.transpose} | reading
     if trained_by is None:
@@ -103,7 +107,7 @@ def _as_it_reads(network: nn.Module, samples: DataSet, known: Preprocessing | No
                 y = (read.quantities(y) - known.target_mean) / known.target_deviation
             elif numbers is not None:
                 y = numbers[y]
-        return Split(*(as_weights(network, each) if each.is_floating_point() else each for each in (x, y)))
+        return Split(as_weights(network, x), as_weights(network, y))
 
     held = None if samples.validation is None else converted(samples.validation)
     return replace(samples, train=converted(samples.train), validation=held, test=converted(samples.test))
@@ -114,24 +118,34 @@ def example_for(
     **reading: Any,
 ) -> Tensor:  # fmt: skip
     """16 samples: of the data set's test part, or random ones as wide as the first layer; if the example calibrates,
-    512 of the training part. Other arguments as of `load_samples`.
+    512 of the training part. Of a file for a model that says several things of a row, the first ones. Other arguments
+    as of `load_samples`.
 
     Raises:
         RecipeError: the network cannot read them, or begins with something that has no width.
     """
+    count, known = 512 if calibrates else 16, preprocessing_of(network)
+    if source is not None and known is not None and known.columns and is_file_name(source):
+        options = {name: reading[name] for name in ("target", "missing", "transpose") if name in reading}
+        rows = read_rows(source, known, features=getattr(first_with_numbers(network), "in_features", None), **options).x
+        return as_weights(network, as_dense(known(rows_of(rows, slice(0, count)))))
     if source is not None:
         data = load_samples(network, source, command, 0, trained_by, **reading)
-        x, count = (data.train.x, 512) if calibrates else (data.test.x, 16)
-        return as_dense(rows_of(x, slice(0, count)))
+        return as_dense(rows_of(data.train.x if calibrates else data.test.x, slice(0, count)))
     if calibrates:
         raise RecipeError(f"{command}: --data is needed, as the data from which the scales of activations are taken.")
-    first: Any = next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
+    first = first_with_numbers(network)
     if not hasattr(first, "in_features"):
         kind = "nothing that has weights" if first is None else f"a {type(first).__name__}"
         raise RecipeError(f"{command}: --data is needed as an example. The model begins with {kind}.")
     return as_weights(network, torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0)))
 
 
+def first_with_numbers(network: nn.Module) -> Any:
+    """The first module with parameters or buffers of its own."""
+    return next((m for m in network.modules() if [*m.parameters(False), *m.buffers(False)]), None)
+
+
 def as_weights(network: nn.Module, x: Tensor) -> Tensor:
-    """x in the type of the network's weights, if it has any."""
-    return x.to(dtype_of(network) or x.dtype)
+    """Floating-point numbers in the type of the network's weights, if it has any."""
+    return x.to(dtype_of(network) or x.dtype) if x.is_floating_point() else x

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.config import check_choice, listed
+from filigree.config import check_choice, clipped, listed
 from filigree.data.encodings import Encoding
 from filigree.nn.standardize import Standardize
 from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, sparse_rows, times_columns
@@ -33,6 +33,8 @@ class Preprocessing:
         missing: "mean": for a value that is missing, the training took the mean.
         task: "classification", or "regression": the network's one output is `(y - target_mean) / target_deviation`.
         transpose: samples stood in columns. first: of svmlight's format, the number of the first feature.
+        columns: of a model that says several things of a row, the name and the classes of each, whose scores are its
+            outputs in turn; no classes: one output, by whose sign a label is there.
 
     Raises:
         ValueError: numbers that are not finite, deviations that are not above 0, or another number of names.
@@ -50,6 +52,7 @@ class Preprocessing:
     target_deviation: float = 1.0
     transpose: bool = False
     first: int | None = None
+    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("mean", "deviation"):
@@ -83,6 +86,11 @@ class Preprocessing:
             )
         if self.first not in (None, 0, 1):
             raise ValueError(f"Preprocessing: first must be 0, 1 or None. Got {self.first!r}.")
+        columns = tuple((name, tuple(classes)) for name, classes in self.columns)
+        object.__setattr__(self, "columns", columns)
+        words = [word for name, classes in columns for word in (name, *classes)]
+        if not all(isinstance(word, str) for word in words) or (columns and self.task == "regression"):
+            raise ValueError(f"Preprocessing: columns must be names and classes, text. Got {clipped(columns)}.")
         if not isinstance(self.target_name, str):
             raise ValueError(f"Preprocessing: target_name must be text. Got {self.target_name!r}.")
 
@@ -139,6 +147,7 @@ class Preprocessing:
             "encodings": [each.to_dict() for each in self.encodings], "missing": self.missing,
             "task": self.task, "target_mean": self.target_mean, "target_deviation": self.target_deviation,
             "transpose": self.transpose, "first": self.first,
+            "columns": [[name, list(classes)] for name, classes in self.columns],
         }  # fmt: skip
 
 

@@ -67,6 +67,8 @@ def raw_batches(given: Any, own: Preprocessing) -> Any:
 
 def names_for_the_file(own: Preprocessing) -> dict[str, str]:
     """Return the names as an ONNX file's metadata: lists in JSON."""
-    named = {"feature_names": own.feature_names, "class_names": own.class_names}
+    named: dict[str, Any] = {"feature_names": own.feature_names, "class_names": own.class_names}
+    if own.columns:
+        named["target_names"], named["class_names"] = zip(*own.columns, strict=True)
     lists = {key: json.dumps(names, ensure_ascii=False) for key, names in named.items() if names}
     return lists | ({"target_name": own.target_name} if own.target_name else {})

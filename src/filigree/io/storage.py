@@ -61,7 +61,8 @@ def read_state(path: str | Path) -> Any:
         ValueError: not a file of `write_state`, or a damaged one, in one line that names it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
+        is_folder = Path(path).is_dir()
+        raise FileNotFoundError(f"{path}: {'a folder, and no file' if is_folder else 'there is no such file'}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             head = json.loads((file.metadata() or {}).get(_METADATA, "{}"))

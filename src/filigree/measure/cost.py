@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 
 from filigree.computed_weights import copied
+from filigree.config import one_line
 from filigree.io.saving import description
 from filigree.measure.timing import Timing, inference, time_interleaved
 from filigree.modes import evaluating, takes_fused_sgd
@@ -81,6 +82,9 @@ def measure(
 
     Returns:
         A printable `Cost`.
+
+    Raises:
+        TypeError, ValueError: no module or tensor; the model does not run on the example, or train on the labels.
     """
     check_module(model, "measure")
     if example is not None and not isinstance(example, Tensor):
@@ -99,8 +103,12 @@ def measure(
         works["train_step_ms"] = training_step(model, example, target)
     timings: dict[str, Timing] = {}
     if seconds:
-        with evaluating(model):
-            timings = dict(zip(works, time_interleaved(list(works.values()), seconds), strict=True))
+        try:
+            with evaluating(model):
+                timings = dict(zip(works, time_interleaved(list(works.values()), seconds), strict=True))
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            shape = tuple(example.shape)
+            raise ValueError(f"measure: the model does not run on samples {shape}: {one_line(error)}") from error
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )

@@ -18,11 +18,13 @@ import torch  # its OpenMP runtime must be in the process first
 
 
 def _share_openmp() -> None:
-    """Let the kernels see the OpenMP runtime that torch has loaded. On x86-64 Linux torch does so itself."""
+    """Let the kernels see the OpenMP runtime that torch has loaded: its own, as in its wheels (on x86-64 Linux they do
+    so themselves), or the system's, as where torch is a package of Debian or of conda."""
     folder = Path(torch.__file__).parent
-    for runtime in (path for kind in ("libgomp*", "libomp*", "libiomp5*") for path in folder.glob(f"lib/{kind}")):
+    own = [str(path) for kind in ("libgomp*", "libomp*", "libiomp5*") for path in folder.glob(f"lib/{kind}")]
+    for runtime in own or ("libgomp.so.1", "libomp.so.5", "libomp.so", "libiomp5.so"):
         with contextlib.suppress(OSError):  # there, but not in use
-            ctypes.CDLL(str(runtime), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
+            ctypes.CDLL(runtime, mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
 class NoKernels:

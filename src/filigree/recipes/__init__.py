@@ -3,7 +3,7 @@
 from filigree.recipes.forecast import duration, forecast, forecast_line, gains
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
 from filigree.recipes.run import MODEL, data_of, finished, on, refuse_earlier, run
-from filigree.recipes.sweep import COSTS, Sweep, cost_text, sweep
+from filigree.recipes.sweep import COSTS, Sweep, cost_text, refuse_other_search, sweep
 from filigree.recipes.sweep_ray import sweep_ray
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "names",
     "on",
     "refuse_earlier",
+    "refuse_other_search",
     "run",
     "sweep",
     "sweep_ray",

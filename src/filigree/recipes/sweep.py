@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -29,6 +29,7 @@ from filigree.recipes.run import run
 from filigree.train import Record
 from filigree.train.history import score_of
 
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # Windows has no locks
 COSTS = ("backward_ms", "train_step_ms", "single_ms", "train_seconds", "nonzeros", "bytes_disk", "macs_forward")
 STUDY, SUMMARY, LOCK = "study.db", "sweep.json", "study.lock"
 _WORST = -1e9  # the R2 of a run that diverged: those of others may be negative too
@@ -167,6 +168,22 @@ def sweep(
         return _search(search, out, trials, minutes, jobs, report)
 
 
+def refuse_other_search(search: Sweep, out: Path) -> None:
+    """`RecipeError` where `out` holds the trials of another search, before anything runs."""
+    study, summary = out / STUDY, out / SUMMARY
+    try:
+        if study.is_file():
+            theirs = _optuna().load_study(study_name="sweep", storage=_storage(out)).user_attrs.get("sweep")
+        else:
+            theirs = dict(json.loads(summary.read_text())["sweep"]) if summary.is_file() else None
+    except Exception as error:  # of Optuna, SQLAlchemy or json
+        raise RecipeError(
+            f"{out} holds trials that cannot be read ({one_line(error, 100)}). Take another --out."
+        ) from None
+    if theirs is not None:
+        _refuse_unless_equal(search, theirs, study if study.is_file() else summary)
+
+
 def _search(
     search: Sweep, out: Path, trials: int, minutes: float | None, jobs: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -221,18 +238,18 @@ def _alone(out: Path, patience: float = 20.0) -> Iterator[None]:
     """Hold a search's folder; helpers of a search that was killed are given so many seconds to end."""
     with _locked(out) as file:
         end = time.monotonic() + patience
-        while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        while not _lock(file, "LOCK_EX", "LOCK_NB"):
             if time.monotonic() > end:
                 raise RecipeError(f"{out}: another search is at work there. Use --jobs for several processes.")
             time.sleep(0.1)
-        _lock(file, fcntl.LOCK_SH)  # helpers hold it too
+        _lock(file, "LOCK_SH")  # helpers hold it too
         yield
 
 
 @contextmanager
 def _among_others(out: Path) -> Iterator[None]:
     with _locked(out) as file:
-        _lock(file, fcntl.LOCK_SH)
+        _lock(file, "LOCK_SH")
         yield
 
 
@@ -240,9 +257,11 @@ def _locked(out: Path) -> Any:
     return (out / LOCK).open("a")
 
 
-def _lock(file: Any, how: int) -> bool:
+def _lock(file: Any, *how: str) -> bool:
+    if fcntl is None:
+        return True
     try:
-        fcntl.flock(file, how)
+        fcntl.flock(file, sum(getattr(fcntl, each) for each in how))
     except BlockingIOError:
         return False
     return True
@@ -318,17 +337,20 @@ def _open(search: Sweep, out: Path, sampler: Any = None) -> Any:
         storage=_storage(out), study_name="sweep", load_if_exists=True, sampler=sampler,
         directions=["maximize", "minimize"],
     )  # fmt: skip
+    if (theirs := study.user_attrs.get("sweep")) is None:
+        study.set_user_attr("sweep", asdict(search))
+    else:
+        _refuse_unless_equal(search, theirs, out / STUDY)
+    return study
+
+
+def _refuse_unless_equal(search: Sweep, theirs: dict[str, Any], file: Path) -> None:
     mine = json.loads(json.dumps(asdict(search)))
-    theirs = study.user_attrs.get("sweep")
-    if theirs is None:
-        study.set_user_attr("sweep", mine)
-    elif theirs != mine:
-        differs = next(key for key in mine if mine[key] != theirs.get(key))
+    if differs := [key for key in mine if mine[key] != theirs.get(key)]:
         raise RecipeError(
-            f"{out / STUDY} holds another search ({differs}: {theirs.get(differs)}, now {mine[differs]}). "
+            f"{file} holds another search ({differs[0]}: {theirs.get(differs[0])}, now {mine[differs[0]]}). "
             "Take another --out."
         )
-    return study
 
 
 def _storage(out: Path) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filigree.optional import needed
-from filigree.recipes.sweep import Domain, Sweep, summary_of
+from filigree.recipes.sweep import SUMMARY, Domain, Sweep, refuse_other_search, summary_of
 
 RETRIES = 3  # of a trial whose worker died
 
@@ -27,7 +27,10 @@ def sweep_ray(search: Sweep, out: Path, trials: int = 20, minutes: float | None 
     optuna_search = needed("ray.tune.search.optuna", "--engine ray", "ray").OptunaSearch
     search.check()
     out = out.resolve()
+    refuse_other_search(search, out)
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / SUMMARY).exists():  # says whose trials these are, also after an interruption
+        summary_of(search, out, [])
 
     train: Any = functools.partial(_train, search=search, out=out)
     if not ray.is_initialized():

@@ -103,14 +103,17 @@ def _point(value: Any) -> tuple[float, float | None]:
 def bars(
     records: Sequence[RecordLike], keys: Mapping[str, str], title: str, ratio: bool, log: bool = False
 ) -> go.Figure:
-    """One group of bars for each cost, a bar a method; as ratios to dense with a line at 1."""
+    """One group of bars for each cost that is known, a bar a method; as ratios to dense with a line at 1. On a
+    logarithmic axis, where bars have no foot, points."""
     rows = summary_table(records)
     colours, figure = palette([row.method for row in rows]), empty_figure()
-    for row in rows:
-        source = row.ratios if ratio else row.costs
-        figure.add_bar(
-            x=list(keys.values()), y=[source.get(key) for key in keys], name=_escape(row.method),
-            marker_color=colours[row.method],
+    sources = {row.method: row.ratios if ratio else row.costs for row in rows}
+    known = [key for key in keys if any(source.get(key) is not None for source in sources.values())]
+    for method, source in sources.items() if known else ():
+        points = {"mode": "markers", "marker": {"size": 12, "color": colours[method]}}
+        (figure.add_scatter if log else figure.add_bar)(
+            x=[keys[key] for key in known], y=[source.get(key) for key in known], name=_escape(method),
+            **(points if log else {"marker_color": colours[method]}),
         )  # fmt: skip
     if ratio:
         figure.add_hline(y=1, line={"color": DENSE, "dash": "dot", "width": 1})

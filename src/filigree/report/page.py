@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ from filigree.report import figures
 from filigree.report.table import (
     COSTS,
     RecordLike,
+    Row,
     accuracy_text,
     by_recipe,
     commit_text,
@@ -94,17 +96,19 @@ addEventListener('afterprint', () => resize(() => ({width: null, autosize: true}
 """
 
 
-def write_report(records: Sequence[RecordLike | str | Path], path: str | Path, title: str | None = None) -> Path:
+def write_report(
+    records: str | Path | Sequence[RecordLike | str | Path], path: str | Path, title: str | None = None
+) -> Path:
     """Write one HTML page about runs; returns its path.
 
     Args:
-        records: records, or files or folders of them (searched for `record.json`).
+        records: records, or files or folders of them (searched for `record.json`); one folder alone will do.
         path: the page; it takes the place of an older one only when it is whole.
 
     Raises:
         FileNotFoundError, ValueError: no record, or a file that is none, in one line.
     """
-    loaded = list(_load(records))
+    loaded = list(_load([records] if isinstance(records, str | Path) else records))
     if not loaded:
         raise ValueError("report: at least one record is expected. Got none.")
     groups = by_recipe(loaded)
@@ -174,8 +178,9 @@ def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: Figur
     runs = [run for group in methods.values() for run in group]
     config = runs[0].get("config", {})
     out = [f"<h2>{escape(name or 'runs')}</h2>"]
+    out.append(_answer(summary_table(runs)))
     if about := config.get("about"):
-        out.append(f"<p>{escape(str(about).strip())}</p>")
+        out.append(f"<p>{_with_code(str(about).strip())}</p>")
     notes = list(dict.fromkeys(str(note) for run in runs for note in run.get("notes", [])))
     out.append(_table(runs))
     out.append(
@@ -184,13 +189,37 @@ def _section(name: str, methods: Mapping[str, list[RecordLike]], numbered: Figur
         "corrected (Nadeau and Bengio 2003) where runs share training samples, as folds and resampled splits do; below "
         "each cost its ratio to dense, measured in the same process in turns.</p>"
     )
-    out += [f"<p class=faint>{escape(note)}</p>" for note in notes]
+    out += [f"<p class=faint>{_with_code(note)}</p>" for note in notes]
     out.append(_published(config, methods))
     if config.get("sweep"):
         out.append(f"<h3>Search</h3>{numbered.place(figures.pareto(runs), 'accuracy against cost of all trials')}")
     out += [*_accuracy(methods, numbered), *_costs(runs, numbered), *_rewiring(methods, numbered)]
     out += [*_topology(methods, numbered, config.get("data", {}).get("input_shape", [])), _details(methods)]
     return "".join(out)
+
+
+def _with_code(text: str) -> str:
+    """Text as HTML, what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _answer(rows: Sequence[Row]) -> str:
+    """A line for each method: what it takes of dense, and how its score differs."""
+    dense = next((row for row in rows if row.method == "dense"), None)
+    lines = []
+    for row in rows if dense is not None else ():
+        ratios = {"parameters": row.ratios["parameters"], "training time": row.ratios["train_seconds"]}
+        facts = [f"{ratio_text(ratio)} the {what}" for what, ratio in ratios.items() if ratio is not None]
+        if dense is not None and row.accuracy is not None and dense.accuracy is not None:
+            change, *bounds = row.against_dense or (row.accuracy - dense.accuracy,)
+            between = f" (95%: {' to '.join(row.text(bound, '+') for bound in bounds)})" if bounds else ""
+            score = (
+                f"accuracy {row.text(change, '+')} points" if row.score == "accuracy" else f"R2 {row.text(change, '+')}"
+            )
+            facts.append(f"test {score}{between}")
+        if row is not dense and facts:
+            lines.append(f"<li><b>{escape(row.method)}</b>: {escape(', '.join(facts))}</li>")
+    return f"<p>Against dense:</p><ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _table(runs: Sequence[RecordLike]) -> str:
@@ -290,14 +319,15 @@ def _rewiring(methods: Mapping[str, list[RecordLike]], numbered: Figures) -> lis
 
 def _topology(methods: Mapping[str, list[RecordLike]], numbered: Figures, shape: Sequence[int]) -> list[str]:
     out: list[str] = []
-    for method, runs in methods.items():
+    moving = {m for m, runs in methods.items() if any(row.get("zeta") for run in runs for row in run["history"])}
+    for method, runs in sorted(methods.items(), key=lambda item: item[0] not in moving):
         run = next((run for run in runs if run["topology"]), None)
         if run is None:
             continue
         layers = list(dict.fromkeys(s["layer"] for s in run["topology"]))
         opened = "" if out else " open"
         out.append(f"<details{opened}><summary>{escape(method)}, run {escape(str(run.get('seed')))}</summary>")
-        images = [s for s in run["topology"] if s.get("input_connectivity")]
+        images = [s for s in run["topology"] if s.get("input_connectivity")][: None if method in moving else 1]
         if images:
             most = max(max(s["input_connectivity"]) for s in images)
             out.append("<h3>Connections of each input</h3><div class='grid three'>")

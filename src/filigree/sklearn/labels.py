@@ -63,6 +63,10 @@ class OneLabel:
         """The classes as words."""
         return [str(name) for name in self.classes.tolist()]
 
+    def names_of_columns(self) -> list[tuple[str, ...]]:
+        """The classes of each column of y as words; none: a label that is there or not."""
+        return [tuple(self.names())]
+
 
 class Indicators(OneLabel):
     """Labels that a sample has or has not, columns of 0 and 1: the sigmoid of an output for each label."""
@@ -102,6 +106,9 @@ class Indicators(OneLabel):
 
     def answer(self) -> nn.Module:
         return nn.Sigmoid()
+
+    def names_of_columns(self) -> list[tuple[str, ...]]:
+        return [()] * self.columns
 
 
 class Columns(OneLabel):
@@ -147,6 +154,9 @@ class Columns(OneLabel):
     def names(self) -> list[Any]:
         """The classes of each column as words."""
         return [part.names() for part in self.parts]
+
+    def names_of_columns(self) -> list[tuple[str, ...]]:
+        return [tuple(names) for names in self.names()]
 
     def _split(self, output: Tensor) -> list[tuple[OneLabel, Tensor]]:
         return list(zip(self.parts, output.split(self.sizes, 1), strict=True))

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from filigree.config import Config, clipped
 
-FITTED = ("_seed", "_built_by", "history_", "n_features_in_", "n_outputs_", "_several", "temperature_")
+FITTED = ("_seed", "_built_by", "history_", "n_features_in_", "n_outputs_", "_several", "_target_names", "temperature_")
 ARRAYS, SCALERS = ("classes_", "feature_names_in_"), ("scaler_", "target_scaler_")
 
 
@@ -52,6 +52,12 @@ def scaler_of(plain: dict[str, Any] | None) -> StandardScaler | None:
     scaler.n_samples_seen_ = count if count.ndim else count[()]
     scaler.n_features_in_ = len(scaler.scale_)
     return scaler
+
+
+def names_of_targets(y: Any) -> list[str]:
+    """The names of y's columns, or of the one that it is, where a frame or a series has some."""
+    names = list(getattr(y, "columns", [getattr(y, "name", None)]))
+    return names if all(isinstance(name, str) and name for name in names) else []
 
 
 def _plain(value: Any, estimator: str, name: str) -> Any:

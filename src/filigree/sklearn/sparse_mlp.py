@@ -36,7 +36,7 @@ from filigree.nn.standardize import Standardize
 from filigree.ops.sparse_rows import sparse_rows
 from filigree.sklearn import running
 from filigree.sklearn.parameters import ACTIVATIONS, EPSILON, PRESETS, ZETA, check_parameters
-from filigree.sklearn.plain_estimators import plain_estimator
+from filigree.sklearn.plain_estimators import names_of_targets, plain_estimator
 from filigree.sklearn.sample_weights import beside, checked_weights, product, together, weighted_mean
 from filigree.topology import ErdosRenyi
 from filigree.topology.science import input_strength
@@ -172,6 +172,7 @@ class SparseMLP(BaseEstimator):
         raise NotImplementedError
 
     _learning_rate: float  # where it is not given
+    _target_names: Sequence[str] = ()  # of y's columns, where they have some
 
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of each sample, `(batch,)`."""
@@ -206,7 +207,7 @@ class SparseMLP(BaseEstimator):
         """
         check_parameters(self)
         fresh = not (self.warm_start and hasattr(self, "network_"))
-        X, y, weights = self._weighted(*self._validate(X, y, reset=fresh), sample_weight)
+        X, y, weights = self._checked(X, y, sample_weight, fresh)
         if not fresh:
             self._targets(y)  # refuses labels or columns that do not fit, before anything changes
         weights = together(weights, self._weights_of_classes(y, None if fresh else getattr(self, "classes_", None)))
@@ -265,8 +266,12 @@ class SparseMLP(BaseEstimator):
                 count, labels = min(max(count, len(sizes)), len(y) - len(sizes)), y
         return train_test_split(np.arange(len(y)), test_size=count, random_state=self._seed, stratify=labels)
 
-    def _weighted(self, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """The samples whose weight is not 0, and their weights."""
+    def _checked(self, X: Any, y: Any, sample_weight: Any, fresh: bool) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        """The samples whose weight is not 0, as arrays, and their weights; `fresh`: note what they look like."""
+        targets = names_of_targets(y)
+        X, y = self._validate(X, y, reset=fresh)
+        if fresh:
+            self._target_names = targets
         weights = checked_weights(sample_weight, X, type(self).__name__)
         if weights is not None and not weights.all():  # as if these samples were not there
             return X[weights > 0], y[weights > 0], weights[weights > 0]
@@ -276,7 +281,7 @@ class SparseMLP(BaseEstimator):
         """One epoch on these data; connections move before it, so that the network is left as it was trained."""
         check_parameters(self)
         fresh = not hasattr(self, "network_")
-        X, y, weights = self._weighted(*self._validate(X, y, reset=fresh), sample_weight)
+        X, y, weights = self._checked(X, y, sample_weight, fresh)
         if not fresh:
             self._targets(y)  # refuses labels or columns that do not fit, before anything changes
         weights = product(weights, self._weights_of_classes(y, classes if fresh else getattr(self, "classes_", None)))

@@ -105,7 +105,8 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         if isinstance(self.class_weight, str):
             raise ValueError(
                 "SparseMLPClassifier: partial_fit does not know how many samples of a class will come: class_weight "
-                f"must be None, a dict, or a list of dicts. Got {self.class_weight!r}."
+                "must be None, a dict, or a list of dicts. Of labels y that are known: dict(zip(classes, "
+                f"compute_class_weight('balanced', classes=classes, y=y))) of sklearn.utils. Got {self.class_weight!r}."
             )
         return self._partial_fit(X, y, sample_weight, classes)
 
@@ -145,7 +146,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         return [("probabilities", self._labels.answer())]
 
     def _names(self) -> dict[str, str]:
-        return super()._names() | {"class_names": json.dumps(self._labels.names(), ensure_ascii=False)}
+        named: dict[str, Sequence[Any]] = {"class_names": self._labels.names()}
+        named |= {"target_names": self._names_of_columns()} if self._several else {}
+        return super()._names() | {key: json.dumps(names, ensure_ascii=False) for key, names in named.items()}
 
     def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
         shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
@@ -196,11 +199,15 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLP):
         cool_(self.network_, self.temperature_)
 
     def _preprocessing(self) -> Preprocessing | None:
-        if self._several:
-            return None
-        names = tuple(map(str, getattr(self, "feature_names_in_", ())))
+        features = tuple(map(str, getattr(self, "feature_names_in_", ())))
         mean, deviation = map(torch.from_numpy, self._scales())
-        return Preprocessing(mean, deviation, names, tuple(self._labels.names()))
+        if self._several:
+            columns = tuple(zip(self._names_of_columns(), self._labels.names_of_columns(), strict=True))
+            return Preprocessing(mean, deviation, features, columns=columns)
+        return Preprocessing(mean, deviation, features, tuple(self._labels.names()), "".join(self._target_names))
+
+    def _names_of_columns(self) -> Sequence[str]:
+        return self._target_names or [f"y{i + 1}" for i in range(self._labels.columns)]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -101,7 +101,10 @@ class SparseMLPRegressor(RegressorMixin, SparseMLP):
         scaled = self.target_scaler_
         mean, deviation = (0.0, 1.0) if scaled is None else (float(scaled.mean_[0]), float(scaled.scale_[0]))
         means, scales = map(torch.from_numpy, self._scales())
-        return Preprocessing(means, scales, names, task="regression", target_mean=mean, target_deviation=deviation)
+        return Preprocessing(
+            means, scales, names, target_name="".join(self._target_names), task="regression", target_mean=mean,
+            target_deviation=deviation,
+        )  # fmt: skip
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

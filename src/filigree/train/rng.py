@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,11 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of `random`, numpy and torch (all devices).
 
     Initial weights and dropout draw from torch's global generator, which `fit` leaves alone: call this before making
-    the model for a run that is the same every time.
+    the model for a run that is the same every time. Raises `TypeError` for a seed that is no whole number.
     """
+    if not isinstance(seed, numbers.Integral):
+        raise TypeError(f"seed_everything: seed must be a whole number. Got {seed!r}.")
+    seed = int(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy generator is what other code may draw from
     torch.manual_seed(seed)

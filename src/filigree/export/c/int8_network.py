@@ -166,14 +166,14 @@ class Int8Network(nn.Module):
         elif isinstance(step, Pool):
             y, scale = step.module(x), before
             added = Pooling(step.name, step.module, step.take, pool_geometry(step, shape)[1], before.zero)
-        elif isinstance(step, Softmax) and not (step.logarithm or step.sizes):
+        elif isinstance(step, Softmax) and not step.logarithm:
             if len(shape) != 1 or step.dim not in (None, 1, -1):
                 expected = f"must be over the numbers of a flat sample, dim=1. Got dim={step.dim} of {shape}"
                 raise refuse(step.name, expected)
-            y, scale = x.softmax(-1), _SOFTMAX
-            added = IntegerSoftmax(
-                step.name, np.round(65535 * np.exp(-np.arange(256) * before.scale)).astype(np.uint16)
-            )
+            sizes = step.sizes or shape
+            y, scale = torch.cat([part.softmax(-1) for part in x.split(sizes, -1)], -1), _SOFTMAX
+            table = np.round(65535 * np.exp(-np.arange(256) * before.scale)).astype(np.uint16)
+            added = IntegerSoftmax(step.name, table, sizes)
         elif isinstance(step, ParametricReLU) and len(step.slope) > 1:
             y = F.prelu(x, torch.from_numpy(step.slope).double())
             added = _slopes(step, before, scale := _range(y))
@@ -184,7 +184,7 @@ class Int8Network(nn.Module):
             added = Table(
                 step.name, getattr(step, "function", "activation"), scale.stored(every).numpy().astype(np.int8)
             )
-        elif isinstance(step, Softmax) and step.logarithm:
+        elif isinstance(step, Softmax):
             raise refuse(step.name, "is a log-softmax: leave it out, the order of the outputs is the same")
         else:
             raise refuse(step.name, f"is a {type(step).__name__}, which has no form in 8-bit integers")

@@ -36,7 +36,7 @@ from filigree.export.c.source import (
     piece,
     source_file,
 )
-from filigree.export.c.stages import KERNELS, Stage, geometry_constant, sides, stage_of
+from filigree.export.c.stages import KERNELS, Stage, geometry_constant, in_runs, sides, stage_of
 from filigree.ops.conv import Geometry
 
 _INT8 = "int8.c.in"
@@ -335,7 +335,7 @@ def _(step: Pooling, placed: Placed, label: str) -> Stage:
 
 @_stage.register
 def _(step: IntegerSoftmax, placed: Placed, label: str) -> Stage:
-    call = f"softmax($y, {placed.shape[0]}, {label}_table);"
+    call = in_runs("softmax", step.sizes, f", {label}_table")
     return Stage(step.name, "softmax", placed.out, "table of 256", call, pieces=("softmax",),
                  constants=(constant(f"{label}_table", step.table),))  # fmt: skip
 

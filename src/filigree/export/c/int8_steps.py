@@ -136,12 +136,19 @@ def _sums(v: Tensor, g: Geometry, shape: torch.Size) -> Tensor:
 
 @dataclass(frozen=True)
 class IntegerSoftmax:
-    """Softmax by a table of exp(-d scale) 65535, d = 0 to 255; y = probability 256 - 128."""
+    """Softmax over each run of `sizes` numbers, by a table of exp(-d scale) 65535, d = 0 to 255.
+
+    y = probability 256 - 128.
+    """
 
     name: str
     table: np.ndarray
+    sizes: tuple[int, ...]
 
     def simulated(self, q: Tensor) -> Tensor:
+        return torch.cat([self._of_run(part) for part in q.split(self.sizes, -1)], -1)
+
+    def _of_run(self, q: Tensor) -> Tensor:
         e = torch.from_numpy(self.table.astype(np.int64))[q.amax(-1, keepdim=True) - q]
         sums = e.sum(-1, keepdim=True)
         return (torch.div(e * 256 + sums // 2, sums, rounding_mode="floor") - 128).clamp(max=HIGHEST)

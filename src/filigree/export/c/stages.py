@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -204,10 +205,14 @@ def _(step: Softmax, shape: Shape, label: str) -> Stage:
         expected = f"must be over the numbers of a flat sample, dim=1. Got dim={step.dim} of {shape}"
         raise refuse(step.name, expected)
     name = "log_softmax" if step.logarithm else "softmax"
-    sizes = step.sizes or shape
+    return Stage(step.name, name, shape, "", in_runs(name, step.sizes or shape), pieces=(name,))
+
+
+def in_runs(function: str, sizes: Sequence[int], rest: str = "") -> str:
+    """Write a call for each run of so many numbers in turn; `rest` are further arguments."""
     starts = itertools.accumulate(sizes[:-1], initial=0)
-    call = " ".join(f"{name}($y{f' + {at}' if at else ''}, {size});" for at, size in zip(starts, sizes, strict=True))
-    return Stage(step.name, name, shape, "", call, pieces=(name,))
+    calls = zip(starts, sizes, strict=True)
+    return " ".join(f"{function}($y{f' + {at}' if at else ''}, {size}{rest});" for at, size in calls)
 
 
 @stage_of.register
