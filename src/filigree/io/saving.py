@@ -70,7 +70,7 @@ def load(path: str | Path, into: nn.Module | None = None, *, sharded: bool = Fal
     The file is untrusted: nothing in it is run, indices are checked before a kernel reads them, and no more memory is
     taken than is in proportion to the file (`filigree.io.load_limits`).
     """
-    stored = read_state(path, lazily=True)
+    stored = read_state(path, lazily=sharded)
     if into is not None:
         check_module(into, "load: into")
     model = _rebuilt(path, stored, into, sharded)
@@ -82,7 +82,7 @@ def load(path: str | Path, into: nn.Module | None = None, *, sharded: bool = Fal
 
 def load_network(path: str | Path) -> nn.Module:
     """The network of a file that `save` or an estimator wrote; raises as `load` does."""
-    return _rebuilt(path, read_state(path, lazily=True), None)
+    return _rebuilt(path, read_state(path), None)
 
 
 def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None, sharded: bool = False) -> nn.Module:
@@ -106,7 +106,7 @@ def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None, sharded: boo
                     model = models.build(**made_by)
             for plain, names in steps:
                 config = Config.from_dict(plain)
-                if sharded and isinstance(config, Sparse):
+                if sharded and isinstance(config, Sparse) and not config.masked:
                     config = replace(config, sharded=True)
                 _convert_again(model, config, list(names))
             if sharded:
@@ -134,7 +134,7 @@ def _own_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
         if isinstance(layer, ShardedLinear):
             prefix = f"{name}." if name else ""
             whole = {key: state[prefix + key] for key in ("indptr", "indices", "values", "bias") if prefix + key in state}
-            if not all(isinstance(tensor, Stored) for tensor in whole.values()):
+            if not all(isinstance(tensor, Tensor | Stored) for tensor in whole.values()):
                 raise ValueError(f"the numbers of {name!r} should be tensors.")
             state = {key: value for key, value in state.items() if key.removeprefix(prefix) not in whole}
             state |= {f"{prefix}own.{key}": tensor for key, tensor in layer.own_state(whole).items()}

@@ -81,8 +81,15 @@ class Stored:
 
 
 def read(state: Any) -> Any:
-    """A state with tensors in place of those that are still in their file."""
-    return mapped(state, Stored, Stored.read)
+    """A state with tensors in place of those that are still in their file; one in several places is one again."""
+    tensors: dict[int, Tensor] = {}
+
+    def tensor(stored: Stored) -> Tensor:
+        if id(stored) not in tensors:
+            tensors[id(stored)] = stored.read()
+        return tensors[id(stored)]
+
+    return mapped(state, Stored, tensor)
 
 
 def read_state(path: str | Path, lazily: bool = False) -> Any:

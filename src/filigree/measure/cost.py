@@ -79,10 +79,17 @@ def measure(
         target: class labels for `example`; with them a training step is timed too, on a copy.
         seconds: how long each latency is measured; 0: latencies are left out, the rest is counted.
 
+    Of layers that are divided over processes (`fg.shard_`) it counts the rows of this process.
+
     Returns:
         A printable `Cost`.
     """
     check_module(model, "measure")
+    if seconds and example is not None and any(says(m) and m.runs_together for m in model.modules()):  # type: ignore[attr-defined]
+        raise ValueError(
+            "measure: a model that is divided over processes cannot be timed, as each would call it otherwise often. Give "
+            "seconds=0."
+        )
     if example is not None and not isinstance(example, Tensor):
         raise TypeError(f"measure: example must be a tensor. Got a {type(example).__name__}.")
     model = unwrapped(model)

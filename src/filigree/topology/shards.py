@@ -97,8 +97,12 @@ class Shards(Whole):
         """The number of each process."""
         numbers = torch.zeros(self.processes, dtype=torch.int64)
         numbers[self.rank] = number
-        distributed.all_reduce(numbers, group=self.group)
-        return numbers.tolist()
+        return self.sum_(numbers).tolist()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place of the tensor of each."""
+        distributed.all_reduce(tensor, group=self.group)
+        return tensor
 
     def objects(self, value: Any) -> list[Any]:
         """A plain value of each process."""
@@ -120,7 +124,7 @@ class Shards(Whole):
         for shift in range(8 * keys.itemsize - _DIGIT, -1, -_DIGIT):  # digit by digit, the highest first
             digits = (inside >> keys.dtype.type(shift)) & keys.dtype.type((1 << _DIGIT) - 1)
             histogram = torch.from_numpy(np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT))
-            distributed.all_reduce(histogram, group=self.group)
+            self.sum_(histogram)
             ends = histogram.cumsum(0).numpy()
             digit = int(np.searchsorted(ends, rest))
             rest -= int(ends[digit] - histogram[digit])

@@ -96,7 +96,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return False
-        file = read_state(self.path, lazily=True)
+        file = read_state(self.path, lazily=self.engine.divides)
         if not isinstance(file, dict) or file.get("format") != _FORMAT:
             raise ValueError(f"{self.path}: not a checkpoint of fit.")
         with self._refusing("this run"):

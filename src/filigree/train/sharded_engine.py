@@ -51,9 +51,7 @@ class ShardedEngine(Engine):
             yield self.model, self.optimizer, Tensor.backward
 
     def agreed(self, flags: Tensor) -> Tensor:
-        flags = flags.clone()
-        distributed.all_reduce(flags, group=self.shards.group)
-        return flags
+        return self.shards.sum_(flags.clone())
 
     def gather(self, value: Any) -> list[Any]:
         return self.shards.objects(value)

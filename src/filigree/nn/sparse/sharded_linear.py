@@ -180,7 +180,7 @@ class _AddGradients(torch.autograd.Function):
         by_feature = _by_feature(dx)  # of one memory order in all processes
         if by_feature.data_ptr() == dx.data_ptr():
             by_feature = by_feature.clone()
-        distributed.all_reduce(by_feature, group=ctx.shards.group)
+        ctx.shards.sum_(by_feature)
         return by_feature.t().reshape(dx.shape), None
 
 
@@ -211,11 +211,14 @@ def _gathered(own: Tensor, shards: Shards, rows: int) -> Tensor:
     if len(own) < most:
         own = torch.cat([own, own.new_zeros(most - len(own), samples)])
     together = own.new_empty(shards.processes * most, samples)
-    distributed.all_gather_into_tensor(together, own, group=shards.group)
+    _all_gather(together, own, group=shards.group)
     if full == shards.processes:
         return together
     parts = together.view(shards.processes, most, samples)
     return torch.cat([parts[:full].flatten(0, 1), parts[full:, : most - 1].flatten(0, 1)])
+
+
+_all_gather: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # by torch
 
 
 def _together(own: Tensor, part: Whole) -> Tensor:
