@@ -1,4 +1,4 @@
-"""Layers whose rows are divided over processes are the whole layers: connections, outputs, gradients, rewiring, files."""
+"""Layers whose rows are divided over processes are the whole layers: connections, gradients, rewiring, files."""
 
 from __future__ import annotations
 
@@ -159,7 +159,10 @@ def plain(sizes=(20, 13, 8, 3), sharded=False, seed=0, **options):
 
 
 def test_without_a_process_group_all_rows_are_here():
-    layer, whole = ShardedLinear(9, 6, fg.ErdosRenyi(epsilon=2), seed=3), SparseLinear(9, 6, fg.ErdosRenyi(epsilon=2), seed=3)
+    layer, whole = (
+        ShardedLinear(9, 6, fg.ErdosRenyi(epsilon=2), seed=3),
+        SparseLinear(9, 6, fg.ErdosRenyi(epsilon=2), seed=3),
+    )
     assert layer.part is WHOLE
     for name, tensor in whole.state_dict().items():
         assert torch.equal(layer.own.state_dict()[name], tensor)
@@ -356,7 +359,9 @@ def same_training():
             if evolve is not None and label not in ("density", "erk"):
                 assert evolution.births["fc3"].max() > 0
                 assert model[0].part.total(model[0].own.nnz) == whole[0].nnz
-    with pytest.raises(ValueError, match=r"^Evolution: grow='cht3' needs whole layers\. 'fc1\.own' is divided over proc"):
+    with pytest.raises(
+        ValueError, match=r"^Evolution: grow='cht3' needs whole layers\. 'fc1\.own' is divided over proc"
+    ):
         fg.CHT(model, trained[0][1], epochs=3)
     with pytest.raises(ValueError, match=r"^Evolution: allocate='global' needs whole layers"):
         fg.Evolution(model, trained[0][1], 0.1, 3, density=0.1, allocate="global")
@@ -367,7 +372,9 @@ def same_training():
     with pytest.raises(ValueError, match=r"^export: 'fc1' is a ShardedLinear, which is divided over processes"):
         fg.export(model, "never.c", x)
     other = plain(seed=rank(), init="keep")
-    with pytest.raises(ValueError, match=r"^shard_: the model must be the same in all processes\. 'fc1\.values' differs"):
+    with pytest.raises(
+        ValueError, match=r"^shard_: the model must be the same in all processes\. 'fc1\.values' differs"
+    ):
         fg.shard_(other)
 
 
@@ -419,7 +426,7 @@ def fits_saves_and_resumes(folder):
     assert {type(layer) for layer in back.modules() if hasattr(layer, "own")} == {ShardedLinear}
     for name, tensor in back.state_dict().items():
         assert torch.equal(tensor, state[name]), name
-    with pytest.raises(OSError, match="No such file or directory|there is no folder"):
+    with pytest.raises(OSError, match=r"No such file or directory|there is no folder"):
         fg.save(model, folder / "nowhere" / "model") if not rank() else stand_by(model, folder)
 
 

@@ -105,8 +105,8 @@ class Evolution:
 
     Of several data-parallel processes each calls `step` after the same update; all remove and grow the same
     connections, by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every
-    rewiring is checked: see `check_rewired`. Layers that are sharded (`fg.shard_`) are rewired as whole layers are, their
-    thresholds and numbers of connections over all rows; "cht3", "cht2" and `allocate="global"` need whole layers.
+    rewiring is checked: see `check_rewired`. Layers that are sharded (`fg.shard_`) are rewired as whole layers are,
+    with thresholds and numbers of connections over all rows; "cht3", "cht2" and `allocate="global"` need whole layers.
 
     Attributes:
         layers: by name those that evolve, as long as they are not frozen.
@@ -270,8 +270,8 @@ class Evolution:
         for label, value, needs in (("grow", grow, SCORES), ("allocate", allocate, ("global",))):
             if sharded and value in needs:
                 raise ValueError(
-                    f"Evolution: {label}={value!r} needs whole layers. {sharded[0]!r} is divided over processes: leave it "
-                    "out by where=."
+                    f"Evolution: {label}={value!r} needs whole layers. {sharded[0]!r} is divided over processes: "
+                    "leave it out by where=."
                 )
 
     def _connections(self, name: str) -> int:

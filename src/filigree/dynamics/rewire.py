@@ -68,9 +68,7 @@ def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
     return flat_indices, source
 
 
-def random_growth(
-    kept: Tensor, population: int, count: int, generator: torch.Generator, part: Whole = WHOLE
-) -> Tensor:
+def random_growth(kept: Tensor, population: int, count: int, generator: torch.Generator, part: Whole = WHOLE) -> Tensor:
     """SET: draw flat indices that are empty after the removal (just-removed ones too), uniformly at random."""
     return part.empty(kept, population, count, generator)
 

@@ -36,8 +36,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     Of a compiled model, or one in `DataParallel` or `DistributedDataParallel`, the model inside is written. The model's
     attributes `preprocessing` (`fg.data.Preprocessing`) and `vocabulary` (`fg.data.Vocabulary`) go along.
 
-    Of a model whose layers are divided over processes (`fg.shard_`) all of them call this together. The first one writes
-    the file of the whole model, and gets the others' rows a few MiB at a time.
+    Of a model whose layers are divided over processes (`fg.shard_`) all of them call this together. The first one
+    writes the file of the whole model, and gets the others' rows a few MiB at a time.
 
     Raises:
         TypeError: a conversion that cannot be written as plain data.
@@ -133,7 +133,9 @@ def _own_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     for name, layer in model.named_modules():
         if isinstance(layer, ShardedLinear):
             prefix = f"{name}." if name else ""
-            whole = {key: state[prefix + key] for key in ("indptr", "indices", "values", "bias") if prefix + key in state}
+            whole = {
+                key: state[prefix + key] for key in ("indptr", "indices", "values", "bias") if prefix + key in state
+            }
             if not all(isinstance(tensor, Tensor | Stored) for tensor in whole.values()):
                 raise ValueError(f"the numbers of {name!r} should be tensors.")
             state = {key: value for key, value in state.items() if key.removeprefix(prefix) not in whole}

@@ -85,10 +85,10 @@ def measure(
         A printable `Cost`.
     """
     check_module(model, "measure")
-    if seconds and example is not None and any(says(m) and m.runs_together for m in model.modules()):  # type: ignore[attr-defined]
+    if seconds and example is not None and any(map(_runs_together, model.modules())):
         raise ValueError(
-            "measure: a model that is divided over processes cannot be timed, as each would call it otherwise often. Give "
-            "seconds=0."
+            "measure: a model that is divided over processes cannot be timed, as each would make another number of "
+            "calls. Give seconds=0."
         )
     if example is not None and not isinstance(example, Tensor):
         raise TypeError(f"measure: example must be a tensor. Got a {type(example).__name__}.")
@@ -111,6 +111,10 @@ def measure(
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )
+
+
+def _runs_together(module: Any) -> bool:
+    return says(module) and bool(module.runs_together)
 
 
 def stored(model: nn.Module) -> Cost:

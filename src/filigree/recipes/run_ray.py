@@ -51,8 +51,8 @@ def run_ray(
                 failed.append(f"{number} ({one_line(str(error).strip().splitlines()[-1], 200)})")
     if failed:
         raise RuntimeError(
-            f"--engine ray: {len(failed)} of {len(numbers)} runs failed: {', '.join(failed)}. Finished ones are kept in "
-            f"{out}: go on with --resume."
+            f"--engine ray: {len(failed)} of {len(numbers)} runs failed: {', '.join(failed)}. Finished ones are kept "
+            f"in {out}: go on with --resume."
         )
 
 

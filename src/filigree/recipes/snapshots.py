@@ -22,8 +22,11 @@ class Snapshots:
     def on_epoch_end(self, state: FitState) -> None:
         if state.record is None or state.epoch not in (0, (state.epochs - 1) // 2, state.epochs - 1):
             return
-        layers = [(name, layer) for name, layer in state.model.named_modules()
-                  if isinstance(layer, Evolvable) and part_of(layer).processes == 1]  # else no process has it
+        layers = [
+            (name, layer)
+            for name, layer in state.model.named_modules()
+            if isinstance(layer, Evolvable) and part_of(layer).processes == 1
+        ]  # else no process has it
         for number, (name, layer) in enumerate(layers):
             flat_indices = layer.flat_indices()
             inputs = (flat_indices % layer.in_features).bincount(minlength=layer.in_features)

@@ -52,9 +52,7 @@ class ErdosRenyi(Topology):
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
         return [self._draw_one(size, generator, WHOLE) for size in sizes]
 
-    def draw_rows(
-        self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]
-    ) -> list[Drawn]:
+    def draw_rows(self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]) -> list[Drawn]:
         pairs = zip(sizes, parts, strict=True)
         return [Drawn(self._draw_one(size, generator, part)) for size, part in pairs]
 
@@ -95,13 +93,13 @@ class ErdosRenyiKernel(Topology):
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
         return [drawn.flat_indices for drawn in self.draw_rows(sizes, generator, [WHOLE] * len(sizes))]
 
-    def draw_rows(
-        self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]
-    ) -> list[Drawn]:
+    def draw_rows(self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]) -> list[Drawn]:
         return [
-            Drawn(None if density >= 1 else part.distinct(
-                size.numel, round(density * size.numel), generator, *_ends(size, part)
-            ))
+            Drawn(
+                None
+                if density >= 1
+                else part.distinct(size.numel, round(density * size.numel), generator, *_ends(size, part))
+            )
             for size, density, part in zip(sizes, self.densities(sizes), parts, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""Layers whose rows are divided over processes: which rows a process holds, and what it has to agree on with the others.
+"""Layers whose rows are divided over processes: which rows a process holds, and what all of them have to agree on.
 
 `WHOLE` is a layer that one process holds, `Shards` one of which each holds some rows. What draws and chooses
 connections asks the layer's part for sums, random numbers and the smallest of all weights, so that one piece of code
@@ -147,7 +147,7 @@ class Shards(Whole):
         return torch.cat(parts)
 
     def distinct(self, population: int, count: int, generator: torch.Generator, first: int, last: int) -> Tensor:
-        if 2 * count > population or not 0 <= count:  # drawn in another way, or refused
+        if 2 * count > population or not count >= 0:  # drawn in another way, or refused
             return cut(distinct(population, count, generator), first, last)
         drawn = torch.empty(0, dtype=torch.int64)
         lacking = count
@@ -190,7 +190,7 @@ class Shards(Whole):
         return Streamed(own.dtype, shape, list(zip(sources, shapes, strict=True)))
 
     def states(self, own: Any) -> list[Any]:
-        """The nested state of each process; its tensors are `Streamed`, and stay where they are until they are written."""
+        """The nested state of each process; its tensors are `Streamed`: they stay where they are until written."""
         tensors: list[Tensor] = []
 
         def note(tensor: Tensor) -> _Note:

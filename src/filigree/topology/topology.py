@@ -49,9 +49,7 @@ class Topology(Config):
         """Draw as `draw` does, with initial values and notes for topologies that have them."""
         return [Drawn(flat_indices) for flat_indices in self.draw(sizes, generator)]
 
-    def draw_rows(
-        self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]
-    ) -> list[Drawn]:
+    def draw_rows(self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]) -> list[Drawn]:
         """Draw as `draw_weighted` does, of each layer the rows that its part has, numbered from the first of them.
 
         By default whole layers are drawn, and cut: each takes the memory of its connections meanwhile.

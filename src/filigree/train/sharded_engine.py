@@ -31,8 +31,8 @@ class ShardedEngine(Engine):
         self.rank, self.processes = shards.rank, shards.processes
         if distributed.get_world_size() != self.processes:
             raise ValueError(
-                f"fit: sharded layers must be divided over all {distributed.get_world_size()} processes. Got a group of "
-                f"{self.processes}."
+                f"fit: sharded layers must be divided over all {distributed.get_world_size()} processes. Got a group "
+                f"of {self.processes}."
             )
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if accelerator is not None:

@@ -20,9 +20,9 @@ class ShardedLinear(Capabilities, nn.Module):
 
     Each process draws, holds, trains and rewires its rows only, in `own`, a `SparseLinear`: memory, optimizer and
     multiply-adds are a share of the whole layer's. Together they are the `SparseLinear` of the same arguments: the same
-    connections, values, outputs and gradients. All processes must give the same input, and get the same output: forward,
-    the outputs of all are gathered, backward, the gradients of the input are added up. `filigree.fit` sees to it that all
-    processes of a model with such layers have the same batches.
+    connections, values, outputs and gradients. All processes must give the same input, and get the same output:
+    forward, the outputs of all are gathered, backward, the gradients of the input are added up. `fg.fit` sees to it
+    that all processes of a model with such layers have the same batches.
 
     `fg.Sparse(..., sharded=True)` makes such layers, so that no process ever holds a whole one; `fg.shard_` divides
     those that there are.
@@ -33,14 +33,15 @@ class ShardedLinear(Capabilities, nn.Module):
         group: the processes, a group of `torch.distributed`; default: all. A process without a group has all rows.
 
     Shape: `(..., in_features)` to `(..., out_features)`. `state_dict` holds the rows here; `fg.save` writes the whole
-    layer, as a `SparseLinear`. `dense()`: that of `whole()`. The first `out_features % processes` processes have one row
-    more than the others.
+    layer, as a `SparseLinear`. `dense()`: that of `whole()`. The first `out_features % processes` processes have one
+    row more than the others.
 
     Raises:
         ValueError: fewer rows than processes; several processes without a group.
     """
 
     own: SparseLinear
+
     def __init__(
         self,
         in_features: int,

@@ -27,9 +27,9 @@ def shard_(model: nn.Module, where: Where = None, group: Any = None) -> Report:
         fg.shard_(model)
 
     Each process keeps its rows only, so a layer, its gradients and its optimizer take a share of the memory. The model
-    must be the same in all processes, which all call this together; layers that no process can hold are made so from the
-    beginning by `fg.Sparse(..., sharded=True)`. Layers with fewer rows than there are processes stay whole. Without a
-    process group a layer keeps all of its rows.
+    must be the same in all processes, which all call this together; layers that no process can hold are made so from
+    the beginning by `fg.Sparse(..., sharded=True)`. Layers with fewer rows than there are processes stay whole. Without
+    a process group a layer keeps all of its rows.
 
     Args:
         model: holds sparse linear layers (after `fg.convert_`). An optimizer is made afterwards.
@@ -40,7 +40,8 @@ def shard_(model: nn.Module, where: Where = None, group: Any = None) -> Report:
         A printable report. Its numbers after are those of this process.
 
     Raises:
-        ValueError: no sparse linear layer was selected; the processes' models differ; several processes without a group.
+        ValueError: no sparse linear layer was selected; the processes' models differ; several processes without a
+            group.
     """
     check_module(model, "shard_")
     layers = _whole_layers(model)

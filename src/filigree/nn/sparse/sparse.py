@@ -56,9 +56,9 @@ class Sparse(Conversion):
         seed: of topology and values.
         activations: "bfloat16" or "float16": linear layers of float32 values read their inputs and write their outputs
             rounded to these 16 bits, sums stay float32; see `filigree.nn.SparseLinear`. Convolutions do not.
-        sharded: divide the rows of linear layers over the processes of `torch.distributed`: each draws and holds its own,
-            as `filigree.nn.ShardedLinear`, and no process ever a whole layer (of a model on the meta device). They are
-            the layers that `sharded=False` makes. `ErdosRenyi` and `ErdosRenyiKernel` are drawn row by row; other
+        sharded: divide the rows of linear layers over the processes of `torch.distributed`: each draws and holds its
+            own, as `filigree.nn.ShardedLinear`, and no process ever a whole layer (of a model on the meta device). They
+            are the layers that `sharded=False` makes. `ErdosRenyi` and `ErdosRenyiKernel` are drawn row by row; other
             topologies, and weights that are kept, are whole for a moment. Files say nothing of it.
 
     A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
