@@ -363,11 +363,19 @@ def flash() -> str:
 def sharded() -> str:
     """A layer of 10^7 inputs and outputs in one process, and its rows divided over two."""
     runs = json.loads((ROOT / "reliability" / "results" / "sharded.json").read_text())["runs"]
-    headings = ("processes", "connections in each", "built in", "most memory while it is built", "in all", "a step")
-    lines = [_line(*headings), "|---|" + "---|" * 5]
+    headings = (
+        "processes",
+        "connections in each",
+        "built in",
+        "memory: while it is built",
+        "held",
+        "while it trains",
+        "a step",
+    )
+    lines = [_line(*headings), "|---|" + "---|" * 6]
     for processes, rows in runs.items():
         most = {key: max(row[key] for row in rows) for key in rows[0] if key != "losses"}
-        gibibytes = (f"{most[key] / 1024:.1f} GiB" for key in ("built_peak_mib", "peak_mib"))
+        gibibytes = (f"{most[key] / 1024:.1f} GiB" for key in ("built_peak_mib", "held_mib", "trained_peak_mib"))
         numbers = f"{most['connections'] / 1e6:.1f} million", f"{most['built_seconds']:.0f} s"
         lines.append(_line(processes, *numbers, *gibibytes, f"{most['step_seconds']:.1f} s"))
     return "\n".join(lines)
