@@ -373,7 +373,7 @@ def sharded() -> str:
         "a step",
     )
     lines = [_line(*headings), "|---|" + "---|" * 6]
-    for processes, rows in runs.items():
+    for processes, rows in sorted(runs.items()):
         most = {key: max(row[key] for row in rows) for key in rows[0] if key != "losses"}
         gibibytes = (f"{most[key] / 1024:.1f} GiB" for key in ("built_peak_mib", "held_mib", "trained_peak_mib"))
         numbers = f"{most['connections'] / 1e6:.1f} million", f"{most['built_seconds']:.0f} s"
