@@ -311,6 +311,7 @@ def _global(shards: Shards, rank: int) -> int:
 
 def _keys(numbers: np.ndarray) -> np.ndarray:
     """Unsigned integers in the order of floating-point numbers."""
-    bits = numbers.view(np.uint64 if numbers.dtype.itemsize == 8 else np.uint32)
-    sign = bits.dtype.type(1) << bits.dtype.type(8 * bits.itemsize - 1)
+    kind: Any = np.uint64 if numbers.dtype.itemsize == 8 else np.uint32
+    bits: Any = numbers.view(kind)
+    sign = kind(1 << (8 * numbers.dtype.itemsize - 1))
     return np.where(bits & sign, ~bits, bits | sign)

@@ -148,7 +148,7 @@ class ShardedLinear(Capabilities, nn.Module):
     # -- what it says of itself; see `Capabilities` --------------------------------------------------------------------
 
     @property
-    def runs_together(self) -> bool:
+    def runs_together(self) -> bool:  # type: ignore[override]
         return isinstance(self.part, Shards)
 
     def why_not_prunable(self) -> str | None:

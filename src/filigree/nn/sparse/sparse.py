@@ -187,16 +187,16 @@ class Sparse(Conversion):
         seed, device, keeps = _mix(self.seed, number), _device(layer), self._keeps(layer)
         if self.init == "largest" and keeps:
             flat_indices = layer.weight.detach().abs().flatten().topk(len(flat_indices)).indices.sort().values.cpu()
-        made: SparseLinear | SparseConv2d | ShardedLinear
+        replacement: SparseLinear | SparseConv2d | ShardedLinear
         divides = self._divides(layer)
         if isinstance(layer, nn.Conv2d):
-            made = SparseConv2d(layer, flat_indices, seed, device=device)
+            replacement = SparseConv2d(layer, flat_indices, seed, device=device)
         else:
-            made = (ShardedLinear if divides and not keeps else SparseLinear)(
+            replacement = (ShardedLinear if divides and not keeps else SparseLinear)(
                 layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
                 seed=seed, device=device, dtype=layer.weight.dtype, activations=self.activations,
             )  # fmt: skip
-        sparse = _rows(made)
+        sparse = _rows(replacement)
         if keeps:
             with torch.no_grad():
                 sparse._fill(layer)
@@ -208,7 +208,7 @@ class Sparse(Conversion):
         sparse.values.requires_grad_(layer.weight.requires_grad)
         if sparse.bias is not None and layer.bias is not None:
             sparse.bias.requires_grad_(layer.bias.requires_grad)
-        return ShardedLinear.of(sparse) if divides and keeps else made
+        return ShardedLinear.of(sparse) if divides and keeps else replacement
 
 
 def _rows(layer: Any) -> Any:
@@ -238,7 +238,7 @@ def _size(layer: nn.Linear | nn.Conv2d) -> Size:
     return conv_size(layer) if isinstance(layer, nn.Conv2d) else Size(layer.out_features, layer.in_features)
 
 
-def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
+def _masked(layer: Any) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 
