@@ -61,7 +61,8 @@ class Checkpoint:
     def save(self, midway: dict[str, Any] | None = None) -> None:
         """Write the run as it is now, at the end of an epoch; within one, `midway` says how far it is."""
         engine, random = self.engine, self.engine.gather(self._capture())
-        own, fingerprints = {}, [self.fingerprint]
+        own: dict[str, Any] = {}
+        fingerprints = [self.fingerprint]
         if engine.is_main or engine.divides:
             own = {
                 "model": self.state.model.state_dict(),
