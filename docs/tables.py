@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
 _WITH_TABLES = (
     "comparison", "export", "inference", "integrations", "microcontroller", "one-shot", "performance", "pruning",
-    "shrink", "transformers",
+    "several-machines", "shrink", "transformers",
 )  # fmt: skip
 PAGES = ("README.md", *(f"docs/{page}.md" for page in _WITH_TABLES))
 SETS = {
@@ -376,6 +376,27 @@ def flash() -> str:
     return "\n".join(lines)
 
 
+def sharded() -> str:
+    """A layer of 10^7 inputs and outputs in one process, and its rows divided over two."""
+    runs = json.loads((ROOT / "reliability" / "results" / "sharded.json").read_text())["runs"]
+    headings = (
+        "processes",
+        "connections in each",
+        "built in",
+        "memory: while it is built",
+        "held",
+        "while it trains",
+        "a step",
+    )
+    lines = [_line(*headings), "|---|" + "---|" * 6]
+    for processes, rows in sorted(runs.items()):
+        most = {key: max(row[key] for row in rows) for key in rows[0] if key != "losses"}
+        gibibytes = (f"{most[key] / 1024:.1f} GiB" for key in ("built_peak_mib", "held_mib", "trained_peak_mib"))
+        numbers = f"{most['connections'] / 1e6:.1f} million", f"{most['built_seconds']:.0f} s"
+        lines.append(_line(processes, *numbers, *gibibytes, f"{most['step_seconds']:.1f} s"))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "architectures": architectures,
@@ -391,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),
     "inference": inference,
+    "sharded": sharded,
     "shrink": shrunk,
     "networks": lambda: speeds(SPEEDS[:3]),
     "speeds": speeds,

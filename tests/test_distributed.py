@@ -1,4 +1,5 @@
-"""Two processes under a launcher train as one would, also a recipe; a dead one; a search on Ray."""
+"""Two processes under a launcher train as one would, also a recipe, and one with layers divided over them; a dead one;
+a search and a cross-validation on Ray."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+import torch
 
+import filigree as fg
 from filigree import recipes
-from filigree.recipes import Sweep
+from filigree.recipes import RecipeError, Sweep
 from filigree.train import Record
 
 SCRIPT = Path(__file__).parent.parent / "reliability" / "distributed.py"
@@ -62,22 +65,31 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+ACCELERATE = [
+    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
+    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+]  # fmt: skip
+
+
 def launchers(kind: str) -> list[list[str]]:
     """The commands that are started side by side: a node each."""
     if kind == "torchrun":
         return [[*TORCHRUN, "--standalone", "--nproc_per_node", "2"]]
+    if kind == "accelerate":
+        return [ACCELERATE]
     meet = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     return [[*TORCHRUN, *meet, "--node_rank", rank] for rank in ("0", "1")]
 
 
 @pytest.mark.long("two processes by a launcher, and one")
-@pytest.mark.parametrize("kind", ["torchrun", "nodes"])
+@pytest.mark.parametrize("kind", ["torchrun", "nodes", "accelerate"])
 def test_a_recipe_in_two_processes_is_one_run(kind: str, tmp_path: Path) -> None:
     recipe = tmp_path / "plain.yaml"
     recipe.write_text(PLAIN)
     methods = ["--method", "dense", *(["--method", "SET"] if kind == "torchrun" else [])]
-    train = ["-m", "filigree.cli", "train", str(recipe), *methods, "--no-report"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    module = "--module" if kind == "accelerate" else "-m"
+    train = [module, "filigree.cli", "train", str(recipe), *methods, "--no-report"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     started = [
         subprocess.Popen(
             [*launcher, *train, "--out", str(tmp_path / "two")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -96,6 +108,40 @@ def test_a_recipe_in_two_processes_is_one_run(kind: str, tmp_path: Path) -> None
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+DIVIDED = PLAIN.replace("epsilon: 10}", "epsilon: 10}, sharded: true").replace("hidden: [40]", "hidden: [41, 20]")
+
+
+@pytest.mark.long("two processes by torchrun, and one")
+def test_a_recipe_with_layers_divided_over_two_processes_is_one_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "divided.yaml"
+    recipe.write_text(DIVIDED)
+    train = [
+        "-m",
+        "filigree.cli",
+        "train",
+        str(recipe),
+        "--method",
+        "SET",
+        "--no-report",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(
+        [*launchers("torchrun")[0], *train], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("models: ") == 1
+    recipes.run(recipes.load(str(recipe)), tmp_path / "one", methods=["SET"], timed=False, progress=False)
+    two, one = (Record.load(tmp_path / name / "SET-0") for name in ("two", "one"))
+    for key in ("train_loss", "test_accuracy"):
+        assert [row[key] for row in two.history] == pytest.approx([row[key] for row in one.history], rel=1e-4)
+    models = [fg.load(tmp_path / name / "SET-0" / "model.safetensors") for name in ("two", "one")]
+    assert [type(layer) for layer in models[0]] == [type(layer) for layer in models[1]]
+    assert torch.equal(models[0].fc1.flat_indices(), models[1].fc1.flat_indices())
+
+
+@pytest.mark.long("a local Ray cluster, one worker of which is killed: a minute and a half")
 def test_a_killed_ray_workers_trial_is_run_again(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray Tune is not installed (the extra `ray`)")
     settings = ("data.name=digits", "data.validation=0.2", "training.epochs=150", "seeds=[0]", "model.hidden=[24]")
@@ -108,6 +154,27 @@ def test_a_killed_ray_workers_trial_is_run_again(tmp_path: Path) -> None:
     assert len(found["trials"]) == 2
     notes = [note for folder in tmp_path.glob("trial-*/topk-0") for note in Record.load(folder).notes]
     assert len([note for note in notes if note.startswith("Resumed")]) == 1
+
+
+@pytest.mark.long("a local Ray cluster")
+def test_a_cross_validation_on_ray_is_that_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray Tune is not installed (the extra `ray`)")
+    text = PLAIN.replace("{name: digits}", "{name: digits, folds: 2, repeats: 1}").replace("seeds: [0]\n", "")
+    (tmp_path / "folds.yaml").write_text(text.replace("epochs: 2", "epochs: 1"))
+    recipe = recipes.load(str(tmp_path / "folds.yaml"))
+    recipes.run_ray(recipe, tmp_path / "ray", methods=["SET"])
+    recipes.run(recipe, tmp_path / "one", methods=["SET"], timed=False, progress=False)
+    for fold in ("SET-0", "SET-1"):
+        ray, one = (Record.load(tmp_path / name / fold) for name in ("ray", "one"))
+        assert ray.finished
+        assert [row["train_loss"] for row in ray.history] == pytest.approx(
+            [row["train_loss"] for row in one.history], 1e-5
+        )
+    with pytest.raises(RecipeError, match="holds earlier runs: SET-0 "):
+        recipes.run_ray(recipe, tmp_path / "ray", methods=["SET"])
+    before = (tmp_path / "ray" / "SET-0" / "record.json").stat().st_mtime_ns
+    recipes.run_ray(recipe, tmp_path / "ray", methods=["SET"], resume=True)  # finished ones stay
+    assert (tmp_path / "ray" / "SET-0" / "record.json").stat().st_mtime_ns == before
 
 
 def kill_a_worker(out: Path, killed: list[int]) -> None:

@@ -78,6 +78,7 @@ from filigree.nn.mollified.mollified import Mollified
 from filigree.nn.mollified.stochastic_depth import StochasticDepth
 from filigree.nn.noisy.noisy import Noisy, NoisyRectifier
 from filigree.nn.sparse.online_paths import OnlinePaths
+from filigree.nn.sparse.sharding import shard_
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.structured.low_rank import LowRank
 from filigree.nn.structured.structured import ACDC, AFDF, PHD, Circulant, Fastfood, FuseLinears, Toeplitz
@@ -218,6 +219,7 @@ __all__ = [
     "retraining_bound",
     "save",
     "seed_everything",
+    "shard_",
     "show",
     "shrink",
     "topology",

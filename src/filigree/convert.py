@@ -108,6 +108,10 @@ class Conversion(ChangesLayers):
         """Whether converting this module is worth it; those where it is not are converted only when asked for."""
         return True
 
+    def stored(self) -> Conversion:
+        """The config that files note: it makes the same layers in a single process that reads the file."""
+        return self
+
     def choose(self, model: nn.Module, names: list[str]) -> list[tuple[Conversion, list[str], str]]:
         """Return which config is applied to which modules, with a note for the report.
 

@@ -50,8 +50,13 @@ def show(records: list[dict[str, Any]], json: Path | None) -> None:
 def run_recipe(
     recipe: Recipe, folder: Path, methods: list[str] | None, numbers: list[int] | None, source: str | None,
     resume: bool, overwrite: bool, report: bool, json: Path | None = None, needs_resume: bool = False,
+    engine: str = "local",
 ) -> None:  # fmt: skip
     """Run a recipe, show its figures and write its report. `needs_resume`: the command goes on with --resume only."""
+    if engine not in ("local", "ray"):
+        raise RecipeError(f"--engine {engine}: expected local or ray.")
+    if engine == "ray":
+        needed("ray", "--engine ray", "ray")
     if report:
         needed("plotly", "write_report", "report")  # fails before hours of training, not after them
     a_folder(folder)
@@ -68,6 +73,9 @@ def run_recipe(
     done = recipes.finished(recipe, folder) if resume else []
     if not processes.several() and (line := recipes.forecast_line(recipes.forecast(recipe, methods, numbers, done))):
         tell(line)
+    if engine == "ray":
+        recipes.run_ray(recipe, folder, methods=methods, runs=numbers, resume=resume, overwrite=overwrite)
+        resume, overwrite = True, False  # what is left are times of single steps, on one machine
     with Progress(*progress_columns(), console=out) as progress:
         folders = recipes.run(
             recipe, folder, methods=methods, runs=numbers, resume=resume, overwrite=overwrite, progress=progress

@@ -44,6 +44,9 @@ def train(
     overwrite: Overwrite = False,
     methods: Method = None,
     report: Annotated[bool, typer.Option(help="Write DIR/report.html.")] = True,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: each seed or fold as a task of its own, on many machines.")
+    ] = "local",
 ) -> None:
     """Run an experiment: every method and seed, a record of each, a table and a report."""
     if resume and overwrite:
@@ -53,5 +56,6 @@ def train(
     )
     place, runs = folder or Path("runs") / experiment.name, None if seed is None else [seed]
     run_recipe(
-        experiment, place, known(experiment, methods), runs, source, resume, overwrite, report, needs_resume=True
-    )
+        experiment, place, known(experiment, methods), runs, source, resume, overwrite, report, needs_resume=True,
+        engine=engine,
+    )  # fmt: skip

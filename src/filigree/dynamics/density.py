@@ -12,6 +12,7 @@ from torch import Tensor
 
 from filigree.config import Config, config
 from filigree.topology import ErdosRenyiKernel, Size
+from filigree.topology.shards import part_of
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Density = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -107,7 +108,7 @@ def connections_at(
         layers: sparse layers by name. first: their connections at the beginning, whose proportions "layer" keeps.
         by: "layer", "global" or "erk"; see `fg.Evolution`.
     """
-    possible = {name: layer.out_features * layer.in_features for name, layer in layers.items()}
+    possible = {name: possible_connections(layer) for name, layer in layers.items()}
     total = density * sum(possible.values())
     if by == "erk":
         densities = ErdosRenyiKernel(min(1.0, density)).densities([_size(layer) for layer in layers.values()])
@@ -118,6 +119,11 @@ def connections_at(
         if round(total) < sum(map(len, weights.values())):
             wanted = dict(largest_of_all(round(total), weights))
     return {name: max(1, min(possible[name], round(count))) for name, count in wanted.items()}
+
+
+def possible_connections(layer: Any) -> int:
+    """How many connections a layer could have, its rows in other processes included."""
+    return part_of(layer).total(layer.out_features) * layer.in_features
 
 
 def proportional(total: float, first: Mapping[str, int], possible: Mapping[str, int]) -> dict[str, float]:
@@ -143,4 +149,5 @@ def largest_of_all(total: int, weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _size(layer: Any) -> Size:
-    return Size(layer.out_features, layer.in_features, tuple(getattr(layer, "kernel_size", ())))
+    rows = part_of(layer).total(layer.out_features)
+    return Size(rows, layer.in_features, tuple(getattr(layer, "kernel_size", ())))

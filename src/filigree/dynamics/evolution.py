@@ -17,7 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from filigree.dynamics.consistency import check_rewired, gathered
 from filigree.dynamics.data_parallel import follow_new_sizes
-from filigree.dynamics.density import Allocation, DensitySchedule, as_density, connections_at
+from filigree.dynamics.density import (
+    Allocation,
+    DensitySchedule,
+    as_density,
+    connections_at,
+    possible_connections,
+)
 from filigree.dynamics.horizon import horizon_of
 from filigree.dynamics.last_gradients import LastGradients
 from filigree.dynamics.link_prediction import SCORES
@@ -35,6 +41,7 @@ from filigree.dynamics.rewire import (
 from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.layer_selection import Where, matching
+from filigree.topology.shards import Whole, part_of
 from filigree.untrained import mark_untrained
 from filigree.wrappers import check_module
 
@@ -98,7 +105,8 @@ class Evolution:
 
     Of several data-parallel processes each calls `step` after the same update; all remove and grow the same
     connections, by gradient where it is largest over the samples of all. With FILIGREE_DEBUG=1 in the environment every
-    rewiring is checked: see `check_rewired`.
+    rewiring is checked: see `check_rewired`. Layers that are sharded (`fg.shard_`) are rewired as whole layers are,
+    with thresholds and numbers of connections over all rows; "cht3", "cht2" and `allocate="global"` need whole layers.
 
     Attributes:
         layers: by name those that evolve, as long as they are not frozen.
@@ -158,6 +166,8 @@ class Evolution:
             raise ValueError(f"Evolution: regrow must be 'zero', 'initial' or a number >= 0. Got {regrow!r}.")
         if interval not in ("epoch", "step"):
             raise ValueError(f"Evolution: interval must be 'epoch' or 'step'. Got {interval!r}.")
+        self._refuse_of_shards(grow, allocate)
+        self._gathers = all(part_of(module).processes == 1 for module in model.modules())  # else batches are the same
         self.epochs = self._given = epochs
         self.stop_before_end, self.grow, self.regrow = stop_before_end, grow, regrow
         self.every, self.interval, self.soft, self.allocate = every, interval, soft, allocate
@@ -168,7 +178,7 @@ class Evolution:
             name: torch.zeros(layer.flat_indices().numel(), dtype=torch.int32) for name, layer in self.layers.items()
         }
         self.deaths = {name: torch.zeros(0, 3, dtype=torch.int64) for name in self.layers}
-        self._first = {name: len(births) for name, births in self.births.items()}
+        self._first = {name: self._connections(name) for name in self.layers}
         self._memory: dict[str, float] = {}
         self._followers: OrderedDict[int, Follower] = OrderedDict()
         self._warned = False
@@ -255,6 +265,19 @@ class Evolution:
     def _evolving(self) -> dict[str, Evolvable]:
         return {name: layer for name, layer in self.layers.items() if layer.connections.requires_grad}
 
+    def _refuse_of_shards(self, grow: str, allocate: str) -> None:
+        sharded = [name for name, layer in self.layers.items() if part_of(layer).processes > 1]
+        for label, value, needs in (("grow", grow, SCORES), ("allocate", allocate, ("global",))):
+            if sharded and value in needs:
+                raise ValueError(
+                    f"Evolution: {label}={value!r} needs whole layers. {sharded[0]!r} is divided over processes: "
+                    "leave it out by where=."
+                )
+
+    def _connections(self, name: str) -> int:
+        """How many connections a layer has, in all processes."""
+        return part_of(self.layers[name]).total(len(self.births[name]))
+
     def _check(self, layers: dict[str, Evolvable]) -> tuple[list[list[Kept]], list[Reset]]:
         """All that can be refused, before anything moves; and what the optimizer keeps of each layer's weights."""
         check_holds(self.optimizer, layers, "Evolution")
@@ -303,7 +326,7 @@ class Evolution:
 
     def _next_counts(self, layers: dict[str, Evolvable]) -> dict[str, int]:
         """How many connections each layer is to have after this rewiring; the last that moves anything is the end."""
-        now = {name: len(self.births[name]) for name in layers}
+        now = {name: self._connections(name) for name in layers}
         if self.density is None:
             return now
         if self._rewirings is None:
@@ -311,27 +334,28 @@ class Evolution:
         moving = self._rewirings - self.stop_before_end
         if self.epoch >= moving:
             return now
-        possible = sum(layer.out_features * layer.in_features for layer in self.layers.values())
+        possible = sum(possible_connections(layer) for layer in self.layers.values())
         initial = sum(self._first.values()) / possible
         density = self.density.density(initial, (self.epoch + 1) / moving)
         return connections_at(density, layers, self._first, self.allocate)
 
     def _resizes(self, counts: dict[str, int]) -> bool:
-        return any(len(self.births[name]) != count for name, count in counts.items())
+        return any(self._connections(name) != count for name, count in counts.items())
 
     @torch.no_grad()
     def _rewire(self, name: str, layer: Evolvable, state: list[Kept], count: int) -> Rewiring | None:
-        flat_indices, weights = layer.flat_indices(), layer.weights()
-        keep = self._survivors(weights, count)
+        flat_indices, weights, part = layer.flat_indices(), layer.weights(), part_of(layer)
+        keep = self._survivors(weights, count, part)
         kept = flat_indices[keep]
-        if len(kept) == len(flat_indices) == count:
+        stay = part.total(len(kept))
+        if stay == part.total(len(flat_indices)) == count:
             return None
-        grown, source = merge(kept, self._grow(name, layer, kept, count - len(kept)))
+        grown, source = merge(kept, self._grow(name, layer, kept, count - stay, part))
         old = keep.nonzero().squeeze(1)  # where in the old order each survivor was
         source = torch.where(source < 0, -1, old[source.clamp(min=0)] if len(old) else source)
         is_new = source < 0
         new_weights = torch.where(is_new, 0, weights[source.clamp(min=0)])
-        new_weights[is_new] = self._new_weights(layer, grown, is_new).to(weights)
+        new_weights[is_new] = self._new_weights(layer, grown, is_new, part).to(weights)
         grad = layer.connections.grad
         layer.rewire_(grown, new_weights)
         rewiring = Rewiring(name, layer, flat_indices, grown, source)
@@ -343,37 +367,40 @@ class Evolution:
         self._remember(name, keep, source, is_new)
         return rewiring
 
-    def _survivors(self, weights: Tensor, count: int) -> Tensor:
+    def _survivors(self, weights: Tensor, count: int, part: Whole) -> Tensor:
         """Which connections stay, of at most `count`."""
-        keep = largest(weights, count)
+        keep = largest(weights, count, part)
         if self.rate > 0 and self.soft is not None:
             assert self._rewirings is not None
             first, last = self.soft
             exponent = first + (last - first) * self.epoch / self._rewirings
-            keep[keep.clone()] = soft_survivors(weights[keep], self.rate, exponent, self.generator)
+            keep[keep.clone()] = soft_survivors(weights[keep], self.rate, exponent, self.generator, part)
         elif self.rate > 0:
-            keep[keep.clone()] = survivors(weights[keep], self.rate)
+            keep[keep.clone()] = survivors(weights[keep], self.rate, part)
         return keep
 
-    def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int) -> Tensor:
+    def _grow(self, name: str, layer: Evolvable, kept: Tensor, count: int, part: Whole) -> Tensor:
         sides, possible = (layer.out_features, layer.in_features), layer.out_features * layer.in_features
         if self.grow == "random" or not count:
-            return random_growth(kept, possible, count, self.generator)
+            return random_growth(kept, possible, count, self.generator, part)
         if self.grow in SCORES:
             scores = SCORES[self.grow](kept, *sides)
             return scored_growth(kept, scores, possible, count, self.generator, self.soft is not None)
         seen, generator = self._watch[name].last(), None if self.soft is None else self.generator
         if hasattr(layer, "dense_gradient"):
-            gradients = (layer.dense_gradient(gathered(x), gathered(dy)) for x, dy in seen)
+            gradients = (layer.dense_gradient(self._all(x), self._all(dy)) for x, dy in seen)
             return largest_growth(kept, [(0, functools.reduce(torch.add, gradients))], count, generator)
-        x, dy = (gathered(torch.cat([p.reshape(-1, p.shape[-1]) for p in parts])) for parts in zip(*seen, strict=True))
-        return gradient_growth(kept, x, dy, count, generator=generator)
+        x, dy = (self._all(torch.cat([p.reshape(-1, p.shape[-1]) for p in each])) for each in zip(*seen, strict=True))
+        return gradient_growth(kept, x, dy, count, generator=generator, part=part)
 
-    def _new_weights(self, layer: Evolvable, flat_indices: Tensor, is_new: Tensor) -> Tensor:
+    def _all(self, samples: Tensor) -> Tensor:
+        return gathered(samples) if self._gathers else samples
+
+    def _new_weights(self, layer: Evolvable, flat_indices: Tensor, is_new: Tensor, part: Whole) -> Tensor:
         count = int(is_new.sum())
         if self.regrow == "zero":
             return torch.zeros(count)
-        noise = torch.randn(count, generator=self.generator)
+        noise = part.numbers(lambda n: torch.randn(n, generator=self.generator), count)
         if self.regrow != "initial":
             return noise * float(self.regrow)
         rows = flat_indices // layer.in_features

@@ -1,4 +1,8 @@
-"""One rewiring as plain functions on arrays: which connections go, which come. O(connections), no dense scratch."""
+"""One rewiring as plain functions on arrays: which connections go, which come. O(connections), no dense scratch.
+
+Of a layer whose rows are divided over processes each has the arrays of its rows, and `part` makes the choice one of the
+whole layer: all processes call the same functions then, and remove and grow what one process with all rows would.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filigree.topology.flat_indices import empty_flat_indices
+from filigree.topology.shards import WHOLE, Whole
 
 
-def survivors(weights: Tensor, zeta: float) -> Tensor:
+def survivors(weights: Tensor, zeta: float, part: Whole = WHOLE) -> Tensor:
     """Which connections stay, `(nnz,)` bool (SET; Chouliaras 2021, Algorithm 1).
 
     Removed are the `round(zeta n)` smallest of the n positive weights, the `round(zeta n)` largest (nearest to zero) of
@@ -22,17 +26,14 @@ def survivors(weights: Tensor, zeta: float) -> Tensor:
     keep = w != 0
     for sign in (w > 0, w < 0):
         of_sign = np.flatnonzero(sign)
-        count = round(zeta * len(of_sign))
-        if count:
-            size = np.abs(w[of_sign])
-            threshold = np.partition(size, count - 1)[count - 1]
-            keep[of_sign[size < threshold]] = False
-            ties = of_sign[size == threshold]
-            keep[ties[: count - int((size < threshold).sum())]] = False
+        count = round(zeta * part.total(len(of_sign)))
+        keep[of_sign[part.smallest(np.abs(w[of_sign]), count)]] = False
     return torch.from_numpy(keep)
 
 
-def soft_survivors(weights: Tensor, zeta: float, exponent: float, generator: torch.Generator) -> Tensor:
+def soft_survivors(
+    weights: Tensor, zeta: float, exponent: float, generator: torch.Generator, part: Whole = WHOLE
+) -> Tensor:
     """Draw which connections stay, `(nnz,)` bool (CHTs; Zhang et al. 2025, eq. 2).
 
     Of the n that are not zero `round((1 - zeta) n)` are drawn without replacement, with probabilities proportional to
@@ -40,18 +41,18 @@ def soft_survivors(weights: Tensor, zeta: float, exponent: float, generator: tor
     """
     size = weights.abs().double()
     keep = size > 0
-    stay = round((1 - zeta) * int(keep.sum()))
+    stay = round((1 - zeta) * part.total(int(keep.sum())))
     # the largest of p / Exp(1) are a draw without replacement (Efraimidis and Spirakis 2006)
-    drawn = exponent * size.log() - torch.empty_like(size).exponential_(generator=generator).log()
-    return torch.zeros_like(keep).index_fill_(0, drawn.topk(stay).indices, True)
+    chance = part.numbers(lambda n: torch.empty(n, dtype=size.dtype).exponential_(generator=generator), len(size))
+    drawn = exponent * size.log() - chance.log()
+    return torch.from_numpy(part.smallest(-drawn.numpy(), stay))
 
 
-def largest(weights: Tensor, count: int) -> Tensor:
+def largest(weights: Tensor, count: int, part: Whole = WHOLE) -> Tensor:
     """The `count` largest weights by magnitude, `(nnz,)` bool; of equal ones those of lower index."""
-    keep = torch.ones(len(weights), dtype=torch.bool)
-    if count < len(weights):
-        keep[weights.float().abs().sort(stable=True, descending=True).indices[count:]] = False
-    return keep
+    if count >= part.total(len(weights)):
+        return torch.ones(len(weights), dtype=torch.bool)
+    return torch.from_numpy(part.smallest(-weights.float().abs().numpy(), count))
 
 
 def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,14 +68,15 @@ def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
     return flat_indices, source
 
 
-def random_growth(kept: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
+def random_growth(kept: Tensor, population: int, count: int, generator: torch.Generator, part: Whole = WHOLE) -> Tensor:
     """SET: draw flat indices that are empty after the removal (just-removed ones too), uniformly at random."""
-    return empty_flat_indices(kept, population, count, generator)
+    return part.empty(kept, population, count, generator)
 
 
 def gradient_growth(
-    kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000, generator: torch.Generator | None = None
-) -> Tensor:
+    kept: Tensor, x: Tensor, dy: Tensor, count: int, block: int = 4_000_000, generator: torch.Generator | None = None,
+    part: Whole = WHOLE,
+) -> Tensor:  # fmt: skip
     """RigL (Evci et al. 2020): find the empty flat indices where the loss falls fastest, by |dW| = |dY^T X|.
 
     The dense gradient is formed block of rows by block of rows (about `block` numbers at a time), and only the best
@@ -90,7 +92,7 @@ def gradient_growth(
     in_features, out_features = x.shape[1], dy.shape[1]
     rows = max(1, block // in_features)
     blocks = ((start * in_features, dy[:, start : start + rows].t() @ x) for start in range(0, out_features, rows))
-    return largest_growth(kept, blocks, count, generator)
+    return largest_growth(kept, blocks, count, generator, part)
 
 
 def scored_growth(
@@ -121,18 +123,20 @@ def scored_growth(
     if not rest:
         return grown
     taken = torch.cat([kept, grown]).sort().values
-    return torch.cat([grown, empty_flat_indices(taken, population, rest, generator)]).sort().values
+    return torch.cat([grown, WHOLE.empty(taken, population, rest, generator)]).sort().values
 
 
 def largest_growth(
-    kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int, generator: torch.Generator | None = None
-) -> Tensor:
+    kept: Tensor, gradients: Iterable[tuple[int, Tensor]], count: int, generator: torch.Generator | None = None,
+    part: Whole = WHOLE,
+) -> Tensor:  # fmt: skip
     """Find the `count` empty flat indices of the largest gradient, given in blocks `(first index, gradients)`.
 
     With a `generator` they are drawn without replacement, with probabilities proportional to the gradients' sizes.
     """
     best: Tensor | None = None
     best_indices = torch.empty(0, dtype=torch.int64)
+    generator = None if generator is None else part.own_generator(generator)
     for first, gradient in gradients:
         size = gradient.abs().flatten()
         if generator is not None:
@@ -145,4 +149,7 @@ def largest_growth(
         if best.numel() > count:
             best, order = best.topk(count)
             best_indices = best_indices[order]
-    return best_indices.cpu().sort().values
+    grown, order = best_indices.cpu().sort()
+    if part.processes == 1 or best is None:
+        return grown
+    return grown[torch.from_numpy(part.smallest(-best.cpu().float()[order].numpy(), count))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from filigree.convert import Conversion, conversions, record
 from filigree.data.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from filigree.data.vocabulary import Vocabulary, set_vocabulary, vocabulary_of
 from filigree.io.load_limits import LoadLimits, check_numbers
-from filigree.io.storage import read_state, write_state
+from filigree.io.storage import Stored, read, read_state, write_state
 from filigree.io.tensors import memory_order, order_, tie_, untie_
 from filigree.models.networks import modules_of
+from filigree.nn.sparse.sharded_linear import ShardedLinear
+from filigree.nn.sparse.sharding import divide_, shards_in
+from filigree.nn.sparse.sparse import Sparse
 from filigree.optional import needed
 from filigree.preserved import Preserved
 from filigree.untrained import warn_if_untrained
@@ -32,16 +36,24 @@ def save(model: nn.Module, path: str | Path) -> None:
     Of a compiled model, or one in `DataParallel` or `DistributedDataParallel`, the model inside is written. The model's
     attributes `preprocessing` (`fg.data.Preprocessing`) and `vocabulary` (`fg.data.Vocabulary`) go along.
 
+    Of a model whose layers are divided over processes (`fg.shard_`) all of them call this together. The first one
+    writes the file of the whole model, and gets the others' rows a few MiB at a time.
+
     Raises:
         TypeError: a conversion that cannot be written as plain data.
         OSError: the file cannot be written; what was there before is intact.
     """
     check_module(model, "save")
     warn_if_untrained(model, "save")
-    write_state(path, description(model))
+    shards = shards_in(model)
+    try:
+        write_state(path, description(model, whole=True), writes=shards is None or shards.rank == 0)
+    finally:
+        if shards is not None:
+            shards.wait()
 
 
-def load(path: str | Path, into: nn.Module | None = None) -> Any:
+def load(path: str | Path, into: nn.Module | None = None, *, sharded: bool = False) -> Any:
     """Read a model that `save` wrote; its outputs are the same bit for bit. Of a file that an estimator of `fg.sklearn`
     wrote, it is that estimator.
 
@@ -49,6 +61,7 @@ def load(path: str | Path, into: nn.Module | None = None) -> Any:
         path: the file.
         into: a fresh, unconverted instance of your own class, to which the stored conversions are applied. Networks of
             `fg.models` rebuild by themselves.
+        sharded: divide sparse linear layers over the processes, as `fg.shard_` does; each reads its rows only.
 
     Raises:
         FileNotFoundError, ValueError: no such file; not such a file; a model that it does not fit; a model far larger
@@ -57,10 +70,10 @@ def load(path: str | Path, into: nn.Module | None = None) -> Any:
     The file is untrusted: nothing in it is run, indices are checked before a kernel reads them, and no more memory is
     taken than is in proportion to the file (`filigree.io.load_limits`).
     """
-    stored = read_state(path)
+    stored = read_state(path, lazily=sharded)
     if into is not None:
         check_module(into, "load: into")
-    model = _rebuilt(path, stored, into)
+    model = _rebuilt(path, stored, into, sharded)
     if into is None and "estimator" in stored:
         reader = needed(_ESTIMATORS, f"load: {path} holds an estimator, and reading it", "sklearn")
         return reader.estimator_of(path, model, stored["estimator"])
@@ -72,10 +85,11 @@ def load_network(path: str | Path) -> nn.Module:
     return _rebuilt(path, read_state(path), None)
 
 
-def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None) -> nn.Module:
+def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None, sharded: bool = False) -> nn.Module:
     if not isinstance(stored, dict) or not {"model", "conversions", "state_dict"} <= set(stored):
         raise ValueError(f"load: {path} does not hold a model (it was not written by fg.save).")
-    made_by, steps, state = stored["model"], stored["conversions"], stored["state_dict"]
+    made_by, steps, state = read(stored["model"]), read(stored["conversions"]), stored["state_dict"]
+    stored |= {key: read(value) for key, value in stored.items() if key != "state_dict"}
     if into is None and made_by is None:
         raise ValueError(
             f"load: {path} holds a model of your own class. Give a fresh instance: fg.load(path, into=...)."
@@ -91,7 +105,13 @@ def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None) -> nn.Module
                 with torch.device("meta"):  # no dense weight is ever allocated
                     model = models.build(**made_by)
             for plain, names in steps:
-                _convert_again(model, Config.from_dict(plain), list(names))
+                config = Config.from_dict(plain)
+                if sharded and isinstance(config, Sparse) and not config.masked:
+                    config = replace(config, sharded=True)
+                _convert_again(model, config, list(names))
+            if sharded:
+                divide_(model)
+            state = read(_own_rows(model, state))
             _fit_names(model, state)
             _fit_types(model, state, into is not None)
             untie_(model, state)
@@ -108,15 +128,42 @@ def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None) -> nn.Module
     return model if into is None else into
 
 
-def description(model: nn.Module) -> dict[str, Any]:
-    """All of a model as plain data and tensors: what `save` writes."""
+def _own_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The stored state with the rows of this process of each sharded layer."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, ShardedLinear):
+            prefix = f"{name}." if name else ""
+            whole = {
+                key: state[prefix + key] for key in ("indptr", "indices", "values", "bias") if prefix + key in state
+            }
+            if not all(isinstance(tensor, Tensor | Stored) for tensor in whole.values()):
+                raise ValueError(f"the numbers of {name!r} should be tensors.")
+            state = {key: value for key, value in state.items() if key.removeprefix(prefix) not in whole}
+            state |= {f"{prefix}own.{key}": tensor for key, tensor in layer.own_state(whole).items()}
+    return state
+
+
+def description(model: nn.Module, whole: bool = False) -> dict[str, Any]:
+    """All of a model as plain data and tensors: what `save` writes.
+
+    Args:
+        whole: with all rows of layers that are divided over processes, which then call this together.
+    """
     model, within = unwrapped(model), names_in(model)
     made_by = model.__dict__.get("_filigree_model")
     state = {within(name): value for name, value in model.state_dict().items()}
+    for name, layer in model.named_modules() if whole else ():
+        if isinstance(layer, ShardedLinear):
+            prefix = f"{within(name)}." if name else ""
+            state = {key: value for key, value in state.items() if not key.startswith(f"{prefix}own.")}
+            state |= {prefix + key: tensor for key, tensor in layer.stored_state().items()}
     orders = {name: order for name, value in state.items() if (order := memory_order(value))}
     return {
         "model": made_by if made_by is None or _is_as_made(model) else None,
-        "conversions": [[config.to_dict(), list(names)] for config, names in conversions(model)],
+        "conversions": [
+            [(config.stored() if isinstance(config, Conversion) else config).to_dict(), list(names)]
+            for config, names in conversions(model)
+        ],
         "state_dict": state,
         "memory_orders": orders,
         "preprocessing": None if (own := preprocessing_of(model)) is None else own.to_dict(),

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from filigree.config import one_line
+from filigree.topology.shards import Streamed, mapped
 
 _METADATA = "filigree"
 _FORMAT = "filigree-state/1"
@@ -33,13 +34,15 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def write_state(path: str | Path, state: Any) -> None:
+def write_state(path: str | Path, state: Any, writes: bool = True) -> None:
     """Write a nested state to one safetensors file, atomically.
 
     Args:
         path: the file; it is replaced only once the new one is complete on disk.
         state: dicts, lists and tuples of tensors, numbers (nan, inf and big integers too), str, bool and None. The keys
             of a dict may be of any of these plain types (an optimizer's are integers).
+        writes: whether this process writes. Where there are tensors that several processes hold parts of (`Streamed`),
+            all of them call this with the same state, and those that do not write send theirs.
 
     Tensors may be on any device, of any stride; views of the same elements are written once and are the same tensor
     again when read. Subclasses (`OrderedDict`, named tuples, `Parameter`) come back as the plain type.
@@ -48,13 +51,49 @@ def write_state(path: str | Path, state: Any) -> None:
         TypeError: a value that has no place in the file, by its place in the state.
         OSError: the file cannot be written (a full disk); what was there before is intact.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Streamed] = {}
     skeleton = _Packer(tensors).pack(state, ())
-    _write_safetensors(path, tensors, {_METADATA: json.dumps({"format": _FORMAT, "state": skeleton}, allow_nan=False)})
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # keeps every tensor aligned
+    pieces = _pieces(tensors.values())
+    try:
+        if writes:
+            metadata = {_METADATA: json.dumps({"format": _FORMAT, "state": skeleton}, allow_nan=False)}
+            _write_safetensors(path, tensors, pieces, metadata)
+    finally:
+        for _ in pieces:  # those of others; on a full disk, too, they are waited for
+            pass
 
 
-def read_state(path: str | Path) -> Any:
-    """Read what `write_state` wrote; tensors come back on the CPU.
+class Stored:
+    """A tensor in a file of `read_state(lazily=True)`, read when it is asked for: a range of rows, or `read()` all."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name = file, name
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        part: Tensor = self._file.get_slice(self._name)[rows]
+        return part.clone()
+
+    def read(self) -> Tensor:
+        # A tensor of `safe_open` is a view of the mapped file: a clone outlives whatever happens to the file.
+        tensor: Tensor = self._file.get_tensor(self._name)
+        return tensor.clone()
+
+
+def read(state: Any) -> Any:
+    """A state with tensors in place of those that are still in their file; one in several places is one again."""
+    tensors: dict[int, Tensor] = {}
+
+    def tensor(stored: Stored) -> Tensor:
+        if id(stored) not in tensors:
+            tensors[id(stored)] = stored.read()
+        return tensors[id(stored)]
+
+    return mapped(state, Stored, tensor)
+
+
+def read_state(path: str | Path, lazily: bool = False) -> Any:
+    """Read what `write_state` wrote; tensors come back on the CPU, or `lazily`, as `Stored`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -68,9 +107,11 @@ def read_state(path: str | Path) -> Any:
             head = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
             if head.get("format") != _FORMAT:
                 raise ValueError(f"its header does not say {_FORMAT}")
-            # A tensor of `safe_open` is a view of the mapped file: a clone outlives whatever happens to the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-        return _unpack(head["state"], tensors)
+            stored = {name: Stored(file, name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if not lazily:
+                return _unpack(head["state"], {name: tensor.read() for name, tensor in stored.items()})
+        file = safetensors.safe_open(path, framework="pt")  # open for as long as its tensors are
+        return _unpack(head["state"], {name: Stored(file, name) for name in stored})
     except OSError:
         raise
     except Exception as error:  # a hostile file can fail in any way; whoever reads it needs one kind of error
@@ -130,13 +171,23 @@ def remove_leftovers(path: str | Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _pieces(tensors: Iterable[Tensor | Streamed]) -> Iterator[Tensor]:
+    """The numbers of tensors, one after another."""
+    for tensor in tensors:
+        if isinstance(tensor, Streamed):
+            yield from tensor.pieces()
+        elif tensor.numel():
+            yield tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+
+
+def _write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor | Streamed], pieces: Iterable[Tensor], metadata: dict[str, str]
+) -> None:
     """The safetensors container: header length (u64), JSON header, the tensors' bytes.
 
     Written here, not by `safetensors.torch.save_file`, so that the bytes go from each tensor to the file without a
     second copy of everything, a full disk is a plain `OSError`, and the file is synced before it gets its name.
     """
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # keeps every tensor aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata}
     offset = 0
     for name, tensor in tensors.items():
@@ -147,10 +198,8 @@ def _write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: d
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            if tensor.numel():
-                flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
+        for piece in pieces:
+            file.write(piece.view(torch.uint8).numpy().data)
 
 
 Place = tuple[Any, ...]  # the keys that lead to a value, for names and errors
@@ -163,7 +212,7 @@ class _Packer:
     tensor stored as pairs), `$tuple`, `$float`, `$int`, or `$items` for a dict whose keys are not all plain strings.
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor | Streamed]) -> None:
         self.tensors = tensors
         self.names: dict[Any, str] = {}  # what a tensor views -> its name in the file
 
@@ -174,6 +223,10 @@ class _Packer:
             return value
         if isinstance(value, Tensor):
             return self.tensor(value.detach(), place)
+        if isinstance(value, Streamed):
+            name = self.free_name(place)
+            self.tensors[name] = value
+            return {"$tensor": name}
         if isinstance(value, int):
             return int(value) if -(2**63) <= value < 2**64 else {"$int": hex(value)}
         if isinstance(value, float):
@@ -218,7 +271,7 @@ class _Packer:
         return name
 
 
-def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(node: Any, tensors: Mapping[str, Tensor | Stored]) -> Any:
     if isinstance(node, list):
         return [_unpack(item, tensors) for item in node]
     if not isinstance(node, dict):
@@ -230,7 +283,8 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
     if tag == "$tensor":
         return tensors[inner]
     if tag == "$complex":
-        return torch.view_as_complex(tensors[inner])
+        pairs = tensors[inner]
+        return torch.view_as_complex(pairs.read() if isinstance(pairs, Stored) else pairs)
     if tag == "$tuple":
         return tuple(_unpack(item, tensors) for item in inner)
     if tag == "$float":

@@ -80,6 +80,8 @@ def measure(
         target: class labels for `example`; with them a training step is timed too, on a copy.
         seconds: how long each latency is measured; 0: latencies are left out, the rest is counted.
 
+    Of layers that are divided over processes (`fg.shard_`) it counts the rows of this process.
+
     Returns:
         A printable `Cost`.
 
@@ -87,6 +89,11 @@ def measure(
         TypeError, ValueError: no module or tensor; the model does not run on the example, or train on the labels.
     """
     check_module(model, "measure")
+    if seconds and example is not None and any(map(_runs_together, model.modules())):
+        raise ValueError(
+            "measure: a model that is divided over processes cannot be timed, as each would make another number of "
+            "calls. Give seconds=0."
+        )
     if example is not None and not isinstance(example, Tensor):
         raise TypeError(f"measure: example must be a tensor. Got a {type(example).__name__}.")
     model = unwrapped(model)
@@ -112,6 +119,10 @@ def measure(
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )
+
+
+def _runs_together(module: Any) -> bool:
+    return says(module) and bool(module.runs_together)
 
 
 def stored(model: nn.Module) -> Cost:

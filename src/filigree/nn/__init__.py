@@ -24,6 +24,7 @@ from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.sparse.masked import MaskedConv2d, MaskedLinear
 from filigree.nn.sparse.online_paths import PathLinear
+from filigree.nn.sparse.sharded_linear import ShardedLinear
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.sparse.sparse_sequential import SparseSequential
@@ -78,6 +79,7 @@ __all__ = [
     "PathLinear",
     "SampledActivation",
     "Sell",
+    "ShardedLinear",
     "SparseConv2d",
     "SparseLinear",
     "SparseSequential",

@@ -40,6 +40,9 @@ class Capabilities:
     uncounted = False
     """Whether torch's counter does not see the arithmetic: `measure` then takes `macs`, and twice that backward."""
 
+    runs_together = False
+    """Whether a call needs other processes to make the same call: then nothing here is timed by the clock."""
+
     def stored_numbers(self: Any) -> int:
         """How many trained or stored numbers this module holds by itself."""
         return sum(parameter.numel() for parameter in self.parameters(recurse=False))

@@ -3,6 +3,7 @@
 from filigree.recipes.forecast import duration, forecast, forecast_line, gains
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
 from filigree.recipes.run import MODEL, data_of, finished, on, refuse_earlier, run
+from filigree.recipes.run_ray import run_ray
 from filigree.recipes.sweep import COSTS, Sweep, cost_text, refuse_other_search, sweep
 from filigree.recipes.sweep_ray import sweep_ray
 
@@ -27,6 +28,7 @@ __all__ = [
     "refuse_earlier",
     "refuse_other_search",
     "run",
+    "run_ray",
     "sweep",
     "sweep_ray",
 ]

@@ -30,6 +30,7 @@ from filigree.dynamics import MollificationAnnealing, NoiseAnnealing, SelectionS
 from filigree.io import saving
 from filigree.io.storage import remove_leftovers
 from filigree.measure.energy import energy
+from filigree.nn.sparse.sharding import shards_in
 from filigree.ops import kernels
 from filigree.ops.sparse_rows import as_dense, rows_of
 from filigree.recipes.building import build, evolution_of, optimizer_of
@@ -144,19 +145,29 @@ def refuse_earlier(
             _refuse_other_unfinished(folder, recipe, method)
     if resume or overwrite:
         return
-    folders = [out / f"{method}-{number}" for number in numbers for method in methods if method not in only_needed]
-    folders += [
-        folder for number in numbers for method in only_needed
-        if not _is_finished(folder := out / f"{method}-{number}", recipe, method)
-    ]  # fmt: skip
-    tried = [folder for method in methods for folder in (out / SEARCH).glob(f"{glob.escape(method)}-*")]
-    earlier = [folder for folder in (*folders, *tried) if any((folder / name).exists() for name in FILES)]
+    earlier = runs_of(recipe, out, methods, numbers, only_needed)
     if earlier:
         shown = [f"{folder.name} ({'unfinished' if _whole(folder) is None else 'finished'})" for folder in earlier]
         raise RecipeError(
             f"{out} holds earlier runs: {listed(shown)}. --resume goes on with them and keeps those that are "
             "finished, --overwrite replaces them; or give another --out."
         )
+
+
+def runs_of(
+    recipe: Recipe, out: Path, methods: Sequence[str] | None, numbers: Sequence[int],
+    only_needed: Collection[str] | None = None,
+) -> list[Path]:  # fmt: skip
+    """The folders of earlier runs that `run`, with the same arguments, would replace."""
+    if only_needed is None or methods is None:
+        methods, only_needed = _chosen(recipe, methods)
+    folders = [out / f"{method}-{number}" for number in numbers for method in methods if method not in only_needed]
+    folders += [
+        folder for number in numbers for method in only_needed
+        if not _is_finished(folder := out / f"{method}-{number}", recipe, method)
+    ]  # fmt: skip
+    tried = [folder for method in methods for folder in (out / SEARCH).glob(f"{glob.escape(method)}-*")]
+    return [folder for folder in (*folders, *tried) if any((folder / name).exists() for name in FILES)]
 
 
 def finished(recipe: Recipe, out: Path, source: str | Path | None = None) -> list[Path]:
@@ -265,7 +276,7 @@ def _train(
                 _compress(model, arm, training, split, number, history)
     finally:
         kernels.flush_denormals(False)
-    if processes.is_main():
+    if processes.is_main() or shards_in(model) is not None:  # which all save and evaluate together
         _finish(model, history, record, folder, split, None if interrupted else used.joules)
     processes.wait()
 
@@ -285,6 +296,8 @@ def _finish(
     record.finished = record.finished or now()
     name, value = score_on(model, split.train)
     record.metrics |= {f"final_train_{name}": value} | history.metrics
+    if not processes.is_main():
+        return
     record.save()
     (folder / CHECKPOINT).unlink(missing_ok=True)  # last of all: the run is finished without it
 

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from filigree.dynamics import Evolution
 from filigree.dynamics.evolution import Evolvable
+from filigree.topology.shards import part_of
 from filigree.train import FitState
 
 
 class Snapshots:
-    """Adds to the record, for each sparse layer, degree histograms, the input layer's connectivity and ages."""
+    """Adds to the record, for each sparse layer, degree histograms, the input layer's connectivity and ages; not for
+    layers that are divided over processes."""
 
     def __init__(self, evolution: Evolution | None = None) -> None:
         self.evolution = evolution
@@ -20,7 +22,11 @@ class Snapshots:
     def on_epoch_end(self, state: FitState) -> None:
         if state.record is None or state.epoch not in (0, (state.epochs - 1) // 2, state.epochs - 1):
             return
-        layers = [(name, layer) for name, layer in state.model.named_modules() if isinstance(layer, Evolvable)]
+        layers = [
+            (name, layer)
+            for name, layer in state.model.named_modules()
+            if isinstance(layer, Evolvable) and part_of(layer).processes == 1
+        ]  # else no process has it
         for number, (name, layer) in enumerate(layers):
             flat_indices = layer.flat_indices()
             inputs = (flat_indices % layer.in_features).bincount(minlength=layer.in_features)

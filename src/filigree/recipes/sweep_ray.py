@@ -33,8 +33,7 @@ def sweep_ray(search: Sweep, out: Path, trials: int = 20, minutes: float | None 
         summary_of(search, out, [])
 
     train: Any = functools.partial(_train, search=search, out=out)
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_ray(ray)
     where = out / "ray"
     if tune.Tuner.can_restore(str(where / "sweep")):
         tuner = tune.Tuner.restore(str(where / "sweep"), train, resume_unfinished=True, resume_errored=True)
@@ -66,6 +65,12 @@ def sweep_ray(search: Sweep, out: Path, trials: int = 20, minutes: float | None 
             f"{len(rows)} finished ones are kept in {out}."
         )
     return summary
+
+
+def start_ray(ray: Any) -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or begin one of this machine; where that is done already, nothing."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def _train(values: dict[str, Any], search: Sweep, out: Path) -> None:

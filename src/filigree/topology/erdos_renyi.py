@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from filigree.config import config
-from filigree.topology.flat_indices import distinct
-from filigree.topology.topology import Size, Topology
+from filigree.topology.shards import WHOLE, Whole
+from filigree.topology.topology import Drawn, Size, Topology
 
 
 @config
@@ -50,13 +50,17 @@ class ErdosRenyi(Topology):
         return round(self.density * size.numel)
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
-        return [self._draw_one(size, generator) for size in sizes]
+        return [self._draw_one(size, generator, WHOLE) for size in sizes]
 
-    def _draw_one(self, size: Size, generator: torch.Generator) -> Tensor | None:
+    def draw_rows(self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]) -> list[Drawn]:
+        pairs = zip(sizes, parts, strict=True)
+        return [Drawn(self._draw_one(size, generator, part)) for size, part in pairs]
+
+    def _draw_one(self, size: Size, generator: torch.Generator, part: Whole) -> Tensor | None:
         count = self.connections(size)
         if self.replace:
-            return torch.randint(size.numel, (count,), generator=generator).unique() if size.numel else _nothing()
-        return None if count == size.numel else distinct(size.numel, count, generator)
+            return part.with_repeats(size.numel, count, generator, *_ends(size, part)) if size.numel else _nothing()
+        return None if count == size.numel else part.distinct(size.numel, count, generator, *_ends(size, part))
 
 
 @config
@@ -87,10 +91,23 @@ class ErdosRenyiKernel(Topology):
             dense.update(full)
 
     def draw(self, sizes: Sequence[Size], generator: torch.Generator) -> list[Tensor | None]:
+        return [drawn.flat_indices for drawn in self.draw_rows(sizes, generator, [WHOLE] * len(sizes))]
+
+    def draw_rows(self, sizes: Sequence[Size], generator: torch.Generator, parts: Sequence[Whole]) -> list[Drawn]:
         return [
-            None if density >= 1 else distinct(size.numel, round(density * size.numel), generator)
-            for size, density in zip(sizes, self.densities(sizes), strict=True)
+            Drawn(
+                None
+                if density >= 1
+                else part.distinct(size.numel, round(density * size.numel), generator, *_ends(size, part))
+            )
+            for size, density, part in zip(sizes, self.densities(sizes), parts, strict=True)
         ]
+
+
+def _ends(size: Size, part: Whole) -> tuple[int, int]:
+    """Where the flat indices of a part's rows begin and end."""
+    first, last = part.rows(size.out_features)
+    return first * size.in_features, last * size.in_features
 
 
 def _nothing() -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from filigree.nn.sparse.sharding import shards_in
 from filigree.optional import needed
 from filigree.train import processes
-from filigree.train.engine import Engine, Prepared
+from filigree.train.engine import Engine, Prepared, losing_others
 from filigree.train.evaluation import device_of
+from filigree.train.sharded_engine import ShardedEngine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -53,15 +55,8 @@ class AcceleratorEngine(Engine):
                 yield runner, self.optimizer, Tensor.backward
             else:
                 wrapped = accelerator.prepare_optimizer(optimizer, device_placement=False)
-                yield runner, wrapped, accelerator.backward
-        except RuntimeError as error:
-            if self.processes == 1 or not any(word in str(error) for word in _LOST):
-                raise
-            reason = " ".join(str(error).split("] ", 1)[-1].split())  # without the place in gloo's source
-            raise ConnectionError(
-                f"fit: process {self.rank} has lost another process of this run ({reason[:100]}). "
-                "The last checkpoint is whole: start all of them again to resume."
-            ) from None
+                with losing_others(self.rank) if self.processes > 1 else nullcontext():
+                    yield runner, wrapped, accelerator.backward
         finally:  # mixed precision replaces the model's own forward: after the run it is the user's model again
             for key in _MARKS:
                 vars(model).pop(key, None)
@@ -84,17 +79,18 @@ class AcceleratorEngine(Engine):
         return self.accelerator.scaler
 
 
-_LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Socket")  # in what a collective that fails says
 _MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")  # what prepare_model leaves on a model
 
 
 def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator | None) -> Engine:
-    """The engine for `fit(accelerator=...)`.
+    """The engine for `fit(accelerator=...)`. A model with sharded layers has its own, without an Accelerator.
 
     Without an Accelerator, one is made only in a process that a launcher started (`accelerate launch`, `torchrun`). In
     an ordinary process none is: Accelerate's state is global, and the first Accelerator would fix the precision of all
     that the user makes later.
     """
+    if (shards := shards_in(model)) is not None:
+        return ShardedEngine(model, optimizer, shards, accelerator)
     launched = processes.several() or "ACCELERATE_MIXED_PRECISION" in os.environ
     if accelerator is None and launched:
         accelerator = needed("accelerate", "fit", "accelerate").Accelerator(cpu=processes.on_cpus())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from filigree.config import one_line
-from filigree.io.storage import read_state, remove_leftovers, write_state
+from filigree.io.storage import read, read_state, remove_leftovers, write_state
 from filigree.nn.resizing import LIKE_PARAMETERS
 from filigree.train import rng
 from filigree.train.engine import Engine
@@ -60,15 +60,22 @@ class Checkpoint:
 
     def save(self, midway: dict[str, Any] | None = None) -> None:
         """Write the run as it is now, at the end of an epoch; within one, `midway` says how far it is."""
-        random = self.engine.gather(self._capture())
-        if self.engine.is_main:
-            state, scaler = self.state, self.engine.scaler
-            content = {
-                "model": state.model.state_dict(),
-                "optimizer": state.optimizer.state_dict(),
+        engine, random = self.engine, self.engine.gather(self._capture())
+        own: dict[str, Any] = {}
+        fingerprints = [self.fingerprint]
+        if engine.is_main or engine.divides:
+            own = {
+                "model": self.state.model.state_dict(),
+                "optimizer": self.state.optimizer.state_dict(),
                 "callbacks": self.callbacks.state_dict(),
                 "early_stopping": _state(self.stopping),
-                "scaler": _state(scaler),
+                "scaler": _state(engine.scaler),
+            }
+        if engine.divides:
+            own, fingerprints = {"processes": engine.states(own)}, engine.gather(self.fingerprint)
+        if engine.is_main or engine.divides:
+            state = self.state
+            content = own | {
                 "random": random,
                 "history": state.history.rows,
                 "stopped": state.history.stopped,
@@ -76,7 +83,10 @@ class Checkpoint:
                 "step": state.step,
                 "midway": None if midway is None else midway | {"first": self._first},
             }
-            write_state(self.path, {"format": _FORMAT, "fingerprint": self.fingerprint, "content": content})
+            whole = {"format": _FORMAT, "fingerprint": fingerprints[0], "content": content}
+            if engine.divides:
+                whole["fingerprints"] = fingerprints
+            write_state(self.path, whole, writes=engine.is_main)
         self.engine.wait()
 
     def load(self) -> bool:
@@ -87,14 +97,18 @@ class Checkpoint:
         """
         if not self.path.exists():
             return False
-        file = read_state(self.path)
+        file = read_state(self.path, lazily=self.engine.divides)
         if not isinstance(file, dict) or file.get("format") != _FORMAT:
             raise ValueError(f"{self.path}: not a checkpoint of fit.")
         with self._refusing("this run"):
-            different = one_line(difference(file["fingerprint"], self.fingerprint), 300)  # in the file's own words
+            rank, content = self.engine.rank, file["content"]
+            theirs = file.get("fingerprints", [])
+            theirs = theirs[rank] if self.engine.divides and rank < len(theirs) else file["fingerprint"]
+            different = one_line(difference(theirs, self.fingerprint), 300)  # in the file's own words
             if different:
                 raise ValueError(f"{self.path}: this checkpoint is of another run: {different}.")
-            self._take(file["content"])
+            of_processes = content.pop("processes", [{}])
+            self._take(read(content | of_processes[rank if self.engine.divides else 0]))
         return True
 
     def _take(self, saved: dict[str, Any]) -> None:

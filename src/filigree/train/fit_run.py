@@ -57,9 +57,10 @@ class FitRun:
         _check_optimizer(self.model, self.optimizer)
 
         order = torch.Generator().manual_seed(seed)
-        own = torch.Generator().manual_seed(seed + 1 + engine.rank)  # each process augments its shard in its own way
+        rank, of_processes = engine.shard
+        own = torch.Generator().manual_seed(seed + 1 + rank)  # each process augments its shard in its own way
         where: dict[str, Any] = {
-            "device": engine.device, "rank": engine.rank, "processes": engine.processes, "loader_of": engine.loader,
+            "device": engine.device, "rank": rank, "processes": of_processes, "loader_of": engine.loader,
             "dtype": dtype_of(self.model),
         }  # fmt: skip
         self.train = make_batches(
@@ -169,7 +170,7 @@ class FitRun:
         if self.stopping is not None and self.stopping.update(row, self.model):
             history.stopped = f"{self.stopping.metric} did not improve for {self.stopping.patience} epochs"
         callbacks.end_epoch(stopped=bool(history.stopped))
-        stop, number = self.engine.total(torch.tensor([float(state.stop), request.number])).tolist()  # in any process
+        stop, number = self.engine.agreed(torch.tensor([float(state.stop), request.number])).tolist()  # in any process
         if stop and not history.stopped:
             history.stopped = f"a hook asked for it in epoch {state.epoch}"
         goes_on = not history.stopped and state.epoch + 1 < state.epochs

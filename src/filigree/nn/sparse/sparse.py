@@ -22,6 +22,8 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.nn.sparse.channel_major_conv2d import ChannelMajorConv2d
 from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.sparse.masked import MaskedConv2d, MaskedLayer, MaskedLinear
+from filigree.nn.sparse.sharded_linear import ShardedLinear
+from filigree.nn.sparse.sharding import FEW
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d, conv_size
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.nn.sparse.sparse_linear import SparseLinear
@@ -29,6 +31,7 @@ from filigree.nn.sparse.sparse_sequential import SparseSequential
 from filigree.nn.structured.structured_rnn import StructuredRNN
 from filigree.ties import shared_parameters
 from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
+from filigree.topology.shards import WHOLE, Whole, shards_of
 
 
 @config
@@ -53,6 +56,10 @@ class Sparse(Conversion):
         seed: of topology and values.
         activations: "bfloat16" or "float16": linear layers of float32 values read their inputs and write their outputs
             rounded to these 16 bits, sums stay float32; see `filigree.nn.SparseLinear`. Convolutions do not.
+        sharded: divide the rows of linear layers over the processes of `torch.distributed`: each draws and holds its
+            own, as `filigree.nn.ShardedLinear`, and no process ever a whole layer (of a model on the meta device). They
+            are the layers that `sharded=False` makes. `ErdosRenyi` and `ErdosRenyiKernel` are drawn row by row; other
+            topologies, and weights that are kept, are whole for a moment. Files say nothing of it.
 
     A model made under `torch.device("meta")` has no weights yet: its layers are made here, on the CPU: a network whose
     dense form would not fit in memory can be built.
@@ -66,8 +73,11 @@ class Sparse(Conversion):
     fuse: bool = True
     seed: int = 0
     activations: Literal["bfloat16", "float16"] | None = None
+    sharded: bool = False
 
     def __post_init__(self) -> None:
+        if self.masked and self.sharded:
+            raise ValueError("Sparse: sharded=True divides sparse layers, not those of masked=True.")
         if self.masked and self.activations:
             raise ValueError(f"Sparse: activations={self.activations!r} is for sparse kernels, not for masked=True.")
 
@@ -85,12 +95,17 @@ class Sparse(Conversion):
             return LayeredAttention.why_not(module) is None
         return type(module) in (nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU)
 
+    def stored(self) -> Conversion:
+        return replace(self, sharded=False)
+
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         return self._apply(model, names, None)
 
     def apply_if_faster(
         self, model: nn.Module, names: list[str], inputs: dict[str, Tensor]
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        if self.sharded:
+            raise ValueError("Sparse: layers with sharded=True cannot be chosen by measurement. Leave out measure=.")
         whole = [name for name in names if isinstance(model.get_submodule(name), nn.MultiheadAttention)]
         names = [name for name in names if name not in whole]
         changes = self._apply(model, names, inputs) if names else []
@@ -121,7 +136,8 @@ class Sparse(Conversion):
         }
         names, layers = list(products_by_name), list(products_by_name.values())
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = deque(self.topology.draw_weighted([_size(layer) for layer in layers], generator))
+        parts = [self._part(layer) for layer in layers]
+        drawn = deque(self.topology.draw_rows([_size(layer) for layer in layers], generator, parts))
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
@@ -136,36 +152,51 @@ class Sparse(Conversion):
                 changes.append(Change.of(name, layer, layer, note))
                 continue
             sparse = self._sparse(layer, flat_indices, number, values)
+            if self.sharded and isinstance(sparse, SparseLinear):
+                note = FEW
             if inputs is not None:
                 faster, note = _is_faster(_masked(sparse) if self.masked else sparse, layer, inputs[name])
                 if not faster:
                     changes.append(Change.of(name, layer, layer, note))
                     continue
-            if isinstance(sparse, SparseLinear):
-                sparse.relu = self.fuse and fuse_relu(model, layer)
+            if isinstance(layer, nn.Linear):
+                _rows(sparse).relu = self.fuse and fuse_relu(model, layer)
             converted = _masked(sparse) if self.masked else sparse
             replace_module(model, name, converted)
             changes.append(Change.of(name, layer, converted, note))
         return [*changes, *(change for change in around_sparse_(model) if change.name not in names)]
 
+    def _divides(self, layer: nn.Linear | nn.Conv2d) -> bool:
+        """Whether the layer's rows are divided over the processes."""
+        if not self.sharded or isinstance(layer, nn.Conv2d):
+            return False
+        return shards_of(None, "Sparse: sharded=True").processes <= layer.out_features
+
+    def _part(self, layer: nn.Linear | nn.Conv2d) -> Whole:
+        """Which rows of a layer are drawn here. Weights that are kept are there in every process, and divided later."""
+        return shards_of(None, "Sparse") if self._divides(layer) and not self._keeps(layer) else WHOLE
+
+    def _keeps(self, layer: nn.Linear | nn.Conv2d) -> bool:
+        """Whether the layer's own weights are kept; on the meta device a file brings them, or nothing does."""
+        return self.init in ("keep", "largest") and not layer.weight.is_meta
+
     def _sparse(
         self, layer: nn.Linear | nn.Conv2d, flat_indices: Tensor, number: int, values: Tensor | None
-    ) -> SparseLinear | SparseConv2d:
+    ) -> SparseLinear | SparseConv2d | ShardedLinear:
         """The sparse layer with these connections, and the topology's initial values if it has them."""
-        seed, device = _mix(self.seed, number), _device(layer)
-        keeps = (
-            self.init in ("keep", "largest") and not layer.weight.is_meta
-        )  # else a file brings them, or nothing does
+        seed, device, keeps = _mix(self.seed, number), _device(layer), self._keeps(layer)
         if self.init == "largest" and keeps:
             flat_indices = layer.weight.detach().abs().flatten().topk(len(flat_indices)).indices.sort().values.cpu()
-        sparse: SparseLinear | SparseConv2d
+        replacement: SparseLinear | SparseConv2d | ShardedLinear
+        divides = self._divides(layer)
         if isinstance(layer, nn.Conv2d):
-            sparse = SparseConv2d(layer, flat_indices, seed, device=device)
+            replacement = SparseConv2d(layer, flat_indices, seed, device=device)
         else:
-            sparse = SparseLinear(
+            replacement = (ShardedLinear if divides and not keeps else SparseLinear)(
                 layer.in_features, layer.out_features, None, layer.bias is not None, flat_indices=flat_indices,
                 seed=seed, device=device, dtype=layer.weight.dtype, activations=self.activations,
             )  # fmt: skip
+        sparse = _rows(replacement)
         if keeps:
             with torch.no_grad():
                 sparse._fill(layer)
@@ -177,7 +208,12 @@ class Sparse(Conversion):
         sparse.values.requires_grad_(layer.weight.requires_grad)
         if sparse.bias is not None and layer.bias is not None:
             sparse.bias.requires_grad_(layer.bias.requires_grad)
-        return sparse
+        return ShardedLinear.of(sparse) if divides and keeps else replacement
+
+
+def _rows(layer: Any) -> Any:
+    """The sparse layer with the rows in this process."""
+    return layer.own if isinstance(layer, ShardedLinear) else layer
 
 
 def _stays(name: str, module: nn.Module, reason: str) -> Change:
@@ -202,7 +238,7 @@ def _size(layer: nn.Linear | nn.Conv2d) -> Size:
     return conv_size(layer) if isinstance(layer, nn.Conv2d) else Size(layer.out_features, layer.in_features)
 
 
-def _masked(layer: SparseLinear | SparseConv2d) -> MaskedLinear | MaskedConv2d:
+def _masked(layer: Any) -> MaskedLinear | MaskedConv2d:
     return MaskedLinear(layer) if isinstance(layer, SparseLinear) else MaskedConv2d(layer)
 
 

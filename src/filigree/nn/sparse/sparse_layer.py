@@ -18,6 +18,7 @@ from filigree.ops.c_steps import csr, floats
 from filigree.ops.pattern import Pattern, csr_pattern
 from filigree.ops.transforms import innermost, outside_transforms
 from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
+from filigree.topology.shards import WHOLE, Whole
 
 
 class SparseLayer(Capabilities, DenseWeight, TracksCopies):
@@ -28,6 +29,8 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
     indptr: Tensor
     indices: Tensor
     index_names = ("indptr", "indices")
+    part: Whole = WHOLE
+    """Which rows of a layer these are; see `ShardedLinear`."""
     _pattern: Pattern
     _seen: tuple[int, int] | None = None  # versions of the index for which the pattern is right
     _fingerprints: tuple[int, int] | None = None  # of the index, and of what is derived from it
@@ -41,14 +44,17 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
         generator: torch.Generator,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        part: Whole = WHOLE,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        if part is not WHOLE:
+            self.part = part
         pattern = pattern_from_flat_indices(flat_indices, out_features, in_features)
         self._set_pattern(Pattern(*(part.to(device) for part in pattern)))
         fan_in = pattern.indptr.diff()
         scale = fan_in.clamp(min=1).to(torch.float64).rsqrt().repeat_interleave(fan_in.long()) * math.sqrt(2)
-        values = torch.randn(pattern.nnz, generator=generator) * scale
+        values = part.numbers(lambda count: torch.randn(count, generator=generator), pattern.nnz) * scale
         dtype = dtype or torch.get_default_dtype()
         self.values = nn.Parameter(values.to(device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None

@@ -20,6 +20,7 @@ from filigree.ops.memory import SHORT
 from filigree.ops.sparse import Pattern
 from filigree.topology import ErdosRenyi, Size, Topology
 from filigree.topology.flat_indices import pattern_from_flat_indices
+from filigree.topology.shards import WHOLE, Whole
 
 SHORT_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SHORT}
 """The types of 16 bits by the names that `activations` may have."""
@@ -37,6 +38,7 @@ class SparseLinear(SparseLayer):
         seed: of topology and initial values.
         activations: "bfloat16" or "float16": 16 bits in which the layer reads and writes, see below.
         flat_indices: the sorted connections `out * in_features + in` themselves, in place of a topology.
+        part: which rows of such a layer this one holds, as the only ones: a part of `filigree.nn.ShardedLinear`.
 
     Shape: `(..., in_features)` to `(..., out_features)`. The output is a transposed view of a feature-major matrix:
     element-wise operations keep that order and the next sparse layer reads it as it is.
@@ -80,6 +82,7 @@ class SparseLinear(SparseLayer):
         *,
         activations: str | None = None,
         flat_indices: Tensor | None = None,
+        part: Whole = WHOLE,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -94,8 +97,10 @@ class SparseLinear(SparseLayer):
             )
         generator = torch.Generator().manual_seed(seed)
         if flat_indices is None:
-            flat_indices = (topology or ErdosRenyi(epsilon=20)).draw_one(Size(out_features, in_features), generator)
-        super().__init__(out_features, in_features, flat_indices, bias, generator, device, dtype)
+            size = Size(out_features, in_features)
+            flat_indices = (topology or ErdosRenyi(epsilon=20)).draw_one(size, generator, part)
+        first, last = part.rows(out_features)
+        super().__init__(last - first, in_features, flat_indices, bias, generator, device, dtype, part)
         self.relu = relu
         self.activations = activations
 
