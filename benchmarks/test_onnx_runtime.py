@@ -8,6 +8,8 @@ import copy
 
 import pytest
 import torch
+from one_shot_networks import speakers
+from pretrained import FOLDER
 from small_networks import NETWORKS
 from torch import nn
 
@@ -98,3 +100,30 @@ def test_one_layer(side, batch, suite, tmp_path):
     files["10% of the connections, filigree's operators"] = tmp_path / "sparse.onnx", tmp_path / "sparse.so"
     files["int8"] = tmp_path / "int8.onnx", None
     compare(suite, f"Linear({side}, {side})", x, files)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_recurrent_layers(batch, suite, tmp_path):
+    """A pretrained speaker encoder, an LSTM of 3 x 256, that keeps some of its connections; `cosine` on unseen voices."""
+    if not list(FOLDER.glob("[Rr]esemblyzer*.whl")):
+        pytest.skip("its weights are not there: FILIGREE_WHEELS")
+    case = speakers()
+    x = case.test[torch.arange(batch) % len(case.test)]
+    files = {"dense": (tmp_path / "dense.onnx", None)}
+    fg.export(case.model, files["dense"][0], x)
+    cosines = {}
+    with torch.no_grad():
+        expected = case.model(case.test)
+    for percent in (30, 20, 10):
+        sparse = copy.deepcopy(case.model)
+        fg.compress_(sparse, fg.OneShot(sparsity=1 - percent / 100), case.x, where=["lstm"])
+        path = tmp_path / f"{percent}.onnx"
+        fg.export(sparse, path, x, runtime="ort", sparse="operator")
+        kind = f"{percent}% of the connections, filigree's operators"
+        files[kind] = path, path.with_suffix(".so")
+        with torch.no_grad():
+            cosines[kind] = float(nn.functional.cosine_similarity(sparse(case.test), expected).mean())
+    compare(suite, "speaker encoder", x, files)
+    for row in suite.rows:
+        if row["network"] == "speaker encoder" and row["batch"] == batch and row["kind"] in cosines:
+            row["cosine"] = cosines[row["kind"]]
