@@ -104,7 +104,7 @@ def test_one_layer(side, batch, suite, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_recurrent_layers(batch, suite, tmp_path):
-    """A pretrained speaker encoder, an LSTM of 3 x 256, that keeps some of its connections; `cosine` on unseen voices."""
+    """A pretrained speaker encoder, an LSTM of 3 x 256, with some of its connections; `cosine` on unseen voices."""
     if not list(FOLDER.glob("[Rr]esemblyzer*.whl")):
         pytest.skip("its weights are not there: FILIGREE_WHEELS")
     case = speakers()

@@ -191,7 +191,7 @@ class OperatorRNN(nn.Module):
 
 
 class _Direction(nn.Module):
-    """A node of `SparseRecurrent`: sequences and first states `(states, batch, hidden)` in, outputs and last ones out."""
+    """A node of `SparseRecurrent`: sequences and first states `(states, batch, hidden)` to outputs and last states."""
 
     def __init__(
         self, ih: OperatorLinear, hh: OperatorLinear, bias_ih: Tensor | None, bias_hh: Tensor | None,

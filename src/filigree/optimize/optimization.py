@@ -85,8 +85,9 @@ def optimize_(
     kernel: norms and activations are fused into the layers before them, flattening and padding cost nothing, and each
     weight is held in the form that is fastest on its input, measured in turns: dense floats, a bitmap with the
     nonzeros, the nonzeros by rows or by windows of 32 inputs, or bytes where the weights are small integers
-    (`IntegerLinear`, `IntegerConv2d`); sparse and integer layers also as torch's dense ones. All these compute the same up to the order of sums. What is not faster that way
-    runs as before, and the whole model is left as it was where the result is not faster than it.
+    (`IntegerLinear`, `IntegerConv2d`); sparse and integer layers also as torch's dense ones. All these compute the same
+    up to the order of sums. What is not faster that way runs as before, and the whole model is left as it was where the
+    result is not faster than it.
 
     With a `tolerance` also int8 is tried, which approximates: a layer's weights are rounded to integers of -127 to 127
     with a scale for each output, its inputs, when it runs, to integers of 0 to 255 with a scale for each vector (of a

@@ -11,7 +11,12 @@ from filigree.export.answers import answers
 from filigree.export.onnx.program import Session, part, translate
 from filigree.measure.timing import time_interleaved
 from filigree.nn.onnx_operators import (
-    OperatorConv1d, OperatorConv2d, OperatorLinear, encoded, product_operator, recurrent_operator,
+    OperatorConv1d,
+    OperatorConv2d,
+    OperatorLinear,
+    encoded,
+    product_operator,
+    recurrent_operator,
 )  # fmt: skip
 from filigree.nn.rnn import is_lstm
 from filigree.nn.sparse.sparse_conv2d import conv_geometry

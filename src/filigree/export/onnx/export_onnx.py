@@ -266,7 +266,7 @@ def _plain(model: nn.Module, inputs: tuple[Tensor, ...], forms: Forms) -> tuple[
 
 
 class _Recording(ReadsAttributes, nn.Module):
-    """It keeps the last input of a layer, its first argument. Hooks would not do: some layers share theirs with others."""
+    """It keeps the last input of a layer, its first one. Hooks would not do: some layers share theirs with others."""
 
     input: Tensor | None = None
 
