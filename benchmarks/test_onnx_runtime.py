@@ -18,6 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnxruntime import quantization  # noqa: E402  (only where it is installed)
 
 SIZES = {"R-Net": (3, 24, 24), "CREPE tiny": (1024,)}
+ORDER = [*SIZES, "Linear(1024, 1024)", "Linear(4096, 4096)", "speaker LSTM"]
 
 
 def running(path, x, library=None):
@@ -51,7 +52,8 @@ def compressed(model, *steps, data=None):
 
 
 def compare(suite, network, x, files):
-    """A row for each file; `files` maps a name to (path, library)."""
+    """A row for each file; `files` maps a name to (path, library). The record keeps rows of networks not tried."""
+    suite.networks = ORDER
     works = {name: running(path, x, library) for name, (path, library) in files.items()}
     times = dict(zip(works, time_interleaved(list(works.values()), seconds=0.5), strict=True))
     for name, (path, _) in files.items():
