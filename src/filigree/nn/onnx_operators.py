@@ -198,7 +198,8 @@ class _Direction(nn.Module):
         attributes: Mapping[str, int],
     ) -> None:  # fmt: skip
         super().__init__()
-        self.attributes, self.weights = dict(attributes), [f"{name}_{p}" for p in ("ih", "hh") for name in _STORED]
+        self.attributes: dict[str, Any] = dict(attributes)
+        self.weights = [f"{name}_{part}" for part in ("ih", "hh") for name in _STORED]
         for part, product, bias in (("ih", ih, bias_ih), ("hh", hh, bias_hh)):
             for name in _STORED:
                 self.register_buffer(f"{name}_{part}", product.get_buffer(name))
@@ -227,5 +228,6 @@ def product_operator(layer: nn.Module) -> OperatorLinear | None:
     operator = layer.onnx_operator() if isinstance(layer, Capabilities) else None
     if operator is None and isinstance(layer, nn.Linear) and (code := encoded(layer.weight)) is not None:
         operator = OperatorLinear(layer, code)
-    alone = isinstance(operator, OperatorLinear) and not operator.attributes["relu"]
-    return operator if alone and not operator.get_buffer("bias").numel() else None
+    if not isinstance(operator, OperatorLinear) or operator.attributes["relu"] or operator.get_buffer("bias").numel():
+        return None
+    return operator
