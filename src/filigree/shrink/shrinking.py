@@ -293,9 +293,11 @@ class _Search:
     def _try_int8(self) -> None:
         """The largest tolerance of a layout in int8 that keeps the metric; where that is faster all is laid out so."""
         fastest = min(candidate.attempt.ms for candidate in self.candidates)
-        for tolerance in TOLERANCES:
+        for number, tolerance in enumerate(TOLERANCES):
+            if number and time.monotonic() > self.until:
+                return
             laid_out_(network := copied(self.original), self.example, tolerance=tolerance)
-            if time.monotonic() > self.until or not runtimes_of(network):
+            if not runtimes_of(network):
                 return
             candidate = self._add({}, "bits", network, tolerance)
             if candidate.attempt.holds:
