@@ -18,6 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnxruntime import quantization  # noqa: E402  (only where it is installed)
 
 SIZES = {"R-Net": (3, 24, 24), "CREPE tiny": (1024,)}
+ORDER = [*SIZES, "Linear(1024, 1024)", "Linear(4096, 4096)", "speaker LSTM"]
 
 
 def running(path, x, library=None):
@@ -51,7 +52,8 @@ def compressed(model, *steps, data=None):
 
 
 def compare(suite, network, x, files):
-    """A row for each file; `files` maps a name to (path, library)."""
+    """A row for each file; `files` maps a name to (path, library). The record keeps rows of networks not tried."""
+    suite.networks = ORDER
     works = {name: running(path, x, library) for name, (path, library) in files.items()}
     times = dict(zip(works, time_interleaved(list(works.values()), seconds=0.5), strict=True))
     for name, (path, _) in files.items():
@@ -98,3 +100,19 @@ def test_one_layer(side, batch, suite, tmp_path):
     files["10% of the connections, filigree's operators"] = tmp_path / "sparse.onnx", tmp_path / "sparse.so"
     files["int8"] = tmp_path / "int8.onnx", None
     compare(suite, f"Linear({side}, {side})", x, files)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_recurrent_layers(batch, suite, tmp_path):
+    """The LSTM of a speaker encoder, 3 x 256, with some of its connections."""
+    make, shape = NETWORKS["speaker LSTM"]
+    dense, x = make().eval(), torch.randn(batch, *shape)
+    files = {"dense": (tmp_path / "dense.onnx", None)}
+    fg.export(dense, files["dense"][0], x)
+    for percent in (30, 20, 10):
+        sparse = copy.deepcopy(dense)
+        fg.convert_(sparse, fg.Sparse(fg.ErdosRenyi(density=percent / 100), init="keep"), where=["lstm"])
+        path = tmp_path / f"{percent}.onnx"
+        fg.export(sparse, path, x, runtime="ort", sparse="operator")
+        files[f"{percent}% of the connections, filigree's operators"] = path, path.with_suffix(".so")
+    compare(suite, "speaker LSTM", x, files)

@@ -64,31 +64,27 @@ def run(name, model, train, test, metric, keep):
 
 
 def table(name, model, result, test, metric, batch):
-    """Rows: the network in torch, the best of each search, ONNX Runtime in floats and in integers."""
-    x = (test[0] if isinstance(test, tuple) else test)[:batch]
+    """Rows: the network in torch, the best of each search, ONNX Runtime in floats and in integers; timed in turns."""
+    inputs = test[0] if isinstance(test, tuple) else test
+    x = inputs[torch.arange(batch) % len(inputs)]
     base = {"network": name, "batch": batch}
     works = {"torch": inference(model, x), "filigree, fg.shrink": inference(result.model, x)}
-    facts = {"torch": (result.original.metric, result.original.bytes)}
-    facts["filigree, fg.shrink"] = (result.winner.metric, result.winner.bytes)
+    facts = {"torch": (result.original.metric, result.original.bytes, "")}
+    facts["filigree, fg.shrink"] = (result.winner.metric, result.winner.bytes, result.winner.setting)
+    for method, (attempt, network) in result.by_method.items():
+        kind = {"layout": "filigree, fg.optimize_ alone"}.get(method, f"filigree, {method} alone")
+        works[kind], facts[kind] = inference(network, x), (attempt.metric, attempt.bytes, attempt.setting)
     with tempfile.TemporaryDirectory() as folder:
         for kind, path in onnx_files(model, train_of(test), Path(folder)).items():
             session = session_of(path)
             works[kind] = running(session, x)
-            facts[kind] = score(session, model, test, metric), path.stat().st_size
+            facts[kind] = score(session, model, test, metric), path.stat().st_size, ""
     times = dict(zip(works, time_interleaved(list(works.values()), seconds=0.5), strict=True))
     rows = []
-    for kind, (value, size) in facts.items():
+    for kind, (value, size, what) in facts.items():
         ms = times[kind].median
-        times_torch = times["torch"].median / ms
-        rows.append(base | {"kind": kind, "metric": value, "ms": ms, "times_torch": times_torch, "bytes": size})
-    for method in dict.fromkeys(attempt.method for attempt in result.attempts):
-        held = [a for a in result.attempts if a.method == method and a.holds]
-        if method not in ("original", "all methods") and held:
-            best = min(held, key=lambda attempt: attempt.ms)
-            kind = "filigree, fg.optimize_ alone" if method == "layout" else f"filigree, {method} alone"
-            times_torch = result.original.ms / best.ms
-            facts = {"kind": kind, "metric": best.metric, "ms": best.ms, "times_torch": times_torch}
-            rows.append(base | facts | {"bytes": best.bytes})
+        numbers = {"metric": value, "ms": ms, "times_torch": times["torch"].median / ms, "bytes": size}
+        rows.append(base | {"kind": kind} | numbers | {"what": what})
     return rows
 
 

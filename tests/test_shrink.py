@@ -10,6 +10,7 @@ from torch import nn
 
 import filigree as fg
 from filigree.calibration import Calibration
+from filigree.measure.timing import Timing
 from filigree.shrink import shrinking
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import Form, Slot, between, fitted, rounded
@@ -368,6 +369,79 @@ def test_the_best_of_one_method_is_where_all_go_on_from():
     units.attempt = replace(units.attempt, ms=2.5)
     search._go_on(effects, {"a": 1.0}, False)
     assert len(calls) == 1  # all together were better
+
+
+def test_layouts_in_int8_are_tried_where_they_keep_the_metric(monkeypatch):
+    """Of the tolerances the largest that keeps the metric; networks of which it does not are laid out exactly."""
+    monkeypatch.setattr(shrinking, "runtimes_of", lambda network: [network])
+    monkeypatch.setattr(
+        shrinking, "laid_out_", lambda network, example, tolerance=0.0: setattr(network, "lost", tolerance) or ""
+    )
+
+    def timings(networks, example, seconds):
+        ms = [1.0 if not hasattr(network, "lost") else 0.5 if network.lost else 0.8 for network in networks]
+        return [Timing(each, each, each) for each in ms]
+
+    def kept(network):
+        assert not torch.is_grad_enabled()  # else what is laid out would not run
+        units = network[0].out_features
+        return 1 - getattr(network, "lost", 0.0) - (0.07 if units < 32 else 0.0)
+
+    monkeypatch.setattr(shrinking, "timings", timings)
+    model, x = redundant(12, 32, 6), torch.randn(100, 12)
+    result = fg.shrink(model, x, kept, keep=0.9, methods=["bits"], seconds=20)
+    tried = [(attempt.tolerance, attempt.holds) for attempt in result.attempts if attempt.method == "bits"]
+    assert tried[:2] == [(0.2, False), (0.05, True)]
+    assert (result.winner.tolerance, result.winner.metric) == (0.05, 0.95)
+    assert "fg.optimize_(model, x, tolerance=0.05)" in str(result)
+    assert "int8 within 0.05" in result.winner.setting
+    search = searching(model, x, kept, keep=0.9)
+    search.tolerance = 0.05
+    units = search._tried({Slot("units", "0"): 0.5}, "units")
+    assert (units.attempt.tolerance, units.attempt.holds) == (0.0, True)  # 0.93, in int8 0.88
+    assert [attempt.attempt.tolerance for attempt in search.candidates[-2:]] == [0.05, 0.0]
+    assert fg.shrink(model, x, kept, keep=0.9, methods=["units"], seconds=20).winner.tolerance == 0
+
+
+def searching(model, x, metric, keep):
+    fit, held = Samples.of(x, None, 2000, model).split(0)
+    return shrinking._Search(model, fit, held, metric, keep, None, None, 1, 20.0, False)
+
+
+def test_the_best_of_each_method_takes_part_in_the_last_measurement():
+    search = object.__new__(shrinking._Search)
+    search.latency_ms = search.most_bytes = None
+
+    def candidate(method, ms):
+        return shrinking._Candidate(shrinking.Attempt(method, "", 0.9, ms, 100, True), nn.Identity())
+
+    several = [candidate("all methods", ms) for ms in (1.0, 1.1, 1.2)]
+    units = [candidate("units", ms) for ms in (1.5, 1.4)]
+    search.candidates = [candidate("original", 9.0), *several, *units, candidate("layout", 2.0)]
+    assert [c.attempt.ms for c in search._best(2)] == [1.0, 1.1, 2.0, 1.4]
+    search._forget()
+    assert [c.network is None for c in search.candidates] == [False] * 7
+    search.candidates[1:1] = [candidate("all methods", ms) for ms in (0.7, 0.8, 0.9)]
+    search._forget()
+    assert [c.attempt.ms for c in search.candidates if c.network is None] == [1.5]
+
+
+def test_each_search_has_its_part_of_the_time(monkeypatch):
+    """A search for all methods leaves time for each method alone."""
+    model, x = redundant(12, 32, 6), torch.randn(100, 12)
+    search = searching(model, x, "r2", keep=0.9)
+    ends = {}
+    monkeypatch.setattr(search, "_follow", lambda method, *_: ends.setdefault(method, search.until))
+    effects = [
+        Effect(Slot("units", "0"), 0.5, 0.1, {"0": 0.5}, 1.0),
+        Effect(Slot("weights", "0"), Form(sparsity=0.5), 0.1, {"0": 0.5}, 1.0),
+    ]
+    monkeypatch.setattr(search, "_effects", lambda *_: effects)
+    search.run(None, ["units", "connections"])
+    assert list(ends) == ["all methods", "units", "connections"]
+    parts = [(until - search.began) / 20 for until in ends.values()]  # none took any time, so that all have more
+    assert parts == pytest.approx([2 / 5, 1 / 3, 1 / 2], abs=0.1)
+    assert search.until == search.ends
 
 
 def test_the_report_marks_what_was_found():

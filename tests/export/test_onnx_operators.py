@@ -10,12 +10,12 @@ from filigree.export import export_onnx
 from filigree.export.c.compiler import compiler
 from filigree.export.onnx import candidates
 from filigree.export.onnx import operators as library_of
-from filigree.export.onnx.candidates import offered_forms
+from filigree.export.onnx.candidates import _linear, offered_forms
 from filigree.export.onnx.operators import operators
 from filigree.export.onnx.program import Session, translate
 from filigree.measure.timing import Timing
 from filigree.nn.integer.integer_linear import IntegerLinear
-from filigree.nn.onnx_operators import OperatorLinear, encoded
+from filigree.nn.onnx_operators import OperatorLinear, encoded, product_operator, recurrent_operator
 from filigree.nn.sparse.sparse_conv2d import SparseConv2d
 from filigree.nn.sparse.sparse_linear import SparseLinear
 
@@ -166,6 +166,93 @@ def test_layers_of_integers(tmp_path):
     assert not (tmp_path / "plain.so").exists()
 
 
+RECURRENT = [  # of 1 and 3 layers, both directions, odd sizes
+    nn.LSTM(5, 16, batch_first=True), nn.GRU(7, 21, 3, batch_first=True), nn.LSTM(40, 33, 2, bidirectional=True),
+    nn.GRU(1, 1, bias=False), nn.LSTM(13, 50, 2, bias=False, batch_first=True, bidirectional=True), nn.GRU(6, 35, 2),
+]  # fmt: skip
+
+
+class FromStates(nn.Module):
+    """A recurrent network on `(batch, time, inputs)`, from first states that its input says or from zeros."""
+
+    def __init__(self, rnn, given, operator=None):
+        super().__init__()
+        self.rnn, self.like, self.given = operator or rnn, [rnn], given
+
+    def forward(self, x):
+        (like,) = self.like
+        hx = None
+        if self.given:
+            layers = torch.arange(1, like.num_layers * (2 if like.bidirectional else 1) + 1) / 4
+            first = layers[:, None, None] * x[:, 0].mean(1)[:, None].expand(-1, like.hidden_size)
+            hx = (first, -first) if isinstance(like, nn.LSTM) else first
+        outputs, last = self.rnn(x if like.batch_first else x.transpose(0, 1), hx)
+        return [outputs, *last] if isinstance(last, tuple) else [outputs, last]
+
+
+@pytest.mark.parametrize(("number", "given"), [(0, False), (1, True), (2, True), (3, False), (4, True), (5, False)])
+def test_recurrent_layers(number, given):
+    """Outputs and last states as torch has them, for numbers of sequences that take each way of the library."""
+    torch.manual_seed(number)
+    rnn = with_zeros(RECURRENT[number], 0.8 if RECURRENT[number].hidden_size > 1 else 0.0).eval()
+    products = {name.removeprefix("weight_"): p for name, p in rnn.named_parameters() if name.startswith("weight")}
+    operator = recurrent_operator(
+        rnn, {name: product_operator(_linear(weight)) for name, weight in products.items()},
+        {name: getattr(rnn, f"bias_{name}", None) for name in products}, isinstance(rnn, nn.LSTM),
+    )  # fmt: skip
+    x = torch.randn(4, 5, rnn.input_size)
+    names = ["y", "h", "c"][: 3 if isinstance(rnn, nn.LSTM) else 2]
+    with operators() as library:
+        session = Session(translate(FromStates(rnn, given, operator), (x,), True, None, names), library)
+    for batch in (1, 2, 8, 17, 33, 70):
+        x = torch.randn(batch, 5, rnn.input_size)
+        with torch.no_grad():
+            expected = FromStates(rnn, given)(x)
+        for y, z in zip(session.run([x]), expected, strict=True):
+            torch.testing.assert_close(y, z, rtol=1e-5, atol=1e-5)
+
+
+class LastState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 40, 2, batch_first=True), nn.Linear(40, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[1][0][-1])
+
+
+@pytest.mark.parametrize("way", ["zeros", "sparse", "one shot, 8 bits"])
+def test_sparse_recurrent_networks(way, tmp_path):
+    """As each way makes them they are one operator, smaller than dense; plain files hold them as before."""
+    torch.manual_seed(0)
+    model, x = LastState().eval(), torch.randn(20, 7, 6)
+    if way == "zeros":
+        with_zeros(model.lstm)
+    elif way == "sparse":
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2), init="keep"), where=["lstm"])
+    else:
+        fg.compress_(model, fg.OneShot(0.8, bits=8), x, where=["lstm"])
+    report = export_onnx(model.eval(), tmp_path / "m.onnx", x, **FAST)  # compared with torch there
+    assert [(layer.name, layer.form) for layer in report.layers if "lstm" in layer.name] == [("lstm", "operator")]
+    dense = export_onnx(model, tmp_path / "dense.onnx", x, seconds=0.001, runtime="ort", sparse="dense")
+    assert report.bytes < dense.bytes * (0.5 if "bits" in way else 0.7)
+    assert offered_forms(model, operators=True)["lstm"].keys() == {"dense", "operator"}
+    assert "lstm" not in offered_forms(model)
+    session = runtime.InferenceSession(str(tmp_path / "dense.onnx"))
+    with torch.no_grad():
+        expected = model(x)
+    y = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(y), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_recurrent_networks_without_operators():
+    networks = nn.ModuleDict({
+        "dense": nn.LSTM(8, 8), "projected": with_zeros(nn.LSTM(8, 8, proj_size=4)),
+        "structured": fg.nn.StructuredRNN(nn.GRU(8, 8), lambda i, o, n: fg.nn.LowRankLinear(i, o, 2, bias=False)),
+    })  # fmt: skip
+    assert not {"dense", "projected", "structured"} & offered_forms(networks, operators=True).keys()
+
+
 def test_scales_of_inputs():
     torch.manual_seed(0)
     layer = IntegerLinear(torch.randint(-2, 3, (30, 50)), torch.rand(30), torch.rand(50), torch.randn(30), relu=True)
@@ -242,6 +329,9 @@ def test_each_set_of_instructions(tmp_path, monkeypatch):
     linear = with_zeros(nn.Linear(70, 50), 0.5)
     operator = OperatorLinear(linear, encoded(linear.weight))
     program = translate(operator, (torch.randn(2, 70),), True, None, ["y"])
+    lstm = with_zeros(nn.LSTM(9, 37, batch_first=True), 0.7)
+    recurrent = offered_forms(lstm, operators=True)[""]["operator"]
+    loop = translate(recurrent, (torch.randn(2, 6, 9),), True, None, ["y", "h", "c"])
     for best in ("PLAIN", "AVX2"):
         changed = tmp_path / f"{best}.cpp.in"
         changed.write_text(source.replace("= instructions();", f"= instructions() < {best} ? instructions() : {best};"))
@@ -252,4 +342,8 @@ def test_each_set_of_instructions(tmp_path, monkeypatch):
                 x = torch.randn(batch, 70)
                 (y,) = Session(program, library).run([x])
                 torch.testing.assert_close(y, linear(x).detach(), rtol=1e-5, atol=1e-5)
+                x = torch.randn(batch, 6, 9)
+                torch.testing.assert_close(
+                    Session(loop, library).run([x])[0], lstm(x)[0].detach(), rtol=1e-5, atol=1e-5
+                )
     library_of._library.cache_clear()

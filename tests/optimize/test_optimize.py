@@ -15,6 +15,7 @@ from filigree.nn import IntegerLinear, SparseConv2d, SparseLinear
 from filigree.optimize import optimization, restore_
 from filigree.optimize.graphs import graph_of, plans_of
 from filigree.optimize.int8_errors import Int8Errors
+from filigree.optimize.runtime import runtimes_of
 from filigree.optimize.tracing import Traced
 
 
@@ -298,6 +299,32 @@ def test_never_slower(monkeypatch):
     assert type(model) is nn.Sequential
     assert report.speedup == 1
     assert {layer.form for layer in report.layers} == {"as it was"}
+
+
+@pytest.mark.parametrize("kind", ["integers", "sparse, and a ReLU"])
+def test_torchs_dense_layer_is_one_of_the_forms(kind, monkeypatch):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(40, 24), nn.ReLU()).eval(), torch.randn(5, 40)
+    if kind == "integers":
+        fg.compress_(model, fg.RoundToNearest(bits=8))
+    else:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    before, keys = model(x).detach(), list(model.state_dict())
+    calls = []
+
+    def times(works, seconds):  # of the layer's forms the first, of all else the last
+        calls.append(len(works))
+        fastest = 0 if len(calls) == 1 else len(works) - 1
+        return [Timing(1.0 if i == fastest else 2.0, 0.0, 0.0) for i in range(len(works))]
+
+    monkeypatch.setattr(optimization, "time_interleaved", times)
+    report = fg.optimize_(model, x)
+    assert [layer.form for layer in report.layers] == ["dense, by torch"]
+    (runtime,) = runtimes_of(model)
+    assert any(type(module) is nn.Linear for module in runtime.graph.modules())
+    assert list(model.state_dict()) == keys
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
 def test_an_error_leaves_the_model_as_it_was(monkeypatch):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from filigree.nn.capabilities import Capabilities
 from filigree.ops.conv import Geometry
 
 DOMAIN = "filigree"
 _WIDEST = 16  # bits of an integer
+_STORED, _READ = ("encoded", "scale", "input_scale"), ("rows", "width", "nonzeros", "bits", "gaps")  # of a weight
 
 
 class Code(NamedTuple):
@@ -138,3 +141,93 @@ class OperatorConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.flat(x.unsqueeze(2)).squeeze(2)
+
+
+class OperatorRNN(nn.Module):
+    """An LSTM or GRU by `SparseRecurrent`, a node for each layer and direction, for sequences of any length.
+
+    Args:
+        rnn: whose sizes are taken. products, biases: of each layer and direction by name, such as "ih_l0_reverse".
+    """
+
+    form = OperatorLinear.form
+
+    def __init__(
+        self, rnn: Any, products: Mapping[str, OperatorLinear], biases: Mapping[str, Tensor | None], lstm: bool
+    ) -> None:
+        super().__init__()
+        self.batch_first, self.sides, self.states = rnn.batch_first, 1 + rnn.bidirectional, 1 + lstm
+        names = [name.removeprefix("ih") for name in products if name.startswith("ih")]
+        self.directions = nn.ModuleList(
+            _Direction(
+                products["ih" + name], products["hh" + name], biases["ih" + name], biases["hh" + name],
+                {"gates": 3 + lstm, "reverse": int(name.endswith("reverse")), "batch_first": int(rnn.batch_first)},
+            )
+            for name in names
+        )  # fmt: skip
+        self.hidden = rnn.hidden_size
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        alone = input.dim() == 2
+        x = input.unsqueeze(0 if self.batch_first else 1) if alone else input
+        batch = x.shape[0 if self.batch_first else 1]
+        if hx is None:
+            given = [x.new_zeros(len(self.directions), batch, self.hidden)] * self.states
+        else:
+            given = [part.unsqueeze(1) if alone else part for part in (hx if self.states == 2 else [hx])]
+        last: list[Tensor] = []
+        for number in range(0, len(self.directions), self.sides):
+            outputs = []
+            for side in range(self.sides):
+                first = torch.stack([part[number + side] for part in given])
+                y, states = self.directions[number + side](x, first)
+                outputs.append(y)
+                last.append(states)
+            x = torch.cat(outputs, -1) if self.sides > 1 else outputs[0]
+        finals = list(torch.stack(last, 1).unbind())
+        if alone:
+            x, finals = x.squeeze(0 if self.batch_first else 1), [part.squeeze(1) for part in finals]
+        return x, (tuple(finals) if self.states == 2 else finals[0])
+
+
+class _Direction(nn.Module):
+    """A node of `SparseRecurrent`: sequences and first states `(states, batch, hidden)` to outputs and last states."""
+
+    def __init__(
+        self, ih: OperatorLinear, hh: OperatorLinear, bias_ih: Tensor | None, bias_hh: Tensor | None,
+        attributes: Mapping[str, int],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.attributes: dict[str, Any] = dict(attributes)
+        self.weights = [f"{name}_{part}" for part in ("ih", "hh") for name in _STORED]
+        for part, product, bias in (("ih", ih, bias_ih), ("hh", hh, bias_hh)):
+            for name in _STORED:
+                self.register_buffer(f"{name}_{part}", product.get_buffer(name))
+            self.register_buffer(f"bias_{part}", torch.empty(0) if bias is None else bias.detach().cpu())
+            self.attributes |= {f"{name}_{part}": product.attributes[name] for name in _READ}
+
+    def forward(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = [x, first, *(self.get_buffer(name) for name in (*self.weights, "bias_ih", "bias_hh"))]
+        y, states = torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::SparseRecurrent", inputs, self.attributes, dtypes=(torch.float32, torch.float32),
+            shapes=([*x.shape[:2], first.shape[2]], list(first.shape)), version=1,
+        )  # fmt: skip
+        return y, states
+
+
+def recurrent_operator(
+    rnn: Any, products: Mapping[str, OperatorLinear | None], biases: Mapping[str, Tensor | None], lstm: bool
+) -> nn.Module | None:
+    """An LSTM or GRU by the operators of its products; None where one has none."""
+    able = {name: product for name, product in products.items() if product is not None}
+    return OperatorRNN(rnn, able, biases, lstm) if len(able) == len(products) else None
+
+
+def product_operator(layer: nn.Module) -> OperatorLinear | None:
+    """A product with a matrix, and nothing else, as an operator; None: it is none, or its matrix has no code."""
+    operator = layer.onnx_operator() if isinstance(layer, Capabilities) else None
+    if operator is None and isinstance(layer, nn.Linear) and (code := encoded(layer.weight)) is not None:
+        operator = OperatorLinear(layer, code)
+    if not isinstance(operator, OperatorLinear) or operator.attributes["relu"] or operator.get_buffer("bias").numel():
+        return None
+    return operator

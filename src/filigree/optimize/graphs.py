@@ -38,7 +38,7 @@ def plans_of(traced: Traced, left: set[fx.Node], errors: Int8Errors) -> list[Pla
 
 
 def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModule:
-    """The graph with these plans as calls, and without what is not needed then."""
+    """The graph with these plans as calls, dense layers where they are faster, and without what is not needed then."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(traced.graph, copies))
     modules: dict[str, Any] = {}
@@ -66,7 +66,8 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     for node in graph.nodes:
         if node.op == "call_module" and str(node.target) not in modules:
-            modules[str(node.target)] = traced.root.get_submodule(str(node.target))
+            name = str(node.target)
+            modules[name] = traced.dense[name] if name in traced.dense else traced.root.get_submodule(name)
         elif node.op == "get_attr":
             modules[str(node.target)] = _attribute(traced.root, str(node.target))
     return fx.GraphModule(modules, graph)

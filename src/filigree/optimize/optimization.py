@@ -18,12 +18,13 @@ from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.planning import Draft, Plan
 from filigree.optimize.runtime import install, restore_, runtimes_of
 from filigree.optimize.tracing import NotTraceable, Traced
+from filigree.optimize.weights import dense_reference
 from filigree.outputs import tensors_in
 from filigree.rollback import AllOrNothing
 from filigree.summary import label_of
 from filigree.text_table import aligned
 
-_TORCH = "as it was"
+_TORCH, _DENSE = "as it was", "dense, by torch"
 _ORDER = 1e-4  # of the largest output: what may differ by the order of sums
 
 
@@ -84,8 +85,9 @@ def optimize_(
     kernel: norms and activations are fused into the layers before them, flattening and padding cost nothing, and each
     weight is held in the form that is fastest on its input, measured in turns: dense floats, a bitmap with the
     nonzeros, the nonzeros by rows or by windows of 32 inputs, or bytes where the weights are small integers
-    (`IntegerLinear`, `IntegerConv2d`). All these compute the same up to the order of sums. What is not faster that way
-    runs as before, and the whole model is left as it was where the result is not faster than it.
+    (`IntegerLinear`, `IntegerConv2d`); sparse and integer layers also as torch's dense ones. All these compute the same
+    up to the order of sums. What is not faster that way runs as before, and the whole model is left as it was where the
+    result is not faster than it.
 
     With a `tolerance` also int8 is tried, which approximates: a layer's weights are rounded to integers of -127 to 127
     with a scale for each output, its inputs, when it runs, to integers of 0 to 255 with a scale for each vector (of a
@@ -224,10 +226,11 @@ class _Work:
         plans = plans_of(traced, set(), errors)
         slower = [node for plan in plans for node in self._choose_forms(traced, plan, name)]
         graphs = [graph_of(traced, plans, chunk) for chunk in _chunks(len(inputs[0]))] if plans else []
-        if slower and (fewer := plans_of(traced, set(slower), errors)):
-            for plan in fewer:
-                plan.take_forms(plans)
-            graphs += [graph_of(traced, fewer, chunk) for chunk in _chunks(len(inputs[0]))]
+        fewer = plans_of(traced, set(slower), errors) if slower else []
+        for plan in fewer:
+            plan.take_forms(plans)
+        if fewer or traced.dense:
+            graphs += [graph_of(traced, fewer, chunk) for chunk in (_chunks(len(inputs[0])) if fewer else [1])]
         if not graphs:
             if not name or any(True for _ in module.children()):
                 self.notes.append(f"left as it was: {name or 'the model'}: no layer in it can be laid out anew")
@@ -240,7 +243,7 @@ class _Work:
         kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
         rows, self._rows = self._rows, {}
         self.layers += [
-            replace(layer, form=_TORCH, error=0.0)
+            replace(layer, form=_form_outside(draft, traced, bool(best)), error=0.0)
             if kept is None or (draft.node and draft.node.name in kept)
             else layer
             for draft, layer in rows.items()
@@ -254,19 +257,28 @@ class _Work:
             if (node := draft.node) is None:
                 continue
             source = traced.values[node.all_input_nodes[0]]
-            works = {form: plan.alone(draft, form, len(source)) for form in draft.forms}
+            dense = dense_reference(traced.module_of(node)) if node not in ours else None
+            works: dict[str, Callable[[], Any]] = {} if dense is None else {_DENSE: _running(dense, [source])}
+            works |= {form: plan.alone(draft, form, len(source)) for form in draft.forms}
             if node not in ours:
                 works[_TORCH] = _running(traced.module_of(node), [source])
             timings = time_interleaved(list(works.values()), self.seconds)
             times = {form: timing.median for form, timing in zip(works, timings, strict=True)}
             draft.form = min(draft.forms, key=lambda form: times[form])
             ours[node] = ours.get(node, 0.0) + times[draft.form]
-            as_it_was[node] = times.get(_TORCH, as_it_was.get(node, 0.0))
+            as_it_was[node] = min(times[_TORCH], times.get(_DENSE, torch.inf)) if _TORCH in times else as_it_was[node]
+            if dense is not None and times[_DENSE] < min(times[_TORCH], ours[node]):
+                traced.dense[str(node.target)] = dense
             path = [name, str(node.target).removeprefix("model").lstrip("."), draft.part]
             label = label_of(traced.module_of(node))
             error = draft.error if draft.is_int8 else 0.0
             self._rows[draft] = OptimizedLayer(".".join(filter(None, path)), label, draft.form, times, error)
         return [node for node in ours if as_it_was[node] < ours[node]]
+
+
+def _form_outside(draft: Draft, traced: Traced, changed: bool) -> str:
+    """What a layer is that no step stands for."""
+    return _DENSE if changed and draft.node is not None and str(draft.node.target) in traced.dense else _TORCH
 
 
 def _chunks(images: int) -> list[int]:

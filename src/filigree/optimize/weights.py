@@ -93,6 +93,15 @@ def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
     return layer, LayerWeight(layer.weight.detach().flatten(1), bias, integers, scale, relu)
 
 
+def dense_reference(module: Any) -> nn.Module | None:
+    """Torch's dense layer that a sparse layer or one of integers equals; None: it is torch's own, or not taken."""
+    taken = weight_of(module) if type(module) not in _PLAIN else None
+    if taken is None:
+        return None
+    dense, weight = taken
+    return (nn.Sequential(dense, nn.ReLU()) if weight.relu else dense).eval()
+
+
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

@@ -25,9 +25,10 @@ class Judge:
     """A metric of networks: `judge(network)`.
 
     Args:
-        metric: one of `NAMES`; a function `(model) -> float`; a function `(outputs, targets) -> float`, with the
-            original's outputs where there are no targets; None: "accuracy" for targets that are classes, "r2" for
-            others, and without targets "agreement" where outputs are probabilities, else "r2".
+        metric: one of `NAMES`; a function `(model) -> float`, called with gradients disabled; a function
+            `(outputs, targets) -> float`, with the original's outputs where there are no targets; None: "accuracy" for
+            targets that are classes, "r2" for others, and without targets "agreement" where outputs are probabilities,
+            else "r2".
 
     Attributes:
         name: of the metric, as reports say it.
@@ -53,7 +54,7 @@ class Judge:
     def _of_caller(self, metric: Callable[..., Any], original: nn.Module) -> Metric:
         count = _arguments(metric)
         if count == 1:
-            return lambda network: _number(metric(network), self.name)
+            return lambda network: _number(_without_gradients(metric, network), self.name)
         targets = self._held.targets_of_chunks()
         if self._held.targets is None:
             targets = _outputs(original, self._held.inputs)
@@ -163,6 +164,12 @@ def _arguments(metric: Callable[..., Any]) -> int:
     if count not in (1, 2):
         raise TypeError(f"shrink: metric must take (model) or (outputs, targets). Got {metric!r} of {count} arguments.")
     return count
+
+
+def _without_gradients(metric: Callable[..., Any], network: nn.Module) -> Any:
+    """What is laid out runs where gradients are disabled."""
+    with torch.no_grad():
+        return metric(network)
 
 
 def _number(value: Any, name: str) -> float:

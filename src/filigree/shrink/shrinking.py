@@ -30,6 +30,7 @@ SAME = 0.02  # a difference of time that is none
 ALL, ORIGINAL = "all methods", "original"
 JUDGED = 64  # held-out samples on which single settings are tried, at most
 HALVINGS = 2  # of the step that went too far
+TOLERANCES = (0.2, 0.05, 0.01)  # of outputs of layers in int8, on the example
 SHARES_OF_TIME = {"units": 0.25, "bits": 0.32, "ranks": 0.38, "connections": 0.5}  # up to the end of each method's
 ROUNDS = 3  # how often the search goes on without the step that went too far
 
@@ -41,7 +42,8 @@ class Attempt:
     Attributes:
         method: which search tried it. setting: what was done to which layers. metric: on data that nothing was fitted
         to. ms: of the batch, measured in turns with the original. bytes: of its file.
-        holds: whether it keeps the asked share of the metric.
+        holds: whether it keeps the asked share of the metric. tolerance: of its layout, as of `fg.optimize_`: where it
+        is above 0 layers may compute in int8.
     """
 
     method: str
@@ -50,6 +52,7 @@ class Attempt:
     ms: float
     bytes: int
     holds: bool
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Shrunk(Tabular):
         metric: its name. least: what of it was to be kept. samples: how many it was measured on, to which nothing was
             fitted. batch: the samples of the latency. met: whether the winner keeps it, within the limits.
         seconds: how long the search took. notes: what was left out, and why. spent: the seconds of each method.
+        by_method: of each method alone its best network, and what that measured at the end, in turns with the winner.
     """
 
     model: nn.Module = field(repr=False)
@@ -76,6 +80,7 @@ class Shrunk(Tabular):
     seconds: float
     notes: list[str] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)
+    by_method: dict[str, tuple[Attempt, nn.Module]] = field(default_factory=dict, repr=False)
 
     @property
     def speedup(self) -> float:
@@ -91,7 +96,7 @@ class Shrunk(Tabular):
         return front
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {key: value for key, value in vars(self).items() if key != "model"}
+        plain = {key: value for key, value in vars(self).items() if key not in ("model", "by_method")}
         plain |= {"original": asdict(self.original), "winner": asdict(self.winner), "speedup": self.speedup}
         return plain | {"attempts": [asdict(attempt) for attempt in self.attempts]}
 
@@ -113,7 +118,12 @@ class Shrunk(Tabular):
         return rows
 
     def table_notes(self) -> list[str]:
-        return [*self.notes, *self.gains(), self.verdict()]
+        return [*self.notes, *self.gains(), *self.layout(), self.verdict()]
+
+    def layout(self) -> list[str]:
+        """How a file of the winner is laid out again, where that takes a tolerance."""
+        tolerance = self.winner.tolerance
+        return [f"in int8; of a file by fg.optimize_(model, x, tolerance={tolerance:g})"] if tolerance else []
 
     def gains(self) -> list[str]:
         """A line on what each method gave for its time: the fastest that kept the metric, and how long it was tried."""
@@ -152,15 +162,17 @@ def shrink(
 
     Layer by layer it measures what fewer units (`fg.SubsetPruning`), fewer connections (`fg.OneShot`), a lower rank
     (`fg.LowRank`) and fewer bits (`fg.RoundToNearest`, `fg.OneShot`) do to the outputs on held-out data, and what time
-    they save in the fastest layout (`fg.optimize_`). Settings are combined where the least error buys the most time;
-    how far that goes is found by bisection on the metric of the whole network, with all methods together and with each
-    method alone. The fastest in a last measurement in turns wins.
+    they save in the fastest layout (`fg.optimize_`, in int8 where that keeps the metric). Settings are combined where
+    the least error buys the most time; how far that goes is found by bisection on the metric of the whole network, with
+    all methods together and with each method alone. The fastest in a last measurement in turns wins; the best of each
+    method alone takes part in it.
 
     Args:
         model: any torch module; a copy of it is searched, in evaluation mode.
         data: as of `fg.compress_`: inputs, a pair of inputs and targets, an object with `.x` and `.y`, a mapping of
             the model's arguments (or a pair of one and targets), or batches of these. A quarter is held out.
-        metric: what is kept, the higher the better. A function `(model) -> float`, on data of your own; a function
+        metric: what is kept, the higher the better. A function `(model) -> float`, on data of your own, which is
+            called with gradients disabled; a function
             `(outputs, targets) -> float` (the original's outputs where there are no targets); "accuracy"; "agreement",
             the share of the original's decisions, of the first output; "r2", `1 - |Y' - Y|^2 / |Y - mean Y|^2`, Y the
             targets or (the worst of) the original's outputs. None: "accuracy" where targets are classes, "r2" where
@@ -171,7 +183,8 @@ def shrink(
         batch: samples that are timed at once.
         validation: data as `data` to judge by; None: a quarter of the data.
         forward: how the model runs on a batch, as of `fg.compress_`; such a model is timed as it is, not laid out.
-        where: which layers may change, as of `fg.compress_`. methods: some of "units", "bits", "ranks", "connections".
+        where: which layers may change, as of `fg.compress_`. methods: some of "units", "bits" (and int8 layouts),
+            "ranks", "connections".
         samples: of the data, at most. seconds: after which nothing more is tried; a step may take longer. seed: of the
             held-out samples. progress: whether a bar is shown; None: on a terminal.
 
@@ -222,7 +235,8 @@ class _Search:
         most_bytes: int | None, batch: int, seconds: float, progress: bool | None,
     ) -> None:  # fmt: skip
         self.began = time.monotonic()
-        self.until, self.progress = self.began + seconds, progress
+        self.until = self.ends = self.began + seconds  # of the present part, of the whole
+        self.progress, self.late = progress, False
         self.seconds = seconds
         self.original, self.fit, self.held = original, fit, held
         self.latency_ms, self.most_bytes, self.batch = latency_ms, most_bytes, batch
@@ -238,22 +252,22 @@ class _Search:
         self.candidates = [_Candidate(as_it_was, original)]
         self.notes: list[str] = []
         self.spent: dict[str, float] = {}
-        self.exact = copied(original)
-        if reason := laid_out_(self.exact, self.example):
+        self.tolerance = 0.0
+        exact = copied(original)
+        if reason := laid_out_(exact, self.example):
             self.notes.append(f"layout: {reason}")
-        if runtimes_of(self.exact):
-            self._add({}, "layout", self.exact)
+        if runtimes_of(exact):
+            self._add({}, "layout", exact, 0.0)
 
     # -- networks that are tried ---------------------------------------------------------------------------------------
 
-    def _add(self, plan: Plan, method: str, network: nn.Module) -> _Candidate:
+    def _add(self, plan: Plan, method: str, network: nn.Module, tolerance: float) -> _Candidate:
         before, after = timings([self.original, network], self.example, 0.03)
         value = self.judge(network)
-        what = "laid out" if not plan else described(plan)
+        what = ("laid out" if not plan else described(plan)) + (f"; int8 within {tolerance:g}" if tolerance else "")
         size, holds = stored(network).bytes_disk, value >= self.least
-        candidate = _Candidate(
-            Attempt(method, what, value, self.ms * after.low / before.low, size, holds), network, plan
-        )
+        ms = self.ms * after.low / before.low
+        candidate = _Candidate(Attempt(method, what, value, ms, size, holds, tolerance), network, plan)
         self.known[frozen(plan)] = candidate
         self.candidates.append(candidate)
         if not holds:
@@ -264,21 +278,47 @@ class _Search:
 
     def _forget(self) -> None:
         """Keep only those networks that may still win."""
-        kept = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:6]
+        kept = self._best(6)
         for candidate in self.candidates[1:]:
-            if candidate not in kept:
+            if not any(candidate is other for other in kept):
                 candidate.network = None
+
+    def _best(self, count: int) -> list[_Candidate]:
+        """So many networks, the best first, and the best one of each method behind them."""
+        ranked = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)
+        methods = {candidate.attempt.method for candidate in ranked[:count]}
+        others = {candidate.attempt.method: candidate for candidate in reversed(ranked[count:])}
+        return ranked[:count] + [candidate for method, candidate in others.items() if method not in methods]
+
+    def _try_int8(self) -> None:
+        """The largest tolerance of a layout in int8 that keeps the metric; where that is faster all is laid out so."""
+        fastest = min(candidate.attempt.ms for candidate in self.candidates)
+        for number, tolerance in enumerate(TOLERANCES):
+            if number and time.monotonic() > self.until:
+                return
+            laid_out_(network := copied(self.original), self.example, tolerance=tolerance)
+            if not runtimes_of(network):
+                return
+            candidate = self._add({}, "bits", network, tolerance)
+            if candidate.attempt.holds:
+                self.tolerance = tolerance if candidate.attempt.ms < (1 - SAME) * fastest else 0.0
+                return
 
     def _tried(self, plan: Plan, method: str) -> _Candidate | None:
         """The network of a plan, which is built if it is not known; None where it cannot be, or there is no time."""
         if (known := self.known.get(frozen(plan))) is not None:
             return known
         if time.monotonic() > self.until:
+            self.late = True
             return None
         try:
             network = fitted(self.original, plan, self.fit.inputs)
-            laid_out_(network, self.example)
-            return self._add(plan, method, network)
+            for tolerance in dict.fromkeys((self.tolerance, 0.0)):  # exact where int8 on top loses too much
+                laid_out_(network, self.example, tolerance=tolerance)
+                candidate = self._add(plan, method, network, tolerance)
+                if candidate.attempt.holds:
+                    break
+            return candidate
         except (ValueError, RuntimeError) as error:
             self.notes.append(f"{method}: {described(plan)}: {one_line(error, 120)}")
             return None
@@ -310,31 +350,38 @@ class _Search:
             self.notes.append("the model has no layers that can be shrunk")
             return self._result()
         smaller = self.most_bytes is not None
-        clock = LayerClock(self.original, names, self.example)
+        if "bits" in methods:
+            began = time.monotonic()
+            self._try_int8()
+            self._spend("bits", began)
+        clock = LayerClock(self.original, names, self.example, self.tolerance)
         effects = self._effects(names, methods, clock, smaller)
         present = [method for method in methods if any(method_of(effect.setting) == method for effect in effects)]
         searches = [(ALL, effects)] if len(present) > 1 else []
         searches += [(method, [e for e in effects if method_of(e.setting) == method]) for method in present]
-        for method, some in shown(searches, "search", self.progress):
+        parts = [2 if method == ALL else 1 for method, _ in searches] + [int(len(present) > 1)]  # of the time
+        for number, (method, some) in enumerate(shown(searches, "search", self.progress)):
             began = time.monotonic()
+            self.until = began + (self.ends - began) * parts[number] / sum(parts[number:])
             self._follow(method, some, clock.before, smaller)
             self._spend(method, began)
+        self.until = self.ends
         if len(present) > 1:
             began = time.monotonic()
             self._go_on(effects, clock.before, smaller)
             self._spend(ALL, began)
-        if time.monotonic() > self.until:
+        if self.late:
             self.notes.append(f"the search was ended after {self.seconds:.3g} seconds")
         return self._result()
 
     def _effects(self, names: list[str], methods: list[str], clock: LayerClock, smaller: bool) -> list[Effect]:
         """What each setting does alone; half of the time is for that."""
-        model, data, left = self.original, self.fit.inputs, self.until - time.monotonic()
+        model, data, left = self.original, self.fit.inputs, self.ends - time.monotonic()
         error_of = OutputError.of(model, self.held.inputs.some(JUDGED, 0))
         names = sorted(names, key=lambda name: -clock.before[name])
         effects: list[Effect] = []
         for method in methods:
-            began, until = time.monotonic(), self.until - left * (1 - SHARES_OF_TIME[method])
+            began, until = time.monotonic(), self.ends - left * (1 - SHARES_OF_TIME[method])
             if method == "units":
                 some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress, smaller)
             else:
@@ -413,8 +460,7 @@ class _Search:
     # -- the winner ----------------------------------------------------------------------------------------------------
 
     def _result(self) -> Shrunk:
-        best = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)[:5]
-        finalists = [self.candidates[0], *best]
+        finalists = [self.candidates[0], *self._best(5)]
         times = timings([c.network for c in finalists if c.network is not None], self.example, 0.3)
         drift = times[0].median / self.ms  # of the machine, since the others were measured
         for candidate in self.candidates:
@@ -427,8 +473,10 @@ class _Search:
         winner = min([original, *faster], key=self._rank)
         network = winner.network
         assert network is not None
+        ranked = sorted(others, key=self._rank, reverse=True)
+        alone = {c.attempt.method: (c.attempt, c.network) for c in ranked if c.network and c.attempt.method != ALL}
         met = winner.attempt.holds and self._within(winner.attempt)
         return Shrunk(
             network, original.attempt, winner.attempt, [c.attempt for c in self.candidates], self.judge.name,
-            self.least, len(self.held), self.batch, met, time.monotonic() - self.began, self.notes, self.spent,
+            self.least, len(self.held), self.batch, met, time.monotonic() - self.began, self.notes, self.spent, alone,
         )  # fmt: skip

@@ -65,10 +65,15 @@ class _Alone(nn.Module):
 
 
 class LayerClock:
-    """How long layers take alone, each as fast as it can be laid out, in turns with the same layer as it was."""
+    """How long layers take alone, each as fast as it can be laid out, in turns with the same layer as it was.
 
-    def __init__(self, model: nn.Module, names: Sequence[str], example: Calibration) -> None:
-        self._model, self._example = model, example
+    `tolerance`: of the layouts, as of `fg.optimize_`.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], example: Calibration, tolerance: float = 0.0
+    ) -> None:  # fmt: skip
+        self._model, self._example, self._tolerance = model, example, tolerance
         self._inputs = layer_inputs(model, names, example, "shrink")
         self._laid_out: dict[str, nn.Module] = {}
         self.before: dict[str, float] = {}
@@ -89,12 +94,11 @@ class LayerClock:
             ratios[name] = second.low / first.low  # of few runs the least disturbed ones
         return ratios
 
-    @staticmethod
-    def _alone(model: nn.Module, name: str, x: Tensor) -> nn.Module:
+    def _alone(self, model: nn.Module, name: str, x: Tensor) -> nn.Module:
         layer = copied(model.get_submodule(name))
         alone = _Alone(layer, x).eval()
         if not has_hooks(layer):
-            laid_out_(alone, Calibration(x))
+            laid_out_(alone, Calibration(x), tolerance=self._tolerance)
         return alone
 
     @staticmethod

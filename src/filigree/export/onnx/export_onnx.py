@@ -25,6 +25,7 @@ from filigree.measure.timing import Timing, time_interleaved
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.onnx_operators import DOMAIN
 from filigree.nn.sparse.sparse_linear import SparseLinear
+from filigree.nn.structured.structured_rnn import StructuredRNN
 from filigree.nn.torch_attributes import ReadsAttributes
 from filigree.protocols import CarriesState
 from filigree.text_table import aligned
@@ -245,8 +246,11 @@ def _plain(model: nn.Module, inputs: tuple[Tensor, ...], forms: Forms) -> tuple[
     chosen = chosen_forms(offered, read, forms.sparse, forms.seconds, forms.library)
     chosen |= {name: (form, Int8Layer.form, "") for name, form in in_bytes.items()}
     layers = []
+    whole = [f"{name}." if name else "" for name in chosen if isinstance(model.get_submodule(name), StructuredRNN)]
     for name, module in reversed(list(model.named_modules())):  # submodules before what holds them
         layer: Any = module
+        if name not in chosen and any(name.startswith(prefix) for prefix in whole):
+            continue
         if name in chosen:
             plain, form, note = chosen[name]
         else:
@@ -262,25 +266,28 @@ def _plain(model: nn.Module, inputs: tuple[Tensor, ...], forms: Forms) -> tuple[
 
 
 class _Recording(ReadsAttributes, nn.Module):
-    """It keeps the last input of a layer. Hooks would not do: some layers share theirs with others."""
+    """It keeps the last input of a layer, its first one. Hooks would not do: some layers share theirs with others."""
 
     input: Tensor | None = None
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, name: str) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.name = layer, name
 
     def attributes_from(self, name: str) -> nn.Module | None:
         return self._modules.get("layer")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **named: Any) -> Any:
+        x = [*args, *named.values()][0]
+        if not isinstance(x, Tensor):
+            raise ValueError(f"export: {self.name!r} reads a {type(x).__name__}, which cannot be exported.")
         self.input = x.contiguous()
-        return self.layer(x)
+        return self.layer(*args, **named)
 
 
 def _layer_inputs(model: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Record what each of these modules reads when the model runs, in its last call. The model is used up."""
-    recording = {name: _Recording(model.get_submodule(name)) for name in names}
+    recording = {name: _Recording(model.get_submodule(name), name) for name in names}
     for name, module in recording.items():
         model = _put(model, name, module)
     model.eval()(*inputs)

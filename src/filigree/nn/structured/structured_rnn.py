@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from filigree.nn.onnx_operators import product_operator, recurrent_operator
 from filigree.nn.rnn import LoopedRNN, gru_cell, is_lstm, lstm_cell, refuse_projections, suffixes
 from filigree.nn.torch_attributes import ReadsAttributes
 
@@ -55,3 +56,8 @@ class StructuredRNN(ReadsAttributes, LoopedRNN):
     def _product(self, x: Tensor, part: str, suffix: str) -> Tensor:
         y = self.products[part + suffix](x)
         return y + getattr(self, f"bias_{part}{suffix}") if self.bias else y
+
+    def onnx_operator(self) -> nn.Module | None:
+        products = {name: product_operator(product) for name, product in self.products.items()}
+        biases = {name: getattr(self, f"bias_{name}", None) for name in products}
+        return None if self.has_gates else recurrent_operator(self, products, biases, is_lstm(self))
