@@ -83,7 +83,7 @@ class Checkpoint:
                 "step": state.step,
                 "midway": None if midway is None else midway | {"first": self._first},
             }
-            whole = {"format": _FORMAT, "fingerprint": fingerprints[0], "content": content}
+            whole: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprints[0], "content": content}
             if engine.divides:
                 whole["fingerprints"] = fingerprints
             write_state(self.path, whole, writes=engine.is_main)
