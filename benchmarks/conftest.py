@@ -31,7 +31,8 @@ class Suite:
         self.networks = []  # in their order, of a suite whose record holds networks that were tried in several runs
 
     def add(self, **row) -> None:
-        self.rows.append(row)
+        now = datetime.datetime.now().isoformat(timespec="minutes")
+        self.rows.append(row | {"date": now} if self.networks else row)
         print("  " + "  ".join(f"{key}={_short(value)}" for key, value in row.items()))
 
     @property
@@ -52,7 +53,9 @@ class Suite:
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}
         rows, tried = list(self.rows), {row.get("network") for row in self.rows}
         if self.networks and self.path.is_file():
-            rows += [row for row in json.loads(self.path.read_text())["rows"] if row["network"] not in tried]
+            stored = json.loads(self.path.read_text())
+            others = [row for row in stored["rows"] if row["network"] not in tried]
+            rows += [{"date": stored["date"]} | row for row in others]
             rows.sort(key=lambda row: self.networks.index(row["network"]))
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         text = json.dumps(head | {"machine": machine, "versions": record.versions | _peers()}, indent=1)[:-2]

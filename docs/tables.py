@@ -245,17 +245,15 @@ def _contestant(kind: str) -> tuple[str, str]:
 
 
 def newest_rows(suite: str) -> list[dict[str, Any]]:
-    """Of each network the rows of the newest record of a suite that has it, whatever the processor."""
+    """Of each network the newest rows in the records of a suite, whatever the processor."""
     files = sorted((ROOT / "benchmarks" / "results").glob(f"{suite}-*.json"))
-    records = [json.loads(file.read_text()) for file in files]
-    newest: dict[str, list[dict[str, Any]]] = {}
-    for record in sorted(records, key=lambda record: record["date"]):
-        newest |= {name: [row for row in record["rows"] if row["network"] == name] for name in _networks(record)}
+    tried: list[tuple[str, str, list[dict[str, Any]]]] = []  # when, network, rows
+    for record in map(json.loads, map(Path.read_text, files)):
+        for network in dict.fromkeys(row["network"] for row in record["rows"]):
+            rows = [row for row in record["rows"] if row["network"] == network]
+            tried.append((rows[0].get("date", record["date"]), network, rows))
+    newest = {network: rows for _, network, rows in sorted(tried, key=lambda each: each[0])}
     return [row for rows in newest.values() for row in rows]
-
-
-def _networks(record: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(row["network"] for row in record["rows"]))
 
 
 def architectures() -> str:
