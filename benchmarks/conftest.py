@@ -29,6 +29,7 @@ class Suite:
     def __init__(self, name: str) -> None:
         self.name, self.rows = name, []
         self.networks = []  # in their order, of a suite whose record holds networks that were tried in several runs
+        self.keys = ("network",)  # what tells which of its rows a run replaces
 
     def add(self, **row) -> None:
         now = datetime.datetime.now().isoformat(timespec="minutes")
@@ -43,6 +44,9 @@ class Suite:
         slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']} {amx}".lower()).strip("-")
         return RESULTS / f"{self.name}-{slug}.json"
 
+    def _key(self, row: dict) -> tuple:
+        return tuple(row.get(key) for key in self.keys)
+
     def save(self) -> None:
         record = Record.start(isa=kernels.isa())
         machine = record.machine | {
@@ -51,10 +55,10 @@ class Suite:
             "environment": {name: os.environ[name] for name in CHOICES if name in os.environ},
         }  # fmt: skip
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}
-        rows, tried = list(self.rows), {row.get("network") for row in self.rows}
+        rows, tried = list(self.rows), {self._key(row) for row in self.rows}
         if self.networks and self.path.is_file():
             stored = json.loads(self.path.read_text())
-            others = [row for row in stored["rows"] if row["network"] not in tried]
+            others = [row for row in stored["rows"] if self._key(row) not in tried]
             rows += [{"date": stored["date"]} | row for row in others]
             rows.sort(key=lambda row: self.networks.index(row["network"]))
         lines = ",\n  ".join(json.dumps(row) for row in rows)

@@ -193,9 +193,12 @@ def crossovers() -> str:
     return "\n".join(lines)
 
 
+ONE_SHOT = "network", "method", "sparsity", "bits"
+
+
 def one_shot(bits: bool = False) -> str:
     """Error of the outputs and decisions kept, by network and method, at each sparsity or number of bits."""
-    rows = [row for row in newest_rows("one_shot") if ("bits" in row) == bits]
+    rows = [row for row in newest_rows("one_shot", ONE_SHOT) if ("bits" in row) == bits]
     settings = list(dict.fromkeys(_one_shot_setting(row) for row in rows))
     lines = [_line("network", "method", *settings), "|---" * (len(settings) + 2) + "|"]
     named = ""
@@ -244,16 +247,19 @@ def _contestant(kind: str) -> tuple[str, str]:
     return {"1.0": "all", "integers": "all, integers"}.get(share, share), "int8" if kind.endswith("int8") else "exact"
 
 
-def newest_rows(suite: str) -> list[dict[str, Any]]:
-    """Of each network the newest rows in the records of a suite, whatever the processor."""
+def newest_rows(suite: str, keys: tuple[str, ...] = ("network",)) -> list[dict[str, Any]]:
+    """Of each network (or whatever the keys tell apart) the newest rows in the records of a suite, whatever the
+    processor.
+    """
     files = sorted((ROOT / "benchmarks" / "results").glob(f"{suite}-*.json"))
-    tried: list[tuple[str, str, list[dict[str, Any]]]] = []  # when, network, rows
+    tried: list[tuple[str, tuple[Any, ...], list[dict[str, Any]]]] = []  # when, what, rows
     for record in map(json.loads, map(Path.read_text, files)):
-        for network in dict.fromkeys(row["network"] for row in record["rows"]):
-            rows = [row for row in record["rows"] if row["network"] == network]
-            tried.append((rows[0].get("date", record["date"]), network, rows))
-    newest = {network: rows for _, network, rows in sorted(tried, key=lambda each: each[0])}
-    return [row for rows in newest.values() for row in rows]
+        rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in record["rows"]:
+            rows.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+        tried += [(some[0].get("date", record["date"]), what, some) for what, some in rows.items()]
+    newest = {what: some for _, what, some in sorted(tried, key=lambda each: each[0])}
+    return [row for some in newest.values() for row in some]
 
 
 def architectures() -> str:

@@ -22,7 +22,7 @@ from filigree.compress.pruning.regression import FEW, Regression
 from filigree.compress.pruning.samples import channel_rows, rows_made, rows_read, seed_of
 from filigree.compress.pruning.streams import Streams
 from filigree.compress.pruning.taps import refined
-from filigree.compress.pruning.targets import Target, columns_of, in_units, mean_with, tap_means
+from filigree.compress.pruning.targets import Target, columns_of, mean_with, tap_means
 from filigree.convert import inference_context
 from filigree.nn.resizing import has_units, sizes_of
 from filigree.ties import why_tied
@@ -137,20 +137,20 @@ def least_squares(
 
         return hook
 
-    def added(name: str, stream: Tensor, slopes: Tensor | None) -> Tensor | None:
+    def added(name: str, stream: Tensor) -> Tensor | None:
         """How much the sum changes by the refit of a layer whose output has just been added to a stream."""
         if name not in fits or not fits[name].target.is_added:
             return None
         fit = fits[name]
         if chunk.number not in seen[name]:
             seen[name].add(chunk.number)
-            fit.add(fit.value, chunk, stream, slopes)
+            fit.add(fit.value, chunk, stream)
         if len(seen[name]) < len(chunks):
             raise _Reached
         y = fit.layer.forward(fit.value)
         left.update(_solved(name, fits.pop(name)))
-        change = fit.layer.forward(fit.value) - y
-        return change if slopes is None else change * slopes.view(-1, *[1] * (y.dim() - 2))
+        change: Tensor = fit.layer.forward(fit.value) - y
+        return change
 
     streams = Streams(added)
     hooks = [
@@ -212,7 +212,7 @@ class _Fit:
         if (need := bytes_of(width, outputs)) > MEMORY:
             self.problem = f"its {width:,} columns need {need / 1e9:.1f} GB"
 
-    def add(self, value: Any, chunk: Chunk, stream: Tensor | None = None, slopes: Tensor | None = None) -> None:
+    def add(self, value: Any, chunk: Chunk, stream: Tensor | None = None) -> None:
         """What the layer now reads of a chunk, and what its output is added to."""
         target = self.target
         rows, call = target.rows.get(chunk.number, []), self._calls.get(chunk.number, 0)
@@ -221,7 +221,7 @@ class _Fit:
             self.problem = self.problem or "how often it runs depends on the data"
             return
         most = target.most * chunk.share / target.calls
-        seed = seed_of(target.name, chunk.number + 1009 * call)
+        seed, there = seed_of(target.name, chunk.number + 1009 * call), None
         if target.by_units:
             read = channel_rows(self.layer, value, self.columns, most, seed)[None]
             means = tap_means(self.layer, value, self.columns)
@@ -233,7 +233,8 @@ class _Fit:
                 self.taps_read.setdefault(chunk.number, []).append((read_by_taps, outputs))
         else:
             read, numbers = rows_read(self.layer, value, most, seed)
-        there = None if stream is None else in_units(rows_made(self.layer, stream, numbers), slopes)
+            if stream is not None:
+                there = rows_made(self.layer, stream, numbers)
         self._accumulate(read, rows[call], chunk, there)
 
     def on_original(self) -> str:

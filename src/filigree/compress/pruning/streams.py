@@ -13,29 +13,27 @@ from filigree.modes import DispatchMode
 from filigree.outputs import tensors_in
 
 _SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
-_NORM = torch.ops.aten.native_batch_norm.default
 
-Added = Callable[[str, Tensor, Tensor | None], Tensor | None]
+Added = Callable[[str, Tensor], Tensor | None]
 
 
 class _Output(NamedTuple):
-    """The output of a layer, or of the batch norm that reads it: its version and the operation that it is from tell
-    whether something has changed it, and what was there before it."""
+    """The output of a layer: its version and the operation that it is from tell whether something has changed it, and
+    what was there before it."""
 
     tensor: weakref.ref[Tensor]
     version: int
     operation: int
     name: str
-    slopes: Tensor | None
 
 
 class Streams(DispatchMode):
-    """Sees where the outputs of layers, also through a batch norm in evaluation mode, are added to a tensor of the same
-    shape that was there before: one that does not depend on them.
+    """Sees where the outputs of layers are added to a tensor of the same shape that was there before: one that does not
+    depend on them. Not through batch norms: what is made up for there grows by their slopes, and a few samples with
+    large outputs decide it.
 
     Args:
-        added: called with the layer's name, that tensor and the norm's slopes `(channels,)` (None: no norm); what it
-            returns is added to the sum.
+        added: called with the layer's name and that tensor; what it returns is added to the sum.
     """
 
     def __init__(self, added: Added) -> None:
@@ -47,7 +45,7 @@ class Streams(DispatchMode):
     def watch(self, name: str, y: Any) -> None:
         """The output of this layer, which has just been computed."""
         if isinstance(y, Tensor):
-            self._outputs[id(y)] = _Output(weakref.ref(y), y._version, self._operation, name, None)
+            self._outputs[id(y)] = _Output(weakref.ref(y), y._version, self._operation, name)
 
     def _of(self, tensor: Any) -> _Output | None:
         """Which layer's output this is."""
@@ -66,15 +64,8 @@ class Streams(DispatchMode):
         y = operation(*args, **kwargs)
         for tensor in tensors_in(y):
             self._computed[id(tensor)] = weakref.ref(tensor), self._operation
-        if operation is _NORM and not args[5] and (output := self._of(args[0])) is not None:
-            slopes = (args[4] + args[7]).rsqrt() * (1 if args[1] is None else args[1])
-            if bool((slopes.abs() > 1e-6 * slopes.abs().max()).all()):
-                slopes = slopes if output.slopes is None else slopes * output.slopes
-                self._outputs[id(y[0])] = output._replace(
-                    tensor=weakref.ref(y[0]), version=y[0]._version, slopes=slopes
-                )
         for output, stream in streams:
-            if (more := self._added(output.name, stream, output.slopes)) is not None:
+            if (more := self._added(output.name, stream)) is not None:
                 y += more
         return y
 

@@ -57,8 +57,8 @@ class Target:
     gradients on rows (`taps.py`), which are not kept of layers that the model calls several times. Otherwise its
     outputs are regressed on all columns of its matrix, which is exact.
 
-    `is_added` tells that the model adds its outputs to something (`streams.py`): its rows are then those of the sum, in
-    units of its outputs, so that it may make up for what has been lost of the stream before it.
+    `is_added` tells that the model adds its outputs to something (`streams.py`): its rows are then those of the
+    sum, so that it may make up for what has been lost of the stream before it.
 
     Args:
         calls: how often it runs in a chunk. times: how often the model does. Of a layer that a model calls several
@@ -126,17 +126,12 @@ class Target:
             own.append(rows_made(layer, y, rows).clone())
             self._last = own[-1], rows
 
-    def add_stream(self, stream: Tensor, slopes: Tensor | None) -> None:
-        """What the outputs of the last call are added to, behind a batch norm with these slopes."""
+    def add_stream(self, stream: Tensor) -> None:
+        """What the outputs of the last call are added to."""
         if not self.problem and not self.by_units and self.calls == self.times == 1 and not self._has_relu:
             own, rows = self._last
-            own += in_units(rows_made(self.layer, stream, rows), slopes)
+            own += rows_made(self.layer, stream, rows)
             self.is_added = True
-
-
-def in_units(rows: Tensor, slopes: Tensor | None) -> Tensor:
-    """Rows of what stands behind a batch norm, as large as they would be before it."""
-    return rows if slopes is None else rows / slopes
 
 
 def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:

@@ -212,7 +212,7 @@ class UnitPruning(Compression):
             calls = calls_of(model, data, ["", *dict.fromkeys([*readers, *also])])
             refitted = [name for name in calls if name in readers or (name in also and calls[name] == calls[""])]
             targets = targets_of(model, refitted, groups, calls, self.exact)
-        streams = Streams(lambda name, stream, slopes: targets[name].add_stream(stream, slopes))
+        streams = Streams(lambda name, stream: targets[name].add_stream(stream))
         hooks: dict[str, Hook] = {name: _watched(name, target, streams) for name, target in targets.items()}
         pooled, tested = self.features == "pooled", {}
         error = OutputError(data if held is None else held, _measured_on(held))
