@@ -201,8 +201,9 @@ def one_shot(bits: bool = False) -> str:
     rows = [row for row in newest_rows("one_shot", ONE_SHOT) if ("bits" in row) == bits]
     settings = list(dict.fromkeys(_one_shot_setting(row) for row in rows))
     lines = [_line("network", "method", *settings), "|---" * (len(settings) + 2) + "|"]
-    named = ""
-    for network, method in dict.fromkeys((row["network"], row["method"]) for row in rows):
+    named, networks = "", list(dict.fromkeys(row["network"] for row in rows))
+    tried = dict.fromkeys((row["network"], row["method"]) for row in rows)
+    for network, method in sorted(tried, key=lambda each: networks.index(each[0])):
         mine = [row for row in rows if (row["network"], row["method"]) == (network, method)]
         shown = {_one_shot_setting(row): f"{row['error']:.2f}, {100 * row['agree']:.1f}%" for row in mine}
         lines.append(_line("" if network == named else network, method, *(shown.get(each, "") for each in settings)))

@@ -65,7 +65,8 @@ class OneShot(Compression):
     products. Other convolutions, transposed ones, attention's packed projections, `nn.RNN`, an LSTM with projections,
     recurrent cells and the linear layers of GPT-2 stay dense, with zeros, as the report says. Layers that the data do
     not reach stay whole. Of recurrent layers and cells `[W_ih W_hh]` is one matrix that reads `[x_t, h_{t-1}]` of all
-    time steps (of a GRU's new state two matrices), so that each part makes up for what the other loses.
+    time steps (of a GRU's new state two matrices), so that each part makes up for what the other loses; by "obs" each
+    row loses the same share, since a sum that varies little may matter at every time step.
 
     Memory: two copies of the model, what its layers read of 64 samples, and the moments of one layer: `2 columns^2`
     numbers in float64, a gigabyte at most, and as much again to solve for 4,096 columns; a matrix with more of them is

@@ -47,7 +47,7 @@ class Streams(DispatchMode):
         if isinstance(y, Tensor):
             self._outputs[id(y)] = _Output(weakref.ref(y), y._version, self._operation, name)
 
-    def _of(self, tensor: Any) -> _Output | None:
+    def _of(self, tensor: Tensor) -> _Output | None:
         """Which layer's output this is."""
         output = self._outputs.get(id(tensor))
         return output if output and output.tensor() is tensor and output.version == tensor._version else None
