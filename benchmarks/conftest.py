@@ -29,10 +29,11 @@ class Suite:
     def __init__(self, name: str) -> None:
         self.name, self.rows = name, []
         self.networks = []  # in their order, of a suite whose record holds networks that were tried in several runs
-        self.key = "network"  # what a row calls them
+        self.keys = ("network",)  # what tells which of its rows a run replaces; the first is one of `networks`
 
     def add(self, **row) -> None:
-        self.rows.append(row)
+        now = datetime.datetime.now().isoformat(timespec="minutes")
+        self.rows.append(row | {"date": now} if self.networks else row)
         print("  " + "  ".join(f"{key}={_short(value)}" for key, value in row.items()))
 
     @property
@@ -43,6 +44,9 @@ class Suite:
         slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['isa']} {amx}".lower()).strip("-")
         return RESULTS / f"{self.name}-{slug}.json"
 
+    def _key(self, row: dict) -> tuple:
+        return tuple(row.get(key) for key in self.keys)
+
     def save(self) -> None:
         record = Record.start(isa=kernels.isa())
         machine = record.machine | {
@@ -51,10 +55,12 @@ class Suite:
             "environment": {name: os.environ[name] for name in CHOICES if name in os.environ},
         }  # fmt: skip
         head = {"suite": self.name, "date": str(datetime.date.today()), "commit": record.commit, "dirty": record.dirty}
-        rows, tried = list(self.rows), {row.get(self.key) for row in self.rows}
+        rows, tried = list(self.rows), {self._key(row) for row in self.rows}
         if self.networks and self.path.is_file():
-            rows += [row for row in json.loads(self.path.read_text())["rows"] if row[self.key] not in tried]
-            rows.sort(key=lambda row: self.networks.index(row[self.key]))
+            stored = json.loads(self.path.read_text())
+            others = [row for row in stored["rows"] if self._key(row) not in tried]
+            rows += [{"date": stored["date"]} | row for row in others]
+            rows.sort(key=lambda row: self.networks.index(row[self.keys[0]]))
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         text = json.dumps(head | {"machine": machine, "versions": record.versions | _peers()}, indent=1)[:-2]
         RESULTS.mkdir(exist_ok=True)

@@ -1,7 +1,13 @@
-"""One-shot sparsity and rounding: what each method leaves of networks' outputs, on data that it was not fitted to."""
+"""One-shot sparsity and rounding: what each method leaves of networks' outputs, on data that it was not fitted to.
+
+`FILIGREE_NETWORKS="digits;pitch (CREPE tiny)"` tries these, `FILIGREE_METHODS="OneShot;Wanda"` these methods,
+`FILIGREE_SETTINGS="0.5;4 bits"` these sparsities and numbers of bits; other rows stay as they are recorded. The record
+is written after each row.
+"""
 
 import copy
 import importlib.util
+import os
 import time
 import warnings
 
@@ -23,18 +29,24 @@ METHODS = {
     "magnitude": {"method": "magnitude", "compensate": None},
     "Wanda": {"method": "wanda", "compensate": None},
     "magnitude, refitted": {"method": "magnitude"},
+    "Wanda, refitted": {"method": "wanda"},
     "OneShot": {},
     'OneShot, allocation="error"': {"allocation": "error"},
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+def chosen(kind, name):
+    names = os.environ.get(f"FILIGREE_{kind}")
+    return names is None or name in names.split(";")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if chosen("NETWORKS", name)])
 def test_one_shot(suite, benchmark, name):
     try:
         case = CASES[name]()
     except SystemExit as error:  # the wheel was not downloaded
         pytest.skip(str(error))
-    suite.networks = list(CASES)
+    suite.networks, suite.keys = list(CASES), ("network", "method", "sparsity", "bits")
     error_of = OutputError.of(case.model, Calibration(case.test))
 
     def decisions(model):
@@ -46,26 +58,32 @@ def test_one_shot(suite, benchmark, name):
     def judge(model, **row):
         agree = float((decisions(model) == before).double().mean())
         suite.add(network=name, error=error_of(model), agree=agree, **row)
+        suite.save()
 
-    for bits in (4, 3, 2):
+    for bits in [bits for bits in (4, 3, 2) if chosen("SETTINGS", f"{bits} bits")]:
         for sparsity in (0.0, 0.5) if bits > 2 else (0.0,):
             for how in CONTESTANTS:
-                if not sparsity or how in ("nearest", "GPTQ"):
+                if chosen("METHODS", how) and (not sparsity or how in ("nearest", "GPTQ")):
                     judge(rounded_by(how, case.model, case.x, bits, sparsity), method=how, sparsity=sparsity, bits=bits)
+            if not chosen("METHODS", "OneShot"):
+                continue
             model = copy.deepcopy(case.model)
             report = fg.compress_(model, fg.OneShot(sparsity, bits=bits), case.x)
             stored = [float(c.note.split(",")[-1].split()[0]) for c in report.changes if "bits a weight" in c.note]
             judge(model, method="OneShot", sparsity=sparsity, bits=bits, stored_bits=sum(stored) / len(stored))
     size = sum(parameter.numel() for parameter in case.model.parameters())
-    for sparsity in SPARSITIES:
+    for sparsity in [sparsity for sparsity in SPARSITIES if chosen("SETTINGS", str(sparsity))]:
         for method, arguments in METHODS.items():
+            if not chosen("METHODS", method):
+                continue
             if arguments.get("allocation") and (sparsity not in ALLOCATED or size > LARGE):
                 continue
             model = copy.deepcopy(case.model)
             began = time.perf_counter()
             fg.compress_(model, fg.OneShot(sparsity, **arguments), case.x)
             judge(model, method=method, sparsity=sparsity, seconds=time.perf_counter() - began)
-        if importlib.util.find_spec("torch_pruning") and case.units:
+        units = case.units and chosen("METHODS", "torch-pruning (units)")
+        if importlib.util.find_spec("torch_pruning") and units:
             judge(without_units(case, sparsity), method="torch-pruning (units)", sparsity=sparsity)
     benchmark.pedantic(lambda: None, rounds=1)
 

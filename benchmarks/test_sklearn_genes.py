@@ -11,7 +11,7 @@ SETS = ["prostate-ge", "glioma", "tox-171"]
 
 @pytest.mark.parametrize("name", SETS)
 def test_sklearn_genes(suite, benchmark, name):
-    suite.networks, suite.key = SETS, "data"
+    suite.networks, suite.keys = SETS, ("data",)
     try:
         compare(suite, name)
     except FileNotFoundError as error:

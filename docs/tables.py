@@ -195,13 +195,17 @@ def crossovers() -> str:
     return "\n".join(lines)
 
 
+ONE_SHOT = "network", "method", "sparsity", "bits"
+
+
 def one_shot(bits: bool = False) -> str:
     """Error of the outputs and decisions kept, by network and method, at each sparsity or number of bits."""
-    rows = [row for row in newest_rows("one_shot") if ("bits" in row) == bits]
+    rows = [row for row in newest_rows("one_shot", ONE_SHOT) if ("bits" in row) == bits]
     settings = list(dict.fromkeys(_one_shot_setting(row) for row in rows))
     lines = [_line("network", "method", *settings), "|---" * (len(settings) + 2) + "|"]
-    named = ""
-    for network, method in dict.fromkeys((row["network"], row["method"]) for row in rows):
+    named, networks = "", list(dict.fromkeys(row["network"] for row in rows))
+    tried = dict.fromkeys((row["network"], row["method"]) for row in rows)
+    for network, method in sorted(tried, key=lambda each: networks.index(each[0])):
         mine = [row for row in rows if (row["network"], row["method"]) == (network, method)]
         shown = {_one_shot_setting(row): f"{row['error']:.2f}, {100 * row['agree']:.1f}%" for row in mine}
         lines.append(_line("" if network == named else network, method, *(shown.get(each, "") for each in settings)))
@@ -247,18 +251,19 @@ def _contestant(kind: str) -> tuple[str, str]:
     return {"1.0": "all", "integers": "all, integers"}.get(share, share), "int8" if kind.endswith("int8") else "exact"
 
 
-def newest_rows(suite: str) -> list[dict[str, Any]]:
-    """Of each network the rows of the newest record of a suite that has it, whatever the processor."""
+def newest_rows(suite: str, keys: tuple[str, ...] = ("network",)) -> list[dict[str, Any]]:
+    """Of each network (or whatever the keys tell apart) the newest rows in the records of a suite, whatever the
+    processor.
+    """
     files = sorted((ROOT / "benchmarks" / "results").glob(f"{suite}-*.json"))
-    records = [json.loads(file.read_text()) for file in files]
-    newest: dict[str, list[dict[str, Any]]] = {}
-    for record in sorted(records, key=lambda record: record["date"]):
-        newest |= {name: [row for row in record["rows"] if row["network"] == name] for name in _networks(record)}
-    return [row for rows in newest.values() for row in rows]
-
-
-def _networks(record: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(row["network"] for row in record["rows"]))
+    tried: list[tuple[str, tuple[Any, ...], list[dict[str, Any]]]] = []  # when, what, rows
+    for record in map(json.loads, map(Path.read_text, files)):
+        rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in record["rows"]:
+            rows.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+        tried += [(some[0].get("date", record["date"]), what, some) for what, some in rows.items()]
+    newest = {what: some for _, what, some in sorted(tried, key=lambda each: each[0])}
+    return [row for some in newest.values() for row in some]
 
 
 def architectures() -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import filigree as fg
-from filigree.compress.one_shot import products
+from filigree.compress.one_shot import products, surgery
 from filigree.compress.one_shot.recurrence import read
 from filigree.convert import inference_context
 
@@ -213,3 +213,17 @@ def test_packed_sequences_are_batches():
         states.append(own(x))
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_each_row_loses_as_many(exact, monkeypatch):
+    """Rows of small pre-activations, whose weights cost little, are not emptied."""
+    if not exact:
+        monkeypatch.setattr(surgery, "EXACT", 0)
+    model = network("LSTM")
+    with torch.no_grad():
+        for parameter in model.rnn.parameters():
+            parameter[::3] *= 0.1
+    fg.compress_(model, fg.OneShot(0.5), series(60, 1))
+    kept = sum((model.rnn.products[f"{side}_l0"].dense().weight != 0).sum(1) for side in ("ih", "hh"))
+    assert kept.tolist() == [9] * 48

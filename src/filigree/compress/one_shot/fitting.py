@@ -72,7 +72,7 @@ def by_magnitude(weight: Tensor, keep: float, pattern: Pattern, taps: int) -> Fi
 
 def fitted(
     weight: Tensor, moments: ProductMoments, keep: float, how: How, taps: int, scale: Tensor | None = None,
-    mask: Tensor | None = None, widths: Sequence[int] = (),
+    mask: Tensor | None = None, widths: Sequence[int] = (), by_row: bool = False,
 ) -> Fitted:  # fmt: skip
     """New weights V of a product, those of the mask only, that change least what it computes on the data.
 
@@ -83,6 +83,7 @@ def fitted(
     Args:
         scale: of integers, where it is given; else it is searched. mask: which weights stay, where that is decided.
         widths: of the parts of the columns whose integers have scales of their own; by default there is one.
+        by_row: whether the surgeon takes as many weights of each row.
     """
     order = _order(weight.shape[2], how.pattern, taps)
     weight = weight.double().cpu()[..., order]
@@ -100,7 +101,7 @@ def fitted(
     elif keep == 1 and not how.pattern.m:
         mask = torch.ones_like(weight, dtype=torch.bool)
     elif how.method == "obs":
-        mask = surgeon(target, damped, keep, how.pattern)
+        mask = surgeon(target, damped, keep, how.pattern, by_row)
     elif how.method == "wanda":
         size = (own.diagonal(dim1=1, dim2=2) + mean.square()).sqrt().unsqueeze(1)
         mask = how.pattern.largest(weight.abs() * size, keep, by_row=how.pattern.rows == 1)

@@ -65,7 +65,8 @@ class OneShot(Compression):
     products. Other convolutions, transposed ones, attention's packed projections, `nn.RNN`, an LSTM with projections,
     recurrent cells and the linear layers of GPT-2 stay dense, with zeros, as the report says. Layers that the data do
     not reach stay whole. Of recurrent layers and cells `[W_ih W_hh]` is one matrix that reads `[x_t, h_{t-1}]` of all
-    time steps (of a GRU's new state two matrices), so that each part makes up for what the other loses.
+    time steps (of a GRU's new state two matrices), so that each part makes up for what the other loses; by "obs" each
+    row loses the same share, since a sum that varies little may matter at every time step.
 
     Memory: two copies of the model, what its layers read of 64 samples, and the moments of one layer: `2 columns^2`
     numbers in float64, a gigabyte at most, and as much again to solve for 4,096 columns; a matrix with more of them is
@@ -216,7 +217,10 @@ class OneShot(Compression):
             held = [(part, copy.copy(part._parameters)) for part in (module, *module.children())]
             for product, parts in zip(self._products(before, name).values(), moments[name], strict=True):
                 weight = product.matrix(before.get_submodule(name))
-                new = side_by_side([fitted(weight[..., at], m, keep, how, product.taps) for at, m in parts])
+                by_row = isinstance(product, Recurrent)
+                new = side_by_side(
+                    [fitted(weight[..., at], m, keep, how, product.taps, by_row=by_row) for at, m in parts]
+                )
                 product.write_(module, new.weight, new.shift)
             lost = error_of(after)
             for part, parameters in held:
@@ -243,12 +247,15 @@ class OneShot(Compression):
         networks = before, after if self.sequential else before
         for key, product in self._products(before, name).items():
             weight, how, parts = product.matrix(before.get_submodule(name)), self._how(), []
+            by_row = isinstance(product, Recurrent)
             widths = product.widths(module) if isinstance(product, Recurrent) and len(product.sides) > 1 else ()
             for columns, moments in moments_of(product, name, networks, chunks, runs, self.seed):
                 if not all(bool(part.isfinite().all()) for part in (moments.own, moments.cross)):
                     raise ValueError(f"OneShot: the inputs of {name!r} are not finite on these data.")
                 scale = self._common_scale(weight, moments, columns)
-                parts.append(fitted(weight[..., columns], moments, keep, how, product.taps, scale, widths=widths))
+                parts.append(
+                    fitted(weight[..., columns], moments, keep, how, product.taps, scale, widths=widths, by_row=by_row)
+                )
             fits[key] = side_by_side(parts)
             product.write_(module, fits[key].weight, fits[key].shift)
         return fits

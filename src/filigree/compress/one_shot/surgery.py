@@ -21,24 +21,28 @@ ROUNDS = 60  # of `alternating`, at most
 BLOCK = 128  # columns whose weights are chosen together
 
 
-def surgeon(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -> Tensor:
+def surgeon(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, by_row: bool = False) -> Tensor:
     """Which weights stay, as truth values: exactly, one by one, where that is affordable; else as `column_by_column`
     and `alternating` after it say.
+
+    Args:
+        by_row: whether each row keeps the share `keep` (of a pattern's rows each band of them); else the matrix does.
     """
     groups, rows, columns = weight.shape
     if pattern.columns == 1 and groups * rows * columns**3 <= EXACT and groups * rows * columns**2 <= NUMBERS:
-        return one_by_one(weight, moments, keep, pattern)
-    first = column_by_column(weight, moments, keep, pattern)
-    again = alternating(weight, moments, keep, pattern, first)
+        return one_by_one(weight, moments, keep, pattern, by_row)
+    first = column_by_column(weight, moments, keep, pattern, by_row)
+    again = alternating(weight, moments, keep, pattern, first, by_row)
     costs = [float(lost(refitted(weight, moments, mask) - weight, moments).sum()) for mask in (first, again)]
     return again if costs[1] <= costs[0] else first
 
 
-def one_by_one(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -> Tensor:
+def one_by_one(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, by_row: bool = False) -> Tensor:
     """The optimal brain surgeon itself, row by row: always the cheapest weight that is left, all others updated.
 
-    Rows of a block go through it together. How many weights a row loses follows, unless the pattern says it, from what
-    each loss costs in all rows: the cheapest go (Frantar and Alistarh 2022, algorithm 2).
+    Rows of a block go through it together. How many weights a row loses follows, unless the pattern says it or
+    `by_row` the same for all, from what each loss costs in all rows: the cheapest go (Frantar and Alistarh 2022,
+    algorithm 2).
     """
     groups, rows, columns = weight.shape
     padded = torch.nn.functional.pad(weight, (0, 0, 0, -rows % pattern.rows))
@@ -71,7 +75,11 @@ def one_by_one(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -
     if pattern.m:
         lost = torch.ones_like(taken, dtype=torch.bool)
     else:
-        rising = torch.stack(costs, 1).cummax(1).values.flatten()  # a row's losses come in their order
+        rising = torch.stack(costs, 1).cummax(1).values  # a row's losses come in their order
+        if by_row:  # all rows as many, some one more
+            each = int((1 - keep) * columns)
+            rising[:, :each], rising[:, each + 1 :] = -1, torch.inf
+        rising = rising.flatten()
         lost = torch.zeros_like(rising, dtype=torch.bool)
         count = min(rising.numel() - 1, round((1 - keep) * rising.numel()))
         lost[rising.argsort(stable=True)[:count]] = True
@@ -80,7 +88,7 @@ def one_by_one(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -
     return mask.view(groups, -1, 1, columns).expand(-1, -1, pattern.rows, -1).flatten(1, 2)[:, :rows]
 
 
-def column_by_column(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern) -> Tensor:
+def column_by_column(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, by_row: bool = False) -> Tensor:
     """As SparseGPT does (Frantar and Alistarh 2023): in each block of columns the cheapest go, and the columns behind
     it take their errors over. O(rows x columns^2) for all rows together.
     """
@@ -98,7 +106,7 @@ def column_by_column(weight: Tensor, moments: Tensor, keep: float, pattern: Patt
             if (j - first) % (pattern.m or block) == 0:
                 end = min(j + (pattern.m or block), last)
                 costs = (w[:, :, j:end] / own[:, None, j:end]).square()
-                mask[:, :, j:end] = pattern.largest(costs, keep)
+                mask[:, :, j:end] = pattern.largest(costs, keep, by_row)
             error = w[:, :, j].masked_fill(mask[:, :, j], 0) / own[:, None, j]
             w[:, :, j:last] -= error[:, :, None] * upper[:, None, j, j:last]
             errors[:, :, j - first] = error
@@ -106,7 +114,9 @@ def column_by_column(weight: Tensor, moments: Tensor, keep: float, pattern: Patt
     return mask
 
 
-def alternating(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, mask: Tensor) -> Tensor:
+def alternating(
+    weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, mask: Tensor, by_row: bool = False
+) -> Tensor:
     """A better choice of the weights that stay, from a first one: the alternating direction method of multipliers.
 
     As ALPS does (Meng et al. 2024): in turn V near to W in what it computes, near to a Z with few weights; Z the
@@ -120,7 +130,7 @@ def alternating(weight: Tensor, moments: Tensor, keep: float, pattern: Pattern, 
     for step in range(ROUNDS):
         v = ((wanted + (pull * z - u) @ vectors) / (values + pull).unsqueeze(1)) @ vectors.transpose(1, 2)
         moved = v + u / pull
-        chosen = pattern.largest(moved.square(), keep)
+        chosen = pattern.largest(moved.square(), keep, by_row)
         changed = int((chosen != mask).sum())
         mask, z = chosen, moved * chosen
         u += pull * (v - z)

@@ -19,7 +19,8 @@ from filigree.compress.pruning.graph import Units
 from filigree.compress.pruning.matrices import SPATIAL, bias_of, matrix_of, taps_of, write_matrix_
 from filigree.compress.pruning.moments import MEMORY, Moments, bytes_of
 from filigree.compress.pruning.regression import FEW, Regression
-from filigree.compress.pruning.samples import channel_rows, rows_read, seed_of
+from filigree.compress.pruning.samples import channel_rows, rows_made, rows_read, seed_of
+from filigree.compress.pruning.streams import Streams
 from filigree.compress.pruning.taps import refined
 from filigree.compress.pruning.targets import Target, columns_of, mean_with, tap_means
 from filigree.convert import inference_context
@@ -79,6 +80,9 @@ def least_squares(
     All chunks run up to the layer that comes next, the last one goes on from there: what a layer computes after its
     refit is what the next ones read. Data in one chunk take one pass.
 
+    Of a layer whose output the model adds to something, a residual stream, y is the original's sum without what the
+    pruned network has there: the layer makes up for what the layers before it have not restored of the stream.
+
     A layer that runs several times is refitted once, on all its calls, each weighed by its rows; x' is what it read in
     the original, without the units that went: what it will read then depends on itself.
 
@@ -119,6 +123,9 @@ def least_squares(
                 if len(running) % fit.target.times:
                     return
                 seen[name].add(chunk.number)
+            elif fit.target.is_added:  # what it is added to is known after it
+                fit.value = first_input(args, kwargs)
+                return
             elif chunk.number not in seen[name]:
                 seen[name].add(chunk.number)
                 fit.add(first_input(args, kwargs), chunk)
@@ -130,10 +137,33 @@ def least_squares(
 
         return hook
 
-    hooks = (
-        smaller.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True) for name in list(fits)
-    )
-    with inference_context(smaller, hooks):
+    def added(name: str, stream: Tensor) -> Tensor | None:
+        """How much the sum changes by the refit of a layer whose output has just been added to a stream."""
+        if name not in fits or not fits[name].target.is_added:
+            return None
+        fit = fits[name]
+        if chunk.number not in seen[name]:
+            seen[name].add(chunk.number)
+            fit.add(fit.value, chunk, stream)
+        if len(seen[name]) < len(chunks):
+            raise _Reached
+        y = fit.layer.forward(fit.value)
+        left.update(_solved(name, fits.pop(name)))
+        change: Tensor = fit.layer.forward(fit.value) - y
+        return change
+
+    streams = Streams(added)
+    hooks = [
+        *(
+            smaller.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True)
+            for name in list(fits)
+        ),
+        *(
+            smaller.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: streams.watch(name, y))
+            for name, fit in fits.items() if fit.target.is_added
+        ),
+    ]  # fmt: skip
+    with inference_context(smaller, hooks), streams:
         for _ in shown(range(len(fits)), "refit", data.progress):
             waiting = len(fits)
             for chunk in chunks:
@@ -165,6 +195,7 @@ class _Fit:
         self.centre = biases or layer.bias is not None
         self.outputs, self.inputs = channels.outputs[target.name], channels.inputs[target.name]
         self.taps, self._weight = torch.empty(0), 0
+        self.value: Any = None  # what it reads now, until that is added
         self.regressions: list[Regression] = []
         self._calls: dict[int, int] = {}  # by chunk
         self.taps_read: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by chunk: what its taps read, and the outputs
@@ -181,8 +212,8 @@ class _Fit:
         if (need := bytes_of(width, outputs)) > MEMORY:
             self.problem = f"its {width:,} columns need {need / 1e9:.1f} GB"
 
-    def add(self, value: Any, chunk: Chunk) -> None:
-        """What the layer now reads of a chunk."""
+    def add(self, value: Any, chunk: Chunk, stream: Tensor | None = None) -> None:
+        """What the layer now reads of a chunk, and what its output is added to."""
         target = self.target
         rows, call = target.rows.get(chunk.number, []), self._calls.get(chunk.number, 0)
         self._calls[chunk.number] = call + 1
@@ -190,7 +221,7 @@ class _Fit:
             self.problem = self.problem or "how often it runs depends on the data"
             return
         most = target.most * chunk.share / target.calls
-        seed = seed_of(target.name, chunk.number + 1009 * call)
+        seed, there = seed_of(target.name, chunk.number + 1009 * call), None
         if target.by_units:
             read = channel_rows(self.layer, value, self.columns, most, seed)[None]
             means = tap_means(self.layer, value, self.columns)
@@ -201,8 +232,10 @@ class _Fit:
                 read_by_taps = rows_read(self.layer, value, most, seed)[0][0]
                 self.taps_read.setdefault(chunk.number, []).append((read_by_taps, outputs))
         else:
-            read, _ = rows_read(self.layer, value, most, seed)
-        self._accumulate(read, rows[call], chunk)
+            read, numbers = rows_read(self.layer, value, most, seed)
+            if stream is not None:
+                there = rows_made(self.layer, stream, numbers)
+        self._accumulate(read, rows[call], chunk, there)
 
     def on_original(self) -> str:
         """Refit a layer that runs several times on what it read in the original; why not, if not."""
@@ -223,12 +256,13 @@ class _Fit:
         self.solve()
         return ""
 
-    def _accumulate(self, read: Tensor, y: Tensor, chunk: Chunk) -> None:
+    def _accumulate(self, read: Tensor, y: Tensor, chunk: Chunk, there: Tensor | None = None) -> None:
         if not self.target.by_units:
             y = y[:, self.outputs]
         if read.shape[1] != len(y):
             self.problem = "it runs on another number of rows than in the original"
             return
+        y = y if there is None else y - there
         parts = y.chunk(len(read), 1)
         if not self.regressions:
             self.regressions = [

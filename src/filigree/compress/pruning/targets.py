@@ -57,6 +57,9 @@ class Target:
     gradients on rows (`taps.py`), which are not kept of layers that the model calls several times. Otherwise its
     outputs are regressed on all columns of its matrix, which is exact.
 
+    `is_added` tells that the model adds its outputs to something (`streams.py`): its rows are then those of the
+    sum, so that it may make up for what has been lost of the stream before it.
+
     Args:
         calls: how often it runs in a chunk. times: how often the model does. Of a layer that a model calls several
             times the inputs are kept as well.
@@ -72,6 +75,8 @@ class Target:
         self.taps: Tensor | None = None  # the mean of each channel at each tap
         self._weight = 0
         self.by_units, self.columns, self.problem = False, torch.empty(0), why_computed(layer)
+        self.is_added = False
+        self._has_relu = bool(getattr(layer, "relu", False))
         is_sparse = hasattr(layer, "indptr")
         if self.problem:
             self.problem = f"it {self.problem}"
@@ -109,7 +114,7 @@ class Target:
                 rows = row_numbers(layer, value, self.most_taps * chunk.share / max(1, self.calls), seed)
                 self.tap_outputs.setdefault(chunk.number, []).append(rows_made(layer, y, rows).clone())
         else:
-            if getattr(layer, "relu", False):  # fused in: what comes before it is the target
+            if self._has_relu:  # fused in: what comes before it is the target
                 plain: Any = copy.copy(layer)
                 plain.relu = False
                 y = plain.forward(value)
@@ -119,6 +124,14 @@ class Target:
             else:
                 rows = row_numbers(layer, value, most, seed)
             own.append(rows_made(layer, y, rows).clone())
+            self._last = own[-1], rows
+
+    def add_stream(self, stream: Tensor) -> None:
+        """What the outputs of the last call are added to."""
+        if not self.problem and not self.by_units and self.calls == self.times == 1 and not self._has_relu:
+            own, rows = self._last
+            own += rows_made(self.layer, stream, rows)
+            self.is_added = True
 
 
 def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:

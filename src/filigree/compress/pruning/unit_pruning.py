@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
 from filigree.compress.layer_speed import Times
-from filigree.compress.passes import Hook, in_chunks
+from filigree.compress.passes import Chunk, Hook, in_chunks
 from filigree.compress.pruning.apart import TakenApart, can_be_apart, can_be_folded
 from filigree.compress.pruning.budget import Budget, Counts, MaxError, allocate
 from filigree.compress.pruning.clusters import dead, replacements_of
@@ -28,6 +28,7 @@ from filigree.compress.pruning.refit import Channels, better, channels_of, least
 from filigree.compress.pruning.removable import removable
 from filigree.compress.pruning.removal import copy_of, pruned, take_over
 from filigree.compress.pruning.samples import calls_of, unit_activations
+from filigree.compress.pruning.streams import Streams
 from filigree.compress.pruning.subclusters import as_count
 from filigree.compress.pruning.targets import EXACT, Target, mixing, targets_of
 from filigree.compress.speed import speed
@@ -211,10 +212,12 @@ class UnitPruning(Compression):
             calls = calls_of(model, data, ["", *dict.fromkeys([*readers, *also])])
             refitted = [name for name in calls if name in readers or (name in also and calls[name] == calls[""])]
             targets = targets_of(model, refitted, groups, calls, self.exact)
-        hooks: dict[str, Hook] = {name: target.add for name, target in targets.items()}
+        streams = Streams(lambda name, stream: targets[name].add_stream(stream))
+        hooks: dict[str, Hook] = {name: _watched(name, target, streams) for name, target in targets.items()}
         pooled, tested = self.features == "pooled", {}
         error = OutputError(data if held is None else held, _measured_on(held))
-        features = unit_activations(model, groups, data, pooled, hooks, error.add if held is None else None)
+        with streams:
+            features = unit_activations(model, groups, data, pooled, hooks, error.add if held is None else None)
         if held is not None:
             tested = unit_activations(model, groups, held, pooled, returned=error.add)
         redundancies = {
@@ -375,6 +378,16 @@ class UnitPruning(Compression):
             return group.count
         wanted = as_count(share, group.count)
         return min(group.count, -(-wanted // self.round_to) * self.round_to)
+
+
+def _watched(name: str, target: Target, streams: Streams) -> Hook:
+    """A hook that notes what a layer computes, and whether that is added to something."""
+
+    def hook(layer: nn.Module, value: Any, y: Any, chunk: Chunk) -> None:
+        target.add(layer, value, y, chunk)
+        streams.watch(name, y)
+
+    return hook
 
 
 def _measured_on(held: Calibration | None) -> str:
