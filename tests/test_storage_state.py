@@ -174,7 +174,7 @@ def test_every_cut_of_a_file_is_noticed(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing"):
         read_state(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="such file"):
+    with pytest.raises(FileNotFoundError, match="a folder, and no file"):
         read_state(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
         write_state(tmp_path / "no" / "x", 1)

@@ -70,6 +70,20 @@ def test_later_layers_make_up_for_what_the_stream_has_lost(in_place, chunked, mo
     assert errors[True] < 0.7 * errors[False]
 
 
+def test_a_stream_that_loses_units_itself_is_not_made_up_for(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(8, 8, 1), network(False), nn.Conv1d(8, 3, 1)).eval()
+    x, outputs = samples(256, 1), {}
+    for watched in (True, False):
+        small = copy.deepcopy(model)
+        if not watched:
+            monkeypatch.setattr(unit_pruning.Streams, "watch", lambda *_: None)
+        report = fg.compress_(small, fg.MagnitudePruning(keep=0.5, measure=False), x)
+        outputs[watched] = small(x)
+    assert small[0].out_channels == 4, report
+    assert outputs[True].equal(outputs[False])
+
+
 def sums(forward, *layers):
     """Which layers' outputs are added to something, and to what."""
     seen = []

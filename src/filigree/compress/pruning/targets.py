@@ -57,8 +57,8 @@ class Target:
     gradients on rows (`taps.py`), which are not kept of layers that the model calls several times. Otherwise its
     outputs are regressed on all columns of its matrix, which is exact.
 
-    `is_added` tells that the model adds its outputs to something (`streams.py`): its rows are then those of the
-    sum, so that it may make up for what has been lost of the stream before it.
+    Of a layer whose outputs the model adds to something (`streams.py`), `with_streams` turns its rows into those of
+    the sum, so that it may make up for what has been lost of the stream before it; `is_added` tells that.
 
     Args:
         calls: how often it runs in a chunk. times: how often the model does. Of a layer that a model calls several
@@ -76,6 +76,7 @@ class Target:
         self._weight = 0
         self.by_units, self.columns, self.problem = False, torch.empty(0), why_computed(layer)
         self.is_added = False
+        self._streams: list[tuple[Tensor, Tensor]] = []  # rows, and those of what they are added to
         self._has_relu = bool(getattr(layer, "relu", False))
         is_sparse = hasattr(layer, "indptr")
         if self.problem:
@@ -130,8 +131,14 @@ class Target:
         """What the outputs of the last call are added to."""
         if not self.problem and not self.by_units and self.calls == self.times == 1 and not self._has_relu:
             own, rows = self._last
-            own += rows_made(self.layer, stream, rows)
-            self.is_added = True
+            self._streams.append((own, rows_made(self.layer, stream, rows).clone()))
+
+    def with_streams(self) -> None:
+        """From now on its rows are those of the sums."""
+        self.is_added = bool(self._streams)
+        while self._streams:
+            own, stream = self._streams.pop()
+            own += stream
 
 
 def tap_means(layer: Any, x: Tensor, columns: Tensor) -> tuple[Tensor, int]:

@@ -260,6 +260,9 @@ class UnitPruning(Compression):
         read = {reader.name for group in less for reader in group.readers}
         later = dropwhile(lambda name: name not in read, observed.targets)  # they read what others have changed
         targets = {name: observed.targets[name] for name in later if observed.is_all or name in read}
+        cut = {name for group in less for name in group.makers}
+        for name in targets:  # a stream that has lost units itself cannot be made whole again
+            targets[name].with_streams()
         compensated = copy_of(smaller)
         channels = channels_of(model, observed.groups, kept)
         unfit = least_squares(compensated, channels, targets, observed.data, self.damping, observed.biases)
