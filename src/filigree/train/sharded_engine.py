@@ -50,6 +50,10 @@ class ShardedEngine(Engine):
             check_same(self.model, self.shards, "fit")
             yield self.model, self.optimizer, Tensor.backward
 
+    def total(self, sums: Tensor) -> Tensor:
+        """Those of the first process: all decide by the same numbers, also where processors round differently."""
+        return self.shards.objects(sums)[0]
+
     def agreed(self, flags: Tensor) -> Tensor:
         return self.shards.sum_(flags.clone())
 
