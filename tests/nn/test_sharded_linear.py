@@ -204,14 +204,25 @@ def test_shard_divides_layers_that_there_are():
     assert {name: len(births) for name, births in evolution.births.items()}["fc1.own"] == whole[0].nnz
 
 
-def test_a_module_may_have_a_part_of_its_own():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.part = plain()
+class Own(nn.Module):
+    """A module whose attributes have names that sharded layers use too."""
 
-    model = Own()
-    assert len(fg.SET(model, torch.optim.SGD(model.parameters(), 0.1), 0.3, epochs=2).layers) == 3
+    def __init__(self):
+        super().__init__()
+        self.part, self.bias = nn.Linear(9, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.part(x) + self.bias
+
+
+def test_names_of_a_users_module_are_its_own(tmp_path):
+    model, x = Own(), torch.randn(4, 9)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(epsilon=2)))
+    assert len(fg.SET(model, torch.optim.SGD(model.parameters(), 0.1), 0.3, epochs=2).layers) == 1
+    fg.save(model, tmp_path / "own")
+    back = fg.load(tmp_path / "own", into=Own(), sharded=True)
+    assert type(back.part) is ShardedLinear
+    assert torch.equal(back(x), model(x))
 
 
 def test_mistakes_are_one_line(monkeypatch):

@@ -136,13 +136,13 @@ def _own_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     for name, layer in model.named_modules():
         if isinstance(layer, ShardedLinear):
             prefix = f"{name}." if name else ""
+            rest = dict(state)
             whole = {
-                key: state[prefix + key] for key in ("indptr", "indices", "values", "bias") if prefix + key in state
+                key: rest.pop(prefix + key) for key in ("indptr", "indices", "values", "bias") if prefix + key in rest
             }
             if not all(isinstance(tensor, Tensor | Stored) for tensor in whole.values()):
                 raise ValueError(f"the numbers of {name!r} should be tensors.")
-            state = {key: value for key, value in state.items() if key.removeprefix(prefix) not in whole}
-            state |= {f"{prefix}own.{key}": tensor for key, tensor in layer.own_state(whole).items()}
+            state = rest | {f"{prefix}own.{key}": tensor for key, tensor in layer.own_state(whole).items()}
     return state
 
 
