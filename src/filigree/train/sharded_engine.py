@@ -52,7 +52,8 @@ class ShardedEngine(Engine):
 
     def total(self, sums: Tensor) -> Tensor:
         """Those of the first process: all decide by the same numbers, also where processors round differently."""
-        return self.shards.objects(sums)[0]
+        first: Tensor = self.shards.objects(sums)[0]
+        return first
 
     def agreed(self, flags: Tensor) -> Tensor:
         return self.shards.sum_(flags.clone())
