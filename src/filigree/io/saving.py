@@ -37,20 +37,23 @@ def save(model: nn.Module, path: str | Path) -> None:
     attributes `preprocessing` (`fg.data.Preprocessing`) and `vocabulary` (`fg.data.Vocabulary`) go along.
 
     Of a model whose layers are divided over processes (`fg.shard_`) all of them call this together. The first one
-    writes the file of the whole model, and gets the others' rows a few MiB at a time.
+    writes the file of the whole model, and gets the others' rows 64 MiB at a time.
 
     Raises:
         TypeError: a conversion that cannot be written as plain data.
-        OSError: the file cannot be written; what was there before is intact.
+        OSError: the file cannot be written, in every process; what was there before is intact.
     """
     check_module(model, "save")
     warn_if_untrained(model, "save")
     shards = shards_in(model)
     try:
         write_state(path, description(model, whole=True), writes=shards is None or shards.rank == 0)
-    finally:
+    except Exception as error:
         if shards is not None:
-            shards.wait()
+            shards.objects(error)
+        raise
+    if shards is not None and (errors := [error for error in shards.objects(None) if error is not None]):
+        raise errors[0]
 
 
 def load(path: str | Path, into: nn.Module | None = None, *, sharded: bool = False) -> Any:
@@ -133,13 +136,13 @@ def _own_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     for name, layer in model.named_modules():
         if isinstance(layer, ShardedLinear):
             prefix = f"{name}." if name else ""
+            rest = dict(state)
             whole = {
-                key: state[prefix + key] for key in ("indptr", "indices", "values", "bias") if prefix + key in state
+                key: rest.pop(prefix + key) for key in ("indptr", "indices", "values", "bias") if prefix + key in rest
             }
             if not all(isinstance(tensor, Tensor | Stored) for tensor in whole.values()):
                 raise ValueError(f"the numbers of {name!r} should be tensors.")
-            state = {key: value for key, value in state.items() if key.removeprefix(prefix) not in whole}
-            state |= {f"{prefix}own.{key}": tensor for key, tensor in layer.own_state(whole).items()}
+            state = rest | {f"{prefix}own.{key}": tensor for key, tensor in layer.own_state(whole).items()}
     return state
 
 

@@ -43,6 +43,8 @@ def run_ray(
     first = numbers[:1] if recipe.search else []
     failed: list[str] = []
     for together in (first, numbers[len(first) :]):
+        if failed:  # without what the first run finds, each of the others would search
+            break
         tasks = [task.remote(recipe, out, methods, number, str(Path.cwd())) for number in together]
         for number, waited in zip(together, tasks, strict=True):
             try:

@@ -265,9 +265,9 @@ class Streamed:
 
 
 def part_of(layer: Any) -> Whole:
-    """Which rows of a layer these are."""
-    part: Whole = getattr(layer, "part", WHOLE)
-    return part
+    """Which rows of a layer these are; a module of the user's may have an attribute `part` of its own."""
+    part = getattr(layer, "part", WHOLE)
+    return part if isinstance(part, Whole) else WHOLE
 
 
 def shards_of(group: Any, who: str) -> Whole:
