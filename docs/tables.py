@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512", "amd-epyc-avx512"  # of the records of `optimize_`, with VNNI
+OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
 _WITH_TABLES = (
     "comparison", "export", "inference", "integrations", "microcontroller", "one-shot", "performance", "pruning",
     "several-machines", "shrink", "transformers",
@@ -218,13 +218,12 @@ def _one_shot_setting(row: dict[str, Any]) -> str:
     return gone if "bits" not in row else f"{row['bits']} bits" + (f", {gone}" if row["sparsity"] else "")
 
 
-def inference(processor: str) -> str:
+def inference() -> str:
     """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
-    with_amx = list(_optimized(processor, "-amx"))
-    columns = ["torch", "exact", "int8", *(["int8 with AMX"] if with_amx else []), "ONNX Runtime", "its int8"]
+    columns = "torch", "exact", "int8", "int8 with AMX", "ONNX Runtime", "its int8"
     lines = [_line("", "batch", "connections", *columns), "|---" * (3 + len(columns)) + "|"]
     cells: dict[tuple[str, int, str], dict[str, str]] = {}
-    for row, amx in [*((row, "") for row in _optimized(processor, "")), *((row, " with AMX") for row in with_amx)]:
+    for row, amx in [*((row, "") for row in _optimized("")), *((row, " with AMX") for row in _optimized("-amx"))]:
         share, column = _contestant(row["kind"])
         if amx and column != "int8":
             continue
@@ -236,10 +235,10 @@ def inference(processor: str) -> str:
     return "\n".join(lines)
 
 
-def _optimized(processor: str, amx: str) -> Iterator[dict[str, Any]]:
+def _optimized(amx: str) -> Iterator[dict[str, Any]]:
     """The rows of the records of `optimize_`."""
     for suite in ("optimize", "optimize_layers", "optimize_transformers"):
-        file = ROOT / "benchmarks" / "results" / f"{suite}-{processor}{amx}.json"
+        file = ROOT / "benchmarks" / "results" / f"{suite}-{OPTIMIZED_ON}{amx}.json"
         yield from json.loads(file.read_text())["rows"] if file.is_file() else []
 
 
@@ -417,8 +416,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "onnx runtime": onnx_runtime,
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),
-    "inference": lambda: inference(OPTIMIZED_ON[0]),
-    "inference amd": lambda: inference(OPTIMIZED_ON[1]),
+    "inference": inference,
     "sharded": sharded,
     "shrink": shrunk,
     "networks": lambda: speeds(SPEEDS[:3]),

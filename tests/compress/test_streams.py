@@ -70,6 +70,46 @@ def test_later_layers_make_up_for_what_the_stream_has_lost(in_place, chunked, mo
     assert errors[True] < 0.7 * errors[False]
 
 
+class OnItself(Residual):
+    """The last block is a single layer that reads the stream which its output is added to in place."""
+
+    def __init__(self, in_place):
+        super().__init__(in_place)
+        self.blocks = self.blocks[:1]
+        self.own = nn.Conv1d(8, 8, 1)
+
+    def forward(self, x):
+        x = x + self.blocks[0](x)
+        x += self.own(x)
+        return x
+
+
+class Twice(Residual):
+    """The second block's output is added to two streams."""
+
+    def __init__(self, in_place):
+        super().__init__(in_place)
+        self.blocks = self.blocks[:2]
+
+    def forward(self, x):
+        z = x + self.blocks[0](x)
+        y = self.blocks[1](z)
+        return torch.cat([z + y, x + y], 1)
+
+
+@pytest.mark.parametrize("kind", [OnItself, Twice])
+def test_sums_that_overwrite_what_a_layer_read_and_second_sums(kind, monkeypatch):
+    torch.manual_seed(0)
+    model, x, other, errors = kind(in_place=True).eval(), samples(256, 1), samples(200, 2), {}
+    for watched in (True, False):
+        small = copy.deepcopy(model)
+        if not watched:
+            monkeypatch.setattr(unit_pruning.Streams, "watch", lambda *_: None)
+        fg.compress_(small, PRUNE, x)
+        errors[watched] = error(small, model, other)
+    assert errors[True] < errors[False]
+
+
 def test_a_stream_that_loses_units_itself_is_not_made_up_for(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(8, 8, 1), network(False), nn.Conv1d(8, 3, 1)).eval()

@@ -371,7 +371,7 @@ class _Search:
             self._go_on(effects, clock.before, smaller)
             self._spend(ALL, began)
         if self.late:
-            self.notes.append(f"the search was ended after {self.seconds:.3g} seconds")
+            self.notes.append(f"{self.seconds:.3g} seconds were too few to search to the end")
         return self._result()
 
     def _effects(self, names: list[str], methods: list[str], clock: LayerClock, smaller: bool) -> list[Effect]:

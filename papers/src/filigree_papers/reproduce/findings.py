@@ -179,7 +179,8 @@ def figure(
     apart = f"{'+' if mean >= printed else ''}{_number(mean - printed)}"
     text = f"{what}: printed {_number(printed)}, ours {spread(ours, folds)}, {apart}"
     cut = printed >= cap and max(ours) >= cap
-    ((text, verdict),) = ({text: "open"} if cut else judged(text, rule, ours, folds)).items()
+    part: dict[str, Verdict] = {text: "open"} if cut else judged(text, rule, ours, folds)
+    ((text, verdict),) = part.items()
     return Finding(where, verdict, f"{text}.", printed, mean, mean - printed, interval(ours, folds))
 
 

@@ -122,7 +122,7 @@ def quantisation_claim(rows: Rows) -> list[Finding]:
     """Is 97% of the model's accuracy left at 12% of its weights? As the document samples, and calibrated."""
     findings = []
     for kind, says in (("plain", "as printed"), ("error diffusion", "calibrated layer by layer")):
-        parts = {}
+        parts: dict[str, Verdict] = {}
         for network in dict.fromkeys(row["network"] for row in rows):
             shares = [r["share of the model's %"] for r in rows
                       if (r["network"], r["calibration"], r["budget"]) == (network, kind, "0.12")]  # fmt: skip

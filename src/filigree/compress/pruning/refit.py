@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -153,16 +154,13 @@ def least_squares(
         return change
 
     streams = Streams(added)
-    hooks = [
-        *(
-            smaller.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True)
-            for name in list(fits)
-        ),
-        *(
+    hooks = itertools.chain(
+        (smaller.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True) for name in list(fits)),
+        (
             smaller.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: streams.watch(name, y))
-            for name, fit in fits.items() if fit.target.is_added
+            for name in [name for name, fit in fits.items() if fit.target.is_added]
         ),
-    ]  # fmt: skip
+    )
     with inference_context(smaller, hooks), streams:
         for _ in shown(range(len(fits)), "refit", data.progress):
             waiting = len(fits)

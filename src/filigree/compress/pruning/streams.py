@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +29,8 @@ class _Output(NamedTuple):
 
 class Streams(DispatchMode):
     """Sees where the outputs of layers are added to a tensor of the same shape that was there before: one that does not
-    depend on them. Not through batch norms: what is made up for there grows by their slopes, and a few samples with
-    large outputs decide it.
+    depend on them. Of several sums of an output the first counts. Not through batch norms: what is made up for there
+    grows by their slopes, and a few samples with large outputs decide it.
 
     Args:
         added: called with the layer's name and that tensor; what it returns is added to the sum.
@@ -60,20 +60,22 @@ class Streams(DispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._operation += 1
-        streams = list(self._streams(operation, args)) if operation in _SUMS and not kwargs else []
+        streams = list(self._streams(args)) if operation in _SUMS and not kwargs else []
+        changes = [self._added(name, stream) for name, stream in streams]  # a sum in place overwrites it
         y = operation(*args, **kwargs)
         for tensor in tensors_in(y):
             self._computed[id(tensor)] = weakref.ref(tensor), self._operation
-        for output, stream in streams:
-            if (more := self._added(output.name, stream)) is not None:
-                y += more
+        for change in changes:
+            if change is not None:
+                y += change
         return y
 
-    def _streams(self, operation: Any, args: Any) -> Any:
-        """Of a sum the layers' outputs in it, and what each is added to."""
+    def _streams(self, args: Any) -> Iterator[tuple[str, Tensor]]:
+        """Of a sum the layers whose outputs are in it, and what each is added to; of several sums the first counts."""
         if not isinstance(args[1], Tensor) or args[0].shape != args[1].shape:
             return
         for mine, other in (args, args[::-1]):
             output = self._of(mine)
-            if output is not None and self._before(other, output):  # in place the sum takes the first one's place
-                yield output, other.clone() if operation is _SUMS[1] and other is args[0] else other
+            if output is not None and self._before(other, output):
+                del self._outputs[id(mine)]
+                yield output.name, other
