@@ -261,7 +261,7 @@ class UnitPruning(Compression):
         later = dropwhile(lambda name: name not in read, observed.targets)  # they read what others have changed
         targets = {name: observed.targets[name] for name in later if observed.is_all or name in read}
         cut = {name for group in less for name in group.makers}
-        for name in targets:  # a stream that has lost units itself cannot be made whole again
+        for name in targets.keys() - cut:  # a stream that has lost units itself cannot be made whole again
             targets[name].with_streams()
         compensated = copy_of(smaller)
         channels = channels_of(model, observed.groups, kept)
