@@ -27,6 +27,7 @@ from filigree_papers.reproduce import (
     john_retraining,
     john_subclustering,
     provenance,
+    reproduction,
 )
 from filigree_papers.reproduce.check import essence
 from filigree_papers.reproduce.claims import before, beside, ends, folds_of
@@ -502,6 +503,13 @@ def test_a_check_of_a_recipe_makes_its_first_epoch_again(tmp_path, monkeypatch):
         experiment.again(tmp_path, Request(), bars)  # on an idle machine: adds the times
     after = RunSummary.load(tmp_path / "summary.json")
     assert all(row["train_step_ms"] > 0 for row in after.rows)
+
+
+def test_a_check_takes_what_the_search_has_chosen():
+    recipe = recipes.load("glioma-short")
+    chosen = reproduction.as_chosen(recipe, [{"method": "SET", "lr": 0.0003}, {"method": "dense", "lr": None}])
+    assert chosen.search == {}
+    assert [chosen.training_of(method).lr for method in ("SET", "dense")] == [0.0003, recipe.training.lr]
 
 
 def test_comments_and_docstrings_are_no_code():

@@ -62,7 +62,8 @@ def check(experiment: Experiment, path: Path, bars: Bars) -> Check:
     case, seed = pairs[0]
     recorded, part = experiment.checked(summary.rows)
     with tempfile.TemporaryDirectory() as folder, executed_files() as executed:
-        ours, _ = experiment.checked(experiment.make_again(Path(folder), case, seed, request, part, bars))
+        rows = experiment.make_again(Path(folder), case, seed, request, part, bars, summary.rows)
+        ours, _ = experiment.checked(rows)
     runs, agree, worst = len(summary.complete[case]), 0, (-1.0, "")
     shared = [name for name in ours if name in recorded and recorded[name][0] is not None]
     if not shared:

@@ -100,8 +100,14 @@ class Experiment(ABC):
         run that is."""
 
     @abstractmethod
-    def make_again(self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars) -> Rows:
-        """The rows of a run, as in a summary, made again in an empty folder: at least those of that part."""
+    def make_again(
+        self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars, recorded: Rows
+    ) -> Rows:
+        """The rows of a run, as in a summary, made again in an empty folder: at least those of that part.
+
+        Args:
+            recorded: the rows of the record, with what a search has chosen.
+        """
 
     @abstractmethod
     def write_page(self, out: Path, results: Any, lines: Sequence[str]) -> None: ...

@@ -168,12 +168,14 @@ class Reproduction(Experiment):
             for row in rows for key in kept if key in row
         }, ONE_RUN  # fmt: skip
 
-    def make_again(self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars) -> Rows:
+    def make_again(
+        self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars, recorded: Rows
+    ) -> Rows:
         recipe = self._recipe(case, request)
         if part == ONE_RUN:
             run(recipe, out / case, runs=[seed], progress=bars, timed=False)
             return self.rows(self.read(out, [(case, seed)], request))
-        recipe = recipe.model_copy(update={"search": {}})
+        recipe = as_chosen(recipe, [row for row in recorded if row["case"] == case])
         runs: dict[str, list[Record]] = {}
         for method, arm in recipe.methods.items():
             if arm.after is None:
@@ -269,7 +271,9 @@ class Computation(Experiment):
             figures |= {f"{label}, {key}": pair for key, pair in numbers.items() if not TIMES & set(key.split())}
         return figures, FIRST_EVALUATION if by_steps else ONE_RUN
 
-    def make_again(self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars) -> Rows:
+    def make_again(
+        self, out: Path, case: str, seed: int, request: Request, part: str, bars: Bars, recorded: Rows
+    ) -> Rows:
         with first_evaluation() if part == FIRST_EVALUATION else nullcontext():
             return self.compute(case, seed, request.quick)
 
@@ -307,6 +311,16 @@ def _first_epoch(records: Sequence[Record]) -> dict[str, list[float | None]] | N
         if len(numbers) == len(firsts):
             figures[key] = [statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None]
     return figures
+
+
+def as_chosen(recipe: Recipe, recorded: Rows) -> Recipe:
+    """The recipe with the settings that its search has chosen for each method, in place of the search."""
+    chosen = {row["method"]: {key: row[key] for key in recipe.search if row.get(key) is not None} for row in recorded}
+    methods = {
+        name: arm.model_copy(update={"training": arm.training | chosen.get(name, {})})
+        for name, arm in recipe.methods.items()
+    }
+    return recipe.model_copy(update={"search": {}, "methods": methods})
 
 
 class EpochEnded(Exception):
