@@ -132,9 +132,9 @@ def readonly(bench: Bench) -> dict[str, Any]:
         while mount("-o", "remount,ro", bench.disk):  # busy while a file is open for writing
             expect(not child.poll(), "the run ended before its disk was made read-only")
         message = bench.must_say(child, 1, "Read-only file system", "--resume")
-        bench.must_say(bench.train(), 1, "Read-only file system")
+        bench.must_say(bench.train(), 2, "cannot be written to")
         source = bench.reference / "SET-0" / "model.safetensors"
-        also = bench.must_say(compressed(bench, source, bench.disk / "small.safetensors"), 1, "Read-only file system")
+        also = bench.must_say(compressed(bench, source, bench.disk / "small.safetensors"), 2, "cannot be written to")
         mount("-o", "remount,rw", bench.disk)
         figures = bench.must_go_on()
     return {"exit": 1, "said": message, "compress_said": also} | figures
