@@ -73,6 +73,15 @@ def test_page_is_one_file_and_escapes(records, tmp_path):
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["page.html"]
 
 
+def test_costs_that_no_run_has_take_no_column(records, tmp_path):
+    without = write_report(records, tmp_path / "a.html").read_text()
+    records[0]["metrics"]["train_joules"] = 12.5
+    given = write_report(records, tmp_path / "b.html").read_text()
+    for column in ("<th scope=col>training J</th>", "<th scope=col>perplexity</th>"):
+        assert column not in without
+    assert "<th scope=col>training J</th>" in given
+
+
 def test_readers_of_screens_reach_rows_and_buttons(records, tmp_path):
     page = write_report(records, tmp_path / "page.html").read_text()
     assert page.count("<th scope=row>") == 2

@@ -15,12 +15,12 @@ from filigree.io.storage import replacing
 from filigree.optional import needed
 from filigree.report import figures
 from filigree.report.table import (
-    COSTS,
     RecordLike,
     Row,
     accuracy_text,
     by_recipe,
     commit_text,
+    known_costs,
     ratio_text,
     score_heading,
     summary_table,
@@ -225,8 +225,9 @@ def _answer(rows: Sequence[Row]) -> str:
 def _table(runs: Sequence[RecordLike]) -> str:
     rows = summary_table(runs)
     colours = figures.palette([row.method for row in rows])
+    costs = known_costs(rows)
     head = "".join(
-        f"<th scope=col>{h}</th>" for h in ("method", score_heading(rows), *(heading for _, heading, _ in COSTS))
+        f"<th scope=col>{h}</th>" for h in ("method", score_heading(rows), *(heading for _, heading, _ in costs))
     )
     body = []
     for row in rows:
@@ -237,7 +238,7 @@ def _table(runs: Sequence[RecordLike]) -> str:
             mean, low, high = (row.text(number, "+") for number in row.against_dense)
             interval += f"<small>to dense {mean} ({low}, {high})</small>"
         cells.append(f"<td>{accuracy_text(row)}{interval}</td>")
-        for key, _, form in COSTS:
+        for key, _, form in costs:
             value, ratio, spread = row.costs[key], row.ratios[key], row.spreads.get(key)
             hover = f' title="10% to 90%: {spread[0]:.3g} to {spread[1]:.3g}"' if spread else ""
             below = f"<small>{ratio_text(ratio)}</small>" if ratio is not None else ""

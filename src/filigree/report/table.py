@@ -112,6 +112,11 @@ def summary_table(records: Sequence[RecordLike]) -> list[Row]:
     return rows
 
 
+def known_costs(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Those of `COSTS` that a row has."""
+    return [cost for cost in COSTS if any(row.costs[cost[0]] is not None for row in rows)]
+
+
 def summary(records: Sequence[RecordLike]) -> dict[str, Any]:
     """The rows of `summary_table`, with where and when they were measured, as plain data for a JSON file."""
     first = records[0]
@@ -129,8 +134,7 @@ def summary(records: Sequence[RecordLike]) -> dict[str, Any]:
 def console_table(records: Sequence[RecordLike]) -> Table:
     """The table for a terminal: figures, and under each its ratio to dense."""
     rows = summary_table(records)
-    known = [key for key, *_ in COSTS if key not in _LEFT_OUT and any(row.costs[key] is not None for row in rows)]
-    shown = [(key, heading.replace(" ", "\n", 1)) for key, heading, _ in COSTS if key in known]
+    shown = [(key, heading.replace(" ", "\n", 1)) for key, heading, _ in known_costs(rows) if key not in _LEFT_OUT]
     table = Table(
         title="± the 95% interval of the mean; below each cost its ratio to dense",
         title_justify="left",
