@@ -151,9 +151,9 @@ def test_a_killed_ray_workers_trial_is_run_again(tmp_path: Path) -> None:
     wanted = Sweep(recipe, {"k": "2:20:log"}, "topk", settings=settings)
     killed: list[int] = []
     threading.Thread(target=kill_a_worker, args=(tmp_path, killed), daemon=True).start()
-    found = recipes.sweep_ray(wanted, tmp_path, trials=1)
+    summary = recipes.sweep_ray(wanted, tmp_path, trials=1)
     assert len(killed) == 1
-    assert len(found["trials"]) == 1
+    assert len(summary["trials"]) == 1
     notes = [note for folder in tmp_path.glob("trial-*/topk-0") for note in Record.load(folder).notes]
     assert len([note for note in notes if note.startswith("Resumed")]) == 1
 

@@ -162,15 +162,15 @@ def test_the_command_line_predicts_each_column(tmp_path, monkeypatch, capsys):
         *("row", "size", "count", "prediction(size)"), *(f"p(size={name})" for name in sizes), "prediction(count)",
         *(f"p(count={name})" for name in counts),
     ]  # fmt: skip
-    said, shares = model.predict(frame), model.predict_proba(frame)
-    assert (written["prediction(size)"] == said[:, 0]).all()
-    assert (written["prediction(count)"] == said[:, 1]).all()
+    predicted, shares = model.predict(frame), model.predict_proba(frame)
+    assert (written["prediction(size)"] == predicted[:, 0]).all()
+    assert (written["prediction(count)"] == predicted[:, 1]).all()
     np.testing.assert_allclose(written[[f"p(size={name})" for name in sizes]], shares[0], atol=1e-4)
     np.testing.assert_allclose(written[[f"p(count={name})" for name in counts]], shares[1], atol=1e-4)
-    right, known = said == FRAME.to_numpy(), np.arange(120) != 3
-    assert f"accuracy of size {100 * right[known, 0].mean():.2f}%" in out
-    assert f"accuracy of count {100 * right[:, 1].mean():.2f}%: {right[:, 1].sum()} of 120 rows with a label" in out
-    assert f"all right {100 * right.all(1)[known].mean():.2f}%: {right.all(1)[known].sum()} of 119 rows" in out
+    hits, labelled = predicted == FRAME.to_numpy(), np.arange(120) != 3
+    assert f"accuracy of size {100 * hits[labelled, 0].mean():.2f}%" in out
+    assert f"accuracy of count {100 * hits[:, 1].mean():.2f}%: {hits[:, 1].sum()} of 120 rows with a label" in out
+    assert f"all right {100 * hits.all(1)[labelled].mean():.2f}%: {hits.all(1)[labelled].sum()} of 119 rows" in out
     table("new.csv")
     code, out, _ = call(monkeypatch, capsys, "predict", "m.safetensors", "new.csv")
     assert code == 0

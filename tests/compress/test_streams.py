@@ -53,20 +53,26 @@ def error(small, model, x):
     return float((z - y).norm() / (y - y.mean(0)).norm())
 
 
+def pruned(model, config, x, monkeypatch):
+    """The model pruned with streams made up for (True), and without (False)."""
+    networks = {}
+    for watched in (True, False):
+        networks[watched] = copy.deepcopy(model)
+        if not watched:
+            monkeypatch.setattr(unit_pruning.Streams, "watch", lambda *_: None)
+        fg.compress_(networks[watched], config, x)
+    return networks
+
+
 PRUNE = fg.MagnitudePruning(keep={"blocks.0.0": 0.25, "*": 1.0}, measure=False)  # the second block is whole
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_later_layers_make_up_for_what_the_stream_has_lost(in_place, chunked, monkeypatch):
-    model, x, other, errors = network(in_place), samples(256, 1), samples(200, 2), {}
-    data = list(x.split(64)) if chunked else x
-    for watched in (True, False):
-        small = copy.deepcopy(model)
-        if not watched:
-            monkeypatch.setattr(unit_pruning.Streams, "watch", lambda *_: None)
-        fg.compress_(small, PRUNE, data)
-        errors[watched] = error(small, model, other)
+    model, x = network(in_place), samples(256, 1)
+    networks = pruned(model, PRUNE, list(x.split(64)) if chunked else x, monkeypatch)
+    errors = {watched: error(small, model, samples(200, 2)) for watched, small in networks.items()}
     assert errors[True] < 0.7 * errors[False]
 
 
@@ -100,28 +106,19 @@ class Twice(Residual):
 @pytest.mark.parametrize("kind", [OnItself, Twice])
 def test_sums_that_overwrite_what_a_layer_read_and_second_sums(kind, monkeypatch):
     torch.manual_seed(0)
-    model, x, other, errors = kind(in_place=True).eval(), samples(256, 1), samples(200, 2), {}
-    for watched in (True, False):
-        small = copy.deepcopy(model)
-        if not watched:
-            monkeypatch.setattr(unit_pruning.Streams, "watch", lambda *_: None)
-        fg.compress_(small, PRUNE, x)
-        errors[watched] = error(small, model, other)
+    model = kind(in_place=True).eval()
+    networks = pruned(model, PRUNE, samples(256, 1), monkeypatch)
+    errors = {watched: error(small, model, samples(200, 2)) for watched, small in networks.items()}
     assert errors[True] < errors[False]
 
 
 def test_a_stream_that_loses_units_itself_is_not_made_up_for(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(8, 8, 1), network(False), nn.Conv1d(8, 3, 1)).eval()
-    x, outputs = samples(256, 1), {}
-    for watched in (True, False):
-        small = copy.deepcopy(model)
-        if not watched:
-            monkeypatch.setattr(unit_pruning.Streams, "watch", lambda *_: None)
-        report = fg.compress_(small, fg.MagnitudePruning(keep=0.5, measure=False), x)
-        outputs[watched] = small(x)
-    assert small[0].out_channels == 4, report
-    assert outputs[True].equal(outputs[False])
+    x = samples(256, 1)
+    networks = pruned(model, fg.MagnitudePruning(keep=0.5, measure=False), x, monkeypatch)
+    assert networks[True][0].out_channels == 4
+    assert networks[True](x).equal(networks[False](x))
 
 
 def sums(forward, *layers):

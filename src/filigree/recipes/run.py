@@ -137,16 +137,15 @@ def refuse_earlier(
     """`RecipeError` where `run`, with the same arguments, would replace the work of an earlier run."""
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite: one of both is expected.")
-    methods, only_needed = _chosen(recipe, methods)
+    chosen, _ = _chosen(recipe, methods)
     numbers = list(recipe.runs() if runs is None else runs)
     if resume:  # of an earlier one it goes on with, the settings are to be the same
-        for folder, method in [(out / f"{method}-{number}", method) for number in numbers for method in methods]:
+        for folder, method in [(out / f"{method}-{number}", method) for number in numbers for method in chosen]:
             _is_finished(folder, recipe, method)
             _refuse_other_unfinished(folder, recipe, method)
     if resume or overwrite:
         return
-    earlier = runs_of(recipe, out, methods, numbers, only_needed)
-    if earlier:
+    if earlier := runs_of(recipe, out, methods, numbers):
         shown = [f"{folder.name} ({'unfinished' if _whole(folder) is None else 'finished'})" for folder in earlier]
         raise RecipeError(
             f"{out} holds earlier runs: {listed(shown)}. --resume goes on with them and keeps those that are "
@@ -154,19 +153,15 @@ def refuse_earlier(
         )
 
 
-def runs_of(
-    recipe: Recipe, out: Path, methods: Sequence[str] | None, numbers: Sequence[int],
-    only_needed: Collection[str] | None = None,
-) -> list[Path]:  # fmt: skip
+def runs_of(recipe: Recipe, out: Path, methods: Sequence[str] | None, numbers: Sequence[int]) -> list[Path]:
     """The folders of earlier runs that `run`, with the same arguments, would replace."""
-    if only_needed is None or methods is None:
-        methods, only_needed = _chosen(recipe, methods)
-    folders = [out / f"{method}-{number}" for number in numbers for method in methods if method not in only_needed]
+    chosen, only_needed = _chosen(recipe, methods)
+    folders = [out / f"{method}-{number}" for number in numbers for method in chosen if method not in only_needed]
     folders += [
         folder for number in numbers for method in only_needed
         if not _is_finished(folder := out / f"{method}-{number}", recipe, method)
     ]  # fmt: skip
-    tried = [folder for method in methods for folder in (out / SEARCH).glob(f"{glob.escape(method)}-*")]
+    tried = [folder for method in chosen for folder in (out / SEARCH).glob(f"{glob.escape(method)}-*")]
     return [folder for folder in (*folders, *tried) if any((folder / name).exists() for name in FILES)]
 
 
