@@ -3,14 +3,18 @@
 Random weights leave units hardly anything in common, which those of trained networks have, so the inputs are simple
 ones: images are mixtures of `PATTERNS` long waves, token sequences follow a chain in which a word has two successors.
 Batch norms take their statistics from such images. The networks are judged by other inputs of the same kind.
+"trained" ones have learned to tell photographs apart (CIFAR-10), and take such.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+import filigree as fg
 
 PATTERNS, WORDS, LENGTH = 3, 24, 12
 STREAM = (  # layers that add to a residual stream, or to what is concatenated
@@ -69,6 +73,50 @@ def timm(name: str, **options: Any) -> Case:
     return Case(make, images, 256, ("subset",))
 
 
+def photographs(samples: int, seed: int) -> Tensor:
+    """Of CIFAR-10, 64 x 64 pixels: of its training images (seed 0), or of its test images."""
+    data = fg.data.load("cifar-10", images=True)
+    return larger((data.test if seed else data.train).x[:samples])
+
+
+def larger(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, size=(64, 64), mode="bilinear")
+
+
+def trained(name: str, steps: int) -> Case:
+    """A network of timm's after so many steps of AdamW on batches of 64 photographs, mirrored or not."""
+
+    @functools.cache
+    def learned() -> dict[str, Tensor]:
+        model, data = timm(name).make().train(), fg.data.load("cifar-10", images=True)
+        for norm in model.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.momentum = 0.1
+        optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+        for _ in range(steps):
+            rows = torch.randint(len(data.train.x), (64,))
+            x, y = larger(data.train.x[rows]), data.train.y[rows]
+            loss = nn.functional.cross_entropy(model(x.flip(-1) if torch.rand(()) < 0.5 else x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.no_grad():
+            batches = zip(data.test.x[:2000].split(200), data.test.y[:2000].split(200), strict=True)
+            right = torch.cat([model(larger(x)).argmax(1) == y for x, y in batches])
+        print(f"  {name}: {right.float().mean():.1%} of {len(right):,} test images after {steps} steps")
+        return model.state_dict()
+
+    def make() -> nn.Module:
+        model = timm(name).make()
+        model.load_state_dict(learned())
+        return model.eval()
+
+    return Case(make, photographs, 1000, ("subset",))
+
+
 def transformers(model: str, config: str, data: Callable[[int, int], Any], **sizes: Any) -> Case:
     def make() -> nn.Module:
         torch.manual_seed(0)
@@ -105,6 +153,8 @@ CASES = {
     "resnet18": timm("resnet18", zero_init_last=False),
     "mobilenetv3": timm("mobilenetv3_small_050"),
     "efficientnet_b0": timm("efficientnet_b0"),
+    "mobilenetv3, trained": trained("mobilenetv3_small_050", 3000),
+    "efficientnet_b0, trained": trained("efficientnet_b0", 600),
     "regnet": timm("regnetx_002", zero_init_last=False),
     "convnext": timm("convnext_atto", depths=(1, 1, 2, 1), ls_init_value=1.0),
     "densenet": timm("densenet121", block_config=(2, 2, 2, 2)),

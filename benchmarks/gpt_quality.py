@@ -5,7 +5,9 @@
 Each contestant trains for `--budget` seconds: the budget over the time of a step are its steps, with a warm-up and a
 cosine in the learning rate over them. Of the learning rates of the grid each takes the one of the lowest validation
 loss with the first seed; the other seeds follow with that. The test loss is that of the weights at the end.
-Contestants of equal parameters: `narrow` has as many as the sparse ones, `wide` sparse ones as many as dense.
+Contestants of equal parameters: `narrow` has as many as the sparse ones, `wide` sparse ones as many as dense. Of equal
+memory: `narrow-memory` has twice the weights in its blocks, since the index of a sparse one takes as much as its value,
+gradient and averages.
 
 Time is the measure, and is taken once, before the runs: all contestants train a short run in turns, what moves their
 connections included. `--time-only` does that and ends, one round more each time, and the record keeps all rounds; that
@@ -41,7 +43,7 @@ SPARSE = {
     "CHTs": lambda m, o, n, every: fg.CHTs(m, o, 0.1, n, every=every, interval="step"),
     "topk": lambda m, o, n, every: fg.AnnealedTopK(m, o, 0.15, n),
 }
-CONTESTANTS = ("dense", "narrow", *SPARSE, "static-wide", "SET-wide", "RigL-wide")
+CONTESTANTS = ("dense", "narrow", "narrow-memory", *SPARSE, "static-wide", "SET-wide", "RigL-wide")
 SCOPE = ("out", "contestants", "seeds", "rates", "time_only")  # options of which a record may hold several
 
 
@@ -49,8 +51,9 @@ def build(contestant: str, tokens: int, options: argparse.Namespace, seed: int) 
     fg.seed_everything(seed)
     method, _, wide = contestant.partition("-")
     width = options.width
-    if contestant == "narrow":
-        width = fitting(lambda w: size(tokens, w, options) / size(tokens, options.width, options, INSIDE), 1.0)
+    if method == "narrow":
+        inside = {where: density * (2 if wide else 1) for where, density in INSIDE.items()}
+        width = fitting(lambda w: size(tokens, w, options) / size(tokens, options.width, options, inside), 1.0)
     elif wide:
         width = fitting(lambda w: size(tokens, w, options, INSIDE) / size(tokens, options.width, options), 1.0)
     model = fg.models.gpt(tokens, options.length, width, options.blocks, options.heads, dropout=options.dropout)

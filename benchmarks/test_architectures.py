@@ -1,7 +1,7 @@
 """Half of the hidden units and heads of usual architectures: errors on unseen data, refitted and not; files; seconds.
 
-`FILIGREE_NETWORKS=resnet18,BERT` tries these; the rows of others stay as they are recorded. The record is written after
-each network. Seconds are of a processor. Needs transformers, and timm: `pip install --no-deps timm torchvision`.
+`FILIGREE_NETWORKS="resnet18;BERT"` tries these; the rows of others stay as they are recorded. The record is written
+after each network. Seconds are of a processor. Needs transformers, and timm: `pip install --no-deps timm torchvision`.
 """
 
 import os
@@ -19,7 +19,7 @@ from filigree.outputs import numbers_in
 
 JUDGED = 200  # samples
 METHODS = {"subset": fg.SubsetPruning, "magnitude": fg.MagnitudePruning}
-CHOSEN = os.environ.get("FILIGREE_NETWORKS", ",".join(CASES)).split(",")
+CHOSEN = os.environ.get("FILIGREE_NETWORKS", ";".join(CASES)).split(";")
 
 
 class Positional(nn.Module):

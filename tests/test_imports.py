@@ -44,6 +44,7 @@ LAYERS = [
     "wrappers",
     "ties",
     "computed_weights",
+    "rounding",
     "layer_selection",
     "preserved",
     "rollback",
