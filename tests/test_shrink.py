@@ -254,6 +254,25 @@ def test_samples_and_their_targets_stay_together():
     assert Samples.of(x[:3], None, 12, nn.Identity()).example(7).inputs.shape == (7, 1)
 
 
+def test_the_samples_with_the_largest_outputs_are_the_example():
+    x = torch.tensor([[1.0], [0.01], [-3.0], [2.0]])
+    samples = Samples.of(x, None, 1000, nn.Identity())
+    assert samples.example(3, nn.Identity()).inputs.flatten().tolist() == [-3, 2, 1]
+    assert samples.example(5, nn.Identity()).inputs.flatten().tolist() == pytest.approx([-3, 2, 1, 0.01, -3])
+    assert samples.example(2, Total()).inputs.flatten().tolist() == pytest.approx([1, 0.01])  # not by rows
+    assert samples.example(2, Nothing()).inputs.flatten().tolist() == pytest.approx([1, 0.01])
+
+
+class Total(nn.Module):
+    def forward(self, x):
+        return x.sum()
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x[:, :0]
+
+
 class Scaled(nn.Module):
     def forward(self, a, b):
         return a * b
@@ -424,6 +443,19 @@ def test_the_best_of_each_method_takes_part_in_the_last_measurement():
     search.candidates[1:1] = [candidate("all methods", ms) for ms in (0.7, 0.8, 0.9)]
     search._forget()
     assert [c.attempt.ms for c in search.candidates if c.network is None] == [1.5]
+
+
+def test_a_method_is_alone_where_int8_is_not_on_top():
+    """The report on methods alone holds those of one method: units in int8 are two."""
+    model, x = redundant(12, 32, 6), torch.randn(100, 12)
+    search = searching(model, x, "r2", keep=0.5)
+    for method, tolerance in (("bits", 0.2), ("units", 0.2), ("units", 0.0), ("all methods", 0.0)):
+        network = copy.deepcopy(model)
+        attempt = Attempt(method, f"{tolerance}", 1.0, 0.1, 100, True, tolerance)
+        search.candidates.append(shrinking._Candidate(attempt, network))
+    alone = search._result().by_method
+    assert (alone["bits"][0].tolerance, alone["units"][0].tolerance) == (0.2, 0.0)
+    assert "all methods" not in alone
 
 
 def test_each_search_has_its_part_of_the_time(monkeypatch):

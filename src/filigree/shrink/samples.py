@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from filigree.calibration import Calibration, Forward, samples_in
+from filigree.outputs import numbers_in
 
 LEAST = 8  # samples, or 2 batches
+TRIED = 64  # samples of which the largest outputs are looked for
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,31 @@ class Samples:
         held = len(self) // 4
         return self._rows(order[held:].sort().values), self._rows(order[:held].sort().values)
 
-    def example(self, batch: int) -> Calibration:
-        """So many samples as one chunk, the first ones again where there are fewer; of what has no rows a batch."""
+    def example(self, batch: int, model: nn.Module | None = None) -> Calibration:
+        """So many samples as one chunk, the first ones again where there are fewer; of what has no rows a batch.
+
+        With a model, those samples of a tensor come first on which its outputs are largest: the error of a layout is
+        taken as a share of these.
+        """
         if self.inputs.tensor is None and not self.by_rows:
             return self.inputs.with_inputs(self.inputs.inputs[:1])
         rows = len(self.inputs.tensor if self.inputs.tensor is not None else self.inputs[:1])
-        example = self.inputs.rows(torch.arange(batch) % rows)
+        order = torch.arange(rows)
+        if model is not None and self.inputs.tensor is not None:
+            order = self._by_size_of_output(model)
+        example = self.inputs.rows(order[torch.arange(batch) % rows])
         example.chunk = batch
         return example
+
+    def _by_size_of_output(self, model: nn.Module) -> Tensor:
+        """The numbers of the rows, those of the first ones in the order of the largest number that the model gives."""
+        order = torch.arange(len(self))
+        some = self.inputs.rows(order[:TRIED])
+        outputs = [numbers_in(y, "shrink")[0] for y in some.outputs(model)]
+        if sum(len(y) if y.dim() and y.numel() else 0 for y in outputs) != len(some):
+            return order
+        sizes = torch.cat([y.detach().abs().reshape(len(y), -1).amax(1) for y in outputs])
+        return torch.cat([sizes.argsort(descending=True, stable=True).cpu(), order[len(some) :]])
 
     def _has_rows(self) -> bool:
         """Whether samples can be chosen one by one: of a tensor, or of a single batch that the model takes by rows."""

@@ -65,7 +65,8 @@ class Shrunk(Tabular):
         metric: its name. least: what of it was to be kept. samples: how many it was measured on, to which nothing was
             fitted. batch: the samples of the latency. met: whether the winner keeps it, within the limits.
         seconds: how long the search took. notes: what was left out, and why. spent: the seconds of each method.
-        by_method: of each method alone its best network, and what that measured at the end, in turns with the winner.
+        by_method: of each method alone its best network (of others than "bits" not in int8), and what that measured at
+            the end, in turns with the winner.
     """
 
     model: nn.Module = field(repr=False)
@@ -227,6 +228,11 @@ class _Candidate:
     plan: Plan = field(default_factory=dict)
 
 
+def _is_alone(attempt: Attempt) -> bool:
+    """Whether one method made it; int8 is of "bits"."""
+    return attempt.method != ALL and (attempt.method == "bits" or not attempt.tolerance)
+
+
 class _Search:
     """The state of a search."""
 
@@ -240,12 +246,12 @@ class _Search:
         self.seconds = seconds
         self.original, self.fit, self.held = original, fit, held
         self.latency_ms, self.most_bytes, self.batch = latency_ms, most_bytes, batch
-        self.example = fit.example(batch)
         self.judge = Judge(metric, original, held)
         value = self.judge(original)
         self.least = least_of(value, keep)
         if not value - value == 0:
             raise ValueError(f"shrink: the metric of the original must be finite. Got {value!r}.")
+        self.example = fit.example(batch, original)
         self.ms = timings([original], self.example, 0.1)[0].median
         as_it_was = Attempt(ORIGINAL, "as it was", value, self.ms, stored(original).bytes_disk, True)
         self.known: dict[frozenset[tuple[Slot, Setting]], _Candidate] = {}
@@ -474,7 +480,7 @@ class _Search:
         network = winner.network
         assert network is not None
         ranked = sorted(others, key=self._rank, reverse=True)
-        alone = {c.attempt.method: (c.attempt, c.network) for c in ranked if c.network and c.attempt.method != ALL}
+        alone = {c.attempt.method: (c.attempt, c.network) for c in ranked if c.network and _is_alone(c.attempt)}
         met = winner.attempt.holds and self._within(winner.attempt)
         return Shrunk(
             network, original.attempt, winner.attempt, [c.attempt for c in self.candidates], self.judge.name,
