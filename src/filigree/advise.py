@@ -52,7 +52,7 @@ class Trial(NamedTuple):
 
 SMALLER = (  # after training, what takes long last; connections by a rule that is not the best, but quick
     Trial("integers of 8 bits", "fg.RoundToNearest(bits=8)", RoundToNearest(bits=8)),
-    Trial("a quarter of the rank", "fg.LowRank(rank=0.25)", LowRank(rank=0.25)),
+    Trial("a quarter of the rank", "fg.FitStructured(fg.LowRank(0.25))", FitStructured(LowRank(0.25))),
     Trial("half of the units", "fg.SubsetPruning(keep=0.5)", SubsetPruning(keep=0.5)),
     Trial("50% of the connections gone", 'fg.OneShot(0.5, method="wanda")', OneShot(0.5, method="wanda")),
     Trial("80% of the connections gone", 'fg.OneShot(0.8, method="wanda")', OneShot(0.8, method="wanda")),

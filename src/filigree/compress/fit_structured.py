@@ -11,20 +11,24 @@ from torch import Tensor, nn
 
 from filigree.calibration import Calibration
 from filigree.compress.compression import Compression
+from filigree.compress.fit_low_rank import fit_low_rank
 from filigree.config import config
 from filigree.convert import Change, Conversion, layer_inputs
+from filigree.nn.structured.low_rank import LowRank
 from filigree.nn.structured.structured import ACDC, Structured
 
 
 @config
 class FitStructured(Compression):
-    """Replace trained linear layers by structured ones, fitted by least squares on what the layers read.
+    """Replace trained layers by structured ones, fitted by least squares on what the layers read.
 
-    Each minimises `|structured(x) - (x W^T + b)|^2` over the layer's inputs x in the data, by Adam with a cosine decay.
-    The report gives the relative error that remains.
+    Each minimises `|structured(x) - (x W^T + b)|^2` over the layer's inputs x in the data, by Adam with a cosine decay;
+    low ranks, of linear layers and 2-D convolutions, are solved for, each on what the layers before it then give. The
+    report gives the relative error that remains.
 
     Args:
-        by: the structured layer, for instance `fg.ACDC(order=8)`. steps, lr, batch_size: of the fit.
+        by: the structured layer, for instance `fg.ACDC(order=8)`, or `fg.LowRank(0.25)`. steps, lr, batch_size: of the
+            fit by Adam. seed: of the draws of rows.
     """
 
     by: Any
@@ -38,17 +42,19 @@ class FitStructured(Compression):
         return {"FitStructured": cls(ACDC(order=2), steps=3)}
 
     def __post_init__(self) -> None:
-        if not isinstance(self.by, Structured):
+        if not isinstance(self.by, Structured | LowRank):
             raise ValueError(f"FitStructured: by must be a structured layer such as fg.ACDC(order=8). Got {self.by!r}.")
 
     def accepts(self, module: nn.Module) -> bool:
-        return type(module) is nn.Linear
+        return self.by.accepts(module) if isinstance(self.by, LowRank) else type(module) is nn.Linear
 
     def compress(
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
         if data is None:
             raise ValueError("FitStructured: data are needed: fg.compress_(model, config, data).")
+        if isinstance(self.by, LowRank):
+            return fit_low_rank(model, names, self.by, data, self.seed)
         inputs = layer_inputs(model, names, data, "FitStructured")
         changes: list[Change] = []
         for name in names:

@@ -32,7 +32,7 @@ from filigree.nn.standardize import Standardize
 from filigree.nn.structured.acdc import ACDCLinear
 from filigree.nn.structured.fastfood import FastfoodBlock, FastfoodLinear
 from filigree.nn.structured.fourier import AFDFLinear, CirculantLinear, ToeplitzLinear
-from filigree.nn.structured.low_rank import LowRankLinear
+from filigree.nn.structured.low_rank import LowRankConv2d, LowRankLinear
 from filigree.nn.structured.phd import PHDLinear
 from filigree.nn.structured.sell import Sell
 from filigree.nn.structured.structured import sell_groups
@@ -58,6 +58,7 @@ __all__ = [
     "IntegerLinear",
     "LayerUsage",
     "LayeredAttention",
+    "LowRankConv2d",
     "LowRankLinear",
     "MaskedConv2d",
     "MaskedLinear",

@@ -84,6 +84,11 @@ class Capabilities:
     """Whether a layer of small integers can stand in its place: it computes `x W^T + b`, or a convolution by such a W,
     with W its `weight_matrix()`, and then a ReLU if it has an attribute `relu` that says so."""
 
+    # -- layout for inference (filigree.optimize) --------------------------------------------------------------------
+
+    calls_layers_only = False
+    """Whether its forward calls the modules in it and does nothing else: each of them is laid out then."""
+
     # -- export ------------------------------------------------------------------------------------------------------
 
     def onnx_form(self: Any) -> nn.Module:

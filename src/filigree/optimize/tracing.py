@@ -51,8 +51,10 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs) if plain is None else plain()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if has_hooks(m) or says(m):
+        if has_hooks(m):
             return True
+        if says(m):
+            return not getattr(m, "calls_layers_only", False)
         return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from filigree.calibration import Calibration
-from filigree.compress import OneShot, RoundToNearest, SubsetPruning, compress_
+from filigree.compress import FitStructured, OneShot, RoundToNearest, SubsetPruning, compress_
 from filigree.computed_weights import copied
 from filigree.nn.structured.low_rank import LowRank
 
@@ -104,11 +104,11 @@ def fitted(model: nn.Module, plan: Plan, data: Calibration) -> nn.Module:
     if units:
         _apply(network, replace(pruning(), keep=units), data, list(units))
     forms = {slot.layer: form for slot, form in plan.items() if isinstance(form, Form)}
-    for name, form in forms.items():
-        if form.rank is not None:
-            _apply(network, LowRank(rank=float(form.rank)), None, [glob.escape(name)])
-        elif form == Form(bits=8):
-            _apply(network, RoundToNearest(bits=8), None, [glob.escape(name)])
+    for rank in dict.fromkeys(form.rank for form in forms.values() if form.rank is not None):
+        names = [glob.escape(name) for name, form in forms.items() if form.rank == rank]
+        _apply(network, FitStructured(LowRank(rank=float(rank))), data, names)
+    if names := [glob.escape(name) for name, form in forms.items() if form == Form(bits=8)]:
+        _apply(network, RoundToNearest(bits=8), None, names)
     sparse = {glob.escape(name): form for name, form in forms.items() if form.rank is None and form != Form(bits=8)}
     for bits in dict.fromkeys(form.bits for form in sparse.values()):
         shares = {name: form.sparsity for name, form in sparse.items() if form.bits == bits}

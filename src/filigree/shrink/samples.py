@@ -14,7 +14,7 @@ from filigree.calibration import Calibration, Forward, samples_in
 from filigree.outputs import numbers_in
 
 LEAST = 8  # samples, or 2 batches
-TRIED = 64  # samples of which the largest outputs are looked for
+TRIED = 64  # samples among which usual ones are looked for
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Samples:
     def example(self, batch: int, model: nn.Module | None = None) -> Calibration:
         """So many samples as one chunk, the first ones again where there are fewer; of what has no rows a batch.
 
-        With a model, those samples of a tensor come first on which its outputs are largest: the error of a layout is
+        With a model, those samples of a tensor come first whose outputs are of a usual size: the error of a layout is
         taken as a share of these.
         """
         if self.inputs.tensor is None and not self.by_rows:
@@ -92,20 +92,20 @@ class Samples:
         rows = len(self.inputs.tensor if self.inputs.tensor is not None else self.inputs[:1])
         order = torch.arange(rows)
         if model is not None and self.inputs.tensor is not None:
-            order = self._by_size_of_output(model)
+            order = self._usual_ones_first(model)
         example = self.inputs.rows(order[torch.arange(batch) % rows])
         example.chunk = batch
         return example
 
-    def _by_size_of_output(self, model: nn.Module) -> Tensor:
-        """The numbers of the rows, those of the first ones in the order of the largest number that the model gives."""
+    def _usual_ones_first(self, model: nn.Module) -> Tensor:
+        """The numbers of the rows; the first ones by how far the model's largest number is from its median."""
         order = torch.arange(len(self))
         some = self.inputs.rows(order[:TRIED])
         outputs = [numbers_in(y, "shrink")[0] for y in some.outputs(model)]
         if sum(len(y) if y.dim() and y.numel() else 0 for y in outputs) != len(some):
             return order
         sizes = torch.cat([y.detach().abs().reshape(len(y), -1).amax(1) for y in outputs])
-        return torch.cat([sizes.argsort(descending=True, stable=True).cpu(), order[len(some) :]])
+        return torch.cat([(sizes - sizes.median()).abs().argsort(stable=True).cpu(), order[len(some) :]])
 
     def _has_rows(self) -> bool:
         """Whether samples can be chosen one by one: of a tensor, or of a single batch that the model takes by rows."""

@@ -30,8 +30,8 @@ SAME = 0.02  # a difference of time that is none
 ALL, ORIGINAL = "all methods", "original"
 JUDGED = 64  # held-out samples on which single settings are tried, at most
 HALVINGS = 2  # of the step that went too far
-TOLERANCES = (0.2, 0.05, 0.01)  # of outputs of layers in int8, on the example
-SHARES_OF_TIME = {"units": 0.25, "bits": 0.32, "ranks": 0.38, "connections": 0.5}  # up to the end of each method's
+TOLERANCES = (0.5, 0.2, 0.05, 0.01)  # of outputs of layers in int8, on the example
+SHARES_OF_TIME = {"units": 0.22, "bits": 0.27, "ranks": 0.37, "connections": 0.5}  # up to the end of each method's
 ROUNDS = 3  # how often the search goes on without the step that went too far
 
 
@@ -162,11 +162,11 @@ def shrink(
         fg.save(small.model, "small.safetensors")
 
     Layer by layer it measures what fewer units (`fg.SubsetPruning`), fewer connections (`fg.OneShot`), a lower rank
-    (`fg.LowRank`) and fewer bits (`fg.RoundToNearest`, `fg.OneShot`) do to the outputs on held-out data, and what time
-    they save in the fastest layout (`fg.optimize_`, in int8 where that keeps the metric). Settings are combined where
-    the least error buys the most time; how far that goes is found by bisection on the metric of the whole network, with
-    all methods together and with each method alone. The fastest in a last measurement in turns wins; the best of each
-    method alone takes part in it.
+    (`fg.LowRank`, fitted) and fewer bits (`fg.RoundToNearest`, `fg.OneShot`) do to the outputs on held-out data, and
+    what time they save in the fastest layout (`fg.optimize_`, in int8 where that keeps the metric). Settings are
+    combined where the least error buys the most time; how far that goes is searched for on the metric of the whole
+    network, with all methods together and with each method alone. The fastest in a last measurement in turns wins; the
+    best of each method alone takes part in it.
 
     Args:
         model: any torch module; a copy of it is searched, in evaluation mode.
@@ -248,7 +248,7 @@ class _Search:
         self.latency_ms, self.most_bytes, self.batch = latency_ms, most_bytes, batch
         self.judge = Judge(metric, original, held)
         value = self.judge(original)
-        self.least = least_of(value, keep)
+        self.whole, self.least = value, least_of(value, keep)
         if not value - value == 0:
             raise ValueError(f"shrink: the metric of the original must be finite. Got {value!r}.")
         self.example = fit.example(batch, original)
@@ -391,9 +391,7 @@ class _Search:
             if method == "units":
                 some, notes = unit_effects(model, names, data, error_of, clock, until, self.progress, smaller)
             else:
-                some, notes = form_effects(
-                    model, names, method, data, error_of, clock, until, self.progress, smaller
-                )  # fmt: skip
+                some, notes = form_effects(model, names, method, data, error_of, clock, until, self.progress, smaller)
             effects += some
             self.notes += notes
             self._spend(method, began)
@@ -419,7 +417,8 @@ class _Search:
         units_of_slot = {effect.slot: effect.units for effect in effects}
         for _ in range(ROUNDS):
             plans = path_of(effects, clock, smaller, state)
-            last, beyond = self._bisect(method, plans)
+            errors = {(effect.slot, effect.setting): effect.error for effect in effects}
+            last, beyond = self._search(method, plans, [sum(errors.get(s, 0.0) for s in p.items()) for p in plans])
             if beyond is None:
                 return
             state = plans[last]
@@ -452,15 +451,27 @@ class _Search:
             return not self._within(candidate.attempt)
         return candidate.attempt.holds
 
-    def _bisect(self, method: str, plans: list[Plan]) -> tuple[int, Plan | None]:
-        """The number of the last plan from which the search goes on, and the next one, None where there is none."""
-        low, high = 0, len(plans)
+    def _search(self, method: str, plans: list[Plan], errors: list[float]) -> tuple[int, Plan | None]:
+        """The number of the last plan from which the search goes on, and the next one, None where there is none.
+
+        Halves of the path are tried first; where a plan loses too much, the next one is that whose error, in proportion
+        to what was lost, would lose just what may be.
+        """
+        low, high, guess = 0, len(plans), len(plans)
         while high - low > 1:
-            middle = (low + high) // 2
+            half = (low + high) // 2
+            middle = guess if low < guess < half else half
             candidate = self._tried(plans[middle], method)
             if candidate is None and time.monotonic() > self.until:
                 return low, None
-            low, high = (middle, high) if candidate is not None and self._goes_on(candidate) else (low, middle)
+            if candidate is not None and self._goes_on(candidate):
+                low = middle
+            else:
+                high = middle
+                lost = self.whole - candidate.attempt.metric if candidate is not None else 0.0
+                if self.latency_ms is None and lost > 0:
+                    allowed = errors[middle] * (self.whole - self.least) / lost
+                    guess = max((n for n in range(high) if errors[n] <= allowed), default=0)
         return low, plans[high] if high < len(plans) else None
 
     # -- the winner ----------------------------------------------------------------------------------------------------

@@ -89,13 +89,8 @@ def fitted(
     weight = weight.double().cpu()[..., order]
     own, cross = (part[:, order][:, :, order] for part in (moments.own, moments.cross))
     mean, mean_before = moments.mean[:, order], moments.mean_before[:, order]
-    share = shrinkage(own, moments.count) + LEAST if how.damping is None else how.damping
-    ridge = share * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-    damped = own + ridge[:, None, None] * torch.eye(len(order), dtype=own.dtype)
-    target = weight
-    if how.refit:
-        right = weight @ cross.transpose(1, 2) + ridge[:, None, None] * weight
-        target = torch.cholesky_solve(right.transpose(1, 2), torch.linalg.cholesky(damped)).transpose(1, 2)
+    target, damped = refitted_whole(weight, own, cross, moments.count, how.damping)
+    target = target if how.refit else weight
     if mask is not None:
         mask = mask[..., order]
     elif keep == 1 and not how.pattern.m:
@@ -119,6 +114,17 @@ def fitted(
     counts = None if counts is None else counts[..., back]
     parts = float(lost(new - target, own).sum()), float(lost(target, own).sum())
     return Fitted(new[..., back], mask[..., back], shift, counts, scale, *parts)
+
+
+def refitted_whole(
+    weight: Tensor, own: Tensor, cross: Tensor, count: int, damping: float | None
+) -> tuple[Tensor, Tensor]:
+    """`W' = argmin E|W' x' - W x|^2 + d |W' - W|^2`, and `E[x' x'^T] + d`, d as of `fitted`."""
+    share = shrinkage(own, count) + LEAST if damping is None else damping
+    ridge = (share * own.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12))[:, None, None]
+    damped = own + ridge * torch.eye(own.shape[1], dtype=own.dtype)
+    right = (weight @ cross.transpose(1, 2) + ridge * weight).transpose(1, 2)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(damped)).transpose(1, 2), damped
 
 
 def side_by_side(parts: list[Fitted]) -> Fitted:

@@ -1,4 +1,4 @@
-"""Linear layers of low rank: the truncated singular value decomposition of a trained or an initial weight."""
+"""Layers of low rank: the truncated singular value decomposition of a trained or an initial weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from filigree.config import config
 from filigree.convert import Change, Conversion, replace_module
 from filigree.nn.capabilities import Capabilities
 from filigree.nn.dense_weight import DenseWeightAndBias
-from filigree.nn.drop_in import dense_linear
+from filigree.nn.drop_in import dense_conv2d, dense_linear
 
 
 class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
@@ -21,11 +21,24 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     Dense equivalent: `dense()`.
     """
 
+    calls_layers_only = True
+
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.down = nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias)
+
+    @property
+    def in_features(self) -> int:
+        return self.down.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.up.out_features
+
+    @property
+    def rank(self) -> int:
+        return self.up.in_features
 
     @classmethod
     @torch.no_grad()
@@ -35,13 +48,14 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
         Both factors hold the square roots of the singular values.
         """
         layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
-        if linear.weight.is_meta:
-            return layer
-        u, s, v = torch.linalg.svd(linear.weight, full_matrices=False)
-        root = s[:rank].sqrt()
-        layer.down = dense_linear(root[:, None] * v[:rank], None)
-        layer.up = dense_linear(u[:, :rank] * root, linear.bias)
+        if not linear.weight.is_meta:
+            layer.write_(*_factors(linear.weight, rank), linear.bias)
         return layer
+
+    @torch.no_grad()
+    def write_(self, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
+        """Take these factors, `(out, rank)` and `(rank, in)`, and this bias."""
+        self.down, self.up = dense_linear(down, None), dense_linear(up, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
@@ -52,7 +66,7 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent `nn.Linear`."""
-        return dense_linear(self.up.weight @ self.down.weight, self.up.bias)
+        return dense_linear(self.up.weight @ self.down.weight, _bias(self.down, self.up))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
@@ -61,9 +75,101 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
         return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
 
 
+class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
+    """A convolution of `rank` filters, and one of 1 x 1 that mixes what they give: `rank (in kh kw + out)` weights.
+
+    It is the convolution by W = U V as a matrix `(out, in kh kw)`, U `(out, rank)` the weight of the second one and V
+    `(rank, in kh kw)` that of the first, which has the stride, padding and dilation. Dense equivalent: `dense()`.
+
+    Args:
+        rank: the filters of the first one. The others are those of `nn.Conv2d`; there is one group.
+    """
+
+    calls_layers_only = True
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, rank: int, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, bias: bool = True, padding_mode: Any = "zeros",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.down = nn.Conv2d(
+            in_channels, rank, kernel_size, stride, padding, dilation, bias=False, padding_mode=padding_mode
+        )
+        self.up = nn.Conv2d(rank, out_channels, 1, bias=bias)
+
+    @property
+    def in_channels(self) -> int:
+        return self.down.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.up.out_channels
+
+    @property
+    def rank(self) -> int:
+        return self.up.in_channels
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d, rank: int) -> LowRankConv2d:
+        """The best approximation of the layer's weight, as a matrix, of this rank."""
+        layer = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, rank, conv.stride, conv.padding, conv.dilation,
+            conv.bias is not None, conv.padding_mode,
+        )  # fmt: skip
+        if not conv.weight.is_meta:
+            layer.write_(*_factors(conv.weight, rank), conv.bias)
+        return layer
+
+    @torch.no_grad()
+    def write_(self, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
+        """Take these factors, `(out, rank)` and `(rank, in kh kw)`, and this bias."""
+        self.down, self.up = dense_conv2d(self.down, down, None), dense_conv2d(self.up, up, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+    def label(self) -> str:
+        return f"LowRankConv2d(rank={self.rank})"
+
+    @torch.no_grad()
+    def dense(self) -> nn.Conv2d:
+        """The equivalent `nn.Conv2d`."""
+        down, up, bias = self.down, self.up, _bias(self.down, self.up)
+        conv = nn.Conv2d(
+            down.in_channels, up.out_channels, down.kernel_size, down.stride, down.padding, down.dilation,  # type: ignore[arg-type]
+            bias=bias is not None, padding_mode=down.padding_mode, device="meta",
+        )  # fmt: skip
+        return dense_conv2d(conv, up.weight.flatten(1) @ down.weight.flatten(1), bias)
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, out_channels={self.out_channels}, rank={self.rank}"
+
+    def c_form(self, name: str) -> list[Any]:
+        return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
+
+
+@torch.no_grad()
+def _factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U and V of the best approximation of a weight as a matrix; both hold the square roots of the singular values."""
+    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def _bias(down: Any, up: Any) -> Tensor | None:
+    """The bias of both together: after pruning the first one may have one, too."""
+    if down.bias is None:
+        return up.bias
+    through = up.weight.flatten(1) @ down.bias
+    return through if up.bias is None else up.bias + through
+
+
 @config
 class LowRank(Conversion):
     """Linear layers become products of two of low rank (Moczulski 2019, table 3.4: SVD-half and SVD-quarter).
+
+    Convolutions in two dimensions and one group become one of fewer filters and one of 1 x 1, the weight taken as a
+    matrix `(out, in kh kw)`.
 
     It is used with `fg.compress_` after training, or with `fg.convert_` before it to decompose the initial weight.
 
@@ -84,30 +190,37 @@ class LowRank(Conversion):
         return {"LowRank": cls(4)}
 
     def accepts(self, module: nn.Module) -> bool:
-        return type(module) is nn.Linear
+        return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
 
     def gains(self, module: nn.Module) -> bool:
         layer: Any = module
-        return self._rank(layer) * (layer.in_features + layer.out_features) < layer.weight.numel()
+        return self.rank_of(layer) * sum(_sides(layer)) < layer.weight.numel()
 
     def choose(self, model: nn.Module, names: list[str]) -> list[tuple[Conversion, list[str], str]]:
-        return [(LowRank(self._rank(model.get_submodule(name))), [name], "") for name in names]
+        return [(LowRank(self.rank_of(model.get_submodule(name))), [name], "") for name in names]
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         changes = []
         for name in names:
             layer: Any = model.get_submodule(name)
-            low_rank = LowRankLinear.like(layer, self._rank(layer))
+            kind: Any = LowRankConv2d if isinstance(layer, nn.Conv2d) else LowRankLinear
+            low_rank = kind.like(layer, self.rank_of(layer))
             replace_module(model, name, low_rank)
-            note = "larger than dense" if low_rank.macs >= layer.weight.numel() else ""
+            note = "" if self.gains(layer) else "larger than dense"
             changes.append(Change.of(name, layer, low_rank, note))
         return changes
 
-    def _rank(self, layer: Any) -> int:
-        least = min(layer.in_features, layer.out_features)
+    def rank_of(self, layer: Any) -> int:
+        """The rank that a layer gets."""
+        least = min(_sides(layer))
         if isinstance(self.rank, float):
             return max(1, round(self.rank * least))
         if self.rank is not None:
             return min(self.rank, least)
-        squares = torch.linalg.svdvals(layer.weight.detach()).square().cumsum(0)
+        squares = torch.linalg.svdvals(layer.weight.detach().flatten(1)).square().cumsum(0)
         return min(least, int((squares < self.energy * squares[-1]).sum()) + 1)
+
+
+def _sides(layer: Any) -> tuple[int, int]:
+    """The sides of a layer's weight as a matrix: outputs, and inputs at each tap."""
+    return len(layer.weight), layer.weight[0].numel()
