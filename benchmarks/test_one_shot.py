@@ -82,10 +82,36 @@ def test_one_shot(suite, benchmark, name):
             began = time.perf_counter()
             fg.compress_(model, fg.OneShot(sparsity, **arguments), case.x)
             judge(model, method=method, sparsity=sparsity, seconds=time.perf_counter() - began)
+        for method in ("low rank", "low rank, fitted"):
+            if chosen("METHODS", method) and (model := of_low_rank(case, sparsity, method == "low rank, fitted")):
+                judge(model, method=method, sparsity=sparsity)
         units = case.units and chosen("METHODS", "torch-pruning (units)")
         if importlib.util.find_spec("torch_pruning") and units:
             judge(without_units(case, sparsity), method="torch-pruning (units)", sparsity=sparsity)
     benchmark.pedantic(lambda: None, rounds=1)
+
+
+def of_low_rank(case, sparsity, fitted):
+    """Linear layers and convolutions at one share of their ranks, at which so many parameters are gone.
+
+    Those that would not get smaller, and those that make the outputs, stay. None: there are no others.
+    """
+    whole = sum(parameter.numel() for parameter in case.model.parameters())
+    low, high, best = 0.0, 1.0, None
+    for _ in range(10):
+        share, model = (low + high) / 2, copy.deepcopy(case.model)
+        config, modules = fg.LowRank(share), dict(model.named_modules())
+        names = [n for n, module in modules.items() if config.accepts(module) and config.gains(module)]
+        if not (names := [name for name in names if name not in case.units]):
+            return None
+        fg.compress_(model, config, where=names)
+        gone = 1 - sum(parameter.numel() for parameter in model.parameters()) / whole
+        low, high, best = (low, share, best) if gone < sparsity else (share, high, (model, config, names))
+    if best is None or not fitted:
+        return best and best[0]
+    model = copy.deepcopy(case.model)
+    fg.compress_(model, fg.FitStructured(best[1]), case.x, where=best[2])
+    return model
 
 
 def without_units(case, sparsity):

@@ -458,6 +458,27 @@ def test_a_method_is_alone_where_int8_is_not_on_top():
     assert "all methods" not in alone
 
 
+def test_a_search_goes_back_by_what_was_lost():
+    """Where what is lost is in proportion to the errors, fewer networks tell where the path ends."""
+    search, tried = object.__new__(shrinking._Search), []
+    search.whole, search.least, search.latency_ms, search.until = 1.0, 0.99, None, float("inf")
+    errors = [1e-6 * 2**number for number in range(32)]
+    plans = [{Slot("units", str(number)): 0.5} for number in range(32)]
+
+    def attempt(plan, method):
+        tried.append(plans.index(plan))
+        metric = 1 - errors[tried[-1]]
+        return shrinking._Candidate(Attempt(method, "", metric, 1.0, 100, metric >= 0.99), None)
+
+    search._tried = attempt
+    assert search._search("units", plans, errors) == (13, plans[14])
+    assert tried == [16, 11, 13, 14]
+    errors[:] = [1e-4 * 2**number for number in range(32)]
+    tried.clear()
+    assert search._search("units", plans, errors) == (6, plans[7])
+    assert tried == [16, 6, 8, 7]  # by halves 16, 8, 4, 6, 7
+
+
 def test_each_search_has_its_part_of_the_time(monkeypatch):
     """A search for all methods leaves time for each method alone."""
     model, x = redundant(12, 32, 6), torch.randn(100, 12)

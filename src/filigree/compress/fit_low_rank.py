@@ -63,7 +63,8 @@ def fit_low_rank(
         _write(model.get_submodule(name), up, down, layer.bias, torch.stack(shifts).sum(0))
         replace_module(after, name, copied(model.get_submodule(name)))
         gone, whole = (sum(each) for each in zip(*sizes, strict=True))
-        changes.append(replace(change, note=f"relative error {(gone / max(whole, 1e-30)) ** 0.5:.3g}"))
+        note = f"relative error {(gone / max(whole, 1e-30)) ** 0.5:.3g}"
+        changes.append(replace(change, note=", ".join(filter(None, (change.note, note)))))
         steps.append((step, [name]))
     return changes, steps
 

@@ -454,13 +454,14 @@ class _Search:
     def _search(self, method: str, plans: list[Plan], errors: list[float]) -> tuple[int, Plan | None]:
         """The number of the last plan from which the search goes on, and the next one, None where there is none.
 
-        Halves of the path are tried first; where a plan loses too much, the next one is that whose error, in proportion
-        to what was lost, would lose just what may be.
+        The middle is tried, and then, where a plan has lost too much, the one whose error, in proportion to that, would
+        lose just what may be; at least a quarter of the way from what is known.
         """
-        low, high, guess = 0, len(plans), len(plans)
+        low, high, guess = 0, len(plans), None
         while high - low > 1:
-            half = (low + high) // 2
-            middle = guess if low < guess < half else half
+            quarter = (high - low) // 4
+            middle = (low + high) // 2 if guess is None else max(guess, low + quarter, low + 1)
+            middle = min(middle, max(high - quarter - 1, low + 1))
             candidate = self._tried(plans[middle], method)
             if candidate is None and time.monotonic() > self.until:
                 return low, None
