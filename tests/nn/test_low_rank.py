@@ -90,11 +90,13 @@ def test_after_pruning_the_dense_equivalent_has_both_biases():
     torch.testing.assert_close(low_rank(y), low_rank.dense()(y), rtol=1e-4, atol=1e-5)
 
 
-def test_optimize_lays_out_both_factors():
+@pytest.mark.parametrize("config", [fg.LowRank(4), fg.FitStructured(fg.LowRank(4))], ids=["weights", "data"])
+def test_optimize_lays_out_both_factors(config):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 32)).eval()
-    fg.compress_(model, fg.LowRank(4))
-    x = torch.randn(2, 8, 8, 8)
+    x = torch.randn(20, 8, 8, 8)
+    fg.compress_(model, config, x)
+    assert not any(module.training for module in model.modules())
     expected = model(x)
     report = fg.optimize_(model, x, seconds=0.001)
     assert {layer.name for layer in report.layers} == {"0.down", "0.up", "3.down", "3.up"}
@@ -170,9 +172,10 @@ def test_wide_matrices_are_fitted_in_parts_of_their_columns(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [12, 1.0])
-def test_a_full_rank_computes_the_same(rank):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_full_rank_computes_the_same(rank, dtype):
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(20, 12)), correlated(500, 20)
+    model, x = nn.Sequential(nn.Linear(20, 12)).to(dtype), correlated(500, 20).to(dtype)
     expected = model(x).detach()
     fg.compress_(model, fg.FitStructured(fg.LowRank(rank)), x, where="0")
     torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from filigree.calibration import Calibration
 from filigree.compress.one_shot.fitting import refitted_whole
@@ -16,7 +16,7 @@ from filigree.compress.one_shot.products import products_of
 from filigree.compress.one_shot.surgery import lost
 from filigree.computed_weights import copied
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.structured.low_rank import LowRank
+from filigree.nn.structured.low_rank import LowRank, write_factors_
 
 
 @torch.no_grad()
@@ -60,18 +60,13 @@ def fit_low_rank(
             sizes.append([float(lost(each, moments.own).sum()) for each in (new - target, target)])
         step = LowRank(rank)
         (change,) = step.apply(model, [name])
-        _write(model.get_submodule(name), up, down, layer.bias, torch.stack(shifts).sum(0))
-        replace_module(after, name, copied(model.get_submodule(name)))
+        low_rank: Any = model.get_submodule(name)
+        root = down.norm(dim=1).clamp(min=1e-30).sqrt()  # rows of one factor become as large as columns of the other
+        bias = None if layer.bias is None else layer.bias + torch.stack(shifts).sum(0).flatten().to(layer.bias)
+        write_factors_(low_rank, up * root, down / root[:, None], bias)
+        replace_module(after, name, copied(low_rank))
         gone, whole = (sum(each) for each in zip(*sizes, strict=True))
         note = f"relative error {(gone / max(whole, 1e-30)) ** 0.5:.3g}"
         changes.append(replace(change, note=", ".join(filter(None, (change.note, note)))))
         steps.append((step, [name]))
     return changes, steps
-
-
-def _write(layer: Any, up: Tensor, down: Tensor, bias: Tensor | None, shift: Tensor) -> None:
-    """The factors, with rows of one as large as columns of the other; a layer without a bias gains none."""
-    root = down.norm(dim=1).clamp(min=1e-30).sqrt()
-    kind = layer.up.weight
-    bias = None if bias is None else bias + shift.flatten().to(bias)
-    layer.write_((up * root).to(kind), (down / root[:, None]).to(kind), bias)

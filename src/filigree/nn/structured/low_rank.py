@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 import torch
@@ -48,14 +48,7 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
         Both factors hold the square roots of the singular values.
         """
         layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
-        if not linear.weight.is_meta:
-            layer.write_(*_factors(linear.weight, rank), linear.bias)
-        return layer
-
-    @torch.no_grad()
-    def write_(self, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
-        """Take these factors, `(out, rank)` and `(rank, in)`, and this bias."""
-        self.down, self.up = dense_linear(down, None), dense_linear(up, bias)
+        return _decomposed(layer, linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
@@ -116,14 +109,7 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
             conv.in_channels, conv.out_channels, conv.kernel_size, rank, conv.stride, conv.padding, conv.dilation,
             conv.bias is not None, conv.padding_mode,
         )  # fmt: skip
-        if not conv.weight.is_meta:
-            layer.write_(*_factors(conv.weight, rank), conv.bias)
-        return layer
-
-    @torch.no_grad()
-    def write_(self, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
-        """Take these factors, `(out, rank)` and `(rank, in kh kw)`, and this bias."""
-        self.down, self.up = dense_conv2d(self.down, down, None), dense_conv2d(self.up, up, bias)
+        return _decomposed(layer, conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
@@ -148,12 +134,26 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
         return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
 
 
+L = TypeVar("L", LowRankLinear, LowRankConv2d)
+
+
+def _decomposed(layer: L, dense: nn.Linear | nn.Conv2d) -> L:
+    """The layer with the best approximation of a weight as a matrix; both factors hold the roots of singular values."""
+    layer.to(dense.weight.device, dense.weight.dtype)
+    if not dense.weight.is_meta:
+        u, s, v = torch.linalg.svd(dense.weight.detach().flatten(1), full_matrices=False)
+        root = s[: layer.rank].sqrt()
+        write_factors_(layer, u[:, : layer.rank] * root, root[:, None] * v[: layer.rank], dense.bias)
+    return layer
+
+
 @torch.no_grad()
-def _factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U and V of the best approximation of a weight as a matrix; both hold the square roots of the singular values."""
-    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
+def write_factors_(layer: LowRankLinear | LowRankConv2d, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
+    """Write factors `(out, rank)` and `(rank, in)` or `(rank, in kh kw)`, and the bias of a layer that has one."""
+    layer.down.weight.copy_(down.view_as(layer.down.weight))
+    layer.up.weight.copy_(up.view_as(layer.up.weight))
+    if layer.up.bias is not None and bias is not None:
+        layer.up.bias.copy_(bias)
 
 
 def _bias(down: Any, up: Any) -> Tensor | None:
