@@ -103,7 +103,8 @@ def of_low_rank(case, sparsity, fitted):
         config, modules = fg.LowRank(share), dict(model.named_modules())
         names = [n for n, module in modules.items() if config.accepts(module) and config.gains(module)]
         if not (names := [name for name in names if name not in case.units]):
-            return None
+            high = share
+            continue
         fg.compress_(model, config, where=names)
         gone = 1 - sum(parameter.numel() for parameter in model.parameters()) / whole
         low, high, best = (low, share, best) if gone < sparsity else (share, high, (model, config, names))

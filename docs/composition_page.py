@@ -59,7 +59,7 @@ RULES = [
         SPARSE | {"PHD"}, ASYMMETRIC, WORKS,
     ),
     Rule(
-        "`LowRank` leaves two plain linear layers, so every form may follow it.",
+        "`LowRank` leaves two plain layers, so every form may follow it.",
         {"LowRank"}, FORMS, WORKS,
     ),
     Rule("**One dropout** for a network.", DROPOUT, DROPOUT, "nothing left"),

@@ -1,10 +1,13 @@
 """Whether outputs differ by the order of sums: those that cancel do so by much for their size."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import filigree as fg
+from filigree.outputs import tensors_in
 from filigree.rounding import is_rounding, relative_difference
 
 
@@ -30,7 +33,8 @@ def test_outputs_that_cancel_may_differ_by_their_rounding_and_no_more():
     for error, allowed in ((1e-5, True), (1.0, False)):
         outputs = [expected[0] + error]
         assert relative_difference(outputs, expected) > 0.1
-        assert is_rounding(outputs, expected, model, [x], 1e-4) is allowed
+        assert is_rounding(outputs, expected, lambda: copy.deepcopy(model), [x], 1e-4) is allowed
+        assert not is_rounding(outputs, expected, lambda: 1 / 0, [x], 1e-4)  # a model that cannot be copied
 
 
 @torch.no_grad()
@@ -39,9 +43,44 @@ def test_outputs_that_do_not_cancel_are_judged_by_their_size():
     model, x = nn.Linear(32, 3), torch.randn(4, 32)
     expected = [model(x)]
     size = float(expected[0].abs().max())
-    assert is_rounding([expected[0] + 0.9e-4 * size], expected, model, [x], 1e-4)
-    assert not is_rounding([expected[0] + 1e-3 * size], expected, model, [x], 1e-4)
-    assert not is_rounding([expected[0][:2]], expected, model, [x], 1e-4)
+    for output, same in (
+        (expected[0] + 0.9e-4 * size, True),
+        (expected[0] + 1e-3 * size, False),
+        (expected[0][:2], False),
+    ):
+        assert is_rounding([output], expected, lambda: copy.deepcopy(model), [x], 1e-4) is same
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_all_types_are_changed(dtype):
+    model, x = cancelling().to(dtype), torch.randn(1, 32).to(dtype)
+    expected = [model(x)]
+    error = 1e-5 if dtype == torch.float32 else 1e-2
+    assert is_rounding([expected[0] + error], expected, lambda: copy.deepcopy(model), [x], 1e-4)
+
+
+class Chooses(nn.Module):
+    """Its outputs are as many as its weights say."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.weight, self.what = nn.Parameter(torch.ones(1000)), what
+
+    def forward(self, x):
+        y = self.weight - 1
+        if self.what == "several":
+            return [y] * int(1 + (y >= 0).sum())
+        return y[y >= 0] if self.what == "some" else y.argmax()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["some", "several", "largest"])
+def test_outputs_that_depend_on_decisions_of_the_weights_are_judged_by_their_size(what):
+    model = Chooses(what)
+    expected = tensors_in(model(None))
+    outputs = [y + 400 for y in expected]
+    assert not is_rounding(outputs, expected, lambda: copy.deepcopy(model), [None], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +97,20 @@ def test_what_is_not_finite_must_be_the_same(ours, theirs, same):
     assert (relative_difference(outputs, expected) == 0) is same
 
 
-def test_decisions_are_compared_as_numbers():
-    yes, no = torch.tensor([True, True]), torch.tensor([True, False])
-    assert relative_difference([yes], [yes]) == 0
-    assert relative_difference([yes], [no]) == 1
+@pytest.mark.parametrize(
+    ("ours", "theirs", "difference"),
+    [
+        (torch.tensor([True, True]), torch.tensor([True, True]), 0),
+        (torch.tensor([True, True]), torch.tensor([True, False]), 1),
+        (torch.tensor([127, 0], dtype=torch.int8), torch.tensor([-128, -128], dtype=torch.int8), 255 / 128),
+        (torch.tensor([99], dtype=torch.uint8), torch.tensor([100], dtype=torch.uint8), 0.01),
+        (torch.tensor([60000.0]).half(), torch.tensor([-60000.0]).half(), 2),
+        (torch.tensor([3e38]), torch.tensor([-3e38]), 2),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 0j]), 1),
+    ],
+)
+def test_all_types_are_compared_as_numbers(ours, theirs, difference):
+    assert relative_difference([ours], [theirs]) == pytest.approx(difference)
 
 
 def test_optimize_keeps_a_layout_whose_outputs_cancel():
@@ -81,6 +130,23 @@ def test_optimize_takes_a_model_that_returns_decisions():
 
     report = fg.optimize_(Decides().eval(), torch.randn(8, 64), seconds=0.001)
     assert report.difference < 1e-4
+
+
+def test_export_compares_first_calls(tmp_path):
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Linear(8, 8), None
+
+        def forward(self, x):
+            y = self.layer(x)
+            y = y if self.last is None else y + self.last
+            self.last = y.detach()
+            return y
+
+    pytest.importorskip("onnxruntime")
+    report = fg.export(Remembers().eval(), tmp_path / "m.onnx", torch.randn(4, 8), dynamic=False, seconds=0.001)
+    assert report.relative < 1e-4
 
 
 def test_export_takes_a_network_whose_outputs_cancel(tmp_path):

@@ -449,10 +449,16 @@ def test_a_method_is_alone_where_int8_is_not_on_top():
     """The report on methods alone holds those of one method: units in int8 are two."""
     model, x = redundant(12, 32, 6), torch.randn(100, 12)
     search = searching(model, x, "r2", keep=0.5)
-    for method, tolerance in (("bits", 0.2), ("units", 0.2), ("units", 0.0), ("all methods", 0.0)):
+    for method, tolerance, ms in (
+        ("bits", 0.2, 3),
+        ("units", 0.2, 1),
+        ("units", 0.0, 2),
+        *[("all methods", 0.0, 0.5)] * 7,
+    ):
         network = copy.deepcopy(model)
-        attempt = Attempt(method, f"{tolerance}", 1.0, 0.1, 100, True, tolerance)
+        attempt = Attempt(method, f"{tolerance}", 1.0, ms, 100, True, tolerance)
         search.candidates.append(shrinking._Candidate(attempt, network))
+    search._forget()
     alone = search._result().by_method
     assert (alone["bits"][0].tolerance, alone["units"][0].tolerance) == (0.2, 0.0)
     assert "all methods" not in alone

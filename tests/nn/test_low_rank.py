@@ -76,6 +76,45 @@ def test_all_layers_that_gain_are_taken_and_grouped_ones_are_left():
     assert fg.compress_(nn.Sequential(nn.Conv2d(16, 32, 3)), fg.LowRank(energy=0.5)).changes[0].after
 
 
+def test_ranks_are_at_most_full_and_convolutions_have_one_group():
+    assert LowRankLinear.like(nn.Linear(4, 6), 10).rank == 4
+    assert LowRankConv2d.like(nn.Conv2d(2, 4, 1), 10).rank == 2
+    for make, message in (
+        (lambda: LowRankConv2d.like(nn.Conv2d(4, 4, 3, groups=2), 2), "must have one group. Got 2"),
+        (lambda: LowRankConv2d(4, 4, 3, rank=0), "rank must be at least 1. Got 0"),
+        (lambda: LowRankLinear(4, 4, 0), "rank must be at least 1. Got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("config", [fg.LowRank(4), fg.LowRank(energy=0.9), fg.FitStructured(fg.LowRank(4))], ids=str)
+def test_types_are_kept(dtype, config):
+    model = nn.Sequential(nn.Linear(20, 16), nn.Unflatten(1, (16, 1, 1)), nn.Conv2d(16, 12, 1)).to(dtype)
+    x = torch.randn(50, 20).to(dtype)
+    fg.compress_(model, config, x, where=["0", "2"])
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model(x).dtype == dtype
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = nn.Sequential(nn.Linear(8, 8))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    for config in (fg.LowRank(2), fg.FitStructured(fg.LowRank(2))):
+        with pytest.raises(ValueError, match="the weights of '0' must be finite"):
+            fg.compress_(model, config, torch.randn(20, 8), where="0")
+
+
+def test_it_has_the_settings_of_a_convolution(conv):
+    layer = LowRankConv2d.like(conv, 2)
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"):
+        assert getattr(layer, name) == getattr(conv, name)
+    with pytest.raises(ValueError, match="must follow a linear layer, not a convolution"):
+        fg.convert_(nn.Sequential(layer, nn.Dropout()), fg.GuidedDropout(), where="1")
+
+
 def test_after_pruning_the_dense_equivalent_has_both_biases():
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -181,6 +220,27 @@ def test_a_full_rank_computes_the_same(rank, dtype):
     torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_hooks_act_once():
+    """Layers behind one with hooks read what it gives with them."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20)).eval(), torch.randn(2000, 20)
+    model[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    model[2].register_forward_pre_hook(lambda layer, inputs: (3 * inputs[0],))
+    expected = model(x).detach()
+    fg.compress_(model, fg.FitStructured(fg.LowRank(20)), x, where=["0", "2"])
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_that_would_grow_stay_where_none_are_named():
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), torch.randn(200, 64)
+    report = fg.compress_(model, fg.FitStructured(fg.LowRank(16)), x)
+    assert [change.name for change in report.changes] == ["0"]
+    report = fg.compress_(model, fg.FitStructured(fg.LowRank(16)), x, where="2")
+    assert report.changes[0].note.startswith("larger than dense, error of the rank")
+    with pytest.raises(ValueError, match="no layer would gain by FitStructured"):
+        fg.compress_(nn.Sequential(nn.Linear(64, 1)), fg.FitStructured(fg.LowRank(16)), x)
+
+
 def test_what_cannot_be_fitted_is_said_and_the_model_stays():
     class TakesOne(nn.Module):
         def __init__(self):
@@ -193,10 +253,16 @@ def test_what_cannot_be_fitted_is_said_and_the_model_stays():
     model = TakesOne()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for data, where, message in (
-        (torch.randn(50, 20), None, "the data do not reach 'idle'"),
+        (torch.randn(50, 20), "idle", "FitStructured: the data do not reach 'idle'"),
+        (torch.randn(50, 19), "used", "FitStructured: the model does not run on the data"),
         (torch.full((50, 20), torch.nan), "used", "data must be finite"),
         (None, "used", "data are needed"),
     ):
         with pytest.raises(ValueError, match=message):
             fg.compress_(model, fg.FitStructured(fg.LowRank(2)), data, where=where)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    report = fg.compress_(model, fg.FitStructured(fg.LowRank(2)), torch.randn(50, 20))
+    assert [change.note for change in report.changes if change.name == "idle"] == [
+        "left whole: the data do not reach it"
+    ]
+    assert (type(model.used), type(model.idle)) == (LowRankLinear, nn.Linear)

@@ -40,6 +40,10 @@ class Compression(ChangesLayers):
         """
         raise NotImplementedError
 
+    def gains(self, module: nn.Module) -> bool:
+        """Whether a module gets cheaper; others are left as they are where `where` names none."""
+        return True
+
     def most_samples(self) -> int | None:
         """How many samples are read of batches, at most; None: all."""
         return None
@@ -105,6 +109,10 @@ def compress_(
     example = None if measure is False else _example(samples, measure)
     with AllOrNothing(model, values=samples is not None or example is not None):
         names, left = select(model, config, where, f"compress_({type(config).__name__})")
+        if where is None:
+            names = [name for name in names if config.gains(model.get_submodule(name))]
+            if not names:
+                raise ValueError(f"compress_: no layer would gain by {type(config).__name__}. Name them with where=.")
         before, sizes = Preserved(model), SizesBefore(model)
         with copyable(model):
             original = None

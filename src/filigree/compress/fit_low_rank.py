@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from filigree.compress.one_shot.products import products_of
 from filigree.compress.one_shot.surgery import lost
 from filigree.computed_weights import copied
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.structured.low_rank import LowRank, write_factors_
+from filigree.nn.structured.low_rank import LowRank, kind_of, write_factors_
+
+WHO = "FitStructured"
 
 
 @torch.no_grad()
@@ -30,23 +31,29 @@ def fit_low_rank(
     holds the first singular vectors of `W' L`, and `V = U^T W'` (reduced-rank regression: Izenman 1975). Of matrices
     with more than 4,096 columns `E[x' x'^T]` between parts of so many is left out.
 
+    A layer that the data do not reach stays whole.
+
     Raises:
-        ValueError: the data do not reach a layer, or its inputs are not finite.
+        ValueError: the data reach none, or a layer's weights or inputs are not finite.
     """
     before, after = copied(model), copied(model)
     chunks = parts_of(data)
-    runs = order_of(after, names, chunks)
-    if missed := [name for name in names if name not in runs]:
-        raise ValueError(f"FitStructured: the data do not reach {missed[0]!r}.")
-    changes, steps = [], list[tuple[Conversion, list[str]]]()
+    runs = order_of(after, names, chunks, WHO)
+    if not runs:
+        raise ValueError(f"{WHO}: the data do not reach {names[0]!r}.")
+    missed = (name for name in names if name not in runs)
+    changes = [Change.of(name, None, None, "left whole: the data do not reach it") for name in missed]
+    steps = list[tuple[Conversion, list[str]]]()
     for name, count in runs.items():
         layer: Any = before.get_submodule(name)
         (product,) = products_of(layer).values()
         weight = product.matrix(layer).double().cpu()
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"{WHO}: the weights of {name!r} must be finite.")
         targets, scaled, shifts, sizes = [], [], [], []
-        parts = list(moments_of(product, name, (before, after), chunks, count, seed))
+        parts = list(moments_of(product, name, (before, after), chunks, count, seed, WHO))
         if not all(bool(part.isfinite().all()) for _, moments in parts for part in (moments.own, moments.cross)):
-            raise ValueError(f"FitStructured: the inputs of {name!r} are not finite on these data.")
+            raise ValueError(f"{WHO}: the inputs of {name!r} are not finite on these data.")
         for columns, moments in parts:
             target, damped = refitted_whole(weight[..., columns], moments.own, moments.cross, moments.count, None)
             targets.append(target)
@@ -58,15 +65,16 @@ def fit_low_rank(
             new = (up @ down[:, columns]).unsqueeze(0)
             shifts.append(weight[..., columns] @ moments.mean_before.unsqueeze(2) - new @ moments.mean.unsqueeze(2))
             sizes.append([float(lost(each, moments.own).sum()) for each in (new - target, target)])
-        step = LowRank(rank)
-        (change,) = step.apply(model, [name])
-        low_rank: Any = model.get_submodule(name)
+        low_rank = kind_of(layer).sized_like(layer, rank)
         root = down.norm(dim=1).clamp(min=1e-30).sqrt()  # rows of one factor become as large as columns of the other
-        bias = None if layer.bias is None else layer.bias + torch.stack(shifts).sum(0).flatten().to(layer.bias)
+        shift = torch.stack(shifts).sum(0).flatten()
+        bias = None if layer.bias is None else layer.bias + shift.to(layer.bias)
         write_factors_(low_rank, up * root, down / root[:, None], bias)
-        replace_module(after, name, copied(low_rank))
+        product.write_(after.get_submodule(name), (up @ down).unsqueeze(0), shift)
+        dense = model.get_submodule(name)
+        replace_module(model, name, low_rank)
         gone, whole = (sum(each) for each in zip(*sizes, strict=True))
-        note = f"relative error {(gone / max(whole, 1e-30)) ** 0.5:.3g}"
-        changes.append(replace(change, note=", ".join(filter(None, (change.note, note)))))
+        step, error = LowRank(rank), f"error of the rank {(gone / max(whole, 1e-30)) ** 0.5:.3g}"
+        changes.append(Change.of(name, dense, low_rank, ", ".join(filter(None, (step.note(dense), error)))))
         steps.append((step, [name]))
     return changes, steps

@@ -101,10 +101,11 @@ class Samples:
         """The numbers of the rows; the first ones by how far the model's largest number is from its median."""
         order = torch.arange(len(self))
         some = self.inputs.rows(order[:TRIED])
-        outputs = [numbers_in(y, "shrink")[0] for y in some.outputs(model)]
+        with torch.no_grad():
+            outputs = [numbers_in(y, "shrink")[0] for y in some.outputs(model)]
         if sum(len(y) if y.dim() and y.numel() else 0 for y in outputs) != len(some):
             return order
-        sizes = torch.cat([y.detach().abs().reshape(len(y), -1).amax(1) for y in outputs])
+        sizes = torch.cat([y.abs().reshape(len(y), -1).amax(1) for y in outputs])
         return torch.cat([(sizes - sizes.median()).abs().argsort(stable=True).cpu(), order[len(some) :]])
 
     def _has_rows(self) -> bool:

@@ -65,8 +65,8 @@ class Shrunk(Tabular):
         metric: its name. least: what of it was to be kept. samples: how many it was measured on, to which nothing was
             fitted. batch: the samples of the latency. met: whether the winner keeps it, within the limits.
         seconds: how long the search took. notes: what was left out, and why. spent: the seconds of each method.
-        by_method: of each method alone its best network (of others than "bits" not in int8), and what that measured at
-            the end, in turns with the winner.
+        by_method: of each method alone ("layout": none) its best network, for other methods than "bits" one without
+            int8 where one was tried, and what that measured at the end, in turns with the winner.
     """
 
     model: nn.Module = field(repr=False)
@@ -292,9 +292,9 @@ class _Search:
     def _best(self, count: int) -> list[_Candidate]:
         """So many networks, the best first, and the best one of each method behind them."""
         ranked = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)
-        methods = {candidate.attempt.method for candidate in ranked[:count]}
-        others = {candidate.attempt.method: candidate for candidate in reversed(ranked[count:])}
-        return ranked[:count] + [candidate for method, candidate in others.items() if method not in methods]
+        kinds = {(c.attempt.method, _is_alone(c.attempt)) for c in ranked[:count]}
+        others = {(c.attempt.method, _is_alone(c.attempt)): c for c in reversed(ranked[count:])}
+        return ranked[:count] + [candidate for kind, candidate in others.items() if kind not in kinds]
 
     def _try_int8(self) -> None:
         """The largest tolerance of a layout in int8 that keeps the metric; where that is faster all is laid out so."""

@@ -32,7 +32,9 @@ def parts_of(data: Calibration) -> list[Calibration]:
     return [data.with_inputs([chunk]) for chunk in smaller.chunks()]
 
 
-def arguments_of(model: nn.Module, name: str, x: Calibration, most: int | None = None) -> list[Call]:
+def arguments_of(
+    model: nn.Module, name: str, x: Calibration, most: int | None = None, who: str = "OneShot"
+) -> list[Call]:
     """The arguments of each call of a module while the model runs on x; `most` calls, behind which the run ends."""
     calls: list[Call] = []
 
@@ -43,11 +45,13 @@ def arguments_of(model: nn.Module, name: str, x: Calibration, most: int | None =
 
     hook = (model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True) for _ in range(1))
     with inference_context(model, hook), _without_shortcuts(), suppress(_ReachedError):
-        run_on(model, x, "OneShot")
+        run_on(model, x, who)
     return calls
 
 
-def order_of(model: nn.Module, names: Sequence[str], chunks: Sequence[Calibration]) -> dict[str, int]:
+def order_of(
+    model: nn.Module, names: Sequence[str], chunks: Sequence[Calibration], who: str = "OneShot"
+) -> dict[str, int]:
     """How often each module runs on a chunk, at most, in the order in which they run first; those that do not run are
     left out.
     """
@@ -64,7 +68,7 @@ def order_of(model: nn.Module, names: Sequence[str], chunks: Sequence[Calibratio
     with inference_context(model, hooks), _without_shortcuts():
         for x in chunks:
             counts.clear()
-            run_on(model, x, "OneShot")
+            run_on(model, x, who)
             most |= {name: max(count, most.get(name, 0)) for name, count in counts.items()}
     return most
 
@@ -142,6 +146,7 @@ def moments_of(
     chunks: Sequence[Calibration],
     runs: int,
     seed: int,
+    who: str = "OneShot",
 ) -> Iterator[tuple[slice, ProductMoments]]:
     """The moments of a product, part by part of its columns; one pass over the data for as many as there is room for.
 
@@ -159,7 +164,7 @@ def moments_of(
     for first in range(0, len(parts), together):
         sums = [_Sums(part) for part in parts[first : first + together]]
         for number, x in enumerate(chunks):
-            before, now = (arguments_of(network, name, x, runs) for network in networks)
+            before, now = (arguments_of(network, name, x, runs, who) for network in networks)
             for call, (was, is_now) in enumerate(zip(before, now, strict=False)):
                 draw = seed + 1009 * number + call
                 rows = [
@@ -170,5 +175,5 @@ def moments_of(
                     total.add(now=rows[1], before=rows[0])
         for total in sums:
             if not total.count:
-                raise ValueError(f"OneShot: the data do not reach {name!r}.")
+                raise ValueError(f"{who}: the data do not reach {name!r}.")
             yield total.columns, total.moments(product.has_bias(modules[0]))

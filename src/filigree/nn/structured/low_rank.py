@@ -25,6 +25,7 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
+        _check(rank)
         self.down = nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias)
 
@@ -41,17 +42,21 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
         return self.up.in_features
 
     @classmethod
-    @torch.no_grad()
     def like(cls, linear: nn.Linear, rank: int) -> LowRankLinear:
-        """The best approximation of the layer's weight of this rank.
+        """The best approximation of the layer's weight of this rank, or of its full one, if that is less.
 
         Both factors hold the square roots of the singular values.
         """
-        layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
-        return _decomposed(layer, linear)
+        return _decomposed(cls.sized_like(linear, rank), linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+    @classmethod
+    def sized_like(cls, linear: nn.Linear, rank: int) -> LowRankLinear:
+        """A layer of the same sizes and type, with initial weights."""
+        layer = cls(*_sides(linear)[::-1], min(rank, *_sides(linear)), linear.bias is not None)
+        return layer.to(linear.weight.device, linear.weight.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.up(self.down(input))
 
     def label(self) -> str:
         return f"LowRankLinear(rank={self.rank})"
@@ -85,10 +90,13 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
         dilation: Any = 1, bias: bool = True, padding_mode: Any = "zeros",
     ) -> None:  # fmt: skip
         super().__init__()
+        _check(rank)
         self.down = nn.Conv2d(
             in_channels, rank, kernel_size, stride, padding, dilation, bias=False, padding_mode=padding_mode
         )
         self.up = nn.Conv2d(rank, out_channels, 1, bias=bias)
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"):
+            setattr(self, name, getattr(self.down, name))
 
     @property
     def in_channels(self) -> int:
@@ -104,15 +112,22 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
 
     @classmethod
     def like(cls, conv: nn.Conv2d, rank: int) -> LowRankConv2d:
-        """The best approximation of the layer's weight, as a matrix, of this rank."""
-        layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, rank, conv.stride, conv.padding, conv.dilation,
-            conv.bias is not None, conv.padding_mode,
-        )  # fmt: skip
-        return _decomposed(layer, conv)
+        """The best approximation of the layer's weight, as a matrix, of this rank, or of its full one."""
+        return _decomposed(cls.sized_like(conv, rank), conv)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+    @classmethod
+    def sized_like(cls, conv: nn.Conv2d, rank: int) -> LowRankConv2d:
+        """A layer of the same sizes and type, with initial weights."""
+        if conv.groups != 1:
+            raise ValueError(f"LowRankConv2d: the convolution must have one group. Got {conv.groups}.")
+        layer = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, min(rank, *_sides(conv)), conv.stride, conv.padding,
+            conv.dilation, conv.bias is not None, conv.padding_mode,
+        )  # fmt: skip
+        return layer.to(conv.weight.device, conv.weight.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.up(self.down(input))
 
     def label(self) -> str:
         return f"LowRankConv2d(rank={self.rank})"
@@ -139,12 +154,22 @@ L = TypeVar("L", LowRankLinear, LowRankConv2d)
 
 def _decomposed(layer: L, dense: nn.Linear | nn.Conv2d) -> L:
     """The layer with the best approximation of a weight as a matrix; both factors hold the roots of singular values."""
-    layer.to(dense.weight.device, dense.weight.dtype)
     if not dense.weight.is_meta:
-        u, s, v = torch.linalg.svd(dense.weight.detach().flatten(1), full_matrices=False)
+        u, s, v = torch.linalg.svd(_matrix(dense), full_matrices=False)
         root = s[: layer.rank].sqrt()
         write_factors_(layer, u[:, : layer.rank] * root, root[:, None] * v[: layer.rank], dense.bias)
     return layer
+
+
+def _matrix(dense: Any) -> Tensor:
+    """The weight as a matrix, in a type that can be decomposed."""
+    weight = dense.weight.detach().flatten(1)
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def _check(rank: int) -> None:
+    if rank < 1:
+        raise ValueError(f"LowRank: rank must be at least 1. Got {rank}.")
 
 
 @torch.no_grad()
@@ -203,12 +228,15 @@ class LowRank(Conversion):
         changes = []
         for name in names:
             layer: Any = model.get_submodule(name)
-            kind: Any = LowRankConv2d if isinstance(layer, nn.Conv2d) else LowRankLinear
-            low_rank = kind.like(layer, self.rank_of(layer))
+            if not layer.weight.is_meta and not bool(layer.weight.isfinite().all()):
+                raise ValueError(f"LowRank: the weights of {name!r} must be finite.")
+            low_rank = kind_of(layer).like(layer, self.rank_of(layer))
             replace_module(model, name, low_rank)
-            note = "" if self.gains(layer) else "larger than dense"
-            changes.append(Change.of(name, layer, low_rank, note))
+            changes.append(Change.of(name, layer, low_rank, self.note(layer)))
         return changes
+
+    def note(self, layer: nn.Module) -> str:
+        return "" if self.gains(layer) else "larger than dense"
 
     def rank_of(self, layer: Any) -> int:
         """The rank that a layer gets."""
@@ -217,8 +245,13 @@ class LowRank(Conversion):
             return max(1, round(self.rank * least))
         if self.rank is not None:
             return min(self.rank, least)
-        squares = torch.linalg.svdvals(layer.weight.detach().flatten(1)).square().cumsum(0)
+        squares = torch.linalg.svdvals(_matrix(layer)).square().cumsum(0)
         return min(least, int((squares < self.energy * squares[-1]).sum()) + 1)
+
+
+def kind_of(layer: nn.Module) -> Any:
+    """The class of the low-rank layer in its place."""
+    return LowRankConv2d if isinstance(layer, nn.Conv2d) else LowRankLinear
 
 
 def _sides(layer: Any) -> tuple[int, int]:
