@@ -183,6 +183,17 @@ def test_claims_of_chouliaras_know_of_their_folds():
             assert wide.text != plain.text  # other intervals
 
 
+def test_times_that_were_not_taken_are_said():
+    """A figure of times has a finding where the runs have accuracies alone."""
+    runs = {"all": {method: [
+        Record(method=method, seed=seed, metrics={"test_accuracy": 0.8 + seed / 100 + up}) for seed in range(3)
+    ] for method, up in (("SET", 0.0), ("LDV", 0.0), ("OSV", 0.0), ("EXD", 0.02))}}  # fmt: skip
+    accuracy, times = chouliaras_evolution.four_layers(runs)
+    assert (accuracy.where, times.where) == ("Chouliaras 2021, Fig. 5.17", "Chouliaras 2021, Fig. 5.16")
+    assert (times.text, times.verdict) == (chouliaras_evolution.UNTIMED, "open")
+    assert chouliaras_evolution.four_layers({}) == []
+
+
 def test_rules_of_claims():
     assert positive([1.0, 1.1, 0.9]) == "reproduced"
     assert positive([-1.0, -1.1, -0.9]) == "not"
