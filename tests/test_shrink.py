@@ -464,6 +464,20 @@ def test_a_method_is_alone_where_int8_is_not_on_top():
     assert "all methods" not in alone
 
 
+@pytest.mark.parametrize(("ms", "winner"), [(0.495, "bits"), (0.45, "all methods")])
+def test_of_networks_that_are_as_fast_the_one_to_which_least_was_done_wins(monkeypatch, ms, winner):
+    model, x = redundant(12, 32, 6), torch.randn(100, 12)
+    search = searching(model, x, "r2", keep=0.5)
+    del search.candidates[1:]
+    times = {"bits": 0.5, "all methods": ms}
+    for method, plan in (("bits", {}), ("all methods", {Slot("units", "0"): 0.5})):
+        attempt = Attempt(method, "", 1.0, times[method], 100, True)
+        search.candidates.append(shrinking._Candidate(attempt, copy.deepcopy(model), plan))
+    ordered = [1.0, *sorted(times.values())]
+    monkeypatch.setattr(shrinking, "timings", lambda networks, *_: [Timing(each, each, each) for each in ordered])
+    assert search._result().winner.method == winner
+
+
 def test_a_search_goes_back_by_what_was_lost():
     """Where what is lost is in proportion to the errors, fewer networks tell where the path ends."""
     search, tried = object.__new__(shrinking._Search), []

@@ -489,6 +489,9 @@ class _Search:
         limited = self.latency_ms is not None or self.most_bytes is not None
         faster = [c for c in others if c.attempt.ms < (1 - SAME) * original.attempt.ms or limited]
         winner = min([original, *faster], key=self._rank)
+        if not limited:  # of those that are as fast the one to which least was done
+            as_fast = (c for c in faster if c.attempt.holds and c.attempt.ms <= (1 + SAME) * winner.attempt.ms)
+            winner = min(as_fast, key=lambda c: (len(c.plan), *self._rank(c)), default=winner)
         network = winner.network
         assert network is not None
         ranked = sorted(others, key=self._rank, reverse=True)

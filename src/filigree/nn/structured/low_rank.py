@@ -95,7 +95,9 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
             in_channels, rank, kernel_size, stride, padding, dilation, bias=False, padding_mode=padding_mode
         )
         self.up = nn.Conv2d(rank, out_channels, 1, bias=bias)
-        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"):
+        for name in (
+            "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed", "output_padding",
+        ):  # fmt: skip
             setattr(self, name, getattr(self.down, name))
 
     @property
