@@ -126,6 +126,29 @@ def test_the_error_of_a_recurrent_layer_is_that_of_its_outputs(kind):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_products_of_a_recurrent_layer_are_rounded_one_by_one(kind):
+    """One number that is far larger than the others spoils the first product alone, which stays one of floats."""
+    torch.manual_seed(0)
+    model, x = Last(kind(12, 32, 2, batch_first=True)).eval(), torch.randn(3, 7, 12)
+    with torch.no_grad():
+        model.rnn.weight_ih_l0[:, 0] = 0.0
+    x[..., 0] = 1000.0
+    layers = layers_of(model.rnn)
+    of_part = {
+        f"{side}_l{number}": recurrent_error(layers, kind is nn.LSTM, x, getattr(layers[number][0], which))
+        for number in range(2)
+        for side, which in (("ih", "inputs"), ("hh", "states"))
+    }
+    first = of_part.pop("ih_l0")
+    assert first > 5 * max(of_part.values())
+    traced = Traced(model, [x])
+    plans = plans_of(traced, set(), Int8Errors(traced, first / 2))
+    drafts = {draft.part: draft for draft in plans[0].drafts if draft.part}
+    assert {part for part, draft in drafts.items() if "int8" in draft.forms} == set(of_part)
+    assert {part: draft.error for part, draft in drafts.items() if draft.error} == pytest.approx(of_part)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_threads_share_the_channels_of_a_recurrent_layer_and_change_no_bit(isa, kind):
     torch.manual_seed(0)
     model, x = Last(kind(12, 100, batch_first=True)).eval(), torch.randn(3, 7, 12)

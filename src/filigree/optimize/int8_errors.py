@@ -26,15 +26,19 @@ class Int8Errors:
 
     def __init__(self, traced: Traced, most: float) -> None:
         self.traced, self.most = traced, most
-        self._errors: dict[fx.Node, float] = {}
+        self._errors: dict[tuple[fx.Node, str], float] = {}
 
-    def allowed(self, node: fx.Node, weight: LayerWeight, error: Callable[[Tensor], float]) -> float | None:
-        """The error of a node's layer, which `error` computes from inputs; None: it is not to be rounded."""
+    def allowed(
+        self, node: fx.Node, weight: LayerWeight, error: Callable[[Tensor], float], part: str = ""
+    ) -> float | None:
+        """The error of a node's layer, or of a part of it, which `error` computes from inputs; None: it is not to be
+        rounded."""
         if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS:
             return None
-        if node not in self._errors:
-            self._errors[node] = error(self.traced.values[node.all_input_nodes[0]])
-        return self._errors[node] if self._errors[node] <= self.most else None
+        key = node, part
+        if key not in self._errors:
+            self._errors[key] = error(self.traced.values[node.all_input_nodes[0]])
+        return self._errors[key] if self._errors[key] <= self.most else None
 
 
 @torch.no_grad()

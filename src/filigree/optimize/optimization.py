@@ -94,7 +94,8 @@ def optimize_(
     With a `tolerance` also int8 is tried, which approximates: a layer's weights are rounded to integers of -127 to 127
     with a scale for each output, its inputs, when it runs, to integers of 0 to 255 with a scale for each vector (of a
     convolution, each sample), and products are sums of whole numbers. Layers are in int8 where that is fastest and
-    changes their outputs by no more than the tolerance, |y_int8 - y| / |y| on the example. Where the outputs of the
+    changes their outputs by no more than the tolerance, |y_int8 - y| / |y| on the example; of recurrent layers each
+    product is judged by what it alone changes. Where the outputs of the
     whole model differ by more, the layers with the largest errors are floats again.
 
     The original modules stay in the model, and parameters, `state_dict`, `fg.save` and `fg.export` are theirs. They run

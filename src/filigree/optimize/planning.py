@@ -103,7 +103,7 @@ class Plan:
             clear=any(map(any, out.halo)), by_image=by_image,
             channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
-        allowed = self.errors.allowed(node, weight, error)
+        allowed = self.errors.allowed(node, weight, error, part)
         forms = weight.forms(inputs, len(reads) * self._images(), int8=allowed is not None)
         finish = Finishing(bias=weight.bias, relu=weight.relu)
         self.add(node, Draft(step, weight, node, finish, outputs, forms, part=part, error=allowed or 0.0))
@@ -128,7 +128,8 @@ class Plan:
                 suffix = f"_l{number}" + "_reverse" * side
                 sizes, halo = (time,), [(0, 0)]
                 inputs = by_pixel(self.span(time * gates * wide), gates * wide, sizes, halo)
-                self._multiply(node, layout, sums, inputs, direction.inputs, error, f"ih{suffix}")
+                of_inputs = partial(error, rounded=direction.inputs)
+                self._multiply(node, layout, sums, inputs, direction.inputs, of_inputs, f"ih{suffix}")
                 order = torch.arange(time).flip(0) if side else torch.arange(time)
                 state = self.span((2 + gates) * wide)
                 step = Step(
@@ -137,7 +138,7 @@ class Plan:
                     work=time * direction.states.matrix.numel(),
                 )  # fmt: skip
                 weight = direction.states
-                allowed = self.errors.allowed(node, weight, error)
+                allowed = self.errors.allowed(node, weight, partial(error, rounded=weight), f"hh{suffix}")
                 draft = Draft(step, weight, node, Finishing(bias=weight.bias), gates * wide, part=f"hh{suffix}")
                 draft.forms = weight.forms(torch.arange(hidden), 1, int8=allowed is not None)
                 draft.error = allowed or 0.0

@@ -81,10 +81,18 @@ def _by_gates(weight: LayerWeight, hidden: int) -> LayerWeight:
 
 
 @torch.no_grad()
-def recurrent_error(layers: list[list[Direction]], lstm: bool, x: Tensor) -> float:
-    """By how much the outputs for `x` (batch, time, inputs) change with products of bytes, `|y_int8 - y| / |y|`."""
+def recurrent_error(layers: list[list[Direction]], lstm: bool, x: Tensor, rounded: LayerWeight | None = None) -> float:
+    """By how much the outputs for `x` (batch, time, inputs) change with products of bytes, `|y_int8 - y| / |y|`.
+
+    Args:
+        rounded: the weight of the product that is one of bytes; None: all are.
+    """
+
+    def product(weight: LayerWeight, x: Tensor) -> Tensor:
+        return _int8_product(weight, x) if rounded is None or weight is rounded else _product(weight, x)
+
     x = x[: max(1, _MOST_VECTORS // max(1, x.shape[1]))]
-    exact, ours = (_outputs(layers, lstm, x, product) for product in (_product, _int8_product))
+    exact, ours = (_outputs(layers, lstm, x, each) for each in (_product, product))
     size = float(exact.norm())
     error = float((ours - exact).norm()) / size if size else 0.0
     return error if error == error else float("inf")
