@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -95,8 +96,8 @@ def optimize_(
     with a scale for each output, its inputs, when it runs, to integers of 0 to 255 with a scale for each vector (of a
     convolution, each sample), and products are sums of whole numbers. Layers are in int8 where that is fastest and
     changes their outputs by no more than the tolerance, |y_int8 - y| / |y| on the example; of recurrent layers each
-    product is judged by what it alone changes. Where the outputs of the
-    whole model differ by more, the layers with the largest errors are floats again.
+    product is judged by what it alone changes. Where the outputs of the whole model differ by more, the layers with the
+    largest errors are floats again.
 
     The original modules stay in the model, and parameters, `state_dict`, `fg.save` and `fg.export` are theirs. They run
     in training mode, with gradients enabled, under autocast, with hooks, and for inputs of other shapes (the batch size
@@ -129,7 +130,7 @@ def optimize_(
                 raise ValueError(f"optimize_: the model does not run on the example: {one_line(error)}") from error
         work, allowed = _running(model, inputs), max(tolerance, _ORDER)
         most = tolerance
-        while True:
+        for rounds in itertools.count():
             gathered = _Work(seconds, most)
             with torch.no_grad():
                 gathered.optimize(model, "", inputs)
@@ -138,8 +139,9 @@ def optimize_(
             errors = [layer.error for layer in layers if layer.error]
             if difference <= allowed or not errors:
                 break
-            most = min(most / 2, max(errors) * (1 - 1e-6))  # fewer layers in int8
-            most = most if most >= min(errors) else 0.0
+            worst = sorted(errors, reverse=True)  # first one layer fewer in int8, then more and more
+            most = worst[min(len(worst) * rounds // 8, len(worst) - 1)] * (1 - 1e-6)
+            most = most if most >= worst[-1] else 0.0
             restore_(model)
         if not runtimes_of(model):
             (before,) = time_interleaved([work], seconds)
