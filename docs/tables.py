@@ -24,7 +24,7 @@ SETS = {
     "prostate-ge": "Prostate-GE", "glioma": "GLIOMA", "tox-171": "TOX-171",
 }  # fmt: skip
 
-TEXTS = "shakespeare", "ptb"  # records of benchmarks/gpt_quality.py
+TEXTS = "shakespeare", "shakespeare-180", "ptb"  # records of benchmarks/gpt_quality.py
 
 
 def comparisons() -> dict[str, Any]:
