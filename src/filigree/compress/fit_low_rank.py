@@ -15,7 +15,7 @@ from filigree.compress.one_shot.products import products_of
 from filigree.compress.one_shot.surgery import lost
 from filigree.computed_weights import copied
 from filigree.convert import Change, Conversion, replace_module
-from filigree.nn.structured.low_rank import LowRank, kind_of, write_factors_
+from filigree.nn.structured.low_rank import LowRank, kind_of
 
 WHO = "FitStructured"
 
@@ -69,7 +69,7 @@ def fit_low_rank(
         root = down.norm(dim=1).clamp(min=1e-30).sqrt()  # rows of one factor become as large as columns of the other
         shift = torch.stack(shifts).sum(0).flatten()
         bias = None if layer.bias is None else layer.bias + shift.to(layer.bias)
-        write_factors_(low_rank, up * root, down / root[:, None], bias)
+        low_rank.write_(up * root, down / root[:, None], bias)
         product.write_(after.get_submodule(name), (up @ down).unsqueeze(0), shift)
         dense = model.get_submodule(name)
         replace_module(model, name, low_rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
@@ -15,13 +15,59 @@ from filigree.nn.dense_weight import DenseWeightAndBias
 from filigree.nn.drop_in import dense_conv2d, dense_linear
 
 
-class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
+class Factors(Capabilities, DenseWeightAndBias, nn.Module):
+    """What layers of low rank share: `down`, then `up`."""
+
+    down: Any
+    up: Any
+    calls_layers_only = True
+
+    @classmethod
+    def sized_like(cls, dense: Any, rank: int) -> Self:
+        """A layer of a dense one's sizes and type, with initial weights; of its full rank, if that is less."""
+        raise NotImplementedError
+
+    @classmethod
+    def like(cls, dense: Any, rank: int) -> Self:
+        """The best approximation of a dense layer's weight, as a matrix, of this rank, or of its full one.
+
+        Both factors hold the square roots of the singular values.
+        """
+        layer = cls.sized_like(dense, rank)
+        if not dense.weight.is_meta:
+            u, s, v = torch.linalg.svd(_matrix(dense), full_matrices=False)
+            root = s[: layer.rank].sqrt()
+            layer.write_(u[:, : layer.rank] * root, root[:, None] * v[: layer.rank], dense.bias)
+        return layer
+
+    @torch.no_grad()
+    def write_(self, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
+        """Write factors `(out, rank)` and `(rank, in)` or `(rank, in kh kw)`, and the bias of a layer that has one."""
+        self.down.weight.copy_(down.view_as(self.down.weight))
+        self.up.weight.copy_(up.view_as(self.up.weight))
+        if self.up.bias is not None and bias is not None:
+            self.up.bias.copy_(bias)
+
+    @property
+    def rank(self) -> int:
+        return int(self.up.weight.shape[1])
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = self.up(self.down(input))
+        return y
+
+    def label(self) -> str:
+        return f"{type(self).__name__}(rank={self.rank})"
+
+    def c_form(self, name: str) -> list[Any]:
+        return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
+
+
+class LowRankLinear(Factors):
     """`y = x V^T U^T + b` with U `(out, rank)` and V `(rank, in)`: rank (in + out) weights in place of in x out.
 
     Dense equivalent: `dense()`.
     """
-
-    calls_layers_only = True
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
@@ -31,35 +77,17 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
 
     @property
     def in_features(self) -> int:
-        return self.down.in_features
+        return int(self.down.in_features)
 
     @property
     def out_features(self) -> int:
-        return self.up.out_features
-
-    @property
-    def rank(self) -> int:
-        return self.up.in_features
+        return int(self.up.out_features)
 
     @classmethod
-    def like(cls, linear: nn.Linear, rank: int) -> LowRankLinear:
-        """The best approximation of the layer's weight of this rank, or of its full one, if that is less.
-
-        Both factors hold the square roots of the singular values.
-        """
-        return _decomposed(cls.sized_like(linear, rank), linear)
-
-    @classmethod
-    def sized_like(cls, linear: nn.Linear, rank: int) -> LowRankLinear:
-        """A layer of the same sizes and type, with initial weights."""
-        layer = cls(*_sides(linear)[::-1], min(rank, *_sides(linear)), linear.bias is not None)
-        return layer.to(linear.weight.device, linear.weight.dtype)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.up(self.down(input))
-
-    def label(self) -> str:
-        return f"LowRankLinear(rank={self.rank})"
+    def sized_like(cls, dense: Any, rank: int) -> Self:
+        outputs, inputs = _sides(dense)
+        layer = cls(inputs, outputs, min(rank, inputs, outputs), dense.bias is not None)
+        return layer.to(dense.weight.device, dense.weight.dtype)
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
@@ -69,11 +97,8 @@ class LowRankLinear(Capabilities, DenseWeightAndBias, nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
-    def c_form(self, name: str) -> list[Any]:
-        return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
 
-
-class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
+class LowRankConv2d(Factors):
     """A convolution of `rank` filters, and one of 1 x 1 that mixes what they give: `rank (in kh kw + out)` weights.
 
     It is the convolution by W = U V as a matrix `(out, in kh kw)`, U `(out, rank)` the weight of the second one and V
@@ -82,8 +107,6 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
     Args:
         rank: the filters of the first one. The others are those of `nn.Conv2d`; there is one group.
     """
-
-    calls_layers_only = True
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Any, rank: int, stride: Any = 1, padding: Any = 0,
@@ -102,24 +125,15 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
 
     @property
     def in_channels(self) -> int:
-        return self.down.in_channels
+        return int(self.down.in_channels)
 
     @property
     def out_channels(self) -> int:
-        return self.up.out_channels
-
-    @property
-    def rank(self) -> int:
-        return self.up.in_channels
+        return int(self.up.out_channels)
 
     @classmethod
-    def like(cls, conv: nn.Conv2d, rank: int) -> LowRankConv2d:
-        """The best approximation of the layer's weight, as a matrix, of this rank, or of its full one."""
-        return _decomposed(cls.sized_like(conv, rank), conv)
-
-    @classmethod
-    def sized_like(cls, conv: nn.Conv2d, rank: int) -> LowRankConv2d:
-        """A layer of the same sizes and type, with initial weights."""
+    def sized_like(cls, dense: Any, rank: int) -> Self:
+        conv: nn.Conv2d = dense
         if conv.groups != 1:
             raise ValueError(f"LowRankConv2d: the convolution must have one group. Got {conv.groups}.")
         layer = cls(
@@ -128,39 +142,18 @@ class LowRankConv2d(Capabilities, DenseWeightAndBias, nn.Module):
         )  # fmt: skip
         return layer.to(conv.weight.device, conv.weight.dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.up(self.down(input))
-
-    def label(self) -> str:
-        return f"LowRankConv2d(rank={self.rank})"
-
     @torch.no_grad()
     def dense(self) -> nn.Conv2d:
         """The equivalent `nn.Conv2d`."""
         down, up, bias = self.down, self.up, _bias(self.down, self.up)
         conv = nn.Conv2d(
-            down.in_channels, up.out_channels, down.kernel_size, down.stride, down.padding, down.dilation,  # type: ignore[arg-type]
+            down.in_channels, up.out_channels, down.kernel_size, down.stride, down.padding, down.dilation,
             bias=bias is not None, padding_mode=down.padding_mode, device="meta",
         )  # fmt: skip
         return dense_conv2d(conv, up.weight.flatten(1) @ down.weight.flatten(1), bias)
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, out_channels={self.out_channels}, rank={self.rank}"
-
-    def c_form(self, name: str) -> list[Any]:
-        return [(f"{name}.down", self.down), (f"{name}.up", self.up)]
-
-
-L = TypeVar("L", LowRankLinear, LowRankConv2d)
-
-
-def _decomposed(layer: L, dense: nn.Linear | nn.Conv2d) -> L:
-    """The layer with the best approximation of a weight as a matrix; both factors hold the roots of singular values."""
-    if not dense.weight.is_meta:
-        u, s, v = torch.linalg.svd(_matrix(dense), full_matrices=False)
-        root = s[: layer.rank].sqrt()
-        write_factors_(layer, u[:, : layer.rank] * root, root[:, None] * v[: layer.rank], dense.bias)
-    return layer
 
 
 def _matrix(dense: Any) -> Tensor:
@@ -172,15 +165,6 @@ def _matrix(dense: Any) -> Tensor:
 def _check(rank: int) -> None:
     if rank < 1:
         raise ValueError(f"LowRank: rank must be at least 1. Got {rank}.")
-
-
-@torch.no_grad()
-def write_factors_(layer: LowRankLinear | LowRankConv2d, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
-    """Write factors `(out, rank)` and `(rank, in)` or `(rank, in kh kw)`, and the bias of a layer that has one."""
-    layer.down.weight.copy_(down.view_as(layer.down.weight))
-    layer.up.weight.copy_(up.view_as(layer.up.weight))
-    if layer.up.bias is not None and bias is not None:
-        layer.up.bias.copy_(bias)
 
 
 def _bias(down: Any, up: Any) -> Tensor | None:
