@@ -16,7 +16,8 @@ from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import Form, Slot, between, fitted, rounded
 from filigree.shrink.samples import Samples
 from filigree.shrink.sensitivity import Effect, path_of
-from filigree.shrink.shrinking import METHODS, Attempt, Shrunk
+from filigree.shrink.shrinking import METHODS
+from filigree.shrink.shrunk import Attempt, Shrunk
 from filigree.shrink.speed import LayerClock, _differ
 
 

@@ -13,7 +13,7 @@ from filigree.analyze import patterns
 from filigree.config import listed
 from filigree.report import figures
 from filigree.report.table import summary_table
-from filigree.shrink.shrinking import Shrunk
+from filigree.shrink.shrunk import Shrunk
 from filigree.topology import science
 from filigree.train import History, Record, find_records
 from filigree.train.history import SCORES

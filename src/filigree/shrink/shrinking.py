@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -23,130 +23,15 @@ from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, described, fitted, frozen, method_of, rounded
 from filigree.shrink.samples import Samples
 from filigree.shrink.sensitivity import Effect, form_effects, path_of, unit_effects
+from filigree.shrink.shrunk import ALL, SAME, Attempt, Shrunk
 from filigree.shrink.speed import LayerClock, laid_out_, timings
-from filigree.text_table import Tabular
 
-SAME = 0.02  # a difference of time that is none
-ALL, ORIGINAL = "all methods", "original"
+ORIGINAL = "original"
 JUDGED = 64  # held-out samples on which single settings are tried, at most
 HALVINGS = 2  # of the step that went too far
 TOLERANCES = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.01)  # of outputs of layers in int8, on the example
 SHARES_OF_TIME = {"units": 0.22, "bits": 0.27, "ranks": 0.37, "connections": 0.5}  # up to the end of each method's
 ROUNDS = 3  # how often the search goes on without the step that went too far
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A network that was tried.
-
-    Attributes:
-        method: which search tried it. setting: what was done to which layers. metric: on data that nothing was fitted
-        to. ms: of the batch, measured in turns with the original. bytes: of its file.
-        holds: whether it keeps the asked share of the metric. tolerance: of its layout, as of `fg.optimize_`: where it
-        is above 0 layers may compute in int8.
-    """
-
-    method: str
-    setting: str
-    metric: float
-    ms: float
-    bytes: int
-    holds: bool
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True)
-class Shrunk(Tabular):
-    """What `shrink` found. It prints as a table of what was tried; `fg.plot.shrunk` draws it.
-
-    Attributes:
-        model: the winner, in evaluation mode and laid out for inference; a copy of the original where nothing is
-            faster. original, winner: what they measured at the end, in turns. attempts: all that was tried.
-        metric: its name. least: what of it was to be kept. samples: how many it was measured on, to which nothing was
-            fitted. batch: the samples of the latency. met: whether the winner keeps it, within the limits.
-        seconds: how long the search took. notes: what was left out, and why. spent: the seconds of each method.
-        by_method: of each method alone ("layout": none) its best network, for other methods than "bits" one without
-            int8 where one was tried, and what that measured at the end, in turns with the winner.
-    """
-
-    model: nn.Module = field(repr=False)
-    original: Attempt
-    winner: Attempt
-    attempts: list[Attempt]
-    metric: str
-    least: float
-    samples: int
-    batch: int
-    met: bool
-    seconds: float
-    notes: list[str] = field(default_factory=list)
-    spent: dict[str, float] = field(default_factory=dict)
-    by_method: dict[str, tuple[Attempt, nn.Module]] = field(default_factory=dict, repr=False)
-
-    @property
-    def speedup(self) -> float:
-        """The original's time over the winner's."""
-        return self.original.ms / self.winner.ms
-
-    def pareto(self) -> list[Attempt]:
-        """Those attempts that no other beats in the metric at less time, the fastest first."""
-        front: list[Attempt] = []
-        for attempt in sorted(self.attempts, key=lambda a: (a.ms, -a.metric)):
-            if not front or attempt.metric > front[-1].metric:
-                front.append(attempt)
-        return front
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = {key: value for key, value in vars(self).items() if key not in ("model", "by_method")}
-        plain |= {"original": asdict(self.original), "winner": asdict(self.winner), "speedup": self.speedup}
-        return plain | {"attempts": [asdict(attempt) for attempt in self.attempts]}
-
-    @property
-    def heading(self) -> str:  # type: ignore[override]
-        return f"shrink: {self.metric} of at least {self.least:.4g} on {self.samples:,} samples, batch {self.batch}"
-
-    def table_rows(self) -> list[Sequence[str]]:
-        front = self.pareto()
-        rows: list[Sequence[str]] = [("method", "what was done", self.metric, "ms", "bytes", "")]
-        for attempt in self.attempts:
-            marks = [
-                "too little" if not attempt.holds else "",
-                "Pareto" if attempt in front else "",
-                "winner" if (attempt.method, attempt.setting) == (self.winner.method, self.winner.setting) else "",
-            ]
-            numbers = f"{attempt.metric:.4g}", f"{attempt.ms:.3g}", f"{attempt.bytes:,}"
-            rows.append((attempt.method, attempt.setting, *numbers, ", ".join(filter(None, marks))))
-        return rows
-
-    def table_notes(self) -> list[str]:
-        return [*self.notes, *self.gains(), *self.layout(), self.verdict()]
-
-    def layout(self) -> list[str]:
-        """How a file of the winner is laid out again, where that takes a tolerance."""
-        tolerance = self.winner.tolerance
-        return [f"in int8; of a file by fg.optimize_(model, x, tolerance={tolerance:g})"] if tolerance else []
-
-    def gains(self) -> list[str]:
-        """A line on what each method gave for its time: the fastest that kept the metric, and how long it was tried."""
-        parts = []
-        for method, seconds in self.spent.items():
-            kept = [attempt.ms for attempt in self.attempts if attempt.method == method and attempt.holds]
-            gave = f"x {self.original.ms / min(kept):.2f}" if kept else "nothing"
-            parts.append(f"{method} {gave} in {seconds:.0f} s")
-        return [f"what each method gave: {', '.join(parts)}"] if parts else []
-
-    def verdict(self) -> str:
-        """One line: faster or slower, and what is left of metric and bytes."""
-        ratio = self.speedup
-        word = f"{ratio:.2g}x faster" if ratio > 1 + SAME else "not faster, left as it was"
-        if ratio < 1 - SAME:
-            word = f"{1 / ratio:.2g}x slower, but within the limits"
-        missed = "" if self.met else "; no network met what was asked"
-        return (
-            f"batch {self.batch}: {self.original.ms:.3g} -> {self.winner.ms:.3g} ms ({word}), {self.metric} "
-            f"{self.original.metric:.4g} -> {self.winner.metric:.4g}, bytes {self.original.bytes:,} -> "
-            f"{self.winner.bytes:,}{missed}"
-        )
 
 
 def shrink(
@@ -228,11 +113,6 @@ class _Candidate:
     plan: Plan = field(default_factory=dict)
 
 
-def _is_alone(attempt: Attempt) -> bool:
-    """Whether one method made it; int8 is of "bits"."""
-    return attempt.method != ALL and (attempt.method == "bits" or not attempt.tolerance)
-
-
 class _Search:
     """The state of a search."""
 
@@ -292,8 +172,8 @@ class _Search:
     def _best(self, count: int) -> list[_Candidate]:
         """So many networks, the best first, and the best one of each method behind them."""
         ranked = sorted((c for c in self.candidates[1:] if c.network is not None), key=self._rank)
-        kinds = {(c.attempt.method, _is_alone(c.attempt)) for c in ranked[:count]}
-        others = {(c.attempt.method, _is_alone(c.attempt)): c for c in reversed(ranked[count:])}
+        kinds = {(c.attempt.method, c.attempt.is_alone) for c in ranked[:count]}
+        others = {(c.attempt.method, c.attempt.is_alone): c for c in reversed(ranked[count:])}
         return ranked[:count] + [candidate for kind, candidate in others.items() if kind not in kinds]
 
     def _try_int8(self) -> None:
@@ -495,7 +375,7 @@ class _Search:
         network = winner.network
         assert network is not None
         ranked = sorted(others, key=self._rank, reverse=True)
-        alone = {c.attempt.method: (c.attempt, c.network) for c in ranked if c.network and _is_alone(c.attempt)}
+        alone = {c.attempt.method: (c.attempt, c.network) for c in ranked if c.network and c.attempt.is_alone}
         met = winner.attempt.holds and self._within(winner.attempt)
         return Shrunk(
             network, original.attempt, winner.attempt, [c.attempt for c in self.candidates], self.judge.name,
