@@ -74,6 +74,8 @@ def work(units: int, epsilon: float, batch: int, steps: int, divided: bool) -> N
         "built_peak_mib": built_peak, "held_mib": held, "trained_peak_mib": memory("VmHWM") - before,
         "step_seconds": round(statistics.median(seconds[1:]), 2), "losses": losses,
     }))  # fmt: skip
+    if divided:
+        torch.distributed.destroy_process_group()
 
 
 def run(processes: int, arguments: list[str]) -> list[dict[str, Any]]:

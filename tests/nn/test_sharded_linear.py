@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -271,8 +272,16 @@ def begin():
     torch.distributed.init_process_group("gloo")
 
 
+HELD = []  # models, beyond the end of the process group
+
+
 def end():
+    group = weakref.ref(torch.distributed.group.WORLD)
+    HELD.append(network(sharded=True))
     torch.distributed.destroy_process_group()
+    assert group() is None  # its threads would abort a process that ends while they hold Python's objects
+    with pytest.raises(ValueError, match=r"^a sharded layer needs its process group\. Got one that was destroyed\.$"):
+        HELD[0](torch.zeros(1, 64).double())
 
 
 def rank():

@@ -8,6 +8,7 @@ serves both, and the shards together have the connections that a whole layer of 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,11 @@ import torch
 from torch import Tensor, distributed
 
 from filigree.topology.flat_indices import distinct, empty_flat_indices
+
+if distributed.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    # Its functions have the default group of the moment as an argument's default, so that imported later, by the first
+    # optimizer, they keep the group alive. A thread of gloo that lives when Python ends may abort the process.
+    import torch.distributed.nn.functional
 
 _CHUNK = 1 << 20  # numbers drawn at a time; a multiple of 16, by which torch draws normal ones
 _BYTES = 1 << 26  # of a message between processes
@@ -76,11 +82,22 @@ WHOLE = Whole()
 
 
 class Shards(Whole):
-    """The rows of layers divided over the processes of a group: the first `out % processes` have one row more."""
+    """The rows of layers divided over the processes of a group: the first `out % processes` have one row more.
+
+    The group is not kept alive, so that its threads end in `destroy_process_group()` also where a model is held longer.
+    """
 
     def __init__(self, group: Any) -> None:
-        self.group = group
+        self._group = weakref.ref(group)
         self.rank, self.processes = distributed.get_rank(group), distributed.get_world_size(group)
+
+    @property
+    def group(self) -> Any:
+        """The processes, as `torch.distributed` has them."""
+        group = self._group()
+        if group is None:
+            raise ValueError("a sharded layer needs its process group. Got one that was destroyed.")
+        return group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shards:
         return self

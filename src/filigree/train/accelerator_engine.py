@@ -93,5 +93,6 @@ def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator:
         return ShardedEngine(model, optimizer, shards, accelerator)
     launched = processes.several() or "ACCELERATE_MIXED_PRECISION" in os.environ
     if accelerator is None and launched:
+        processes.join()
         accelerator = needed("accelerate", "fit", "accelerate").Accelerator(cpu=processes.on_cpus())
     return Engine(model, optimizer) if accelerator is None else AcceleratorEngine(model, optimizer, accelerator)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 
 import torch
+from torch import distributed
 
 from filigree.optional import needed
 
@@ -24,7 +27,25 @@ def on_cpus() -> bool:
     return several() and not torch.accelerator.is_available()
 
 
+def join() -> None:
+    """Make the group of these processes, unless there is one.
+
+    One of CPUs ends with Python: a thread of gloo that is left then may abort the process.
+    """
+    if several() and not distributed.is_initialized():
+        needed("accelerate", "several processes", "accelerate").PartialState(cpu=on_cpus())
+        if on_cpus():
+            atexit.register(_end)
+
+
 def wait() -> None:
     """Until every process is here: before it nothing that one of them writes may be read by another."""
     if several():
+        join()
         needed("accelerate", "several processes", "accelerate").PartialState(cpu=on_cpus()).wait_for_everyone()
+
+
+def _end() -> None:
+    gc.collect()  # models in cycles, which hold the group
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
