@@ -18,7 +18,7 @@ from filigree.shrink.samples import Samples
 from filigree.shrink.sensitivity import Effect, path_of
 from filigree.shrink.shrinking import METHODS
 from filigree.shrink.shrunk import Attempt, Shrunk
-from filigree.shrink.speed import LayerClock, _differ
+from filigree.shrink.speed import EXACT, LayerClock, LayoutOptions, _differ
 
 
 @pytest.fixture(autouse=True)
@@ -394,9 +394,12 @@ def test_the_best_of_one_method_is_where_all_go_on_from():
 def test_layouts_in_int8_are_tried_where_they_keep_the_metric(monkeypatch):
     """Of the tolerances the largest that keeps the metric; networks of which it does not are laid out exactly."""
     monkeypatch.setattr(shrinking, "runtimes_of", lambda network: [network])
-    monkeypatch.setattr(
-        shrinking, "laid_out_", lambda network, example, tolerance=0.0: setattr(network, "lost", tolerance) or ""
-    )
+
+    def laid_out_(network, example, layout=EXACT):
+        network.lost = layout.tolerance
+        return "", []
+
+    monkeypatch.setattr(shrinking, "laid_out_", laid_out_)
 
     def timings(networks, example, seconds):
         ms = [1.0 if not hasattr(network, "lost") else 0.5 if network.lost else 0.8 for network in networks]
@@ -417,11 +420,46 @@ def test_layouts_in_int8_are_tried_where_they_keep_the_metric(monkeypatch):
     assert "fg.optimize_(model, x, tolerance=0.05)" in str(result)
     assert "int8 within 0.05" in result.winner.setting
     search = searching(model, x, kept, keep=0.9)
-    search.tolerance = 0.05
+    search.layout = LayoutOptions(0.05)
     units = search._tried({Slot("units", "0"): 0.5}, "units")
     assert (units.attempt.tolerance, units.attempt.holds) == (0.0, True)  # 0.93, in int8 0.83
     assert [attempt.attempt.tolerance for attempt in search.candidates[-2:]] == [0.05, 0.0]
     assert fg.shrink(model, x, kept, keep=0.9, methods=["units"], seconds=20).winner.tolerance == 0
+
+
+def test_layers_that_cost_the_metric_stay_in_floats_in_a_layout_in_int8(monkeypatch):
+    """Whatever their errors: those without which most of the metric comes back, and no more than it takes."""
+    costs = {"0": 0.001, "2": 0.2, "4": 0.3, "6": 0.002}  # of the metric, in int8
+
+    def laid_out_(network, example, layout=EXACT):
+        network.in_int8 = set() if layout == EXACT else costs.keys() - set(layout.floats)
+        return "", [name for name in ("0", "6", "4", "2") if name in network.in_int8]
+
+    def timings(networks, example, seconds):
+        return [Timing(*[1 - 0.1 * len(getattr(network, "in_int8", ()))] * 3) for network in networks]
+
+    monkeypatch.setattr(shrinking, "runtimes_of", lambda network: [network])
+    monkeypatch.setattr(shrinking, "laid_out_", laid_out_)
+    monkeypatch.setattr(shrinking, "timings", timings)
+    layers = [module for size in (8, 9, 10, 11) for module in (nn.Linear(size, size + 1), nn.ReLU())]
+    model, x = nn.Sequential(*layers), torch.randn(100, 8)
+    result = fg.shrink(
+        model, x, lambda network: 1 - sum(costs[name] for name in getattr(network, "in_int8", ())), keep=0.9,
+        methods=["bits"], seconds=20,
+    )  # fmt: skip
+    assert result.winner.floats == ("4", "2")
+    assert (result.winner.metric, result.winner.setting) == (0.997, "laid out; int8 within 0.5 but for 4, 2")
+    assert "in int8; of a file by fg.optimize_(model, x, tolerance=0.5, floats=['4', '2'])" in str(result)
+    tried = [attempt.floats for attempt in result.attempts if attempt.method == "bits" and attempt.floats]
+    assert tried == [("0",), ("6",), ("4",), ("2",), ("4", "2")]
+
+
+def test_a_layer_alone_is_laid_out_as_in_the_model():
+    layout = LayoutOptions(0.5, ("rnn.ih_l0", "head", "a.b.2"))
+    assert layout.inside("rnn") == LayoutOptions(0.5, ("layer.ih_l0",))
+    assert layout.inside("head") == layout.inside("head.0") == LayoutOptions(0.5, ("layer",))
+    assert layout.inside("a.b") == LayoutOptions(0.5, ("layer.2",))
+    assert layout.inside("rnn2") == LayoutOptions(0.5)
 
 
 def searching(model, x, metric, keep):

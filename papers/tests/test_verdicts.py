@@ -599,6 +599,22 @@ def test_what_was_stopped(tmp_path, resumes, same):
     assert after.commit != "old"
 
 
+class Untimed(Resuming):
+    def is_there(self, out, case, seed, request):
+        return super().is_there(out, case, seed, request) and not request.timed
+
+
+def test_times_that_are_added_to_a_run_are_added_to_its_seconds(tmp_path):
+    experiment = Untimed("counted", "Numbers.", count_up, ("a",))
+    with reproduce.Bars(Console(quiet=True)) as bars:
+        experiment.again(tmp_path, Request(seeds=[0], timed=False), bars)
+        ledger = provenance.Ledger(tmp_path)
+        ledger.runs["a", 0].seconds = 100.0
+        ledger.save(("a", 0))
+        experiment.again(tmp_path, Request(seeds=[0]), bars)
+    assert provenance.Ledger(tmp_path).runs["a", 0].seconds // 1 == 100
+
+
 def test_processes_keep_each_other_s_runs(tmp_path):
     first, second = provenance.Ledger(tmp_path), provenance.Ledger(tmp_path)
     first.runs["a", 0] = provenance.RunProvenance(config="first")

@@ -29,7 +29,7 @@ from filigree.ops import kernels
 from filigree.optimize.runtime import runtimes_of
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.samples import Samples
-from filigree.shrink.speed import laid_out_, timings
+from filigree.shrink.speed import LayoutOptions, laid_out_, timings
 from filigree.text_table import Tabular
 from filigree.topology import ErdosRenyi
 
@@ -256,7 +256,7 @@ class _Trials:
 
     def _laid_out(self, what: str, tolerance: float) -> None:
         network = copied(self.model)
-        reason = laid_out_(network, self.example, tolerance=tolerance)
+        reason, _ = laid_out_(network, self.example, layout=LayoutOptions(tolerance))
         call = f"fg.optimize_(model.eval(), example{f', tolerance={tolerance}' if tolerance else ''})"
         if not runtimes_of(network):
             self.notes.append(f"{what}: {reason or 'not faster than the network as it is'}")

@@ -9,6 +9,7 @@ from torch import nn
 import filigree as fg
 from filigree.export import export_onnx
 from filigree.export.onnx.int8 import calibration_batches, int8_form
+from filigree.export.onnx.program import Session
 
 REASON = "the extra `onnx` is not installed"
 onnx = pytest.importorskip("onnx", reason=REASON)
@@ -34,8 +35,8 @@ def quantized_by_hand(x, low, high):
 
 
 def run(path, x):
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    (y,) = Session(onnx.load(path)).run([x])
+    return y
 
 
 def test_linear_layers(tmp_path):
@@ -49,6 +50,8 @@ def test_linear_layers(tmp_path):
     )
     assert [layer.form for layer in report.layers] == ["int8", "int8"]
     assert report.relative < 0.05
+    assert 'options.add_session_config_entry("session.x64quantprecision", "1")' in str(report).replace("'", '"')
+    assert "x64quantprecision" not in str(plain)
     assert report.bytes < plain.bytes + 4000  # 4 bits a weight in both
     found_operators = operators_in(tmp_path / "m.onnx")
     assert found_operators["QGemm"] == 2

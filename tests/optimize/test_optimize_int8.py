@@ -219,6 +219,31 @@ def test_the_whole_model_is_as_exact_as_asked(int8_faster):
     assert "floats" in forms
 
 
+def test_layers_stay_in_floats_by_their_names(int8_faster):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(20, 40, batch_first=True), nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 6))
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Network().eval(), torch.randn(1, 9, 20)
+
+    def rounded(**options):
+        return {layer.name for layer in fg.optimize_(model, x, tolerance=0.5, **options).layers if layer.error}
+
+    products, layers = {"rnn.ih_l0", "rnn.hh_l0"}, {"head.0", "head.1"}
+    assert rounded() == products | layers
+    assert rounded(floats="rnn.ih_l0") == {"rnn.hh_l0"} | layers
+    assert rounded(floats=["rnn", "head.1"]) == {"head.0"}
+    assert rounded(floats=["head"]) == products
+    assert rounded(floats=["*.1", "*.hh_*"]) == {"rnn.ih_l0", "head.0"}
+    with pytest.raises(ValueError, match=r"optimize_: floats='haed' matches no layer\. Those are: rnn, head, head\.0,"):
+        rounded(floats=["head.0", "haed"])
+
+
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
 def test_a_tolerance_that_is_none(tolerance):
     with pytest.raises(ValueError, match=r"optimize_: tolerance must be between 0 and 1\. Got"):

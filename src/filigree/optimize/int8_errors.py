@@ -22,10 +22,14 @@ class Int8Errors:
 
     Args:
         most: the error from which on a layer is not to be rounded; 0: none is.
+        is_float: whether a layer, or a part of one, of this name is not to be rounded whatever its error.
+        name: of the traced module in the model.
     """
 
-    def __init__(self, traced: Traced, most: float) -> None:
-        self.traced, self.most = traced, most
+    def __init__(
+        self, traced: Traced, most: float, is_float: Callable[[str], bool] = lambda name: False, name: str = ""
+    ) -> None:
+        self.traced, self.most, self.is_float, self.name = traced, most, is_float, name
         self._errors: dict[tuple[fx.Node, str], float] = {}
 
     def allowed(
@@ -35,10 +39,17 @@ class Int8Errors:
         rounded."""
         if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS:
             return None
+        if self.is_float(path_of(self.name, node, part)):
+            return None
         key = node, part
         if key not in self._errors:
             self._errors[key] = error(self.traced.values[node.all_input_nodes[0]])
         return self._errors[key] if self._errors[key] <= self.most else None
+
+
+def path_of(name: str, node: fx.Node, part: str) -> str:
+    """The name in the model of a node's layer, or of a part of it; `name` is that of the module that was traced."""
+    return ".".join(filter(None, [name, str(node.target).removeprefix("model").lstrip("."), part]))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from filigree.computed_weights import copied
-from filigree.config import clipped, one_line
+from filigree.config import clipped, listed, one_line
 from filigree.convert import inference_context
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.ops import compiled
 from filigree.optimize.graphs import graph_of, plans_of
-from filigree.optimize.int8_errors import Int8Errors
+from filigree.optimize.int8_errors import Int8Errors, path_of
 from filigree.optimize.planning import Draft, Plan
 from filigree.optimize.runtime import install, restore_, runtimes_of
 from filigree.optimize.tracing import NotTraceable, Traced
@@ -80,8 +81,9 @@ class OptimizeReport:
 
 
 def optimize_(
-    model: nn.Module, example: Tensor | Sequence[Tensor], *, tolerance: float = 0.0, seconds: float = 0.1
-) -> OptimizeReport:
+    model: nn.Module, example: Tensor | Sequence[Tensor], *, tolerance: float = 0.0,
+    floats: str | Sequence[str] = (), seconds: float = 0.1,
+) -> OptimizeReport:  # fmt: skip
     """Lay a model out for inference on this machine and for the batch size of an example.
 
     Convolutions, linear layers, norms, activations and pools that follow one another become one call of a compiled
@@ -108,19 +110,21 @@ def optimize_(
         model: any torch module on the CPU, in eval mode. example: an input batch, or a tuple of the model's inputs; the
             model is run on it, and on its first sample. tolerance: by how much the outputs of the model on the example
             may differ, the largest difference over the largest magnitude; 0: by the order of sums only, no layer is in
-            int8. Errors are those on the example: it should be real data, and several samples. seconds: of each
-            measurement.
+            int8. Errors are those on the example: it should be real data, and several samples. floats: layers that are
+            not to be in int8, by glob patterns on their names; what is inside them is not either. Of recurrent layers
+            single products have names, as the report has them, such as "lstm.ih_l0". seconds: of each measurement.
 
     Returns:
         A printable report: the form of each layer and the times of all, the times of the whole model.
 
     Raises:
         ValueError: the model is in training mode, or does not run on the example, or the tolerance is not between 0 and
-            1. The model is as it was before.
+            1, or the model has no layer of a name in `floats`. The model is as it was before.
     """
     inputs = _checked(model, example)
     if not 0 <= tolerance < 1:
         raise ValueError(f"optimize_: tolerance must be between 0 and 1. Got {clipped(tolerance)}.")
+    is_float = _named(model, [floats] if isinstance(floats, str) else list(floats))
     with AllOrNothing(model, values=True):
         restore_(model)
         with inference_context(model):
@@ -131,7 +135,7 @@ def optimize_(
         work, allowed = _running(model, inputs), max(tolerance, _ORDER)
         most = tolerance
         for rounds in itertools.count():
-            gathered = _Work(seconds, most)
+            gathered = _Work(seconds, most, is_float)
             with torch.no_grad():
                 gathered.optimize(model, "", inputs)
                 difference = relative_difference(tensors_in(model(*inputs)), expected)
@@ -167,6 +171,15 @@ def _checked(model: nn.Module, example: Any) -> list[Tensor]:
     if model.training:
         raise ValueError("optimize_: the model must be in eval mode: model.eval().")
     return inputs
+
+
+def _named(model: nn.Module, globs: list[str]) -> Callable[[str], bool]:
+    """Whether a name is that of one of these layers, or of something inside one."""
+    names = [name for name, _ in model.named_modules() if name]
+    for glob in globs:
+        if not fnmatch.filter(names, glob) and not fnmatch.filter(names, glob.rpartition(".")[0]):  # a part of a layer
+            raise ValueError(f"optimize_: floats={glob!r} matches no layer. Those are: {listed(names, 12)}.")
+    return lambda name: any(fnmatch.fnmatchcase(name, each) for glob in globs for each in (glob, f"{glob}.*"))
 
 
 def _running(model: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], Any]:
@@ -205,8 +218,9 @@ def _as_before(model: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], Any]:
 class _Work:
     """What `optimize_` gathers while it goes through a model."""
 
-    def __init__(self, seconds: float, most: float) -> None:
+    def __init__(self, seconds: float, most: float, is_float: Callable[[str], bool]) -> None:
         self.seconds, self.most = seconds, most  # the error that a layer in int8 may have
+        self.is_float = is_float
         self.layers: list[OptimizedLayer] = []
         self.notes: list[str] = []
         self._rows: dict[Draft, OptimizedLayer] = {}
@@ -225,7 +239,7 @@ class _Work:
             for key, given in children.items():
                 self.optimize(module.get_submodule(key), f"{name}.{key}".lstrip("."), given)
             return
-        errors = Int8Errors(traced, self.most)
+        errors = Int8Errors(traced, self.most, self.is_float, name)
         plans = plans_of(traced, set(), errors)
         slower = [node for plan in plans for node in self._choose_forms(traced, plan, name)]
         graphs = [graph_of(traced, plans, chunk) for chunk in _chunks(len(inputs[0]))] if plans else []
@@ -272,10 +286,9 @@ class _Work:
             as_it_was[node] = min(times[_TORCH], times.get(_DENSE, torch.inf)) if _TORCH in times else as_it_was[node]
             if dense is not None and times[_DENSE] < min(times[_TORCH], ours[node]):
                 traced.dense[str(node.target)] = dense
-            path = [name, str(node.target).removeprefix("model").lstrip("."), draft.part]
             label = label_of(traced.module_of(node))
             error = draft.error if draft.is_int8 else 0.0
-            self._rows[draft] = OptimizedLayer(".".join(filter(None, path)), label, draft.form, times, error)
+            self._rows[draft] = OptimizedLayer(path_of(name, node, draft.part), label, draft.form, times, error)
         return [node for node in ours if as_it_was[node] < ours[node]]
 
 

@@ -24,12 +24,12 @@ from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, describ
 from filigree.shrink.samples import Samples
 from filigree.shrink.sensitivity import Effect, form_effects, path_of, unit_effects
 from filigree.shrink.shrunk import ALL, SAME, Attempt, Shrunk
-from filigree.shrink.speed import LayerClock, laid_out_, timings
+from filigree.shrink.speed import EXACT, LayerClock, LayoutOptions, laid_out_, timings
 
 ORIGINAL = "original"
 JUDGED = 64  # held-out samples on which single settings are tried, at most
 HALVINGS = 2  # of the step that went too far
-TOLERANCES = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.01)  # of outputs of layers in int8, on the example
+TOLERANCES = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.01)  # of layouts in int8
 SHARES_OF_TIME = {"units": 0.22, "bits": 0.27, "ranks": 0.37, "connections": 0.5}  # up to the end of each method's
 ROUNDS = 3  # how often the search goes on without the step that went too far
 
@@ -138,22 +138,24 @@ class _Search:
         self.candidates = [_Candidate(as_it_was, original)]
         self.notes: list[str] = []
         self.spent: dict[str, float] = {}
-        self.tolerance = 0.0
+        self.layout = EXACT
         exact = copied(original)
-        if reason := laid_out_(exact, self.example):
+        reason, _ = laid_out_(exact, self.example)
+        if reason:
             self.notes.append(f"layout: {reason}")
         if runtimes_of(exact):
-            self._add({}, "layout", exact, 0.0)
+            self._add({}, "layout", exact, EXACT)
 
     # -- networks that are tried ---------------------------------------------------------------------------------------
 
-    def _add(self, plan: Plan, method: str, network: nn.Module, tolerance: float) -> _Candidate:
+    def _add(self, plan: Plan, method: str, network: nn.Module, layout: LayoutOptions) -> _Candidate:
         before, after = timings([self.original, network], self.example, 0.03)
         value = self.judge(network)
-        what = ("laid out" if not plan else described(plan)) + (f"; int8 within {tolerance:g}" if tolerance else "")
+        what = "; ".join(filter(None, [described(plan) if plan else "laid out", layout.described()]))
         size, holds = stored(network).bytes_disk, value >= self.least
         ms = self.ms * after.low / before.low
-        candidate = _Candidate(Attempt(method, what, value, ms, size, holds, tolerance), network, plan)
+        attempt = Attempt(method, what, value, ms, size, holds, layout.tolerance, layout.floats)
+        candidate = _Candidate(attempt, network, plan)
         self.known[frozen(plan)] = candidate
         self.candidates.append(candidate)
         if not holds:
@@ -177,18 +179,44 @@ class _Search:
         return ranked[:count] + [candidate for kind, candidate in others.items() if kind not in kinds]
 
     def _try_int8(self) -> None:
-        """The largest tolerance of a layout in int8 that keeps the metric; where that is faster all is laid out so."""
+        """The fastest layout in int8 that keeps the metric; where it is faster than floats all is laid out so."""
         fastest = min(candidate.attempt.ms for candidate in self.candidates)
-        for number, tolerance in enumerate(TOLERANCES):
-            if number and time.monotonic() > self.began + SHARES_OF_TIME["bits"] * self.seconds:
-                return
-            laid_out_(network := copied(self.original), self.example, tolerance=tolerance)
-            if not runtimes_of(network):
-                return
-            candidate = self._add({}, "bits", network, tolerance)
-            if candidate.attempt.holds:
-                self.tolerance = tolerance if candidate.attempt.ms < (1 - SAME) * fastest else 0.0
-                return
+        share = SHARES_OF_TIME["bits"] * self.seconds
+        first, layers = self._in_int8(LayoutOptions(TOLERANCES[0]))
+        candidate = first
+        for tolerance in TOLERANCES[1:]:
+            if candidate is None or candidate.attempt.holds or time.monotonic() > self.began + share / 2:
+                break
+            candidate, _ = self._in_int8(LayoutOptions(tolerance))
+        if first is not None and not first.attempt.holds:
+            self._leave_in_floats(layers, self.began + share)
+        tried = [c for c in self.candidates if c.attempt.method == "bits" and c.attempt.holds]
+        if tried:
+            best = self.known[frozen({})] = min(tried, key=lambda c: c.attempt.ms)
+            self.layout = best.attempt.layout if best.attempt.ms < (1 - SAME) * fastest else EXACT
+
+    def _leave_in_floats(self, layers: list[str], until: float) -> None:
+        """Of the layers in int8 more and more are floats again, until the metric holds; those first without which alone
+        most of it is kept."""
+        kept: dict[str, float] = {}
+        holds = False
+        for name in layers:
+            if time.monotonic() > until:
+                break
+            candidate, _ = self._in_int8(LayoutOptions(TOLERANCES[0], (name,)))
+            kept[name] = candidate.attempt.metric if candidate is not None else self.whole
+            holds |= candidate is not None and candidate.attempt.holds
+        order = sorted(kept, key=lambda name: -kept[name])
+        for count in range(2, len(order)):
+            if holds or time.monotonic() > until:
+                break
+            candidate, _ = self._in_int8(LayoutOptions(TOLERANCES[0], tuple(order[:count])))
+            holds = candidate is None or candidate.attempt.holds
+
+    def _in_int8(self, layout: LayoutOptions) -> tuple[_Candidate | None, list[str]]:
+        """The original in a layout, None where that is as it was; its layers in int8, the largest error first."""
+        _, layers = laid_out_(network := copied(self.original), self.example, layout=layout)
+        return (self._add({}, "bits", network, layout) if runtimes_of(network) else None), layers
 
     def _tried(self, plan: Plan, method: str) -> _Candidate | None:
         """The network of a plan, which is built if it is not known; None where it cannot be, or there is no time."""
@@ -199,9 +227,9 @@ class _Search:
             return None
         try:
             network = fitted(self.original, plan, self.fit.inputs)
-            for tolerance in dict.fromkeys((self.tolerance, 0.0)):  # exact where int8 on top loses too much
-                laid_out_(network, self.example, tolerance=tolerance)
-                candidate = self._add(plan, method, network, tolerance)
+            for layout in dict.fromkeys((self.layout, EXACT)):  # exact where int8 on top loses too much
+                laid_out_(network, self.example, layout=layout)
+                candidate = self._add(plan, method, network, layout)
                 if candidate.attempt.holds:
                     break
             return candidate
@@ -240,7 +268,7 @@ class _Search:
             began = time.monotonic()
             self._try_int8()
             self._spend("bits", began)
-        clock = LayerClock(self.original, names, self.example, self.tolerance)
+        clock = LayerClock(self.original, names, self.example, self.layout)
         effects = self._effects(names, methods, clock, smaller)
         present = [method for method in methods if any(method_of(effect.setting) == method for effect in effects)]
         searches = [(ALL, effects)] if len(present) > 1 else []

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from filigree.shrink.speed import LayoutOptions
 from filigree.text_table import Tabular
 
 SAME = 0.02  # a difference of time that is none
@@ -21,8 +22,8 @@ class Attempt:
     Attributes:
         method: which search tried it. setting: what was done to which layers. metric: on data that nothing was fitted
         to. ms: of the batch, measured in turns with the original. bytes: of its file.
-        holds: whether it keeps the asked share of the metric. tolerance: of its layout, as of `fg.optimize_`: where it
-        is above 0 layers may compute in int8.
+        holds: whether it keeps the asked share of the metric. tolerance, floats: of its layout, as of `fg.optimize_`:
+        where the tolerance is above 0 layers may compute in int8, but for those in `floats`.
     """
 
     method: str
@@ -32,6 +33,11 @@ class Attempt:
     bytes: int
     holds: bool
     tolerance: float = 0.0
+    floats: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> LayoutOptions:
+        return LayoutOptions(self.tolerance, self.floats)
 
     @property
     def is_alone(self) -> bool:
@@ -107,8 +113,8 @@ class Shrunk(Tabular):
 
     def layout(self) -> list[str]:
         """How a file of the winner is laid out again, where that takes a tolerance."""
-        tolerance = self.winner.tolerance
-        return [f"in int8; of a file by fg.optimize_(model, x, tolerance={tolerance:g})"] if tolerance else []
+        layout = self.winner.layout
+        return [f"in int8; of a file by fg.optimize_(model, x, {layout})"] if layout.tolerance else []
 
     def gains(self) -> list[str]:
         """A line on what each method gave for its time: the fastest that kept the metric, and how long it was tried."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,21 +19,54 @@ from filigree.preserved import has_hooks
 BRIEF = 0.01  # seconds of a measurement that only compares
 
 
-def laid_out_(network: nn.Module, example: Calibration, seconds: float = BRIEF, tolerance: float = 0.0) -> str:
-    """Lay a network out for inference on the example, in place; return why not, where it stays as it was.
+@dataclass(frozen=True)
+class LayoutOptions:
+    """How a network is laid out: the `tolerance` and the `floats` of `fg.optimize_`."""
+
+    tolerance: float = 0.0
+    floats: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As the options of a call."""
+        floats = f", floats={list(self.floats)!r}" if self.floats else ""
+        return f"tolerance={self.tolerance:g}{floats}"
+
+    def described(self) -> str:
+        """In words; nothing of a layout that is exact."""
+        floats = f" but for {', '.join(self.floats)}" if self.floats else ""
+        return f"int8 within {self.tolerance:g}{floats}" if self.tolerance else ""
+
+    def inside(self, name: str) -> LayoutOptions:
+        """The layout of the layer of this name, which is called `layer` where it stands alone."""
+        inside = [each for each in self.floats if f"{each}.".startswith(f"{name}.")]
+        around = any(f"{name}.".startswith(f"{each}.") for each in self.floats)
+        return replace(self, floats=("layer",) if around else tuple(f"layer{each[len(name) :]}" for each in inside))
+
+
+EXACT = LayoutOptions()
+
+
+def laid_out_(
+    network: nn.Module, example: Calibration, seconds: float = BRIEF, layout: LayoutOptions = EXACT
+) -> tuple[str, list[str]]:
+    """Lay a network out for inference on the example, in place.
 
     All of `shrink` comes through here: what `fg.optimize_` can do more, it can do for all.
+
+    Returns:
+        Why it, or a part of it, stays as it was; the names of the layers in int8, those with the largest errors first.
     """
     x = example.chunks()[0]
     if not isinstance(x, Tensor) or example.forward is not None:
-        return "its input is no tensor"
+        return "its input is no tensor", []
     if any(parameter.device.type != "cpu" for parameter in network.parameters()):
-        return "it is not on the CPU"
+        return "it is not on the CPU", []
     try:
-        report = optimize_(network, x, seconds=seconds, tolerance=tolerance)
+        report = optimize_(network, x, seconds=seconds, tolerance=layout.tolerance, floats=layout.floats)
     except ValueError as error:
-        return str(error)
-    return next(iter(report.notes), "")
+        return str(error), []
+    in_int8 = sorted((layer for layer in report.layers if layer.error), key=lambda layer: -layer.error)
+    return next(iter(report.notes), ""), [layer.name for layer in in_int8]
 
 
 def running(network: nn.Module, example: Calibration) -> Callable[[], Any]:
@@ -67,13 +101,13 @@ class _Alone(nn.Module):
 class LayerClock:
     """How long layers take alone, each as fast as it can be laid out, in turns with the same layer as it was.
 
-    `tolerance`: of the layouts, as of `fg.optimize_`.
+    `layout`: of the model.
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], example: Calibration, tolerance: float = 0.0
+        self, model: nn.Module, names: Sequence[str], example: Calibration, layout: LayoutOptions = EXACT
     ) -> None:  # fmt: skip
-        self._model, self._example, self._tolerance = model, example, tolerance
+        self._model, self._example, self._layout = model, example, layout
         self._inputs = layer_inputs(model, names, example, "shrink")
         self._laid_out: dict[str, nn.Module] = {}
         self.before: dict[str, float] = {}
@@ -98,7 +132,7 @@ class LayerClock:
         layer = copied(model.get_submodule(name))
         alone = _Alone(layer, x).eval()
         if not has_hooks(layer):
-            laid_out_(alone, Calibration(x), tolerance=self._tolerance)
+            laid_out_(alone, Calibration(x), layout=self._layout.inside(name))
         return alone
 
     @staticmethod

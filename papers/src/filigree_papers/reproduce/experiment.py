@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,7 +151,8 @@ class Experiment(ABC):
             self.discard(out, case, seed, request)
             before = None
         run = RunProvenance.begin(config)
-        if before is not None and before.finished is None and self.resumes:
+        lacks_times = self.is_there(out, case, seed, replace(request, timed=False))
+        if before is not None and self.resumes and (before.finished is None or lacks_times):
             run.seconds, run.estimated = before.seconds, before.estimated
             if not before.is_of(config):  # begun by another code
                 run.config = run.code = None

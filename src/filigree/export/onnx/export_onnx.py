@@ -18,7 +18,7 @@ from filigree.export.onnx.candidates import Choice, chosen_forms, offered_forms
 from filigree.export.onnx.int8 import INT8, Int8, Int8Layer, calibration_batches, int8_form, quantized
 from filigree.export.onnx.int8 import TOLERANCE as INT8_TOLERANCE
 from filigree.export.onnx.operators import operators
-from filigree.export.onnx.program import OPSET, Session, onnx_module, translate
+from filigree.export.onnx.program import OPSET, PRECISE, Session, onnx_module, translate
 from filigree.export.onnx.stand_in import StandIn, standing_for
 from filigree.io.storage import replacing
 from filigree.measure.timing import Timing, time_interleaved
@@ -90,12 +90,15 @@ class OnnxReport:
         return asdict(self)
 
     def __str__(self) -> str:
+        entry = "options.add_session_config_entry({!r}, {!r})  # x86 without VNNI gives other numbers without it"
+        in_8_bits = any(layer.form == Int8Layer.form for layer in self.layers)
         rows = [("layer", "module", "in the file", "")]
         rows += [(each.name, each.kind, each.form, each.note) for each in self.layers]
         return "\n".join(
             [
                 f"{self.path}: {self.bytes:,} bytes, opset {self.opset}",
                 *([f"options.register_custom_ops_library({self.library!r})"] if self.library else []),
+                *([entry.format(*PRECISE)] if in_8_bits else []),
                 *(aligned(rows) if self.layers else []),
                 f"largest difference   {self.difference:.3g} ({self.relative:.3g} of the largest output)",
                 f"batch of {self.batch}: ONNX Runtime {self.onnx_ms}, torch {self.torch_ms}",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from filigree.config import one_line
 from filigree.optional import needed
 
+PRECISE = "session.x64quantprecision", "1"  # x86 without VNNI adds pairs of 8-bit products in 16 bits otherwise
 OPSET = 21  # the first with integers of 4 bits
 _FOLDED = 64  # numbers: what is computed from larger constants stays computed, so that a file keeps its small integers
 
@@ -78,6 +79,7 @@ class Session:
             options.register_custom_ops_library(library)
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        options.add_session_config_entry(*PRECISE)
         try:
             self.session = runtime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
