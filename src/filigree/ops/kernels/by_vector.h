@@ -19,8 +19,12 @@ inline V gathered(const float *x, const uint16_t *columns) {
   const __m512i all = _mm512_maskz_cvtepu16_epi32(ALL, narrow);
   return V(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), ALL, all, x, 4));
 #elif defined(FILIGREE_ISA_avx2)
-  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i *>(columns));
-  return V(_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(narrow), 4));
+  uint64_t fours[2];  // numbers one by one: many processors take four times as long for an instruction that gathers
+  __builtin_memcpy(fours, columns, sizeof fours);
+  const auto four = [x](uint64_t c) {
+    return _mm_set_ps(x[c >> 48], x[c >> 32 & 0xffff], x[c >> 16 & 0xffff], x[c & 0xffff]);
+  };
+  return V(_mm256_set_m128(four(fours[1]), four(fours[0])));
 #else
   V all{};
   for (int i = 0; i < LANES<float>; ++i) all[i] = x[columns[i]];
@@ -146,7 +150,7 @@ inline void products(const PanelWeight &w, const Finishing &finish, const float 
     constexpr Coding C = decltype(coding)::value;
     for (int64_t number = from; number < to; ++number) {
       const PanelBlock block = panel_block(w, number);
-      for_panels<C>(block, [&](auto width, int panel) {
+      for_panels<C>(block, count, [&](auto width, int panel) {
         constexpr int B = decltype(width)::value, P = tile_size<C, B>;
         for (int64_t first = 0; first < count; first += P) {
           const float *x[P];

@@ -69,6 +69,30 @@ inline I add_fours(I sum, I x, I w) {
 #endif
 }
 
+// Four bytes of inputs, each a word of a vector, that many weights are multiplied with. What is added up is
+// w (x - Fours::zero).
+template <class How>
+struct Fours {
+  static constexpr int32_t zero = 0;
+  I x;
+  explicit Fours(int32_t word) : x(I{} + word) {}
+  I add(I sum, I w) const { return add_fours<How>(sum, x, w); }
+};
+
+#if defined(FILIGREE_ISA_avx2)
+// Less 128 they have a sign, which goes over to the weights: a pair is then at most 2 * 128 * 127 and fits in 16 bits.
+template <>
+struct Fours<ByPairs> {
+  static constexpr int32_t zero = 128;
+  __m256i x, size;
+  explicit Fours(int32_t word) : x(_mm256_set1_epi32(word ^ int32_t(0x80808080))), size(_mm256_abs_epi8(x)) {}
+  I add(I sum, I w) const {
+    const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(__m256i(w), x));
+    return sum + I(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+};
+#endif
+
 // call(how) by the fastest way that this processor has
 template <class Call>
 inline void with_fours(Call call) {
@@ -281,9 +305,9 @@ void multiply_byte_tile(const PanelWeight &w, const PanelBlock &block, int panel
       for (int p = 0; p < P; ++p) {
         int32_t four;
         __builtin_memcpy(&four, at[p] + k, sizeof four);
-        const I x = I{} + four;
+        const Fours<How> x(four);
 #pragma GCC unroll 16
-        for (int v = 0; v < M; ++v) to[p][v] = add_fours<How>(to[p][v], x, each[v]);
+        for (int v = 0; v < M; ++v) to[p][v] = x.add(to[p][v], each[v]);
       }
     };
     int64_t k = 0;
@@ -301,7 +325,7 @@ void multiply_byte_tile(const PanelWeight &w, const PanelBlock &block, int panel
       I all = sum[0][p][v];
       for (int u = 1; u < APART_SUMS; ++u) all += sum[u][p][v];
       const int64_t c = (block.first + panel) * LANES_OF_A_PANEL + v * L;
-      all -= t.zero[p] * load<int32_t, L>(w.totals + c);
+      all -= (t.zero[p] - Fours<How>::zero) * load<int32_t, L>(w.totals + c);
       store<float, L>(t.y[p] + c, finished(__builtin_convertvector(all, V) * t.scale[p], finish, c));
     }
   }
@@ -327,7 +351,7 @@ inline void byte_products(const Operation &o, const Quantised &q, float *const *
       constexpr Coding C = decltype(coding)::value;
       for (int64_t number = from; number < to; ++number) {
         const PanelBlock block = byte_block(o.weight, number);
-        for_panels<C>(block, [&](auto width, int panel) {
+        for_panels<C>(block, count, [&](auto width, int panel) {
           constexpr int B = decltype(width)::value, P = tile_size<C, B>;
           for (int64_t first = 0; first < count; first += P) {
             ByteTile<P> t;

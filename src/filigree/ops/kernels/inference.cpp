@@ -100,7 +100,7 @@ void multiply(const Operation &o, Area in, Area out, int64_t images, int thread,
     constexpr Coding C = decltype(coding)::value;
     pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
       const PanelBlock block = panel_block(o.weight, number);
-      for_panels<C>(block, [&](auto width, int panel) {
+      for_panels<C>(block, to - from, [&](auto width, int panel) {
         constexpr int B = decltype(width)::value;
         tiles<tile_size<C, B>>(o, in, out, from, to, [&](int count, const float *const *x, float *const *y) {
           multiply_some<C, B>(o.weight, block, panel, count, x, y, o.finish);
@@ -159,7 +159,7 @@ void multiply_by_amx(const Operation &o, const Quantised &in, Area out, int64_t 
     constexpr Coding C = decltype(coding)::value;
     pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
       const PanelBlock block = byte_block(w, number);
-      for_panels<C>(block, [&](auto width, int) {
+      for_panels<C>(block, to - from, [&](auto width, int) {
         constexpr int B = decltype(width)::value;
         const int8_t *weights = amx_weights<C, B>(w, block, own_weights);
         const int64_t rounds = (to - from + AMX_VECTORS - 1) / AMX_VECTORS * ((B + 1) / 2);
@@ -198,7 +198,7 @@ void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t i
       constexpr Coding C = decltype(coding)::value;
       pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
         const PanelBlock block = byte_block(o.weight, number);
-        for_panels<C>(block, [&](auto width, int panel) {
+        for_panels<C>(block, to - from, [&](auto width, int panel) {
           constexpr int B = decltype(width)::value;
           byte_tiles<tile_size<C, B>>(o, in, out, from, to, [&](int count, const auto &t) {
             multiply_some_bytes<How, C, B>(o.weight, block, panel, runs, count, t, o.finish);

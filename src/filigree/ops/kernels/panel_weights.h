@@ -194,14 +194,27 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
   }
 }
 
-// call(panels at a time, the block, its first panel) for all panels of a block.
-template <Coding C, int B = WIDTH, class Call>
-inline void for_panels(const PanelBlock &block, Call call) {
-  if constexpr (!WHOLE_BLOCKS && C != BITMAP && C != INT8_BITMAP) {
-    for (int panel = 0; panel < block.panels; ++panel) call(std::integral_constant<int, 1>{}, panel);
-  } else {
-    if (block.panels == B) return call(std::integral_constant<int, B>{}, 0);
-    if constexpr (B > 1) for_panels<C, B - 1>(block, call);
+// call(panels at a time, the first of them) for all panels of a block: as many as leave registers for the sums of `count`
+// vectors of inputs. Bitmaps are streams, which are read whole.
+template <Coding C, class Call>
+inline void for_panels(const PanelBlock &block, int64_t count, Call call) {
+  constexpr bool WHOLE = WHOLE_BLOCKS || C == BITMAP || C == INT8_BITMAP;
+  const int most = WHOLE || count <= tile_size<C, 4> ? 4 : count <= tile_size<C, 2> ? 2 : 1;
+  for (int panel = 0, some; panel < block.panels; panel += some) {
+    some = std::min(most, block.panels - panel);
+    switch (some) {
+      case 1:
+        call(std::integral_constant<int, 1>{}, panel);
+        break;
+      case 2:
+        call(std::integral_constant<int, 2>{}, panel);
+        break;
+      case 3:
+        call(std::integral_constant<int, 3>{}, panel);
+        break;
+      default:
+        call(std::integral_constant<int, 4>{}, panel);
+    }
   }
 }
 
