@@ -338,6 +338,8 @@ inline void multiply_some_bytes(const PanelWeight &w, const PanelBlock &block, i
   if (count == 1) return multiply_byte_tile<How, C, B, 1>(w, block, panel, runs, t, finish);
   if constexpr (P > 3)
     if (count <= P / 2) return multiply_byte_tile<How, C, B, P / 2>(w, block, panel, runs, t, finish);
+  if constexpr (P > 5)
+    if (count <= P * 2 / 3) return multiply_byte_tile<How, C, B, P * 2 / 3>(w, block, panel, runs, t, finish);
   if constexpr (P > 1) multiply_byte_tile<How, C, B, P>(w, block, panel, runs, t, finish);
 }
 

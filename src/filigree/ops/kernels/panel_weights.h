@@ -226,6 +226,8 @@ inline void multiply_some(const PanelWeight &w, const PanelBlock &block, int pan
   if (count == 1) return multiply_tile<C, B, 1>(w, block, panel, x, y, finish);
   if constexpr (P > 3)
     if (count <= P / 2) return multiply_tile<C, B, P / 2>(w, block, panel, x, y, finish);
+  if constexpr (P > 5)
+    if (count <= P * 2 / 3) return multiply_tile<C, B, P * 2 / 3>(w, block, panel, x, y, finish);
   if constexpr (P > 1) multiply_tile<C, B, P>(w, block, panel, x, y, finish);
 }
 
