@@ -71,7 +71,7 @@ inline I add_fours(I sum, I x, I w) {
 
 // Four bytes of inputs, each a word of a vector, that many weights are multiplied with. What is added up is
 // w (x - Fours::zero).
-template <class How>
+template <class How, bool FEW>
 struct Fours {
   static constexpr int32_t zero = 0;
   I x;
@@ -81,8 +81,9 @@ struct Fours {
 
 #if defined(FILIGREE_ISA_avx2)
 // Less 128 they have a sign, which goes over to the weights: a pair is then at most 2 * 128 * 127 and fits in 16 bits.
+// For few vectors of inputs: of more the weights are taken apart once for all.
 template <>
-struct Fours<ByPairs> {
+struct Fours<ByPairs, true> {
   static constexpr int32_t zero = 128;
   __m256i x, size;
   explicit Fours(int32_t word) : x(_mm256_set1_epi32(word ^ int32_t(0x80808080))), size(_mm256_abs_epi8(x)) {}
@@ -293,6 +294,7 @@ void multiply_byte_tile(const PanelWeight &w, const PanelBlock &block, int panel
                         const ByteTile<N> &t, const Finishing &finish) {
   constexpr int M = B * VECTORS, L = LANES<float>;
   constexpr int APART_SUMS = P * M < 4 ? 4 : 1;  // whole numbers: their order changes nothing
+  typedef Fours<How, P <= 2> Word;
   I sum[APART_SUMS][P][M] = {};
   ByteStream<C, B> weights(block, panel);
   for_runs(runs.run, runs.runs, [&](int64_t first, int64_t length) {
@@ -305,7 +307,7 @@ void multiply_byte_tile(const PanelWeight &w, const PanelBlock &block, int panel
       for (int p = 0; p < P; ++p) {
         int32_t four;
         __builtin_memcpy(&four, at[p] + k, sizeof four);
-        const Fours<How> x(four);
+        const Word x(four);
 #pragma GCC unroll 16
         for (int v = 0; v < M; ++v) to[p][v] = x.add(to[p][v], each[v]);
       }
@@ -325,7 +327,7 @@ void multiply_byte_tile(const PanelWeight &w, const PanelBlock &block, int panel
       I all = sum[0][p][v];
       for (int u = 1; u < APART_SUMS; ++u) all += sum[u][p][v];
       const int64_t c = (block.first + panel) * LANES_OF_A_PANEL + v * L;
-      all -= (t.zero[p] - Fours<How>::zero) * load<int32_t, L>(w.totals + c);
+      all -= (t.zero[p] - Word::zero) * load<int32_t, L>(w.totals + c);
       store<float, L>(t.y[p] + c, finished(__builtin_convertvector(all, V) * t.scale[p], finish, c));
     }
   }

@@ -194,8 +194,8 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
   }
 }
 
-// call(panels at a time, the first of them) for all panels of a block: as many as leave registers for the sums of `count`
-// vectors of inputs. Bitmaps are streams, which are read whole.
+// call(panels at a time, the first of them) for all panels of a block: as many as leave registers for the sums of
+// `count` vectors of inputs. Bitmaps are streams, which are read whole.
 template <Coding C, class Call>
 inline void for_panels(const PanelBlock &block, int64_t count, Call call) {
   constexpr bool WHOLE = WHOLE_BLOCKS || C == BITMAP || C == INT8_BITMAP;
