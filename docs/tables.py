@@ -359,12 +359,11 @@ def gpt_quality(data: str) -> str:
 def shrunk() -> str:
     """Pretrained networks before and after, single methods and ONNX Runtime, from `examples/`."""
     lines = [_line("network", "batch", "", "kept", "ms", "times torch", "bytes"), "|---" * 7 + "|"]
-    rows = []
-    for file in sorted((ROOT / "benchmarks" / "results").glob("shrink-*.json")):
-        rows += json.loads(file.read_text())["rows"]
+    records = [json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("shrink-*.json")]
+    records.sort(key=lambda record: record["machine"]["isa"], reverse=True)
     named = None
-    for row in rows:
-        about = row["network"], row["batch"]
+    for isa, row in [(record["machine"]["isa"], row) for record in records for row in record["rows"]]:
+        about = row["network"] + (", AVX2 alone" if isa == "avx2" else ""), row["batch"]
         numbers = f"{row['metric']:.3f}", _ms(row["ms"]), f"{row['times_torch']:.2g}", f"{row['bytes']:,}"
         lines.append(_line(*(("", "") if about == named else (about[0], str(about[1]))), row["kind"], *numbers))
         named = about
