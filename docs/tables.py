@@ -359,7 +359,8 @@ def gpt_quality(data: str) -> str:
 def shrunk() -> str:
     """Pretrained networks before and after, single methods and ONNX Runtime, from `examples/`."""
     lines = [_line("network", "batch", "", "kept", "ms", "times torch", "bytes"), "|---" * 7 + "|"]
-    records = [json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("shrink-*.json")]
+    files = sorted((ROOT / "benchmarks" / "results").glob("shrink-*.json"))
+    records = [json.loads(file.read_text()) for file in files]
     records.sort(key=lambda record: record["machine"]["isa"], reverse=True)
     named = None
     for isa, row in [(record["machine"]["isa"], row) for record in records for row in record["rows"]]:

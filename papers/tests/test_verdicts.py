@@ -604,15 +604,17 @@ class Untimed(Resuming):
         return super().is_there(out, case, seed, request) and not request.timed
 
 
-def test_times_that_are_added_to_a_run_are_added_to_its_seconds(tmp_path):
+@pytest.mark.parametrize("seconds", [100.0, None])
+def test_times_that_are_added_to_a_run_are_added_to_its_seconds(tmp_path, seconds):
     experiment = Untimed("counted", "Numbers.", count_up, ("a",))
     with reproduce.Bars(Console(quiet=True)) as bars:
         experiment.again(tmp_path, Request(seeds=[0], timed=False), bars)
         ledger = provenance.Ledger(tmp_path)
-        ledger.runs["a", 0].seconds = 100.0
+        ledger.runs["a", 0].seconds = seconds
         ledger.save(("a", 0))
         experiment.again(tmp_path, Request(seeds=[0]), bars)
-    assert provenance.Ledger(tmp_path).runs["a", 0].seconds // 1 == 100
+    after = provenance.Ledger(tmp_path).runs["a", 0].seconds
+    assert after is None if seconds is None else after // 1 == 100
 
 
 def test_processes_keep_each_other_s_runs(tmp_path):

@@ -240,8 +240,17 @@ def test_layers_stay_in_floats_by_their_names(int8_faster):
     assert rounded(floats=["rnn", "head.1"]) == {"head.0"}
     assert rounded(floats=["head"]) == products
     assert rounded(floats=["*.1", "*.hh_*"]) == {"rnn.ih_l0", "head.0"}
-    with pytest.raises(ValueError, match=r"optimize_: floats='haed' matches no layer\. Those are: rnn, head, head\.0,"):
-        rounded(floats=["head.0", "haed"])
+    before = model(x)
+    for glob in ("haed", "head.7", "rnn.ih_l1", "rnn.weight_ih_l0"):
+        line = rf"^optimize_: floats='{glob}' matches no layer that can be in int8\. Those are: rnn\.ih_l0, rnn\.hh_l0,"
+        with pytest.raises(ValueError, match=line):
+            rounded(floats=["head.0", glob])
+    assert torch.equal(model(x), before)
+    encoder = nn.TransformerEncoderLayer(32, 2, 48, batch_first=True).eval()
+    with pytest.raises(
+        ValueError, match=r"self_attn\.out_proj' matches no layer that can be in int8\. .*self_attn\.out"
+    ):
+        fg.optimize_(encoder, torch.randn(2, 7, 32), tolerance=0.5, floats="self_attn.out_proj")
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])

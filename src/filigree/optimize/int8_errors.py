@@ -37,9 +37,8 @@ class Int8Errors:
     ) -> float | None:
         """The error of a node's layer, or of a part of it, which `error` computes from inputs; None: it is not to be
         rounded."""
-        if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS:
-            return None
-        if self.is_float(path_of(self.name, node, part)):
+        is_float = self.is_float(path_of(self.name, node, part))
+        if self.most <= 0 or not weight.matrix.numel() or GROUP * weight.matrix.shape[1] > MOST_INPUTS or is_float:
             return None
         key = node, part
         if key not in self._errors:

@@ -111,20 +111,21 @@ def optimize_(
             model is run on it, and on its first sample. tolerance: by how much the outputs of the model on the example
             may differ, the largest difference over the largest magnitude; 0: by the order of sums only, no layer is in
             int8. Errors are those on the example: it should be real data, and several samples. floats: layers that are
-            not to be in int8, by glob patterns on their names; what is inside them is not either. Of recurrent layers
-            single products have names, as the report has them, such as "lstm.ih_l0". seconds: of each measurement.
+            not to be in int8, by glob patterns on the names that the report has; what is inside them is not either.
+            Products of recurrent layers and of attention have names of their own, such as "lstm.ih_l0" and
+            "self_attn.out". seconds: of each measurement.
 
     Returns:
         A printable report: the form of each layer and the times of all, the times of the whole model.
 
     Raises:
         ValueError: the model is in training mode, or does not run on the example, or the tolerance is not between 0 and
-            1, or the model has no layer of a name in `floats`. The model is as it was before.
+            1, or a pattern in `floats` matches no layer that can be in int8. The model is as it was before.
     """
     inputs = _checked(model, example)
     if not 0 <= tolerance < 1:
         raise ValueError(f"optimize_: tolerance must be between 0 and 1. Got {clipped(tolerance)}.")
-    is_float = _named(model, [floats] if isinstance(floats, str) else list(floats))
+    is_float = _Floats([floats] if isinstance(floats, str) else list(floats))
     with AllOrNothing(model, values=True):
         restore_(model)
         with inference_context(model):
@@ -138,6 +139,7 @@ def optimize_(
             gathered = _Work(seconds, most, is_float)
             with torch.no_grad():
                 gathered.optimize(model, "", inputs)
+                is_float.check(model)
                 difference = relative_difference(tensors_in(model(*inputs)), expected)
             layers, notes = gathered.layers, gathered.notes
             errors = [layer.error for layer in layers if layer.error]
@@ -173,13 +175,32 @@ def _checked(model: nn.Module, example: Any) -> list[Tensor]:
     return inputs
 
 
-def _named(model: nn.Module, globs: list[str]) -> Callable[[str], bool]:
-    """Whether a name is that of one of these layers, or of something inside one."""
-    names = [name for name, _ in model.named_modules() if name]
-    for glob in globs:
-        if not fnmatch.filter(names, glob) and not fnmatch.filter(names, glob.rpartition(".")[0]):  # a part of a layer
-            raise ValueError(f"optimize_: floats={glob!r} matches no layer. Those are: {listed(names, 12)}.")
-    return lambda name: any(fnmatch.fnmatchcase(name, each) for glob in globs for each in (glob, f"{glob}.*"))
+class _Floats:
+    """Whether the product of a name is not to be in int8. It keeps the names that it was asked for."""
+
+    def __init__(self, globs: list[str]) -> None:
+        self.globs, self.asked = globs, dict[str, None]()
+
+    def __call__(self, name: str) -> bool:
+        self.asked[name] = None
+        return any(_matches(name, glob) for glob in self.globs)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a glob that matches nothing, unless it names what is inside a module that was not laid out."""
+        modules = {name for name, _ in model.named_modules() if name}
+        for glob in self.globs:
+            outer = glob.rpartition(".")[0]
+            left = glob not in modules and outer in modules and not any(_matches(name, outer) for name in self.asked)
+            if self.asked and not left and not any(_matches(name, glob) for name in self.asked):
+                raise ValueError(
+                    f"optimize_: floats={glob!r} matches no layer that can be in int8. Those are: "
+                    f"{listed(list(self.asked), 12)}."
+                )
+
+
+def _matches(name: str, glob: str) -> bool:
+    """Whether a name is this, or of something inside this."""
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
 
 
 def _running(model: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], Any]:

@@ -214,9 +214,9 @@ class _Search:
             holds = candidate is None or candidate.attempt.holds
 
     def _in_int8(self, layout: LayoutOptions) -> tuple[_Candidate | None, list[str]]:
-        """The original in a layout, None where that is as it was; its layers in int8, the largest error first."""
+        """The original in a layout, None where none of its layers is in int8; those, the largest error first."""
         _, layers = laid_out_(network := copied(self.original), self.example, layout=layout)
-        return (self._add({}, "bits", network, layout) if runtimes_of(network) else None), layers
+        return (self._add({}, "bits", network, layout) if layers and runtimes_of(network) else None), layers
 
     def _tried(self, plan: Plan, method: str) -> _Candidate | None:
         """The network of a plan, which is built if it is not known; None where it cannot be, or there is no time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,7 +55,7 @@ def laid_out_(
     All of `shrink` comes through here: what `fg.optimize_` can do more, it can do for all.
 
     Returns:
-        Why it, or a part of it, stays as it was; the names of the layers in int8, those with the largest errors first.
+        Why it, or a part of it, stays as it was; the layers in int8 as `floats` takes them, the largest errors first.
     """
     x = example.chunks()[0]
     if not isinstance(x, Tensor) or example.forward is not None:
@@ -66,7 +67,7 @@ def laid_out_(
     except ValueError as error:
         return str(error), []
     in_int8 = sorted((layer for layer in report.layers if layer.error), key=lambda layer: -layer.error)
-    return next(iter(report.notes), ""), [layer.name for layer in in_int8]
+    return next(iter(report.notes), ""), list(dict.fromkeys(glob.escape(layer.name) for layer in in_int8))
 
 
 def running(network: nn.Module, example: Calibration) -> Callable[[], Any]:

@@ -151,9 +151,12 @@ class Experiment(ABC):
             self.discard(out, case, seed, request)
             before = None
         run = RunProvenance.begin(config)
+        taken: float | None = 0.0
         lacks_times = self.is_there(out, case, seed, replace(request, timed=False))
+        if before is None and self.resumes and lacks_times:  # of before provenance was kept
+            before = RunProvenance()
         if before is not None and self.resumes and (before.finished is None or lacks_times):
-            run.seconds, run.estimated = before.seconds, before.estimated
+            taken, run.estimated = before.seconds, before.estimated  # None: nobody knows
             if not before.is_of(config):  # begun by another code
                 run.config = run.code = None
         ledger.runs[case, seed] = run
@@ -163,7 +166,7 @@ class Experiment(ABC):
             self.perform(out, case, seed, request, bars)
             run.end()
         finally:
-            run.seconds = (run.seconds or 0.0) + time.perf_counter() - started
+            run.seconds = None if taken is None else taken + time.perf_counter() - started
             ledger.save((case, seed))
             bars.drop_fits()
 

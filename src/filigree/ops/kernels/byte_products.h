@@ -3,7 +3,8 @@
 // bits, exact and the same on every instruction set: W x = scale_x scale_w (sum of w q - zero * total of w).
 //
 // Inputs are taken in groups of four, which are a word of 32 bits: by one instruction where the processor has it
-// (VNNI), else as two products of pairs of 16 bits, which cannot overflow as those of bytes would.
+// (VNNI), else as two products of pairs of 16 bits, or with the signs of inputs gone over to weights, neither of which
+// can overflow as those of bytes would.
 #pragma once
 #include "byte_instructions.h"
 #include "by_vector.h"

@@ -199,7 +199,7 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
 template <Coding C, class Call>
 inline void for_panels(const PanelBlock &block, int64_t count, Call call) {
   constexpr bool WHOLE = WHOLE_BLOCKS || C == BITMAP || C == INT8_BITMAP;
-  const int most = WHOLE || count <= tile_size<C, 4> ? 4 : count <= tile_size<C, 2> ? 2 : 1;
+  const int most = WHOLE || 4 * count <= tile_size<C, 1> ? 4 : 2 * count <= tile_size<C, 1> ? 2 : 1;
   for (int panel = 0, some; panel < block.panels; panel += some) {
     some = std::min(most, block.panels - panel);
     switch (some) {
