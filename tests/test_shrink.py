@@ -450,7 +450,8 @@ def test_layers_that_cost_the_metric_stay_in_floats_in_a_layout_in_int8(monkeypa
     assert result.winner.floats == ("4", "2")
     assert (result.winner.metric, result.winner.setting) == (0.997, "laid out; int8 within 0.5 but for 4, 2")
     assert "in int8; of a file by fg.optimize_(model, x, tolerance=0.5, floats=['4', '2'])" in str(result)
-    tried = [attempt.floats for attempt in result.attempts if attempt.setting.startswith("laid out; int8 within 0.5 but")]
+    layouts = [attempt for attempt in result.attempts if attempt.setting.startswith("laid out; int8 within 0.5 but")]
+    tried = [attempt.floats for attempt in layouts]
     assert tried == [("0",), ("6",), ("4",), ("2",), ("4", "2")]
 
 
