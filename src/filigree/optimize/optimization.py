@@ -179,10 +179,10 @@ class _Floats:
     """Whether the product of a name is not to be in int8. It keeps the names that it was asked for."""
 
     def __init__(self, globs: list[str]) -> None:
-        self.globs, self.asked = globs, dict[str, None]()
+        self.globs, self.names = globs, dict[str, None]()
 
     def __call__(self, name: str) -> bool:
-        self.asked[name] = None
+        self.names[name] = None
         return any(_matches(name, glob) for glob in self.globs)
 
     def check(self, model: nn.Module) -> None:
@@ -190,11 +190,11 @@ class _Floats:
         modules = {name for name, _ in model.named_modules() if name}
         for glob in self.globs:
             outer = glob.rpartition(".")[0]
-            left = glob not in modules and outer in modules and not any(_matches(name, outer) for name in self.asked)
-            if self.asked and not left and not any(_matches(name, glob) for name in self.asked):
+            left = glob not in modules and outer in modules and not any(_matches(name, outer) for name in self.names)
+            if self.names and not left and not any(_matches(name, glob) for name in self.names):
                 raise ValueError(
                     f"optimize_: floats={glob!r} matches no layer that can be in int8. Those are: "
-                    f"{listed(list(self.asked), 12)}."
+                    f"{listed(list(self.names), 12)}."
                 )
 
 
