@@ -19,7 +19,7 @@ inline V gathered(const float *x, const uint16_t *columns) {
   const __m512i all = _mm512_maskz_cvtepu16_epi32(ALL, narrow);
   return V(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), ALL, all, x, 4));
 #elif defined(FILIGREE_ISA_avx2)
-  uint64_t fours[2];  // numbers one by one: many processors take four times as long for an instruction that gathers
+  uint64_t fours[2];  // numbers one by one: on Zen 3 the instruction that gathers is slower
   __builtin_memcpy(fours, columns, sizeof fours);
   const auto four = [x](uint64_t c) {
     return _mm_set_ps(x[c >> 48], x[c >> 32 & 0xffff], x[c >> 16 & 0xffff], x[c & 0xffff]);
