@@ -13,18 +13,19 @@ from filigree.ops._load import kernels
 from filigree.ops.addresses import address
 
 PANEL, WIDTH, GROUP = 16, 4, 4
-CODINGS = ("floats", "bytes", "bitmap", "rows", "tiles", "windows", "int8", "int8 bitmap", "int8 tiles")
+CODINGS = (
+    "floats", "bytes", "bitmap", "rows", "tiles", "windows", "narrow windows", "int8", "int8 bitmap", "int8 tiles"
+)  # fmt: skip
 """How a weight is stored: dense float32; int8, with a scale for each output; the nonzeros with a mask for each input;
 the nonzeros by rows, for few vectors of inputs with columns of 16 bits, for many in blocks; the nonzeros of 16 outputs
-side by side, those that lie within a window of 32 inputs.
+side by side, those that lie within a window of 32 inputs; those of 8 outputs within a window of 8.
 
 And, where inputs are rounded to bytes too, by groups of four inputs: dense; the nonzeros with a mask; groups that are
 not zero, by rows."""
 
-INT8_CODINGS = CODINGS[6:]
+INT8_CODINGS = CODINGS[7:]
 MOST_INPUTS = 65536  # of products of bytes, so that no sum of 32 bits overflows
 _CHUNK, _BLOCK = 128, 8 * PANEL  # words and rows that tiles take at a time, as `kernels/point_tiles.h` says
-_WINDOW, _NUMBER_BITS, _WORD_SIZES = 32, 5, (2, 3, 4, 6)  # as `kernels/by_vector.h` says
 _NONE = 1 << 40  # no column
 _SLACK = 64  # bytes that are read beyond the last ones
 
@@ -32,6 +33,22 @@ _SLACK = 64  # bytes that are read beyond the last ones
 def padded(count: int) -> int:
     """The next multiple of a panel."""
     return -(-count // PANEL) * PANEL
+
+
+class Windows(NamedTuple):
+    """Neighbouring inputs, and words with some numbers of each of a few outputs (`kernels/by_vector.h`)."""
+
+    inputs: int
+    outputs: int
+    bits: int  # which of the inputs a number belongs to
+    sizes: tuple[int, ...]  # how many numbers of an output a word may have
+    word: Any  # numpy's type
+
+
+_WINDOWS = {
+    "windows": Windows(32, 16, 5, (2, 3, 4, 6), np.uint32),
+    "narrow windows": Windows(8, 8, 3, (1, 2), np.uint8),
+}
 
 
 class PanelWeight(NamedTuple):
@@ -82,49 +99,54 @@ def pack(coding: str, weight: Tensor, positions: Tensor) -> PanelWeight:
 Parts = tuple[Tensor, Tensor | None, Tensor | None]  # values, masks, starts
 
 
-def _windows(weight: Tensor, positions: Tensor, panels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Words, where those of each panel begin and last how many numbers of an output a word has, and their windows.
+def _by_windows(kind: Windows) -> Any:
+    """Words, where those of each group of outputs begin and last how many numbers of an output a word has, and windows.
 
-    A window begins at the first connection of a panel that is not in a word before, and each output has as many of its
+    A window begins at the first connection of a group that is not in a word before, and each output has as many of its
     next ones in the word as lie in the window and as fit; of a few sizes the one of the fewest numbers is taken.
     """
-    rows = panels * PANEL
-    row, column = weight.nonzero(as_tuple=True)
-    counts = torch.bincount(row, minlength=rows)
-    within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    most, last = int(counts.max()) if rows else 0, int(positions.max()) if len(positions) else 0
-    columns = np.full((rows, most + max(_WORD_SIZES)), _NONE)
-    columns[row.numpy(), within.numpy()] = positions[column].numpy()
-    values = np.zeros(columns.shape, np.float32)
-    values[row.numpy(), within.numpy()] = weight[row, column].float().numpy()
-    size, windows, firsts, taken = min(
-        (_words(columns.reshape(panels, PANEL, -1), size, last) for size in _WORD_SIZES),
-        key=lambda words: (words[0] + 1) * (words[1] != _NONE).sum(),
-    )
-    panel, step = (windows != _NONE).T.nonzero()  # panel by panel
-    begins, first, count = windows[step, panel], firsts[step, panel], taken[step, panel]
-    at = first[..., None] + np.arange(size)
-    kept = np.arange(size) < count[..., None]
-    outputs = (panel[:, None] * PANEL + np.arange(PANEL))[..., None]
-    numbers = np.where(kept, columns[outputs, at] - begins[:, None, None], 0)
-    words = (numbers << _NUMBER_BITS * np.arange(size)).sum(-1).astype(np.uint32)
-    floats = np.where(kept, values[outputs, at], np.float32(0)).transpose(0, 2, 1)
-    starts = torch.cat([_starts(torch.from_numpy(panel), panels), torch.tensor([size])])
-    return (
-        _aligned([torch.from_numpy(np.ascontiguousarray(floats))], torch.float32),
-        _aligned([torch.from_numpy(words.view(np.uint16))], torch.uint16),
-        starts,
-        torch.from_numpy(begins.astype(np.int32)),
-    )
+
+    def pack_windows(weight: Tensor, positions: Tensor, panels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, groups = panels * PANEL, panels * PANEL // kind.outputs
+        row, column = weight.nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=rows)
+        within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        most, last = int(counts.max()) if rows else 0, int(positions.max()) if len(positions) else 0
+        columns = np.full((rows, most + max(kind.sizes)), _NONE)
+        columns[row.numpy(), within.numpy()] = positions[column].numpy()
+        values = np.zeros(columns.shape, np.float32)
+        values[row.numpy(), within.numpy()] = weight[row, column].float().numpy()
+        by_group = columns.reshape(groups, kind.outputs, -1)
+        size, windows, firsts, taken = min(
+            (_words(by_group, kind.inputs, size, last) for size in kind.sizes),
+            key=lambda words: (words[0] + 1) * (words[1] != _NONE).sum(),
+        )
+        group, step = (windows != _NONE).T.nonzero()  # group by group
+        begins, first, count = windows[step, group], firsts[step, group], taken[step, group]
+        at = first[..., None] + np.arange(size)
+        kept = np.arange(size) < count[..., None]
+        outputs = (group[:, None] * kind.outputs + np.arange(kind.outputs))[..., None]
+        numbers = np.where(kept, columns[outputs, at] - begins[:, None, None], 0)
+        words = (numbers << kind.bits * np.arange(size)).sum(-1).astype(kind.word)
+        floats = np.where(kept, values[outputs, at], np.float32(0)).transpose(0, 2, 1)
+        starts = torch.cat([_starts(torch.from_numpy(group), groups), torch.tensor([size])])
+        return (
+            _aligned([torch.from_numpy(np.ascontiguousarray(floats))], torch.float32),
+            _aligned([torch.from_numpy(words.view(np.uint8))], torch.uint8),
+            starts,
+            torch.from_numpy(begins.astype(np.int32)),
+        )
+
+    return pack_windows
 
 
-def _words(columns: Any, size: int, last: int) -> tuple[int, Any, Any, Any]:
-    """The windows of words of a size, `(steps, panels)`, and each output's first connection and how many there.
+def _words(columns: Any, inputs: int, size: int, last: int) -> tuple[int, Any, Any, Any]:
+    """The windows of words of a size, `(steps, groups)`, and each output's first connection and how many there.
 
     Args:
-        columns: `(panels, outputs, numbers)`, sorted, at the end none. last: the largest one.
+        columns: `(groups, outputs, numbers)`, sorted, at the end none. inputs: of a window. last: the largest column.
     """
-    panels = len(columns)
+    groups = len(columns)
     next_one = np.zeros(columns.shape[:2], np.int64)
     steps: list[tuple[Any, Any, Any]] = []
     while True:
@@ -132,12 +154,12 @@ def _words(columns: Any, size: int, last: int) -> tuple[int, Any, Any, Any]:
         begins = ahead[..., 0].min(1, initial=_NONE)
         if (begins == _NONE).all():
             break
-        begins = np.where(begins == _NONE, _NONE, np.minimum(begins, max(0, last - _WINDOW + 1)))
-        count = ((ahead < begins[:, None, None] + _WINDOW) & (ahead != _NONE)).sum(-1)
+        begins = np.where(begins == _NONE, _NONE, np.minimum(begins, max(0, last - inputs + 1)))
+        count = ((ahead < begins[:, None, None] + inputs) & (ahead != _NONE)).sum(-1)
         steps.append((begins, next_one, count))
         next_one = next_one + count
     if not steps:
-        empty = np.zeros((0, panels, columns.shape[1]), np.int64)
+        empty = np.zeros((0, groups, columns.shape[1]), np.int64)
         return size, empty[..., 0], empty, empty
     windows, firsts, taken = (np.stack(part) for part in zip(*steps, strict=True))
     return size, windows, firsts, taken
@@ -203,8 +225,8 @@ def _bitmap(group: int) -> Any:
 
 _PACKED: dict[str, Any] = {
     "floats": _dense(torch.float32, 1), "bytes": _dense(torch.int8, 1), "bitmap": _bitmap(1), "rows": _rows,
-    "tiles": _float_tiles, "windows": _windows, "int8": _dense(torch.int8, GROUP), "int8 bitmap": _bitmap(GROUP),
-    "int8 tiles": _int8_tiles,
+    "tiles": _float_tiles, "int8": _dense(torch.int8, GROUP), "int8 bitmap": _bitmap(GROUP), "int8 tiles": _int8_tiles,
+    **{coding: _by_windows(kind) for coding, kind in _WINDOWS.items()},
 }  # fmt: skip
 
 
@@ -215,8 +237,8 @@ def unpack(weight: PanelWeight, outputs: int) -> Tensor:
         return _unpack_rows(weight)[:outputs]
     if weight.coding.endswith("tiles"):
         return _unpack_tiles(weight)[:outputs]
-    if weight.coding == "windows":
-        return _unpack_windows(weight)[:outputs]
+    if weight.coding in _WINDOWS:
+        return _unpack_windows(weight, _WINDOWS[weight.coding])[:outputs]
     group = GROUP if weight.coding in INT8_CODINGS else 1
     out = torch.zeros(panels * PANEL, depth)
     first = used = 0
@@ -247,15 +269,16 @@ def _unpack_rows(weight: PanelWeight) -> Tensor:
     return out
 
 
-def _unpack_windows(weight: PanelWeight) -> Tensor:
+def _unpack_windows(weight: PanelWeight, kind: Windows) -> Tensor:
     assert weight.starts is not None
     assert weight.masks is not None
     assert weight.totals is not None
     size = int(weight.starts[-1])
-    words = torch.from_numpy(weight.masks.numpy().view(np.uint32).astype(np.int64)).view(-1, 1, PANEL)
-    positions = (words >> _NUMBER_BITS * torch.arange(size)[:, None] & _WINDOW - 1) + weight.totals[:, None, None]
-    panel = torch.repeat_interleave(torch.arange(weight.panels), weight.starts[:-1].diff())
-    outputs = (panel[:, None, None] * PANEL + torch.arange(PANEL)).expand_as(positions)
+    words = torch.from_numpy(weight.masks.numpy().view(kind.word).astype(np.int64)).view(-1, 1, kind.outputs)
+    numbers = words >> kind.bits * torch.arange(size)[:, None] & kind.inputs - 1
+    positions = numbers + weight.totals[:, None, None]
+    group = torch.repeat_interleave(torch.arange(len(weight.starts) - 2), weight.starts[:-1].diff())
+    outputs = (group[:, None, None] * kind.outputs + torch.arange(kind.outputs)).expand_as(positions)
     values = weight.values.view(positions.shape)
     columns = torch.searchsorted(torch.tensor(_positions(weight.runs)), positions)
     out = torch.zeros(weight.panels * PANEL, weight.depth)

@@ -89,7 +89,7 @@ def optimize_(
     Convolutions, linear layers, norms, activations and pools that follow one another become one call of a compiled
     kernel: norms and activations are fused into the layers before them, flattening and padding cost nothing, and each
     weight is held in the form that is fastest on its input, measured in turns: dense floats, a bitmap with the
-    nonzeros, the nonzeros by rows or by windows of 32 inputs, or bytes where the weights are small integers
+    nonzeros, the nonzeros by rows or by windows of 32 or 8 inputs, or bytes where the weights are small integers
     (`IntegerLinear`, `IntegerConv2d`); sparse and integer layers also as torch's dense ones. All these compute the same
     up to the order of sums. What is not faster that way runs as before, and the whole model is left as it was where the
     result is not faster than it.

@@ -54,8 +54,8 @@ class LayerWeight:
         if density < _SPARSE:
             forms_by_coding["bitmap"] = pack("bitmap", self.matrix, positions), None
             if points <= _FEW and int(positions.max()) < _MOST_COLUMNS:
-                forms_by_coding["rows"] = pack("rows", self.matrix, positions), None
-                forms_by_coding["windows"] = pack("windows", self.matrix, positions), None
+                for coding in ("rows", "windows", "narrow windows"):
+                    forms_by_coding[coding] = pack(coding, self.matrix, positions), None
             if points > _FEW:
                 forms_by_coding["tiles"] = pack("tiles", self.matrix, positions), None
         if int8:

@@ -2,7 +2,8 @@
 //
 // A window is WINDOW neighbouring inputs, which two registers of AVX-512 hold. A word of a panel has a window and, for
 // each of its 16 outputs, some numbers (at most six, as many in each word of a weight) and which of the window's inputs
-// each belongs to, in five bits; where an output has fewer connections there the numbers are zeros.
+// each belongs to, in five bits; where an output has fewer connections there the numbers are zeros. Narrow windows are
+// eight inputs, a register of AVX2; their words have one or two numbers of each of eight outputs, and three bits.
 #pragma once
 #include "panel_weights.h"
 
@@ -35,7 +36,7 @@ inline V gathered(const float *x, const uint16_t *columns) {
 // The panels [from, to) for one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
 inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
                              int64_t to) {
-  constexpr int L = LANES<float>, FAR = 128;  // numbers ahead that are fetched
+  constexpr int L = LANES<float>, FAR = L == 16 ? 128 : 512;  // numbers ahead that are fetched: fastest of 0 to 2048
   const float *values = static_cast<const float *>(w.values);
   for (int64_t c = from * LANES_OF_A_PANEL; c < to * LANES_OF_A_PANEL; c += L) {
     float sums[L];
@@ -56,6 +57,9 @@ inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, con
   }
 }
 
+// Of the inputs, with what lies between them.
+inline int64_t extent_of(const PanelWeight &w) { return w.runs ? w.run[2 * w.runs - 2] + w.run[2 * w.runs - 1] : 0; }
+
 constexpr int WINDOW = 32, BITS_OF_A_NUMBER = 5;
 
 // The inputs of a window, of which only `extent` exist; at(numbers) are those with the numbers in the lowest bits.
@@ -72,14 +76,9 @@ class Window {
 #else
   Window(const float *x, int64_t) : x(x) {}
   V at(I numbers) const {
-    numbers &= WINDOW - 1;
-#if defined(FILIGREE_ISA_avx2)
-    return V(_mm256_i32gather_ps(x, __m256i(numbers), 4));
-#else
     V all{};
-    for (int i = 0; i < LANES<float>; ++i) all[i] = x[numbers[i]];
+    for (int i = 0; i < LANES<float>; ++i) all[i] = x[numbers[i] & (WINDOW - 1)];
     return all;
-#endif
   }
 
  private:
@@ -92,7 +91,7 @@ template <int N>
 void multiply_windows(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
                       int64_t to) {
   constexpr int L = LANES<float>;
-  const int64_t extent = w.runs ? w.run[2 * w.runs - 2] + w.run[2 * w.runs - 1] : 0;
+  const int64_t extent = extent_of(w);
   const int32_t *numbers = reinterpret_cast<const int32_t *>(w.masks);
   const float *values = static_cast<const float *>(w.values);
   for (int64_t panel = from; panel < to; ++panel) {
@@ -121,11 +120,75 @@ void multiply_windows(const PanelWeight &w, const float *x, float *y, const Fini
   }
 }
 
-inline bool is_by_vector(const PanelWeight &w) { return w.coding == ROWS || w.coding == WINDOWS; }
+constexpr int NARROW = 8, BITS_OF_A_NARROW_NUMBER = 3;  // inputs, and outputs of a word
+
+// The sums of NARROW outputs, by the words [k, end) of narrow windows with N numbers of each output.
+template <int N>
+inline void add_narrow_windows(const PanelWeight &w, const float *x, int64_t k, int64_t end, float *sums) {
+  const uint8_t *numbers = reinterpret_cast<const uint8_t *>(w.masks);
+  const float *values = static_cast<const float *>(w.values);
+#if defined(FILIGREE_ISA_avx512) || defined(FILIGREE_ISA_avx2)
+  constexpr int APART = 2;  // words, whose sums do not wait for each other
+  using E = Vec<float, NARROW>;
+  E sum[APART][N] = {};
+  const auto add = [&](int64_t word, E(&to)[N]) {
+    const __m256 window = _mm256_loadu_ps(x + w.totals[word]);
+    __m256i each = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(numbers + word * NARROW)));
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {  // the permutation reads the three lowest bits
+      to[n] += load<float, NARROW>(values + (word * N + n) * NARROW) * E(_mm256_permutevar8x32_ps(window, each));
+      each = _mm256_srli_epi32(each, BITS_OF_A_NARROW_NUMBER);
+    }
+  };
+  for (; k + APART <= end; k += APART)
+    for (int u = 0; u < APART; ++u) add(k + u, sum[u]);
+  if (k < end) add(k, sum[0]);
+  E all{};
+  for (int n = 0; n < N; ++n) all += sum[0][n] + sum[1][n];
+  store<float, NARROW>(sums, all);
+#else
+  std::fill(sums, sums + NARROW, 0.0f);
+  for (; k < end; ++k)
+    for (int n = 0; n < N; ++n)
+      for (int i = 0; i < NARROW; ++i)
+        sums[i] += values[(k * N + n) * NARROW + i] *
+                   x[w.totals[k] + (numbers[k * NARROW + i] >> n * BITS_OF_A_NARROW_NUMBER & (NARROW - 1))];
+#endif
+}
+
+// The panels [from, to) for one vector of inputs, by words of N numbers of narrow windows.
+template <int N>
+void multiply_narrow_windows(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
+                             int64_t to) {
+  constexpr int L = LANES<float>, HALVES = LANES_OF_A_PANEL / NARROW;
+  float few[NARROW] = {}, sums[LANES_OF_A_PANEL];
+  if (const int64_t extent = extent_of(w); extent < NARROW) {  // only these may be read
+    std::copy(x, x + extent, few);
+    x = few;
+  }
+  for (int64_t panel = from; panel < to; ++panel) {
+    for (int64_t h = 0; h < HALVES; ++h) {
+      const int64_t *starts = w.starts + panel * HALVES + h;
+      add_narrow_windows<N>(w, x, starts[0], starts[1], sums + h * NARROW);
+    }
+    for (int v = 0; v < VECTORS; ++v) {
+      const int64_t c = panel * LANES_OF_A_PANEL + v * L;
+      store<float, L>(y + c, finished(load<float, L>(sums + v * L), finish, c));
+    }
+  }
+}
+
+inline bool is_by_vector(const PanelWeight &w) {
+  return w.coding == ROWS || w.coding == WINDOWS || w.coding == NARROW_WINDOWS;
+}
 
 inline void multiply_vector(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
                             int64_t to) {
   if (w.coding == ROWS) return multiply_rows_of(w, x, y, finish, from, to);
+  if (w.coding == NARROW_WINDOWS) {
+    const bool single = w.starts[w.panels * LANES_OF_A_PANEL / NARROW + 1] == 1;
+    return (single ? multiply_narrow_windows<1> : multiply_narrow_windows<2>)(w, x, y, finish, from, to);
+  }
   switch (w.starts[w.panels + 1]) {
     case 2:
       return multiply_windows<2>(w, x, y, finish, from, to);

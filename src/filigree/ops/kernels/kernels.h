@@ -150,9 +150,21 @@ struct Finishing {
 // begins, from the first number that is read, and how long it is. ROWS and TILES: the nonzeros by rows, which begin at
 // `starts`; `masks` are columns, of TILES as numbers of inputs, else as positions. WINDOWS: words (by_vector.h) of each
 // panel, which begin at `starts`, whose last entry is how many nonzeros each has; `totals` are where windows begin.
+// NARROW_WINDOWS: the same of each half of a panel; `masks` are bytes.
 // INT8 and those after it: inputs and weights are bytes (byte_products.h), of each run in groups of four, the last one
 // filled with zeros; `depth` counts those too, and `totals` are the sums of each output's weights.
-enum Coding : int32_t { FLOATS, SIGNED_BYTES, BITMAP, ROWS, TILES, WINDOWS, INT8, INT8_BITMAP, INT8_TILES };
+enum Coding : int32_t {
+  FLOATS,
+  SIGNED_BYTES,
+  BITMAP,
+  ROWS,
+  TILES,
+  WINDOWS,
+  NARROW_WINDOWS,
+  INT8,
+  INT8_BITMAP,
+  INT8_TILES
+};
 struct PanelWeight {
   Coding coding;
   int64_t depth, panels;
