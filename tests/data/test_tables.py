@@ -98,6 +98,10 @@ def test_numbers_as_names_are_no_sample(tmp_path):
     file.write_text(",0\n0.3,1\n-0.3,0\n-0.9,1\n")  # a row that lacks its feature is no header either
     with pytest.raises(ValueError, match="values are missing in 1 of 4 rows"):
         read_csv(file)
+    file.write_text("-1.6,0.3,a\n-0.3,-0.6,b\n0.8,2.7,c\n0.5,0.3,b\n-1.3,1.1,c\n")  # nor the only one of its class
+    assert len(read_csv(file).x) == 5
+    file.write_text("2001,2002,kind\n" + "".join(f"{i % 5},{i % 3},{'ab'[i % 2]}\n" for i in range(30)))  # years
+    assert len(read_csv(file).x) == 30
     file.write_text("0.3,0.4,\n0.5,0.2,1\n0.1,0.7,1\n")  # nor one that lacks its label
     with pytest.raises(ValueError, match="values are missing in 1 of 3 rows"):
         read_csv(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ from filigree.data.cells import MARKERS, is_number
 
 DELIMITERS = (",", ";", "\t", "|")
 Row = list[str]
+_FEW = 5  # numbers, which increase by chance in one of 120 rows
 
 
 def rows_of(lines: Iterator[str], delimiter: str) -> Iterator[Row]:
@@ -48,7 +50,8 @@ def has_header(rows: Sequence[Row], delimiter: str, target: str | None = None) -
 
     It does where it holds the target's name, or no numbers before its last cell. Names may be numbers: those that
     pandas gives (0, 1, 2, the column of the index without a name), and others that increase, such as years or
-    wavelengths, below a last cell of text that is no row's label.
+    wavelengths, below a last cell of text that is no row's label; a few of them, unless they are 0, 1, 2, only where
+    one is far from all numbers of its column, since the row may be the only one of its class.
     """
     first, below = rows[0], rows[1:]
     *names, last = first
@@ -65,13 +68,26 @@ def has_header(rows: Sequence[Row], delimiter: str, target: str | None = None) -
     is_class = last in labels or len(set(labels)) == len(labels)  # of one row each, as this one may be
     has_index = first[0] == "" and names_rows([row[0] for row in below])
     if not is_number(last):
-        several = len(numbers) > 1 or has_index
-        return several and not is_class and all(a < b for a, b in itertools.pairwise(numbers))
+        if is_class or len(numbers) < 2 - has_index or any(a >= b for a, b in itertools.pairwise(numbers)):
+            return False
+        running = names == [str(i) for i in range(len(names))]
+        few = len(numbers) <= _FEW and not has_index and not running
+        return not few or any(is_far(i, rows, delimiter) for i in range(len(names)))
     counted = first[1:] if has_index else first
     if len(counted) < 2 or counted != [str(i) for i in range(len(counted))]:
         return False
     fractions = any("." in as_point(cell, delimiter) for row in below for cell in row[:-1])
     return has_index or len(counted) > 2 or fractions or not is_class
+
+
+def is_far(column: int, rows: Sequence[Row], delimiter: str) -> bool:
+    """Whether the first row has a number there that is farther from all below than those are from each other."""
+    first, *below = (as_point(row[column], delimiter) for row in rows if column < len(row))
+    numbers = [float(cell) for cell in below if is_number(cell) and math.isfinite(float(cell))]
+    if not is_number(first) or not numbers:
+        return is_number(first)
+    least, most = min(numbers), max(numbers)
+    return not 2 * least - most <= float(first) <= 2 * most - least
 
 
 def names_rows(cells: list[str]) -> bool:
