@@ -39,6 +39,20 @@ def run(path, x):
     return y
 
 
+def test_layers_alike_share_no_zero_point(tmp_path):
+    """ONNX Runtime on x86 without VNNI replaces each, and refuses a file where it would do so twice."""
+    torch.manual_seed(0)
+    tied = nn.Linear(8, 8)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), tied, nn.ReLU(), tied)
+    x = torch.randn(30, 8)
+    report = export_onnx(model, tmp_path / "m.onnx", x, seconds=0.001, int8="all", calibration=x, tolerance=0.5)
+    assert report.relative < 0.1
+    nodes = onnx.load(tmp_path / "m.onnx").graph.node
+    zeros = Counter(node.input[2] for node in nodes if "integers" in node.input[0] and len(node.input) > 2)
+    assert len(zeros) > 2
+    assert max(zeros.values()) == 1
+
+
 def test_linear_layers(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(70, 60), nn.ReLU(), nn.Linear(60, 9))

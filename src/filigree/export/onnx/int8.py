@@ -139,6 +139,7 @@ class _Quantizer:
         ]  # fmt: skip
 
     def run(self, batches: Sequence[tuple[Tensor, ...]]) -> Any:
+        self._own_weights()
         names = list(dict.fromkeys(name for node in self.products for name in self._around(node)))
         scales = self._scales(names, batches)
         for node in self.products:
@@ -147,6 +148,24 @@ class _Quantizer:
         self._narrow()
         self.onnx.checker.check_model(self.model, full_check=True)
         return self.model
+
+    def _own_weights(self) -> None:
+        """Give each product its own weight and zero point: under `PRECISE` ONNX Runtime replaces each, only once."""
+        graph, taken = self.model.graph, set[str]()
+        for node in self.products:
+            source, name = self.producer[node.input[1]], f"{node.output[0]}_weight"
+            if source.output[0] in taken:
+                at = list(graph.node).index(node)
+                graph.node.insert(at, source)  # a copy
+                source = self.producer[name] = graph.node[at]
+                source.name, source.output[0], node.input[1] = f"{name}_dequantize", name, name
+            for i, each in enumerate(source.input):
+                if each in taken and each in self.initializers:
+                    own = graph.initializer.add()
+                    own.CopyFrom(self.initializers[each])
+                    own.name = source.input[i] = f"{name}_{i}"
+                    self.initializers[own.name] = own
+            taken.update([source.output[0], *source.input])
 
     def _around(self, node: Any) -> list[str]:
         if node.op_type != "Conv":

@@ -79,7 +79,8 @@ class Session:
             options.register_custom_ops_library(library)
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        options.add_session_config_entry(*PRECISE)
+        if any(node.op_type == "QuantizeLinear" for node in model.graph.node):  # others compute in floats
+            options.add_session_config_entry(*PRECISE)
         try:
             self.session = runtime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
