@@ -37,13 +37,14 @@ def pair(shape, dtype=torch.float64, bias=True, density=0.4):
 def check(layer, dense_reference, x):
     # The reference has its channels first. With them last, oneDNN writes past its own memory (its issue 6035) in the
     # gradient of the weights of a 1x1 convolution with a stride from fewer channels than a register holds.
-    mine, its = x.detach().requires_grad_(), x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-    y, expected = layer(mine), dense_reference(its)
+    mine = x.detach().requires_grad_()
+    reference_x = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    y, expected = layer(mine), dense_reference(reference_x)
     tight = {} if x.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(y, expected, **tight)
     for dy in (torch.randn_like(expected), torch.randn_like(y)):
         got = torch.autograd.grad(y, [mine, *layer.parameters()], dy, retain_graph=True)
-        dx, dw, *db = torch.autograd.grad(expected, [its, *dense_reference.parameters()], dy, retain_graph=True)
+        dx, dw, *db = torch.autograd.grad(expected, [reference_x, *dense_reference.parameters()], dy, retain_graph=True)
         for g, e in zip(got, [dx, dw.flatten()[layer.flat_indices()], *db], strict=True):
             torch.testing.assert_close(g, e, **tight)
 

@@ -36,7 +36,7 @@ inline V gathered(const float *x, const uint16_t *columns) {
 // The panels [from, to) for one vector of inputs, by the nonzeros of each row: columns of 16 bits and floats.
 inline void multiply_rows_of(const PanelWeight &w, const float *x, float *y, const Finishing &finish, int64_t from,
                              int64_t to) {
-  constexpr int L = LANES<float>, FAR = L == 16 ? 128 : 512;  // numbers ahead that are fetched: fastest of 0 to 2048
+  constexpr int L = LANES<float>, FAR = L == 16 ? 128 : 512;  // numbers ahead that are fetched; 512 on Zen 3
   const float *values = static_cast<const float *>(w.values);
   for (int64_t c = from * LANES_OF_A_PANEL; c < to * LANES_OF_A_PANEL; c += L) {
     float sums[L];
