@@ -47,6 +47,7 @@ LAYERS = [
     "rounding",
     "layer_selection",
     "preserved",
+    "laid_out",
     "rollback",
     "convert",
     "ops",

@@ -428,3 +428,43 @@ def test_functions_in_a_forward_and_conv1d_of_transformers_are_named():
         with pytest.raises(ValueError, match=r"Activations must be modules of torch\.nn, such as nn\.Tanh") as caught:
             fg.convert_(model, method)
         assert len(str(caught.value)) < 320
+
+
+class Lists(nn.Module):
+    """Layers that plain lists, tuples, dicts and attributes hold besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.drop, self.b = nn.Linear(16, 64), nn.Dropout(0.5), nn.Linear(64, 4)
+        self.steps = [self.a, (self.drop, {"last": self.b})]
+        self.__dict__["first"] = self.a
+        self.options = {"width": 64}
+
+    def forward(self, x):
+        drop, last = self.steps[1]
+        return last["last"](drop(self.steps[0](x)))
+
+
+def test_lists_of_layers_follow_a_conversion():
+    model = Lists()
+    options = model.options
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
+    assert model.steps[0] is model.first is model.a
+    assert model.steps[1][1]["last"] is model.b
+    assert model.options is options
+    model(torch.randn(3, 16)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_lists_of_layers_follow_pruning():
+    model, x = Lists(), torch.randn(200, 16)
+    options = model.options
+    fg.compress_(model, fg.MagnitudePruning(keep=0.5), x, progress=False)
+    assert model.a.out_features == 32
+    assert model.steps[0] is model.first is model.a
+    assert model.steps[1][0] is model.drop
+    assert model.options is options
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    fg.compress_(model, fg.MagnitudePruning(keep=0.5), x, progress=False)
+    assert model.a.out_features == 16

@@ -19,6 +19,7 @@ from filigree.compress.pruning.errors import OutputError
 from filigree.computed_weights import copied
 from filigree.config import clipped, listed, one_line
 from filigree.convert import convert_, inference_context
+from filigree.laid_out import runtimes_of
 from filigree.measure.cost import stored, training_step
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.nn.asymmetric.asymmetric import Asymmetric
@@ -26,7 +27,6 @@ from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.structured.low_rank import LowRank
 from filigree.nn.structured.structured import ACDC
 from filigree.ops import kernels
-from filigree.optimize.runtime import runtimes_of
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.samples import Samples
 from filigree.shrink.speed import LayoutOptions, laid_out_, timings

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from filigree.calibration import Calibration
 from filigree.config import Config, one_line
+from filigree.laid_out import restore_
 from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.modes import evaluating
 from filigree.preserved import Preserved
@@ -231,6 +232,7 @@ def convert_(model: nn.Module, config: Conversion, where: Where = None, measure:
     if not isinstance(config, Conversion):
         raise TypeError(f"convert_: config must be a conversion such as fg.Sparse(...). Got {config!r}.")
     with AllOrNothing(model, values=isinstance(measure, Tensor)):
+        restore_(model)
         names, left = select(model, config, where, f"convert_({type(config).__name__})")
         before = Preserved(model)
         if where is None:

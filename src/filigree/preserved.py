@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -30,6 +31,7 @@ class Preserved:
     - `training`: a module that stays keeps its own mode, a new one has that of the module that was at its name.
     - Hooks of a module's forward and backward go to the module at its name, and their handles still remove them.
     - Parameters that were one and still are equal are one again.
+    - Lists, tuples, dicts and attributes of the model's modules that hold a module hold the one at its name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,6 +54,7 @@ class Preserved:
         lines += self._restore_trained(model)
         self._restore_modes(model)
         lines += self._restore_hooks(model)
+        self._restore_references(model)
         now = None if self._numbers is None else _numbers_of(model)
         if self._numbers is not None and now is not None and now - self._numbers != reported[1] - reported[0]:
             lines.append(f"the whole model: {self._numbers:,} -> {now:,} parameters, tied ones counted once")
@@ -135,6 +138,39 @@ class Preserved:
         gone = [name for name, p in self._parameters.items() if id(p) not in parameters and _has_hooks(p)]
         lines = {"hooks": lost, "hooks of state_dict": lost_of_files, "hooks of the parameter": gone}
         return [f"{kind} are gone: {listed(list(dict.fromkeys(names)))}" for kind, names in lines.items() if names]
+
+    def _restore_references(self, model: nn.Module) -> None:
+        """What holds a module besides its parent, as `self.steps = [self.first, self.second]` does, follows."""
+        present = {id(module) for module in model.modules()}
+        names = {id(module): name for name, module in self._modules.items() if id(module) not in present}
+        new = {gone: now for gone, name in names.items() if (now := _module(model, name)) is not None}
+        for module in model.modules() if new else ():
+            if id(module) in self._training:  # a new one may hold that in whose place it is
+                own = vars(module)
+                own.update(
+                    {key: now for key, held in own.items() if (now := _with_new(held, new, _IN_CONTAINERS)) is not held}
+                )
+
+
+_IN_CONTAINERS = 4  # so deep containers are looked into
+
+
+def _with_new(held: Any, new: dict[int, nn.Module], depth: int) -> Any:
+    """The same thing, or an equal container with new modules in place of old ones."""
+    if isinstance(held, nn.Module):
+        return new.get(id(held), held)
+    if not depth or not isinstance(held, list | tuple | dict):
+        return held
+    keys = list(held) if isinstance(held, dict) else list(range(len(held)))
+    parts = [_with_new(held[key], new, depth - 1) for key in keys]
+    if all(part is held[key] for key, part in zip(keys, parts, strict=True)):
+        return held
+    if isinstance(held, tuple):
+        return held._make(parts) if hasattr(held, "_make") else type(held)(parts)
+    changed = copy.copy(held)
+    for key, part in zip(keys, parts, strict=True):
+        changed[key] = part
+    return changed
 
 
 def _places_by_module(model: nn.Module) -> list[list[str]]:

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import filigree as fg
+from filigree.laid_out import runtimes_of
 from filigree.measure.timing import Timing
 from filigree.nn import IntegerLinear, SparseConv2d, SparseLinear
 from filigree.optimize import optimization, restore_
 from filigree.optimize.graphs import graph_of, plans_of
 from filigree.optimize.int8_errors import Int8Errors
-from filigree.optimize.runtime import runtimes_of
 from filigree.optimize.tracing import Traced
 
 

@@ -14,6 +14,7 @@ from filigree.compress.speed import speed
 from filigree.computed_weights import copied, copyable
 from filigree.config import listed
 from filigree.convert import Change, Conversion, Report, convert_, record, report_of, sums
+from filigree.laid_out import restore_
 from filigree.layer_selection import ChangesLayers, Where, select
 from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
@@ -108,6 +109,7 @@ def compress_(
         samples.validation = _validation(validation, forward, config.most_samples(), progress)
     example = None if measure is False else _example(samples, measure)
     with AllOrNothing(model, values=samples is not None or example is not None):
+        restore_(model)
         names, left = select(model, config, where, f"compress_({type(config).__name__})")
         if where is None:
             names = [name for name in names if config.gains(model.get_submodule(name))]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filigree.ops import kernels
+from filigree.ops.denormals import without_denormals
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ def time_interleaved(works: Sequence[Callable[[], Any]], seconds: float = 0.5, l
     Returns:
         A `Timing` for each call, in their order.
     """
-    kernels.flush_denormals(True)
-    try:
+    with without_denormals():
         repeats = []
         for work in works:
             work()
@@ -54,8 +53,6 @@ def time_interleaved(works: Sequence[Callable[[], Any]], seconds: float = 0.5, l
                 for _ in range(repeat):
                     work()
                 of_work.append((time.perf_counter() - began) / repeat * 1e3)
-    finally:
-        kernels.flush_denormals(False)
     return [_timing(of_work) for of_work in times]
 
 

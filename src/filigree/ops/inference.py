@@ -108,7 +108,14 @@ class Steps:
         self._plain = [step.plain() for step in steps]
 
     def run(self, tensors: list[Tensor], images: int) -> None:
-        """`tensors`: contiguous float32, of `images` times as many numbers as their spans."""
+        """`tensors`: contiguous float32, of `images` times as many numbers as their spans; the kernel writes that many.
+
+        Raises:
+            ValueError: one holds another number of them.
+        """
+        if [t.numel() for t in tensors] != [images * size for size in self.given]:
+            sizes = [t.numel() for t in tensors]
+            raise ValueError(f"Steps: tensors must hold {images} times {self.given} numbers. Got {sizes}.")
         given = [(t.data_ptr(), 0, size) for t, size in zip(tensors, self.given, strict=True)]
         kernels.inference([*given, *self._inner], self._plain, images, self.chunk, self.numbers, self.work)
 

@@ -23,12 +23,19 @@ from filigree.preserved import has_hooks
 
 
 def take(plan: Plan, node: fx.Node) -> bool:
-    """Add a node to a plan; returns False, and changes nothing, where it cannot be."""
+    """Add a node to a plan; returns False, and changes nothing, where it cannot be.
+
+    What is laid out must have the node's size for one sample, and its samples along the same dimension.
+    """
     before = list(plan.sizes), list(plan.drafts), dict(plan.layouts), dict(plan.makers)
     try:
         plan.layouts[node] = layout = _laid_out(plan, node)
         value = plan.traced.single[node]
-        if isinstance(layout, Layout) and (layout.positions.shape != value.shape or value.dtype is not torch.float32):
+        if isinstance(layout, Layout) and not (
+            layout.positions.shape == value.shape
+            and value.dtype is torch.float32
+            and layout.batch_dim == plan.traced.batch_dim(node)
+        ):
             raise NotTaken
     except (NotTaken, RuntimeError, IndexError, TypeError):
         plan.sizes, plan.drafts, plan.layouts, plan.makers = before

@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from filigree.computed_weights import copied
 from filigree.config import clipped, listed, one_line
 from filigree.convert import inference_context
+from filigree.laid_out import install, restore_, runtimes_of
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.ops import compiled
 from filigree.optimize.graphs import graph_of, plans_of
 from filigree.optimize.int8_errors import Int8Errors, path_of
 from filigree.optimize.planning import Draft, Plan
-from filigree.optimize.runtime import install, restore_, runtimes_of
+from filigree.optimize.runtime import Runtime
 from filigree.optimize.tracing import NotTraceable, Traced
 from filigree.optimize.weights import dense_reference
 from filigree.outputs import tensors_in
@@ -103,8 +104,9 @@ def optimize_(
 
     The original modules stay in the model, and parameters, `state_dict`, `fg.save` and `fg.export` are theirs. They run
     in training mode, with gradients enabled, under autocast, with hooks, and for inputs of other shapes (the batch size
-    may differ). After a change of weights or modules the model runs as before, and warns. `filigree.optimize.restore_`
-    undoes it. It costs the memory of the weights once more.
+    may differ). After a change of weights or modules the model runs as before, and warns; only numbers that are
+    written past autograd (`weight.data.copy_(...)`) are not noticed. `filigree.optimize.restore_` undoes it, and so do
+    `fg.convert_` and `fg.compress_`. It costs the memory of the weights once more.
 
     Args:
         model: any torch module on the CPU, in eval mode. example: an input batch, or a tuple of the model's inputs; the
@@ -121,11 +123,17 @@ def optimize_(
     Raises:
         ValueError: the model is in training mode, or does not run on the example, or the tolerance is not between 0 and
             1, or a pattern in `floats` matches no layer that can be in int8. The model is as it was before.
+        TypeError: the model is no torch module, or `floats` are no patterns.
     """
     inputs = _checked(model, example)
-    if not 0 <= tolerance < 1:
+    if not (isinstance(tolerance, int | float) and 0 <= tolerance < 1):
         raise ValueError(f"optimize_: tolerance must be between 0 and 1. Got {clipped(tolerance)}.")
-    is_float = _Floats([floats] if isinstance(floats, str) else list(floats))
+    if not (isinstance(seconds, int | float) and seconds > 0):
+        raise ValueError(f"optimize_: seconds must be a number above 0. Got {clipped(seconds)}.")
+    globs = [floats] if isinstance(floats, str) else floats
+    if not (isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs)):
+        raise TypeError(f"optimize_: floats must be a glob pattern or several. Got {clipped(floats)}.")
+    is_float = _Floats(list(globs))
     with AllOrNothing(model, values=True):
         restore_(model)
         with inference_context(model):
@@ -170,6 +178,8 @@ def _checked(model: nn.Module, example: Any) -> list[Tensor]:
     inputs = [example] if isinstance(example, Tensor) else list(example) if isinstance(example, tuple | list) else []
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise ValueError(f"optimize_: example must be a tensor or a tuple of tensors. Got {clipped(example)}.")
+    if not inputs[0].dim():
+        raise ValueError("optimize_: samples must lie along the first dimension of the first tensor. Got one of none.")
     if model.training:
         raise ValueError("optimize_: the model must be in eval mode: model.eval().")
     return inputs
@@ -277,7 +287,7 @@ class _Work:
         times = [timing.median for timing in time_interleaved(works, self.seconds)]
         best = times.index(min(times))
         if best:
-            install(module, graphs[best - 1], [x.shape[1:] for x in inputs])
+            install(module, Runtime(graphs[best - 1], [(x.dtype, x.shape[1:]) for x in inputs], module))
         kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
         rows, self._rows = self._rows, {}
         self.layers += [

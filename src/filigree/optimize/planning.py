@@ -57,7 +57,8 @@ class Plan:
             layout = self._gathered(layout, positions, dense.in_features)
             positions = layout.positions
             sums = sums_of(positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None])
-        assert sums is not None
+        if sums is None:  # there are no numbers
+            raise NotTaken
         sizes = positions.shape[2:]
         halo = [(0, 0)] * len(sizes)
         span = self.span(numbers_by_pixel(dense.out_features, sizes, halo))
@@ -124,7 +125,8 @@ class Plan:
                 if (sums := sums_of(rows)) is None:
                     layout = self._gathered(layout, rows[None], len(rows))
                     sums = sums_of(layout.positions[0])
-                assert sums is not None
+                if sums is None:
+                    raise NotTaken
                 suffix = f"_l{number}" + "_reverse" * side
                 sizes, halo = (time,), [(0, 0)]
                 inputs = by_pixel(self.span(time * gates * wide), gates * wide, sizes, halo)
@@ -189,8 +191,7 @@ class Plan:
         layout = self.layouts[source]
         if draft is None or len(source.users) != 1 or layout.positions.numel() != draft.step.points * draft.outputs:
             return None
-        is_by_channel = layout.is_by_pixel or layout.positions.dim() == 2
-        return draft if is_by_channel or not by_channel else None
+        return draft if not by_channel or layout.is_by_pixel or _are_channels(layout.positions, draft) else None
 
     def _alone(self, node: fx.Node, source: fx.Node) -> tuple[Layout, Draft]:
         """A step that copies the numbers of a node, to be fused into."""
@@ -390,6 +391,12 @@ class Plan:
             drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), table(positions))))
         steps = [draft.built() for draft in drafts]
         return arranged(steps, sizes, given, chunk)
+
+
+def _are_channels(positions: Tensor, draft: Draft) -> bool:
+    """Whether a view `(1, numbers)` holds the outputs of a step for its only point, in their order."""
+    whole = positions.dim() == 2 and draft.step.points == 1 and positions.numel() > 0
+    return whole and torch.equal(positions[0], positions[0, 0] + torch.arange(draft.outputs))
 
 
 def _is_indexed(node: fx.Node, depth: int) -> bool:

@@ -32,6 +32,7 @@ from filigree.io.storage import remove_leftovers
 from filigree.measure.energy import energy
 from filigree.nn.sparse.sharding import shards_in
 from filigree.ops import kernels
+from filigree.ops.denormals import without_denormals
 from filigree.ops.sparse_rows import as_dense, rows_of
 from filigree.recipes.building import build, evolution_of, optimizer_of
 from filigree.recipes.measuring import MODEL, measure_together
@@ -262,15 +263,11 @@ def _train(
     record = Record.start(
         recipe.name, method, number, config, folder, kernels.isa(), [*recipe.notes, *arm.notes, *split.notes]
     )
-    kernels.flush_denormals(True)  # momentum of dead connections decays into them, and every step slows down
     loop = _taken_up if arm.after else _rebuilding if training.rebuild_every_epoch else _plain
-    try:
-        with energy() as used:
-            model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
-            if arm.compress:
-                _compress(model, arm, training, split, number, history)
-    finally:
-        kernels.flush_denormals(False)
+    with without_denormals(), energy() as used:
+        model, history = loop(recipe, method, arm, training, number, split, record, folder, resume, progress)
+        if arm.compress:
+            _compress(model, arm, training, split, number, history)
     if processes.is_main() or shards_in(model) is not None:  # which all save and evaluate together
         _finish(model, history, record, folder, split, None if interrupted else used.joules)
     processes.wait()

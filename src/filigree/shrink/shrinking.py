@@ -15,10 +15,10 @@ from filigree.compress.passes import shown
 from filigree.compress.pruning.errors import OutputError
 from filigree.computed_weights import copied
 from filigree.config import check_choice, one_line
+from filigree.laid_out import runtimes_of
 from filigree.layer_selection import Where, matching
 from filigree.measure.cost import stored
 from filigree.nn.resizing import has_units
-from filigree.optimize.runtime import runtimes_of
 from filigree.shrink.metrics import Judge, least_of
 from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, described, fitted, frozen, method_of, rounded
 from filigree.shrink.samples import Samples

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from filigree.convert import replace_module
 from filigree.nn.dropout.dropout import FastDropout
-from filigree.ops import kernels
 from filigree.ops.dropout import dropout
 
 
@@ -77,17 +76,6 @@ def threads(count: int | None) -> Iterator[None]:
     finally:
         if count is not None:
             torch.set_num_threads(before)
-
-
-@contextmanager
-def without_denormals() -> Iterator[None]:
-    """Momentum of dead connections decays into denormal numbers, and they slow every step down."""
-    flushed = bool(torch.tensor(1e-310, dtype=torch.float64) * 1 == 0)  # as the user may have it
-    kernels.flush_denormals(True)
-    try:
-        yield
-    finally:
-        kernels.flush_denormals(flushed)
 
 
 def draw_dropout_from_(network: nn.Module, generator: torch.Generator) -> None:

@@ -33,6 +33,7 @@ from filigree.io.storage import write_state
 from filigree.nn import SparseLinear
 from filigree.nn.sparse.sparse import Sparse
 from filigree.nn.standardize import Standardize
+from filigree.ops.denormals import without_denormals
 from filigree.ops.sparse_rows import sparse_rows
 from filigree.sklearn import running
 from filigree.sklearn.parameters import ACTIVATIONS, EPSILON, PRESETS, ZETA, check_parameters
@@ -353,7 +354,7 @@ class SparseMLP(BaseEstimator):
         def weighted_loss(output: Tensor, columns: Tensor) -> Tensor:
             return weighted_mean(self._losses(output, self._target_of(columns[:, :-1])), columns[:, -1])
 
-        with running.without_denormals(), running.threads(self.n_jobs):
+        with without_denormals(), running.threads(self.n_jobs):
             return train_network(
                 self.network_, (self._inputs(X), beside(target, weights)), optimizer=self._optimizer, epochs=epochs,
                 batch_size=int(self.batch_size), loss=loss if weights is None else weighted_loss,

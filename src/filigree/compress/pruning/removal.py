@@ -12,7 +12,7 @@ from filigree.compress.pruning.graph import Units, without
 from filigree.compress.pruning.tracing import Node
 from filigree.computed_weights import copied
 from filigree.config import one_line
-from filigree.nn.resizing import CONVOLUTIONS, NORMS, TRANSPOSED, has_units, is_conv1d, weight_sides
+from filigree.nn.resizing import CONVOLUTIONS, NORMS, TRANSPOSED, cuts_itself, has_units, is_conv1d, weight_sides
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -124,12 +124,21 @@ def _change_attributes(smaller: nn.Module, groups: Sequence[Units], kept: Mappin
 
 
 def take_over(model: nn.Module, smaller: nn.Module) -> None:
-    """Give the model's modules the parameters and sizes of a pruned copy's; the modules stay the same objects."""
+    """Give the model's modules the parameters and sizes of a pruned copy's.
+
+    The modules stay the same objects, and so does what else they hold: the copy's lists hold the copy's modules.
+    """
     for name, source in smaller.named_modules():
         target = model.get_submodule(name)
-        hooks = {key: value for key, value in target.__dict__.items() if "hooks" in key}
-        children, training = target.__dict__["_modules"], target.training
-        target.__dict__.update(source.__dict__)
-        target.__dict__.update(hooks)
-        target.__dict__["_modules"] = children
-        target.training = training
+        before, whole = vars(target), cuts_itself(source)
+        for key, value in vars(source).items():
+            stays = key in ("_modules", "training") or "hooks" in key
+            if not stays and (whole or key in ("_parameters", "_buffers") or key not in before or _is_size(value)):
+                before[key] = value
+
+
+def _is_size(value: Any) -> bool:
+    """Whether an attribute is one that removal changes: a tensor, a number, or a row of these."""
+    return isinstance(value, int | Tensor) or (
+        isinstance(value, tuple | list) and all(isinstance(part, int | Tensor) for part in value)
+    )

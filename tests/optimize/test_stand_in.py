@@ -1,0 +1,240 @@
+"""What `optimize_` lays out does what the model did: for every batch, with all that it returns and keeps."""
+
+import copy
+from collections import OrderedDict, namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+import filigree as fg
+from filigree.laid_out import LaidOut, runtimes_of
+from filigree.measure.timing import Timing, time_interleaved
+from filigree.optimize import optimization, restore_
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch):
+    """Whatever is timed, the last work is the fastest."""
+
+    def times(works, seconds):
+        for work in works:
+            work()
+        return [Timing(float(len(works) - i), 0.0, 0.0) for i in range(len(works))]
+
+    monkeypatch.setattr(optimization, "time_interleaved", times)
+
+
+class Mixing(nn.Module):
+    """A view that takes the samples of a batch apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(5 * 8, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x).permute(1, 0, 2).reshape(len(x), -1))
+
+
+class Keeping(nn.Module):
+    def __init__(self, keep):
+        super().__init__()
+        self.a, self.b, self.keep, self.seen = nn.Linear(6, 8), nn.Linear(8, 4), keep, []
+
+    def forward(self, x):
+        h = self.a(x)
+        self.keep(self, h)
+        return self.b(h)
+
+
+class Returning(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.b, self.kind = nn.Linear(6, 8), nn.Linear(8, 4), kind
+
+    def forward(self, x):
+        return self.kind(self.b(self.a(x)))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+
+    def forward(self, scale, x):
+        return scale * self.a(x)
+
+
+def equals_itself(model, x):
+    """Optimised, it gives for batches of every size what it gave."""
+    plain = copy.deepcopy(model)
+    fg.optimize_(model, x)
+    with torch.no_grad():
+        for batch in (x, x[:1], torch.cat([x, x.flip(0)])):
+            torch.testing.assert_close(model(batch), plain(batch), rtol=1e-4, atol=1e-5)
+    return model
+
+
+@pytest.mark.parametrize("view", [nn.Flatten(0), nn.Flatten(0, 1), nn.Flatten(-2), nn.Flatten(1)])
+@pytest.mark.parametrize("shape", [(6,), (3, 6)])
+def test_a_view_across_samples_is_left_to_torch(view, shape):
+    equals_itself(nn.Sequential(nn.Linear(6, 8), view).eval(), torch.randn(5, *shape))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_model_that_mixes_samples(batch):
+    equals_itself(Mixing().eval(), torch.randn(batch, 5, 6))
+
+
+@pytest.mark.parametrize("between", [[], [nn.ReLU()], [nn.AvgPool2d(2)], [nn.ReLU(), nn.MaxPool2d(2)]])
+def test_a_norm_of_all_numbers_of_an_image(between):
+    head = [nn.Conv2d(3, 8, 3), *between, nn.Flatten()]
+    width = nn.Sequential(*head)(torch.randn(1, 3, 8, 8)).shape[1]
+    norm = nn.BatchNorm1d(width)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    equals_itself(nn.Sequential(*head, norm, nn.Linear(width, 5)).eval(), torch.randn(4, 3, 8, 8))
+
+
+def test_a_norm_of_channels_that_were_shuffled():
+    norm = nn.BatchNorm1d(8)
+    norm.running_mean.normal_()
+    norm.weight.data.normal_()
+    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ChannelShuffle(2), nn.Flatten(), norm, nn.Linear(8, 5)]
+    equals_itself(nn.Sequential(*layers).eval(), torch.randn(4, 3, 1, 1))
+
+
+@pytest.mark.parametrize(("inputs", "shape"), [(0, (2, 0)), (6, (2, 0, 6))])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_no_numbers(inputs, shape):
+    fg.optimize_(nn.Sequential(nn.Linear(inputs, 4)).eval(), torch.zeros(shape))
+
+
+def test_token_ids_are_taken():
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3))
+    tokens = torch.randint(0, 20, (4, 5))
+    equals_itself(model.eval(), tokens)
+    (runtime,) = runtimes_of(model)
+    with torch.no_grad():
+        assert runtime.takes((tokens,))
+        assert not runtime.takes((tokens.int(),))
+
+
+@pytest.mark.parametrize("part", ["hooks", "training"])
+def test_a_part_that_is_called_as_it_is_switches_nothing_off(part):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.Linear(8, 4)).eval()
+    if part == "hooks":
+        prune.l1_unstructured(model[0], "weight", 0.5)
+        with torch.no_grad():
+            model(torch.randn(3, 6))  # what the hook computes can be copied then
+    else:
+        model[1].train()
+    equals_itself(model, torch.randn(3, 6))
+    with torch.no_grad():
+        assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        model[2].train()
+        assert not runtimes_of(model)[0].takes((torch.randn(3, 6),))
+
+
+@pytest.mark.parametrize("keep", [lambda m, h: setattr(m, "last", h), lambda m, h: m.seen.append(h)])
+def test_what_a_model_keeps_is_of_the_present_batch(keep):
+    model = equals_itself(Keeping(keep).eval(), torch.randn(3, 6))
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        model(x)
+        kept = model.last if hasattr(model, "last") else model.seen[-1]
+        torch.testing.assert_close(kept, nn.functional.linear(x, model.a.weight, model.a.bias))
+        assert all(isinstance(tensor, torch.Tensor) for tensor in model.seen)
+
+
+Pair = namedtuple("Pair", "one two")
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda y: OrderedDict(y=y), lambda y: {"y": y}, lambda y: [y, (y, y)], lambda y: Pair(y, y), lambda y: y]
+)
+def test_outputs_stay_of_their_kind(kind):
+    model, x = Returning(kind).eval(), torch.randn(3, 6)
+    with torch.no_grad():
+        before = model(x)
+        fg.optimize_(model, x)
+        assert type(model(x)) is type(before)
+
+
+def test_an_input_without_dimensions_that_is_not_the_first():
+    model, x = Scaled().eval(), torch.randn(3, 6)
+    with pytest.raises(ValueError, match="first dimension of the first tensor"):
+        fg.optimize_(model, (torch.tensor(2.0), x))
+
+
+@pytest.mark.parametrize("change", ["data", "part"])
+def test_new_memory_of_a_weight_is_noticed(change):
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(3, 6)
+    fg.optimize_(model, x)
+    if change == "data":
+        model[0].weight.data = torch.zeros(8, 6)
+    else:
+        model[0].double().float()
+        model[0].weight.data.zero_()
+    with torch.no_grad(), pytest.warns(UserWarning, match="have changed since"):
+        torch.testing.assert_close(model(x), nn.Sequential(*model)(x))
+
+
+def test_a_move_to_where_it_is_keeps_the_fast_form():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    fg.optimize_(model, torch.randn(3, 6))
+    assert len(runtimes_of(model.to("cpu").float())) == 1
+    assert runtimes_of(model.double()) == []
+
+
+def test_other_verbs_see_the_layers_as_they_were():
+    class Reading(nn.Module):  # its graph is not known, so that its layer is laid out alone
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y.relu_() + y
+
+    x = torch.randn(40, 64)
+    model = Reading().eval()
+    fg.optimize_(model, x)
+    assert isinstance(model.layer, LaidOut)
+    fg.compress_(model, fg.OneShot(0.5), x, progress=False)
+    assert isinstance(model.layer, fg.nn.SparseLinear)
+    model = Reading().eval()
+    fg.optimize_(model, x)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    assert isinstance(model.layer, fg.nn.SparseLinear)
+
+
+def test_a_parametrisation_of_a_layer_that_was_laid_out():
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer, x = nn.Linear(6, 8).eval(), torch.randn(3, 6)
+    expected = 2 * nn.functional.linear(x, layer.weight) + layer.bias
+    fg.optimize_(layer, x)
+    parametrize.register_parametrization(layer, "weight", Double())
+    assert restore_(layer)
+    torch.testing.assert_close(layer(x), expected)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is nn.Linear
+
+
+@pytest.mark.parametrize(("option", "value"), [("floats", None), ("floats", [3]), ("seconds", 0), ("tolerance", "0.1")])
+def test_an_option_that_is_none(option, value):
+    with pytest.raises((TypeError, ValueError), match=f"optimize_: {option} must be"):
+        fg.optimize_(nn.Linear(6, 8).eval(), torch.randn(3, 6), **{option: value})
+
+
+def test_denormals_are_as_the_user_has_them():
+    torch.set_flush_denormal(True)
+    try:
+        time_interleaved([lambda: None], 0.001)
+        assert torch.tensor(1e-310, dtype=torch.float64) * 1 == 0
+    finally:
+        torch.set_flush_denormal(False)
