@@ -573,3 +573,64 @@ def test_the_report_marks_what_was_found():
     object.__setattr__(slower, "winner", attempts[0])
     assert "not faster, left as it was" in slower.verdict()
     assert set(METHODS) == {"units", "bits", "ranks", "connections"}
+
+
+def test_attention_layers_that_the_data_do_not_reach_and_packed_sequences_are_no_hindrance():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.memory = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.rnn, self.unused = nn.GRU(16, 8, batch_first=True), nn.Linear(16, 16)
+
+        def forward(self, x):
+            x = self.encoder(x)
+            x = x + self.memory(x, x.flip(1), x.flip(1), need_weights=False)[0]
+            lengths = torch.full((len(x),), x.shape[1])
+            return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[1][0]
+
+    report = fg.shrink(Model(), torch.randn(40, 6, 16), seconds=3, progress=False)
+    text = str(report)
+    assert "unused stays: the data do not reach it" in text
+    assert "memory stays: it reads several tensors" in text
+    assert "rnn stays: it reads a PackedSequence, no tensor" in text
+    assert "encoder.self_attn stays" not in text
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("of_labels", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("metric", ["accuracy", "agreement"])
+def test_decisions_of_one_number_a_sample(shape, of_labels, probabilities, metric):
+    class Model(nn.Module):
+        def __init__(self, sign):
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, x):
+            y = self.sign * x[:, :1].view(shape)
+            return y.sigmoid() if probabilities else y
+
+    x = torch.randn(200, 3)
+    y = (x[:, 0] > 0).long().view(of_labels)
+    right, wrong = Model(1), Model(-1)
+    judge = Judge(metric, right, Samples.of((x, y), None, 1000, right))
+    assert judge(right) == 1
+    assert judge(wrong) == 0
+
+
+def test_outputs_that_do_not_fit_the_targets():
+    model, x = nn.Linear(3, 2), torch.randn(20, 3)
+    with pytest.raises(ValueError, match=r"r2 needs as many outputs as targets\. Got \(20, 2\) and \(20,\)"):
+        Judge(None, model, Samples.of((x, torch.randn(20)), None, 1000, model))
+    judge = Judge("accuracy", model, Samples.of((x, torch.zeros(20, 3, dtype=torch.long)), None, 1000, model))
+    with pytest.raises(ValueError, match=r"accuracy needs outputs \(batch, classes\)"):
+        judge(model)
+
+
+def test_samples_are_drawn():
+    x = torch.arange(1000.0)[:, None]
+    drawn = Samples.of(x, None, 100, nn.Linear(1, 1), seed=3).inputs.tensor
+    assert len(drawn) == 100
+    assert drawn.max() > 900
+    assert torch.equal(drawn, Samples.of(x, None, 100, nn.Linear(1, 1), seed=3).inputs.tensor)

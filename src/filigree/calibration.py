@@ -49,7 +49,8 @@ class Calibration:
             most: of an iterable no more samples are read than these need.
 
         Raises:
-            TypeError: data of another kind. ValueError: no samples, or NaN or Inf among them.
+            TypeError: data of another kind. ValueError: no samples, or NaN or Inf among them; several tensors of which
+                it is not known whether they are batches.
         """
         if isinstance(data, cls):
             return data
@@ -57,6 +58,7 @@ class Calibration:
             return None if forward is None else cls(None, forward, progress)
         x = getattr(data, "x", data)
         if (isinstance(x, tuple) and not isinstance(x, PackedSequence)) or _is_pair(x):
+            _check_pair(x, who)
             x = x[0] if len(x) else None
         if isinstance(x, Tensor):
             calibration = cls(x, forward, progress)
@@ -73,12 +75,17 @@ class Calibration:
         return calibration
 
     def _check(self, who: str) -> None:
-        tensors = tensors_in(self.inputs)
-        for tensor in tensors:
-            if (tensor.dim() and not len(tensor)) or (tensor.is_floating_point() and not bool(tensor.isfinite().all())):
-                raise ValueError(f"{who}: data must be finite, at least one sample. Got {tuple(tensor.shape)}.")
         if not len(self.inputs):
             raise ValueError(f"{who}: data must be finite, at least one sample. Got no batch.")
+        for batch in [self.inputs] if isinstance(self.inputs, Tensor) else self.inputs:
+            named = batch if isinstance(batch, Mapping) else {"": batch}
+            for name, value in named.items():
+                what = f" as {name!r}" if isinstance(batch, Mapping) else ""
+                for tensor in tensors_in(value):
+                    if tensor.dim() and not len(tensor):
+                        raise ValueError(f"{who}: data must have at least one sample. Got {tuple(tensor.shape)}{what}.")
+                    if tensor.is_floating_point() and not _is_finite(tensor, isinstance(batch, Mapping)):
+                        raise ValueError(f"{who}: data must be finite. Got NaN or Inf in {tuple(tensor.shape)}{what}.")
 
     @property
     def tensor(self) -> Tensor | None:
@@ -116,7 +123,11 @@ class Calibration:
         return [size / sum(sizes) for size in sizes]
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
-        """What the model returns for a chunk."""
+        """What the model returns for a chunk, of which it is given a copy: it may work in place."""
+        return self.call_on(model, owned(inputs))
+
+    def call_on(self, model: nn.Module, inputs: Any) -> Any:
+        """The same on the chunk itself, as a measurement of time wants it."""
         if self.forward is not None:
             return self.forward(model) if inputs is _NOTHING else self.forward(model, inputs)
         return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
@@ -240,6 +251,36 @@ def _same_rows(part: Any, whole: Any, which: Tensor) -> bool:
 
 
 _NOTHING = object()  # the chunk of a forward function that brings its own inputs
+
+
+def owned(inputs: Any) -> Any:
+    """The same inputs with tensors of their own."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone()
+    if isinstance(inputs, dict):
+        same = copy.copy(inputs)
+        for key, value in inputs.items():
+            same[key] = owned(value)
+        return same
+    return type(inputs)(map(owned, inputs)) if type(inputs) in (list, tuple) else inputs
+
+
+def _is_finite(tensor: Tensor, is_argument: bool) -> bool:
+    """Whether all numbers are; in an argument by name, which may be a mask to be added, there may be minus infinity."""
+    bad = tensor.isnan() | tensor.isposinf() if is_argument else ~tensor.isfinite()
+    return not bool(bad.any())
+
+
+def _check_pair(x: Any, who: str) -> None:
+    """Refuse several tensors that may as well be batches."""
+    alike = all(isinstance(part, Tensor) and part.is_floating_point() for part in x) and (
+        len({(part.shape[1:], part.dtype) for part in x}) == 1
+    )
+    if len(x) > 2 or (isinstance(x, list) and alike):
+        raise ValueError(
+            f"{who}: data must be a tensor, a pair (x, y), or batches of these. Got a {type(x).__name__} of {len(x)} "
+            "tensors: give a tuple (x, y), or batches as a DataLoader or an iterator."
+        )
 
 
 def _is_pair(x: Any) -> bool:

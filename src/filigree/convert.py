@@ -15,7 +15,7 @@ from filigree.calibration import Calibration
 from filigree.config import Config, one_line
 from filigree.laid_out import restore_
 from filigree.layer_selection import ChangesLayers, Where, select
-from filigree.modes import evaluating
+from filigree.modes import evaluating, without_shortcuts
 from filigree.preserved import Preserved
 from filigree.rollback import AllOrNothing
 from filigree.summary import Summary
@@ -171,16 +171,24 @@ def layer_inputs(
         ValueError: the model does not run on the data, or they do not reach a module; by the name of `who` asks.
     """
     inputs: dict[str, list[Tensor]] = {}
+    unread: dict[str, str] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            inputs.setdefault(name, []).append(next(iter((*args, *kwargs.values()))).detach())
+            x = next(iter((*args, *kwargs.values())), None)
+            if not isinstance(x, Tensor):
+                unread.setdefault(name, type(x).__name__)
+            else:
+                inputs.setdefault(name, []).append(x.detach().clone())  # what comes after may change it in place
 
         return hook
 
     handles = (model.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True) for name in names)
-    with inference_context(model, handles):
+    with inference_context(model, handles), without_shortcuts():
         run_on(model, x, who)
+    if unread:
+        name, kind = next(iter(unread.items()))
+        raise ValueError(f"{who}: {name!r} must read a tensor. Got a {kind}.")
     if missed := set(names) - set(inputs):
         raise ValueError(f"{who}: the data do not reach {sorted(missed)[0]!r}.")
     return {name: _together(name, calls, who) for name, calls in inputs.items()}

@@ -28,6 +28,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def without_shortcuts() -> Iterator[None]:
+    """Torch's transformer layers call their modules, instead of one kernel for all."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 class DispatchMode(TorchDispatchMode):
     """Base of modes that see the operations of torch by their `__torch_dispatch__`, which torch.compile leaves alone.
 

@@ -19,6 +19,13 @@ def check_module(model: Any, who: str) -> None:
     raise TypeError(f"{who}: model must be a torch module. Got {what}.{hint}")
 
 
+def check_on_cpu(model: nn.Module, who: str) -> None:
+    """`ValueError` by the name of `who` works there, unless all of a model is on the CPU."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{who}: the model must be on the CPU. {name!r} is on {tensor.device}.")
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, without `torch.compile`, `DataParallel` and `DistributedDataParallel` around it."""
     while True:

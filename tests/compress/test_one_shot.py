@@ -115,7 +115,7 @@ def test_pattern_of_a_convolution_counts_channels_at_a_tap():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
     report = str(fg.compress_(model, fg.OneShot(pattern="2:4"), torch.randn(30, 3, 7, 7)))
     assert "left whole: 4 does not divide its 3 inputs" in report
-    with pytest.raises(ValueError, match=r"fits no layer: '0': 4 does not divide its 3 inputs"):
+    with pytest.raises(ValueError, match=r"no layer can be pruned .*: '0': 4 does not divide its 3 inputs"):
         fg.compress_(nn.Sequential(nn.Conv2d(3, 4, 3)), fg.OneShot(pattern="2:4"), torch.randn(9, 3, 7, 7))
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     fg.compress_(model, fg.OneShot(0.5, pattern=(1, 9)), torch.randn(9, 3, 7, 7))
@@ -421,3 +421,30 @@ def test_moments_of_two_networks():
     design = F.pad(now, (0, 1), value=1.0)
     best = design @ torch.linalg.lstsq(design, before(x).detach().double()).solution
     torch.testing.assert_close(y.double(), best, rtol=1e-3, atol=1e-3)
+
+
+def test_experts_that_read_other_samples_behind_a_pruned_router():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(16, 2)
+            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+        def forward(self, x):
+            chosen, y = self.router(x).argmax(1), torch.zeros_like(x)
+            for number, expert in enumerate(self.experts):
+                y[chosen == number] = expert(x[chosen == number])
+            return y
+
+    torch.manual_seed(0)
+    model = Experts()
+    fg.compress_(model, fg.OneShot(0.5), torch.randn(512, 16), progress=False)
+    assert all(isinstance(layer, fg.nn.SparseLinear) for layer in model.experts)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_weights_stay():
+    model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4), nn.Linear(4, 4))
+    report = fg.compress_(model, fg.OneShot(0.5), torch.randn(64, 4), progress=False)
+    assert isinstance(model[2], fg.nn.SparseLinear)
+    assert str(report).count("it has no weights") == 2

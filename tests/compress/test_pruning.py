@@ -675,3 +675,26 @@ def test_what_finds_the_number_itself_takes_no_budget():
         for keep in (fg.MaxError(0.1), fg.Budget(macs=0.5)):
             with pytest.raises(ValueError, match=r"finds the number of units itself: keep cannot be"):
                 make(keep=keep)
+
+
+def test_complex_data():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.last(self.first(torch.view_as_real(x).flatten(1)).relu())
+
+    model = Model()
+    fg.compress_(model, fg.MagnitudePruning(keep=0.5), torch.randn(64, 4, dtype=torch.cfloat), progress=False)
+    assert model.first.out_features == 16
+
+
+def test_a_model_that_is_elsewhere():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model.register_buffer("elsewhere", torch.zeros(2, device="meta"))
+    with pytest.raises(ValueError, match=r"MagnitudePruning: the model must be on the CPU\. '.*elsewhere' is on meta"):
+        fg.compress_(model, fg.MagnitudePruning(), torch.randn(9, 3), progress=False)
+    with pytest.raises(ValueError, match="MonteCarlo: the model must be on the CPU"):
+        fg.compress_(model, fg.MonteCarlo(), torch.randn(9, 3), progress=False)

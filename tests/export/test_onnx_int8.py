@@ -143,8 +143,9 @@ def test_calibration_data():
         calibration_batches(torch.zeros(2, 4), example)
     with pytest.raises(ValueError, match="at least one batch"):
         calibration_batches([], example)
-    with pytest.raises(TypeError, match="calibration must be a tensor or batches"):
-        calibration_batches(3, example)
+    for given in (3, x.numpy(), [{"x": x}], "text"):
+        with pytest.raises(TypeError, match="calibration must be a tensor or batches"):
+            calibration_batches(given, example)
 
 
 def test_errors(tmp_path):
@@ -156,3 +157,26 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="int8='integers': the model has no such layer"):
         export_onnx(model, tmp_path / "m.onnx", x, int8="integers", seconds=0.001)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv1d(8, 4, 1)])
+def test_a_bias_of_a_row_of_zeros_stays(tmp_path, layer):
+    torch.manual_seed(0)
+    x = torch.randn(64, 8) if isinstance(layer, nn.Linear) else torch.randn(64, 8, 3)
+    with torch.no_grad():
+        layer.weight[0], layer.bias[0] = 0, 0.5
+        layer.weight[1], layer.bias[1] = 1e-12, -0.5
+    export_onnx(nn.Sequential(layer), tmp_path / "m.onnx", x, seconds=0.001, int8="all", calibration=x)
+    with torch.no_grad():
+        torch.testing.assert_close(run(tmp_path / "m.onnx", x), layer(x), atol=0.02, rtol=0.02)
+
+
+def test_inputs_that_were_zero_on_the_calibration_data(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    x = torch.randn(64, 8)
+    export_onnx(model, tmp_path / "m.onnx", x, seconds=0.001, int8="all", calibration=x)
+    with torch.no_grad():
+        torch.testing.assert_close(run(tmp_path / "m.onnx", x), model(x), atol=0.01, rtol=0.01)

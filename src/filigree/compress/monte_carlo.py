@@ -24,6 +24,7 @@ from filigree.nn.integer.empty_integer_layers import (
     weight_matrix,
 )
 from filigree.nn.integer.integer_layer import IntegerLayer, SampledActivation, by_channel
+from filigree.wrappers import check_on_cpu
 
 WIDE = 5_000  # columns of a matrix: error diffusion holds six matrices of their square, 1.2 GB
 POSITIONS = 20_000  # of a convolution or a sequence, at most, that calibration looks at
@@ -82,6 +83,8 @@ class MonteCarlo(Compression):
     def compress(
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        if data is not None:
+            check_on_cpu(model, "MonteCarlo")
         if data is None and self.activations is not None:
             raise ValueError("MonteCarlo: activations need data: fg.compress_(model, config, data).")
         for name in names:

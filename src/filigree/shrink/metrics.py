@@ -66,23 +66,32 @@ class Judge:
         if self._held.targets is None:
             raise ValueError('shrink: metric="accuracy" needs targets: data=(x, y).')
 
+        least = _least_of_yes(outputs)
+
         def accuracy(network: nn.Module) -> float:
             hits = total = 0
             for output, y in zip(_outputs(network, self._held.inputs), targets, strict=True):
                 logits, labels = by_class(tensors_in(output)[0], y)
-                chosen = logits.argmax(1) if logits.dim() > labels.dim() else logits.flatten() > 0
-                hits, total = hits + int((chosen == labels).sum()), total + labels.numel()
+                several = logits.dim() > labels.dim() and logits.shape[1] > 1
+                chosen = (logits.argmax(1) if several else logits > least).flatten()
+                if chosen.numel() != labels.numel():
+                    raise ValueError(
+                        "shrink: accuracy needs outputs (batch, classes), or one number a label. "
+                        f"Got {tuple(logits.shape)}, and labels {tuple(labels.shape)}."
+                    )
+                hits, total = hits + int((chosen == labels.flatten()).sum()), total + labels.numel()
             return hits / max(1, total)
 
         return accuracy
 
     def _agreement(self, original: nn.Module, outputs: list[Any]) -> Metric:
-        expected = [_decisions(tensors_in(output)[0]) for output in outputs]
+        least = _least_of_yes(outputs)
+        expected = [_decisions(tensors_in(output)[0], least) for output in outputs]
 
         def agreement(network: nn.Module) -> float:
             same = total = 0
             for output, decisions in zip(_outputs(network, self._held.inputs), expected, strict=True):
-                same += int((_decisions(tensors_in(output)[0]) == decisions).sum())
+                same += int((_decisions(tensors_in(output)[0], least) == decisions).sum())
                 total += decisions.numel()
             return same / max(1, total)
 
@@ -91,7 +100,12 @@ class Judge:
     def _r2(self, original: nn.Module, outputs: list[Any]) -> Metric:
         targets = self._held.targets_of_chunks()
         firsts = [tensors_in(output)[0] for output in outputs]
-        if all(y is not None and y.shape == first.shape for first, y in zip(firsts, targets, strict=True)):
+        if all(y is not None and y.is_floating_point() for y in targets):
+            for first, y in zip(firsts, targets, strict=True):
+                if len(first) != len(y) or first.numel() != y.numel():
+                    raise ValueError(
+                        f"shrink: r2 needs as many outputs as targets. Got {tuple(first.shape)} and {tuple(y.shape)}."
+                    )
             expected = torch.cat([y.double().flatten(1) if y.dim() > 1 else y.double()[:, None] for y in targets])
             spread = float((expected - expected.mean(0)).square().sum()) or 1.0
 
@@ -123,10 +137,17 @@ def _default(output: Tensor, held: Samples) -> str:
     return "agreement" if probable else "r2"
 
 
-def _decisions(output: Tensor) -> Tensor:
-    """The largest of the classes, which lie second, in sequences `(batch, length, classes)` last."""
+def _least_of_yes(outputs: list[Any]) -> float:
+    """Above which number one output a sample says yes: 0 of a logit, a half where the network makes probabilities."""
+    firsts = [tensors_in(output)[0] for output in outputs]
+    return 0.5 if all(bool(((first >= 0) & (first <= 1)).all()) for first in firsts) else 0.0
+
+
+def _decisions(output: Tensor, least: float) -> Tensor:
+    """The largest of the classes, which lie second, in sequences `(batch, length, classes)` last; of one number a
+    sample whether it says yes."""
     if output.dim() < 2 or output.shape[1] == 1:
-        return output > 0
+        return output > least
     return output.argmax(-1 if output.dim() == 3 else 1)
 
 

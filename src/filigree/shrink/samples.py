@@ -30,8 +30,8 @@ class Samples:
     by_rows: bool = False
 
     @classmethod
-    def of(cls, data: Any, forward: Forward | None, most: int, model: nn.Module) -> Samples:
-        """What the data of a caller are, at most so many samples of them.
+    def of(cls, data: Any, forward: Forward | None, most: int, model: nn.Module, seed: int = 0) -> Samples:
+        """What the data of a caller are, at most so many samples of them, drawn by the seed; of batches the first ones.
 
         Args:
             model: is tried on rows of a mapping or of batches, which are only cut where it takes them as samples.
@@ -50,7 +50,10 @@ class Samples:
         if isinstance(x, Mapping):
             y = None if y is None else [y]
         whole = cls(calibration, y, calibration.takes_rows(model))
-        return whole._rows(torch.arange(most)) if whole._has_rows() and len(whole) > most else whole
+        if not whole._has_rows() or len(whole) <= most:
+            return whole
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
+        return whole._rows(order[:most].sort().values)
 
     def __len__(self) -> int:
         return len(self.inputs)

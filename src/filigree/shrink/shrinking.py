@@ -24,7 +24,7 @@ from filigree.shrink.plans import METHODS, Plan, Setting, Slot, between, describ
 from filigree.shrink.samples import Samples
 from filigree.shrink.sensitivity import Effect, form_effects, path_of, unit_effects
 from filigree.shrink.shrunk import ALL, SAME, Attempt, Shrunk
-from filigree.shrink.speed import EXACT, LayerClock, LayoutOptions, laid_out_, timings
+from filigree.shrink.speed import EXACT, LayerClock, LayoutOptions, calls_of, laid_out_, timings
 
 ORIGINAL = "original"
 JUDGED = 64  # held-out samples on which single settings are tried, at most
@@ -71,8 +71,8 @@ def shrink(
         forward: how the model runs on a batch, as of `fg.compress_`; such a model is timed as it is, not laid out.
         where: which layers may change, as of `fg.compress_`. methods: some of "units", "bits" (and int8 layouts),
             "ranks", "connections".
-        samples: of the data, at most. seconds: after which nothing more is tried; a step may take longer. seed: of the
-            held-out samples. progress: whether a bar is shown; None: on a terminal.
+        samples: of the data, at most, drawn. seconds: after which nothing more is tried; a step may take longer.
+        seed: of the samples that are drawn and held out. progress: whether a bar is shown; None: on a terminal.
 
     Returns:
         A printable report with `.model`. Where nothing is faster, or nothing meets what is asked, the report says so;
@@ -96,9 +96,9 @@ def shrink(
         check_choice("shrink", "methods", method, METHODS)
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"shrink: the model must have weights. {empty[0]!r} is on the meta device.")
-    whole = Samples.of(data, forward, samples, model)
+    whole = Samples.of(data, forward, samples, model, seed)
     fit, held = (
-        (whole, Samples.of(validation, forward, samples, model)) if validation is not None else whole.split(seed)
+        (whole, Samples.of(validation, forward, samples, model, seed)) if validation is not None else whole.split(seed)
     )
     search = _Search(copied(model).eval(), fit, held, metric, keep, latency_ms, bytes, batch, seconds, progress)
     return search.run(where, [method for method in METHODS if method in methods])
@@ -259,7 +259,9 @@ class _Search:
         accepts = OneShot().accepts
         able = {name: module for name, module in self.original.named_modules() if accepts(module) or has_units(module)}
         names = matching(able, where, "shrink", "layer that can be shrunk") if able or where is not None else []
-        names = [name for name in names if name]
+        calls, left = calls_of(self.original, [name for name in names if name], self.example)
+        names = list(calls)
+        self.notes += left
         if not names:
             self.notes.append("the model has no layers that can be shrunk")
             return self._result()
@@ -268,7 +270,7 @@ class _Search:
             began = time.monotonic()
             self._try_int8()
             self._spend("bits", began)
-        clock = LayerClock(self.original, names, self.example, self.layout)
+        clock = LayerClock(self.original, calls, self.example, self.layout)
         effects = self._effects(names, methods, clock, smaller)
         present = [method for method in methods if any(method_of(effect.setting) == method for effect in effects)]
         searches = [(ALL, effects)] if len(present) > 1 else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from filigree.calibration import Calibration
 from filigree.computed_weights import copied
-from filigree.convert import layer_inputs
+from filigree.convert import inference_context, layer_inputs, run_on
 from filigree.measure.timing import Timing, time_interleaved
+from filigree.modes import without_shortcuts
 from filigree.optimize.optimization import optimize_
+from filigree.outputs import tensors_in
 from filigree.preserved import has_hooks
 
 BRIEF = 0.01  # seconds of a measurement that only compares
@@ -76,7 +78,7 @@ def running(network: nn.Module, example: Calibration) -> Callable[[], Any]:
 
     def run() -> Any:
         with torch.inference_mode():
-            return example.call(network, inputs)
+            return example.call_on(network, inputs)
 
     return run
 
@@ -86,29 +88,73 @@ def timings(networks: Sequence[nn.Module], example: Calibration, seconds: float)
     return time_interleaved([running(network, example) for network in networks], seconds)
 
 
+_X = object()  # in a layer's arguments: the tensor that it reads
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """How a layer is called: with one tensor, which may be several of its arguments, and with no other tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self, layer: nn.Module, x: Any) -> Any:
+        args = (x if arg is _X else arg for arg in self.args)
+        return layer(*args, **{key: x if arg is _X else arg for key, arg in self.kwargs.items()})
+
+
+def calls_of(
+    model: nn.Module, names: Sequence[str], example: Calibration
+) -> tuple[dict[str, LayerCall], list[str]]:  # fmt: skip
+    """How each of these layers is called first, and lines about those that cannot be run alone."""
+    calls: dict[str, LayerCall | str] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = next(iter((*args, *kwargs.values())), None)
+            given = [arg for arg in (*args, *kwargs.values()) if arg is not x]
+            if not isinstance(x, Tensor) or tensors_in(given):
+                what = "several tensors" if isinstance(x, Tensor) else f"a {type(x).__name__}, no tensor"
+                calls.setdefault(name, f"{name} stays: it reads {what}")
+                return
+            named = {key: _X if arg is x else arg for key, arg in kwargs.items()}
+            calls.setdefault(name, LayerCall(tuple(_X if arg is x else arg for arg in args), named))
+
+        return hook
+
+    hooks = (model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in names)
+    with inference_context(model, hooks), without_shortcuts():
+        run_on(model, example, "shrink")
+    calls |= {name: f"{name} stays: the data do not reach it" for name in names if name not in calls}
+    able = {name: call for name in names if isinstance(call := calls[name], LayerCall)}
+    return able, [call for name in names if isinstance(call := calls[name], str)]
+
+
 class _Alone(nn.Module):
     """A layer as a network; of one that returns several things, as recurrent ones do, the first."""
 
-    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+    def __init__(self, layer: nn.Module, call: LayerCall, x: Tensor) -> None:
         super().__init__()
-        self.layer = layer.eval()
+        self.layer, self.call = layer.eval(), call
         with torch.no_grad():
-            self.several = isinstance(layer(x), tuple)
+            self.several = isinstance(call(layer, x), tuple)
 
     def forward(self, x: Any) -> Any:
-        return self.layer(x)[0] if self.several else self.layer(x)
+        y = self.call(self.layer, x)
+        return y[0] if self.several else y
 
 
 class LayerClock:
     """How long layers take alone, each as fast as it can be laid out, in turns with the same layer as it was.
 
-    `layout`: of the model.
+    `calls`: the layers by name, and how they are called; `layout`: of the model.
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], example: Calibration, layout: LayoutOptions = EXACT
+        self, model: nn.Module, calls: Mapping[str, LayerCall], example: Calibration, layout: LayoutOptions = EXACT
     ) -> None:  # fmt: skip
-        self._model, self._example, self._layout = model, example, layout
+        self._model, self._calls, self._example, self._layout = model, calls, example, layout
+        names = list(calls)
         self._inputs = layer_inputs(model, names, example, "shrink")
         self._laid_out: dict[str, nn.Module] = {}
         self.before: dict[str, float] = {}
@@ -131,7 +177,7 @@ class LayerClock:
 
     def _alone(self, model: nn.Module, name: str, x: Tensor) -> nn.Module:
         layer = copied(model.get_submodule(name))
-        alone = _Alone(layer, x).eval()
+        alone = _Alone(layer, self._calls[name], x).eval()
         if not has_hooks(layer):
             laid_out_(alone, Calibration(x), layout=self._layout.inside(name))
         return alone

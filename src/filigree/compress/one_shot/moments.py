@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from filigree.calibration import Calibration
+from filigree.calibration import Calibration, owned
 from filigree.compress.one_shot.products import WIDEST, Product
 from filigree.compress.one_shot.recurrence import Call
 from filigree.convert import inference_context, run_on
+from filigree.modes import without_shortcuts
+from filigree.outputs import tensors_in
 
 CHUNK = 64  # samples that a network computes at a time
 MOST_ROWS = 16_384  # that a product's moments are taken from, at most
@@ -39,12 +41,12 @@ def arguments_of(
     calls: list[Call] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
+        calls.append(owned((args, kwargs)))  # what comes after may change them in place
         if len(calls) == most:
             raise _ReachedError
 
     hook = (model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True) for _ in range(1))
-    with inference_context(model, hook), _without_shortcuts(), suppress(_ReachedError):
+    with inference_context(model, hook), without_shortcuts(), suppress(_ReachedError):
         run_on(model, x, who)
     return calls
 
@@ -65,23 +67,12 @@ def order_of(
         return hook
 
     hooks = (model.get_submodule(name).register_forward_pre_hook(count(name)) for name in names)
-    with inference_context(model, hooks), _without_shortcuts():
+    with inference_context(model, hooks), without_shortcuts():
         for x in chunks:
             counts.clear()
             run_on(model, x, who)
             most |= {name: max(count, most.get(name, 0)) for name, count in counts.items()}
     return most
-
-
-@contextmanager
-def _without_shortcuts() -> Iterator[None]:
-    """Torch's transformer layers call their modules, instead of one kernel for all."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @dataclass
@@ -153,7 +144,8 @@ def moments_of(
     Args:
         networks: the original, and the one that is being changed. runs: how often a pass calls the module.
 
-    At most `MOST_ROWS` rows are taken, four for each column and at least 4,096, drawn by the seed.
+    At most `MOST_ROWS` rows are taken, four for each column and at least 4,096, drawn by the seed. Where a module reads
+    other numbers of samples in the two networks, as the experts behind a router do, x is x'.
     """
     modules = [network.get_submodule(name) for network in networks]
     groups, _, columns = product.matrix(modules[0]).shape
@@ -166,6 +158,8 @@ def moments_of(
         for number, x in enumerate(chunks):
             before, now = (arguments_of(network, name, x, runs, who) for network in networks)
             for call, (was, is_now) in enumerate(zip(before, now, strict=False)):
+                if _sizes(was) != _sizes(is_now):
+                    was = is_now  # an expert to which a changed router gives other samples
                 draw = seed + 1009 * number + call
                 rows = [
                     product.rows(owner, arguments, most, torch.Generator().manual_seed(draw))
@@ -177,3 +171,7 @@ def moments_of(
             if not total.count:
                 raise ValueError(f"{who}: the data do not reach {name!r}.")
             yield total.columns, total.moments(product.has_bias(modules[0]))
+
+
+def _sizes(call: Call) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors_in(call[0])]

@@ -168,15 +168,20 @@ class OneShot(Compression):
         left: dict[str, str] = {}
         for name in names:
             module, fitting = model.get_submodule(name), self._products(model, name)
+            if not any(product.matrix(module).numel() for product in fitting.values()):
+                fitting = {}
             odd = {key: each for key, each in products_of(module, self._multiple).items() if key not in fitting}
             for key, product in odd.items():
-                inputs = product.matrix(module).shape[2] // product.taps
-                left[f"{name}, {key}" if fitting else name] = f"{self._multiple} does not divide its {inputs} inputs"
+                matrix = product.matrix(module)
+                why = f"{self._multiple} does not divide its {matrix.shape[2] // product.taps} inputs"
+                why = why if matrix.numel() else "it has no weights"
+                left[f"{name}, {key}" if fitting else name] = why
             if fitting:
                 self._keep(name)
                 fit.append(name)
         if not fit:
-            raise ValueError(f"OneShot: pattern={self.pattern!r} fits no layer: {names[0]!r}: {left[names[0]]}.")
+            why = f"{names[0]!r}: {left[names[0]]}"
+            raise ValueError(f"OneShot: no layer can be pruned (pattern={self.pattern!r}): {why}.")
         return fit, left
 
     def _split(self, model: nn.Module, data: Calibration) -> tuple[Calibration, Calibration | None]:

@@ -74,6 +74,8 @@ def refuse(wrong: Mapping[str, str], who: str) -> None:
 def _random_like(x: Tensor) -> Tensor:
     """Random inputs of the same type, size and range."""
     generator = torch.Generator().manual_seed(0)
+    if x.is_complex():
+        return torch.view_as_complex(_random_like(torch.view_as_real(x)))
     if not x.is_floating_point():
         low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
         return torch.randint(low, high + 1, x.shape, generator=generator).to(x)

@@ -21,7 +21,7 @@ from filigree.compress.pruning.operations import (
     reduced_dims,
     tensors_of,
 )
-from filigree.modes import DispatchMode
+from filigree.modes import DispatchMode, without_shortcuts
 from filigree.nn.drop_in import DropIn
 from filigree.nn.resizing import cuts_itself
 from filigree.outputs import tensors_in
@@ -74,8 +74,6 @@ class Trace(DispatchMode):
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Run the model by this call, in evaluation mode. What its outputs are made of has to stay."""
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         hooks: list[Any] = []
         in_place = [module for module in self.model.modules() if isinstance(module, DropIn)]
         try:
@@ -83,10 +81,9 @@ class Trace(DispatchMode):
                 hooks += self._hooks(name, module)
             for module in in_place:  # torch's operations, which can be followed
                 vars(module)["forward"] = module.onnx_form().forward
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), self:
+            with torch.no_grad(), without_shortcuts(), sdpa_kernel(SDPBackend.MATH), self:
                 output = call()
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
             for module in in_place:

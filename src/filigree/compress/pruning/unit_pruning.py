@@ -38,6 +38,7 @@ from filigree.convert import Change, Conversion
 from filigree.nn.integer.empty_integer_layers import weight_matrix
 from filigree.nn.resizing import cuts_itself, has_units, sizes_of, weight_sides
 from filigree.summary import Summary, says
+from filigree.wrappers import check_on_cpu
 
 JUDGED = 8  # samples at least by which a refit is judged: fewer say little, and are better fitted to
 
@@ -143,6 +144,7 @@ class UnitPruning(Compression):
     def compress(
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
+        check_on_cpu(model, type(self).__name__)
         apart = TakenApart(model, names)
         changes = self._compress(model, apart.names, data, apart.gain_biases)
         return apart.put_together_(changes)

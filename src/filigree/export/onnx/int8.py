@@ -97,13 +97,14 @@ def calibration_batches(given: Any, example: tuple[Tensor, ...]) -> list[tuple[T
         given = [given]
     if not isinstance(given, Iterable):
         raise TypeError(f"export: calibration must be a tensor or batches of inputs. Got {type(given).__name__}.")
-    batches = [
-        tuple(
-            x.detach().cpu().contiguous()
-            for x in (batch if isinstance(batch, tuple | list) else (batch,))[: len(example)]
-        )
-        for batch in given
-    ]  # of (inputs, labels) the inputs
+    batches = []
+    for batch in given:
+        inputs = (batch if isinstance(batch, tuple | list) else (batch,))[: len(example)]  # of (inputs, labels) these
+        if wrong := [x for x in inputs if not isinstance(x, Tensor)]:
+            raise TypeError(
+                f"export: calibration must be a tensor or batches of inputs. Got one of {type(wrong[0]).__name__}."
+            )
+        batches.append(tuple(x.detach().cpu().contiguous() for x in inputs))
     for batch in batches:
         shapes = [tuple(x.shape[1:]) for x in batch]
         if shapes != [tuple(x.shape[1:]) for x in example]:
@@ -209,7 +210,8 @@ class _Quantizer:
             return
         to_array, from_array = self.onnx.numpy_helper.to_array, self.onnx.numpy_helper.from_array
         bias = to_array(self.initializers[node.input[2]]).astype(np.float64)
-        scale = to_array(self.initializers[self.producer[node.input[1]].input[1]]) * scales[node.input[0]][0]
+        of_input = scales[node.input[0]][0]
+        scale = self._scale_for(node, np.abs(bias) / (_INT32 / 2) / of_input) * of_input
         integers = np.clip(np.round(bias / scale), -_INT32, _INT32 - 1).astype(np.int32)
         name = f"{node.output[0]}_bias"
         self.model.graph.initializer.extend([from_array(integers, name), from_array(scale, f"{name}_scale")])
@@ -220,6 +222,21 @@ class _Quantizer:
         self.model.graph.node.insert(list(self.model.graph.node).index(node), new)
         if not any(old in each.input for each in self.model.graph.node):
             self.model.graph.initializer.remove(self.initializers[old])
+
+    def _scale_for(self, node: Any, least: Any) -> Any:
+        """The scales of a product's weight, at least these: in multiples of that of a row of zeros, or of inputs that
+        were all zero, a bias would not fit into 32 bits."""
+        to_array, from_array = self.onnx.numpy_helper.to_array, self.onnx.numpy_helper.from_array
+        weight = self.producer[node.input[1]]
+        integers, scale = (to_array(self.initializers[name]) for name in weight.input[:2])
+        if bool((least <= scale).all()):
+            return scale
+        larger = np.maximum(scale, least).astype(np.float32)
+        axis = next(attribute.i for attribute in weight.attribute if attribute.name == "axis")
+        ratio = (scale / larger).reshape([-1 if side == axis else 1 for side in range(integers.ndim)])
+        for name, array in zip(weight.input, (np.round(integers * ratio).astype(np.int8), larger), strict=False):
+            self.initializers[name].CopyFrom(from_array(array, name))
+        return larger
 
     def _narrow(self) -> None:
         """Store weights of at most 7 in 4 bits; they are cast to int8 once, when the file is loaded."""
