@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import filigree as fg
 from filigree.train import EarlyStopping, FitState, History, evaluate, fit, seed_everything
-from filigree.train.meter import Meter
 
 
 def blobs(n: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -410,28 +409,6 @@ def test_augment_gets_its_own_generator_and_training_batches_only() -> None:
     assert first == again != run(seed=4)["train_loss"]
     assert len(seen) == 2 * 3 * 6
     assert run(augment=plain)["train_loss"] == pytest.approx(run(train=(blobs()[0] + 1, blobs()[1]))["train_loss"])
-
-
-def test_the_meter_adds_up_batches_of_any_number_and_size() -> None:
-    generator = torch.Generator().manual_seed(0)
-    meter, losses, right, labels = Meter(), 0.0, 0, 0
-    for size in [5] * 70 + [3, 5, 5]:
-        output, y = torch.randn(size, 4, generator=generator), torch.randint(4, (size,), generator=generator)
-        loss = F.cross_entropy(output, y)
-        meter.add(loss, output.t().contiguous().t(), y)
-        losses, right, labels = losses + loss.item() * size, right + int((output.argmax(1) == y).sum()), labels + size
-    means = meter.means()
-    assert means["loss"] == pytest.approx(losses / labels)
-    assert means["accuracy"] == right / labels
-
-
-def test_accuracy_of_maps_counts_every_place() -> None:
-    meter, output = Meter(), torch.zeros(2, 3, 4, 4)
-    output[:, 1] = 1
-    y = torch.ones(2, 4, 4, dtype=torch.int64)
-    y[0, 0, 0] = 2
-    meter.add(torch.tensor(1.0), output, y)
-    assert meter.means()["accuracy"] == 31 / 32
 
 
 def test_early_stopping_at_a_target():

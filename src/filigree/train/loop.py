@@ -72,8 +72,9 @@ def fit(
         epochs: how many in all; those done before a resume count.
         batch_size: samples a step; with several processes, over all of them. Of tensors, a remainder of less than half
             a batch joins the last one.
-        loss: `loss(output, y)`, a mean over the batch; by default cross entropy, or the mean squared error where y is
-            one number a sample, floats `(n, 1)`.
+        loss: `loss(output, y)`, a mean over the batch, of whatever the model returns (there is an accuracy only where
+            that is a tensor); by default cross entropy, or the mean squared error where y is one number a sample,
+            floats `(n, 1)`, of a tensor.
         callbacks: one or a list, in any mix (see `filigree.train.stepping`): objects with `.step()`, which step each
             epoch (lr_schedulers, `fg.Evolution`, `fg.SET`) or each step (`fg.RigL`, `fg.NoiseAnnealing`,
             `fg.each_step(scheduler)`); a `step` that takes `metrics` is given the epoch's row (torch's
