@@ -395,6 +395,65 @@ def test_evaluate_restores_every_mode_and_needs_no_gradient() -> None:
     assert set(squares) == {"loss"}
 
 
+class Merging(nn.Linear):
+    """Does more than note its mode: in evaluation mode its weight is twice as large."""
+
+    def train(self, mode: bool = True) -> Merging:
+        if mode != self.training:
+            self.weight.data.mul_(0.5 if mode else 2)
+        return super().train(mode)
+
+
+class NormFrozen(nn.Sequential):
+    """Keeps its norm frozen by itself."""
+
+    def train(self, mode: bool = True) -> NormFrozen:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_frozen_modules_stay_frozen() -> None:
+    model = nn.Sequential(network(0.5), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3), Merging(3, 3)))
+    optimizer = sgd(model[0])
+    for frozen in (model[1], model[2]):
+        frozen.eval()
+    model[2][0].train()  # a module that trains inside one that does not
+    before, seen = copy.deepcopy(model.state_dict()), []
+
+    class Measuring:
+        def on_epoch_end(self, state: FitState) -> None:
+            state.model.eval()
+            state.model.train()
+
+        def on_step_end(self, state: FitState) -> None:
+            seen.append(modes(model))
+
+    run(model, optimizer=optimizer, validation=blobs(20), callbacks=Measuring())
+    assert all(each == modes(model) for each in seen)
+    assert modes(model)[6:] == [False, False, True, False]
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(("1.", "2.1.")))
+    assert not torch.equal(after["2.0.running_mean"], before["2.0.running_mean"])
+
+
+def test_a_model_in_evaluation_mode_trains_as_a_whole() -> None:
+    model = nn.Sequential(network(0.5), nn.BatchNorm1d(3)).eval()
+    model[0][2].train()
+    before, seen = modes(model), []
+    run(model, callbacks=lambda state: seen.append(modes(model)))
+    assert seen == [[True] * 7] * 3
+    assert modes(model) == before
+    freezing = NormFrozen(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    run(freezing, validation=blobs(20))
+    assert modes(freezing) == [True, True, False]
+    assert float(freezing[1].num_batches_tracked) == 0
+
+
 def test_augment_gets_its_own_generator_and_training_batches_only() -> None:
     seen: list[Tensor] = []
 

@@ -62,7 +62,9 @@ def fit(
     caller rewires between the calls: `evolution.step()`.
 
     Args:
-        model: any torch module; trained where it is, or where the `accelerator` puts it.
+        model: any torch module; trained where it is, or where the `accelerator` puts it. Where it is in training mode,
+            modules inside it that are in evaluation mode, such as a frozen norm, stay so; a model in evaluation mode
+            trains as a whole, and each module is put back into its mode at the end.
         train, validation, test: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a
             DataLoader (which keeps its own batch size and order). Tensors may lie on another device than the model.
             x may be a sparse matrix of scipy, which takes the dtype of the model's parameters, or a CSR tensor of torch
