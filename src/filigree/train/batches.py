@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, sparse_rows, taken
 
@@ -111,12 +111,12 @@ class LoaderBatches:
     ) -> None:
         self.loader, self.name, self.device, self.augment = loader, name, device, augment
         self.samples, self.batch_size = None, getattr(loader, "batch_size", None)
-        known = (getattr(part, "generator", None) for part in (loader, loader.sampler))
+        known = (getattr(part, "generator", None) for part in _order_of(loader))
         self.generators = list({id(generator): generator for generator in known if generator is not None}.values())
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch begins; samplers that shuffle by its number are told."""
-        for part in (self.loader, self.loader.sampler):
+        for part in _order_of(self.loader):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -129,6 +129,15 @@ class LoaderBatches:
                 raise TypeError(f"{self.name}: batches must be pairs (x, y) of tensors. Got {type(batch).__name__}.")
             x, y = (part.to(self.device) for part in batch)
             yield (self.augment(x) if self.augment else x), y
+
+
+def _order_of(loader: DataLoader) -> list[Any]:
+    """What decides the order: the loader, its samplers, and those inside them, each once."""
+    parts: list[Any] = [loader]
+    for part in parts:
+        inner = (getattr(part, name, None) for name in ("sampler", "batch_sampler"))
+        parts += [each for each in inner if each is not None and all(each is not known for known in parts)]
+    return parts
 
 
 Batches = TensorBatches | LoaderBatches
@@ -147,7 +156,7 @@ def make_batches(
     loader_of: Callable[[DataLoader], DataLoader] = lambda loader: loader,
     dtype: torch.dtype | None = None,
 ) -> Batches:
-    """Batches of whatever holds the data, shuffled by `order` where there is one.
+    """Batches of whatever holds the data, shuffled by `order` where there is one; a stream keeps an order of its own.
 
     Args:
         data: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a DataLoader (which keeps
@@ -173,7 +182,7 @@ def make_batches(
     if isinstance(data, DataLoader):
         return LoaderBatches(loader_of(data), name, device, augment)
     if isinstance(data, Dataset):
-        shuffled = order is not None
+        shuffled = order is not None and not isinstance(data, IterableDataset)
         loader: DataLoader = DataLoader(data, batch_size, shuffle=shuffled, generator=order, drop_last=drop_last)
         return LoaderBatches(loader_of(loader), name, device, augment)
     raise TypeError(
