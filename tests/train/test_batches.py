@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scipy
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
+from filigree.ops.sparse_rows import sparse_rows
 from filigree.train import History, evaluate, fit
 from filigree.train.batches import LoaderBatches
 
@@ -68,3 +70,30 @@ def test_a_stream_trains_in_its_own_order() -> None:
     run(Stream(), model, validation=Stream(), callbacks=lambda state: steps.append(state.step))
     assert steps == [3, 6, 9]
     assert evaluate(model, Stream()) == pytest.approx(evaluate(model, (x, y)))
+
+
+class InPlace(nn.Module):
+    """Works in place on what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.values() if x.layout is torch.sparse_csr else x
+        values.sub_(0.5).div_(0.25)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("layout", ["dense", "CSR"])
+def test_evaluation_leaves_the_data_as_they_are(layout: str) -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return (output - y.mul_(2)).square().mean()
+
+    x, y, model = samples()[0], torch.rand(48, 3), InPlace()
+    data = (sparse_rows(scipy.sparse.csr_array(x), x.dtype) if layout == "CSR" else x.clone(), y.clone())
+    first = evaluate(model, data, loss=loss)
+    assert evaluate(model, data, loss=loss) == first
+    run(data, model, validation=data, loss=loss)
+    assert torch.equal(data[0].to_dense(), x)
+    assert torch.equal(data[1], y)

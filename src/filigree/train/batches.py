@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, sparse_rows, taken
+from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, rows_of, sparse_rows, taken
 
 Augment = Callable[..., Tensor]
 OTHER_LAYOUTS = (torch.sparse_coo, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)  # rows cannot be taken of them
@@ -36,9 +36,10 @@ class TensorBatches:
     """Batches of a pair of tensors that lie in memory; no per-sample Python.
 
     With `order` (training) every pass draws a permutation and gathers each batch with one `index_select` a tensor;
-    without it (evaluation) batches are slices, not copies. Of several processes all draw the same permutation, and each
-    gathers its own shard of every batch, so that together they take the steps of one; a last batch with fewer samples
-    than processes is left out. In training the batches are of `batch_sizes`.
+    without it (evaluation) batches are copies of slices, as a model may work in place on what it is given. Of several
+    processes all draw the same permutation, and each gathers its own shard of every batch, so that together they take
+    the steps of one; a last batch with fewer samples than processes is left out. In training the batches are of
+    `batch_sizes`.
 
     Attributes:
         samples: samples in a pass. scale: weight of the current shard's mean in the mean over the whole batch.
@@ -77,13 +78,13 @@ class TensorBatches:
         x, y, device = self.x, self.y, self.device
         for rows in self._rows():
             # `index_select` takes less than half the time of `x[rows]`; a reused output buffer gains nothing more.
-            if self._is_sparse:
-                batch = taken(x, rows)
+            if isinstance(rows, Tensor):
+                batch = taken(x, rows) if self._is_sparse else x.index_select(0, rows)
+                labels = y.index_select(0, rows)
+                if x.device != device:
+                    batch, labels = batch.to(device), labels.to(device)
             else:
-                batch = x.index_select(0, rows) if isinstance(rows, Tensor) else x[rows]
-            labels = y.index_select(0, rows) if isinstance(rows, Tensor) else y[rows]
-            if x.device != device:
-                batch, labels = batch.to(device), labels.to(device)
+                batch, labels = rows_of(x, rows).to(device, copy=True), y[rows].to(device, copy=True)
             yield (self.augment(batch) if self.augment else batch), labels
 
     def _rows(self) -> Iterator[Tensor | slice]:
