@@ -211,6 +211,8 @@ def test_steppers_get_metrics_and_rates_are_recorded() -> None:
     history = run(callbacks=fg.each_step(every), epochs=1)
     assert (every.seen, history["zeta"]) == ([None] * 5, [0.5**6])  # none after the last step
     assert "zeta" not in run(epochs=1).rows[0]
+    by_step = torch.optim.lr_scheduler.StepLR(optimizer := sgd(model), 1, 0.5)
+    assert run(model, optimizer=optimizer, callbacks=fg.each_step(by_step), epochs=2)["lr"] == [0.1 / 2**6, 0.1 / 2**12]
 
 
 def test_rows_and_metrics() -> None:
