@@ -104,6 +104,14 @@ def test_sparse_saved_and_loaded(options, tmp_path):
     assert torch.equal(again.generate(tokens, 4, temperature=0), model.generate(tokens, 4, temperature=0))
 
 
+def test_generation_leaves_each_module_in_its_mode():
+    model = fg.models.gpt(**SMALL, dropout=0.1)
+    model.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    model.generate(torch.zeros(1, 1, dtype=torch.int64), 2)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_fit_takes_classes_last():
     """Loss and accuracy are means over all tokens, as those of flat outputs."""
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from torch import nn
 import filigree as fg
 from filigree.convert import conversions
 from filigree.measure.cost import stored
+from picture import Picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* were never trained")  # models are rewired and saved at once
 
@@ -107,6 +108,17 @@ def test_bad_input_is_named(tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match="not a filigree file"):
         fg.load(path)
+
+
+def test_a_model_that_a_file_does_not_fit_is_left_as_it_was(tmp_path):
+    path = tmp_path / "m.safetensors"
+    for saved, fresh in ((rewired(Own()), Own(width=9)), (Own(), Own(width=9)), (rewired(Own()).double(), Own())):
+        fg.save(saved, path)
+        wrapped = nn.DataParallel(fresh)
+        before = Picture(wrapped)
+        with pytest.raises(ValueError, match="does not fit DataParallel"):
+            fg.load(path, into=wrapped)
+        assert not before.differences(Picture(wrapped))
 
 
 def test_a_network_changed_by_hand_is_one_of_your_own(tmp_path):

@@ -12,19 +12,51 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from filigree.wrappers import unwrapped
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, and afterwards each module back into its own (a frozen norm stays frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = _modes(model)
     try:
         model.eval()
         yield
     finally:
-        model.train(modes[0][1])  # a module may do more than note its mode
-        for module, mode in modes:
+        _set_modes(modes)
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
+    """Yield a function that puts the model, or what wraps it, into training mode; afterwards restore all modes.
+
+    Modules in evaluation mode, such as a frozen norm, stay so where the model itself is in training mode.
+    """
+    modes, partly = _modes(model), unwrapped(model).training
+    frozen = [inner for module, mode in modes if not mode for inner in _modes(module)] if partly else []
+
+    def train(runner: nn.Module) -> None:
+        runner.train()
+        _set_modes(frozen)
+
+    try:
+        yield train
+    finally:
+        model.train(modes[0][1])
+        _set_modes(frozen if partly else modes)
+
+
+def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    return [(module, module.training) for module in model.modules()]
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Put each module into its mode; a module comes before those inside it."""
+    for module, mode in modes:
+        if module.training != mode:
+            module.train(mode)  # a module may do more than note its mode, or not take it from here
             module.training = mode
 
 

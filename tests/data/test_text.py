@@ -79,6 +79,21 @@ def test_language_model_batches(length, batch, steps):
         assert y[:, stream].flatten().tolist() == tokens[start + 1 : start + 1 + pieces * steps]
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_language_model_carries_a_state_of_another_type(kind):
+    """Autocast leaves states in 16 bits, and embeddings in float32."""
+    model = fg.models.language_model(9, 5, 6, kind=kind).eval()
+    first, tokens = torch.randint(0, 9, (2, 4, 3))
+    with torch.no_grad():
+        model(first)
+        expected = model(tokens)
+        model.reset()
+        model(first)
+        state = model._state
+        model._state = tuple(part.double() for part in state) if kind == "lstm" else state.double()
+        assert torch.equal(model(tokens), expected)
+
+
 @pytest.mark.parametrize(
     ("tokens", "batch", "steps", "message"),
     [

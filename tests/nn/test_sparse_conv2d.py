@@ -211,3 +211,6 @@ def test_erdos_renyi_kernel():
     total = sum(s.numel for s in sizes) + 36
     assert sum(p.unique().numel() for p in drawn[:3]) + 36 == pytest.approx(0.05 * total, rel=1e-3)
     assert fg.ErdosRenyi(epsilon=1).connections(fg.topology.Size(64, 576, (3, 3))) == 64 + 64 + 6
+    empty = fg.topology.Size(0, 27, (3, 3))
+    assert topology.densities([empty, *sizes, empty]) == [1, *densities, 1]
+    assert topology.densities([empty]) == [1]

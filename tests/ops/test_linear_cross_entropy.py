@@ -106,6 +106,29 @@ def test_the_loss_of_a_decoder(options):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("change", ["pruned", "bias", "hook", "pre-hook", "subclass", "forward"])
+def test_a_head_that_does_more_than_a_product_computes_all_logits(change):
+    torch.manual_seed(0)
+    model, x = fg.models.gpt(50, 16, width=32, blocks=2, heads=2, tied=False), torch.randint(50, (4, 16))
+    if change == "pruned":
+        fg.compress_(model, fg.MagnitudePruning(keep=0.5), x, progress=False)
+    elif change == "bias":
+        model.head.bias = torch.nn.Parameter(torch.randn(50))
+    elif change == "hook":
+        model.head.register_forward_hook(lambda head, inputs, logits: 2 * logits)
+    elif change == "pre-hook":
+        model.head.register_forward_pre_hook(lambda head, inputs: (2 * inputs[0],))
+    elif change == "subclass":
+        fg.convert_(model, fg.OnlinePaths(40), where="head")
+    else:
+        model.head.forward = lambda hidden: 2 * F.linear(hidden, model.head.weight)
+    losses = []
+    for loss_of in (model.loss, lambda x, y: _all_logits(model, x, y)):
+        torch.manual_seed(1)
+        losses.append(loss_of(x, x))
+    torch.testing.assert_close(*losses)
+
+
 def test_both_gradients_of_a_tied_weight_are_one():
     """In every way in which a backward pass may ask for them; the graph goes when nothing holds it any more."""
     torch.manual_seed(0)

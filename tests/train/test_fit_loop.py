@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import filigree as fg
 from filigree.train import EarlyStopping, FitState, History, evaluate, fit, seed_everything
-from filigree.train.meter import Meter
 
 
 def blobs(n: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -212,6 +211,8 @@ def test_steppers_get_metrics_and_rates_are_recorded() -> None:
     history = run(callbacks=fg.each_step(every), epochs=1)
     assert (every.seen, history["zeta"]) == ([None] * 5, [0.5**6])  # none after the last step
     assert "zeta" not in run(epochs=1).rows[0]
+    by_step = torch.optim.lr_scheduler.StepLR(optimizer := sgd(model), 1, 0.5)
+    assert run(model, optimizer=optimizer, callbacks=fg.each_step(by_step), epochs=2)["lr"] == [0.1 / 2**6, 0.1 / 2**12]
 
 
 def test_rows_and_metrics() -> None:
@@ -396,6 +397,65 @@ def test_evaluate_restores_every_mode_and_needs_no_gradient() -> None:
     assert set(squares) == {"loss"}
 
 
+class Merging(nn.Linear):
+    """Does more than note its mode: in evaluation mode its weight is twice as large."""
+
+    def train(self, mode: bool = True) -> Merging:
+        if mode != self.training:
+            self.weight.data.mul_(0.5 if mode else 2)
+        return super().train(mode)
+
+
+class NormFrozen(nn.Sequential):
+    """Keeps its norm frozen by itself."""
+
+    def train(self, mode: bool = True) -> NormFrozen:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_frozen_modules_stay_frozen() -> None:
+    model = nn.Sequential(network(0.5), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3), Merging(3, 3)))
+    optimizer = sgd(model[0])
+    for frozen in (model[1], model[2]):
+        frozen.eval()
+    model[2][0].train()  # a module that trains inside one that does not
+    before, seen = copy.deepcopy(model.state_dict()), []
+
+    class Measuring:
+        def on_epoch_end(self, state: FitState) -> None:
+            state.model.eval()
+            state.model.train()
+
+        def on_step_end(self, state: FitState) -> None:
+            seen.append(modes(model))
+
+    run(model, optimizer=optimizer, validation=blobs(20), callbacks=Measuring())
+    assert all(each == modes(model) for each in seen)
+    assert modes(model)[6:] == [False, False, True, False]
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(("1.", "2.1.")))
+    assert not torch.equal(after["2.0.running_mean"], before["2.0.running_mean"])
+
+
+def test_a_model_in_evaluation_mode_trains_as_a_whole() -> None:
+    model = nn.Sequential(network(0.5), nn.BatchNorm1d(3)).eval()
+    model[0][2].train()
+    before, seen = modes(model), []
+    run(model, callbacks=lambda state: seen.append(modes(model)))
+    assert seen == [[True] * 7] * 3
+    assert modes(model) == before
+    freezing = NormFrozen(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    run(freezing, validation=blobs(20))
+    assert modes(freezing) == [True, True, False]
+    assert float(freezing[1].num_batches_tracked) == 0
+
+
 def test_augment_gets_its_own_generator_and_training_batches_only() -> None:
     seen: list[Tensor] = []
 
@@ -410,28 +470,6 @@ def test_augment_gets_its_own_generator_and_training_batches_only() -> None:
     assert first == again != run(seed=4)["train_loss"]
     assert len(seen) == 2 * 3 * 6
     assert run(augment=plain)["train_loss"] == pytest.approx(run(train=(blobs()[0] + 1, blobs()[1]))["train_loss"])
-
-
-def test_the_meter_adds_up_batches_of_any_number_and_size() -> None:
-    generator = torch.Generator().manual_seed(0)
-    meter, losses, right, labels = Meter(), 0.0, 0, 0
-    for size in [5] * 70 + [3, 5, 5]:
-        output, y = torch.randn(size, 4, generator=generator), torch.randint(4, (size,), generator=generator)
-        loss = F.cross_entropy(output, y)
-        meter.add(loss, output.t().contiguous().t(), y)
-        losses, right, labels = losses + loss.item() * size, right + int((output.argmax(1) == y).sum()), labels + size
-    means = meter.means()
-    assert means["loss"] == pytest.approx(losses / labels)
-    assert means["accuracy"] == right / labels
-
-
-def test_accuracy_of_maps_counts_every_place() -> None:
-    meter, output = Meter(), torch.zeros(2, 3, 4, 4)
-    output[:, 1] = 1
-    y = torch.ones(2, 4, 4, dtype=torch.int64)
-    y[0, 0, 0] = 2
-    meter.add(torch.tensor(1.0), output, y)
-    assert meter.means()["accuracy"] == 31 / 32
 
 
 def test_early_stopping_at_a_target():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import filigree as fg
 from filigree.io.storage import read_state, write_state
 from filigree.train import EarlyStopping, FitState, fit, seed_everything
+from picture import Picture
 
 lr_scheduler = torch.optim.lr_scheduler
 
@@ -285,6 +287,28 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, make: Maker, o
     assert str(raised.value).startswith(str(tmp_path / "checkpoint.safetensors"))
     assert "\n" not in str(raised.value)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["optimizer", "callbacks", "history"])
+def test_a_checkpoint_that_is_refused_changes_neither_model_nor_optimizer(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    go(evolved, tmp_path)
+    file = read_state(path)
+    if part == "optimizer":
+        file["content"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(2)
+    else:
+        file["content"][part] = {}
+    write_state(path, file)
+    model, optimizer, options = evolved()
+    fit(model, blobs(), optimizer=optimizer, epochs=1, batch_size=16, progress=False)
+    picture, state = Picture(model), copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="refuses this checkpoint"):
+        fit(
+            model, blobs(), optimizer=optimizer, epochs=6, batch_size=16, checkpoint=tmp_path, resume=True,
+            progress=False, **options,
+        )  # fmt: skip
+    assert not picture.differences(Picture(model))
+    assert equal(optimizer.state_dict(), state)
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:

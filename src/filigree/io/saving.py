@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from filigree.nn.sparse.sharding import divide_, shards_in
 from filigree.nn.sparse.sparse import Sparse
 from filigree.optional import needed
 from filigree.preserved import Preserved
+from filigree.rollback import AllOrNothing
 from filigree.untrained import warn_if_untrained
 from filigree.wrappers import check_module, names_in, unwrapped
 
@@ -68,7 +70,7 @@ def load(path: str | Path, into: nn.Module | None = None, *, sharded: bool = Fal
 
     Raises:
         FileNotFoundError, ValueError: no such file; not such a file; a model that it does not fit; a model far larger
-            than the file. One line each.
+            than the file. One line each; `into` is then as it was, of which there is a copy in memory meanwhile.
 
     The file is untrusted: nothing in it is run, indices are checked before a kernel reads them, and no more memory is
     taken than is in proportion to the file (`filigree.io.load_limits`).
@@ -101,7 +103,8 @@ def _rebuilt(path: str | Path, stored: Any, into: nn.Module | None, sharded: boo
         raise ValueError("load: into must be a fresh, unconverted instance. Got one that was converted already.")
     try:
         check_numbers([made_by, steps], path)
-        with LoadLimits(path, len(state)):
+        undone = AllOrNothing(into, values=True) if into is not None else nullcontext()
+        with LoadLimits(path, len(state)), undone:
             if into is not None:
                 model = unwrapped(into)
             else:

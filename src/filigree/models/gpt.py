@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.models.networks import builder, made_by
+from filigree.modes import evaluating
+from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.ops.linear_cross_entropy import TiedRows, linear_cross_entropy
 from filigree.ops.transforms import transforming
+from filigree.preserved import has_hooks
 
 
 class Cache:
@@ -98,11 +101,12 @@ class GPT(nn.Module):
         """The mean cross-entropy to the tokens that follow, `(batch, length)`, without ever holding all logits.
 
         Equal to `F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())`, with exact gradients; see
-        `filigree.ops.linear_cross_entropy`. A head that a conversion replaced computes all logits.
+        `filigree.ops.linear_cross_entropy`. A head that is more than a product with its weight, such as one with a bias
+        or hooks, or one that a conversion replaced, computes all logits.
         """
         tied = TiedRows(self.tokens.weight, tokens) if self._takes_rows() else None
         x = self.hidden(tokens, tied=tied)
-        if self.head is None or isinstance(self.head, nn.Linear):
+        if self.head is None or _is_product(self.head):
             weight = self.tokens.weight if self.head is None else self.head.weight
             return linear_cross_entropy(x, weight, targets, chunk=chunk, tied=tied)
         return F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
@@ -112,9 +116,8 @@ class GPT(nn.Module):
         rows = self.tokens
         plain = type(rows) is nn.Embedding and rows.padding_idx is None and rows.max_norm is None
         plain = plain and not (rows.scale_grad_by_freq or rows.sparse)
-        hooks = rows._forward_hooks or rows._forward_pre_hooks or rows._backward_hooks or rows._backward_pre_hooks
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transforming()
-        return self.head is None and plain and not hooks and eager and rows.weight.requires_grad
+        return self.head is None and plain and not has_hooks(rows) and eager and rows.weight.requires_grad
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None, tied: TiedRows | None = None) -> Tensor:
         """What the head reads, `(batch, length, width)`."""
@@ -169,9 +172,7 @@ class GPT(nn.Module):
                 "generate: steps and temperature must be at least 0, top at least 1. "
                 f"Got steps={steps}, temperature={temperature}, top={top}."
             )
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             cache, unread = Cache(len(self.blocks)), tokens[:, -self.context :]
             for _ in range(steps):
                 if cache.length + unread.shape[1] > self.context:
@@ -179,9 +180,13 @@ class GPT(nn.Module):
                 logits = self(unread, cache)[:, -1]
                 unread = _drawn(logits, temperature, top, generator)
                 tokens = torch.cat([tokens, unread], dim=1)
-        finally:
-            self.train(was_training)
         return tokens
+
+
+def _is_product(head: nn.Module) -> bool:
+    """Whether a head computes the product with its weight and nothing else."""
+    plain = type(head) in (nn.Linear, FeatureMajorLinear) and head.bias is None
+    return plain and not has_hooks(head) and "forward" not in vars(head)
 
 
 def rotations(begin: int, length: int, width: int, like: Tensor) -> Tensor:

@@ -37,11 +37,12 @@ class LanguageModel(nn.Module):
         return super().train(mode)
 
     def _given(self, x: Tensor) -> Any:
-        """The carried state, unless it is of another batch size, type or device, or knows no gradients."""
-        h = self._state[0] if isinstance(self._state, tuple) else self._state
-        if h is None or h.shape[1] != len(x) or (h.device, h.dtype) != (x.device, x.dtype):
+        """The carried state in x's type, unless it is of another batch size or device, or knows no gradients."""
+        state = self._state
+        h = state[0] if isinstance(state, tuple) else state
+        if h is None or h.shape[1] != len(x) or h.device != x.device or (h.is_inference() and torch.is_grad_enabled()):
             return None
-        return None if h.is_inference() and torch.is_grad_enabled() else self._state
+        return tuple(part.to(x.dtype) for part in state) if isinstance(state, tuple) else state.to(x.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.dropout(self.embedding(tokens))

@@ -78,9 +78,9 @@ class ErdosRenyiKernel(Topology):
     density: Annotated[float, pydantic.Field(gt=0, le=1)]
 
     def densities(self, sizes: Sequence[Size]) -> list[float]:
-        """The density of each layer."""
-        raw = [(s.out_features + s.in_units + sum(s.kernel)) / s.numel for s in sizes]
-        dense: set[int] = set()
+        """The density of each layer; of one without weights it is 1."""
+        raw = [(s.out_features + s.in_units + sum(s.kernel)) / max(s.numel, 1) for s in sizes]
+        dense = {i for i, size in enumerate(sizes) if not size.numel}
         while True:
             connections = self.density * sum(s.numel for s in sizes) - sum(sizes[i].numel for i in dense)
             rest = [i for i in range(len(sizes)) if i not in dense]

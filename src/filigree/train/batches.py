@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, sparse_rows, taken
+from filigree.ops.sparse_rows import is_scipy_sparse, is_sparse_rows, rows_of, sparse_rows, taken
 
 Augment = Callable[..., Tensor]
 OTHER_LAYOUTS = (torch.sparse_coo, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)  # rows cannot be taken of them
@@ -36,9 +36,10 @@ class TensorBatches:
     """Batches of a pair of tensors that lie in memory; no per-sample Python.
 
     With `order` (training) every pass draws a permutation and gathers each batch with one `index_select` a tensor;
-    without it (evaluation) batches are slices, not copies. Of several processes all draw the same permutation, and each
-    gathers its own shard of every batch, so that together they take the steps of one; a last batch with fewer samples
-    than processes is left out. In training the batches are of `batch_sizes`.
+    without it (evaluation) batches are copies of slices, as a model may work in place on what it is given. Of several
+    processes all draw the same permutation, and each gathers its own shard of every batch, so that together they take
+    the steps of one; a last batch with fewer samples than processes is left out. In training the batches are of
+    `batch_sizes`.
 
     Attributes:
         samples: samples in a pass. scale: weight of the current shard's mean in the mean over the whole batch.
@@ -77,13 +78,13 @@ class TensorBatches:
         x, y, device = self.x, self.y, self.device
         for rows in self._rows():
             # `index_select` takes less than half the time of `x[rows]`; a reused output buffer gains nothing more.
-            if self._is_sparse:
-                batch = taken(x, rows)
+            if isinstance(rows, Tensor):
+                batch = taken(x, rows) if self._is_sparse else x.index_select(0, rows)
+                labels = y.index_select(0, rows)
+                if x.device != device:
+                    batch, labels = batch.to(device), labels.to(device)
             else:
-                batch = x.index_select(0, rows) if isinstance(rows, Tensor) else x[rows]
-            labels = y.index_select(0, rows) if isinstance(rows, Tensor) else y[rows]
-            if x.device != device:
-                batch, labels = batch.to(device), labels.to(device)
+                batch, labels = rows_of(x, rows).to(device, copy=True), y[rows].to(device, copy=True)
             yield (self.augment(batch) if self.augment else batch), labels
 
     def _rows(self) -> Iterator[Tensor | slice]:
@@ -111,12 +112,12 @@ class LoaderBatches:
     ) -> None:
         self.loader, self.name, self.device, self.augment = loader, name, device, augment
         self.samples, self.batch_size = None, getattr(loader, "batch_size", None)
-        known = (getattr(part, "generator", None) for part in (loader, loader.sampler))
+        known = (getattr(part, "generator", None) for part in _order_of(loader))
         self.generators = list({id(generator): generator for generator in known if generator is not None}.values())
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch begins; samplers that shuffle by its number are told."""
-        for part in (self.loader, self.loader.sampler):
+        for part in _order_of(self.loader):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -129,6 +130,15 @@ class LoaderBatches:
                 raise TypeError(f"{self.name}: batches must be pairs (x, y) of tensors. Got {type(batch).__name__}.")
             x, y = (part.to(self.device) for part in batch)
             yield (self.augment(x) if self.augment else x), y
+
+
+def _order_of(loader: DataLoader) -> list[Any]:
+    """What decides the order: the loader, its samplers, and those inside them, each once."""
+    parts: list[Any] = [loader]
+    for part in parts:
+        inner = (getattr(part, name, None) for name in ("sampler", "batch_sampler"))
+        parts += [each for each in inner if each is not None and all(each is not known for known in parts)]
+    return parts
 
 
 Batches = TensorBatches | LoaderBatches
@@ -147,7 +157,7 @@ def make_batches(
     loader_of: Callable[[DataLoader], DataLoader] = lambda loader: loader,
     dtype: torch.dtype | None = None,
 ) -> Batches:
-    """Batches of whatever holds the data, shuffled by `order` where there is one.
+    """Batches of whatever holds the data, shuffled by `order` where there is one; a stream keeps an order of its own.
 
     Args:
         data: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a DataLoader (which keeps
@@ -173,7 +183,7 @@ def make_batches(
     if isinstance(data, DataLoader):
         return LoaderBatches(loader_of(data), name, device, augment)
     if isinstance(data, Dataset):
-        shuffled = order is not None
+        shuffled = order is not None and not isinstance(data, IterableDataset)
         loader: DataLoader = DataLoader(data, batch_size, shuffle=shuffled, generator=order, drop_last=drop_last)
         return LoaderBatches(loader_of(loader), name, device, augment)
     raise TypeError(

@@ -14,6 +14,7 @@ from torch import nn
 from filigree.config import one_line
 from filigree.io.storage import read, read_state, remove_leftovers, write_state
 from filigree.nn.resizing import LIKE_PARAMETERS
+from filigree.rollback import AllOrNothing
 from filigree.train import rng
 from filigree.train.engine import Engine
 from filigree.train.stepping import Callbacks
@@ -93,7 +94,8 @@ class Checkpoint:
         """Take up the file, False where there is none: everything but hooks and random generators, see `settle`.
 
         Raises:
-            ValueError: damaged, not a checkpoint, or of another run, in one line that names the first difference.
+            ValueError: damaged, not a checkpoint, or of another run, in one line that names the first difference. The
+                model and the optimizer are then as they were.
         """
         if not self.path.exists():
             return False
@@ -108,7 +110,9 @@ class Checkpoint:
             if different:
                 raise ValueError(f"{self.path}: this checkpoint is of another run: {different}.")
             of_processes = content.pop("processes", [{}])
-            self._take(read(content | of_processes[rank if self.engine.divides else 0]))
+            saved = read(content | of_processes[rank if self.engine.divides else 0])
+            with AllOrNothing(self.state.model, values=True), _undone(self.state.optimizer):
+                self._take(saved)
         return True
 
     def _take(self, saved: dict[str, Any]) -> None:
@@ -178,6 +182,17 @@ class Checkpoint:
             if reason.startswith(f"{self.path}: "):
                 raise
             raise ValueError(f"{self.path}: {who} refuses this checkpoint ({reason}).") from None
+
+
+@contextmanager
+def _undone(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """After whatever goes wrong in here, the optimizer has its earlier state and settings."""
+    before = optimizer.state_dict()
+    try:
+        yield
+    except BaseException:
+        optimizer.load_state_dict(before)
+        raise
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from filigree.train.meter import Meter
 from filigree.untrained import warn_if_untrained
 from filigree.wrappers import check_module
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 def evaluation_batch(data: Any) -> int:
@@ -34,14 +34,15 @@ def evaluate(
         model: any torch module; batches are moved to where it is. Every module's mode is restored.
         data: a pair `(x, y)` of tensors, an object with `.x` and `.y`, a Dataset or a DataLoader; x may be a sparse
             matrix, as in `fit`.
-        loss: `loss(output, y)`, a mean over the batch; by default cross entropy, or the mean squared error where y is
-            one number a sample, floats `(n, 1)`.
+        loss: `loss(output, y)`, a mean over the batch, of whatever the model returns; by default cross entropy, or the
+            mean squared error where y is one number a sample, floats `(n, 1)`, of a tensor.
         batch_size: samples at a time (a DataLoader keeps its own); by default 1024, fewer of sequences with many
             labels each.
 
     Returns:
-        `{"loss": ..., "accuracy": ...}`, accuracy in [0, 1] and only for integer labels. By the mean squared error as
-        the default, of tensors, also "r2": 1 minus the loss over the variance of y.
+        `{"loss": ..., "accuracy": ...}`, the mean over samples, and accuracy in [0, 1], only for integer labels and
+        where the output is a tensor with a number for each class. By the mean squared error as the default, of tensors,
+        also "r2": 1 minus the loss over the variance of y.
 
     Raises:
         ValueError, TypeError: as for `fit`'s data: empty, of unequal lengths, not finite, of another kind, labels that

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from filigree.io.storage import remove_leftovers
+from filigree.modes import training
 from filigree.train import records
 from filigree.train.accelerator_engine import make_engine
 from filigree.train.batches import Augment, augmenting, explaining, make_batches
@@ -121,21 +122,17 @@ class FitRun:
     def to_the_end(self, bar: Bar, request: StopRequest) -> None:
         """The epochs that are left, and what follows the last; a `request` may end the run before."""
         state, history, stopping = self.state, self.history, self.stopping
-        was_training = self.model.training
         steps = None if self.steps is None else state.epochs * self.steps - state.step
         self.callbacks.set_horizon(state.epochs - len(history), steps)
         self.callbacks.emit("on_fit_start")
-        try:
-            with self.engine.prepared() as prepared:
-                if self.checkpoint is not None and self.checkpoint.midway is None:
-                    self.checkpoint.settle()
-                for epoch in range(len(history), state.epochs):
-                    if history.stopped:
-                        break
-                    state.epoch = epoch
-                    self._epoch(prepared, bar, request)
-        finally:
-            self.model.train(was_training)
+        with training(self.model) as self.train_mode, self.engine.prepared() as prepared:
+            if self.checkpoint is not None and self.checkpoint.midway is None:
+                self.checkpoint.settle()
+            for epoch in range(len(history), state.epochs):
+                if history.stopped:
+                    break
+                state.epoch = epoch
+                self._epoch(prepared, bar, request)
         restores = stopping is not None and stopping.restore_best
         if stopping is not None and restores:
             stopping.restore(self.model)
@@ -221,7 +218,7 @@ class FitRun:
         loss_of, train, meter, state, callbacks = self.loss, self.train, Meter(), self.state, self.callbacks
         calls = callbacks.of_a_step()
         alone, clock = self.engine.processes == 1, time.perf_counter
-        model.train()
+        self.train_mode(model)
         began = clock()
         batches, done, earlier = self._begin(meter)
         first = state.step - done

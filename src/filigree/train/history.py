@@ -20,9 +20,10 @@ class History(Sequence[Row]):
 
     A row holds `epoch` (from 0), `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy`, `test_loss`,
     `test_accuracy` (where there are such data and integer labels), `train_r2`, `val_r2`, `test_r2` (of a quantity, by
-    the default loss), `seconds` (training and rewiring in this epoch, no
-    evaluation), `elapsed` (their sum so far), `lr` (of the epoch's last step), `zeta` (the rate applied after the
-    epoch) and `rewire_seconds`. Losses and accuracies on the training data are means over the epoch, in training mode.
+    the default loss), `seconds` (training and rewiring in this epoch, no evaluation), `elapsed` (their sum so far),
+    `lr` (of the first group of parameters at the end of the epoch's steps, before schedulers that step each epoch: that
+    of its last step, or, where a scheduler steps each step, of the next), `zeta` (the rate applied after the epoch) and
+    `rewire_seconds`. Losses and accuracies on the training data are means over the epoch, in training mode.
 
     Attributes:
         rows: the rows, plain dicts.

@@ -19,11 +19,17 @@ def checked_loss(caller: str, data: Mapping[str, Any]) -> Callable[[Tensor, Tens
             are checked as a whole, others when a label is met.
 
     Raises, when it is called:
+        TypeError: the model returns something else than a tensor.
         ValueError: labels out of range, in one line.
     """
     pending = {name: batches.y for name, batches in data.items() if isinstance(getattr(batches, "y", None), Tensor)}
 
     def loss(output: Tensor, y: Tensor) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{caller}: without loss= the model must return a tensor. Got a {type(output).__name__}. "
+                "Give a loss(output, y) that reads it."
+            )
         if pending:
             for name, labels in pending.items():
                 _check_shape(f"{caller}: {name}", labels, output)

@@ -62,18 +62,22 @@ def fit(
     caller rewires between the calls: `evolution.step()`.
 
     Args:
-        model: any torch module; trained where it is, or where the `accelerator` puts it.
-        train, validation, test: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset, or a
-            DataLoader (which keeps its own batch size and order). Tensors may lie on another device than the model.
-            x may be a sparse matrix of scipy, which takes the dtype of the model's parameters, or a CSR tensor of torch
-            `(n, features)`. It is never made dense: the layers that read it are `nn.Linear`, `SparseLinear` and
-            `MaskedLinear`; those of `fg.Asymmetric` do in eval mode only. Tensors in COO or CSC form are refused.
+        model: any torch module; trained where it is, or where the `accelerator` puts it. Where it is in training mode,
+            modules inside it that are in evaluation mode, such as a frozen norm, stay so; a model in evaluation mode
+            trains as a whole, and each module is put back into its mode at the end.
+        train, validation, test: a pair `(x, y)` of tensors, an object with tensors `.x` and `.y`, a Dataset (an
+            IterableDataset keeps its order), or a DataLoader (which keeps its own batch size and order; all samplers in
+            it are told the epoch by `set_epoch`). Tensors may lie on another device than the model. x may be a sparse
+            matrix of scipy, which takes the dtype of the model's parameters, or a CSR tensor of torch `(n, features)`.
+            It is never made dense: the layers that read it are `nn.Linear`, `SparseLinear` and `MaskedLinear`; those of
+            `fg.Asymmetric` do in eval mode only. Tensors in COO or CSC form are refused.
         optimizer: holds the model's parameters.
         epochs: how many in all; those done before a resume count.
         batch_size: samples a step; with several processes, over all of them. Of tensors, a remainder of less than half
             a batch joins the last one.
-        loss: `loss(output, y)`, a mean over the batch; by default cross entropy, or the mean squared error where y is
-            one number a sample, floats `(n, 1)`.
+        loss: `loss(output, y)`, a mean over the batch, of whatever the model returns (there is an accuracy only where
+            that is a tensor); by default cross entropy, or the mean squared error where y is one number a sample,
+            floats `(n, 1)`, of a tensor.
         callbacks: one or a list, in any mix (see `filigree.train.stepping`): objects with `.step()`, which step each
             epoch (lr_schedulers, `fg.Evolution`, `fg.SET`) or each step (`fg.RigL`, `fg.NoiseAnnealing`,
             `fg.each_step(scheduler)`); a `step` that takes `metrics` is given the epoch's row (torch's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,20 +18,21 @@ class Meter:
     a GPU) the wait for the device is paid in every step. Copies, not references: small tensors kept alive between the
     large ones of each step scatter those over the heap, out of the caches (+6% on a step of a sparse 3 x 1000 network).
 
-    Accuracy is defined where labels are integers and outputs have one dimension more (classes second, or last in
-    sequences).
+    Accuracy is defined where labels are integers and outputs are a tensor of their shape with one dimension more
+    (classes second, or last in sequences). Of other outputs only the loss is kept.
     """
 
     def __init__(self) -> None:
         self.loss, self.correct, self.samples, self.labels = 0.0, 0, 0, 0
-        self._shape: torch.Size | None = None  # of the outputs that the slots are made for
+        self._shapes: tuple[torch.Size, torch.Size] | None = None  # of outputs and labels, for which the slots are
         self._used = 0
 
-    def add(self, loss: Tensor, output: Tensor, y: Tensor) -> None:
+    def add(self, loss: Tensor, output: Any, y: Tensor) -> None:
         """One batch: its mean loss, outputs and labels."""
-        output, y = by_class(output, y)
+        # A tuple, a mapping or a dataclass has no classes to count: labels stand in for it, as outputs without them do.
+        output, y = by_class(output, y) if isinstance(output, Tensor) else (y, y)
         i = self._used
-        if output.shape != self._shape or i == self._slots:
+        if (output.shape, y.shape) != self._shapes or i == self._slots:
             self.flush()
             self._make_slots(loss, output, y)
             i = 0
@@ -41,10 +43,11 @@ class Meter:
         self._used = i + 1
 
     def _make_slots(self, loss: Tensor, output: Tensor, y: Tensor) -> None:
-        if output.shape == self._shape:
+        if (output.shape, y.shape) == self._shapes:
             return
-        self._shape, self._size = output.shape, len(y)
-        self._counts = not y.is_floating_point() and output.dim() == y.dim() + 1
+        self._shapes, self._size = (output.shape, y.shape), len(y)
+        has_classes = output.dim() == y.dim() + 1 and (output.shape[0], *output.shape[2:]) == y.shape
+        self._counts = has_classes and not y.is_floating_point()
         self._slots = max(1, min(64, 2**20 // max(1, output.numel())))
         self._losses = torch.empty(self._slots, dtype=loss.dtype, device=loss.device)
         self._outputs = output.detach().new_empty(self._slots if self._counts else 0, *output.shape)

@@ -281,7 +281,9 @@ def _measure(what: str, model: nn.Module, data: Calibration) -> float:
     if what == "parameters":
         return float(sum(p.numel() for p in model.parameters()))
     if what == "bytes":
-        return float(sum(t.numel() * t.element_size() for t in model.state_dict().values()))
+        tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]  # or extra states
+        by_memory = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}  # tied ones once
+        return float(sum(by_memory.values()))
     return float(sum(layer_macs(model, data[:1]).values()))
 
 

@@ -30,7 +30,7 @@ from filigree.nn.sparse.sparse_linear import SparseLinear
 from filigree.nn.sparse.sparse_sequential import SparseSequential
 from filigree.nn.structured.structured_rnn import StructuredRNN
 from filigree.ties import shared_parameters
-from filigree.topology import Empty, ErdosRenyi, Paths, Size, Topology
+from filigree.topology import Drawn, Empty, ErdosRenyi, Paths, Size, Topology
 from filigree.topology.shards import WHOLE, Whole, shards_of
 
 
@@ -136,19 +136,23 @@ class Sparse(Conversion):
         }
         names, layers = list(products_by_name), list(products_by_name.values())
         generator = torch.Generator().manual_seed(self.seed)
-        parts = [self._part(layer) for layer in layers]
-        drawn = deque(self.topology.draw_rows([_size(layer) for layer in layers], generator, parts))
+        weighted = [layer for layer in layers if layer.weight.numel()]  # others have nothing to draw
+        parts = [self._part(layer) for layer in weighted]
+        drawn = deque(self.topology.draw_rows([_size(layer) for layer in weighted], generator, parts))
         for name, (looped, _) in unfolded.items():  # only now, when nothing can be refused any more
             if looped is not model.get_submodule(name):
                 replace_module(model, name, looped)
         for number, (name, layer) in enumerate(zip(names, layers, strict=True)):
-            flat_indices, values, note = drawn.popleft()  # which are let go one by one, while layers take memory
+            # They are let go one by one, while layers take memory.
+            flat_indices, values, note = drawn.popleft() if layer.weight.numel() else Drawn(None)
             if flat_indices is None or id(layer.weight) in shared:
                 _materialise(layer)
                 if not self.masked:
                     like = FeatureMajorLinear if isinstance(layer, nn.Linear) else ChannelMajorConv2d
                     replace_module(model, name, like.like(layer))
-                note = "stays dense (p = 1)" if flat_indices is None else "stays dense: its weight is shared"
+                note = "stays dense: its weight is shared"
+                if flat_indices is None:
+                    note = f"stays dense{' (p = 1)' if layer.weight.numel() else ': it has no weights'}"
                 changes.append(Change.of(name, layer, layer, note))
                 continue
             sparse = self._sparse(layer, flat_indices, number, values)
