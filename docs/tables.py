@@ -282,12 +282,23 @@ def architectures() -> str:
 
 
 def onnx_runtime() -> str:
-    """What `fg.export` writes, in ONNX Runtime, as times of the dense network there."""
-    file = next(iter(sorted((ROOT / "benchmarks" / "results").glob("onnx_runtime-*.json"))))
-    lines = [_line("", "batch", "", "ms", "times dense", "bytes"), "|---" * 6 + "|"]
-    for row in json.loads(file.read_text())["rows"]:
-        numbers = _ms(row["ms"]), f"{row['times_dense']:.2g}", f"{row['bytes']:,}"
-        lines.append(_line(row["network"], str(row["batch"]), row["kind"], *numbers))
+    """What `fg.export` writes, in ONNX Runtime, as times of the dense network there, with each set of instructions."""
+    folder = ROOT / "benchmarks" / "results"
+    records = {isa: json.loads((folder / f"onnx_runtime-amd-epyc-{isa}.json").read_text()) for isa in ("avx512", "avx2")}
+    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for isa, record in records.items():
+        for row in record["rows"]:
+            rows.setdefault((row["network"], row["batch"], row["kind"]), {})[isa] = row
+    heads = "", "batch", "", "AVX-512, ms", "times dense", "AVX2 alone, ms", "times dense", "bytes"
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
+    for (network, batch, kind), by_isa in rows.items():
+        cells = [
+            cell
+            for isa in records
+            for cell in ((_ms(by_isa[isa]["ms"]), f"{by_isa[isa]['times_dense']:.2g}") if isa in by_isa else ("", ""))
+        ]
+        size = next(iter(by_isa.values()))["bytes"]
+        lines.append(_line(network, str(batch), kind, *cells, f"{size:,}"))
     return "\n".join(lines)
 
 
