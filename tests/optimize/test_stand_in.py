@@ -87,6 +87,19 @@ def test_a_model_that_mixes_samples(batch):
     equals_itself(Mixing().eval(), torch.randn(batch, 5, 6))
 
 
+def test_layers_behind_what_mixes_samples_are_laid_out():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+
+        def forward(self, x):
+            return self.layers(x - x.mean(0, keepdim=True))
+
+    model = equals_itself(Centred().eval(), torch.randn(5, 6))
+    assert len(runtimes_of(model)) == 1
+
+
 @pytest.mark.parametrize("between", [[], [nn.ReLU()], [nn.AvgPool2d(2)], [nn.ReLU(), nn.MaxPool2d(2)]])
 def test_a_norm_of_all_numbers_of_an_image(between):
     head = [nn.Conv2d(3, 8, 3), *between, nn.Flatten()]

@@ -248,19 +248,30 @@ class Plan:
     # -- views -------------------------------------------------------------------------------------------------------
 
     def view(self, node: fx.Node, source: fx.Node) -> Any:
-        """What only changes the order and the shape of numbers: done to their positions."""
+        """What only changes the order and the shape of numbers: done to their positions, of one sample and of two, to
+        see that it keeps these apart."""
         layout = self.layouts[source]
         if not isinstance(layout, Layout):  # of a recurrent layer's results
             return layout[operator.index(node.args[1])]  # type: ignore[arg-type]
-        args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: self.traced.single[n])
-        if any(isinstance(arg, Tensor) for arg in args):
-            raise NotTaken
-        if node.op == "call_method":
-            positions = getattr(layout.positions, str(node.target))(*args, **kwargs)
-        else:
-            positions = node.target(layout.positions, *args, **kwargs)  # type: ignore[operator]
-        batch_dim = self.traced.batch_dim(node)
+
+        def seen(positions: Tensor, values: dict[fx.Node, Any]) -> Tensor:
+            args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: values[n])
+            if any(isinstance(arg, Tensor) for arg in args):
+                raise NotTaken
+            if node.op == "call_method":
+                positions = getattr(positions, str(node.target))(*args, **kwargs)
+            else:
+                positions = node.target(positions, *args, **kwargs)  # type: ignore[operator]
+            return positions
+
+        positions, batch_dim = seen(layout.positions, self.traced.single), self.traced.batch_dim(node)
         if batch_dim is None:
+            raise NotTaken
+        number = int(layout.positions.max()) + 1 if layout.positions.numel() else 0  # of the other sample's first
+        two = torch.cat([layout.positions, _beyond(layout.positions, number)], layout.batch_dim)
+        if not torch.equal(
+            seen(two, self.traced.double), torch.cat([positions, _beyond(positions, number)], batch_dim)
+        ):
             raise NotTaken
         if source in self.makers and len(source.users) == 1:
             self.makers[node] = self.makers[source]
@@ -391,6 +402,11 @@ class Plan:
             drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), table(positions))))
         steps = [draft.built() for draft in drafts]
         return arranged(steps, sizes, given, chunk)
+
+
+def _beyond(positions: Tensor, number: int) -> Tensor:
+    """Those of another sample; what lies nowhere does so there."""
+    return torch.where(positions < 0, positions, positions + number)
 
 
 def _are_channels(positions: Tensor, draft: Draft) -> bool:

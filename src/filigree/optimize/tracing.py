@@ -61,9 +61,8 @@ class _Tracer(fx.Tracer):
 class Traced:
     """A model's graph.
 
-    `values` are those of its nodes for the example, `single` those for its first sample, `double` for this one and
-    another one behind it: samples lie along the dimension in which these differ, unless the model mixes them. `dense`:
-    of layers by name torch's dense ones that are faster.
+    `values` are those of its nodes for the example, `single` and `double` those for its first sample, once and twice:
+    what differs between these two depends on the batch. `dense`: of layers by name torch's dense ones that are faster.
 
     Raises:
         NotTraceable: the model's graph is not known, or it does what a graph would not: it returns a container of its
@@ -84,7 +83,7 @@ class Traced:
             self.values = _values(self.module, inputs)
             first = [x[:1] for x in inputs]
             self.single = _values(self.module, first)
-            self.double = self._of_two(first)
+            self.double = _values(self.module, [torch.cat([x, x]) for x in first])
             with torch.no_grad():
                 kept = _is_alike(self.values[next(reversed(self.graph.nodes))], model(*inputs))
         except Exception as error:  # whatever the model's own code does with what stands for its inputs
@@ -96,21 +95,12 @@ class Traced:
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
 
     def batch_dim(self, node: fx.Node) -> int | None:
-        """Along which dimension of a node's tensor the samples lie; None: none, they are mixed, or it is no tensor."""
+        """Along which dimension of a node's tensor the samples lie; None: none, or no tensor."""
         one, two = self.single.get(node), self.double.get(node)
         if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.dim() != two.dim():
             return None
         differ = [d for d in range(one.dim()) if one.shape[d] != two.shape[d]]
-        if len(differ) != 1 or (one.shape[differ[0]], two.shape[differ[0]]) != (1, 2):
-            return None
-        return differ[0] if _is_same(two.narrow(differ[0], 0, 1), one) else None
-
-    def _of_two(self, first: Sequence[Tensor]) -> dict[fx.Node, Any]:
-        """The values for two samples: the second has the first one's numbers in reverse, if the model takes that."""
-        try:
-            return _values(self.module, [torch.cat([x, x.flatten().flip(0).view(x.shape)]) for x in first])
-        except Exception:  # whatever the model's own code says of them
-            return _values(self.module, [torch.cat([x, x]) for x in first])
+        return differ[0] if len(differ) == 1 and (one.shape[differ[0]], two.shape[differ[0]]) == (1, 2) else None
 
     def _changes_its_input(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -120,15 +110,6 @@ class Traced:
 
     def module_of(self, node: fx.Node) -> Any:
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _is_same(x: Tensor, y: Tensor) -> bool:
-    """Up to the order of sums; of what is not a floating-point number only the size is known."""
-    if not y.is_floating_point() or not y.numel():
-        return x.shape == y.shape
-    x, y = x.double(), y.double()
-    size = y[y.isfinite()].abs().amax() if bool(y.isfinite().any()) else torch.ones(())
-    return torch.allclose(x, y, rtol=0.0, atol=1e-3 * float(size) + 1e-30, equal_nan=True)
 
 
 _OF_GRAPHS: dict[type, type] = {
@@ -158,21 +139,19 @@ class _Attributes:
         pass
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        changed = None
+        kept: list[str] = []
         for module, before, lengths in self.modules:
             now = vars(module)
-            if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
-                names = [key for key in now if key not in before or now[key] is not before[key]]
-                changed = names[0] if names else next(iter(before.keys() - now.keys()))
+            changed = [key for key in {**before, **now} if key not in now or now[key] is not before.get(key)]
+            grown = [key for key, length in lengths.items() if len(before[key]) > length]
+            if changed:
                 now.clear()
                 now.update(before)
-            for key, length in lengths.items():
-                held = before[key]
-                if len(held) > length:
-                    changed = key
-                    del held[length:]
-        if changed is not None and kind is None:
-            raise NotTraceable(f"it keeps what it computes as {changed!r}")
+            for key in grown:
+                del before[key][lengths[key] :]
+            kept += [*changed, *grown]
+        if kept and kind is None:
+            raise NotTraceable(f"it keeps what it computes as {kept[0]!r}")
 
 
 def _lengths(module: nn.Module) -> dict[str, int]:
