@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ class Program(nn.Module):
         return self
 
 
+_VERSION = operator.attrgetter("_version")
+
+
 class _Watch:
     """Whether a model's tensors, modules, modes and hooks are what they were.
 
@@ -42,23 +46,26 @@ class _Watch:
         self.modules = list(model.modules())
         self.plain_modules = [m for m in self.modules[1:] if not m.training and not _is_called_by_hooks(m)]
         self.training = [m for m in self.modules[1:] if m.training]
-        tensors = [
+        self.places = [
             (held, key, value)
             for module in self.modules
-            for held in (module._parameters, module._buffers)
+            for held in (module._parameters, module._buffers, module._modules)
             for key, value in held.items()
-            if value is not None
         ]
-        self.tensors = [(held, key, value, _version(value), value.data_ptr()) for held, key, value in tensors]
-        self.children = [(m._modules, key, child) for m in self.modules for key, child in m._modules.items()]
+        self.tensors = [value for _, _, value in self.places if isinstance(value, Tensor)]
+        self.counted = [tensor for tensor in self.tensors if not tensor.is_inference()]  # those that have a version
+        self.addresses, self.versions = self._of_tensors()
+
+    def _of_tensors(self) -> tuple[list[int], list[int]]:
+        return list(map(Tensor.data_ptr, self.tensors)), list(map(_VERSION, self.counted))
 
     def unchanged(self) -> bool:
-        for held, key, value, version, address in self.tensors:
-            if held.get(key) is not value or (version is not None and value._version != version):
+        if self._of_tensors() != (self.addresses, self.versions):
+            return False
+        for held, key, value in self.places:
+            if held.get(key) is not value:
                 return False
-            if value.data_ptr() != address:
-                return False
-        return all(held.get(key) is child for held, key, child in self.children)
+        return True
 
     def plain(self) -> bool:
         """Whether modes and hooks are as they were; those that had hooks are called as modules, with what they have."""
@@ -98,7 +105,3 @@ class Runtime:
             and not torch.compiler.is_compiling()
             and self.watch.plain()
         )
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
