@@ -284,7 +284,9 @@ def architectures() -> str:
 def onnx_runtime() -> str:
     """What `fg.export` writes, in ONNX Runtime, as times of the dense network there, with each set of instructions."""
     folder = ROOT / "benchmarks" / "results"
-    records = {isa: json.loads((folder / f"onnx_runtime-amd-epyc-{isa}.json").read_text()) for isa in ("avx512", "avx2")}
+    records = {
+        isa: json.loads((folder / f"onnx_runtime-amd-epyc-{isa}.json").read_text()) for isa in ("avx512", "avx2")
+    }
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     for isa, record in records.items():
         for row in record["rows"]:

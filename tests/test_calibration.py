@@ -23,9 +23,9 @@ def test_what_data_are(data, count):
     assert len(Calibration.of(data)) == count
 
 
-@pytest.mark.parametrize("data", [[X, X], (X, X, X), (X, torch.arange(5), X)])
+@pytest.mark.parametrize("data", [[X, X], (X, X, X), (X, torch.arange(5), X), ((X, X), (X, X))])
 def test_tensors_that_may_as_well_be_batches_are_refused(data):
-    with pytest.raises(ValueError, match=rf"data must be .* Got a {type(data).__name__} of {len(data)} tensors"):
+    with pytest.raises(ValueError, match=rf"data must be .* Got a {type(data).__name__} of {len(data)}:"):
         Calibration.of(data)
 
 

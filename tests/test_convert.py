@@ -311,3 +311,22 @@ def test_a_layer_says_how_wide_it_is_not_its_parts():
     images = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5))
     with pytest.raises(ValueError, match="'1' must follow a linear layer"):
         fg.convert_(images, fg.GuidedDropout())
+
+
+def test_a_module_that_says_out_channels_and_is_no_convolution():
+    class Block(nn.Module):
+        def __init__(self, kernel_size):
+            super().__init__()
+            self.out_channels, self.kernel_size = 8, kernel_size
+            self.conv, self.act = nn.Conv2d(3, 8, 3), nn.Tanh()
+
+        def forward(self, x):
+            return self.act(self.conv(x))
+
+    for kernel_size in (None, 3):
+        for config in (fg.Noisy(), fg.GuidedDropout()):
+            model = nn.Sequential(Block(kernel_size), nn.Flatten(), nn.Linear(128, 8), nn.Dropout(0.5))
+            fg.convert_(model, config)
+            model(torch.randn(2, 3, 6, 6))
+        with pytest.raises(ValueError, match="Mollified"):  # in one line: nothing in it can be
+            fg.convert_(nn.Sequential(Block(kernel_size)), fg.Mollified())

@@ -38,6 +38,7 @@ LAYERS = [
     "text_table",
     "wrappers",
     "modes",
+    "fused_steps",
     "outputs",
     "calibration",
     "summary",

@@ -19,7 +19,7 @@ from filigree.compress.pruning.errors import OutputError
 from filigree.computed_weights import copied
 from filigree.config import clipped, listed, one_line
 from filigree.convert import convert_, inference_context
-from filigree.laid_out import runtimes_of
+from filigree.laid_out import restore_, runtimes_of
 from filigree.measure.cost import stored, training_step
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.nn.asymmetric.asymmetric import Asymmetric
@@ -208,7 +208,9 @@ def advise(
     if elsewhere := [name for name, parameter in model.named_parameters() if parameter.device.type != "cpu"]:
         raise ValueError(f"advise: the model must be on the CPU. {elsewhere[0]!r} is not.")
     with torch.random.fork_rng(devices=[]), _in_its_name():
-        return _Trials(copied(model).eval(), example, data, seconds, metric).run(progress)
+        original = copied(model).eval()
+        restore_(original)
+        return _Trials(original, example, data, seconds, metric).run(progress)
 
 
 class _Trials:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -124,10 +124,18 @@ class Calibration:
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """What the model returns for a chunk, of which it is given a copy: it may work in place."""
-        return self.call_on(model, owned(inputs))
+        return self._call_on(model, owned(inputs))
 
-    def call_on(self, model: nn.Module, inputs: Any) -> Any:
-        """The same on the chunk itself, as a measurement of time wants it."""
+    def repeatable(self, model: nn.Module, inputs: Any) -> Callable[[], Any]:
+        """A call on a chunk, for measurements of time: without a copy each time where the model leaves it as it is."""
+        mine = owned(inputs)
+        versions = [tensor._version for tensor in tensors_in(mine)]
+        with torch.no_grad():
+            self._call_on(model, mine)
+        is_in_place = versions != [tensor._version for tensor in tensors_in(mine)]
+        return lambda: self.call(model, inputs) if is_in_place else self._call_on(model, mine)
+
+    def _call_on(self, model: nn.Module, inputs: Any) -> Any:
         if self.forward is not None:
             return self.forward(model) if inputs is _NOTHING else self.forward(model, inputs)
         return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
@@ -257,10 +265,12 @@ def owned(inputs: Any) -> Any:
     """The same inputs with tensors of their own."""
     if isinstance(inputs, Tensor):
         return inputs.clone()
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
+        values = {key: owned(value) for key, value in inputs.items()}
+        if not isinstance(inputs, MutableMapping):
+            return values
         same = copy.copy(inputs)
-        for key, value in inputs.items():
-            same[key] = owned(value)
+        same.update(values)
         return same
     return type(inputs)(map(owned, inputs)) if type(inputs) in (list, tuple) else inputs
 
@@ -276,10 +286,11 @@ def _check_pair(x: Any, who: str) -> None:
     alike = all(isinstance(part, Tensor) and part.is_floating_point() for part in x) and (
         len({(part.shape[1:], part.dtype) for part in x}) == 1
     )
-    if len(x) > 2 or (isinstance(x, list) and alike):
+    holds_pairs = len(x) > 0 and type(x[0]) in (tuple, list)
+    if len(x) > 2 or holds_pairs or (isinstance(x, list) and alike):
         raise ValueError(
-            f"{who}: data must be a tensor, a pair (x, y), or batches of these. Got a {type(x).__name__} of {len(x)} "
-            "tensors: give a tuple (x, y), or batches as a DataLoader or an iterator."
+            f"{who}: data must be a tensor, a pair (x, y), or batches of these. Got a {type(x).__name__} of {len(x)}: "
+            "give a tuple (x, y), or batches as a DataLoader or an iterator."
         )
 
 

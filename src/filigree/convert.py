@@ -332,8 +332,9 @@ def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
 def _width(module: nn.Module) -> tuple[int, int] | None:
     """How many units a layer makes, and along which dimension; None of a module that is no such layer."""
     layer: Any = module
-    if isinstance(units := getattr(layer, "out_channels", None), int):  # sparse convolutions have out_features too
-        return units, -1 - len(layer.kernel_size)
+    kernel = getattr(layer, "kernel_size", None)
+    if isinstance(units := getattr(layer, "out_channels", None), int) and isinstance(kernel, tuple):
+        return units, -1 - len(kernel)  # sparse convolutions have out_features too
     if isinstance(units := getattr(layer, "out_features", None), int):
         return units, -1
     if isinstance(units := getattr(layer, "hidden_size", None), int) and hasattr(layer, "bidirectional"):

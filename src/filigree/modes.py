@@ -34,8 +34,10 @@ def training(model: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
 
     Modules in evaluation mode, such as a frozen norm, stay so where the model itself is in training mode.
     """
-    modes, partly = _modes(model), unwrapped(model).training
-    frozen = [inner for module, mode in modes if not mode for inner in _modes(module)] if partly else []
+    plain = unwrapped(model)
+    modes, trains = _modes(plain), plain.training
+    around = [(module, mode) for module, mode in _modes(model) if all(module is not inner for inner, _ in modes)]
+    frozen = [inner for module, mode in modes if not mode for inner in _modes(module)] if trains else []
 
     def train(runner: nn.Module) -> None:
         runner.train()
@@ -44,8 +46,10 @@ def training(model: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
     try:
         yield train
     finally:
-        model.train(modes[0][1])
-        _set_modes(frozen if partly else modes)
+        plain.train(trains)  # also what is new in it
+        _set_modes(frozen if trains else modes)
+        for module, mode in around:
+            module.training = mode
 
 
 def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:

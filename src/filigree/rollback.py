@@ -35,14 +35,16 @@ class AllOrNothing:
     def __init__(self, model: nn.Module, values: bool) -> None:
         self._model, self._values = model, values
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> AllOrNothing:
         self._modules = [(module, type(module)) for module in self._model.modules()]
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[_Tensor] = []
         self._bytes: dict[int, tuple[Tensor, Tensor]] = {}  # of each storage, by its address: as they are, and a copy
         with torch._C.DisableTorchFunctionSubclass():
             self._keep([module.__dict__ for module, _ in self._modules])
+        self._versions = [(t.tensor, t.tensor._version) for t in self._tensors if not t.tensor.is_inference()]
         self._generators, self._grad_mode = _generators(), torch.is_grad_enabled()
+        return self
 
     # A class, not a generator: one that an interruption left unfinished would be closed, and undo, at any later time.
     def __exit__(
@@ -53,6 +55,12 @@ class AllOrNothing:
                 return self._restore()
             except KeyboardInterrupt:  # Ctrl-C once more: begin again, since half restored is worse than late
                 continue
+
+    def has_changed(self) -> bool:
+        """Whether a container holds other things than before, or a tensor was written into."""
+        return any(not _holds_same(*pair) for pair in self._containers) or any(
+            tensor._version != version for tensor, version in self._versions
+        )
 
     def _keep(self, waiting: list[Any]) -> None:
         seen: set[int] = set()
@@ -93,6 +101,14 @@ class AllOrNothing:
                 here.copy_(copy)
         torch.set_grad_enabled(self._grad_mode)  # an interruption may keep torch from doing so
         _set_generators(*self._generators)
+
+
+def _holds_same(container: Any, kept: Any) -> bool:
+    if isinstance(container, set):
+        return {id(each) for each in container} == {id(each) for each in kept}
+    if type(container) in _DICTS:
+        return container.keys() == kept.keys() and all(container[key] is kept[key] for key in kept)
+    return len(container) == len(kept) and all(one is other for one, other in zip(container, kept, strict=True))
 
 
 _WALKED = (Tensor, tuple, *_CONTAINERS)

@@ -715,3 +715,48 @@ def test_sparse_layers_keep_what_modules_have():
     handle.remove()
     model(torch.randn(4, 20))
     assert seen == [1]
+
+
+@pytest.mark.parametrize("optimizer", ["fused", "by hand", "plain"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_adjoint_is_that_of_the_present_weights(optimizer, passes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    fg.convert_(model, fg.Asymmetric.complete(1.0))  # all are kept: the gradients are exact
+    steps = torch.optim.SGD(model.parameters(), 0.5, fused=optimizer == "fused")
+    x = torch.randn(4, 6)
+    for _ in range(3):
+        model.zero_grad()
+        for _ in range(passes):
+            model(x).square().mean().backward()
+        exact = nn.Sequential(*(layer.dense() for layer in model))
+        exact(x).square().mean().backward()
+        for layer, dense in zip(model, exact, strict=True):
+            torch.testing.assert_close(layer.weight.grad, passes * dense.weight.grad)
+        if optimizer == "by hand":
+            for parameter in model.parameters():
+                parameter.data -= 0.5 * parameter.grad
+        else:
+            steps.step()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("inputs", [False, True])
+def test_the_union_of_a_sparse_layer_without_a_bias(bias, inputs):
+    model = nn.Sequential(nn.Linear(8, 8, bias=bias))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), where="0")
+    fg.convert_(model, fg.Asymmetric.complete(2, "union"))
+    x = torch.randn(3, 8, requires_grad=inputs)
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_random_choices_of_16_bits_have_their_chances():
+    torch.manual_seed(0)
+    x = torch.ones(400_000, dtype=torch.bfloat16)
+    assert float((fg.UnscaledDropout(0.001)(x) == 0).float().mean()) < 0.0015
+    delta = torch.full((8, 1000), 1e-3, dtype=torch.bfloat16)
+    delta[:, 0] = 30.0  # so that each of the others has the chance 7e-5
+    sampling, weight = fg.ColumnRowSampling(2), torch.ones(1000, 4, dtype=torch.bfloat16)
+    kept = sum(len(sampling.columns(delta, weight).index) - 1 for _ in range(100))
+    assert kept < 30  # of 100,000; 390 where the least random number but 0 is 1/256

@@ -250,7 +250,7 @@ def test_what_is_saved_copied_and_pickled_is_the_original(faster, tmp_path):
         torch.testing.assert_close(unpickled(x), expected)
 
 
-@pytest.mark.parametrize("change", ["weight", "parameter", "module", "load_state_dict"])
+@pytest.mark.parametrize("change", ["weight", "parameter", "module", "load_state_dict", "fused step"])
 def test_after_a_change_the_model_runs_as_before_and_warns(faster, change):
     model, shape = built("odd")
     x = torch.randn(2, *shape)
@@ -262,6 +262,10 @@ def test_after_a_change_the_model_runs_as_before_and_warns(faster, change):
             model[1].weight = nn.Parameter(model[1].weight * 2)
         elif change == "module":
             model[2] = nn.ReLU()
+        elif change == "fused step":
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            torch.optim.SGD(model.parameters(), 0.1, fused=True).step()
         else:
             model.load_state_dict({key: value * 2 for key, value in model.state_dict().items()})
         plain = nn.Sequential(*model).eval()

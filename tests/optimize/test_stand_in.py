@@ -1,7 +1,7 @@
 """What `optimize_` lays out does what the model did: for every batch, with all that it returns and keeps."""
 
 import copy
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, deque, namedtuple
 
 import pytest
 import torch
@@ -10,8 +10,9 @@ from torch.nn.utils import parametrize, prune
 
 import filigree as fg
 from filigree.laid_out import LaidOut, runtimes_of
-from filigree.measure.timing import Timing, time_interleaved
+from filigree.measure.timing import Timing
 from filigree.optimize import optimization, restore_
+from filigree.optimize.tracing import NotTraceable, Traced
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +35,14 @@ class Mixing(nn.Module):
         self.a, self.b = nn.Linear(6, 8), nn.Linear(5 * 8, 4)
 
     def forward(self, x):
-        return self.b(self.a(x).permute(1, 0, 2).reshape(len(x), -1))
+        return self.b(self.a(x).permute(1, 0, 2).reshape(x.shape[0], -1))
 
 
 class Keeping(nn.Module):
     def __init__(self, keep):
         super().__init__()
-        self.a, self.b, self.keep, self.seen = nn.Linear(6, 8), nn.Linear(8, 4), keep, []
+        self.a, self.b, self.keep = nn.Linear(6, 8), nn.Linear(8, 4), keep
+        self.seen, self.by_name, self.recent = [], {}, deque(maxlen=3)
 
     def forward(self, x):
         h = self.a(x)
@@ -84,7 +86,9 @@ def test_a_view_across_samples_is_left_to_torch(view, shape):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_model_that_mixes_samples(batch):
-    equals_itself(Mixing().eval(), torch.randn(batch, 5, 6))
+    x = torch.randn(batch, 5, 6)
+    Traced(Mixing().eval(), [x])  # its graph is known
+    equals_itself(Mixing().eval(), x)
 
 
 def test_layers_behind_what_mixes_samples_are_laid_out():
@@ -150,15 +154,39 @@ def test_a_part_that_is_called_as_it_is_switches_nothing_off(part):
         assert not runtimes_of(model)[0].takes((torch.randn(3, 6),))
 
 
-@pytest.mark.parametrize("keep", [lambda m, h: setattr(m, "last", h), lambda m, h: m.seen.append(h)])
+def clear_and_append(model, h):
+    model.seen.clear()
+    model.seen.append(h)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda m, h: setattr(m, "last", h), lambda m, h: m.seen.append(h), clear_and_append,
+        lambda m, h: m.by_name.update(h=h), lambda m, h: m.recent.append(h),
+    ],
+)  # fmt: skip
 def test_what_a_model_keeps_is_of_the_present_batch(keep):
     model = equals_itself(Keeping(keep).eval(), torch.randn(3, 6))
     x = torch.randn(3, 6)
     with torch.no_grad():
         model(x)
-        kept = model.last if hasattr(model, "last") else model.seen[-1]
-        torch.testing.assert_close(kept, nn.functional.linear(x, model.a.weight, model.a.bias))
-        assert all(isinstance(tensor, torch.Tensor) for tensor in model.seen)
+        latest = [model.__dict__.get("last"), *model.seen[-1:], model.by_name.get("h"), *list(model.recent)[-1:]]
+        (latest,) = (h for h in latest if h is not None)
+        torch.testing.assert_close(latest, nn.functional.linear(x, model.a.weight, model.a.bias))
+
+
+@pytest.mark.parametrize("count", [lambda m: m.calls.add_(1), lambda m: setattr(m, "calls", m.calls + 1)])
+def test_what_counts_its_calls_has_no_graph(count):
+    model = Keeping(lambda m, h: count(m)).eval()
+    model.register_buffer("calls", torch.zeros(()))
+    with pytest.raises(NotTraceable, match="keeps what it computes"):
+        Traced(model, [torch.randn(3, 6)])
+    fg.optimize_(model, torch.randn(3, 6))
+    before = int(model.calls)
+    with torch.no_grad():
+        model(torch.randn(3, 6))
+    assert int(model.calls) == before + 1
 
 
 Pair = namedtuple("Pair", "one two")
@@ -175,7 +203,7 @@ def test_outputs_stay_of_their_kind(kind):
         assert type(model(x)) is type(before)
 
 
-def test_an_input_without_dimensions_that_is_not_the_first():
+def test_an_input_without_dimensions():
     model, x = Scaled().eval(), torch.randn(3, 6)
     with pytest.raises(ValueError, match="first dimension of the first tensor"):
         fg.optimize_(model, (torch.tensor(2.0), x))
@@ -188,10 +216,27 @@ def test_new_memory_of_a_weight_is_noticed(change):
     if change == "data":
         model[0].weight.data = torch.zeros(8, 6)
     else:
-        model[0].double().float()
-        model[0].weight.data.zero_()
+        model[0].half().float()
     with torch.no_grad(), pytest.warns(UserWarning, match="have changed since"):
-        torch.testing.assert_close(model(x), nn.Sequential(*model)(x))
+        torch.testing.assert_close(model(x), nn.Sequential(*model)(x), rtol=0, atol=0)
+
+
+def test_a_sparse_buffer_is_no_hindrance():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    equals_itself(model, torch.randn(3, 6))
+    assert len(runtimes_of(model)) == 1
+
+
+def test_a_model_that_works_in_place_on_its_input_is_refused():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.mul_(2)
+
+    x = torch.ones(3, 6)
+    with pytest.raises(ValueError, match="must leave its input as it is"):
+        fg.optimize_(nn.Sequential(InPlace(), nn.Linear(6, 8)).eval(), x)
+    assert torch.equal(x, torch.ones(3, 6))
 
 
 def test_a_move_to_where_it_is_keeps_the_fast_form():
@@ -239,15 +284,6 @@ def test_a_parametrisation_of_a_layer_that_was_laid_out():
 
 
 @pytest.mark.parametrize(("option", "value"), [("floats", None), ("floats", [3]), ("seconds", 0), ("tolerance", "0.1")])
-def test_an_option_that_is_none(option, value):
+def test_a_bad_option(option, value):
     with pytest.raises((TypeError, ValueError), match=f"optimize_: {option} must be"):
         fg.optimize_(nn.Linear(6, 8).eval(), torch.randn(3, 6), **{option: value})
-
-
-def test_denormals_are_as_the_user_has_them():
-    torch.set_flush_denormal(True)
-    try:
-        time_interleaved([lambda: None], 0.001)
-        assert torch.tensor(1e-310, dtype=torch.float64) * 1 == 0
-    finally:
-        torch.set_flush_denormal(False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from filigree.calibration import Calibration, owned
+from filigree.calibration import Calibration
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.modes import evaluating
 
@@ -23,11 +23,11 @@ def in_turns(before: nn.Module, after: nn.Module, data: Calibration, seconds: fl
 
 
 def _run(network: nn.Module, data: Calibration) -> Callable[[], Any]:
-    inputs = owned(data.chunks()[0])
+    call = data.repeatable(network, data.chunks()[0])
 
     def run() -> Any:
         with torch.inference_mode():
-            return data.call_on(network, inputs)
+            return call()
 
     return run
 

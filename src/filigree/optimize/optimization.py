@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -83,7 +83,7 @@ class OptimizeReport:
 
 def optimize_(
     model: nn.Module, example: Tensor | Sequence[Tensor], *, tolerance: float = 0.0,
-    floats: str | Sequence[str] = (), seconds: float = 0.1,
+    floats: str | Iterable[str] = (), seconds: float = 0.1,
 ) -> OptimizeReport:  # fmt: skip
     """Lay a model out for inference on this machine and for the batch size of an example.
 
@@ -121,8 +121,9 @@ def optimize_(
         A printable report: the form of each layer and the times of all, the times of the whole model.
 
     Raises:
-        ValueError: the model is in training mode, or does not run on the example, or the tolerance is not between 0 and
-            1, or a pattern in `floats` matches no layer that can be in int8. The model is as it was before.
+        ValueError: the model is in training mode, does not run on the example, or changes it in place; the tolerance is
+            not between 0 and 1, or seconds are not above 0; a pattern in `floats` matches no layer that can be in int8;
+            samples do not lie along the first dimension. The model is as it was before.
         TypeError: the model is no torch module, or `floats` are no patterns.
     """
     inputs = _checked(model, example)
@@ -130,17 +131,20 @@ def optimize_(
         raise ValueError(f"optimize_: tolerance must be between 0 and 1. Got {clipped(tolerance)}.")
     if not (isinstance(seconds, int | float) and seconds > 0):
         raise ValueError(f"optimize_: seconds must be a number above 0. Got {clipped(seconds)}.")
-    globs = [floats] if isinstance(floats, str) else floats
-    if not (isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs)):
+    globs = [floats] if isinstance(floats, str) else list(floats) if isinstance(floats, Iterable) else [None]
+    if not all(isinstance(glob, str) for glob in globs):
         raise TypeError(f"optimize_: floats must be a glob pattern or several. Got {clipped(floats)}.")
-    is_float = _Floats(list(globs))
+    is_float = _Floats(globs)
     with AllOrNothing(model, values=True):
         restore_(model)
         with inference_context(model):
+            versions = [x._version for x in inputs]
             try:
                 expected = [t.clone() for t in tensors_in(model(*inputs))]
             except Exception as error:
                 raise ValueError(f"optimize_: the model does not run on the example: {one_line(error)}") from error
+        if versions != [x._version for x in inputs]:
+            raise ValueError("optimize_: the model must leave its input as it is. It changes it in place.")
         work, allowed = _running(model, inputs), max(tolerance, _ORDER)
         most = tolerance
         for rounds in itertools.count():
@@ -182,7 +186,7 @@ def _checked(model: nn.Module, example: Any) -> list[Tensor]:
         raise ValueError("optimize_: samples must lie along the first dimension of the first tensor. Got one of none.")
     if model.training:
         raise ValueError("optimize_: the model must be in eval mode: model.eval().")
-    return inputs
+    return [x.clone() for x in inputs]  # a model that works in place on them is refused
 
 
 class _Floats:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filigree.fused_steps import count_fused_steps
 from filigree.ops.inference import Steps
 from filigree.ops.memory import in_memory
 
@@ -39,21 +40,25 @@ _VERSION = operator.attrgetter("_version")
 class _Watch:
     """Whether a model's tensors, modules, modes and hooks are what they were.
 
-    Of a tensor its memory and its version are compared: numbers that `tensor.data.copy_()` wrote are not noticed.
+    Of a tensor its memory, which is held so that no other tensor gets it, and its version are compared: numbers that
+    `tensor.data.copy_()` wrote are not noticed.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        count_fused_steps()
         self.modules = list(model.modules())
         self.plain_modules = [m for m in self.modules[1:] if not m.training and not _is_called_by_hooks(m)]
         self.training = [m for m in self.modules[1:] if m.training]
-        self.places = [
+        self.entries = [
             (held, key, value)
             for module in self.modules
             for held in (module._parameters, module._buffers, module._modules)
             for key, value in held.items()
         ]
-        self.tensors = [value for _, _, value in self.places if isinstance(value, Tensor)]
-        self.counted = [tensor for tensor in self.tensors if not tensor.is_inference()]  # those that have a version
+        tensors = [value for _, _, value in self.entries if isinstance(value, Tensor)]
+        self.tensors = [tensor for tensor in tensors if _has_address(tensor)]
+        self.memory = [tensor.detach() for tensor in self.tensors]
+        self.counted = [tensor for tensor in tensors if not tensor.is_inference()]  # those that have a version
         self.addresses, self.versions = self._of_tensors()
 
     def _of_tensors(self) -> tuple[list[int], list[int]]:
@@ -62,16 +67,17 @@ class _Watch:
     def unchanged(self) -> bool:
         if self._of_tensors() != (self.addresses, self.versions):
             return False
-        for held, key, value in self.places:
-            if held.get(key) is not value:
-                return False
-        return True
+        return all(held.get(key) is value for held, key, value in self.entries)
 
     def plain(self) -> bool:
         """Whether modes and hooks are as they were; those that had hooks are called as modules, with what they have."""
         return not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in self.plain_modules) and all(
             m.training for m in self.training
         )
+
+
+def _has_address(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _is_called_by_hooks(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from filigree.config import one_line
 from filigree.optimize.encoders import plain_call, with_layered_attention
 from filigree.preserved import has_hooks
+from filigree.rollback import AllOrNothing
 from filigree.summary import says
 
 
@@ -65,8 +66,8 @@ class Traced:
     what differs between these two depends on the batch. `dense`: of layers by name torch's dense ones that are faster.
 
     Raises:
-        NotTraceable: the model's graph is not known, or it does what a graph would not: it returns a container of its
-            own kind, or keeps what it computes in an attribute.
+        NotTraceable: the model's graph is not known, or it does what a graph would not: it returns a container of a
+            class of its own, or keeps what it computes.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -76,8 +77,10 @@ class Traced:
         self.root.training = model.training
         self.dense: dict[str, nn.Module] = {}
         try:
-            with _Attributes(self.root):
+            with AllOrNothing(self.root, values=False) as before:
                 graph = _Tracer(param_shapes_constant=True).trace(self.root)
+                if before.has_changed():
+                    raise NotTraceable("it keeps what it computes")
             self.module = fx.GraphModule(self.root, graph)
             self.graph = self.module.graph
             self.values = _values(self.module, inputs)
@@ -85,10 +88,10 @@ class Traced:
             self.single = _values(self.module, first)
             self.double = _values(self.module, [torch.cat([x, x]) for x in first])
             with torch.no_grad():
-                kept = _is_alike(self.values[next(reversed(self.graph.nodes))], model(*inputs))
+                alike = _is_alike(self.values[next(reversed(self.graph.nodes))], model(*inputs))
         except Exception as error:  # whatever the model's own code does with what stands for its inputs
             raise NotTraceable(one_line(error)) from error
-        if not kept:
+        if not alike:
             raise NotTraceable("it returns a container of its own kind")
         for node in self.graph.nodes:
             if self._changes_its_input(node) and not _is_alone(node):
@@ -127,35 +130,6 @@ def _is_alike(ours: Any, output: Any) -> bool:
         return False
     pairs = [(ours[key], output[key]) for key in output] if isinstance(output, dict) else zip(ours, output, strict=True)
     return all(_is_alike(a, b) for a, b in pairs)
-
-
-class _Attributes:
-    """A `with` block in which modules must not change what they hold: that is undone, and refused."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = [(module, dict(vars(module)), _lengths(module)) for module in model.modules()]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        kept: list[str] = []
-        for module, before, lengths in self.modules:
-            now = vars(module)
-            changed = [key for key in {**before, **now} if key not in now or now[key] is not before.get(key)]
-            grown = [key for key, length in lengths.items() if len(before[key]) > length]
-            if changed:
-                now.clear()
-                now.update(before)
-            for key in grown:
-                del before[key][lengths[key] :]
-            kept += [*changed, *grown]
-        if kept and kind is None:
-            raise NotTraceable(f"it keeps what it computes as {kept[0]!r}")
-
-
-def _lengths(module: nn.Module) -> dict[str, int]:
-    return {key: len(value) for key, value in vars(module).items() if isinstance(value, list)}
 
 
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem, torch.relu_)

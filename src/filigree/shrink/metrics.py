@@ -100,8 +100,9 @@ class Judge:
     def _r2(self, original: nn.Module, outputs: list[Any]) -> Metric:
         targets = self._held.targets_of_chunks()
         firsts = [tensors_in(output)[0] for output in outputs]
-        if all(y is not None and y.is_floating_point() for y in targets):
-            for first, y in zip(firsts, targets, strict=True):
+        pairs = list(zip(firsts, targets, strict=True))
+        if all(y is not None and (y.is_floating_point() or y.shape == first.shape) for first, y in pairs):
+            for first, y in pairs:
                 if len(first) != len(y) or first.numel() != y.numel():
                     raise ValueError(
                         f"shrink: r2 needs as many outputs as targets. Got {tuple(first.shape)} and {tuple(y.shape)}."

@@ -15,7 +15,7 @@ from filigree.compress.passes import shown
 from filigree.compress.pruning.errors import OutputError
 from filigree.computed_weights import copied
 from filigree.config import check_choice, one_line
-from filigree.laid_out import runtimes_of
+from filigree.laid_out import restore_, runtimes_of
 from filigree.layer_selection import Where, matching
 from filigree.measure.cost import stored
 from filigree.nn.resizing import has_units
@@ -100,7 +100,9 @@ def shrink(
     fit, held = (
         (whole, Samples.of(validation, forward, samples, model, seed)) if validation is not None else whole.split(seed)
     )
-    search = _Search(copied(model).eval(), fit, held, metric, keep, latency_ms, bytes, batch, seconds, progress)
+    original = copied(model).eval()
+    restore_(original)
+    search = _Search(original, fit, held, metric, keep, latency_ms, bytes, batch, seconds, progress)
     return search.run(where, [method for method in METHODS if method in methods])
 
 

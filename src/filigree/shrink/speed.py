@@ -74,11 +74,11 @@ def laid_out_(
 
 def running(network: nn.Module, example: Calibration) -> Callable[[], Any]:
     """A call that runs a network in evaluation mode on an example."""
-    inputs = example.chunks()[0]
+    call = example.repeatable(network, example.chunks()[0])
 
     def run() -> Any:
         with torch.inference_mode():
-            return example.call_on(network, inputs)
+            return call()
 
     return run
 
@@ -88,7 +88,7 @@ def timings(networks: Sequence[nn.Module], example: Calibration, seconds: float)
     return time_interleaved([running(network, example) for network in networks], seconds)
 
 
-_X = object()  # in a layer's arguments: the tensor that it reads
+_X = ...  # in a layer's arguments: the tensor that it reads
 
 
 @dataclass(frozen=True)

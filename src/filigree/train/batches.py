@@ -116,8 +116,8 @@ class LoaderBatches:
         self.generators = list({id(generator): generator for generator in known if generator is not None}.values())
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch begins; samplers that shuffle by its number are told."""
-        for part in _order_of(self.loader):
+        """The epoch begins; samplers, and streams of data, that shuffle by its number are told."""
+        for part in (*_order_of(self.loader), getattr(self.loader, "dataset", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 

@@ -145,7 +145,7 @@ def moments_of(
         networks: the original, and the one that is being changed. runs: how often a pass calls the module.
 
     At most `MOST_ROWS` rows are taken, four for each column and at least 4,096, drawn by the seed. Where a module reads
-    other numbers of samples in the two networks, as the experts behind a router do, x is x'.
+    other numbers of samples in the two networks, as the experts behind a router do, x is x' for it.
     """
     modules = [network.get_submodule(name) for network in networks]
     groups, _, columns = product.matrix(modules[0]).shape
@@ -153,24 +153,44 @@ def moments_of(
     parts = [slice(first, min(first + width, columns)) for first in range(0, columns, width)]
     together = max(1, NUMBERS // (2 * groups * min(width, columns) ** 2))
     most = max(1, min(MOST_ROWS, max(4 * min(width, columns), MOST_ROWS // 4)) // (len(chunks) * runs))
+    alike = True  # what the module reads in the two networks
     for first in range(0, len(parts), together):
         sums = [_Sums(part) for part in parts[first : first + together]]
-        for number, x in enumerate(chunks):
-            before, now = (arguments_of(network, name, x, runs, who) for network in networks)
-            for call, (was, is_now) in enumerate(zip(before, now, strict=False)):
-                if _sizes(was) != _sizes(is_now):
-                    was = is_now  # an expert to which a changed router gives other samples
-                draw = seed + 1009 * number + call
-                rows = [
-                    product.rows(owner, arguments, most, torch.Generator().manual_seed(draw))
-                    for owner, arguments in zip(modules, (was, is_now), strict=True)
-                ]
-                for total in sums:
-                    total.add(now=rows[1], before=rows[0])
+        try:
+            _add_all(sums, product, name, networks, chunks, runs, seed, most, who, alike)
+        except _OtherSamples:
+            sums, alike = [_Sums(part) for part in parts[first : first + together]], False
+            _add_all(sums, product, name, networks, chunks, runs, seed, most, who, alike)
         for total in sums:
             if not total.count:
                 raise ValueError(f"{who}: the data do not reach {name!r}.")
             yield total.columns, total.moments(product.has_bias(modules[0]))
+
+
+class _OtherSamples(Exception):
+    """A module reads other numbers of samples in the two networks."""
+
+
+def _add_all(
+    sums: Sequence[_Sums], product: Product, name: str, networks: tuple[nn.Module, nn.Module],
+    chunks: Sequence[Calibration], runs: int, seed: int, most: int, who: str, alike: bool,
+) -> None:  # fmt: skip
+    """One pass over the data; `alike`: refuse modules that read other samples in the networks, else x is x'."""
+    modules = [network.get_submodule(name) for network in networks]
+    for number, x in enumerate(chunks):
+        before, now = (arguments_of(network, name, x, runs, who) for network in networks)
+        if alike and list(map(_sizes, before)) != list(map(_sizes, now)):
+            raise _OtherSamples
+        if not alike:
+            before = now = now or before
+        for call, (was, is_now) in enumerate(zip(before, now, strict=True)):
+            draw = seed + 1009 * number + call
+            rows = [
+                product.rows(owner, arguments, most, torch.Generator().manual_seed(draw))
+                for owner, arguments in zip(modules, (was, is_now), strict=True)
+            ]
+            for total in sums:
+                total.add(now=rows[1], before=rows[0])
 
 
 def _sizes(call: Call) -> list[torch.Size]:

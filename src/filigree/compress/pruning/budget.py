@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic
+import torch
 from torch import Tensor, nn
 
 from filigree.calibration import Calibration
@@ -282,8 +283,9 @@ def _measure(what: str, model: nn.Module, data: Calibration) -> float:
         return float(sum(p.numel() for p in model.parameters()))
     if what == "bytes":
         tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]  # or extra states
-        by_memory = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}  # tied ones once
-        return float(sum(by_memory.values()))
+        tensors = [tensor.detach() for tensor in tensors if tensor.layout is torch.strided]
+        sizes = {(tensor.data_ptr(), tensor.numel()): tensor.element_size() for tensor in tensors}  # tied ones once
+        return float(sum(count * size for (_, count), size in sizes.items()))
     return float(sum(layer_macs(model, data[:1]).values()))
 
 

@@ -138,7 +138,6 @@ def take_over(model: nn.Module, smaller: nn.Module) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    """Whether an attribute is one that removal changes: a tensor, a number, or a row of these."""
-    return isinstance(value, int | Tensor) or (
-        isinstance(value, tuple | list) and all(isinstance(part, int | Tensor) for part in value)
-    )
+    """Whether an attribute is one that removal changes: a tensor, a number, or several numbers."""
+    several = isinstance(value, tuple | list) and len(value) > 0
+    return isinstance(value, int | Tensor) or (several and all(type(part) is int for part in value))

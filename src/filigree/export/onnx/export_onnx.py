@@ -21,6 +21,7 @@ from filigree.export.onnx.operators import operators
 from filigree.export.onnx.program import OPSET, PRECISE, Session, onnx_module, translate
 from filigree.export.onnx.stand_in import StandIn, standing_for
 from filigree.io.storage import replacing
+from filigree.laid_out import restore_
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.nn.dense_weight import DenseWeight
 from filigree.nn.onnx_operators import DOMAIN
@@ -229,6 +230,7 @@ def _inputs(example: Any, dynamic: bool) -> tuple[Tensor, ...]:
 def _alone(model: nn.Module) -> nn.Module:
     """Copy the model as it is used: in eval mode, on the CPU, each call for itself."""
     duplicate = copied(model).cpu().eval()
+    restore_(duplicate)
     for module in duplicate.modules():
         if isinstance(module, CarriesState):  # a file keeps no state from call to call
             module.reset()

@@ -117,10 +117,11 @@ class Asymmetrical(Capabilities):
         return count(k, self.out_features)
 
     def adjoint(self, weight: Tensor) -> Tensor | None:
-        """W with each input's column sparsified (the perceptron adjoint); it is chosen again when W has changed."""
+        """W with each input's column sparsified (the perceptron adjoint), chosen by the first backward pass after a
+        forward one. W's version does not tell when it has changed: torch's fused optimizers leave it as it is."""
         if self.rule.weights is None:
             return None
-        where = weight.data_ptr(), weight.dtype, weight.device  # `.to` and `.data =` leave the version as it is
+        where = weight.data_ptr(), weight.dtype, weight.device
         key, lasting = (weight._version, *where, self.rule.weights), isinstance(weight, nn.Parameter)
         held = self._cache.get(id(weight)) if lasting else None
         if held is None or held[0] != key:
@@ -129,6 +130,10 @@ class Asymmetrical(Capabilities):
             if lasting:
                 self._cache[id(weight)] = held
         return held[1]
+
+    def begin_pass(self) -> None:
+        """A forward pass begins: weights may have changed since the last one."""
+        self._cache.clear()
 
     def is_exact(self: Any, x: Tensor) -> bool:
         """Whether the layer is the exact one now, for x: in eval mode, by the rule, or without gradients.
@@ -243,6 +248,7 @@ class _AsymmetricProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Asymmetrical, relu: bool) -> Tensor:
         rule = ctx.rule = owner.rule
         ctx.owner = owner
+        owner.begin_pass()
         y = nn.functional.linear(x, weight, bias)
         kept = sparsify_output_(ctx, y, relu)
         inputs = _saved_inputs(rule, x) if ctx.needs_input_grad[1] else x.new_empty(0)

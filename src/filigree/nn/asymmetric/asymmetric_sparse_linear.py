@@ -96,7 +96,8 @@ class _SparseLinear(torch.autograd.Function):
             return None if dx is None else dx.t(), dvalues, db, None
         chosen = choose(rule.sensitivity, delta, rule.unified)
         if rule.neurons == "union" and adjoint is not None and rule.sensitivity is not None:
-            return _union(pattern, chosen, delta, x, values, adjoint)
+            dx, dvalues, db = _union(pattern, chosen, delta, x, values, adjoint)
+            return dx if need_input else None, dvalues, db if need_bias else None, None
         back = values if adjoint is None else values * adjoint
         rows = selection.dense(chosen).t().contiguous()
         dx = sparse.spmm_t(pattern, back, rows).t() if need_input else None
@@ -119,10 +120,10 @@ def _by_columns(function: Sparsification, pattern: Pattern, values: Tensor) -> T
 
 def _union(
     pattern: Pattern, chosen: Any, delta: Tensor, x: Tensor, values: Tensor, adjoint: Tensor
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     few, full = selection.dense(chosen).t().contiguous(), delta.t().contiguous()
     dvalues = torch.where(adjoint > 0, sparse.sddmm(pattern, full, x), sparse.sddmm(pattern, few, x))
     dx = sparse.spmm_t(pattern, values * adjoint, full) + sparse.spmm_t(pattern, values * (1 - adjoint), few)
     row = reference.rows(pattern.indptr, pattern.nnz)
     whole = torch.zeros_like(full[:, 0], dtype=torch.bool).index_fill_(0, row[adjoint > 0], True)
-    return dx.t(), dvalues, torch.where(whole, full.sum(1), few.sum(1)), None
+    return dx.t(), dvalues, torch.where(whole, full.sum(1), few.sum(1))

@@ -109,9 +109,14 @@ class TopK(Sparsification):
         k = count(self.k, x.shape[-1])
         if self.ties == "index" or k >= x.shape[-1]:
             return selection.top(x, k, transposed)
-        order = torch.rand_like(x).argsort(1)  # each row in an order of its own
+        order = _uniform_like(x).argsort(1)  # each row in an order of its own
         shuffled = selection.dense(selection.top(x.gather(1, order), k))
         return selection.nonzeros(torch.empty_like(shuffled).scatter_(1, order, shuffled), transposed)
+
+
+def _uniform_like(x: Tensor) -> Tensor:
+    """Random numbers of [0, 1), in float32 at least: those of 16 bits have 256 values, 0 among them."""
+    return torch.rand_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 @config
@@ -122,7 +127,7 @@ class RandomK(Sparsification):
     draws = True
 
     def mask(self, x: Tensor) -> Tensor:
-        chosen = torch.rand_like(x).topk(count(self.k, x.shape[-1]), sorted=False).indices
+        chosen = _uniform_like(x).topk(count(self.k, x.shape[-1]), sorted=False).indices
         return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
@@ -134,7 +139,7 @@ class UnscaledDropout(Sparsification):
     draws = True
 
     def mask(self, x: Tensor) -> Tensor:
-        return torch.rand_like(x) >= self.p
+        return _uniform_like(x) >= self.p
 
 
 @config
@@ -160,10 +165,11 @@ class ColumnRowSampling(Sparsification):
 
     def columns(self, x: Tensor, weight: Tensor) -> Columns:
         """The kept columns of `x` `(batch, out)`, rescaled; `weight` `(out, in)`."""
-        size = x.norm(dim=0) * weight.norm(dim=1)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        size = x.to(exact).norm(dim=0) * weight.to(exact).norm(dim=1)
         chance = (count(self.k, x.shape[1]) * size / size.sum().clamp(min=1e-30)).clamp(max=1)
         index = (torch.rand_like(chance) < chance).nonzero().squeeze(1)
-        return Columns(x.shape[1], x.index_select(1, index) / chance[index], index)
+        return Columns(x.shape[1], (x.index_select(1, index) / chance[index]).to(x.dtype), index)
 
     def mask(self, x: Tensor) -> Tensor:
         raise ValueError("ColumnRowSampling: it is for sensitivity= of linear layers only.")

@@ -156,6 +156,7 @@ def _units(module: Any) -> tuple[int, int, int] | None:
     """How many inputs and outputs a layer with units has, and their dimension; None for other modules."""
     if isinstance(getattr(module, "out_features", None), int) and isinstance(getattr(module, "in_features", None), int):
         return module.in_features, module.out_features, -1
-    if isinstance(getattr(module, "out_channels", None), int) and len(getattr(module, "kernel_size", ())) == 2:
+    kernel = getattr(module, "kernel_size", None)
+    if isinstance(getattr(module, "out_channels", None), int) and isinstance(kernel, tuple) and len(kernel) == 2:
         return module.in_channels, module.out_channels, -3
     return None
