@@ -112,6 +112,27 @@ def test_linear():
                 torch.testing.assert_close(y, layer.dense()(x[:, :side]), rtol=1e-5, atol=1e-5)
 
 
+ONE_VECTOR = [  # width, rows, share of zeros: less than a window, one or two numbers of a row in it, gathers, threads
+    (1, 9, 0.0), (3, 20, 0.3), (7, 8, 0.5), (8, 8, 0.5), (9, 33, 0.4), (31, 17, 0.6), (33, 17, 0.6), (300, 200, 0.95),
+    (300, 200, 0.6), (900, 50, 0.995), (1024, 512, 0.7),
+]  # fmt: skip
+
+
+def one_vector_equals(library):
+    for width, rows, share in ONE_VECTOR:
+        linear = with_zeros(nn.Linear(width, rows), share)
+        program = translate(OperatorLinear(linear, encoded(linear.weight)), (torch.randn(2, width),), True, None, ["y"])
+        for batch in (1, 3):
+            x = torch.randn(batch, width)
+            (y,) = Session(program, library).run([x])
+            torch.testing.assert_close(y, linear(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_one_vector():
+    with operators() as library:
+        one_vector_equals(library)
+
+
 def test_rows_of_samples_and_wide_weights(tmp_path):
     model = nn.Sequential(SparseLinear(66000, 40, fg.ConstantFanIn(50)), nn.ReLU(), with_zeros(nn.Linear(40, 8)))
     report = export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 3, 66000), **FAST)
@@ -338,6 +359,7 @@ def test_each_set_of_instructions(tmp_path, monkeypatch):
         monkeypatch.setattr(library_of, "SOURCE", changed)
         library_of._library.cache_clear()
         with operators() as library:
+            one_vector_equals(library)
             for batch in (1, 5, 40):
                 x = torch.randn(batch, 70)
                 (y,) = Session(program, library).run([x])
