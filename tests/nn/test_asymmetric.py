@@ -760,3 +760,18 @@ def test_random_choices_of_16_bits_have_their_chances():
     sampling, weight = fg.ColumnRowSampling(2), torch.ones(1000, 4, dtype=torch.bfloat16)
     kept = sum(len(sampling.columns(delta, weight).index) - 1 for _ in range(100))
     assert kept < 30  # of 100,000; 390 where the least random number but 0 is 1/256
+
+
+def test_feedback_needs_the_output_layer_last():
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 2), nn.Linear(4, 8)
+
+        def forward(self, x):
+            return self.head(self.body(x).relu())
+
+    model = Reversed()
+    fg.convert_(model, fg.Asymmetric(feedback=0))
+    with pytest.raises(ValueError, match="last one that the model registers, which is 'body'"):
+        model(torch.randn(3, 4)).sum().backward()

@@ -355,12 +355,20 @@ def _union(
 def _direct_feedback(owner: Asymmetrical, seed: int, delta: Tensor, weight: Tensor) -> Tensor:
     """Direct feedback alignment: the output's error by a fixed random matrix, drawn again from its seed at each use.
 
-    The first layer of a backward pass is the output layer: its delta is the error that all layers receive.
+    The last one of the converted layers is the output layer: its delta is the error that all layers receive.
+
+    Raises:
+        ValueError: the backward pass reaches another layer before that one.
     """
     shared = owner.shared
-    if owner is shared.get("last"):
+    if owner is shared["last"]:
         shared["error"] = delta
-    error = shared["error"]
+    error = shared.get("error")
+    if error is None or len(error) != len(delta):
+        raise ValueError(
+            f"Asymmetric: feedback needs the output layer to be the last one that the model registers, which is "
+            f"{shared['last']._name!r}. Got a gradient of {owner._name!r} before."
+        )
     numbers = torch.Generator(error.device).manual_seed(seed * 1_000_003 + shared["order"][owner])
     scale = weight.shape[1] ** -0.5
     matrix = torch.randn(error.shape[1], weight.shape[1], generator=numbers, device=error.device, dtype=error.dtype)
