@@ -38,8 +38,8 @@ class Asymmetric(Conversion):
         sensitivity: S, on delta: the choice of neurons.
         inputs: I, on the layer's input (the weight adjoint), in the gradient of W only. Only what is kept of the input
             is stored for the backward pass.
-        weights: A, on each input's column of W (the perceptron adjoint), in the gradient of x only; chosen once an
-            optimizer step.
+        weights: A, on each input's column of W (the perceptron adjoint), in the gradient of x only; chosen once a
+            pass, of the present W.
         neurons: with `weights`, a weight takes part in dL/dx if its neuron is chosen by S and by A ("intersection",
             eq. 7.5), or by one of the two ("union", eq. 8.3; then dL/dW is of the same weights, as in eq. 8.5).
         unified: one choice for the whole batch, by the sums of magnitudes over it: products become small dense ones.
