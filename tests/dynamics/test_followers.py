@@ -548,6 +548,18 @@ def test_ema_is_a_callback_and_part_of_a_checkpoint(tmp_path):
         fg.match_connections_(nn.Linear(2, 2), whole.model)
 
 
+def test_a_tied_weight_is_averaged_once_a_step():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    ema = fg.EMA(model, 0.9)
+    ema.step()
+    before = model[0].weight.detach().clone()
+    model[0].weight.data.add_(1.0)
+    ema.step()
+    assert ema.module[0].weight is ema.module[1].weight
+    torch.testing.assert_close(ema.module[0].weight, before + 0.1)
+
+
 # -- derived indices -------------------------------------------------------------------------------------------------
 
 

@@ -86,10 +86,12 @@ class EMA:
         """After a step of the optimizer: follow the model."""
         match_connections_(self.module, self.model)
         weight = 1 - self.decay if self.updates else 1.0
+        averaged = set()  # a tied weight is several modules' parameter
         for average, module in zip(self.module.modules(), self.model.modules(), strict=True):
             for mean, parameter in zip(average._parameters.values(), module._parameters.values(), strict=True):
-                if mean is not None and parameter is not None:
+                if mean is not None and parameter is not None and mean not in averaged:
                     mean.lerp_(parameter, weight)
+                    averaged.add(mean)
             if not isinstance(module, Evolvable):  # whose buffers are connections
                 for copied, buffer in zip(average.buffers(False), module.buffers(False), strict=True):
                     copied.copy_(buffer)
