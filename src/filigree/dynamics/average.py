@@ -59,8 +59,9 @@ class EMA:
     """An exponential moving average of a model's weights, connection by connection while the model is rewired.
 
     At each step `average = decay * average + (1 - decay) * weight`; the first step copies. Buffers are copied, batch
-    norms' statistics among them. At a connection the average is that of the dense weight, zero included while it was
-    not connected, since it was there last; where the model has no connection the average has none.
+    norms' statistics among them, and so is the extra state of modules, such as the level of their noise. At a
+    connection the average is that of the dense weight, zero included while it was not connected, since it was there
+    last; where the model has no connection the average has none.
 
         ema = fg.EMA(model)
         fg.fit(model, train, optimizer=optimizer, epochs=10, callbacks=[fg.SET(model, optimizer), ema])
@@ -93,8 +94,14 @@ class EMA:
                     mean.lerp_(parameter, weight)
                     averaged.add(mean)
             if not isinstance(module, Evolvable):  # whose buffers are connections
-                for copied, buffer in zip(average.buffers(False), module.buffers(False), strict=True):
-                    copied.copy_(buffer)
+                for name, buffer in module.named_buffers(recurse=False):
+                    copied = average._buffers[name]
+                    if copied is not None and copied.shape == buffer.shape:
+                        copied.copy_(buffer)
+                    else:
+                        average._buffers[name] = buffer.clone()
+            if type(module).get_extra_state is not nn.Module.get_extra_state:  # noise and mollification are annealed
+                average.set_extra_state(copy.deepcopy(module.get_extra_state()))
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
