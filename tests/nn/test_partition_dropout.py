@@ -225,3 +225,26 @@ def test_the_features_of_a_linear_layer_are_the_last_dimension():
     y = model(torch.ones(2, 5, 6, 3)).flatten(0, 2)
     assert bool((y == y[:1]).all())
     assert model[1].drawn == 8
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_layer_in_several_places_computes_all_rows(sparse):
+    linear = nn.Linear(8, 8)
+    model = nn.Sequential(linear, nn.Dropout(0.5), linear)
+    if sparse:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.9)))
+    fg.convert_(model, fg.PartitionDropout(2))
+    assert model[0] is model[2]
+    assert bool((model(torch.randn(4, 8)) != 0).all())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_all_rows_are_computed_where_the_dropout_does_not_train(sparse):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+    if sparse:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.9)))
+    fg.convert_(model, fg.PartitionDropout(2))
+    x = torch.randn(4, 8)
+    expected = model.eval()(x)
+    model.train()[1].eval()
+    torch.testing.assert_close(model(x), expected)
