@@ -248,3 +248,24 @@ def test_all_rows_are_computed_where_the_dropout_does_not_train(sparse):
     expected = model.eval()(x)
     model.train()[1].eval()
     torch.testing.assert_close(model(x), expected)
+
+
+def test_an_activation_in_place_behind_a_sparse_layer():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(0.1, inplace=True), nn.Dropout(0.5), nn.Linear(8, 2))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), where="0")
+    fg.convert_(model, fg.PartitionDropout(2))
+    other = copy.deepcopy(model)
+    other[1].inplace = False
+    x = torch.randn(4, 8)
+    for network in (model, other):
+        torch.manual_seed(0)
+        network(x).sum().backward()
+    for parameter, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
+
+
+def test_chosen_rows_that_are_changed_before_their_gradient_say_so():
+    layer = fg.nn.SparseLinear(9, 14, fg.ErdosRenyi(density=0.5), relu=True)
+    y = rows_linear(layer.pattern, torch.tensor([0, 3]), layer.values, layer.bias, torch.randn(6, 9), True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.neg_().sum().backward()
