@@ -307,14 +307,14 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
-def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
-    """Return how many units a module without weights reads, those of the layer before it, and along which dimension.
+def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int, nn.Module]:
+    """Return how many units a module without weights reads, along which dimension, and the layer that makes them.
 
     Raises:
         ValueError: by `who`: no layer with a width stands before it, in the order in which modules are registered, or
             several that differ.
     """
-    width: tuple[int, int] | None = None
+    width: tuple[int, int, nn.Module] | None = None
     whole = None  # a layer with a width stands for the modules that it consists of, too
     for other, module in model.named_modules():
         if other == name and width is not None:
@@ -323,7 +323,7 @@ def width_before(model: nn.Module, name: str, who: str) -> tuple[int, int]:
         if whole is not None and other.startswith(whole) and not name.startswith(whole):
             continue
         if (units := _width(module)) is not None:
-            width, whole = units, f"{other}." if other else None
+            width, whole = (*units, module), f"{other}." if other else None
         elif isinstance(module, nn.Flatten):
             width = None  # how many numbers it makes of an image is not known here
     raise ValueError(f"{who}: no layer stands before {name!r}, so how many units it has is not known.")

@@ -206,6 +206,22 @@ def test_growth_by_gradient_watches_no_longer_than_it_grows():
     assert not any(module._forward_hooks for module in trained.modules())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1)], ids=["linear", "convolution"])
+def test_growth_by_gradient_under_autocast(layer, masked):
+    """The gradients of outputs in bfloat16 have that type, inputs of the first layer have not."""
+    model = nn.Sequential(copy.deepcopy(layer))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5), masked=masked), where="0")
+    evolution = fg.Evolution(model, None, 0.3, grow="gradient")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(torch.randn(4, 8, *[1] * (layer.weight.dim() - 2)))
+    y.float().square().sum().backward()
+    before = model[0].flat_indices()
+    evolution.step()
+    assert len(model[0].flat_indices()) == len(before)
+    assert not torch.equal(model[0].flat_indices(), before)
+
+
 def test_growth_by_gradient_needs_a_backward_pass():
     with pytest.raises(ValueError, match="needs a backward pass"):
         fg.Evolution(network(), None, 0.3, grow="gradient").step()

@@ -548,6 +548,43 @@ def test_ema_is_a_callback_and_part_of_a_checkpoint(tmp_path):
         fg.match_connections_(nn.Linear(2, 2), whole.model)
 
 
+def test_a_tied_weight_is_averaged_once_a_step():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    ema = fg.EMA(model, 0.9)
+    ema.step()
+    before = model[0].weight.detach().clone()
+    model[0].weight.data.add_(1.0)
+    ema.step()
+    assert ema.module[0].weight is ema.module[1].weight
+    torch.testing.assert_close(ema.module[0].weight, before + 0.1)
+
+
+def test_ema_follows_buffers_whose_shape_changes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5))
+    fg.convert_(model, fg.PartitionDropout(2))
+    ema = fg.EMA(model)
+    model(torch.randn(2, 4))
+    for _ in range(2):
+        ema.step()
+        assert torch.equal(ema.module[1].partition, model[1].partition)
+        assert ema.module[1].partition is not model[1].partition
+
+
+def test_ema_follows_what_annealing_sets():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+    fg.convert_(model, fg.Noisy(), where="1")
+    fg.convert_(model, fg.Mollified(), where="2")
+    annealing = fg.NoiseAnnealing(model, 30, 0.5, steps=5)
+    ema = fg.EMA(model)
+    for _ in range(3):
+        annealing.step()
+    model[2].p = 0.25
+    ema.step()
+    assert ema.module[1].c == model[1].c < 30
+    assert ema.module[2].p == 0.25
+
+
 # -- derived indices -------------------------------------------------------------------------------------------------
 
 

@@ -647,6 +647,16 @@ def test_error_feedback_forgets_nothing():
     assert "error_feedback" not in optimizer.state[p]
 
 
+def test_error_feedback_of_weights_in_channels_last():
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(conv.parameters(), 1.0)
+    feedback, before = fg.ErrorFeedback(optimizer, fg.TopK(5)), conv.weight.detach().clone()
+    gradient = conv.weight.grad = torch.randn_like(conv.weight)
+    optimizer.step()
+    assert int(conv.weight.grad.count_nonzero()) == 5
+    torch.testing.assert_close(before - conv.weight.detach() + feedback.memory(conv.weight), gradient)
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_error_feedback_is_saved_with_the_optimizer_and_follows_rewirings(kind):
     torch.manual_seed(0)

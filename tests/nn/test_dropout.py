@@ -141,3 +141,12 @@ def test_guided_dropout_refuses_where_the_width_is_not_known():
         ValueError, match=r"^StrengthDropout: the input's last side must be its 4 units\. Got \(2, 9\)\. "
     ):
         layer(torch.randn(2, 9))
+
+
+def test_guided_dropout_has_the_type_of_the_layer_before_it():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.Linear(8, 2)).bfloat16()
+    fg.convert_(model, fg.GuidedDropout())
+    assert model[1].strength.dtype is torch.bfloat16
+    assert model(torch.randn(2, 8).bfloat16()).dtype is torch.bfloat16
+    for training in (True, False):
+        assert fg.nn.StrengthDropout(4).train(training)(torch.ones(2, 4).half()).dtype is torch.float16

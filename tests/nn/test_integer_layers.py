@@ -168,6 +168,23 @@ def test_sampled_activations():
     assert torch.equal(made(x), made(x))
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (0, 3, 4, 4)])
+def test_sampled_activations_of_an_empty_batch(shape):
+    assert SampledActivation(0.3)(torch.empty(shape)).shape == shape
+
+
+@pytest.mark.parametrize("wrong", [{"bias": torch.zeros(3)}, {"code": torch.full((5,), -1, dtype=torch.int8)}])
+def test_a_refused_state_changes_nothing(wrong):
+    model = nn.Sequential(nn.Linear(12, 4))
+    fg.compress_(model, fg.RoundToNearest(8))
+    x, before = torch.randn(5, 12), copy.deepcopy(model)
+    extra = {"input_scale": torch.ones(12), "activation.scale": torch.ones(1), "scale": torch.ones(1)}
+    with pytest.raises(ValueError, match="^state_dict: "):
+        model[0].load_state_dict(model[0].state_dict() | extra | wrong)
+    assert model[0].state_dict().keys() == before[0].state_dict().keys()
+    assert torch.equal(model(x), before(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_an_input_of_another_type_is_computed_in_it(dtype):
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4))

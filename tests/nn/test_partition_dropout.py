@@ -225,3 +225,47 @@ def test_the_features_of_a_linear_layer_are_the_last_dimension():
     y = model(torch.ones(2, 5, 6, 3)).flatten(0, 2)
     assert bool((y == y[:1]).all())
     assert model[1].drawn == 8
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_layer_in_several_places_computes_all_rows(sparse):
+    linear = nn.Linear(8, 8)
+    model = nn.Sequential(linear, nn.Dropout(0.5), linear)
+    if sparse:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.9)))
+    fg.convert_(model, fg.PartitionDropout(2))
+    assert model[0] is model[2]
+    assert bool((model(torch.randn(4, 8)) != 0).all())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_all_rows_are_computed_where_the_dropout_does_not_train(sparse):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+    if sparse:
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.9)))
+    fg.convert_(model, fg.PartitionDropout(2))
+    x = torch.randn(4, 8)
+    expected = model.eval()(x)
+    model.train()[1].eval()
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_an_activation_in_place_behind_a_sparse_layer():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(0.1, inplace=True), nn.Dropout(0.5), nn.Linear(8, 2))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)), where="0")
+    fg.convert_(model, fg.PartitionDropout(2))
+    other = copy.deepcopy(model)
+    other[1].inplace = False
+    x = torch.randn(4, 8)
+    for network in (model, other):
+        torch.manual_seed(0)
+        network(x).sum().backward()
+    for parameter, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
+
+
+def test_chosen_rows_that_are_changed_before_their_gradient_say_so():
+    layer = fg.nn.SparseLinear(9, 14, fg.ErdosRenyi(density=0.5), relu=True)
+    y = rows_linear(layer.pattern, torch.tensor([0, 3]), layer.values, layer.bias, torch.randn(6, 9), True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.neg_().sum().backward()

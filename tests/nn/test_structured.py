@@ -429,3 +429,22 @@ def test_no_samples_at_all(make):
     y.sum().backward()
     assert x.grad.shape == (0, 12)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_afdf_stays_complex_in_other_types():
+    """torch's `Module.to(dtype)` makes complex parameters real."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).double()
+    fg.convert_(model, fg.AFDF(), where="0")
+    parameters, before = list(model.parameters()), [p.detach().clone() for p in model.parameters()]
+    assert {p.dtype for p in parameters} == {torch.complex128}
+    model(torch.randn(2, 8, dtype=torch.float64)).sum().backward()
+    for dtype, expected in (
+        (torch.float32, torch.complex64), (torch.bfloat16, torch.complex64), (torch.float16, torch.complex64),
+        (torch.float64, torch.complex128),
+    ):  # fmt: skip
+        model.to(dtype)
+        assert {t.dtype for p in model.parameters() for t in (p, p.grad)} == {expected}
+        assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
+        torch.testing.assert_close([p.to(torch.complex128) for p in parameters], before, rtol=1e-6, atol=1e-6)
+    assert model.double()[0].diagonal0.dtype is torch.complex128
+    assert model.to("meta")[0].diagonal0.is_meta

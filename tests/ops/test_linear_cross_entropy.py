@@ -29,6 +29,17 @@ def test_equals_cross_entropy_of_all_logits(chunk):
     )
 
 
+def test_float64_is_computed_to_its_precision():
+    x, weight, targets = example()  # of 21 samples: 1 / 21 is no float32
+    loss = linear_cross_entropy(x, weight, targets)
+    expected = F.cross_entropy((x @ weight.t()).flatten(0, 1), targets.flatten())
+    for ours, theirs in zip(
+        (loss, *torch.autograd.grad(loss, [x, weight])), (expected, *torch.autograd.grad(expected, [x, weight])),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+
+
 def test_gradients_against_finite_differences():
     x, weight, targets = example(samples=(4,))
     assert torch.autograd.gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, chunk=3), (x, weight))

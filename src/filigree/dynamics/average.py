@@ -59,8 +59,9 @@ class EMA:
     """An exponential moving average of a model's weights, connection by connection while the model is rewired.
 
     At each step `average = decay * average + (1 - decay) * weight`; the first step copies. Buffers are copied, batch
-    norms' statistics among them. At a connection the average is that of the dense weight, zero included while it was
-    not connected, since it was there last; where the model has no connection the average has none.
+    norms' statistics among them, and so is the extra state of modules, such as the level of their noise. At a
+    connection the average is that of the dense weight, zero included while it was not connected, since it was there
+    last; where the model has no connection the average has none.
 
         ema = fg.EMA(model)
         fg.fit(model, train, optimizer=optimizer, epochs=10, callbacks=[fg.SET(model, optimizer), ema])
@@ -86,13 +87,21 @@ class EMA:
         """After a step of the optimizer: follow the model."""
         match_connections_(self.module, self.model)
         weight = 1 - self.decay if self.updates else 1.0
+        averaged = set()  # a tied weight is several modules' parameter
         for average, module in zip(self.module.modules(), self.model.modules(), strict=True):
             for mean, parameter in zip(average._parameters.values(), module._parameters.values(), strict=True):
-                if mean is not None and parameter is not None:
+                if mean is not None and parameter is not None and mean not in averaged:
                     mean.lerp_(parameter, weight)
+                    averaged.add(mean)
             if not isinstance(module, Evolvable):  # whose buffers are connections
-                for copied, buffer in zip(average.buffers(False), module.buffers(False), strict=True):
-                    copied.copy_(buffer)
+                for name, buffer in module.named_buffers(recurse=False):
+                    copied = average._buffers[name]
+                    if copied is not None and copied.shape == buffer.shape:
+                        copied.copy_(buffer)
+                    else:
+                        average._buffers[name] = buffer.clone()
+            if type(module).get_extra_state is not nn.Module.get_extra_state:  # noise and mollification are annealed
+                average.set_extra_state(copy.deepcopy(module.get_extra_state()))
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:

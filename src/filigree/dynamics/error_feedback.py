@@ -51,7 +51,7 @@ class ErrorFeedback:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if parameter.grad is not None:
                 memory = self.memory(parameter).add_(parameter.grad)
-                parameter.grad = self.keep(memory.view(1, -1)).view_as(memory)
+                parameter.grad = self.keep(memory.reshape(1, -1)).view_as(memory)
                 self._held[parameter] = memory.sub_(parameter.grad)
                 optimizer.state.get(parameter, {}).pop(_STATE, None)
 

@@ -387,13 +387,16 @@ class Evolution:
             scores = SCORES[self.grow](kept, *sides)
             return scored_growth(kept, scores, possible, count, self.generator, self.soft is not None)
         seen, generator = self._watch[name].last(), None if self.soft is None else self.generator
+        dtype = torch.promote_types(layer.connections.dtype, torch.float32)  # autocast may have changed one
         if hasattr(layer, "dense_gradient"):
-            gradients = (layer.dense_gradient(self._all(x), self._all(dy)) for x, dy in seen)
+            gradients = (layer.dense_gradient(self._all(x, dtype), self._all(dy, dtype)) for x, dy in seen)
             return largest_growth(kept, [(0, functools.reduce(torch.add, gradients))], count, generator)
-        x, dy = (self._all(torch.cat([p.reshape(-1, p.shape[-1]) for p in each])) for each in zip(*seen, strict=True))
+        flat = (torch.cat([part.reshape(-1, part.shape[-1]) for part in each]) for each in zip(*seen, strict=True))
+        x, dy = (self._all(samples, dtype) for samples in flat)
         return gradient_growth(kept, x, dy, count, generator=generator, part=part)
 
-    def _all(self, samples: Tensor) -> Tensor:
+    def _all(self, samples: Tensor, dtype: torch.dtype) -> Tensor:
+        samples = samples.to(dtype)
         return gathered(samples) if self._gathers else samples
 
     def _new_weights(self, layer: Evolvable, flat_indices: Tensor, is_new: Tensor, part: Whole) -> Tensor:

@@ -103,7 +103,7 @@ def _passes(
     dx = torch.zeros_like(x) if needs_x else None
     dw = torch.zeros_like(weight) if needs_weight else None
     counts = targets != ignore_index
-    scale = 1 / counts.sum()
+    scale = 1 / counts.sum().to(exact)  # the reciprocal of integers is float32
     loss = torch.zeros((), dtype=exact, device=x.device)
     for first in range(0, len(x), chunk):
         rows = slice(first, first + chunk)

@@ -70,9 +70,10 @@ class _RowsLinear(torch.autograd.Function):
             x.dtype is torch.float64, compressed_rows(pattern.indptr, pattern.indices), (rows.data_ptr(), len(rows)),
             values.data_ptr(), matrix(columns), matrix(y), x.shape[0], address(biases), relu,
         )  # fmt: skip
-        ctx.save_for_backward(values, columns, rows, y if relu else None)
+        out = y.t().data  # no view, so that it may be changed in place
+        ctx.save_for_backward(values, columns, rows, out if relu else None)
         ctx.pattern = pattern
-        return y.t()
+        return out
 
     @staticmethod
     @once_differentiable
@@ -80,7 +81,7 @@ class _RowsLinear(torch.autograd.Function):
         values, columns, rows, y = ctx.saved_tensors
         _, need_bias, need_input, *_ = ctx.needs_input_grad
         dx, dvalues, dbias = _rows_backward(
-            ctx.pattern, rows, values, feature_major(dy.t()), columns, y, True, need_input
+            ctx.pattern, rows, values, feature_major(dy.t()), columns, None if y is None else y.t(), True, need_input
         )
         return dvalues, dbias if need_bias else None, None if dx is None else dx.t(), None, None, None
 

@@ -50,14 +50,14 @@ class StrengthDropout(Capabilities, nn.Module):
                 "GuidedDropout takes the layer registered before a dropout for the one that it follows: use where=."
             )
         if not self.training or self.p == 0:
-            return x * self.strength
+            return x * self.strength.to(x.dtype)
         count = round(self.p * units)
         order = self.strength.detach().abs().sort(descending=True, stable=True).indices
         if self.region == "active":
             active = order[: max(count, units // 2)]
             order = active[torch.randperm(len(active), device=x.device)]
         mask = torch.ones_like(self.strength).index_fill(0, order[:count], 0)
-        return x * (self.strength * mask / (1 - self.p))
+        return x * (self.strength * mask / (1 - self.p)).to(x.dtype)
 
     @property
     def macs(self) -> int:
@@ -96,10 +96,12 @@ class GuidedDropout(Conversion):
 
     def apply(self, model: nn.Module, names: list[str]) -> list[Change]:
         def guided(name: str, dropout: nn.Module) -> nn.Module:
-            units, side = width_before(model, name, "GuidedDropout")
+            units, side, layer = width_before(model, name, "GuidedDropout")
             if side != -1:
                 raise ValueError(f"GuidedDropout: {name!r} must follow a linear layer, not a convolution.")
-            return StrengthDropout(units, _p(dropout), self.region)
+            new = StrengthDropout(units, _p(dropout), self.region)
+            like = next((t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()), new.strength)
+            return new.to(like.dtype) if like.is_meta else new.to(like)
 
         return replace_dropouts(model, names, "GuidedDropout", guided)
 

@@ -165,7 +165,8 @@ class PartitionedDropout(ReadsAttributes, Partitions):
 class PartitionedLinear(DropIn, nn.Linear):
     """A linear layer before a `PartitionedDropout`: the rows that it will drop are not computed, their outputs are 0.
 
-    In training, on the units that the dropout keeps in this step, `nn.Linear`; in eval mode `nn.Linear`.
+    In training, on the units that the dropout keeps in this step, `nn.Linear`; in its or the dropout's eval mode
+    `nn.Linear`.
     """
 
     dropout: list[PartitionedDropout]  # in a list: it is registered where it stands
@@ -179,7 +180,7 @@ class PartitionedLinear(DropIn, nn.Linear):
         return type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.is_meta:
+        if not (self.training and self.dropout[0].training) or x.is_meta:
             return super().forward(x)
         rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
         bias = None if self.bias is None else self.bias.index_select(0, rows)
@@ -202,7 +203,7 @@ class PartitionedSparseLinear(SparseLinear):
         return type(self).__name__
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.is_meta:
+        if not (self.training and self.dropout[0].training) or x.is_meta:
             return super().forward(x)
         x = self._checked(x)
         rows = self.dropout[0].kept_now((self.out_features,), x).nonzero().squeeze(1)
@@ -250,8 +251,8 @@ class PartitionDropout(Conversion):
             layers it replaces are not read. per: "unit" or "element", see `filigree.nn.PartitionedDropout`.
         connect: drop weights of linear layers in place of units after which a dropout stands.
 
-    In an `nn.Sequential`, a linear or sparse layer that only activations separate from a dropout per unit does not
-    compute the rows that will be dropped.
+    In an `nn.Sequential`, a linear or sparse layer that only activations separate from a dropout per unit, and that
+    stands nowhere else, does not compute the rows that will be dropped.
     """
 
     keeps_ties = True
@@ -308,6 +309,8 @@ def _skip_dropped_rows(model: nn.Module, dropout: PartitionedDropout) -> list[Ch
         kind = {nn.Linear: PartitionedLinear, SparseLinear: PartitionedSparseLinear}.get(type(layer))
         if kind is None or layer._forward_hooks or layer._forward_pre_hooks:
             continue
+        if sum(child is layer for module in model.modules() for child in module._modules.values()) > 1:
+            continue  # elsewhere its outputs are all needed
         partitioned: Any = recast(kind, layer)
         partitioned.dropout, dropout.trailing_dims = [dropout], 0  # a linear layer's features are the last dimension
         name = f"{parent_name}.{before[-1]}".lstrip(".")

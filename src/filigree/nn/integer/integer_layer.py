@@ -112,11 +112,13 @@ class IntegerLayer(Capabilities, DenseWeight, nn.Module):
     # -- keeping the code and what the kernels read in step ------------------------------------------------------------
 
     def _set_code(self, code: Tensor) -> None:
-        indptr, columns, counts = decode(code, self.out_features, self.in_features)
-        self._nnz = len(columns)
+        self._set_decoded(code, decode(code, self.out_features, self.in_features))
+
+    def _set_decoded(self, code: Tensor, decoded: tuple[Tensor, Tensor, Tensor]) -> None:
+        self._nnz = len(decoded[1])
         device = self.scale.device
         self.register_buffer("code", code.to(device))
-        for name, part in zip(Integers._fields, self._run_form(indptr, columns, counts), strict=True):
+        for name, part in zip(Integers._fields, self._run_form(*decoded), strict=True):
             self.register_buffer(name, part.to(device), persistent=False)
 
     def _run_form(self, indptr: Tensor, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,21 +131,22 @@ class IntegerLayer(Capabilities, DenseWeight, nn.Module):
                 raise ValueError(
                     f"state_dict: {prefix}scale must be (1,) or ({self.out_features},). Got {tuple(scale.shape)}."
                 )
-            self.scale = torch.empty_like(scale, device=self.scale.device)
+            bias = state_dict.get(prefix + "bias")
+            if isinstance(bias, Tensor) and bias.shape != (self.out_features,):
+                raise ValueError(f"state_dict: {prefix}bias must be ({self.out_features},). Got {tuple(bias.shape)}.")
+            try:
+                decoded = decode(code, self.out_features, self.in_features)
+            except ValueError as error:
+                raise ValueError(f"state_dict: {prefix}{error}") from None
+            self.scale = torch.empty_like(scale, device=self.scale.device)  # from here on nothing is refused
             stored = state_dict.get(prefix + "input_scale")
             if isinstance(stored, Tensor):
                 self.input_scale = torch.empty_like(stored, device=self.scale.device)
             if isinstance(state_dict.get(prefix + "activation.scale"), Tensor):
                 self.activation = SampledActivation(1.0).to(self.scale.device)
-            bias = state_dict.get(prefix + "bias")
-            if isinstance(bias, Tensor) and bias.shape != (self.out_features,):
-                raise ValueError(f"state_dict: {prefix}bias must be ({self.out_features},). Got {tuple(bias.shape)}.")
             if isinstance(bias, Tensor) and self.bias is None:
                 self.bias = nn.Parameter(torch.empty_like(bias, device=self.scale.device))
-            try:
-                self._set_code(code)
-            except ValueError as error:
-                raise ValueError(f"state_dict: {prefix}{error}") from None
+            self._set_decoded(code, decoded)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -166,7 +169,7 @@ class SampledActivation(Capabilities, nn.Module):
 
     def integers(self, x: Tensor) -> Tensor:
         """The integers, in a float type: shape as `x`."""
-        flat = x.reshape(len(x), -1)
+        flat = x.flatten(1)
         at = (flat.abs().double().cumsum(1) / self.scale + 0.5).floor()
         return (torch.diff(at, dim=1, prepend=at.new_zeros(len(at), 1)) * flat.sign()).reshape(x.shape).to(x.dtype)
 

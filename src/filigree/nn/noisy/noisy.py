@@ -94,7 +94,7 @@ class Noisy(Conversion):
         per_unit = self.p == "unit"
         if type(module) in _ACTIVATIONS:
             each_own = per_unit and self.form in ("NAN", "NAH", "NANIL")  # the others have no p
-            units, dim = width_before(model, name, "Noisy(p='unit')") if each_own else (1, -1)
+            units, dim = width_before(model, name, "Noisy(p='unit')")[:2] if each_own else (1, -1)
             new: nn.Module = _ACTIVATIONS[type(module)](units=units, dim=dim, exact=self.exact, **options)
             return new.train(module.training)
         if type(module) in _CELLS:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +23,7 @@ class AFDFLinear(DenseWeightAndBias, Sell):
         sigma: diagonals are drawn from N(1, sigma^2) + i N(0, sigma^2), phases from N(0, sigma^2).
 
     A real input gives the real part of the output; a complex one (complex64, complex128) the complex output. A_1 is the
-    identity, which loses nothing.
+    identity, which loses nothing. `to(dtype)` keeps the diagonals complex: complex128 in float64, else complex64.
     """
 
     def __init__(
@@ -44,6 +47,20 @@ class AFDFLinear(DenseWeightAndBias, Sell):
             return nn.Parameter(sigma * torch.randn(self.size, generator=generator))
         parts = sigma * torch.randn(2, self.size, generator=generator)
         return nn.Parameter(torch.complex(1 + parts[0], parts[1]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def of_parts(tensor: Tensor) -> Tensor:
+            """`fn` of the real and the imaginary part: torch's `to(dtype)` would lose the latter."""
+            if not tensor.is_complex():
+                return fn(tensor)
+            parts = fn(torch.view_as_real(tensor))
+            if parts.is_complex():
+                return fn(tensor)
+            if parts.dtype not in (torch.float32, torch.float64):
+                return tensor.to(parts.device, torch.complex64)
+            return torch.view_as_complex(parts)
+
+        return super()._apply(of_parts, recurse)
 
     def run(self, x: Tensor) -> Tensor:
         if x.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
