@@ -179,7 +179,7 @@ def test_a_refused_state_changes_nothing(wrong):
     fg.compress_(model, fg.RoundToNearest(8))
     x, before = torch.randn(5, 12), copy.deepcopy(model)
     extra = {"input_scale": torch.ones(12), "activation.scale": torch.ones(1), "scale": torch.ones(1)}
-    with pytest.raises(ValueError, match="^state_dict: "):
+    with pytest.raises(ValueError, match=r"^state_dict: "):
         model[0].load_state_dict(model[0].state_dict() | extra | wrong)
     assert model[0].state_dict().keys() == before[0].state_dict().keys()
     assert torch.equal(model(x), before(x))

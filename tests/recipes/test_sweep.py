@@ -84,6 +84,9 @@ def test_all_settings_with_the_same_end_are_set_together():
         ({"over": {"k": "0:5"}}, "k must be an integer of at least 1"),
         ({"over": {"k": "9:5"}}, "expected low:high"),
         ({"over": {"k": "1:5:lin"}}, "expected low:high"),
+        ({"over": {"k": "true:5"}}, "expected low:high"),
+        ({"over": {"training.lr": "1:nan"}}, "expected low:high"),
+        ({"over": {"training.lr": "1:inf"}}, "expected low:high"),
         ({"over": {"training.lr": "0:5:log"}}, "must begin above 0"),
         ({"settings": (*SETTINGS, "data.validation=0")}, "has no validation part"),
     ],
@@ -108,6 +111,11 @@ def test_commands_load_where_files_cannot_be_locked(tmp_path, monkeypatch):
 def test_domains():
     assert Domain.parse("0.1,relu,3").choices == (0.1, "relu", 3)
     assert Domain.parse("1:9") == Domain((), 1, 9)
+    assert Domain.parse("1e-4:1e-1:log") == Domain((), 1e-4, 0.1, True)
+    assert Domain.parse("1e-4,relu,1e2").choices == (1e-4, "relu", 100.0)
+    for k in (1e-5, 1.0):  # as numbers, not as text
+        recipe = recipes.load(RECIPE, wanted()._overrides({"k": k}))
+        assert recipe.methods["topk"].convert[0].config.sensitivity.k == k
     rows = [{"cost": c, "accuracy": a} for c, a in ((1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (4, 0.9))]
     assert [row["cost"] for row in pareto(rows)] == [1, 2, 4]
 

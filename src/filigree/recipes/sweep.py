@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -48,10 +50,10 @@ class Domain:
     def parse(cls, text: str) -> Domain:
         """`10:200`, `0.001:0.1:log`, or `relu,gelu`."""
         if ":" not in text:
-            return cls(tuple(yaml.safe_load(part) for part in text.split(",")))
+            return cls(tuple(_value(part) for part in text.split(",")))
         parts = text.split(":")
-        numbers = [yaml.safe_load(part) for part in parts[:2]]
-        numeric = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+        numbers = [_value(part) for part in parts[:2]]
+        numeric = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
         if len(parts) > 3 or not numeric or numbers[0] >= numbers[1] or parts[2:] not in ([], ["log"]):
             raise RecipeError(f"--over {text}: expected low:high, low:high:log, or values with commas between.")
         if parts[2:] and numbers[0] <= 0:
@@ -64,6 +66,16 @@ class Domain:
             return trial.suggest_categorical(name, self.choices)
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         return (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
+
+
+def _value(text: str) -> Any:
+    """A value as YAML reads it, and numbers such as 1e-4, which PyYAML takes for text."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return yaml.safe_load(text)
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,8 @@ class Sweep:
     def _overrides(self, values: dict[str, Any]) -> list[str]:
         out = list(self.settings)
         for key, value in values.items():
-            out += [f"{path}={json.dumps(value)}" for path in self._paths(key)]
+            text = np.format_float_positional(value) if isinstance(value, float) else json.dumps(value)
+            out += [f"{path}={text}" for path in self._paths(key)]  # which YAML reads: 1e-05 would be text
         return out
 
     def _paths(self, key: str) -> list[str]:
