@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _DICTS = (dict, OrderedDict, defaultdict)
 _CONTAINERS = (*_DICTS, list, set, deque)
@@ -42,7 +43,8 @@ class AllOrNothing:
         self._bytes: dict[int, tuple[Tensor, Tensor]] = {}  # of each storage, by its address: as they are, and a copy
         with torch._C.DisableTorchFunctionSubclass():
             self._keep([module.__dict__ for module, _ in self._modules])
-        self._versions = [(t.tensor, t.tensor._version) for t in self._tensors if not t.tensor.is_inference()]
+        plain = [each.tensor for each in self._tensors if each.data is not None and not is_lazy(each.tensor)]
+        self._versions = [(tensor, tensor._version) for tensor in plain if not tensor.is_inference()]
         self._generators, self._grad_mode = _generators(), torch.is_grad_enabled()
         return self
 

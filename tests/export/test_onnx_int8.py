@@ -168,7 +168,7 @@ def test_a_bias_of_a_row_of_zeros_stays(tmp_path, layer):
         layer.weight[1], layer.bias[1] = 1e-12, -0.5
     export_onnx(nn.Sequential(layer), tmp_path / "m.onnx", x, seconds=0.001, int8="all", calibration=x)
     with torch.no_grad():
-        torch.testing.assert_close(run(tmp_path / "m.onnx", x), layer(x), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(run(tmp_path / "m.onnx", x), layer(x), atol=0.06, rtol=0.02)
 
 
 def test_inputs_that_were_zero_on_the_calibration_data(tmp_path):
