@@ -468,3 +468,10 @@ def test_lists_of_layers_follow_pruning():
     assert torch.equal(model(x), model(x))
     fg.compress_(model, fg.MagnitudePruning(keep=0.5), x, progress=False)
     assert model.a.out_features == 16
+
+
+def test_lists_of_layers_follow_where_the_new_one_has_the_old_one_inside():
+    model = Lists()
+    fg.convert_(model, fg.PartitionDropout(2, connect=True), where=["a"])
+    assert type(model.a) is not nn.Linear
+    assert model.steps[0] is model.first is model.a

@@ -141,10 +141,12 @@ class Preserved:
 
     def _restore_references(self, model: nn.Module) -> None:
         """What holds a module besides its parent, as `self.steps = [self.first, self.second]` does, follows."""
-        present = {id(module) for module in model.modules()}
-        names = {id(module): name for name, module in self._modules.items() if id(module) not in present}
-        new = {gone: now for gone, name in names.items() if (now := _module(model, name)) is not None}
-        for module in model.modules() if new else ():
+        new: dict[int, nn.Module] = {}
+        for name, before in self._modules.items():
+            now = _module(model, name)
+            if now is not None and id(now) not in self._training:
+                new[id(before)] = now  # which may have the old one inside
+        for module in list(model.modules()) if new else ():
             if id(module) in self._training:  # a new one may hold that in whose place it is
                 own = vars(module)
                 own.update(
