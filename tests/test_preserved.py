@@ -471,7 +471,10 @@ def test_lists_of_layers_follow_pruning():
 
 
 def test_lists_of_layers_follow_where_the_new_one_has_the_old_one_inside():
-    model = Lists()
-    fg.convert_(model, fg.PartitionDropout(2, connect=True), where=["a"])
-    assert type(model.a) is not nn.Linear
-    assert model.steps[0] is model.first is model.a
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    model.steps = [model[0], model[1]]
+    layer = model[0]
+    fg.convert_(model, fg.Mollified())
+    assert layer in list(model.modules())
+    assert model.steps[0] is model[0] is not layer
+    assert model.steps[1] is model[1]
