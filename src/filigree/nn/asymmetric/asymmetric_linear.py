@@ -93,7 +93,7 @@ class Asymmetrical(Capabilities):
         self.config, self._name = config, name
         self.watched: Any = None
         self.shared: dict[str, Any] = {} if shared is None else shared  # by all layers of a network
-        self._cache: dict[int, tuple[Any, Tensor]] = {}
+        self._cache: dict[int, Tensor] = {}  # of this pass, by weight
         return self.set_epoch(0, None)
 
     def set_epoch(self, epoch: int, epochs: int | None) -> Self:
@@ -121,15 +121,12 @@ class Asymmetrical(Capabilities):
         forward one. W's version does not tell when it has changed: torch's fused optimizers leave it as it is."""
         if self.rule.weights is None:
             return None
-        where = weight.data_ptr(), weight.dtype, weight.device
-        key, lasting = (weight._version, *where, self.rule.weights), isinstance(weight, nn.Parameter)
-        held = self._cache.get(id(weight)) if lasting else None
-        if held is None or held[0] != key:
-            columns = self.rule.weights(weight.detach().t().contiguous())
-            held = key, columns.t().contiguous()
-            if lasting:
-                self._cache[id(weight)] = held
-        return held[1]
+        chosen = self._cache.get(id(weight))
+        if chosen is None:
+            chosen = self.rule.weights(weight.detach().t().contiguous()).t().contiguous()
+            if isinstance(weight, nn.Parameter):  # not what autocast made of it
+                self._cache[id(weight)] = chosen
+        return chosen
 
     def begin_pass(self) -> None:
         """A forward pass begins: weights may have changed since the last one."""
