@@ -32,6 +32,7 @@ from filigree.shrink.samples import Samples
 from filigree.shrink.speed import LayoutOptions, laid_out_, timings
 from filigree.text_table import Tabular
 from filigree.topology import ErdosRenyi
+from filigree.wrappers import check_on_cpu
 
 KEEP = 0.99  # of the metric: what a method must keep to be recommended
 CLOSE = 0.1  # the error of the outputs up to which it is, where there are no targets
@@ -205,8 +206,7 @@ def advise(
         raise TypeError(f"advise: example must be a tensor or a mapping of arguments. Got {clipped(example)}.")
     if not seconds > 0:
         raise ValueError(f"advise: seconds must be above 0. Got {seconds!r}.")
-    if elsewhere := [name for name, parameter in model.named_parameters() if parameter.device.type != "cpu"]:
-        raise ValueError(f"advise: the model must be on the CPU. {elsewhere[0]!r} is not.")
+    check_on_cpu(model, "advise")
     with torch.random.fork_rng(devices=[]), _in_its_name():
         original = copied(model).eval()
         restore_(original)

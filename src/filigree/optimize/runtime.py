@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from filigree.fused_steps import count_fused_steps
 from filigree.ops.inference import Steps
 from filigree.ops.memory import in_memory
+from filigree.preserved import has_hooks
 
 
 class Program(nn.Module):
@@ -47,7 +48,7 @@ class _Watch:
     def __init__(self, model: nn.Module) -> None:
         count_fused_steps()
         self.modules = list(model.modules())
-        self.plain_modules = [m for m in self.modules[1:] if not m.training and not _is_called_by_hooks(m)]
+        self.plain_modules = [m for m in self.modules[1:] if not m.training and not has_hooks(m)]
         self.training = [m for m in self.modules[1:] if m.training]
         self.entries = [
             (held, key, value)
@@ -78,10 +79,6 @@ class _Watch:
 
 def _has_address(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
-
-
-def _is_called_by_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class Runtime:
