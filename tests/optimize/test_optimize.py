@@ -147,18 +147,6 @@ def built(name):
     return model.eval(), shape
 
 
-@pytest.fixture
-def faster(monkeypatch):
-    """Whatever is timed, the last work is the fastest."""
-
-    def times(works, seconds):
-        for work in works:
-            work()
-        return [Timing(float(len(works) - i), 0.0, 0.0) for i in range(len(works))]
-
-    monkeypatch.setattr(optimization, "time_interleaved", times)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_form_of_every_network_equals_it(isa, name):
     model, shape = built(name)

@@ -21,15 +21,6 @@ from filigree.optimize.weights import weight_of
 
 
 @pytest.fixture
-def faster(monkeypatch):
-    """Whatever is tried last counts as the fastest."""
-    monkeypatch.setattr(
-        optimization, "time_interleaved",
-        lambda works, seconds: [Timing(float(len(works) - i), 0.0, 0.0) for i in range(len(works))],
-    )  # fmt: skip
-
-
-@pytest.fixture
 def int8_faster(monkeypatch):
     """The form tried last but one, which is one of int8, counts as the fastest; of a whole model, the last."""
 

@@ -10,21 +10,10 @@ from torch.nn.utils import parametrize, prune
 
 import filigree as fg
 from filigree.laid_out import LaidOut, runtimes_of
-from filigree.measure.timing import Timing
-from filigree.optimize import optimization, restore_
+from filigree.optimize import restore_
 from filigree.optimize.tracing import NotTraceable, Traced
 
-
-@pytest.fixture(autouse=True)
-def faster(monkeypatch):
-    """Whatever is timed, the last work is the fastest."""
-
-    def times(works, seconds):
-        for work in works:
-            work()
-        return [Timing(float(len(works) - i), 0.0, 0.0) for i in range(len(works))]
-
-    monkeypatch.setattr(optimization, "time_interleaved", times)
+pytestmark = pytest.mark.usefixtures("faster")
 
 
 class Mixing(nn.Module):
