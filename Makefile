@@ -16,7 +16,7 @@ help:
 	@echo "make test-all  run all tests: those of make test, then the long ones"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make bench   measure filigree against dense torch and the peers; on an idle machine"
-	@echo "make examples  make three pretrained networks faster (downloads their wheels into wheels/; 20 minutes; RECORD=rows.json adds the rows there)"
+	@echo "make examples  make three pretrained networks faster (downloads their wheels into wheels/; up to an hour; RECORD=rows.json adds the rows there)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make docs-version VERSION=0.2  put that version's pages beside earlier ones, on the branch gh-pages"
 	@echo "make crash   kill -9 training, rewiring, saving 200 times; then full disks, signals, two processes (20 minutes)"
