@@ -478,3 +478,15 @@ def test_lists_of_layers_follow_where_the_new_one_has_the_old_one_inside():
     assert layer in list(model.modules())
     assert model.steps[0] is model[0] is not layer
     assert model.steps[1] is model[1]
+
+
+def test_a_module_in_several_places_is_exchanged_only_where_the_method_does():
+    shared, relu = nn.Linear(8, 8), nn.ReLU()
+    model = nn.Sequential(shared, relu, shared, relu, nn.Sequential(shared, nn.Linear(8, 4)), relu)
+    model.steps = [shared, relu]
+    x = torch.randn(5, 8)
+    expected = model(x)
+    fg.convert_(model, fg.Asymmetric.topk(3))  # takes in some of the rectifiers
+    assert torch.equal(model.eval()(x), expected)
+    assert model.steps[0] is model[0]
+    assert model.steps[1] is relu is model[5]

@@ -141,17 +141,17 @@ class Preserved:
 
     def _restore_references(self, model: nn.Module) -> None:
         """What holds a module besides its parent, as `self.steps = [self.first, self.second]` does, follows."""
-        new: dict[int, nn.Module] = {}
-        for name, before in self._modules.items():
-            now = _module(model, name)
-            if now is not None and id(now) not in self._training:
-                new[id(before)] = now  # which may have the old one inside
+        places = [(before, _module(model, name)) for name, before in reversed(self._modules.items())]
+        stays = {id(before) for before, now in places if now is before}  # in some of its places at least
+        new: dict[int, nn.Module] = {
+            id(before): now  # which may have the old one inside
+            for before, now in places
+            if now is not None and id(now) not in self._training and id(before) not in stays
+        }
         for module in list(model.modules()) if new else ():
             if id(module) in self._training:  # a new one may hold that in whose place it is
                 own = vars(module)
-                own.update(
-                    {key: now for key, held in own.items() if (now := _with_new(held, new, _IN_CONTAINERS)) is not held}
-                )
+                own.update({key: _with_new(own[key], new, _IN_CONTAINERS) for key in own.keys() - {"_modules"}})
 
 
 _IN_CONTAINERS = 4  # so deep containers are looked into
