@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import filigree as fg
 from filigree.calibration import Calibration
-from filigree.compress.one_shot import fitting, moments, products, rounding, surgery
+from filigree.compress.one_shot import fitting, moments, one_shot, products, rounding, surgery
 from filigree.compress.one_shot.allocation import by_error
 from filigree.compress.one_shot.patterns import Pattern
 from filigree.convert import inference_context
@@ -393,6 +393,17 @@ def test_seeds_and_what_is_refused():
             fg.OneShot(**arguments)
     fg.compress_(model, fg.OneShot(0.5, method="magnitude"))  # without data
     assert model[2].nnz == 96
+
+
+def test_magnitude_alone_needs_no_moments_of_the_data(monkeypatch):
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
+    same, x = copy.deepcopy(model), torch.randn(50, 12)
+    config = fg.OneShot(0.5, method="magnitude", compensate=None)
+    monkeypatch.setattr(one_shot, "moments_of", None)
+    report = fg.compress_(model, config, x)
+    fg.compress_(same, config)
+    assert torch.equal(model(x), same(x))
+    assert "error" in report.changes[-1].note
 
 
 def test_connections_of_convolutions_are_refitted_too():

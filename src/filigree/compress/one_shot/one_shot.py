@@ -107,7 +107,7 @@ class OneShot(Compression):
     def compress(
         self, model: nn.Module, names: list[str], data: Calibration | None
     ) -> tuple[list[Change], list[tuple[Conversion, list[str]]]]:
-        plain = data is None and self.method == "magnitude" and self.bits is None and self.allocation == "uniform"
+        plain = self.method == "magnitude" and self.bits is None and self.allocation == "uniform"
         if data is None and not plain:
             raise ValueError(
                 'OneShot: data are needed, unless for method="magnitude" alone: fg.compress_(model, config, data).'
@@ -126,8 +126,11 @@ class OneShot(Compression):
         left |= {name: "the data do not reach it" for name in inner if name not in runs}
         if not runs:
             raise ValueError(f"OneShot: the data do not reach {inner[0]!r}.")
-        shares = self._shares(before, after, chunks, runs, x)
-        fits = {name: self._fit(before, after, name, chunks, runs[name], shares[name]) for name in runs}
+        if plain and self.compensate is None:
+            fits = {name: self._by_magnitude(after, name) for name in runs}
+        else:
+            shares = self._shares(before, after, chunks, runs, x)
+            fits = {name: self._fit(before, after, name, chunks, runs[name], shares[name]) for name in runs}
         changes, steps = with_layers(model, after, names, fits, left, self._multiple)
         which = held_out if held_out is not None else x[:HELD_OUT]
         error = OutputError.of(before, which)(after)
