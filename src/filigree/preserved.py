@@ -141,11 +141,11 @@ class Preserved:
 
     def _restore_references(self, model: nn.Module) -> None:
         """What holds a module besides its parent, as `self.steps = [self.first, self.second]` does, follows."""
-        places = [(before, _module(model, name)) for name, before in reversed(self._modules.items())]
-        stays = {id(before) for before, now in places if now is before}  # in some of its places at least
+        pairs = [(before, _module(model, name)) for name, before in reversed(self._modules.items())]
+        stays = {id(before) for before, now in pairs if now is before}  # under one of its names at least
         new: dict[int, nn.Module] = {
             id(before): now  # which may have the old one inside
-            for before, now in places
+            for before, now in pairs
             if now is not None and id(now) not in self._training and id(before) not in stays
         }
         for module in list(model.modules()) if new else ():
