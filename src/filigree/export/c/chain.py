@@ -168,9 +168,9 @@ def _is_batch_size(side: Any) -> bool:
         return False
     if side.target == "size":
         return bool([*side.args[1:], *side.kwargs.values()] == [0])
-    of = side.args[0]
-    is_shape = isinstance(of, fx.Node) and (of.target is getattr or (of.target == "size" and len(of.args) == 1))
-    return is_shape and side.target is operator.getitem and side.args[1] == 0
+    if side.target is not operator.getitem or side.args[1] != 0 or not isinstance(of := side.args[0], fx.Node):
+        return False
+    return of.args[1:] == ("shape",) if of.target is getattr else of.target == "size" and len(of.args) == 1
 
 
 def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Link:
