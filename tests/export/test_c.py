@@ -340,6 +340,21 @@ def test_a_layer_without_connections(cc, tmp_path):
     agrees(cc, model, tmp_path / "m.c", torch.randn(4, 300), export_c(model, tmp_path / "m.c"))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("options", [{}, {"activations": "int8"}, {"training": True}], ids=str)
+def test_a_layer_without_units(cc, tmp_path, options):
+    model, x = nn.Sequential(nn.Linear(6, 0), nn.ReLU(), nn.Linear(0, 3)), torch.randn(8, 6)
+    report = export_c(model, tmp_path / "m.c", x, **options)
+    assert report.difference <= 1e-6
+    if not options:
+        agrees(cc, model, tmp_path / "m.c", x, report)
+
+
+def test_a_log_softmax_of_large_scores(cc, tmp_path):
+    model, x = nn.Sequential(nn.LogSoftmax(1)), torch.randn(20, 3) + 3e5
+    agrees(cc, model, tmp_path / "m.c", x, export_c(model, tmp_path / "m.c", x))
+
+
 def test_floats_come_back_as_they_are(cc, tmp_path):
     bits = torch.randint(0, 2**31 - 1, (4000,), dtype=torch.int32)
     numbers = bits.numpy().view(np.float32)
@@ -900,9 +915,12 @@ REFUSED = {
     "must follow a layer with weights": (
         lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 4)), "m.c", {"training": True}),
     "there is no folder": (lambda: fg.models.mlp(MLP), "nowhere/m.c", {}),
+    "must have inputs and outputs. Got 0 and 4": (lambda: nn.Sequential(nn.Linear(0, 4)), "m.c", {}),
+    "must have inputs and outputs. Got 4 and 0": (lambda: nn.Sequential(nn.Linear(4, 0)), "m.c", {"training": True}),
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_is_refused_says_why_in_one_line_and_leaves_nothing(tmp_path, message):
     make, name, options = REFUSED[message]

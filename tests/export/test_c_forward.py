@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from filigree import laid_out
 from filigree.export.c import export_c as c_module
 from filigree.export.c.compiler import compiler
 from filigree.export.c.export_c import export_c
@@ -86,6 +87,11 @@ REFUSED = {  # why: a model, and what it reads
     "'add' reads behind y[:, -1] what there was at each moment": (
         lambda: Moments(nn.Tanh(), lambda y: y[:, -1] + y), SERIES),
     "'lstm' must be followed by y[:, -1]": (lambda: Moments(nn.Tanh(), lambda y: y[:, -1][:, -1]), SERIES),
+    "'dropout' in the model's forward drops in eval mode, too": (lambda: between(F.dropout), FLAT),
+    "'view' must leave the batch as it is": (lambda: between(lambda y: y.view(-1, 3)), FLAT),
+    "'reshape' must leave the batch as it is": (lambda: between(lambda y: y.reshape(y.shape[0], 3)), FLAT),
+    "'view' in the model's forward makes another shape": (lambda: between(lambda y: y.view(y.size(0) * 2, -1)), FLAT),
+    "'reshape' in the model's forward makes another": (lambda: between(lambda y: y.reshape(y.shape[1], -1)), FLAT),
     "'getitem' takes y[:, -1] of what no recurrent layer": (lambda: Forward(lambda m, x: m.relu(x[:, -1])), SERIES),
 }  # fmt: skip
 
@@ -112,6 +118,44 @@ def test_what_is_changed_in_place_and_not_read_again(tmp_path, monkeypatch):
         return m.relu(m.flat(z))
 
     assert export_c(Forward(residual), tmp_path / "m.c", torch.randn(5, 6)).relative < 1e-5
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y.view(-1, 6),
+        lambda y: y.view(y.size(0), -1),
+        lambda y: y.view(y.size(dim=0), 6),
+        lambda y: y.reshape(y.shape[0], 6),
+        lambda y: y.reshape((y.size()[0], -1)),
+    ],
+)
+def test_views_of_a_flat_sample(tmp_path, function, training):
+    export_c(between(function).eval(), tmp_path / "m.c", training=training)
+
+
+def test_a_model_that_is_laid_out_for_inference_is_written_as_it_was(tmp_path):
+    class Runtime:
+        def takes(self, args):
+            return bool(args[0].isfinite().all())
+
+        def is_current(self):
+            return True
+
+        def of_copy(self, model, memo):
+            return self
+
+    plain, model = between(torch.relu).eval(), between(torch.relu).eval()
+    model.load_state_dict(plain.state_dict())
+    laid_out.install(model, Runtime())
+    for options in ({}, {"activations": "int8"}, {"training": True}):
+        texts = []
+        for each in (plain, model):
+            export_c(each, tmp_path / "m.c", torch.linspace(-1, 1, 12).view(2, 6), **options)
+            texts.append((tmp_path / "m.c").read_text())
+        assert texts[0] == texts[1]
+    assert laid_out.runtimes_of(model)
 
 
 def test_what_a_program_can_do_is_written(tmp_path):

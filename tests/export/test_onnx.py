@@ -332,18 +332,6 @@ def test_sampled_activations(tmp_path):
 # -- files, and what is refused ----------------------------------------------------------------------------------------
 
 
-def test_nothing_is_left_behind_when_outputs_differ(tmp_path):
-    path, model, x = tmp_path / "m.onnx", fg.models.mlp([20, 30, 5]), torch.randn(4, 20)
-    with pytest.raises(ValueError, match=r"differs from torch by .* at most -1 was expected\. No file was written"):
-        export_onnx(model, path, x, tolerance=-1, **FAST)
-    assert list(tmp_path.iterdir()) == []
-    path.write_bytes(b"before")
-    with pytest.raises(ValueError, match="differs from torch"):
-        export_onnx(model, path, x, tolerance=-1, **FAST)
-    assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 class Twisted(nn.Module):
     """Its ONNX form would be another function: what the comparison is for."""
 
@@ -351,10 +339,16 @@ class Twisted(nn.Module):
         return -x if torch.compiler.is_compiling() else x
 
 
-def test_a_wrong_form_is_found(tmp_path):
-    model = nn.Sequential(nn.Linear(5, 3), Twisted())
-    with pytest.raises(ValueError, match="differs from torch by 2 of the largest"):
-        export_onnx(model, tmp_path / "m.onnx", torch.randn(4, 5), **FAST)
+def test_a_wrong_form_is_found_and_leaves_nothing_behind(tmp_path):
+    path, model, x = tmp_path / "m.onnx", nn.Sequential(nn.Linear(5, 3), Twisted()), torch.randn(4, 5)
+    with pytest.raises(ValueError, match=r"differs from torch by 2 of the largest .* No file was written"):
+        export_onnx(model, path, x, **FAST)
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(b"before")
+    with pytest.raises(ValueError, match=r"differs from torch by 2 .* at most 0\.5 was expected"):
+        export_onnx(model, path, x, tolerance=0.5, **FAST)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
@@ -474,12 +468,35 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch):
     torch.nn.init.constant_(diverged[-1].bias, float("nan"))
     with pytest.raises(ValueError, match=r"bias holds NaN: has training diverged\?"):
         export_onnx(diverged, path, x)
+    for tolerance in (float("nan"), -0.1, "0.1"):
+        with pytest.raises(ValueError, match=f"tolerance must be None or a number of at least 0. Got {tolerance!r}"):
+            export_onnx(model, path, x, tolerance=tolerance)
+    for metadata in ({"classes": 3}, ["a", "b"]):
+        with pytest.raises(TypeError, match=r"metadata must be a dict of text by text\. Got"):
+            export_onnx(model, path, x, metadata=metadata)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         export_onnx(model, tmp_path / "no" / "m.onnx", x)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"export: onnxscript is needed\. pip install 'onnx>"):
         export_onnx(model, path, x)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_modules_that_wrap_are_left_out(tmp_path):
+    x = torch.randn(2, 5)
+    for wrapped in (torch.compile(fg.models.mlp([5, 4, 3])), nn.DataParallel(fg.models.mlp([5, 4, 3]))):
+        assert [layer.name for layer in export(wrapped, tmp_path / "m.c", x).layers if layer.form] == ["fc1", "fc2"]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["m.c", "m.onnx"])
+def test_modules_without_python_or_weights_are_refused(tmp_path, name):
+    x = torch.randn(2, 5)
+    with pytest.raises(ValueError, match=r"'the model' must be a module of Python\. Got a RecursiveScriptModule"):
+        export(torch.jit.script(nn.Linear(5, 4)), tmp_path / name, x)
+    with pytest.raises(ValueError, match=r"'1' has no weights yet: run the model on a batch before"):
+        export(nn.Sequential(nn.Linear(5, 4), nn.LazyLinear(3)), tmp_path / name, x)
 
 
 def test_the_suffix_decides(tmp_path):

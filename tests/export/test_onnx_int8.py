@@ -141,7 +141,7 @@ def test_calibration_data():
     assert [len(batch[0]) for batch in calibration_batches(loader, example)] == [4, 4, 2]
     with pytest.raises(ValueError, match="must be like the example"):
         calibration_batches(torch.zeros(2, 4), example)
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="at least one sample"):
         calibration_batches([], example)
     for given in (3, x.numpy(), [{"x": x}], "text"):
         with pytest.raises(TypeError, match="calibration must be a tensor or batches"):
@@ -154,9 +154,34 @@ def test_errors(tmp_path):
         export_onnx(model, tmp_path / "m.onnx", x, int8="int4")
     with pytest.raises(ValueError, match="calibration is for int8"):
         export_onnx(model, tmp_path / "m.onnx", x, calibration=x)
+    with pytest.raises(ValueError, match=r"calibration must hold at least one sample\. Got none"):
+        export_onnx(model, tmp_path / "m.onnx", x, int8="all", calibration=x[:0])
+    with pytest.raises(ValueError, match="on the calibration data must be finite"):
+        export_onnx(model, tmp_path / "m.onnx", x, int8="all", calibration=x / 0, seconds=0.001)
+    with pytest.raises(
+        ValueError, match=r"no such layer of float32 scales\. It is for linear layers and convolutions in"
+    ):
+        export_onnx(nn.Linear(8, 8).double(), tmp_path / "m.onnx", x.double(), int8="all", seconds=0.001)
     with pytest.raises(ValueError, match="int8='integers': the model has no such layer"):
         export_onnx(model, tmp_path / "m.onnx", x, int8="integers", seconds=0.001)
     assert not list(tmp_path.iterdir())
+
+
+class Scaled(nn.Module):
+    """Its inputs are called as this file might call what it adds to a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x, x_scale, x_zero, x_quantized, x_dequantized):
+        return self.linear(x) * x_scale + x_zero + x_quantized + x_dequantized
+
+
+def test_inputs_of_any_name(tmp_path):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 8), *torch.randn(4, 3, 4)
+    assert export_onnx(Scaled(), tmp_path / "m.onnx", inputs, seconds=0.001, int8="all").relative < 0.05
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv1d(8, 4, 1)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from filigree.data.preprocessing import preprocessing_of
 from filigree.export.c.export_c import export_c
@@ -16,6 +18,7 @@ from filigree.export.c.training_options import Training
 from filigree.export.onnx.export_onnx import OnnxLayer, OnnxReport, export_onnx
 from filigree.export.raw_rows import names_for_the_file, raw_batches, raw_example, reads_raw_rows, says_quantities
 from filigree.untrained import warn_if_untrained
+from filigree.wrappers import unwrapped
 
 _WRITERS: dict[str, Callable[..., Any]] = {".onnx": export_onnx, ".c": export_c}
 _OPTIONS = {
@@ -31,7 +34,8 @@ def export(
     """Write a model to a file of the kind that its name ends in: `.onnx` (`export_onnx`) or `.c` (`export_c`).
 
     Args:
-        model: any torch module; it is left as it was. path: the file.
+        model: any torch module; it is left as it was. What `torch.compile` and data parallelism wrap is written without
+            them. path: the file.
         example: an input batch, or a tuple of the model's inputs. training: with what is needed to train it; C only.
         raw: the file reads raw rows: the model's `preprocessing` (`fg.data.Preprocessing`, as a recipe leaves it) is
             written before its first layer, what makes quantities of a regression's outputs behind its last, and names
@@ -43,12 +47,21 @@ def export(
         A printable report.
 
     Raises:
-        ValueError: a name that ends in neither; `raw=True` of a model without `preprocessing`, or of one that trains.
+        ValueError: a name that ends in neither; a module of TorchScript, a lazy one that never ran; `raw=True` of a
+            model without `preprocessing`, or of one that trains.
         TypeError: no torch module; an option that the writer does not have.
     """
     if not isinstance(model, nn.Module):
         own = ". It writes itself, with its scaling: estimator.export(path)" * hasattr(model, "export")
         raise TypeError(f"export: model must be a torch module. Got a {type(model).__name__}{own}.")
+    model = unwrapped(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"export: {name or 'the model'!r} must be a module of Python. Got a {type(module).__name__}."
+            )
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            raise ValueError(f"export: {name or 'the model'!r} has no weights yet: run the model on a batch before.")
     suffix = Path(path).suffix
     if suffix not in _WRITERS:
         raise ValueError(f"export: path must end in {' or '.join(_WRITERS)}. Got {str(path)!r}.")
@@ -62,7 +75,10 @@ def export(
         raise ValueError(f"export: raw=True is {reason}.")
     if preprocessing is not None and not training and raw is not False:
         if suffix == ".onnx":
-            options["metadata"] = names_for_the_file(preprocessing) | options.get("metadata", {})
+            given = options.get("metadata") or {}
+            options["metadata"] = (
+                {**names_for_the_file(preprocessing), **given} if isinstance(given, Mapping) else given
+            )
         if not preprocessing.leaves_outputs:
             model = says_quantities(model, preprocessing)
         if not preprocessing.leaves_numbers:

@@ -14,7 +14,7 @@ from filigree.computed_weights import why_computed
 from filigree.config import one_line
 from filigree.export.answers import answers
 from filigree.export.c.in_place import check_in_place
-from filigree.export.c.kept import Add, Keep, Kept, Restore
+from filigree.export.c.kept import Add, Keep, Kept, Restore, View
 from filigree.export.c.recurrent import LastMoment
 from filigree.nn.rnn import LoopedRNN
 
@@ -162,6 +162,17 @@ def _asks_for_size(node: fx.Node, shapes: set[fx.Node]) -> bool:
     return asks_shape or (bool(node.all_input_nodes) and shapes.issuperset(node.all_input_nodes))
 
 
+def _is_batch_size(side: Any) -> bool:
+    """Tell whether a number of a graph is `x.size(0)`, `x.shape[0]` or `x.size()[0]`."""
+    if not isinstance(side, fx.Node):
+        return False
+    if side.target == "size":
+        return bool([*side.args[1:], *side.kwargs.values()] == [0])
+    if side.target is not operator.getitem or side.args[1] != 0 or not isinstance(of := side.args[0], fx.Node):
+        return False
+    return of.args[1:] == ("shape",) if of.target is getattr else of.target == "size" and len(of.args) == 1
+
+
 def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Link:
     if node.op == "call_module":
         module = tracer.root.get_submodule(str(node.target))
@@ -178,8 +189,8 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
     if node.target in ("view", "reshape", torch.reshape):
         sides = [*node.args[1:], *node.kwargs.values()]  # view(n, -1), view((n, -1)), reshape(shape=(n, -1))
         sides = list(sides[0]) if len(sides) == 1 and isinstance(sides[0], tuple | list) else sides
-        if len(sides) == 2 and (sides[0] == -1 or sides[0] in shapes) and isinstance(sides[1], int):
-            return name, nn.Flatten()
+        if len(sides) == 2 and (sides[0] == -1 or _is_batch_size(sides[0])) and isinstance(sides[1], int):
+            return name, nn.Flatten() if sides[1] == -1 else View(sides[1])
         raise ValueError(
             f"export: {_owner(node)} makes another shape than (batch, numbers): it cannot be written as C."
         )
@@ -187,9 +198,12 @@ def _link(node: fx.Node, tracer: _Tracer, shapes: set[fx.Node], what: str) -> Li
     if module_of is None:
         raise ValueError(f"export: {_owner(node)} cannot be written as C.")
     try:
-        return name, module_of(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
+        module = module_of(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in _IGNORED})
     except TypeError as error:
         raise ValueError(f"export: {_owner(node)} cannot be written as C: {error}.") from None
+    if isinstance(module, nn.Dropout) and module.p and not tracer.root.training:
+        raise ValueError(f"export: {_owner(node)} drops in eval mode, too. Call it with training=self.training.")
+    return name, module
 
 
 def _is_recurrent(node: Any, tracer: _Tracer) -> bool:

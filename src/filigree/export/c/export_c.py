@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from filigree.computed_weights import copied
 from filigree.export.c.compiler import Compiled, compiled, compiler
 from filigree.export.c.inference import inference_program
 from filigree.export.c.int8_program import int8_program
@@ -22,6 +23,7 @@ from filigree.export.device.footprint import Footprint, footprint
 from filigree.export.device.project import project_files
 from filigree.export.device.targets import bytes_of, target_of
 from filigree.io.storage import replacing
+from filigree.laid_out import restore_, runtimes_of
 from filigree.text_table import aligned
 
 _SAMPLES = 32
@@ -117,11 +119,16 @@ def export_c(
     if activations == "int8" and training:
         raise ValueError("export: activations='int8' is for inference. Give training=False.")
     prefix = prefix_of(path.stem)
+    if runtimes_of(model):  # it is written as it was before `fg.optimize_`
+        model = copied(model)
+        restore_(model)
     if training:
         program = training_program(model, example, path.stem, prefix, Training(**options))
     else:
         write = int8_program if activations == "int8" else inference_program
         program = write(model, example, path.stem, prefix)
+    if not all(program.sides):
+        raise ValueError("export: a sample must have inputs and outputs. Got {} and {}.".format(*program.sides))
     if example is not None and example[0].numel() != math.prod(program.shape):
         raise ValueError(f"export: the model reads {program.shape} a sample. Got an example {tuple(example.shape)}.")
     difference, relative, verified = None, None, "not verified: no C compiler"

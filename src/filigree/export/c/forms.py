@@ -115,7 +115,7 @@ def _integers(matrix: Any) -> Iterator[Form]:
             each = 8 // bits
             padded = np.zeros((rows, -(-columns // each) * each), np.int64)
             padded[:, :columns] = matrix.toarray()
-            digits = (padded + largest).reshape(rows, -1, each) << (bits * np.arange(each))
+            digits = (padded + largest).reshape(rows, padded.shape[1] // each, each) << (bits * np.arange(each))
             words = {"each": str(each), "bits": str(bits), "mask": str(2**bits - 1), "middle": str(largest)}
             label = "ternary, 2 bits a weight" if bits == 2 else "integers of 4 bits"
             yield Form(label, "walk packed", {"codes": digits.sum(2).astype(np.uint8)}, words)

@@ -197,7 +197,7 @@ class Int8Network(nn.Module):
 def _range(y: Tensor) -> Scale:
     if not bool(y.isfinite().all()):
         raise ValueError("export: the network's activations on the calibration data must be finite.")
-    return Scale.of(float(y.min()), float(y.max()))
+    return Scale.of(float(y.min()), float(y.max())) if y.numel() else Scale(1.0, 0)
 
 
 def _fused(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:

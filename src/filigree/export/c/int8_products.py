@@ -64,7 +64,8 @@ def product(step: Affine, before: Scale, after: Scale) -> Product:
     rows = step.matrix.shape[0]
     floats = np.zeros(rows) if step.bias is None else step.bias.astype(np.float64)
     if step.scale is None:
-        largest = np.asarray(abs(step.matrix).max(axis=1).todense()).reshape(-1).astype(np.float64)
+        largest = np.zeros(rows)
+        np.maximum.at(largest, np.repeat(np.arange(rows), np.diff(step.matrix.indptr)), np.abs(step.matrix.data))
         scale = np.maximum(largest / 127, np.abs(floats) / (before.scale * 2**_BIAS_BITS))
         scale = np.where(scale > 0, scale, 1.0)
         data = np.round(step.matrix.data / np.repeat(scale, np.diff(step.matrix.indptr)))

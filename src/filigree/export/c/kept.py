@@ -1,4 +1,5 @@
-"""Modules that stand for what a graph does between its layers: keep a tensor, take it again, add it to another.
+"""Modules that stand for what a graph does between its layers: keep a tensor, take it again, add it to another,
+flatten it.
 
 They are steps of a program, too.
 """
@@ -9,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from filigree.export.c.source import CMemory
 
@@ -35,6 +36,17 @@ class Restore(Keep):
 
 class Add(Keep):
     """What was kept is added to the current tensor."""
+
+
+class View(nn.Flatten):
+    """`y.view(-1, width)`, by which a program in C can only flatten samples."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, self.width)
 
 
 def name_buffers(program: Sequence[Any]) -> None:

@@ -36,7 +36,10 @@ class CConstant:
 
 @dataclass(frozen=True)
 class CMemory:
-    """It is a static array of numbers of a type in C. `lasts`: its numbers are read at the next time step."""
+    """It is a static array of numbers of a type in C. `lasts`: its numbers are read at the next time step.
+
+    One of no numbers has room for one, as C has no arrays of nothing.
+    """
 
     name: str
     size: int
@@ -45,11 +48,11 @@ class CMemory:
 
     @property
     def text(self) -> str:
-        return f"static {self.type} {self.name}[{self.size}];"
+        return f"static {self.type} {self.name}[{max(self.size, 1)}];"
 
     @property
     def bytes(self) -> int:
-        return self.size * _BYTES[self.type]
+        return max(self.size, 1) * _BYTES[self.type]
 
 
 def largest(memory: Iterable[CMemory]) -> list[CMemory]:

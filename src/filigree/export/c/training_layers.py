@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from filigree.export.answers import answers
 from filigree.export.c.chain import chain
+from filigree.export.c.kept import View
 from filigree.export.c.layers import steps
 from filigree.export.c.rows import in_a_row, row_geometry
 from filigree.export.c.source import CConstant, Names, smallest_unsigned
@@ -141,7 +142,7 @@ def trained_layers(model: nn.Module, example: Tensor | None) -> tuple[Shape, Sha
 
 def _is_known(module: nn.Module) -> bool:
     nothing = isinstance(module, nn.Dropout) and not module.p
-    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Identity, nn.Flatten, *_POOLS, *_ACTIVATIONS)
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Identity, nn.Flatten, View, *_POOLS, *_ACTIVATIONS)
     return nothing or type(module) in plain or answers(module, "c_training_form", eval_only=False)
 
 

@@ -176,7 +176,7 @@ def source_text(layers: Sequence[Trained], name: str, prefix: str, options: Trai
         ),
         *(in_order(KERNELS, {"geometry"}) if any(layer.geometry for layer in layers) else []),
         *(layer.geometry.text for layer in layers if layer.geometry),
-        "\n".join(f"static float {name}[{macro}_BATCH * {size}];" for name, size in buffers(layers).items()),
+        "\n".join(f"static float {name}[{macro}_BATCH * {max(size, 1)}];" for name, size in buffers(layers).items()),
         *activations(layers), *in_order(TEMPLATE, pieces(layers, options)), *pools(layers),
         string.Template(functions).substitute(words),
         _checkpoint("program", prefix, velocity) if options.checkpoint else "",

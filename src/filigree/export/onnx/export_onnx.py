@@ -158,6 +158,11 @@ def export_onnx(
         raise ValueError(f"export: int8 must be None, {' or '.join(map(repr, INT8))}. Got {int8!r}.")
     if int8 is None and calibration is not None:
         raise ValueError("export: calibration is for int8='integers' or int8='all'.")
+    if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance >= 0):  # NaN is not
+        raise ValueError(f"export: tolerance must be None or a number of at least 0. Got {tolerance!r}.")
+    texts = metadata if metadata is not None else {}
+    if not (isinstance(texts, Mapping) and all(isinstance(text, str) for pair in texts.items() for text in pair)):
+        raise TypeError(f"export: metadata must be a dict of text by text. Got {metadata!r}.")
     batches = calibration_batches(calibration, inputs)
     if sparse == "operator" and runtime is None:
         raise ValueError("export: sparse='operator' needs runtime='ort'.")
@@ -188,7 +193,8 @@ def export_onnx(
         program = translate(plain, traced, dynamic, None, names)
         if int8 is not None:
             if not any(layer.form == Int8Layer.form for layer in layers):
-                raise ValueError(f"export: int8={int8!r}: the model has no such layer of float32 scales. {_HOW}")
+                how = "It is for linear layers and convolutions in float32." if int8 == "all" else _HOW
+                raise ValueError(f"export: int8={int8!r}: the model has no such layer of float32 scales. {how}")
             program = quantized(program, batches)
             tolerance = INT8_TOLERANCE if tolerance is None else tolerance
         uses_library = any(node.domain == DOMAIN for node in program.graph.node)
@@ -198,7 +204,7 @@ def export_onnx(
             more = tuple(torch.cat([x, x[:1]]) for x in inputs)
             differences.append(_compared(session, more, model, tolerance))
         onnx_ms, torch_ms = time_interleaved([lambda: session.run(inputs), lambda: reference(*inputs)], seconds)
-        for key, text in (metadata or {}).items():
+        for key, text in texts.items():
             program.metadata_props.add(key=key, value=text)
         contents = program.SerializeToString()
         file.write(contents)

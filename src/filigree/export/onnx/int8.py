@@ -109,8 +109,8 @@ def calibration_batches(given: Any, example: tuple[Tensor, ...]) -> list[tuple[T
         shapes = [tuple(x.shape[1:]) for x in batch]
         if shapes != [tuple(x.shape[1:]) for x in example]:
             raise ValueError(f"export: calibration must be like the example. Got samples of {shapes}.")
-    if not batches:
-        raise ValueError("export: calibration must hold at least one batch. Got none.")
+    if not any(x.numel() for batch in batches for x in batch[:1]):
+        raise ValueError("export: calibration must hold at least one sample. Got none.")
     return batches
 
 
@@ -133,6 +133,8 @@ class _Quantizer:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
         self.initializers = {each.name: each for each in graph.initializer}
+        values = (*graph.input, *graph.output, *graph.initializer)
+        self.taken = {each.name for each in values} | {name for node in graph.node for name in node.output}
         self.products = [
             node for node in graph.node
             if node.op_type in ("Conv", "Gemm", "MatMul")
@@ -150,11 +152,18 @@ class _Quantizer:
         self.onnx.checker.check_model(self.model, full_check=True)
         return self.model
 
+    def _new(self, name: str) -> str:
+        """Return this name, or one like it that the model does not use yet: inputs may be called `x` and `x_scale`."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
     def _own_weights(self) -> None:
         """Give each product its own weight and zero point: under `PRECISE` ONNX Runtime replaces each, only once."""
         graph, taken = self.model.graph, set[str]()
         for node in self.products:
-            source, name = self.producer[node.input[1]], f"{node.output[0]}_weight"
+            source, name = self.producer[node.input[1]], self._new(f"{node.output[0]}_weight")
             if source.output[0] in taken:
                 at = list(graph.node).index(node)
                 graph.node.insert(at, source)  # a copy
@@ -164,7 +173,7 @@ class _Quantizer:
                 if each in taken and each in self.initializers:
                     own = graph.initializer.add()
                     own.CopyFrom(self.initializers[each])
-                    own.name = source.input[i] = f"{name}_{i}"
+                    own.name = source.input[i] = self._new(f"{name}_{i}")
                     self.initializers[own.name] = own
             taken.update([source.output[0], *source.input])
 
@@ -192,8 +201,11 @@ class _Quantizer:
             if session is not None:
                 values |= dict(zip(computed, session.run(batch), strict=True))
             for name in names:
-                least[name] = min(least[name], float(values[name].min()))
-                most[name] = max(most[name], float(values[name].max()))
+                if not bool(values[name].isfinite().all()):
+                    raise ValueError("export: what int8 layers read and write on the calibration data must be finite.")
+                if values[name].numel():  # a batch may be empty
+                    least[name] = min(least[name], float(values[name].min()))
+                    most[name] = max(most[name], float(values[name].max()))
         scales: dict[str, tuple[np.float32, int]] = {}
         for name in names:  # in the order of the graph: what only moves numbers has the scale of its input
             source = self.producer.get(name)
@@ -213,11 +225,10 @@ class _Quantizer:
         of_input = scales[node.input[0]][0]
         scale = self._scale_for(node, np.abs(bias) / (_INT32 / 2) / of_input) * of_input
         integers = np.clip(np.round(bias / scale), -_INT32, _INT32 - 1).astype(np.int32)
-        name = f"{node.output[0]}_bias"
-        self.model.graph.initializer.extend([from_array(integers, name), from_array(scale, f"{name}_scale")])
-        new = self.onnx.helper.make_node(
-            "DequantizeLinear", [name, f"{name}_scale"], [f"{name}_dequantized"], name=f"{name}_dequantize", axis=0
-        )
+        name = self._new(f"{node.output[0]}_bias")
+        by, end = self._new(f"{name}_scale"), self._new(f"{name}_dequantized")
+        self.model.graph.initializer.extend([from_array(integers, name), from_array(scale, by)])
+        new = self.onnx.helper.make_node("DequantizeLinear", [name, by], [end], name=f"{name}_dequantize", axis=0)
         old, node.input[2] = node.input[2], new.output[0]
         self.model.graph.node.insert(list(self.model.graph.node).index(node), new)
         if not any(old in each.input for each in self.model.graph.node):
@@ -246,7 +257,7 @@ class _Quantizer:
             integers = to_array(stored)
             if abs(integers).max(initial=0) > 7:
                 continue
-            narrow = self.onnx.numpy_helper.from_array(integers.astype(int4.numpy()), f"{name}_4_bits")
+            narrow = self.onnx.numpy_helper.from_array(integers.astype(int4.numpy()), self._new(f"{name}_4_bits"))
             graph.initializer.remove(stored)
             graph.initializer.append(narrow)
             cast = self.onnx.helper.make_node("Cast", [narrow.name], [name], name=f"{name}_cast", to=stored.data_type)
@@ -260,24 +271,22 @@ class _Quantizer:
         del graph.node[:]
         pairs: dict[str, list[Any]] = {}
         for name, (scale, zero) in scales.items():
-            source = name
-            for node in nodes:
-                node.input[:] = [f"{name}_dequantized" if each == name else each for each in node.input]
-            end = f"{name}_dequantized"
             if name in outputs:  # the graph's output keeps its name
-                source, end = f"{name}_float", name
+                source, end = self._new(f"{name}_float"), name
                 self.producer[name].output[:] = [
                     source if each == name else each for each in self.producer[name].output
                 ]
+            else:
+                source, end = name, self._new(f"{name}_dequantized")
                 for node in nodes:
-                    node.input[:] = [name if each == f"{name}_dequantized" else each for each in node.input]
-            graph.initializer.extend(
-                [from_array(np.asarray(scale), f"{name}_scale"), from_array(np.asarray(zero, np.uint8), f"{name}_zero")]
-            )
-            by = [f"{name}_scale", f"{name}_zero"]
+                    node.input[:] = [end if each == name else each for each in node.input]
+            by = [self._new(f"{name}_scale"), self._new(f"{name}_zero")]
+            numbers = np.asarray(scale), np.asarray(zero, np.uint8)
+            graph.initializer.extend(from_array(number, each) for number, each in zip(numbers, by, strict=True))
+            quantized = self._new(f"{name}_quantized")
             pairs[source] = [
-                helper.make_node("QuantizeLinear", [source, *by], [f"{name}_quantized"], name=f"{name}_quantize"),
-                helper.make_node("DequantizeLinear", [f"{name}_quantized", *by], [end], name=f"{name}_dequantize"),
+                helper.make_node("QuantizeLinear", [source, *by], [quantized], name=f"{name}_quantize"),
+                helper.make_node("DequantizeLinear", [quantized, *by], [end], name=f"{name}_dequantize"),
             ]
         for each in graph.input:
             graph.node.extend(pairs.pop(each.name, []))
