@@ -52,6 +52,15 @@ def test_draws_follow_the_distribution():
     assert torch.allclose(shares, expected, atol=0.03)
     likeliest = set(expected.topk(2).indices.tolist())
     assert set(model.generate(begin[:200], 1, top=2)[:, 2].tolist()) <= likeliest
+    model.tokens.weight.data.zero_()
+    assert len(set(model.generate(begin[:200], 1, top=2)[:, 2].tolist())) == 2  # where all are equally likely too
+
+
+def test_no_samples_and_no_tokens():
+    model = fg.models.gpt(**SMALL)
+    for shape in ((0, 4), (2, 0)):
+        assert model(torch.zeros(shape, dtype=torch.int64)).shape == (*shape, 11)
+    assert model.generate(torch.zeros(0, 4, dtype=torch.int64), 3).shape == (0, 7)
 
 
 def test_against_torch_s_own_layer():
@@ -151,4 +160,6 @@ def test_what_generation_refuses():
         model.generate(torch.zeros(1, 0, dtype=torch.int64), 3)
     with pytest.raises(ValueError, match="temperature must be at least 0"):
         model.generate(torch.zeros(1, 1, dtype=torch.int64), 3, temperature=-1)
+    with pytest.raises(ValueError, match=r"temperature must be at least 0.* temperature=nan"):
+        model.generate(torch.zeros(1, 1, dtype=torch.int64), 3, temperature=math.nan)
     assert math.isfinite(float(model.generate(torch.zeros(1, 1, dtype=torch.int64), 3).sum()))

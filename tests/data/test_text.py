@@ -173,3 +173,9 @@ def test_vocabulary():
     for tokens in (("a", "a"), ("a", 1)):
         with pytest.raises(ValueError, match="tokens must be text, each another"):
             fg.data.Vocabulary(tokens)
+
+
+def test_ends_of_lines_in_a_row():
+    """Empty lines come back as such, wherever they are."""
+    vocabulary = fg.data.Vocabulary(("<eos>", "a", "b"), "words")
+    assert [vocabulary.decode(tokens) for tokens in ([1, 0, 0, 0, 2], [0], [0, 0, 1])] == ["a\n\n\nb", "\n", "\n\na"]

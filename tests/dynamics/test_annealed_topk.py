@@ -145,6 +145,19 @@ def test_a_resumed_run_is_the_whole_one(tmp_path):
     assert whole.fc2.density < 0.06
 
 
+def test_frozen_layers_stay():
+    """The optimizer need not hold their weights, as its message says."""
+    model = network()
+    model.fc1.requires_grad_(False)
+    before = model.fc1.values.clone()
+    topk = fg.AnnealedTopK(model, torch.optim.SGD(model.fc2.parameters()), 0.1, steps=1, where=["fc1", "fc2"])
+    topk.step()
+    assert torch.equal(model.fc1.values, before)
+    assert model.fc2.density < 0.2
+    with pytest.raises(ValueError, match="at least one sparse layer must train"):
+        fg.AnnealedTopK(model, None, where=["fc1"])
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="no sparse layers"):
         fg.AnnealedTopK(nn.Linear(3, 3), None)

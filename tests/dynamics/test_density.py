@@ -119,6 +119,39 @@ def test_gradients_follow_and_the_next_step_takes_them():
     optimizer.step()
 
 
+def test_lbfgs_goes_on_with_another_number_of_connections():
+    """It remembers how many numbers there are."""
+    model, x = network(), torch.randn(8, 12)
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    evolution = fg.Evolution(model, optimizer, 0.0, epochs=2, density=0.2)
+    optimizer.step(closure)
+    with pytest.warns(UserWarning, match="the state of LBFGS"):
+        evolution.step()
+    before = model.fc1.values.clone()
+    assert optimizer.step(closure).isfinite()
+    assert not torch.equal(model.fc1.values, before)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("grow", ["random", "gradient", "cht3", "cht2"])
+def test_a_layer_without_connections_grows(grow, masked):
+    model = network(1e-4, masked)
+    assert not len(model.fc1.weights())
+    optimizer = torch.optim.Adam(model.parameters())
+    evolution = fg.Evolution(model, optimizer, 0.0, epochs=2, density=0.5, allocate="erk", grow=grow)
+    train(model, optimizer)
+    evolution.step()
+    assert model.fc1.density > 0.4
+    train(model, optimizer)
+
+
 @pytest.mark.parametrize("grow", ["random", "gradient", "cht3", "cht2"])
 def test_a_resumed_run_is_the_whole_one(tmp_path, grow):
     x = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))

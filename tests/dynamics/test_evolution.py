@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import filigree as fg
 from filigree.nn import SparseLinear
@@ -336,17 +337,45 @@ def test_growth_by_gradient_sees_all_time_steps(kind):
     evolution.step()
 
 
-@pytest.mark.parametrize("reason", ["zeta", "gradient"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_growth_by_gradient_sees_all_calls_that_are_computed_again(reentrant):
+    """A layer that several checkpointed parts share; and of the last batch only."""
+
+    def grown(again):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 12))
+        fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.2)))
+        evolution, part = fg.Evolution(model, None, 0.5, grow="gradient"), nn.Sequential(*model, nn.Tanh())
+        for _ in range(2):
+            y = torch.randn(8, 12, requires_grad=True)
+            for _ in range(3):
+                y = checkpoint(part, y, use_reentrant=reentrant) if again else part(y)
+            y.square().sum().backward()
+        evolution.step()
+        return model[0].flat_indices()
+
+    assert torch.equal(grown(True), grown(False))
+
+
+@pytest.mark.parametrize("reason", ["zeta", "gradient", "topology"])
 def test_a_step_that_is_refused_moves_nothing(reason):
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 20))
     fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
     options = {"grow": "gradient"} if reason == "gradient" else {}
-    schedule = fg.Constant(0.3) if reason == "gradient" else (lambda epoch: 1.5)
+    schedule = (lambda epoch: 1.5) if reason == "zeta" else fg.Constant(0.3)
     evolution = fg.Evolution(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), schedule, **options)
     if reason == "gradient":  # the second layer has seen no backward pass
         model[0](torch.randn(4, 20)).sum().backward()
+    if reason == "topology":  # loaded when the evolution was there
+        other = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 20))
+        fg.convert_(other, fg.Sparse(fg.ErdosRenyi(density=0.2)))
+        model.load_state_dict(other.state_dict())
     before = copy.deepcopy((model.state_dict(), evolution.state_dict()))
-    with pytest.raises(ValueError, match="zeta must be in" if reason == "zeta" else "needs a backward pass"):
+    messages = {
+        "zeta": "zeta must be in", "gradient": "needs a backward pass",
+        "topology": "layer '0' has 120 connections, and the evolution knows 180: another topology was loaded",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=messages[reason]):
         evolution.step()
     after = model.state_dict(), evolution.state_dict()
     torch.testing.assert_close(after, before, rtol=0, atol=0)

@@ -548,6 +548,15 @@ def test_ema_is_a_callback_and_part_of_a_checkpoint(tmp_path):
         fg.match_connections_(nn.Linear(2, 2), whole.model)
 
 
+def test_an_average_is_not_watched_for_growth_by_gradient():
+    model, _ = _linear()
+    evolution = fg.Evolution(model, None, 0.3, grow="gradient")
+    average = fg.EMA(model).module
+    assert not any(module._forward_hooks for module in average.modules())
+    model(torch.randn(4, 12)).square().sum().backward()
+    evolution.step()  # the model still is
+
+
 def test_a_tied_weight_is_averaged_once_a_step():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight

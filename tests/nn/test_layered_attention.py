@@ -102,6 +102,26 @@ def test_made_sparse(options, tmp_path):
         assert torch.equal(own, other)
 
 
+@pytest.mark.parametrize("density", [1.0, 0.999])
+def test_padding_in_torch_s_encoder(density):
+    """In eval mode the encoder looks at the first layer's weights, to take a shortcut with nested tensors."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2).eval()
+    x, padding = torch.randn(3, 5, 8), torch.arange(5) >= torch.tensor([[5], [3], [4]])
+    dense = copy.deepcopy(encoder)
+    dense.use_nested_tensor = False  # torch warns of its own
+    fg.convert_(encoder, fg.Sparse(fg.ErdosRenyi(density=density), init="keep"), where="*self_attn")
+    for one, other in zip(encoder.layers, dense.layers, strict=True):
+        other.self_attn = one.self_attn.dense()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            own, expected = (part(x, src_key_padding_mask=padding) for part in (encoder, dense))
+        torch.testing.assert_close(own[~padding], expected[~padding])
+    attention = encoder.layers[0].self_attn
+    assert torch.equal(torch.Tensor(attention.in_proj_weight), attention.dense().in_proj_weight)
+    assert attention.out_proj is attention.out
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("first", [True, False])
 def test_in_torch_s_transformer(first, training):
@@ -160,5 +180,5 @@ def test_a_causal_call_needs_its_mask():
     x = torch.randn(3, 1, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match="is_causal says what attn_mask holds"):
         LayeredAttention(attention())(x, x, x, is_causal=True)
-    with pytest.raises(AttributeError, match="has no in_proj_weight: read its q, k, v and out"):
-        _ = LayeredAttention(attention()).in_proj_weight
+    with pytest.raises(AttributeError, match="has no q_proj_weight: read its q, k, v and out"):
+        _ = LayeredAttention(attention()).q_proj_weight

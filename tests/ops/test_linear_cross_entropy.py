@@ -69,6 +69,21 @@ def test_in_16_bits_and_under_autocast():
             assert float((ours - theirs).norm() / theirs.norm()) < 0.02
 
 
+def test_small_gradients_survive_autocast_in_float16():
+    """Those of classes that are no target are a probability divided by the number of samples: below float16's least."""
+    torch.manual_seed(0)
+    x, weight, targets = torch.rand(1000, 2) + 1, torch.randn(3000, 2) / 10, torch.zeros(1000, dtype=torch.int64)
+
+    def gradients(autocast):
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            loss = linear_cross_entropy(*leaves, targets)
+        return torch.autograd.grad(loss * 2.0**16, leaves)
+
+    for low, exact in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(low, exact, rtol=0.02, atol=0)
+
+
 def test_never_holds_all_logits():
     """Of what operations make, the largest are a chunk's logits, once a chunk, and the weight's gradient, as it is kept
     for another backward pass and as it is given."""

@@ -60,7 +60,7 @@ class Vocabulary:
         tokens = [self.tokens[number] for number in listed]
         if self.unit == "characters":
             return "".join(tokens)
-        return " ".join(tokens).replace(f" {_END} ", "\n").replace(f" {_END}", "\n").replace(f"{_END} ", "\n")
+        return " ".join("\n" if token == _END else token for token in tokens).replace(" \n", "\n").replace("\n ", "\n")
 
     def to_dict(self) -> dict[str, Any]:
         return {"tokens": list(self.tokens), "unit": self.unit}

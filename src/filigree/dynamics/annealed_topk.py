@@ -32,7 +32,7 @@ class AnnealedTopK:
 
     From then on only connections that there are have a gradient: `spare` of them, the largest of the zeros, are kept
     beside the k and may come back; the others are gone (in the publication none ever is). With the last step the spare
-    ones go too, which changes no output.
+    ones go too, which changes no output. Layers whose weights are frozen (`requires_grad` is False) stay as they are.
 
     Args:
         model: holds sparse layers with all their connections (or some). optimizer: holds their weights; or None.
@@ -48,7 +48,8 @@ class AnnealedTopK:
         layers: by name. calls: steps so far.
 
     Raises:
-        ValueError: no sparse layers; masked ones; an optimizer that does not hold their weights; at `step`, no horizon.
+        ValueError: no sparse layers, or all frozen; masked ones; an optimizer that does not hold their weights; at
+            `step`, no horizon.
     """
 
     interval = "step"
@@ -78,7 +79,12 @@ class AnnealedTopK:
         for label, number, low in (("least", least, 0), ("sparse_below", sparse_below, 0), ("spare", spare, 0)):
             if number < low:
                 raise ValueError(f"AnnealedTopK: {label} must be at least {low}. Got {number}.")
-        check_holds(optimizer, self.layers, "AnnealedTopK")
+        if not self._training():
+            raise ValueError(
+                "AnnealedTopK: at least one sparse layer must train. Frozen (requires_grad is False) are "
+                f"{', '.join(self.layers)}."
+            )
+        check_holds(optimizer, self._training(), "AnnealedTopK")
         self.optimizer = optimizer
         self.schedule = density if isinstance(density, DensitySchedule) else LinearDensity(density, 0.01, 0.5)
         self.steps = self._given = steps
@@ -89,6 +95,9 @@ class AnnealedTopK:
         """A run begins, or goes on, in which `step` is called so many times. `ValueError`: `steps` contradicts it."""
         self.steps = horizon_of("AnnealedTopK", self._given, self.calls, calls)
 
+    def _training(self) -> dict[str, Any]:
+        return {name: layer for name, layer in self.layers.items() if layer.connections.requires_grad}
+
     @torch.no_grad()
     def step(self) -> None:
         """After a step of the optimizer: all but the largest weights become zero."""
@@ -96,7 +105,7 @@ class AnnealedTopK:
             raise ValueError("AnnealedTopK: it needs the horizon. Give steps=.")
         self.calls += 1
         share, resized = self.calls / self.steps, list[nn.Parameter]()
-        for name, layer in self.layers.items():
+        for name, layer in self._training().items():
             weights, possible = layer.connections, layer.out_features * layer.in_features
             density = self.schedule.density(self._first[name] / possible, share)
             k = max(1, round(density * possible))

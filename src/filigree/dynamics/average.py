@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from filigree.dynamics.evolution import Evolvable
+from filigree.dynamics.last_gradients import forget_watches_
 
 
 @torch.no_grad()
@@ -81,6 +82,7 @@ class EMA:
             raise ValueError(f"EMA: decay must be in [0, 1). Got {decay}.")
         self.model, self.decay, self.updates = model, decay, 0
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        forget_watches_(self.module)
 
     @torch.no_grad()
     def step(self) -> None:

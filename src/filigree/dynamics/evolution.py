@@ -41,6 +41,7 @@ from filigree.dynamics.rewire import (
 from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.layer_selection import Where, matching
+from filigree.topology.flat_indices import moved
 from filigree.topology.shards import Whole, part_of
 from filigree.untrained import mark_untrained
 from filigree.wrappers import check_module
@@ -281,7 +282,13 @@ class Evolution:
     def _check(self, layers: dict[str, Evolvable]) -> tuple[list[list[Kept]], list[Reset]]:
         """All that can be refused, before anything moves; and what the optimizer keeps of each layer's weights."""
         check_holds(self.optimizer, layers, "Evolution")
-        for name in layers:
+        for name, layer in layers.items():
+            there, known = len(layer.weights()), len(self.births[name])
+            if there != known:
+                raise ValueError(
+                    f"Evolution: layer {name!r} has {there} connections, and the evolution knows {known}: another "
+                    "topology was loaded. Make the evolution after that, or load its state too."
+                )
             if name in self._watch:
                 self._watch[name].last()
         return find_state(self.optimizer, [layer.connections for layer in layers.values()])
@@ -352,9 +359,9 @@ class Evolution:
             return None
         grown, source = merge(kept, self._grow(name, layer, kept, count - stay, part))
         old = keep.nonzero().squeeze(1)  # where in the old order each survivor was
-        source = torch.where(source < 0, -1, old[source.clamp(min=0)] if len(old) else source)
+        source = moved(old, source, -1)
         is_new = source < 0
-        new_weights = torch.where(is_new, 0, weights[source.clamp(min=0)])
+        new_weights = moved(weights, source, 0)
         new_weights[is_new] = self._new_weights(layer, grown, is_new, part).to(weights)
         grad = layer.connections.grad
         layer.rewire_(grown, new_weights)
@@ -364,7 +371,7 @@ class Evolution:
         layer.connections.grad = grad
         if bool(is_new.any()):
             mark_untrained(layer)
-        self._remember(name, keep, source, is_new)
+        self._remember(name, keep, source)
         return rewiring
 
     def _survivors(self, weights: Tensor, count: int, part: Whole) -> Tensor:
@@ -410,13 +417,13 @@ class Evolution:
         fan_in = torch.bincount(rows, minlength=layer.out_features)
         return noise * (2 / fan_in[rows[is_new]]).sqrt()
 
-    def _remember(self, name: str, keep: Tensor, source: Tensor, is_new: Tensor) -> None:
+    def _remember(self, name: str, keep: Tensor, source: Tensor) -> None:
         births = self.births[name]
         count = births[~keep].bincount()
         born = count.nonzero().squeeze(1)
         row = torch.stack([born, torch.full_like(born, self.epoch), count[born]], dim=1)
         self.deaths[name] = torch.cat([self.deaths[name], row])
-        self.births[name] = torch.where(is_new, self.epoch, births[source.clamp(min=0)])
+        self.births[name] = moved(births, source, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, besides model and optimizer.

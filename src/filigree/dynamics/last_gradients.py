@@ -31,9 +31,10 @@ class LastGradients:
             self._handle = None
 
     def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self._over = True  # not within a backward pass, in which checkpointing computes a part again
         if not y.requires_grad or not layer.connections.requires_grad:
             return
-        self._over = True
         x, active = inputs[0].detach(), (y.detach() > 0 if getattr(layer, "relu", False) else None)
 
         def backward(dy: Tensor) -> None:
@@ -49,3 +50,11 @@ class LastGradients:
                 f"Evolution: growth by gradient needs a backward pass before step(). None reached layer {self._name!r}."
             )
         return self.seen
+
+
+def forget_watches_(model: nn.Module) -> None:
+    """Take such hooks, which a copy of the model has of its own, from its layers."""
+    for module in model.modules():
+        for hook in list(module._forward_hooks.values()):
+            if isinstance(watch := getattr(hook, "__self__", None), LastGradients):
+                watch.watch(False)

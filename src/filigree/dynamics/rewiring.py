@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filigree.topology.flat_indices import moved
+
 
 @dataclass(frozen=True, eq=False)
 class Rewiring:
@@ -62,8 +64,7 @@ class Rewiring:
         """
         if not torch.equal(layer.flat_indices(), self.before):
             raise ValueError(f"Rewiring.apply_: the layer has not the connections that {self.name!r} had before.")
-        weights = layer.weights()
-        layer.rewire_(self.after, torch.where(self.source < 0, 0, weights[self.source.clamp(min=0)]))
+        layer.rewire_(self.after, moved(layer.weights(), self.source, 0))
 
 
 Follower = Callable[[Rewiring], Any]

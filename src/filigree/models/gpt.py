@@ -44,7 +44,6 @@ class CausalAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, rotation: Tensor | None, cache: Cache | None, block: int) -> Tensor:
-        batch, length, _ = x.shape
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
@@ -54,10 +53,10 @@ class CausalAttention(nn.Module):
             k, v = cache.add(block, k, v)
         mask = None
         if before:  # new tokens see all earlier ones, and one another as before
-            mask = torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
+            mask = torch.ones(x.shape[1], k.shape[2], dtype=torch.bool, device=x.device).tril(before)
         rate = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=mask is None)
-        return self.dropout(self.out(y.transpose(1, 2).reshape(batch, length, -1)))
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
 
 
 class DecoderBlock(nn.Module):
@@ -167,7 +166,7 @@ class GPT(nn.Module):
         if tokens.dim() != 2 or not tokens.shape[1]:
             shape = tuple(tokens.shape)
             raise ValueError(f"generate: tokens must be (batch, length) with a length of 1 at least. Got {shape}.")
-        if steps < 0 or temperature < 0 or (top is not None and top < 1):
+        if steps < 0 or not temperature >= 0 or (top is not None and top < 1):
             raise ValueError(
                 "generate: steps and temperature must be at least 0, top at least 1. "
                 f"Got steps={steps}, temperature={temperature}, top={top}."
@@ -209,8 +208,8 @@ def _drawn(logits: Tensor, temperature: float, top: int | None, generator: torch
         return logits.argmax(1, keepdim=True)
     logits = logits.float() / temperature
     if top is not None and top < logits.shape[1]:
-        lowest = logits.topk(top, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, -math.inf)
+        likeliest = logits.topk(top, dim=1)  # no more than these, where others are as likely as the last
+        logits = torch.full_like(logits, -math.inf).scatter_(1, likeliest.indices, likeliest.values)
     return torch.multinomial(logits.softmax(1), 1, generator=generator)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from filigree.nn.capabilities import Capabilities
+from filigree.nn.dense_weight import CopiedWeight
 from filigree.nn.torch_attributes import ReadsAttributes
 
 
@@ -23,7 +24,7 @@ class LayeredAttention(ReadsAttributes, Capabilities, nn.Module):
 
     in_proj_bias, _qkv_same_embed_dim = None, False  # so torch's layers take no shortcut past the projections
     instead: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj"), "read its q, k, v and out"
+        ("q_proj_weight", "k_proj_weight", "v_proj_weight"), "read its q, k, v and out"
     )
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -51,6 +52,22 @@ class LayeredAttention(ReadsAttributes, Capabilities, nn.Module):
     @property
     def head_dim(self) -> int:
         return int(self.q.out_features) // self.num_heads
+
+    @property
+    def in_proj_weight(self) -> Tensor | None:
+        """A copy of the weights of q, k and v, None where they read other widths; see `CopiedWeight`.
+
+        `torch.nn.TransformerEncoder` reads it in eval mode, where it would go past layers of plain weights.
+        """
+        weights = [_linear(layer).weight.detach() for layer in (self.q, self.k, self.v)]
+        if len({weight.shape[1] for weight in weights}) > 1:
+            return None
+        return torch.cat(weights).as_subclass(CopiedWeight)
+
+    @property
+    def out_proj(self) -> nn.Module:
+        """`out`, by the name that it has in `nn.MultiheadAttention`."""
+        return self.out
 
     @property
     def has_one_width(self) -> bool:

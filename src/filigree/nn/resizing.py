@@ -45,6 +45,8 @@ def _check(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
                     f"{type(optimizer).__name__}: its {name} is {tuple(tensor.shape)}, its parameter now "
                     f"{tuple(parameter.shape)}: another topology was loaded. Make a new optimizer."
                 )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._numel_cache = None  # how many numbers its parameters have together
     optimizer.__dict__[_CHECKED] = _resized
 
 

@@ -12,6 +12,7 @@ from filigree.ops.once_differentiable import once_differentiable
 from filigree.ops.transforms import transforming
 
 _NUMBERS = 2**22  # logits that are held at a time: 16 MiB in float32
+_SUMMED = 1024.0  # differences of 1 that are summed in float16 at most, which ends at 65504
 
 
 def linear_cross_entropy(
@@ -100,11 +101,16 @@ def _passes(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and, where they are needed, its gradients by x and by the weight."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    dx = torch.zeros_like(x) if needs_x else None
+    dx = torch.zeros_like(x, dtype=exact if x.dtype is torch.float16 else None) if needs_x else None
     dw = torch.zeros_like(weight) if needs_weight else None
     counts = targets != ignore_index
     scale = 1 / counts.sum().to(exact)  # the reciprocal of integers is float32
     loss = torch.zeros((), dtype=exact, device=x.device)
+    kind, lift, factor = x.device.type, None, scale
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16:
+        # A scaled loss scales them too late: a share of 1 / samples would be zero in the products.
+        factor = torch.full_like(scale, min(1.0, _SUMMED / chunk))
+        lift = factor / scale
     for first in range(0, len(x), chunk):
         rows = slice(first, first + chunk)
         logits, taken = F.linear(x[rows], weight).to(exact), counts[rows]
@@ -117,14 +123,19 @@ def _passes(
             continue
         dlogits = logits.div_(sums)  # softmax, less one at the target
         dlogits.scatter_add_(1, target, torch.full_like(sums, -1.0))
-        dlogits = dlogits.mul_((taken * scale)[:, None]).to(x.dtype)
+        dlogits = dlogits.mul_((taken * factor)[:, None]).to(x.dtype)
         if dx is not None:
-            dx[rows] = (dlogits @ weight.to(x.dtype)).to(x.dtype)
-        if dw is not None and x.dtype is dw.dtype and not torch.is_autocast_enabled(x.device.type):
+            dx[rows] = _lowered(dlogits @ weight.to(x.dtype), dx.dtype, lift)
+        if dw is not None and x.dtype is dw.dtype and not torch.is_autocast_enabled(kind):
             dw.addmm_(dlogits.t(), x[rows])  # no second matrix of the weight's size
         elif dw is not None:
-            dw += (dlogits.t() @ x[rows]).to(dw.dtype)
+            dw += _lowered(dlogits.t() @ x[rows], dw.dtype, lift)
     return loss * scale, dx, dw
+
+
+def _lowered(product: Tensor, dtype: torch.dtype, lift: Tensor | None) -> Tensor:
+    product = product.to(dtype)
+    return product if lift is None else product.div_(lift)
 
 
 class TiedRows:

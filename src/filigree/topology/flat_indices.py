@@ -44,6 +44,13 @@ def empty_flat_indices(taken: Tensor, population: int, count: int, generator: to
     return ranks + torch.searchsorted(empty_before, ranks, right=True)
 
 
+def moved(values: Tensor, source: Tensor, new: float) -> Tensor:
+    """`values` in another order: at each position the one of the number that `source` has there, `new` at -1."""
+    if not len(values):
+        return values.new_full(source.shape, new)
+    return torch.where(source < 0, new, values[source.clamp(min=0)])
+
+
 def pattern_from_flat_indices(flat_indices: Tensor, rows: int, cols: int) -> Pattern:
     """The pattern of sorted flat indices, with its transpose; int32 while the matrix's sides and nonzeros fit."""
     dtype = np.int32 if max(rows, cols, flat_indices.numel()) < 2**31 else np.int64

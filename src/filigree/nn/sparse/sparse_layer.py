@@ -17,7 +17,7 @@ from filigree.nn.sparse.copies import TracksCopies, fingerprint, is_plain, versi
 from filigree.ops.c_steps import csr, floats
 from filigree.ops.pattern import Pattern, csr_pattern
 from filigree.ops.transforms import innermost, outside_transforms
-from filigree.topology.flat_indices import check_csr, flat_indices_of, pattern_from_flat_indices
+from filigree.topology.flat_indices import check_csr, flat_indices_of, moved, pattern_from_flat_indices
 from filigree.topology.shards import WHOLE, Whole
 
 
@@ -142,12 +142,11 @@ class SparseLayer(Capabilities, DenseWeight, TracksCopies):
 
     def permute_optimizer_state_(self, state: Tensor, source: Tensor, new: float = 0.0) -> None:
         """Let an optimizer's state follow a rewiring: `source` `(nnz,)` is each connection's old number, or -1."""
-        source = source.to(state.device)
-        moved = torch.where(source < 0, new, state[source.clamp(min=0)])
-        if moved.shape == state.shape:
-            state.copy_(moved)
+        follows = moved(state, source.to(state.device), new)
+        if follows.shape == state.shape:
+            state.copy_(follows)
         else:
-            state.data = moved
+            state.data = follows
 
     # -- export --------------------------------------------------------------------------------------------------
 
