@@ -54,6 +54,42 @@ def test_all_outputs_are_counted():
         fg.measure(Heads(), x, y, seconds=0.01)
 
 
+def test_attention_and_frozen_networks_are_counted():
+    """With torch's attention on the CPU, as the products that it stands for; nothing is trained of a frozen network."""
+    x = torch.randn(2, 16, 32)
+    block = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block
+
+        def forward(self, x):
+            return self.block(x, x, x, need_weights=False)[0]
+
+    projections, products = 4 * 16 * 32 * 32, 2 * 16 * 16 * 32
+    cost = fg.measure(Attention(), x, seconds=0)
+    assert cost.macs_forward == projections + products
+    assert cost.macs_backward == 2 * projections - 3 * 16 * 32 * 32 + 5 * 16 * 16 * 32  # x needs no gradient
+    mlp = fg.models.mlp([20, 30, 5]).requires_grad_(False)
+    cost = fg.measure(mlp, torch.randn(3, 20), seconds=0)
+    assert (cost.macs_forward, cost.macs_backward) == (750, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (nn.Linear(3, 4), torch.randn(2, 5)),
+        (nn.Linear(3, 4), torch.tensor(1.0)),
+        (nn.Bilinear(4, 5, 6), torch.ones(2, 4)),
+    ],
+)
+def test_an_example_on_which_the_model_does_not_run_is_refused(model, example):
+    for seconds in (0, 0.01):
+        with pytest.raises(ValueError, match=r"measure: the model does not run on samples"):
+            fg.measure(model, example, seconds=seconds)
+
+
 def test_medians_and_tenths_of_calls_in_turns(monkeypatch):
     """By a clock that only the calls move: ten blocks of each, the second call twice as slow as the first."""
     clock = [0.0]

@@ -53,3 +53,50 @@ def test_what_is_no_layer_stays_a_function():
     with torch.no_grad():
         for key, value in model(x).items():
             torch.testing.assert_close(again(x)[key], value)
+
+
+class Several(nn.Module):
+    """Weights that lie side by side, in the program itself too, one with two biases and one with two strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.conv = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Conv1d(1, 2, 3)
+        self.weights, self.bias = nn.ParameterList([*torch.randn(3, 6, 6)]), nn.Parameter(torch.randn(6))
+        self.weight, self.home = nn.Parameter(torch.randn(6, 6)), Home()
+
+    def forward(self, x):
+        y = self.home(self.layer(x))
+        for weight in self.weights:
+            y = nn.functional.linear(y, weight).tanh()
+        y = nn.functional.linear(nn.functional.linear(y, self.weight), self.weight, self.bias)
+        z = y.unsqueeze(1)
+        return y, self.conv(z), nn.functional.conv1d(z, self.conv.weight, self.conv.bias, stride=2)
+
+
+class Home(nn.Module):
+    """A module with a weight of its own, which is read after those of a layer in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.child, self.weight = nn.Linear(6, 6), nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return nn.functional.linear(self.child(x), self.weight)
+
+
+class Functions(nn.Module):
+    """A sum of which a part is scaled, and a rectifier that writes into a part of what is read again."""
+
+    def forward(self, x):
+        y = torch.add(x, x.sin(), alpha=2)
+        y[:, :3].relu_()
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+@pytest.mark.parametrize("model", [Several(), Functions()], ids=lambda model: type(model).__name__)
+def test_calls_that_look_alike_are_told_apart(model):
+    x = torch.randn(5, 6)
+    again = module_of(torch.export.export(model.eval(), (x,)))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x))

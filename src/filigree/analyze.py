@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import scipy
+import torch
 from torch import nn
 
 from filigree.dynamics.evolution import Evolution, Evolvable
@@ -17,9 +18,13 @@ def patterns(model: nn.Module) -> dict[str, science.SparseMatrix]:
     by_layer = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Evolvable):
-            flat_indices, weights = layer.flat_indices().numpy(), layer.weights().numpy()
+            flat_indices, weights = layer.flat_indices().numpy(), layer.weights()
+            if weights.dtype in (torch.bfloat16, torch.float16):  # which scipy does not hold
+                weights = weights.float()
             where = (flat_indices // layer.in_features, flat_indices % layer.in_features)
-            by_layer[name] = scipy.sparse.csr_array((weights, where), shape=(layer.out_features, layer.in_features))
+            by_layer[name] = scipy.sparse.csr_array(
+                (weights.numpy(), where), shape=(layer.out_features, layer.in_features)
+            )
     return by_layer
 
 

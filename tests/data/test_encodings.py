@@ -126,3 +126,9 @@ def test_frames_have_names_even_where_they_are_numbers():
     assert torch.allclose(raw, torch.tensor(frame[[0, 1, 2]].to_numpy()).sort(0).values, atol=1e-6)
     with pytest.raises(ValueError, match=r"^data: the frame: it holds no rows\.$"):
         fg.data.load(frame[:0])
+
+
+def test_a_column_of_lists_is_refused_in_a_line():
+    table = pytest.importorskip("pyarrow").table({"a": [[1, 2], [3]], "kind": [0, 1]})
+    with pytest.raises(ValueError, match=r"^data: the frame cannot be read \(.*list.*\)\.$"):
+        fg.data.load(table)

@@ -189,6 +189,33 @@ def test_what_is_no_table_is_refused(tmp_path, text, line):
     assert "\n" not in str(raised.value)
 
 
+def test_columns_of_one_name_are_told_apart(tmp_path):
+    """As pandas does, so that a model finds them again, words among them, in any order."""
+    text = "x,x,x,kind\n" + "".join(f"{i * i % 7},{'red' if i % 3 else 'blue'},{i % 5},{i % 2}\n" for i in range(20))
+    (tmp_path / "own.csv").write_text(text)
+    data = fg.data.load(tmp_path / "own.csv")
+    assert data.feature_names == ("x", "x.1=blue", "x.1=red", "x.2")
+    (tmp_path / "again.csv").write_text("x.2,x,x.1\n3,6,red\n")
+    rows = fg.data.read_rows(tmp_path / "again.csv", data.preprocessing)
+    assert rows.x.tolist() == [[6, 0, 1, 3]]
+    assert fg.data.read_rows(tmp_path / "own.csv", data.preprocessing).x[1].tolist() == [1, 0, 1, 1]
+    assert fg.data.load(tmp_path / "own.csv", drop=["x.2"]).feature_names == ("x", "x.1=blue", "x.1=red")
+
+
+@pytest.mark.parametrize("header", ["a\n", ""])
+def test_rows_of_one_feature_without_a_label(tmp_path, header):
+    (tmp_path / "own.csv").write_text("a,kind\n" + "1.5,x\n2.5,y\n" * 5)
+    (tmp_path / "rows.csv").write_text(f"{header}7.5\n8.5\n")
+    rows = fg.data.read_rows(tmp_path / "rows.csv", fg.data.load(tmp_path / "own.csv").preprocessing)
+    assert (rows.x.tolist(), rows.labels) == ([[7.5], [8.5]], None)
+
+
+def test_a_quantity_with_decimal_commas_is_no_class(tmp_path):
+    (tmp_path / "own.csv").write_text("a;price\n" + "".join(f"{i % 4};{i},5\n" for i in range(12)))
+    with pytest.raises(ValueError, match="the label 'price' looks like a quantity, with 12 different numbers"):
+        fg.data.load(tmp_path / "own.csv")
+
+
 def test_lines_that_end_with_a_delimiter(tmp_path):
     (tmp_path / "own.csv").write_text("a,b,kind,\n" + "1.5,2,x,\n2.5,3,y,\n" * 5)
     samples = read_csv(tmp_path / "own.csv")

@@ -244,3 +244,39 @@ def test_growth_by_gradient_goes_on_from_a_lightning_checkpoint(tmp_path):
 
     whole, resumed = train(), train(tmp_path / "epoch=0.ckpt")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_second_fit_of_a_lightning_trainer_steps_for_its_own_epochs(tmp_path):
+    """And a checkpoint may be written before the first one, when nothing has stepped yet."""
+    lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
+    from filigree.integrations.lightning import Dynamics
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def training_step(self, batch, index):
+            return functional.cross_entropy(self.network(batch["x"]), batch["labels"])
+
+        def validation_step(self, batch, index):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    heard = []
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[Dynamics(Steps("step", heard))],
+    )  # fmt: skip
+    module, loader = Module(), DataLoader(Points(), batch_size=8)
+    trainer.validate(module, loader, verbose=False)
+    trainer.save_checkpoint(tmp_path / "before.ckpt")
+    for epochs in (2, 5):
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(module, loader, loader)
+    assert heard == [("step", "horizon", 2), *["step"] * 2, ("step", "horizon", 3), *["step"] * 3]
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(module, loader, loader, ckpt_path=tmp_path / "before.ckpt")
+    assert heard[7:] == [("step", "horizon", 6), *["step"] * 6]

@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from networkx.algorithms import bipartite
 
 import filigree as fg
@@ -109,3 +110,12 @@ def test_analyze_a_model_and_its_survival():
     assert sorted(fg.feature_ranking(model)) == list(range(20))
     with pytest.raises(ValueError, match="no sparse layers"):
         fg.analyze(fg.models.mlp([3, 4]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_of_16_bits_are_analysed(dtype):
+    model = fg.models.mlp([6, 8, 4])
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.5)))
+    ranking = fg.feature_ranking(model.to(dtype).float())
+    assert (fg.feature_ranking(model.to(dtype)) == ranking).all()
+    assert "fc1" in str(fg.analyze(model, nulls=1))

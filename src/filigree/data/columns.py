@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,7 +45,8 @@ class Columns:
         if len(header) != width:
             raise ValueError(f"its header has {len(header)} columns, its rows have {width}")
         self.unnamed = [i for i, name in enumerate(header) if self.named and _is_unnamed(name)]
-        self.names = [" ".join(name.split()) or f"column {i + 1}" for i, name in enumerate(header)]
+        self.written = [" ".join(name.split()) or f"column {i + 1}" for i, name in enumerate(header)]
+        self.names = _told_apart(self.written)
         if how.wanted is None:
             self.target: int | None = self._find(how.target, "target") if how.target is not None else self._last()
             left_out = {self._find(name, "drop") for name in how.drop}
@@ -66,7 +68,9 @@ class Columns:
         self.points = {",": "", ".": ""}  # a number written with each
 
     def _find(self, name: str, argument: str) -> int:
-        if (count := self.names.count(name)) == 1:
+        if (count := self.written.count(name)) == 1:
+            return self.written.index(name)
+        if not count and name in self.names:
             return self.names.index(name)
         if count:
             raise ValueError(f"{argument}: {count} columns are called {clipped(name)}")
@@ -89,17 +93,18 @@ class Columns:
         if self.how.target is not None:
             target = self._find(self.how.target, "target")
         if wanted.names and self.named:
-            if absent := [name for name in wanted.names if name not in self.names]:
+            names = _told_apart(wanted.names)
+            if absent := [name for name in names if name not in self.names]:
                 close = difflib.get_close_matches(absent[0], self.names, n=1)
                 hint = f" Did you mean that {close[0]} is {absent[0]}?" if close else ""
                 raise ValueError(f"the model reads columns that it lacks: {listed(absent)}.{hint}")
-            return [self._find(name, "the model's columns") for name in wanted.names], target
+            return [self.names.index(name) for name in names], target
         if target is None and wanted.count is not None and self.width == wanted.count + 1:
             target = self.width - 1
         columns = [i for i in range(self.width) if i != target]
         if wanted.count not in (None, len(columns)):
-            names = f", {listed(wanted.names, 10)}" if wanted.names else ""
-            raise ValueError(f"the model reads {wanted.count} columns{names}. It has {self.width}")
+            called = f", {listed(wanted.names, 10)}" if wanted.names else ""
+            raise ValueError(f"the model reads {wanted.count} columns{called}. It has {self.width}")
         return columns, target
 
     def _last(self) -> int:
@@ -275,6 +280,15 @@ class Columns:
 def _names_wanted(first: Row, wanted: Wanted | None) -> bool:
     """Whether a first row holds the name of a column that a model reads."""
     return wanted is not None and any(" ".join(cell.split()) in wanted.names for cell in first)
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names of which no two are alike: the second `a` is `a.1`, as pandas reads it."""
+    apart: list[str] = []
+    for name in names:
+        others = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
+        apart.append(next(other for other in others if other not in apart))
+    return apart
 
 
 def _is_unnamed(name: str) -> bool:

@@ -25,8 +25,9 @@ def preview_of(lines: Sequence[str], delimiter: str) -> list[Row]:
     return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
 
 
-def delimiter_of(lines: Sequence[str]) -> str:
-    """The delimiter that gives rows of one length, and most numbers. `ValueError`: none gives two columns."""
+def delimiter_of(lines: Sequence[str], alone: bool = False) -> str:
+    """The delimiter that gives rows of one length, and most numbers. `ValueError`: none gives two columns, and a column
+    is not to be `alone`."""
     best, chosen = (0.0, 0.0, 0), ""
     for delimiter in DELIMITERS:
         rows = preview_of(lines, delimiter)
@@ -35,6 +36,8 @@ def delimiter_of(lines: Sequence[str]) -> str:
         numbers = sum(is_number(as_point(cell, delimiter)) for cell in cells)
         if width > 1 and (score := (rows_alike / len(rows), numbers / len(cells), width)) > best:
             best, chosen = score, delimiter
+    if not chosen and alone:
+        return DELIMITERS[0]
     if not chosen:
         raise ValueError("every row must hold numbers and a label, with commas, semicolons, tabs or | between")
     return chosen

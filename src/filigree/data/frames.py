@@ -30,7 +30,12 @@ def read_frame(source: Any, how: Reading, name: str = "the frame") -> Samples:
     """The samples of a frame: its columns always have names; the index of a pandas frame is read only where samples
     stand in columns, and it names the rows."""
     kind = type(source)
-    text = FRAMES[kind.__module__.partition(".")[0], kind.__name__](source, how.transpose)
+    try:
+        text = FRAMES[kind.__module__.partition(".")[0], kind.__name__](source, how.transpose)
+    except ImportError:
+        raise
+    except Exception as error:  # of columns that hold lists and the like, in several kinds
+        raise ValueError(f"data: {name} cannot be read ({one_line(error, 100)}).") from None
 
     def rows() -> Iterator[list[str]]:
         return rows_of(io.StringIO(text, newline=""), ",")

@@ -17,6 +17,7 @@ from filigree.data.augment import Augment
 from filigree.data.cells import is_number
 from filigree.data.columns import SIDEWAYS
 from filigree.data.dataset import DataSet, Split, Standardize, assemble
+from filigree.data.dialects import as_point
 from filigree.data.encodings import Encoding
 from filigree.data.files import FILES, IMAGENET, is_present, locate, path
 from filigree.data.frames import is_frame
@@ -251,7 +252,7 @@ def _read_own(source: Any, how: Reading) -> _Content:
     kinds, y = np.unique(samples.labels, return_inverse=True)
     if len(kinds) < 2:
         raise ValueError(f"data: {file} must hold two classes at least. All {len(y)} labels are {kinds[0]}.")
-    if how.task is None and samples.labels.dtype.kind in "iuf" and 2 * len(kinds) > len(y) > 2:
+    if how.task is None and 2 * len(kinds) > len(y) > 2 and all(is_number(as_point(str(k), ";")) for k in kinds):
         raise ValueError(
             f"data: {file}: the label {samples.label!r} looks like a quantity, with {len(kinds)} different numbers in "
             f"{len(y)} rows. To learn it: task='regression' (--task regression); to take them for classes: "

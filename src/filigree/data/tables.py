@@ -81,7 +81,7 @@ def _read(lines: Iterator[str], how: Reading, words: dict[int, str] | None = Non
             break
     if not preview:
         raise ValueError("it is empty")
-    delimiter = delimiter_of(preview)
+    delimiter = delimiter_of(preview, alone=how.wanted is not None)  # one feature, without a label
     table = Columns(preview_of(preview, delimiter), delimiter, how, words)
     rows = rows_of(itertools.chain(preview, lines), delimiter)
     if table.named:

@@ -32,12 +32,14 @@ class Driver:
         self._loaded: dict[str, Any] | None = None
 
     def begin(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, steps: int | None, step: int
-    ) -> None:
-        """A run of so many epochs and steps begins (`sys.maxsize`, None: unknown), or goes on at `step`."""
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, steps: int | None, step: int,
+        epoch: int = 0,
+    ) -> None:  # fmt: skip
+        """A run of so many epochs and steps begins (`sys.maxsize`, None: unknown), or goes on at `step`; the epochs
+        before `epoch` are of an earlier one, unless a state that was loaded says more."""
         self.state = FitState(model, optimizer, epochs, History(), step=step)
         self.callbacks = Callbacks(self._given, self.state, "Dynamics")
-        saved = self._loaded
+        self.callbacks.ended, saved = epoch, self._loaded
         if saved is not None:
             self.state.history.rows[:] = saved["rows"]
             self.callbacks.load_steppers(saved)
@@ -78,9 +80,12 @@ class Driver:
     def end(self) -> None:
         self.callbacks.emit("on_fit_end")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any] | None:
+        """None before a run has begun, unless a state waits to be taken up."""
+        if not hasattr(self, "callbacks"):
+            return self._loaded
         return self.callbacks.state_dict() | {"rows": self.state.history.rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Taken up when training begins."""
         self._loaded = state

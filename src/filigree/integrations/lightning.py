@@ -35,7 +35,8 @@ class Dynamics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) != 1:
             raise ValueError(f"Dynamics: the module must have one optimizer. Got {len(trainer.optimizers)}.")
-        self.driver.begin(pl_module, trainer.optimizers[0], *_horizon(trainer), trainer.global_step)
+        where = trainer.global_step, trainer.current_epoch
+        self.driver.begin(pl_module, trainer.optimizers[0], *_horizon(trainer), *where)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.driver.begin_epoch(trainer.current_epoch, self._metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,7 +33,8 @@ class Cost(Tabular):
         parameters: numbers that are trained and stored. nonzeros: those that are not zero.
         bytes_memory: parameters and buffers in memory (a sparse layer's values, indices and the transposed index).
         bytes_disk: the size of the file that `fg.save` writes (values and indices).
-        macs_forward, macs_backward: multiply-adds of one sample's pass (None: it could not be counted).
+        macs_forward, macs_backward: multiply-adds of one sample's pass (None: it could not be counted, or nothing is
+            trained).
         batch_ms, single_ms: latency of the given batch, and of its first sample alone, without gradients.
         train_step_ms: forward, backward and an SGD step with momentum on the batch, if targets were given.
         batch: samples in the batch.
@@ -101,21 +103,23 @@ def measure(
     cost = stored(model)
     if example is None:
         return cost
-    forward, backward = macs(model, example[:1])
-    works: dict[str, Callable[[], Any]] = {
-        "batch_ms": inference(model, example),
-        "single_ms": inference(model, example[:1]),
-    }
-    if target is not None:
-        works["train_step_ms"] = training_step(model, example, target)
     timings: dict[str, Timing] = {}
-    if seconds:
-        try:
-            with evaluating(model):
+    try:
+        forward, backward = macs(model, example[:1])
+        works: dict[str, Callable[[], Any]] = {
+            "batch_ms": inference(model, example),
+            "single_ms": inference(model, example[:1]),
+        }
+        if target is not None:
+            works["train_step_ms"] = training_step(model, example, target)
+        with evaluating(model):
+            if seconds:
                 timings = dict(zip(works, time_interleaved(list(works.values()), seconds), strict=True))
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            shape = tuple(example.shape)
-            raise ValueError(f"measure: the model does not run on samples {shape}: {one_line(error)}") from error
+            elif forward is None:
+                works["single_ms"]()
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        shape = tuple(example.shape)
+        raise ValueError(f"measure: the model does not run on samples {shape}: {one_line(error)}") from error
     return Cost(
         **(asdict(cost) | {"macs_forward": forward, "macs_backward": backward, "batch": len(example)} | timings)
     )
@@ -149,10 +153,12 @@ def macs(model: nn.Module, sample: Tensor) -> tuple[int | None, int | None]:
     flop_counter = importlib.import_module("torch.utils.flop_counter")  # which loads Triton: 0.2 s
     try:
         with flop_counter.FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-            outputs = tensors_in(duplicate(sample))
+            outputs = [out for out in tensors_in(duplicate(sample)) if out.requires_grad]
             forward = counter.get_total_flops()
-            sum((out.sum() for out in outputs if out.requires_grad), torch.zeros(())).backward()
-    except RuntimeError:  # an output without gradients, or an operation that cannot be counted
+            if not outputs:  # nothing is trained
+                return forward // 2 + own[0], None
+            sum((out.sum() for out in outputs), torch.zeros(())).backward()
+    except RuntimeError:  # an operation that cannot be counted
         return None, None
     return forward // 2 + own[0], (counter.get_total_flops() - forward) // 2 + 2 * own[0]
 
@@ -249,8 +255,19 @@ def _conv2d_backward_flops(values: Any, x: Any, dy: Any, *rest: Any, **__: Any) 
     return 2 * values[0] * dy[0] * dy[2] * dy[3] * (2 if need_input else 1)
 
 
-# floating-point operations of the operators of filigree, from the shapes of their arguments
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+def _attention_backward_flops(dy: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(query[:3]) * key[2] * (3 * query[3] + 2 * value[3])  # the scores are computed again
+
+
+# floating-point operations of what torch's counter lacks, from the shapes of their arguments: attention on the CPU, and
+# the operators of filigree
 _FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     torch.ops.filigree.linear_forward: _linear_forward_flops,
     torch.ops.filigree.linear_backward: _linear_backward_flops,
     torch.ops.filigree.integer_linear: _integer_linear_flops,
