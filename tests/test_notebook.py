@@ -64,6 +64,14 @@ def test_layers_patterns_and_degrees(model):
         fg.show(3)
 
 
+def test_numbers_of_modules_with_modules_inside_are_shown():
+    attention = nn.MultiheadAttention(8, 2)
+    rows = {row[0]: row[2:] for row in fg.show(nn.Sequential(attention, nn.Linear(8, 2))).table_rows()[1:]}
+    assert rows["0"] == ("216", "192", "88.9%", "192")  # the products that make queries, keys and values
+    assert rows["0.out_proj"][0] == "72"
+    assert set(rows) == {"0", "0.out_proj", "1"}
+
+
 class Formatter(dict):
     """As IPython's: classes to functions."""
 

@@ -40,6 +40,8 @@ def test_training():
         fg.plot.training(3)
     with pytest.raises(ValueError, match="at least one run is expected"):
         fg.plot.training([])
+    with pytest.raises(ValueError, match=r'against must be "epoch" or "elapsed". Got \'seconds\''):
+        fg.plot.training(History(rows(0.1)), against="seconds")  # which are those of an epoch
 
 
 def test_pattern_counts_connections(model):

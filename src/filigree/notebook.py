@@ -86,13 +86,19 @@ def show(model: nn.Module, shape: Sequence[int] | None = None) -> ModelView:
 
 
 def layer_rows(model: nn.Module) -> list[Sequence[str]]:
-    """Of each layer that holds numbers: name, label, numbers, nonzeros, density, multiply-adds of a sample."""
+    """Of each module that holds numbers: name, label, numbers, nonzeros, density, multiply-adds of a sample; of one
+    with modules inside its own numbers, without theirs."""
     rows: list[Sequence[str]] = []
     for name, layer in model.named_modules():
-        if (says(layer) or not [*layer.children()]) and (numbers := numbers_of(layer)):
-            nonzeros = nonzeros_of(layer)
+        if says(layer) or not [*layer.children()]:
+            numbers, nonzeros, macs = numbers_of(layer), nonzeros_of(layer), macs_of(layer)
+        else:
+            own = [*layer.parameters(recurse=False)]
+            numbers, nonzeros = sum(p.numel() for p in own), sum(int(p.count_nonzero()) for p in own)
+            macs = sum(p.numel() for p in own if p.dim() > 1)
+        if numbers:
             density = f"{100 * getattr(layer, 'density', nonzeros / numbers):.1f}%"
-            rows.append((name, label_of(layer), f"{numbers:,}", f"{nonzeros:,}", density, f"{macs_of(layer):,}"))
+            rows.append((name, label_of(layer), f"{numbers:,}", f"{nonzeros:,}", density, f"{macs:,}"))
     return rows
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from filigree.analyze import patterns
 from filigree.config import listed
 from filigree.report import figures
-from filigree.report.table import summary_table
+from filigree.report.table import refuse_incomparable, summary_table
 from filigree.shrink.shrunk import Shrunk
 from filigree.topology import science
 from filigree.train import History, Record, find_records
@@ -35,8 +35,10 @@ def training(runs: Any, key: str | None = None, *, against: str = "epoch") -> go
         against: "epoch", or "elapsed" for the training time in seconds.
 
     Raises:
-        ValueError: no run, or none with such a column.
+        ValueError: no run, or none with such a column; another `against`.
     """
+    if against not in ("epoch", "elapsed"):
+        raise ValueError(f'plot.training: against must be "epoch" or "elapsed". Got {against!r}.')
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for name, history in _histories(runs):
         methods.setdefault(name, []).append({"history": history})
@@ -58,8 +60,9 @@ def pareto(runs: Any, cost: str = "train_seconds") -> go.Figure:
     """
     if cost not in figures.TRADES:
         raise ValueError(f"plot.pareto: cost must be one of {', '.join(figures.TRADES)}. Got {cost!r}.")
-    rows = summary_table([record.model_dump() for record in _records(runs, "plot.pareto")])
-    return figures.trade(rows, cost, figures.TRADES[cost])
+    records = [record.model_dump() for record in _records(runs, "plot.pareto")]
+    refuse_incomparable(records, "plot.pareto")
+    return figures.trade(summary_table(records), cost, figures.TRADES[cost])
 
 
 def shrunk(result: Shrunk) -> go.Figure:

@@ -42,6 +42,14 @@ def test_a_search_goes_on_to_its_budget_and_shows_the_front(tmp_path):
     refuse(wanted(), tmp_path)
 
 
+def test_a_search_for_a_quantity_reports_r2(tmp_path, monkeypatch):
+    monkeypatch.setattr(Sweep, "trial", lambda *_: {"accuracy": 0.5, "cost": 2.0, "spread": [2.0, 2.0]})
+    lines = []
+    for task in ("classification", "regression"):
+        sweep(wanted(settings=(*SETTINGS, f"data.task={task}")), tmp_path / task, trials=1, report=lines.append)
+    assert [line.split(": ")[2].split(",")[0] for line in lines] == ["50.00%", "R2 0.500"]
+
+
 def test_one_disturbed_timing_does_not_decide(tmp_path, monkeypatch):
     """Three runs took 71.9, 14.6 and 0.56 ms: the cost of the trial is the one in the middle."""
     times = iter((71.9, 14.6, 0.56))

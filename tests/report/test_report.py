@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from browser import browse
-from filigree.report import console_table, figures, summary_table, write_report
-from filigree.report.table import commit_text
+from filigree.report import console_table, figures, refuse_incomparable, summary_table, write_report
+from filigree.report.table import commit_text, short
 from filigree.train import Record
 
 
@@ -149,6 +149,41 @@ def test_what_is_pictured_of_topologies_and_costs(records, tmp_path):
         "scatter"
     }
     assert not figures.bars(records, {"train_joules": "energy"}, "t", ratio=True).data
+
+
+def test_a_page_says_when_and_where_all_runs_were_made(records, tmp_path):
+    for hour, run in zip((5, 3, 4, 6), records, strict=True):
+        run |= {"started": f"2026-01-01T0{hour}:00", "finished": f"2026-01-01T0{hour}:30"}
+    records[1]["machine"] = records[1]["machine"] | {"cpu": "another"}
+    records[2]["versions"] = records[2]["versions"] | {"torch": "9.9"}
+    records[3]["finished"] = None
+    page = write_report(records, tmp_path / "page.html").read_text()
+    assert "4 runs, 2026-01-01T03:00 to 2026-01-01T05:30, 1 unfinished<" in page
+    assert ">another, " in page
+    assert f">{records[0]['machine']['cpu']}, " in page
+    assert "torch 9.9" in page
+
+
+def test_runs_on_different_data_make_no_mean(records):
+    for run, (name, digest) in zip(
+        records, [("a.csv", "1"), ("./a.csv", "1"), ("a.csv", "1"), (None, "1")], strict=True
+    ):
+        run["config"]["data"] |= {"name": name, "sha256": digest}
+    refuse_incomparable(records, "report")
+    records[3]["config"]["data"] |= {"name": "b.csv", "sha256": "2"}
+    with pytest.raises(ValueError, match=r"report: runs of 'digits' are of different data, a\.csv and b\.csv"):
+        refuse_incomparable(records, "report")
+    with pytest.raises(ValueError, match="report: digits: EXD with seed 0 is there twice"):
+        refuse_incomparable([records[0], records[0]], "report")
+    records[0]["config"]["sweep"] = {"minimize": "single_ms"}  # of which two trials may be the same
+    refuse_incomparable([records[0], records[0]], "report")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.1564, "0.156"), (999.4, "999"), (999.6, "1k"), (999_600, "1M"), (2_080_000, "2.08M")]
+)
+def test_numbers_in_three_digits(value, text):
+    assert short(value) == text
 
 
 def test_records_from_folders_and_bad_ones(records, tmp_path):

@@ -75,6 +75,14 @@ def test_what_stands_where(listing, compared, tmp_path):
     assert "0123456789" in page
 
 
+def test_how_many_runs_a_comparison_has(compared, tmp_path):
+    assert "<p class=faint>2 runs of each method; " in write_site(tmp_path, [], compared, {}).read_text()
+    compared[0]["rows"][1]["runs"] = 5
+    assert "<p class=faint>2 or 5 runs of each method; " in write_site(tmp_path, [], compared, {}).read_text()
+    compared[0]["rows"] = [row | {"runs": 1} for row in compared[0]["rows"]]
+    assert "<p class=faint>1 run of each method; " in write_site(tmp_path, [], compared, {}).read_text()
+
+
 def test_how_the_page_opens(listing, compared, tmp_path):
     """With bars of verdicts by document, and claims whose figures come from the comparisons."""
     bars = verdict_bars(listing)

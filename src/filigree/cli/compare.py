@@ -62,6 +62,8 @@ def compare(
     Accuracy with its 95% interval, parameters, bytes, training time, latency, and energy where the machine measures
     it, each with its ratio to dense; a report with a Pareto chart. An interrupted comparison resumes.
     """
+    if len(what) > 1 and (given := [name for name in what if name in data.names() or is_file_name(name)]):
+        raise RecipeError(f"compare {given[0]}: one data set or file at a time, or folders of runs. Got {len(what)}.")
     source = what[0] if len(what) == 1 and (what[0] in data.names() or is_file_name(what[0])) else None
     options = reading(target, missing, index_column, drop, task, transpose)
     if source is None:

@@ -44,11 +44,13 @@ def network_of(source: str) -> nn.Module:
 
 
 def from_python(source: str) -> Any:
-    """What "python:MODULE:NAME" names, a module of the present folder included."""
+    """What "python:MODULE:NAME" names, a module of the present folder included; so are those that it imports later,
+    when it is called."""
     module_name, _, name = source.removeprefix(PYTHON).partition(":")
     if not module_name or not name:
         raise RecipeError(f"{source}: write python:MODULE:NAME, such as python:mypackage.models:build.")
-    sys.path.insert(0, str(Path.cwd()))
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
     try:
         value: Any = importlib.import_module(module_name)
         for part in name.split("."):
@@ -56,8 +58,6 @@ def from_python(source: str) -> Any:
         return value
     except Exception as error:  # whatever a user's own code does
         raise RecipeError(f"{source}: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        sys.path.pop(0)
 
 
 def called(source: str) -> Any:
@@ -146,4 +146,15 @@ def _tensors(path: Path) -> tuple[Tensor, Tensor | None] | None:
         x, y = stored
     else:
         x, y = stored, None
-    return torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    return _tensor(path, "x", x), None if y is None else _tensor(path, "y", y)
+
+
+def _tensor(path: Path, name: str, values: Any) -> Tensor:
+    """Numbers as a tensor, also those that another machine wrote in its order of bytes."""
+    if isinstance(values, np.ndarray):
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        kind = values.dtype if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+        raise RecipeError(f"--data {path}: {name} must hold numbers. Got {kind}.") from None

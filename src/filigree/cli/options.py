@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from filigree import data
 from filigree.recipes import RecipeError
+from filigree.recipes.plain_yaml import as_yaml
 
 
 def in_a_folder(file: Path | None) -> Path | None:
@@ -140,4 +140,4 @@ def reading(
 
 def as_settings(options: dict[str, Any]) -> list[str]:
     """Arguments of `fg.data.load` as settings of a recipe, `data.target="kind"`."""
-    return [f"data.{name}={json.dumps(value)}" for name, value in options.items()]
+    return [f"data.{name}={as_yaml(value)}" for name, value in options.items()]

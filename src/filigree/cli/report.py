@@ -11,7 +11,8 @@ from rich.markup import escape
 from filigree.cli.output import out, records, tell
 from filigree.config import visible
 from filigree.extensions import extensions
-from filigree.report import load_comparisons, write_report, write_site
+from filigree.recipes import RecipeError
+from filigree.report import load_comparisons, refuse_incomparable, write_report, write_site
 
 
 def report(
@@ -30,8 +31,12 @@ def report(
     the papers' experiments every table, figure and claim of the source documents, with verdicts.
     """
     if runs:
-        tell(f"wrote {write_report(records(runs), output or Path('report.html'))}")
+        shown = records(runs)
+        refuse_incomparable(shown, "report")
+        tell(f"wrote {write_report(shown, output or Path('report.html'))}")
         return
+    if output is not None and output.is_file():
+        raise RecipeError(f"report -o {output}: without runs a folder is written; this is a file.")
     folders = [Path("runs"), *(folder for extension in extensions() for folder in getattr(extension, "RECORDS", ()))]
     entries: list[Any] = []
     charts: dict[str, Any] = {}

@@ -47,6 +47,8 @@ def show(model: Model) -> None:
 def _origin(file: Path) -> list[str]:
     """Lines on a model's file, and on the run that left it there."""
     lines = [f"{file}: {file.stat().st_size:,} bytes"]
+    if file.name != MODEL:  # what else lies in a run's folder, the run has not trained
+        return lines
     try:
         record = Record.load(file.parent)
     except (FileNotFoundError, ValueError):

@@ -66,7 +66,12 @@ def sweep(
     if engine not in ("optuna", "ray"):
         raise RecipeError(f"--engine {engine}: expected optuna or ray.")
     needed(*(("ray", "--engine ray", "ray") if engine == "ray" else ("optuna", "sweep", "sweep")))
-    domains = {key: domain for key, _, domain in (part.partition("=") for part in over)}
+    domains: dict[str, str] = {}
+    for key, equals, domain in (part.partition("=") for part in over):
+        if not equals or key in domains:
+            reason = "is given twice; values have commas between" if equals else "expected KEY=DOMAIN, k=10:200"
+            raise RecipeError(f"--over {key}: {reason}.")
+        domains[key] = domain
     chosen = (*as_settings(reading(target, missing, index_column, drop, task, transpose)), *(settings or []))
     search = recipes.Sweep(recipe, domains, method, minimize, chosen, source, seed)
     place = a_folder(folder or Path("runs") / f"sweep-{Path(recipe).stem}-{method}")

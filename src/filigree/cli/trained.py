@@ -18,7 +18,7 @@ from filigree.data.readers import is_file_name
 from filigree.data.rows import read_rows
 from filigree.io.saving import load_network
 from filigree.ops.sparse_rows import as_dense, rows_of
-from filigree.recipes import MODEL, RecipeError, data_of
+from filigree.recipes import MODEL, RecipeError, checksum, data_of
 from filigree.train import Record
 from filigree.train.evaluation import dtype_of
 
@@ -39,13 +39,20 @@ def load_trained(model: Path) -> nn.Module:
 
 
 def run_of(model: Path, source: str) -> Record | None:
-    """The record of the run that trained a model on these data, if it lies beside it."""
+    """The record of the run that trained a model on these data, if it lies beside it; a file may be named otherwise,
+    as from another folder."""
     folder = model if model.is_dir() else model.parent
     try:
         record = Record.load(folder)
     except (FileNotFoundError, ValueError):
         return None
-    return record if record.config.get("data", {}).get("name") == source else None
+    known, file = record.config.get("data", {}), Path(source)
+    if known.get("name") == source:
+        return record
+    if not is_file_name(source) or not file.is_file() or known.get("sha256") != checksum(file):
+        return None
+    known["name"] = source
+    return record
 
 
 def load_samples(

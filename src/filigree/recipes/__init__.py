@@ -2,7 +2,7 @@
 
 from filigree.recipes.forecast import duration, forecast, forecast_line, gains
 from filigree.recipes.recipe import Recipe, RecipeError, compression, compressions, load, names
-from filigree.recipes.run import MODEL, data_of, finished, on, refuse_earlier, run
+from filigree.recipes.run import MODEL, checksum, data_of, finished, on, refuse_earlier, run
 from filigree.recipes.run_ray import run_ray
 from filigree.recipes.sweep import COSTS, Sweep, cost_text, refuse_other_search, sweep
 from filigree.recipes.sweep_ray import sweep_ray
@@ -13,6 +13,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Sweep",
+    "checksum",
     "compression",
     "compressions",
     "cost_text",

@@ -43,7 +43,10 @@ def build(recipe: Recipe, method: str, split: DataSet, seed: int) -> nn.Module:
         config = step.config
         if hasattr(config, "seed"):
             config = dataclasses.replace(config, seed=seed)
-        convert_(model, config, step.where)
+        try:
+            convert_(model, config, step.where)
+        except ValueError as error:
+            raise RecipeError(f"methods.{method}: {one_line(error)}") from error
     return model
 
 

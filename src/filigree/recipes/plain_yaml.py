@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -30,6 +31,12 @@ def plain_yaml(text: str) -> Any:
     except Exception as error:  # its constructors fail in many ways
         raise ValueError(f"not YAML: {one_line(error) or type(error).__name__}") from None
     return _plain(tree, 0)
+
+
+def as_yaml(value: Any) -> str:
+    """A plain value as one line of YAML: as JSON, which would write a letter beyond U+FFFF as two escapes that YAML
+    does not put together."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
 
 
 class _Loader(yaml.SafeLoader):

@@ -427,9 +427,14 @@ def _config(recipe: Recipe, method: str, **chosen: Any) -> dict[str, Any]:
     config = recipe.plain(method, **chosen)
     file = Path(recipe.data.name)
     if recipe.data.name not in data.names() and file.is_file():
-        config["data"]["sha256"] = _checksum(file, file.stat().st_mtime_ns)
+        config["data"]["sha256"] = checksum(file)
     plain: dict[str, Any] = json.loads(json.dumps(config))  # as a record gives it back
     return plain
+
+
+def checksum(file: Path) -> str:
+    """The SHA-256 of a file of data, by which a record knows it."""
+    return _checksum(file, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)  # one file, all runs

@@ -26,6 +26,7 @@ import yaml
 from filigree.config import one_line
 from filigree.io.storage import write_json
 from filigree.optional import needed
+from filigree.recipes.plain_yaml import as_yaml
 from filigree.recipes.recipe import RecipeError, load, tree_of
 from filigree.recipes.run import run
 from filigree.train import Record
@@ -114,7 +115,7 @@ class Sweep:
     def _overrides(self, values: dict[str, Any]) -> list[str]:
         out = list(self.settings)
         for key, value in values.items():
-            text = np.format_float_positional(value) if isinstance(value, float) else json.dumps(value)
+            text = np.format_float_positional(value) if isinstance(value, float) else as_yaml(value)
             out += [f"{path}={text}" for path in self._paths(key)]  # which YAML reads: 1e-05 would be text
         return out
 
@@ -320,6 +321,7 @@ def _work(
     optuna = _optuna()
     torch.set_num_threads(threads)
     states = optuna.trial.TrialState
+    quantity = load(search.recipe, search.settings).data.task == "regression"
     counted = (states.COMPLETE, states.FAIL, states.RUNNING)
     study = _open(search, out, optuna.samplers.TPESampler(seed=search.seed * 100_003 + number, multivariate=True))
 
@@ -333,7 +335,8 @@ def _work(
         if trial.values is not None:
             values = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
             cost = cost_text(trial.values[1], trial.user_attrs.get("spread"))
-            report(f"{trial.number}: {values}: {100 * trial.values[0]:.2f}%, {cost} {search.minimize}")
+            score = f"R2 {trial.values[0]:.3f}" if quantity else f"{100 * trial.values[0]:.2f}%"
+            report(f"{trial.number}: {values}: {score}, {cost} {search.minimize}")
 
     if len(study.get_trials(deepcopy=False, states=counted)) >= trials:
         return

@@ -359,14 +359,20 @@ def _details(methods: Mapping[str, list[RecordLike]]) -> str:
 
 
 def _provenance(records: Sequence[RecordLike]) -> str:
-    first = records[0]
-    machine, versions = first.get("machine", {}), first.get("versions", {})
-    commits = sorted({commit_text(r.get("commit"), r.get("dirty", False)) for r in records})
-    facts = [
-        f"{len(records)} runs, {first.get('started')} to {records[-1].get('finished') or 'unfinished'}",
+    """When and where all of the records were made, and with what."""
+    ends = [r.get("finished") for r in records]
+    unfinished = f", {ends.count(None)} unfinished" if None in ends else ""
+    started = [r["started"] for r in records if r.get("started")]
+    machines = (
         f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
-        f"{machine.get('isa') or ''} kernels, {machine.get('os')}",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-        ", ".join(commits),
+        f"{machine.get('isa') or ''} kernels, {machine.get('os')}"
+        for machine in (r.get("machine", {}) for r in records)
+    )
+    versions = (", ".join(f"{name} {each}" for name, each in r.get("versions", {}).items()) for r in records)
+    facts = [
+        f"{len(records)} runs, {min(started, default=None)} to {max(filter(None, ends), default=None)}{unfinished}",
+        *dict.fromkeys(machines),
+        *dict.fromkeys(versions),
+        ", ".join(sorted({commit_text(r.get("commit"), r.get("dirty", False)) for r in records})),
     ]
     return "".join(f"<p class=faint>{escape(fact)}</p>" for fact in facts)

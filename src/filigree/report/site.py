@@ -155,11 +155,13 @@ def _comparison(comparison: Data, number: int, numbered: Figures) -> str:
         numbered.place(figures.trade(rows, key, heading), f"{comparison['name']}: test error against {heading}")
         for key, heading in figures.TRADES.items()
     )
+    counts = " or ".join(dict.fromkeys(str(row.runs) for row in rows))
+    runs = escape(f"{counts} run{'s' * (counts != '1')}")
     name, commit = escape(comparison["name"]), escape(commit_text(comparison.get("commit")))
     return (
         f'<section><h2 id="c{number}">{name}</h2><p>{escape(comparison["about"])}</p>'
         f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{escape(str(rows[0].runs))} runs of each method; "
+        f"<tbody>{''.join(body)}</tbody></table></div><p class=faint>{runs} of each method; "
         f"below each cost its ratio to dense; {escape(_machine(comparison))}, {commit}.</p>"
         f"<div class=grid>{charts}</div>{_notes(comparison.get('notes', []))}</section>"
     )

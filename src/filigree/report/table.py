@@ -62,22 +62,24 @@ class Row:
         return f"{100 * value:{form}.2f}" if self.score == "accuracy" else f"{value:{form}.3f}"
 
 
-def refuse_incomparable(records: Sequence[RecordLike]) -> None:
+def refuse_incomparable(records: Sequence[RecordLike], command: str = "compare") -> None:
     """Raise `ValueError` where runs of one recipe are of different data, as their means say nothing, and where a run
-    comes twice, as it would count as two independent ones."""
-    seen: dict[str, tuple[Any, ...]] = {}
+    comes twice, as it would count as two independent ones; trials of a sweep may have the same settings."""
+    seen: dict[str, tuple[Any, Any]] = {}
     runs = set()
     for record in records:
-        data = record["config"].get("data", {})
-        identity = data.get("name"), data.get("sha256")
-        if seen.setdefault(record["recipe"], identity) != identity:
+        config, recipe = record.get("config", {}), record["recipe"]
+        data = config.get("data", {})
+        identity = data.get("sha256") or data.get("name")
+        first = seen.setdefault(recipe, (identity, data.get("name")))
+        if first[0] != identity:
             raise ValueError(
-                f"compare: runs of {record['recipe']!r} are of different data, {seen[record['recipe']][0]} and "
-                f"{identity[0]}. Compare them apart."
+                f"{command}: runs of {recipe!r} are of different data, {first[1]} and {data.get('name')}. "
+                "Compare them apart."
             )
-        run = record["recipe"], record["method"], record["seed"]
-        if run in runs:
-            raise ValueError(f"compare: {run[0]}: {run[1]} with seed {run[2]} is there twice. Compare them apart.")
+        run = recipe, record["method"], record["seed"]
+        if run in runs and not config.get("sweep"):
+            raise ValueError(f"{command}: {run[0]}: {run[1]} with seed {run[2]} is there twice. Compare them apart.")
         runs.add(run)
 
 
@@ -178,7 +180,7 @@ def _figure(value: float | None, ratio: float | None) -> str:
 def short(value: float) -> str:
     """A number in three digits: 0.156, 12.3, 876k, 2.08M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if float(f"{value:.3g}") >= size:  # 999,600 is 1M
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
