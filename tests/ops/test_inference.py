@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from filigree.ops.inference import MULTIPLY, Finishing, Span, Step, Steps
+from filigree.ops.inference import ADD, DEPTHWISE, MULTIPLY, TIMES, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import CODINGS, INT8_CODINGS, pack, padded, unpack
+from filigree.optimize.depthwise import by_tap
 
 NAN = float("nan")
 EXACT = [coding for coding in CODINGS if coding not in INT8_CODINGS]
@@ -91,6 +93,55 @@ def test_a_weight_of_zeros_and_one_without_inputs(isa):
             MULTIPLY, 0, 1, 1, torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), weight=packed
         )
         assert torch.equal(run(step, [Span(4), Span(16)], torch.randn(2, 4)), torch.zeros(2, 16))
+
+
+CURVES = {
+    "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu, "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid, "hard_swish": F.hardswish, "relu6": F.relu6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_curves_equal_torch(isa, curve):
+    outputs = 19
+    finish = Finishing(bias=torch.linspace(-12, 12, outputs), curve=curve)
+    step, spans, x, sums, *_ = product("floats", outputs, 4, 30, finish=finish)
+    y = run(step, spans, x)
+    torch.testing.assert_close(y[:, :outputs], CURVES[curve]((sums[:, 0] + finish.bias).float()), rtol=1e-5, atol=2e-6)
+    assert (y[:, outputs:] == 0).all()
+    assert run(step, spans, x * NAN)[:, :outputs].isnan().all()
+    values = torch.tensor([-1e30, -100.0, -6, -3, 0, 3, 6, 100, 1e30])
+    step, spans, x, *_ = product("floats", len(values), 4, 1, finish=Finishing(bias=values, curve=curve))
+    torch.testing.assert_close(run(step, spans, 0 * x)[0, : len(values)], CURVES[curve](values), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 33, 70])
+@pytest.mark.parametrize(("points", "taps"), [(1, 1), (4, 9), (7, 3)])
+def test_depthwise_products_equal_dense(isa, channels, points, taps):
+    generator = torch.Generator().manual_seed(channels + points)
+    weight, wide = torch.randn(channels, taps, generator=generator), padded(channels)
+    pixels = torch.randint(0, 12, (points, taps), generator=generator)
+    bias = torch.randn(channels, generator=generator)
+    step = Step(
+        DEPTHWISE, 0, 1, points, (pixels * wide).int(), (torch.arange(points).flip(0) * wide).int(), taps=taps,
+        channels=wide, weight=by_tap(weight), finish=Finishing(bias=bias, relu=True).packed(channels), work=1 << 20,
+    )  # fmt: skip
+    for images in (0, 1, 5):
+        x = torch.randn(images, 12, channels, generator=generator)
+        y = run(step, [Span(12 * wide), Span(points * wide)], F.pad(x, (0, wide - channels)).flatten(1))
+        expected = (torch.einsum("iptc,ct->ipc", x[:, pixels], weight) + bias).relu().flip(1)
+        y = y.unflatten(1, (points, wide))
+        torch.testing.assert_close(y[..., :channels], expected, rtol=1e-5, atol=1e-5)
+        assert (y[..., channels:] == 0).all()
+
+
+@pytest.mark.parametrize(("kind", "function"), [(ADD, torch.add), (TIMES, torch.mul)])
+def test_sums_and_products_of_two(isa, kind, function):
+    reads = (torch.arange(3) * 32).int()
+    step = Step(kind, 0, 1, 3, reads, reads, 0, others=torch.tensor([64, 0, 0]).int(), channels=32)
+    x = torch.randn(2, 96)
+    pixels = x.view(2, 3, 32)
+    assert torch.equal(run(step, [Span(96), Span(96)], x), function(pixels, pixels[:, [2, 0, 0]]).flatten(1))
 
 
 def test_relu_keeps_what_is_not_a_number():

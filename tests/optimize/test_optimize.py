@@ -50,6 +50,28 @@ class Pitch(nn.Module):
         return {"a": self.a(x), "b": torch.sigmoid(self.b(x))}
 
 
+class Mobile(nn.Module):
+    """What networks for small devices have: depthwise and grouped convolutions, gates, norms by function."""
+
+    def __init__(self):
+        super().__init__()
+        self.widen, self.depth = nn.Conv2d(3, 21, 1), nn.Conv2d(21, 21, (5, 3), (2, 1), (2, 1), (1, 2), groups=21)
+        self.narrow, self.wide = nn.Conv2d(21, 12, 1), nn.Conv2d(12, 24, 3, padding=1, groups=12)
+        self.groups, self.last = nn.Conv2d(24, 8, 3, 2, 1, groups=4), nn.Conv2d(8, 8, 3, padding=2, groups=8)
+        self.norm, self.act, self.gate = nn.BatchNorm2d(21), nn.Hardswish(), nn.Hardsigmoid()
+        self.squeeze, self.excite, self.relu6 = nn.Conv2d(21, 5, 1), nn.Conv2d(5, 21, 1), nn.ReLU6()
+
+    def forward(self, x):
+        y = self.depth(F.relu6(self.widen(x)))
+        torch._assert(y.dim() == 4, "images are needed")  # which reads no numbers
+        y = F.batch_norm(y, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias)
+        y = self.act(y)
+        y = y * self.gate(self.excite(F.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        y = self.relu6(self.wide(self.narrow(y)))
+        y = self.groups(torch.sigmoid(y.mean(dim=[-2, -1], keepdim=True)).mul(y))
+        return self.last(F.hardswish(y) * F.hardsigmoid(y)).mean((-1, -2)).sigmoid()
+
+
 class Last(nn.Module):
     def __init__(self, rnn):
         super().__init__()
@@ -113,6 +135,10 @@ NETWORKS = {
     "odd": (odd, (3, 13, 12)),
     "residual": (Residual, (5, 6, 7)),
     "pitch": (Pitch, (128,)),
+    "mobile": (Mobile, (3, 11, 9)),
+    "depthwise, 1-D": (lambda: nn.Sequential(
+        nn.Conv1d(20, 20, 7, padding=3, groups=20), nn.ReLU(), nn.Conv1d(20, 20, 3, 2, groups=20), nn.Conv1d(20, 5, 1),
+    ), (20, 19)),
     "sparse": (sparse, (4, 10, 10)),
     "integers": (integers, (4, 10, 10)),
     "tokens": (lambda: nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 5)), (7, 6)),
@@ -167,6 +193,8 @@ def test_every_form_of_every_network_equals_it(isa, name):
 def test_whole_networks_are_one_call():
     for name in (
         "odd",
+        "mobile",
+        "depthwise, 1-D",
         "sparse",
         "integers",
         "tokens",

@@ -16,8 +16,10 @@ from filigree.ops._load import kernels
 from filigree.ops.addresses import address
 from filigree.ops.panel_weights import PanelWeight, padded
 
-GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION = range(9)
-CURVES = ("", "gelu", "gelu_tanh", "silu", "tanh")
+GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION, DEPTHWISE, TIMES = range(11)
+CURVES = ("", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "hard_sigmoid", "hard_swish", "relu6")
+
+_ABOVE_ZERO = ("sigmoid", "hard_sigmoid")  # what they make of zero
 
 
 class Finishing(NamedTuple):
@@ -40,10 +42,11 @@ class Finishing(NamedTuple):
         return self.relu or self.slope is not None or bool(self.curve)
 
     def packed(self, outputs: int) -> Finishing:
-        """Padded with zeros to whole panels."""
-        parts: list[Any] = [
-            None if part is None else _filled(part.float().expand(outputs), padded(outputs)) for part in self[:5]
-        ]
+        """Padded with zeros to whole panels, also of what a curve makes of zero."""
+        given: list[Any] = list(self[:5])
+        if self.curve in _ABOVE_ZERO and self.factor is None:
+            given[3:] = torch.ones(1), torch.zeros(1)
+        parts = [None if part is None else _filled(part.float().expand(outputs), padded(outputs)) for part in given]
         return Finishing(parts[0], parts[1], parts[2], parts[3], parts[4], self.relu, self.curve)
 
     def plain(self) -> tuple[Any, ...]:

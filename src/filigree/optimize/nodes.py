@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
-from filigree.ops.inference import MAXIMUM, MEAN
+from filigree.ops.inference import ADD, MAXIMUM, MEAN, TIMES
 from filigree.optimize.attention import attention, layer_norm
+from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
 from filigree.optimize.layouts import Layout
-from filigree.optimize.planning import Plan
+from filigree.optimize.planning import CURVE_OF, Plan
 from filigree.optimize.recurrent import layers_of
-from filigree.optimize.weights import weight_of
+from filigree.optimize.weights import is_depthwise, weight_of
 from filigree.preserved import has_hooks
 
 
@@ -66,16 +67,36 @@ def _of_module(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Any:
     if (equivalent := weight_of(module)) is None:
         raise NotTaken
     dense, weight = equivalent
-    return (plan.linear if isinstance(dense, nn.Linear) else plan.convolution)(node, source, dense, weight)
+    if isinstance(dense, nn.Linear):
+        return plan.linear(node, source, dense, weight)
+    return (depthwise if is_depthwise(dense) else Plan.convolution)(plan, node, source, dense, weight)
 
 
 def _norm(plan: Plan, node: fx.Node, source: fx.Node, norm: Any) -> Layout:
-    if norm.running_mean is None or norm.running_var is None or plan.shape(source)[1] != norm.num_features:
+    return _normed(plan, node, source, [norm.running_mean, norm.running_var, norm.weight, norm.bias], norm.eps)
+
+
+def _batch_norm(plan: Plan, node: fx.Node, source: fx.Node, running_mean: Any, running_var: Any, weight: Any = None,
+                bias: Any = None, training: Any = False, momentum: Any = 0.1, eps: float = 1e-5) -> Layout:  # fmt: skip
+    if training is not False:
         raise NotTaken
-    factor = (norm.running_var + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight
-    shift = -norm.running_mean * factor
-    shift = shift if norm.bias is None else shift + norm.bias
+    parts = [
+        plan.traced.single[part] if isinstance(part, fx.Node) and part.op == "get_attr" else part
+        for part in (running_mean, running_var, weight, bias)
+    ]
+    if any(part is not None and not isinstance(part, Tensor) for part in parts):
+        raise NotTaken
+    return _normed(plan, node, source, parts, eps)
+
+
+def _normed(plan: Plan, node: fx.Node, source: fx.Node, parts: list[Any], eps: float) -> Layout:
+    mean, var, weight, bias = parts
+    if mean is None or var is None or plan.shape(source)[1] != len(mean):
+        raise NotTaken
+    factor = (var + eps).rsqrt()
+    factor = factor if weight is None else factor * weight
+    shift = -mean * factor
+    shift = shift if bias is None else shift + bias
     return plan.affine(node, source, factor.detach(), shift.detach())
 
 
@@ -101,6 +122,16 @@ def _adaptive(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Layout
     if any(size != 1 for size in plan.shape(node)[2:]):
         raise NotTaken
     return plan.pool(node, source, MEAN, torch.arange(sizes.numel())[None], plan.shape(node)[2:])
+
+
+def _mean(plan: Plan, node: fx.Node, source: fx.Node, dim: Any = None, keepdim: bool = False) -> Layout:
+    """Of all pixels, channel by channel."""
+    shape = plan.shape(source)
+    dims = sorted(d % len(shape) for d in _many(dim, 1)) if dim is not None else []
+    if len(shape) < 3 or dims != list(range(2, len(shape))):
+        raise NotTaken
+    layout = plan.pool(node, source, MEAN, torch.arange(shape[2:].numel())[None], [1] * len(dims))
+    return layout if keepdim else layout.viewed(layout.positions.flatten(1), 0)
 
 
 def _windows(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any, padding: Any, clamp: bool) -> Tensor:
@@ -153,6 +184,10 @@ def _curve(name: str) -> Callable[..., Layout]:
     return handle
 
 
+def _pairs(kind: int) -> Callable[..., Layout]:
+    return lambda plan, node, source: plan.combine(node, kind)
+
+
 def _gelu(plan: Plan, node: fx.Node, source: fx.Node, approximate: str = "none") -> Layout:
     return plan.activation(node, source, curve={"none": "gelu", "tanh": "gelu_tanh"}[approximate])
 
@@ -188,8 +223,7 @@ MODULES: dict[type, Callable[..., Any]] = {
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pools(_mean_pool)),
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive),
     nn.GELU: lambda p, n, s, m: _gelu(p, n, s, m.approximate),
-    nn.SiLU: _curve("silu"),
-    nn.Tanh: _curve("tanh"),
+    **{module: _curve(name) for module, name in CURVE_OF.items()},
     nn.LayerNorm: layer_norm,
     nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
 }
@@ -198,10 +232,14 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.relu: _relu, torch.relu: _relu, F.dropout: _dropout, F.pad: Plan.pad,
     F.leaky_relu: _call(_leaky_relu), F.gelu: _call(_gelu),
     F.silu: _curve("silu"), torch.tanh: _curve("tanh"), F.tanh: _curve("tanh"),
+    F.relu6: _curve("relu6"), F.hardswish: _curve("hard_swish"), F.hardsigmoid: _curve("hard_sigmoid"),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid), _curve("sigmoid")), F.batch_norm: _call(_batch_norm),
+    torch.mean: _call(_mean),
     F.scaled_dot_product_attention: _call(attention),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d), _call(_max_pool)),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _call(_mean_pool)),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), Plan.sum),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), _pairs(ADD)),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), _pairs(TIMES)),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
                      operator.getitem), Plan.view),
 }  # fmt: skip
@@ -210,5 +248,6 @@ METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten"),
                     Plan.view),
     "contiguous": Plan.contiguous, "detach": Plan.same,
-    "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "add": Plan.sum, "add_": Plan.sum,
+    "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
+    **dict.fromkeys(("add", "add_"), _pairs(ADD)), **dict.fromkeys(("mul", "mul_"), _pairs(TIMES)),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
-from filigree.ops.inference import ADD, GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
+from filigree.ops.inference import GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
 from filigree.optimize.int8_errors import Int8Errors, int8_error
@@ -23,9 +23,19 @@ from filigree.optimize.recurrent import Direction, recurrent_error
 from filigree.optimize.tracing import Traced
 from filigree.optimize.weights import LayerWeight
 
+CURVE_OF: dict[type[nn.Module], str] = {
+    nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid",
+    nn.Hardswish: "hard_swish", nn.ReLU6: "relu6",
+}  # fmt: skip
+
 _ELEMENTWISE = (  # what passes on a wish for zeros around its input
-    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, FastDropout,
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ChannelMajorBatchNorm2d,
+    *CURVE_OF, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d, FastDropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ChannelMajorBatchNorm2d,
+)  # fmt: skip
+
+_FUNCTIONS = (
+    F.relu, torch.relu, "relu", "relu_", F.leaky_relu, F.gelu, F.silu, F.relu6, F.hardswish, F.hardsigmoid,
+    F.batch_norm, torch.tanh, F.tanh, "tanh", torch.sigmoid, F.sigmoid, "sigmoid",
 )  # fmt: skip
 
 
@@ -54,7 +64,7 @@ class Plan:
         layout = self.batch_first(source)
         positions = layout.positions.movedim(-1, 1)  # (1, inputs, ...)
         if (sums := sums_of(positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None])) is None:
-            layout = self._gathered(layout, positions, dense.in_features)
+            layout = self.gathered(layout, positions, dense.in_features)
             positions = layout.positions
             sums = sums_of(positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None])
         if sums is None:  # there are no numbers
@@ -70,24 +80,16 @@ class Plan:
 
     def convolution(self, node: fx.Node, source: fx.Node, dense: Any, weight: LayerWeight) -> Layout:
         layout = self.batch_first(source)
-        padding = _padding(dense)
-        positions = layout.with_zeros(padding)
+        positions = layout.with_zeros(padding_of(dense))
         if not is_affine(positions):
-            layout = self._gathered(layout, positions, positions.shape[1])
+            layout = self.gathered(layout, positions, positions.shape[1])
             positions = layout.positions
-        sizes = [
-            (size - d * (k - 1) - 1) // s + 1
-            for size, k, s, d in zip(positions.shape[2:], dense.kernel_size, dense.stride, dense.dilation, strict=True)
-        ]
-        taps = tuple(slice(0, d * (k - 1) + 1, d) for k, d in zip(dense.kernel_size, dense.dilation, strict=True))
-        starts = tuple(slice(0, (size - 1) * s + 1, s) for size, s in zip(sizes, dense.stride, strict=True))
+        sizes, taps, starts = windows_of(dense, positions.shape[2:])
         inputs = _cut(positions[0], (slice(None), *taps)).reshape(-1)
         first = _cut(positions[0, 0], starts).reshape(-1)
-        halo = self._halo(node, len(sizes))
-        out = by_pixel(self.span(numbers_by_pixel(dense.out_channels, sizes, halo)), dense.out_channels, sizes, halo)
-        self._multiply(
-            node, layout, (first, inputs - inputs[0]), out, weight, partial(int8_error, dense, weight), by_image=True
-        )
+        out = self.pixels_for(node, dense.out_channels, sizes)
+        error = partial(int8_error, dense, weight) if dense.groups == 1 else _never
+        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight, error, by_image=True)
         return out
 
     def _multiply(
@@ -123,7 +125,7 @@ class Plan:
             for side, direction in enumerate(directions):
                 rows = layout.positions[0].t()
                 if (sums := sums_of(rows)) is None:
-                    layout = self._gathered(layout, rows[None], len(rows))
+                    layout = self.gathered(layout, rows[None], len(rows))
                     sums = sums_of(layout.positions[0])
                 if sums is None:
                     raise NotTaken
@@ -211,35 +213,37 @@ class Plan:
         sizes = layout.positions.shape[2:] if sizes is None else sizes
         pixels = layout.positions[0, 0].reshape(-1)
         reads = pixels[:, None] if taps is None else pixels[taps]
-        halo = self._halo(node, len(sizes))
-        out = by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+        out = self.pixels_for(node, channels, sizes)
         step = Step(
             kind, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=reads.shape[1],
-            channels=padded(channels), clear=any(map(any, halo)), work=reads.numel() * channels // 4,
+            channels=padded(channels), clear=any(map(any, out.halo)), work=reads.numel() * channels // 4,
         )  # fmt: skip
         draft = Draft(step, outputs=channels)
         self.add(node, draft)
         return out, draft
 
-    def sum(self, node: fx.Node, source: fx.Node) -> Layout:
-        other = node.args[1] if len(node.args) == 2 else None
-        if not isinstance(other, fx.Node) or other not in self.layouts or node.kwargs:
+    def combine(self, node: fx.Node, kind: int) -> Layout:
+        """The sum, or the product, of two nodes; one of them may have a number a channel for all pixels."""
+        pair = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self.layouts]
+        if len(node.args) != 2 or len(pair) != 2 or node.kwargs:
             raise NotTaken
-        if self.shape(source) != self.shape(other):
-            raise NotTaken
-        if self._has_vectors(source) and self._has_vectors(other):
+        source, other = sorted(pair, key=lambda arg: -self.shape(arg).numel())
+        shapes = self.shape(source), self.shape(other)
+        if shapes[0] == shapes[1] and self._has_vectors(source) and self._has_vectors(other):
             (a, reads), (b, others) = self.vectors(source), self.vectors(other)
             channels, sizes = a.positions.shape[-1], a.positions.shape[1:-1]
             out = by_pixel(self.span(a.positions.numel()), channels, sizes, [(0, 0)] * len(sizes))
             result = Layout(out.span, out.positions.movedim(1, -1))
         else:
+            if shapes[0] != shapes[1] and shapes[1] != (*shapes[0][:2], *[1] * len(shapes[0][2:])):
+                raise NotTaken
             a, b = self._pixels(source), self._pixels(other)
-            reads, others = a.positions[0, 0].reshape(-1), b.positions[0, 0].reshape(-1)
-            channels, sizes = a.positions.shape[1], a.positions.shape[2:]
-            halo = self._halo(node, len(sizes))
-            result = out = by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+            reads = a.positions[0, 0].reshape(-1)
+            others = b.positions[0, 0].expand(a.positions.shape[2:]).reshape(-1)
+            channels = a.positions.shape[1]
+            result = out = self.pixels_for(node, channels, a.positions.shape[2:])
         step = Step(
-            ADD, a.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), b.span, others=table(others),
+            kind, a.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), b.span, others=table(others),
             channels=padded(channels), clear=any(map(any, out.halo)), work=a.positions.numel() // 4,
         )  # fmt: skip
         self.add(node, Draft(step, outputs=channels))
@@ -321,7 +325,7 @@ class Plan:
             raise NotTaken
         return layout
 
-    def _gathered(self, layout: Layout, positions: Tensor, width: int) -> Layout:
+    def gathered(self, layout: Layout, positions: Tensor, width: int) -> Layout:
         """The numbers `(1, channels, ...)` at these positions, copied pixel by pixel, `width` numbers each."""
         channels, sizes = positions.shape[1], positions.shape[2:]
         halo = [(0, 0)] * len(sizes)
@@ -332,12 +336,17 @@ class Plan:
         self.drafts.append(Draft(Step(GATHER, layout.span, out.span, size, table(reads), work=size)))
         return out
 
+    def pixels_for(self, node: fx.Node, channels: int, sizes: Sequence[int]) -> Layout:
+        """A new layout for what a node makes, pixel by pixel, with the zeros around that its readers want."""
+        halo = self._halo(node, len(sizes))
+        return by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+
     def _pixels(self, node: fx.Node) -> Layout:
         """The layout of a node, pixel by pixel."""
         layout = self.batch_first(node)
         if layout.is_by_pixel:
             return layout
-        return self._gathered(layout, layout.positions, padded(layout.positions.shape[1]))
+        return self.gathered(layout, layout.positions, padded(layout.positions.shape[1]))
 
     def _has_vectors(self, node: fx.Node) -> bool:
         """Whether the numbers along the last of several dimensions are beside one another, in whole panels."""
@@ -352,7 +361,7 @@ class Plan:
         layout = self.batch_first(node)
         if not self._has_vectors(node):
             positions = layout.positions.movedim(-1, 1)
-            gathered = self._gathered(layout, positions, padded(positions.shape[1]))
+            gathered = self.gathered(layout, positions, padded(positions.shape[1]))
             layout = Layout(gathered.span, gathered.positions.movedim(1, -1))
         return layout, layout.positions[0, ..., 0].reshape(-1)
 
@@ -363,10 +372,10 @@ class Plan:
             module = self.traced.module_of(user)
             wanted: Sequence[tuple[int, int]] | None = None
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or hasattr(module, "padding_mode"):
-                wanted = _padding(module) if getattr(module, "padding_mode", "") == "zeros" else None
+                wanted = padding_of(module) if getattr(module, "padding_mode", "") == "zeros" else None
             elif user.op == "call_function" and user.target is F.pad:
                 wanted = _around(user, dims + 2)
-            elif type(module) in _ELEMENTWISE or user.target in (F.relu, torch.relu, "relu"):
+            elif type(module) in _ELEMENTWISE or user.target in _FUNCTIONS:
                 wanted = self._halo(user, dims)
             if wanted is not None and len(wanted) == dims:
                 most = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(most, wanted, strict=True)]
@@ -435,7 +444,22 @@ def table(positions: Tensor) -> Tensor:
     return positions.reshape(-1).to(torch.int32).contiguous()
 
 
-def _padding(conv: Any) -> list[tuple[int, int]]:
+def _never(x: Tensor) -> float:
+    """The error of what is not to be rounded."""
+    return float("inf")
+
+
+def windows_of(conv: Any, sizes: Sequence[int]) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
+    """Of a convolution of padded sizes: the sizes of its outputs, the taps of its first window, where windows begin."""
+    outs = [
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip(sizes, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    ]
+    taps = tuple(slice(0, d * (k - 1) + 1, d) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+    return outs, taps, tuple(slice(0, (out - 1) * s + 1, s) for out, s in zip(outs, conv.stride, strict=True))
+
+
+def padding_of(conv: Any) -> list[tuple[int, int]]:
     flat = list(getattr(conv, "_around", None) or conv._reversed_padding_repeated_twice)
     return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
 

@@ -96,6 +96,7 @@ class Traced:
         for node in self.graph.nodes:
             if self._changes_its_input(node) and not _is_alone(node):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
+        self.graph.eliminate_dead_code(self._is_needed)  # what asks for a shape to assert something reads no numbers
 
     def batch_dim(self, node: fx.Node) -> int | None:
         """Along which dimension of a node's tensor the samples lie; None: none, or no tensor."""
@@ -104,6 +105,9 @@ class Traced:
             return None
         differ = [d for d in range(one.dim()) if one.shape[d] != two.shape[d]]
         return differ[0] if len(differ) == 1 and (one.shape[differ[0]], two.shape[differ[0]]) == (1, 2) else None
+
+    def _is_needed(self, node: fx.Node) -> bool:
+        return node.op in ("placeholder", "output") or self._changes_its_input(node)
 
     def _changes_its_input(self, node: fx.Node) -> bool:
         if node.op == "call_module":

@@ -20,6 +20,7 @@ from filigree.ops.panel_weights import PanelWeight, pack
 _MOST_COLUMNS = 65536  # of 16 bits
 _FEW = 8  # vectors of inputs, for which the nonzeros of each row may be taken one by one
 _SPARSE = 0.75  # the density from which on no sparse form is tried
+_MOST_NUMBERS = 1 << 24  # of a grouped convolution's weight with the zeros between its groups
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class LayerWeight:
 def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
     """The `nn.Linear` or convolution that a layer equals, for its settings, and its weight; None: there is none.
 
-    Weights that are computed, grouped convolutions and other padding than zeros are not taken.
+    Weights that are computed and other padding than zeros are not taken. The matrix of a grouped convolution has zeros
+    between the groups, that of a depthwise one is `(channels, taps)`.
     """
     if computed_tensors(module):
         return None
@@ -87,10 +89,23 @@ def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
     layer = dense[0] if relu else dense
     if type(layer) not in _PLAIN or layer.weight.dtype is not torch.float32 or not layer.weight.is_cpu:
         return None
-    if not isinstance(layer, nn.Linear) and (layer.groups != 1 or layer.padding_mode != "zeros"):
-        return None
+    matrix = layer.weight.detach().flatten(1)
+    if not isinstance(layer, nn.Linear):
+        if layer.padding_mode != "zeros":
+            return None
+        if layer.groups > 1:
+            integers = scale = None
+            if not is_depthwise(layer):
+                if layer.groups * matrix.numel() > _MOST_NUMBERS:
+                    return None
+                matrix = torch.block_diag(*matrix.chunk(layer.groups))
     bias = None if layer.bias is None else layer.bias.detach()
-    return layer, LayerWeight(layer.weight.detach().flatten(1), bias, integers, scale, relu)
+    return layer, LayerWeight(matrix, bias, integers, scale, relu)
+
+
+def is_depthwise(conv: Any) -> bool:
+    """Whether each channel of a convolution makes one output, by itself."""
+    return 1 < conv.groups == conv.in_channels == conv.out_channels
 
 
 def dense_reference(module: Any) -> nn.Module | None:

@@ -64,6 +64,13 @@ inline V gelu(V x) {
   return x * (part < 0 ? V{} : part);
 }
 
+// x within [low, high]; keeps NaN, as torch does
+inline V within(V x, float low, float high) {
+  x = x < low ? V{} + low : x;
+  return x > high ? V{} + high : x;
+}
+inline V hard_sigmoid(V x) { return within(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); }
+
 inline V gelu_by_tanh(V x) { return x * sigmoid(x * (1.59576912f + 0.0713548162f * x * x)); }
 
 inline V curve_of(int32_t curve, V x) {
@@ -76,6 +83,14 @@ inline V curve_of(int32_t curve, V x) {
       return x * sigmoid(x);
     case TANH:
       return tanh_of(x);
+    case SIGMOID:
+      return sigmoid(x);
+    case HARD_SIGMOID:
+      return hard_sigmoid(x);
+    case HARD_SWISH:
+      return x * hard_sigmoid(x);
+    case RELU6:
+      return within(x, 0.0f, 6.0f);
     default:
       return x;
   }

@@ -232,7 +232,50 @@ void pool(const Operation &o, Area in, Area out, int64_t images, int thread, int
   }
 }
 
-void add(const Operation &o, Area in, Area other, Area out, int64_t images, int thread, int threads) {
+// Each channel's numbers at the taps of a pixel, times weights of its own: what a depthwise convolution is. Pixels are
+// taken some at a time, so that a weight is loaded once for them.
+template <int B, int P>
+void depthwise_tile(const Operation &o, const float *x, float *const *y, const int32_t *reads, int64_t first) {
+  constexpr int L = LANES<float>, N = B * VECTORS;
+  const float *weights = static_cast<const float *>(o.weight.values) + first;
+  V sum[P][N] = {};
+  for (int64_t t = 0; t < o.taps; ++t, weights += o.channels)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const V weight = load<float, L>(weights + v * L);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) sum[p][v] += load<float, L>(x + reads[p * o.taps + t] + first + v * L) * weight;
+    }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) store<float, L>(y[p] + first + v * L, finished(sum[p][v], o.finish, first + v * L));
+}
+
+void depthwise(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
+  constexpr int AT_ONCE = 4;
+  const Part part(images * o.points, thread, threads);
+  for (int64_t g = part.from, count; g < part.to; g += count) {
+    const int64_t image = g / o.points, point = g % o.points;
+    count = std::min(part.to - g, o.points - point) >= AT_ONCE ? AT_ONCE : 1;
+    const float *x = in.data + image * in.by_image;
+    const int32_t *reads = o.reads + point * o.taps;
+    float *y[AT_ONCE];
+    for (int64_t p = 0; p < count; ++p) y[p] = out.data + image * out.by_image + o.writes[point + p];
+    int64_t c = 0;
+    const auto tile = [&](auto panels) {
+      constexpr int B = decltype(panels)::value;
+      for (; c + B * LANES_OF_A_PANEL <= o.channels; c += B * LANES_OF_A_PANEL)
+        count == 1 ? depthwise_tile<B, 1>(o, x, y, reads, c) : depthwise_tile<B, AT_ONCE>(o, x, y, reads, c);
+    };
+    if constexpr (VECTORS == 1) tile(std::integral_constant<int, 2>{});
+    tile(std::integral_constant<int, 1>{});
+  }
+}
+
+// Sums, or products, of the numbers of two pixels.
+template <bool PRODUCT>
+void combine(const Operation &o, Area in, Area other, Area out, int64_t images, int thread, int threads) {
   constexpr int L = LANES<float>;
   const Part part(images * o.points, thread, threads);
   for (int64_t g = part.from; g < part.to; ++g) {
@@ -240,8 +283,10 @@ void add(const Operation &o, Area in, Area other, Area out, int64_t images, int 
     const float *a = in.data + image * in.by_image + o.reads[point];
     const float *b = other.data + image * other.by_image + o.others[point];
     float *y = out.data + image * out.by_image + o.writes[point];
-    for (int64_t c = 0; c < o.channels; c += L)
-      store<float, L>(y + c, finished(load<float, L>(a + c) + load<float, L>(b + c), o.finish, c));
+    for (int64_t c = 0; c < o.channels; c += L) {
+      const V one = load<float, L>(a + c), two = load<float, L>(b + c);
+      store<float, L>(y + c, finished(PRODUCT ? one * two : one + two, o.finish, c));
+    }
   }
 }
 
@@ -268,7 +313,11 @@ void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t i
     case MEAN:
       return pool<false>(o, in, out, images, thread, threads);
     case ADD:
-      return add(o, in, memory(o.other, first), out, images, thread, threads);
+      return combine<false>(o, in, memory(o.other, first), out, images, thread, threads);
+    case TIMES:
+      return combine<true>(o, in, memory(o.other, first), out, images, thread, threads);
+    case DEPTHWISE:
+      return depthwise(o, in, out, images, thread, threads);
     case NORM: {
       const Part part(images * o.points, thread, threads);
       return normalise(o, in, out, part.from, part.to);

@@ -139,7 +139,7 @@ struct Span {
 // What becomes of sums, by output: times scale, plus bias, then ReLU (with a slope for numbers below zero) or another
 // curve, then times factor plus shift. Each may be null; those of a weight in panels are padded with zeros to whole
 // panels.
-enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, TANH };
+enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, TANH, SIGMOID, HARD_SIGMOID, HARD_SWISH, RELU6 };
 struct Finishing {
   const float *scale, *bias, *slope, *factor, *shift;
   bool relu;
@@ -177,11 +177,11 @@ struct PanelWeight {
 };
 
 // A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin
-// (`reads`, of ADD `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its outputs go
-// (`writes`). NORM: layer norms of the first `taps` channels, `number` is added to the variance. ATTENTION: `taps`
-// heads of `channels`; queries begin at `reads`, keys (of span `other`) and values (of `third`) at the first and the
-// second half of `others`, and `number` scales the products.
-enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION };
+// (`reads`, of ADD and TIMES `others` too; of MAXIMUM, MEAN and DEPTHWISE `taps` of them for each pixel) and where its
+// outputs go (`writes`). DEPTHWISE: weights `(taps, channels)`. NORM: layer norms of the first `taps` channels,
+// `number` is added to the variance. ATTENTION: `taps` heads of `channels`; queries begin at `reads`, keys (of span
+// `other`) and values (of `third`) at the first and the second half of `others`, and `number` scales the products.
+enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION, DEPTHWISE, TIMES };
 struct Operation {
   OperationKind kind;
   int64_t from, other, third, to, points, taps, channels;
