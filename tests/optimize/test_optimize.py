@@ -72,6 +72,41 @@ class Mobile(nn.Module):
         return self.last(F.hardswish(y) * F.hardsigmoid(y)).mean((-1, -2)).sigmoid()
 
 
+class Concatenated(nn.Module):
+    """Parts of odd and of even numbers of channels, of images and of vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 2, 1)
+        self.norm, self.mixed = nn.BatchNorm2d(26), nn.Conv2d(26, 26, 3, padding=1, groups=26)
+        self.even, self.last = nn.Conv2d(26, 32, 1), nn.Conv2d(58, 6, 3, padding=1)
+        self.again, self.head = nn.Conv2d(58, 58, 1), nn.Linear(6 + 58, 3)
+
+    def forward(self, x):
+        y = torch.cat((self.a(x), x, self.b(x), self.c(x)), 1)
+        y = self.mixed(F.relu(self.norm(y)))
+        y = torch.concat([self.even(y), y], dim=-3)
+        y = torch.cat((y, y), 1)[:, :58]
+        z = self.again(F.relu(y).amin((2, 3), keepdim=True)).flatten(1)  # read by another call
+        return self.head(torch.cat([self.last(y).mean((2, 3)), F.relu(y).amax((2, 3)) + z], -1))
+
+
+class Shuffled(nn.Module):
+    """Channels that are split, and shuffled after they were put together again."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depth = nn.Conv2d(3, 32, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.third, self.last = nn.Conv2d(10, 10, 1), nn.Conv2d(42, 4, 1)
+
+    def forward(self, x):
+        a, b = self.stem(x).chunk(2, dim=1)
+        y = torch.cat([a, self.depth(F.relu(b))], 1)
+        y = y.view(-1, 2, 16, y.size(2), y.size(3)).transpose(1, 2).flatten(1, 2)
+        parts = torch.split(y, [10, 22], 1)
+        return self.last(torch.cat((self.third(parts[0]), y.sigmoid()), 1))
+
+
 class Last(nn.Module):
     def __init__(self, rnn):
         super().__init__()
@@ -135,6 +170,8 @@ NETWORKS = {
     "odd": (odd, (3, 13, 12)),
     "residual": (Residual, (5, 6, 7)),
     "pitch": (Pitch, (128,)),
+    "concatenated": (Concatenated, (3, 6, 5)),
+    "shuffled": (Shuffled, (3, 6, 5)),
     "mobile": (Mobile, (3, 11, 9)),
     "depthwise, 1-D": (lambda: nn.Sequential(
         nn.Conv1d(20, 20, 7, padding=3, groups=20), nn.ReLU(), nn.Conv1d(20, 20, 3, 2, groups=20), nn.Conv1d(20, 5, 1),
@@ -194,6 +231,7 @@ def test_whole_networks_are_one_call():
     for name in (
         "odd",
         "mobile",
+        "shuffled",
         "depthwise, 1-D",
         "sparse",
         "integers",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from filigree.optimize.concatenation import first_tensor
 from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.layouts import Layout
 from filigree.optimize.nodes import take
@@ -23,7 +24,7 @@ def plans_of(traced: Traced, left: set[fx.Node], errors: Int8Errors) -> list[Pla
     """
     plans: list[Plan] = []
     for node in traced.graph.nodes:
-        first = node.args[0] if node.args else None
+        first = first_tensor(node)
         if (
             node in left
             or node.op not in ("call_module", "call_function", "call_method")
@@ -42,9 +43,9 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(traced.graph, copies))
     modules: dict[str, Any] = {}
+    read = _read(traced, plans)
     for number, plan in enumerate(plans):
-        taken = set(plan.nodes)
-        outputs = [node for node in plan.nodes if isinstance(plan.layouts[node], Layout) and set(node.users) - taken]
+        outputs = [node for node in plan.nodes if isinstance(plan.layouts[node], Layout) and node in read]
         layouts = [plan.layouts[node] for node in outputs]
         rest = [layout.positions.movedim(layout.batch_dim, 0).shape[1:] for layout in layouts]
         name = f"part{number}"
@@ -71,6 +72,19 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
         elif node.op == "get_attr":
             modules[str(node.target)] = _attribute(traced.root, str(node.target))
     return fx.GraphModule(modules, graph)
+
+
+def _read(traced: Traced, plans: Sequence[Plan]) -> set[fx.Node]:
+    """The nodes whose values are needed between the plans, each of which reads its source alone: what only asks for the
+    size of a tensor within a plan is not."""
+    sources = {node: plan.source for plan in plans for node in plan.nodes}
+    read, left = set[fx.Node](), [node for node in traced.graph.nodes if node.op == "output"]
+    while left:
+        node = left.pop()
+        if node not in read:
+            read.add(node)
+            left += [sources[node]] if node in sources else node.all_input_nodes
+    return read
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

@@ -14,6 +14,7 @@ from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import ADD, MAXIMUM, MEAN, TIMES
 from filigree.optimize.attention import attention, layer_norm
+from filigree.optimize.concatenation import concatenate, first_tensor, split
 from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
 from filigree.optimize.layouts import Layout
@@ -46,8 +47,10 @@ def take(plan: Plan, node: fx.Node) -> bool:
 
 
 def _laid_out(plan: Plan, node: fx.Node) -> Any:
-    first = node.args[0] if node.args else None
+    first = first_tensor(node)
     if not isinstance(first, fx.Node) or first not in plan.layouts:
+        raise NotTaken
+    if node.args[0] is not first and node.target not in _OF_LISTS:
         raise NotTaken
     if node.op == "call_module":
         return _of_module(plan, node, first, plan.traced.module_of(node))
@@ -157,10 +160,10 @@ def _many(value: Any, dims: int) -> list[int]:
     return list(value) if isinstance(value, tuple | list) else [value] * dims
 
 
-def _call(handler: Callable[..., Layout]) -> Callable[..., Layout]:
+def _call(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A function of torch with further arguments that are plain numbers."""
 
-    def handle(plan: Plan, node: fx.Node, source: fx.Node) -> Layout:
+    def handle(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
         named = {{"kernel_size": "kernel"}.get(key, key): value for key, value in node.kwargs.items()}
         return handler(plan, node, source, *node.args[1:], **named)
 
@@ -213,6 +216,8 @@ def _pools(handler: Any) -> Callable[..., Layout]:
     return handle
 
 
+_OF_LISTS = (torch.cat, torch.concat, torch.concatenate)
+
 MODULES: dict[type, Callable[..., Any]] = {
     nn.ReLU: _relu,
     nn.LeakyReLU: lambda p, n, s, m: p.activation(n, s, torch.tensor([m.negative_slope])),
@@ -240,6 +245,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _call(_mean_pool)),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _pairs(ADD)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), _pairs(TIMES)),
+    **dict.fromkeys(_OF_LISTS, _call(concatenate)), torch.chunk: _call(split), torch.split: _call(split),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
                      operator.getitem), Plan.view),
 }  # fmt: skip
@@ -247,7 +253,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten"),
                     Plan.view),
-    "contiguous": Plan.contiguous, "detach": Plan.same,
+    **dict.fromkeys(("chunk", "split"), _call(split)), "contiguous": Plan.contiguous, "detach": Plan.same,
     "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
     **dict.fromkeys(("add", "add_"), _pairs(ADD)), **dict.fromkeys(("mul", "mul_"), _pairs(TIMES)),
 }  # fmt: skip

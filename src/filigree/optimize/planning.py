@@ -114,7 +114,7 @@ class Plan:
     def recurrent(self, node: fx.Node, source: fx.Node, layers: list[list[Direction]], lstm: bool) -> Any:
         """An LSTM's results or, where only the outputs and some layers' last states are read, a GRU's."""
         layout, gates = self.batch_first(source), 4 if lstm else 3
-        if layout.positions.dim() != 3 or not _is_indexed(node, 3 if lstm else 2):
+        if layout.positions.dim() != 3 or not is_indexed(node, 3 if lstm else 2):
             raise NotTaken
         time, hidden, last, cells = layout.positions.shape[1], layers[0][0].hidden, [], []
         wide, error = padded(hidden), partial(recurrent_error, layers, lstm)
@@ -208,7 +208,7 @@ class Plan:
     def _pooled(
         self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor | None, sizes: Sequence[int] | None
     ) -> tuple[Layout, Draft]:
-        layout = self._pixels(source)
+        layout = self.pixels(source)
         channels = layout.positions.shape[1]
         sizes = layout.positions.shape[2:] if sizes is None else sizes
         pixels = layout.positions[0, 0].reshape(-1)
@@ -237,7 +237,7 @@ class Plan:
         else:
             if shapes[0] != shapes[1] and shapes[1] != (*shapes[0][:2], *[1] * len(shapes[0][2:])):
                 raise NotTaken
-            a, b = self._pixels(source), self._pixels(other)
+            a, b = self.pixels(source), self.pixels(other)
             reads = a.positions[0, 0].reshape(-1)
             others = b.positions[0, 0].expand(a.positions.shape[2:]).reshape(-1)
             channels = a.positions.shape[1]
@@ -341,7 +341,7 @@ class Plan:
         halo = self._halo(node, len(sizes))
         return by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
 
-    def _pixels(self, node: fx.Node) -> Layout:
+    def pixels(self, node: fx.Node) -> Layout:
         """The layout of a node, pixel by pixel."""
         layout = self.batch_first(node)
         if layout.is_by_pixel:
@@ -424,13 +424,13 @@ def _are_channels(positions: Tensor, draft: Draft) -> bool:
     return whole and torch.equal(positions[0], positions[0, 0] + torch.arange(draft.outputs))
 
 
-def _is_indexed(node: fx.Node, depth: int) -> bool:
+def is_indexed(node: fx.Node, depth: int) -> bool:
     """Whether all that read a tuple take one of its parts, and of those that are tuples again likewise."""
     for user in node.users:
         if user.op != "call_function" or user.target is not operator.getitem or not isinstance(user.args[1], int):
             return False
         is_tensor = depth == 1 or (user.args[1] == 0 and node.op == "call_module")
-        if not is_tensor and not _is_indexed(user, depth - 1):
+        if not is_tensor and not is_indexed(user, depth - 1):
             return False
     return True
 
