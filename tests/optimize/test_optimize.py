@@ -107,6 +107,25 @@ class Shuffled(nn.Module):
         return self.last(torch.cat((self.third(parts[0]), y.sigmoid()), 1))
 
 
+class Scaled(nn.Module):
+    """A block of ConvNeXt, numbers and parameters in sums and products, and what makes images larger."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depth = nn.Conv2d(3, 16, 2, 2), nn.Conv2d(16, 16, 7, padding=3, groups=16)
+        self.norm, self.gamma = nn.LayerNorm(16), nn.Parameter(torch.randn(16))
+        self.up, self.down = nn.Linear(16, 40), nn.Linear(40, 16)
+        self.last, self.head = nn.Conv2d(16, 7, 3, padding=1), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = F.layer_norm(self.depth(x).permute(0, 2, 3, 1), (16,), self.norm.weight, self.norm.bias, 1e-6)
+        y = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2).mul(self.gamma.reshape(1, -1, 1, 1))
+        y = F.interpolate(F.avg_pool2d(x + y, 2, ceil_mode=True), scale_factor=(2, 3)) / 3 - self.gamma[:, None, None]
+        y = self.last(F.interpolate(y, (5, 11), mode="nearest-exact"))
+        return self.head(F.relu(y - 0.1).mean((2, 3)) * 2 + 1) * torch.ones(3)
+
+
 class Last(nn.Module):
     def __init__(self, rnn):
         super().__init__()
@@ -172,6 +191,7 @@ NETWORKS = {
     "pitch": (Pitch, (128,)),
     "concatenated": (Concatenated, (3, 6, 5)),
     "shuffled": (Shuffled, (3, 6, 5)),
+    "scaled": (Scaled, (3, 12, 8)),
     "mobile": (Mobile, (3, 11, 9)),
     "depthwise, 1-D": (lambda: nn.Sequential(
         nn.Conv1d(20, 20, 7, padding=3, groups=20), nn.ReLU(), nn.Conv1d(20, 20, 3, 2, groups=20), nn.Conv1d(20, 5, 1),
@@ -231,6 +251,7 @@ def test_whole_networks_are_one_call():
     for name in (
         "odd",
         "mobile",
+        "scaled",
         "shuffled",
         "depthwise, 1-D",
         "sparse",

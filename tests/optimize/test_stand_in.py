@@ -6,6 +6,7 @@ from collections import OrderedDict, deque, namedtuple
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
 import filigree as fg
@@ -163,6 +164,41 @@ def test_what_a_model_keeps_is_of_the_present_batch(keep):
         latest = [model.__dict__.get("last"), *model.seen[-1:], model.by_name.get("h"), *list(model.recent)[-1:]]
         (latest,) = (h for h in latest if h is not None)
         torch.testing.assert_close(latest, nn.functional.linear(x, model.a.weight, model.a.bias))
+
+
+def test_what_draws_random_numbers_has_no_graph():
+    model = Keeping(lambda m, h: h.add_(torch.randn(h.shape[-1]))).eval()
+    with pytest.raises(NotTraceable):
+        Traced(model, [torch.randn(3, 6)])
+    drawn = Keeping(lambda m, h: torch.randn(8)).eval()
+    with pytest.raises(NotTraceable, match="draws random numbers"):
+        Traced(drawn, [torch.randn(3, 6)])
+
+
+class InPlace(nn.Module):
+    """Rectifies what a function made of the output of a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.same, self.function, self.last = nn.Linear(6, 8), nn.Identity(), function, nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.layer(x)
+        y = F.relu(self.function(self, h), inplace=True)
+        return self.last(y + h)
+
+
+@pytest.mark.parametrize("function", [lambda m, h: h * 2, lambda m, h: h - h.mean(1, keepdim=True)])
+def test_what_is_changed_in_place_may_be_made_of_what_others_read(function):
+    equals_itself(InPlace(function).eval(), torch.randn(3, 6))
+    Traced(InPlace(function).eval(), [torch.randn(3, 6)])
+
+
+@pytest.mark.parametrize("function", [lambda m, h: m.same(h), lambda m, h: h.view(-1, 8), lambda m, h: h[:, :8]])
+def test_what_is_changed_in_place_may_not_share_memory_with_what_others_read(function):
+    equals_itself(InPlace(function).eval(), torch.randn(3, 6))
+    with pytest.raises(NotTraceable, match="changes a tensor in place"):
+        Traced(InPlace(function).eval(), [torch.randn(3, 6)])
 
 
 @pytest.mark.parametrize("count", [lambda m: m.calls.add_(1), lambda m: setattr(m, "calls", m.calls + 1)])

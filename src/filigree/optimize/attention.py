@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from filigree.ops.inference import ATTENTION, NORM, Finishing, Step
 from filigree.ops.panel_weights import PANEL, padded
@@ -15,19 +15,21 @@ from filigree.optimize.layouts import Layout, by_pixel, numbers_by_pixel
 from filigree.optimize.planning import Plan, table
 
 
-def layer_norm(plan: Plan, node: fx.Node, source: fx.Node, norm: nn.LayerNorm) -> Layout:
-    count = norm.normalized_shape[-1]
-    if len(norm.normalized_shape) != 1 or plan.shape(source)[-1] != count:
+def layer_norm(
+    plan: Plan, node: fx.Node, source: fx.Node, normalized_shape: tuple[int, ...], weight: Any, bias: Any, eps: float
+) -> Layout:
+    count = normalized_shape[-1]
+    if len(normalized_shape) != 1 or plan.shape(source)[-1] != count:
         raise NotTaken
     layout, reads = plan.vectors(source)
     sizes = layout.positions.shape[1:-1]
     halo = [(0, 0)] * len(sizes)
     out = by_pixel(plan.span(numbers_by_pixel(count, sizes, halo)), count, sizes, halo)
-    factor = torch.ones(count) if norm.weight is None else norm.weight.detach()
-    shift = torch.zeros(count) if norm.bias is None else norm.bias.detach()
+    factor = torch.ones(count) if weight is None else weight.detach()
+    shift = torch.zeros(count) if bias is None else bias.detach()
     step = Step(
         NORM, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=count,
-        channels=padded(count), number=norm.eps, work=3 * len(reads) * count,
+        channels=padded(count), number=eps, work=3 * len(reads) * count,
     )  # fmt: skip
     plan.add(node, Draft(step, finish=Finishing(factor=factor, shift=shift), outputs=count))
     return Layout(out.span, out.positions.movedim(1, -1))

@@ -83,13 +83,24 @@ def _batch_norm(plan: Plan, node: fx.Node, source: fx.Node, running_mean: Any, r
                 bias: Any = None, training: Any = False, momentum: Any = 0.1, eps: float = 1e-5) -> Layout:  # fmt: skip
     if training is not False:
         raise NotTaken
-    parts = [
-        plan.traced.single[part] if isinstance(part, fx.Node) and part.op == "get_attr" else part
-        for part in (running_mean, running_var, weight, bias)
+    return _normed(plan, node, source, _constants(plan, running_mean, running_var, weight, bias), eps)
+
+
+def _layer_norm(plan: Plan, node: fx.Node, source: fx.Node, normalized_shape: Any, weight: Any = None,
+                bias: Any = None, eps: float = 1e-5) -> Layout:  # fmt: skip
+    weight, bias = _constants(plan, weight, bias)
+    return layer_norm(plan, node, source, tuple(normalized_shape), weight, bias, eps)
+
+
+def _constants(plan: Plan, *parts: Any) -> list[Any]:
+    """What a function is called with, tensors that depend on no input in place of their nodes."""
+    values = [
+        plan.traced.single[part] if isinstance(part, fx.Node) and plan.traced.is_constant(part) else part
+        for part in parts
     ]
-    if any(part is not None and not isinstance(part, Tensor) for part in parts):
+    if any(value is not None and not isinstance(value, Tensor | float | int) for value in values):
         raise NotTaken
-    return _normed(plan, node, source, parts, eps)
+    return values
 
 
 def _normed(plan: Plan, node: fx.Node, source: fx.Node, parts: list[Any], eps: float) -> Layout:
@@ -114,8 +125,13 @@ def _max_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: A
 def _mean_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any = None, padding: Any = 0,
                ceil_mode: bool = False, count_include_pad: bool = True,
                divisor_override: Any = None) -> Layout:  # fmt: skip
-    if ceil_mode or divisor_override is not None or any(_many(padding, 1)):
+    if divisor_override is not None or any(_many(padding, 1)):
         raise NotTaken
+    sizes, outs = plan.shape(source)[2:], plan.shape(node)[2:]
+    kernels = _many(kernel, len(sizes))
+    strides = kernels if stride in (None, [], ()) else _many(stride, len(sizes))
+    if any((out - 1) * s + k > size for out, s, k, size in zip(outs, strides, kernels, sizes, strict=True)):
+        raise NotTaken  # with ceil_mode, windows that reach beyond the border
     taps = _windows(plan, node, source, kernel, stride, padding, clamp=False)
     return plan.pool(node, source, MEAN, taps, plan.shape(node)[2:])
 
@@ -125,6 +141,18 @@ def _adaptive(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Layout
     if any(size != 1 for size in plan.shape(node)[2:]):
         raise NotTaken
     return plan.pool(node, source, MEAN, torch.arange(sizes.numel())[None], plan.shape(node)[2:])
+
+
+def _nearest(plan: Plan, node: fx.Node, source: fx.Node, size: Any = None, scale_factor: Any = None,
+             mode: str = "nearest", align_corners: Any = None, recompute_scale_factor: Any = None,
+             antialias: bool = False) -> Layout:  # fmt: skip
+    """Each pixel is one of the input's."""
+    sizes = plan.shape(source)[2:]
+    if mode not in ("nearest", "nearest-exact") or isinstance(size, fx.Node):
+        raise NotTaken
+    numbers = torch.arange(sizes.numel(), dtype=torch.float64).view(1, 1, *sizes)
+    taps = F.interpolate(numbers, size, scale_factor, mode, recompute_scale_factor=recompute_scale_factor)
+    return plan.pool(node, source, MEAN, taps.reshape(-1, 1).long(), taps.shape[2:])
 
 
 def _mean(plan: Plan, node: fx.Node, source: fx.Node, dim: Any = None, keepdim: bool = False) -> Layout:
@@ -187,8 +215,36 @@ def _curve(name: str) -> Callable[..., Layout]:
     return handle
 
 
-def _pairs(kind: int) -> Callable[..., Layout]:
-    return lambda plan, node, source: plan.combine(node, kind)
+def _pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
+    """A sum or a product (`sign` -1: a difference or a quotient) of two nodes, or of one and a constant."""
+
+    def handle(plan: Plan, node: fx.Node, source: fx.Node) -> Layout:
+        if len(node.args) != 2 or node.kwargs:
+            raise NotTaken
+        other = node.args[1]
+        if isinstance(other, fx.Node) and not plan.traced.is_constant(other):
+            if sign < 0:
+                raise NotTaken
+            return plan.combine(node, kind)
+        (value,) = _constants(plan, other)
+        channels = plan.shape(source)[1:2]
+        if (
+            len(plan.shape(source)) > 2
+            and not plan.batch_first(source).is_by_pixel
+            and not plan.open_step(source, True)
+        ):
+            raise NotTaken  # the second dimension is not that of the channels
+        value = torch.as_tensor(value, dtype=torch.float32)
+        if value.numel() != 1:
+            one_by_channel = (1, *channels, *[1] * (len(plan.shape(source)) - 2))
+            if (*[1] * (len(one_by_channel) - value.dim()), *value.shape) != one_by_channel:
+                raise NotTaken
+        value = value.detach().reshape(-1).expand(channels)
+        if kind == TIMES:
+            return plan.affine(node, source, value if sign > 0 else 1 / value, torch.zeros(channels))
+        return plan.affine(node, source, torch.ones(channels), sign * value)
+
+    return handle
 
 
 def _gelu(plan: Plan, node: fx.Node, source: fx.Node, approximate: str = "none") -> Layout:
@@ -229,7 +285,9 @@ MODULES: dict[type, Callable[..., Any]] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive),
     nn.GELU: lambda p, n, s, m: _gelu(p, n, s, m.approximate),
     **{module: _curve(name) for module, name in CURVE_OF.items()},
-    nn.LayerNorm: layer_norm,
+    nn.LayerNorm: lambda p, n, s, m: layer_norm(p, n, s, m.normalized_shape, m.weight, m.bias, m.eps),
+    nn.Upsample: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode),
+    nn.UpsamplingNearest2d: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode),
     nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
 }
 
@@ -239,11 +297,14 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.silu: _curve("silu"), torch.tanh: _curve("tanh"), F.tanh: _curve("tanh"),
     F.relu6: _curve("relu6"), F.hardswish: _curve("hard_swish"), F.hardsigmoid: _curve("hard_sigmoid"),
     **dict.fromkeys((torch.sigmoid, F.sigmoid), _curve("sigmoid")), F.batch_norm: _call(_batch_norm),
+    F.layer_norm: _call(_layer_norm), F.interpolate: _call(_nearest),
     torch.mean: _call(_mean),
     F.scaled_dot_product_attention: _call(attention),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d), _call(_max_pool)),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _call(_mean_pool)),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _pairs(ADD)),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub), _pairs(ADD, -1)),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _pairs(TIMES, -1)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), _pairs(TIMES)),
     **dict.fromkeys(_OF_LISTS, _call(concatenate)), torch.chunk: _call(split), torch.split: _call(split),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
@@ -256,4 +317,5 @@ METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("chunk", "split"), _call(split)), "contiguous": Plan.contiguous, "detach": Plan.same,
     "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
     **dict.fromkeys(("add", "add_"), _pairs(ADD)), **dict.fromkeys(("mul", "mul_"), _pairs(TIMES)),
+    **dict.fromkeys(("sub", "sub_"), _pairs(ADD, -1)), **dict.fromkeys(("div", "div_"), _pairs(TIMES, -1)),
 }  # fmt: skip

@@ -158,7 +158,7 @@ class Plan:
         """ReLU, a slope below zero (one number, or one a channel), or another curve."""
         parts: dict[str, Any] = {"curve": curve} if curve else {"relu": True, "slope": slope}
         per_channel = slope is not None and slope.numel() > 1
-        draft = self._open(source, per_channel)
+        draft = self.open_step(source, per_channel)
         if draft is not None and draft.finish.factor is None and not draft.finish.is_curved:
             self._finish(node, draft, **parts)
             return self.layouts[source]
@@ -168,7 +168,7 @@ class Plan:
 
     def affine(self, node: fx.Node, source: fx.Node, factor: Tensor, shift: Tensor) -> Layout:
         """Times a factor plus a shift, by channel: what a batch norm is in eval mode."""
-        draft, layout = self._open(source, True), self.layouts[source]
+        draft, layout = self.open_step(source, True), self.layouts[source]
         if draft is None:
             layout, draft = self._alone(node, source)
         finish = draft.finish
@@ -187,7 +187,7 @@ class Plan:
         self.makers = {n: replaced if maker is draft else maker for n, maker in self.makers.items()}
         self.makers[node] = replaced
 
-    def _open(self, source: fx.Node, by_channel: bool) -> Draft | None:
+    def open_step(self, source: fx.Node, by_channel: bool) -> Draft | None:
         """The step that makes a node's numbers, if nothing else reads them."""
         draft = self.makers.get(source)
         layout = self.layouts[source]
@@ -419,9 +419,12 @@ def _beyond(positions: Tensor, number: int) -> Tensor:
 
 
 def _are_channels(positions: Tensor, draft: Draft) -> bool:
-    """Whether a view `(1, numbers)` holds the outputs of a step for its only point, in their order."""
-    whole = positions.dim() == 2 and draft.step.points == 1 and positions.numel() > 0
-    return whole and torch.equal(positions[0], positions[0, 0] + torch.arange(draft.outputs))
+    """Whether a view `(1, channels, ...)` holds the outputs of a step for all its points, in their order."""
+    if positions.dim() < 2 or not positions.numel() or positions.shape[1] != draft.outputs or draft.step.writes is None:
+        return False
+    rows = positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None]
+    whole = torch.equal(rows, rows[:1] + torch.arange(draft.outputs)[:, None])
+    return whole and torch.equal(table(rows[0].sort().values), draft.step.writes.sort().values)
 
 
 def is_indexed(node: fx.Node, depth: int) -> bool:

@@ -77,10 +77,13 @@ class Traced:
         self.root.training = model.training
         self.dense: dict[str, nn.Module] = {}
         try:
-            with AllOrNothing(self.root, values=False) as before:
+            with AllOrNothing(self.root.model, values=False) as before:  # the root has tensors that the forward makes
+                drawn = torch.get_rng_state()
                 graph = _Tracer(param_shapes_constant=True).trace(self.root)
                 if before.has_changed():
                     raise NotTraceable("it keeps what it computes")
+                if not torch.equal(drawn, torch.get_rng_state()):
+                    raise NotTraceable("it draws random numbers")
             self.module = fx.GraphModule(self.root, graph)
             self.graph = self.module.graph
             self.values = _values(self.module, inputs)
@@ -94,7 +97,7 @@ class Traced:
         if not alike:
             raise NotTraceable("it returns a container of its own kind")
         for node in self.graph.nodes:
-            if self._changes_its_input(node) and not _is_alone(node):
+            if self._changes_its_input(node) and not self._is_alone(node):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
         self.graph.eliminate_dead_code(self._is_needed)  # what asks for a shape to assert something reads no numbers
 
@@ -114,6 +117,33 @@ class Traced:
             return bool(getattr(self.module_of(node), "inplace", False))
         by_name = node.op == "call_method" and str(node.target).endswith("_")
         return by_name or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE
+
+    def _is_alone(self, node: fx.Node) -> bool:
+        """Whether nothing but the node reads what it changes: its input, and what that shares its memory with."""
+        source = node.args[0] if node.args else None
+        while isinstance(source, fx.Node) and source.op != "placeholder":
+            if len(source.users) > 1:
+                return False
+            below = source.args[0] if source.args else None
+            if not isinstance(below, fx.Node) or not self._share_memory(source, below):
+                return True
+            source = below
+        return not isinstance(source, fx.Node)
+
+    def _share_memory(self, node: fx.Node, other: fx.Node) -> bool:
+        """Whether a node may be a view of another; what holds no tensor may be anything."""
+        values = self.values[node], self.values[other]
+        if not all(isinstance(value, Tensor) for value in values):
+            return node.op != "call_module"
+        first, second = (value.untyped_storage().data_ptr() for value in values)
+        return bool(first == second)
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a node depends on the model's parameters and buffers alone."""
+        if node.op == "get_attr":
+            return True
+        inputs = node.all_input_nodes
+        return node.op in ("call_function", "call_method") and bool(inputs) and all(map(self.is_constant, inputs))
 
     def module_of(self, node: fx.Node) -> Any:
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -137,18 +167,6 @@ def _is_alike(ours: Any, output: Any) -> bool:
 
 
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem, torch.relu_)
-
-
-def _is_alone(node: fx.Node) -> bool:
-    """Whether nothing but the node reads what it changes: its input, and what that may be a view of."""
-    source = node.args[0] if node.args else None
-    while isinstance(source, fx.Node) and source.op != "placeholder":
-        if len(source.users) > 1:
-            return False
-        if source.op == "call_module" or not source.args:
-            return True
-        source = source.args[0]
-    return not isinstance(source, fx.Node)
 
 
 def _values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
