@@ -126,6 +126,21 @@ class Scaled(nn.Module):
         return self.head(F.relu(y - 0.1).mean((2, 3)) * 2 + 1) * torch.ones(3)
 
 
+class Vision(nn.Module):
+    """Attention over patches; queries, keys and values are parts of a tensor with samples along its second side."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.qkv, self.out = nn.Conv2d(3, 32, 2, 2), nn.Linear(32, 96), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        parts = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, 16).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape[0], -1, 32)
+        return self.out(x + y)
+
+
 class Last(nn.Module):
     def __init__(self, rnn):
         super().__init__()
@@ -192,6 +207,7 @@ NETWORKS = {
     "concatenated": (Concatenated, (3, 6, 5)),
     "shuffled": (Shuffled, (3, 6, 5)),
     "scaled": (Scaled, (3, 12, 8)),
+    "vision": (Vision, (3, 6, 4)),
     "mobile": (Mobile, (3, 11, 9)),
     "depthwise, 1-D": (lambda: nn.Sequential(
         nn.Conv1d(20, 20, 7, padding=3, groups=20), nn.ReLU(), nn.Conv1d(20, 20, 3, 2, groups=20), nn.Conv1d(20, 5, 1),
@@ -251,6 +267,7 @@ def test_whole_networks_are_one_call():
     for name in (
         "odd",
         "mobile",
+        "vision",
         "scaled",
         "shuffled",
         "depthwise, 1-D",

@@ -50,6 +50,17 @@ def split(plan: Plan, node: fx.Node, source: fx.Node, sizes: Any, dim: int = 0) 
     return [layout.viewed(part, 0) for part in getattr(layout.positions, name)(sizes, dim)]
 
 
+def unbind(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> list[Layout]:
+    """`torch.unbind` along any dimension but that of the samples."""
+    layout = plan.layouts[source]
+    if not isinstance(layout, Layout) or not is_indexed(node, 1):
+        raise NotTaken
+    dim %= layout.positions.dim()
+    if dim == layout.batch_dim:
+        raise NotTaken
+    return [layout.viewed(part, layout.batch_dim - (dim < layout.batch_dim)) for part in layout.positions.unbind(dim)]
+
+
 def first_tensor(node: fx.Node) -> Any:
     """What a node reads first, of a list its first tensor."""
     first = node.args[0] if node.args else None

@@ -14,7 +14,7 @@ from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import ADD, MAXIMUM, MEAN, TIMES
 from filigree.optimize.attention import attention, layer_norm
-from filigree.optimize.concatenation import concatenate, first_tensor, split
+from filigree.optimize.concatenation import concatenate, first_tensor, split, unbind
 from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
 from filigree.optimize.layouts import Layout
@@ -307,6 +307,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _pairs(TIMES, -1)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), _pairs(TIMES)),
     **dict.fromkeys(_OF_LISTS, _call(concatenate)), torch.chunk: _call(split), torch.split: _call(split),
+    torch.unbind: _call(unbind),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
                      operator.getitem), Plan.view),
 }  # fmt: skip
@@ -314,7 +315,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten"),
                     Plan.view),
-    **dict.fromkeys(("chunk", "split"), _call(split)), "contiguous": Plan.contiguous, "detach": Plan.same,
+    **dict.fromkeys(("chunk", "split"), _call(split)), "unbind": _call(unbind),
+    "contiguous": Plan.contiguous, "detach": Plan.same,
     "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
     **dict.fromkeys(("add", "add_"), _pairs(ADD)), **dict.fromkeys(("mul", "mul_"), _pairs(TIMES)),
     **dict.fromkeys(("sub", "sub_"), _pairs(ADD, -1)), **dict.fromkeys(("div", "div_"), _pairs(TIMES, -1)),
