@@ -242,6 +242,19 @@ def _optimized(amx: str) -> Iterator[dict[str, Any]]:
         yield from json.loads(file.read_text())["rows"] if file.is_file() else []
 
 
+def others() -> str:
+    """Convolutional networks of timm's that `optimize_` laid out, and ONNX Runtime, as times of torch."""
+    lines = [_line("", "batch", "torch", "`fg.optimize_`", "ONNX Runtime"), "|---" * 5 + "|"]
+    cells: dict[tuple[str, int], dict[str, str]] = {}
+    for row in newest_rows("optimize_others", ("network", "batch", "kind")):
+        text = f"{_ms(row['ms'])} ms" if row["kind"] == "torch" else f"{row['times_torch']:.2g}"
+        cells.setdefault((row["network"], row["batch"]), {})[row["kind"]] = text
+    columns = "torch", "ours", "ONNX Runtime"
+    return "\n".join(
+        [*lines, *(_line(n, str(b), *(cell.get(c, "") for c in columns)) for (n, b), cell in cells.items())]
+    )
+
+
 def _contestant(kind: str) -> tuple[str, str]:
     """Of what a row of such a record is about: how many of the connections there are, and in which column it stands."""
     if not kind.startswith("ours"):
@@ -430,6 +443,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "one-shot": one_shot,
     "one-shot bits": lambda: one_shot(bits=True),
     "inference": inference,
+    "inference of others": others,
     "sharded": sharded,
     "shrink": shrunk,
     "networks": lambda: speeds(SPEEDS[:3]),

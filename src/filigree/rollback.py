@@ -64,6 +64,12 @@ class AllOrNothing:
             tensor._version != version for tensor, version in self._versions
         )
 
+    def has_drawn(self) -> bool:
+        """Whether one of the global generators of random numbers has been used."""
+        (python, legacy, cpu, _), now = self._generators, _generators()
+        numpy_drew = legacy[2] != now[1][2] or not np.array_equal(legacy[1], now[1][1])
+        return python != now[0] or numpy_drew or not torch.equal(cpu, now[2])
+
     def _keep(self, waiting: list[Any]) -> None:
         seen: set[int] = set()
         while waiting:

@@ -123,7 +123,7 @@ class Scaled(nn.Module):
         y = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2).mul(self.gamma.reshape(1, -1, 1, 1))
         y = F.interpolate(F.avg_pool2d(x + y, 2, ceil_mode=True), scale_factor=(2, 3)) / 3 - self.gamma[:, None, None]
         y = self.last(F.interpolate(y, (5, 11), mode="nearest-exact"))
-        return self.head(F.relu(y - 0.1).mean((2, 3)) * 2 + 1) * torch.ones(3)
+        return self.head(F.relu(y - 0.1).mean((2, 3)) * 2 + 1)
 
 
 class Vision(nn.Module):

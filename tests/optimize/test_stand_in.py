@@ -1,6 +1,7 @@
 """What `optimize_` lays out does what the model did: for every batch, with all that it returns and keeps."""
 
 import copy
+import random
 from collections import OrderedDict, deque, namedtuple
 
 import pytest
@@ -12,6 +13,8 @@ from torch.nn.utils import parametrize, prune
 import filigree as fg
 from filigree.laid_out import LaidOut, runtimes_of
 from filigree.optimize import restore_
+from filigree.optimize.graphs import graph_of, plans_of
+from filigree.optimize.int8_errors import Int8Errors
 from filigree.optimize.tracing import NotTraceable, Traced
 
 pytestmark = pytest.mark.usefixtures("faster")
@@ -199,6 +202,161 @@ def test_what_is_changed_in_place_may_not_share_memory_with_what_others_read(fun
     equals_itself(InPlace(function).eval(), torch.randn(3, 6))
     with pytest.raises(NotTraceable, match="changes a tensor in place"):
         Traced(InPlace(function).eval(), [torch.randn(3, 6)])
+
+
+class Between(nn.Module):
+    """Two layers and what a function makes of the numbers between them."""
+
+    def __init__(self, function, first=None, last=None):
+        super().__init__()
+        self.a, self.b = first or nn.Linear(6, 8), last or nn.Linear(8, 4)
+        self.function, self.p, self.scale = function, nn.Parameter(torch.rand(8) + 1), torch.ones(8)
+        self.register_buffer("sums", torch.zeros(8))
+
+    def forward(self, x):
+        return self.b(self.function(self, self.a(x)))
+
+
+def mask_of_large_ones(m, y):
+    mask = torch.ones(8)
+    mask *= (y.amax(0) < 1).float()
+    return y * mask
+
+
+def clamped_by_name(m, y):
+    z = torch.flatten(input=y, start_dim=1)
+    z.clamp_(-1, 1)
+    return y
+
+
+def halved(m, y):
+    a, b = m.p, m.p / 2
+    for _ in range(200):
+        a, b = (a + b) * 0.5, (a - b) * 0.5
+    return y * (a + 1)
+
+
+ODD = {
+    "a mask made in the forward": mask_of_large_ones,
+    "a plain attribute": lambda m, y: y * m.scale,
+    "a number as a tensor": lambda m, y: y * torch.tensor(float(m.scale[0])),
+    "in place by a function": lambda m, y: (torch.clamp_(y, -1, 1), y)[1],
+    "in place by out": lambda m, y: (torch.clamp(y, -1, 1, out=y), y)[1],
+    "in place by name": clamped_by_name,
+    "a power in place": lambda m, y: y.pow_(2),
+    "a long constant": halved,
+    "indices of tokens": lambda m, y: y[:, y.abs().sum(0).topk(8).indices],
+    "a number from the data": lambda m, y: torch.cat([y, y], 1)[:, int(y.shape[1] // 2) :][:, :8],
+    "an index by the batch": lambda m, y: torch.cat([y, 2 * y], 1)[:, y.shape[0] // 4 : 8 + y.shape[0] // 4],
+    "a divisor with a zero": lambda m, y: (y / (m.p * torch.tensor([1.0] * 7 + [0.0]))).clamp(-1, 1),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_forwards_stay_what_they_are(name):
+    plain = Between(ODD[name]).eval()
+    model = copy.deepcopy(plain)
+    fg.optimize_(model, torch.randn(1, 6) * 1e-3)
+    with torch.no_grad():
+        for batch, size in ((1, 1.0), (5, 30.0), (8, 1.0), (5, 1e-3)):
+            x = torch.randn(batch, 6) * size
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+        model.scale.fill_(3.0)
+        plain.scale.fill_(3.0)
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_index_that_depends_on_numbers():
+    """The pooling of CLIP: the place of the largest token."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.a, self.b = nn.Embedding(20, 6), nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, tokens):
+            y = self.a(self.embedding(tokens))
+            return self.b(y[torch.arange(len(tokens.unbind())), tokens.argmax(-1)])
+
+    class AtMost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y[torch.zeros_like(x[:, 0], dtype=torch.long) + x.abs().sum(1).argmax()])
+
+    equals_itself(AtMost().eval(), torch.randn(1, 6))
+    model = AtMost().eval()
+    plain = copy.deepcopy(model)
+    fg.optimize_(model, torch.randn(1, 6))
+    x = torch.randn(9, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda m, y: y + 1e-3 * torch.randn_like(m.p), lambda m, y: y + 1e-3 * random.random()]
+)
+def test_what_is_drawn_for_a_constant_is_drawn_anew(function):
+    model, x = Between(function).eval(), torch.randn(3, 6)
+    fg.optimize_(model, x, tolerance=0.1)
+    with torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+
+
+def test_what_nothing_reads_is_called_where_it_does_something():
+    seen = []
+    model = Between(lambda m, y: (m.probe(y), y)[1]).eval()
+    model.probe = nn.Identity()
+    model.probe.register_forward_hook(lambda module, args, y: seen.append(len(y)))
+    fg.optimize_(model, torch.randn(3, 6))
+    seen.clear()
+    with torch.no_grad():
+        model(torch.randn(5, 6))
+    assert seen == [5]
+    model = Between(lambda m, y: (torch._assert((y.abs() < 100).all(), "too large"), y)[1]).eval()
+    fg.optimize_(model, torch.randn(3, 6))
+    with torch.no_grad(), pytest.raises(AssertionError, match="too large"):
+        model(torch.randn(3, 6) * 1e6)
+
+
+@pytest.mark.parametrize("size", [[2], (2,)])
+def test_sizes_of_pools_in_lists(size):
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    function = lambda m, y: F.avg_pool2d(F.avg_pool2d(y, size), 2, size)  # noqa: E731
+    equals_itself(Between(function, conv, nn.Conv2d(8, 4, 1)).eval(), torch.randn(2, 3, 9, 8))
+    model = Between(lambda m, y: nn.AvgPool2d((1, 2))(y), nn.Linear(6, 8), nn.Linear(4, 4)).eval()
+    equals_itself(model, torch.randn(3, 5, 6))
+
+
+def test_upsampling_by_factors_that_are_computed_anew():
+    up = nn.Upsample(scale_factor=1.7, recompute_scale_factor=True)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    equals_itself(Between(lambda m, y: up(y), conv, nn.Conv2d(8, 4, 1)).eval(), torch.randn(2, 3, 7, 7))
+
+
+@pytest.mark.parametrize("part", [lambda y: y.chunk(2, 1)[1], lambda y: y[:, 8:]])
+def test_rounding_to_bytes_goes_by_what_is_read(part):
+    """The other half may be far larger, or no number."""
+    torch.manual_seed(0)
+    model = Between(lambda m, y: part(y), nn.Conv2d(3, 16, 1), nn.Conv2d(8, 32, 3)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        traced = Traced(model, [x])
+        (plan,) = plans_of(traced, set(), Int8Errors(traced, 0.05))
+        for draft in plan.drafts:
+            draft.form = "int8" if "int8" in draft.forms and draft.outputs == 32 else draft.form
+        graph = graph_of(traced, [plan], 1)
+        expected = graph(x)
+        model.a.weight[:8] *= 1e4
+        traced = Traced(model, [x])
+        (plan,) = plans_of(traced, set(), Int8Errors(traced, 0.05))
+        for draft in plan.drafts:
+            draft.form = "int8" if "int8" in draft.forms and draft.outputs == 32 else draft.form
+        assert any(draft.form == "int8" for draft in plan.drafts)
+        torch.testing.assert_close(graph_of(traced, [plan], 1)(x), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("count", [lambda m: m.calls.add_(1), lambda m: setattr(m, "calls", m.calls + 1)])

@@ -43,7 +43,9 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(traced.graph, copies))
     modules: dict[str, Any] = {}
-    read = _read(traced, plans)
+    taken_by = {node: plan.source for plan in plans for node in plan.nodes}
+    acting = [node for node in traced.graph.nodes if traced.acts(node) and node not in taken_by]
+    read = _read(acting, taken_by)
     for number, plan in enumerate(plans):
         outputs = [node for node in plan.nodes if isinstance(plan.layouts[node], Layout) and node in read]
         layouts = [plan.layouts[node] for node in outputs]
@@ -64,7 +66,8 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
                     before = value = graph.call_function(operator.getitem, (call, index))
             copies[node].replace_all_uses_with(value)
             copies[node] = value  # another plan may read it
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    kept = {copies.get(node) for node in acting}
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op == "output" or node in kept)
     for node in graph.nodes:
         if node.op == "call_module" and str(node.target) not in modules:
             name = str(node.target)
@@ -74,11 +77,10 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
     return fx.GraphModule(modules, graph)
 
 
-def _read(traced: Traced, plans: Sequence[Plan]) -> set[fx.Node]:
+def _read(acting: Sequence[fx.Node], sources: dict[fx.Node, fx.Node]) -> set[fx.Node]:
     """The nodes whose values are needed between the plans, each of which reads its source alone: what only asks for the
     size of a tensor within a plan is not."""
-    sources = {node: plan.source for plan in plans for node in plan.nodes}
-    read, left = set[fx.Node](), [node for node in traced.graph.nodes if node.op == "output"]
+    read, left = set[fx.Node](), list(acting)
     while left:
         node = left.pop()
         if node not in read:

@@ -39,7 +39,7 @@ def take(plan: Plan, node: fx.Node) -> bool:
             and layout.batch_dim == plan.traced.batch_dim(node)
         ):
             raise NotTaken
-    except (NotTaken, RuntimeError, IndexError, TypeError):
+    except (NotTaken, RuntimeError, IndexError, TypeError, ValueError):
         plan.sizes, plan.drafts, plan.layouts, plan.makers = before
         return False
     plan.nodes.append(node)
@@ -95,7 +95,7 @@ def _layer_norm(plan: Plan, node: fx.Node, source: fx.Node, normalized_shape: An
 def _constants(plan: Plan, *parts: Any) -> list[Any]:
     """What a function is called with, tensors that depend on no input in place of their nodes."""
     values = [
-        plan.traced.single[part] if isinstance(part, fx.Node) and plan.traced.is_constant(part) else part
+        plan.traced.single[part] if isinstance(part, fx.Node) and part in plan.traced.constants else part
         for part in parts
     ]
     if any(value is not None and not isinstance(value, Tensor | float | int) for value in values):
@@ -158,7 +158,7 @@ def _nearest(plan: Plan, node: fx.Node, source: fx.Node, size: Any = None, scale
 def _mean(plan: Plan, node: fx.Node, source: fx.Node, dim: Any = None, keepdim: bool = False) -> Layout:
     """Of all pixels, channel by channel."""
     shape = plan.shape(source)
-    dims = sorted(d % len(shape) for d in _many(dim, 1)) if dim is not None else []
+    dims = sorted(d % len(shape) for d in (dim if isinstance(dim, tuple | list) else [dim])) if dim is not None else []
     if len(shape) < 3 or dims != list(range(2, len(shape))):
         raise NotTaken
     layout = plan.pool(node, source, MEAN, torch.arange(shape[2:].numel())[None], [1] * len(dims))
@@ -185,7 +185,10 @@ def _windows(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: An
 
 
 def _many(value: Any, dims: int) -> list[int]:
-    return list(value) if isinstance(value, tuple | list) else [value] * dims
+    each = list(value) if isinstance(value, tuple | list) else [value]
+    if len(each) not in (1, dims):
+        raise NotTaken
+    return each if len(each) == dims else each * dims
 
 
 def _call(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,7 +225,7 @@ def _pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
         if len(node.args) != 2 or node.kwargs:
             raise NotTaken
         other = node.args[1]
-        if isinstance(other, fx.Node) and not plan.traced.is_constant(other):
+        if isinstance(other, fx.Node) and other not in plan.traced.constants:
             if sign < 0:
                 raise NotTaken
             return plan.combine(node, kind)
@@ -240,8 +243,11 @@ def _pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
             if (*[1] * (len(one_by_channel) - value.dim()), *value.shape) != one_by_channel:
                 raise NotTaken
         value = value.detach().reshape(-1).expand(channels)
+        value = 1 / value if kind == TIMES and sign < 0 else value
+        if not bool(value.isfinite().all()):  # an infinite factor would meet the zeros between and beside the numbers
+            raise NotTaken
         if kind == TIMES:
-            return plan.affine(node, source, value if sign > 0 else 1 / value, torch.zeros(channels))
+            return plan.affine(node, source, value, torch.zeros(channels))
         return plan.affine(node, source, torch.ones(channels), sign * value)
 
     return handle
@@ -286,7 +292,7 @@ MODULES: dict[type, Callable[..., Any]] = {
     nn.GELU: lambda p, n, s, m: _gelu(p, n, s, m.approximate),
     **{module: _curve(name) for module, name in CURVE_OF.items()},
     nn.LayerNorm: lambda p, n, s, m: layer_norm(p, n, s, m.normalized_shape, m.weight, m.bias, m.eps),
-    nn.Upsample: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode),
+    nn.Upsample: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode, None, m.recompute_scale_factor),
     nn.UpsamplingNearest2d: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode),
     nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
 }

@@ -89,7 +89,8 @@ class Plan:
         first = _cut(positions[0, 0], starts).reshape(-1)
         out = self.pixels_for(node, dense.out_channels, sizes)
         error = partial(int8_error, dense, weight) if dense.groups == 1 else _never
-        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight, error, by_image=True)
+        whole = self._is_whole(layout)
+        self._multiply(node, layout, (first, inputs - inputs[0]), out, weight, error, by_image=whole)
         return out
 
     def _multiply(
@@ -258,6 +259,14 @@ class Plan:
         if not isinstance(layout, Layout):  # of a recurrent layer's results
             return layout[operator.index(node.args[1])]  # type: ignore[arg-type]
 
+        given: list[fx.Node] = []
+        fx.node.map_arg((node.args[1:], node.kwargs), given.append)
+        sizes = self.traced.sizes
+        if not all(each in sizes for each in given):  # else they depend on numbers
+            raise NotTaken
+        if node.target is operator.getitem and any(sizes[each] for each in given):
+            raise NotTaken  # an index that depends on the size of the batch may be the same for one and two samples
+
         def seen(positions: Tensor, values: dict[fx.Node, Any]) -> Tensor:
             args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: values[n])
             if any(isinstance(arg, Tensor) for arg in args):
@@ -302,6 +311,12 @@ class Plan:
         if around is None:
             raise NotTaken
         return layout.viewed(layout.with_zeros(around), 0)
+
+    def _is_whole(self, layout: Layout) -> bool:
+        """Whether a layout holds all numbers of its span that a node has: those of a part may be far larger."""
+        others = [each for each in self.layouts.values() if isinstance(each, Layout) and each.span == layout.span]
+        count = _count(layout)
+        return all(_count(each) <= count for each in others)
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
@@ -411,6 +426,11 @@ class Plan:
             drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), table(positions))))
         steps = [draft.built() for draft in drafts]
         return arranged(steps, sizes, given, chunk)
+
+
+def _count(layout: Layout) -> int:
+    """How many numbers a layout holds, each counted once."""
+    return len(layout.positions[layout.positions >= 0].unique())
 
 
 def _beyond(positions: Tensor, number: int) -> Tensor:

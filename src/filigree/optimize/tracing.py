@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,29 +76,30 @@ class Traced:
         self.root.training = model.training
         self.dense: dict[str, nn.Module] = {}
         try:
-            with AllOrNothing(self.root.model, values=False) as before:  # the root has tensors that the forward makes
-                drawn = torch.get_rng_state()
+            with AllOrNothing(self.root, values=False) as before:
                 graph = _Tracer(param_shapes_constant=True).trace(self.root)
                 if before.has_changed():
                     raise NotTraceable("it keeps what it computes")
-                if not torch.equal(drawn, torch.get_rng_state()):
+                self.module = fx.GraphModule(self.root, graph)
+                self.graph = self.module.graph
+                self.changed: dict[fx.Node, list[fx.Node]] = {}  # the inputs that a node writes into
+                self.values = self._run(inputs)
+                first = [x[:1] for x in inputs]
+                self.single = self._run(first)
+                self.double = self._run([torch.cat([x, x]) for x in first])
+                if before.has_drawn():
                     raise NotTraceable("it draws random numbers")
-            self.module = fx.GraphModule(self.root, graph)
-            self.graph = self.module.graph
-            self.values = _values(self.module, inputs)
-            first = [x[:1] for x in inputs]
-            self.single = _values(self.module, first)
-            self.double = _values(self.module, [torch.cat([x, x]) for x in first])
             with torch.no_grad():
                 alike = _is_alike(self.values[next(reversed(self.graph.nodes))], model(*inputs))
         except Exception as error:  # whatever the model's own code does with what stands for its inputs
             raise NotTraceable(one_line(error)) from error
         if not alike:
             raise NotTraceable("it returns a container of its own kind")
-        for node in self.graph.nodes:
-            if self._changes_its_input(node) and not self._is_alone(node):
+        for node, sources in self.changed.items():
+            if not all(map(self._is_alone, sources)):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
-        self.graph.eliminate_dead_code(self._is_needed)  # what asks for a shape to assert something reads no numbers
+        self.constants, self.sizes = self._constants(), self._sizes()
+        self.graph.eliminate_dead_code(self.acts)  # what asks for a shape to assert something reads no numbers
 
     def batch_dim(self, node: fx.Node) -> int | None:
         """Along which dimension of a node's tensor the samples lie; None: none, or no tensor."""
@@ -109,41 +109,62 @@ class Traced:
         differ = [d for d in range(one.dim()) if one.shape[d] != two.shape[d]]
         return differ[0] if len(differ) == 1 and (one.shape[differ[0]], two.shape[differ[0]]) == (1, 2) else None
 
-    def _is_needed(self, node: fx.Node) -> bool:
-        return node.op in ("placeholder", "output") or self._changes_its_input(node)
+    def _run(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+        interpreter = _Interpreter(self.module)
+        with torch.no_grad():
+            interpreter.run(*inputs)
+        self.changed |= interpreter.changed
+        return dict(interpreter.env)
 
-    def _changes_its_input(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.module_of(node), "inplace", False))
-        by_name = node.op == "call_method" and str(node.target).endswith("_")
-        return by_name or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE
+    def acts(self, node: fx.Node) -> bool:
+        """Whether a node does something though nothing reads it: its hooks do, or it asserts something of numbers."""
+        is_assert = node.target in (torch._assert, torch._assert_async) and not self._asks_for_sizes(node)
+        hooked = node.op == "call_module" and has_hooks(self.module_of(node))
+        return node.op in ("placeholder", "output") or node in self.changed or hooked or is_assert
 
-    def _is_alone(self, node: fx.Node) -> bool:
-        """Whether nothing but the node reads what it changes: its input, and what that shares its memory with."""
-        source = node.args[0] if node.args else None
-        while isinstance(source, fx.Node) and source.op != "placeholder":
-            if len(source.users) > 1:
-                return False
-            below = source.args[0] if source.args else None
-            if not isinstance(below, fx.Node) or not self._share_memory(source, below):
-                return True
-            source = below
-        return not isinstance(source, fx.Node)
+    def _asks_for_sizes(self, node: fx.Node) -> bool:
+        return all(source in self.sizes or source in self.constants for source in node.all_input_nodes)
+
+    def _is_alone(self, source: fx.Node) -> bool:
+        """Whether nothing but the node that changes it reads a tensor, and what that shares its memory with."""
+        if source.op in ("placeholder", "get_attr") or len(source.users) > 1:
+            return False
+        return all(self._is_alone(below) for below in source.all_input_nodes if self._share_memory(source, below))
 
     def _share_memory(self, node: fx.Node, other: fx.Node) -> bool:
-        """Whether a node may be a view of another; what holds no tensor may be anything."""
+        """Whether a node may hold a view of another; of several tensors, any may be one."""
         values = self.values[node], self.values[other]
-        if not all(isinstance(value, Tensor) for value in values):
-            return node.op != "call_module"
-        first, second = (value.untyped_storage().data_ptr() for value in values)
-        return bool(first == second)
+        if all(isinstance(value, Tensor) for value in values):
+            first, second = (value.untyped_storage().data_ptr() for value in values)
+            return bool(first == second)
+        holds = [isinstance(v, Tensor | tuple | list | dict) and not isinstance(v, torch.Size) for v in values]
+        return node.op != "call_module" and all(holds)
 
-    def is_constant(self, node: fx.Node) -> bool:
-        """Whether a node depends on the model's parameters and buffers alone."""
-        if node.op == "get_attr":
-            return True
-        inputs = node.all_input_nodes
-        return node.op in ("call_function", "call_method") and bool(inputs) and all(map(self.is_constant, inputs))
+    def _constants(self) -> set[fx.Node]:
+        """The nodes that depend on parameters and buffers alone."""
+        named = {name for name, _ in (*self.root.named_parameters(), *self.root.named_buffers())}
+        nodes: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            inputs = node.all_input_nodes
+            derived = node.op in ("call_function", "call_method") and bool(inputs) and nodes.issuperset(inputs)
+            if (node.op == "get_attr" and str(node.target) in named) or derived:
+                nodes.add(node)
+        return nodes
+
+    def _sizes(self) -> dict[fx.Node, bool]:
+        """The nodes that depend on the sizes of tensors alone, and whether on that of the batch."""
+        nodes: dict[fx.Node, bool] = {}
+        for node in self.graph.nodes:
+            by_attribute = node.target is getattr and node.args[1] in _SIZES
+            asks = by_attribute or (node.op == "call_method" and node.target in _SIZES)
+            inputs = node.all_input_nodes
+            derived = node.op in ("call_function", "call_method") and bool(inputs) and nodes.keys() >= set(inputs)
+            if asks or derived:
+                differs = not isinstance(self.single[node], torch.Size) and _differ(
+                    self.single[node], self.double[node]
+                )
+                nodes[node] = differs or (derived and not asks and any(nodes[each] for each in inputs))
+        return nodes
 
     def module_of(self, node: fx.Node) -> Any:
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -166,11 +187,33 @@ def _is_alike(ours: Any, output: Any) -> bool:
     return all(_is_alike(a, b) for a, b in pairs)
 
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem, torch.relu_)
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two values differ; of what cannot be compared it is said."""
+    if isinstance(one, Tensor):
+        return not isinstance(other, Tensor) or one.shape != other.shape or not torch.equal(one, other)
+    plain = one is None or isinstance(one, int | float | str | slice | torch.Size | torch.dtype | torch.device)
+    return not plain or bool(one != other)
 
 
-def _values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
-    interpreter = fx.Interpreter(module, garbage_collect_values=False)
-    with torch.no_grad():
-        interpreter.run(*inputs)
-    return dict(interpreter.env)
+_SIZES = ("size", "shape", "dim", "ndim", "numel", "nelement")
+
+
+class _Interpreter(fx.Interpreter):
+    """Keeps the values of all nodes, and notes which nodes write into what they read."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.changed: dict[fx.Node, list[fx.Node]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        read = [(node, self.env[node]) for node in n.all_input_nodes if isinstance(self.env.get(node), Tensor)]
+        versions = [None if tensor.is_inference() else tensor._version for _, tensor in read]
+        result = super().run_node(n)
+        written = [
+            node
+            for (node, tensor), version in zip(read, versions, strict=True)
+            if version is not None and tensor._version != version
+        ]
+        if written:
+            self.changed[n] = written
+        return result
