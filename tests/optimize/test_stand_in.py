@@ -297,7 +297,7 @@ def test_an_index_that_depends_on_numbers():
 
 
 @pytest.mark.parametrize(
-    "function", [lambda m, y: y + 1e-3 * torch.randn_like(m.p), lambda m, y: y + 1e-3 * random.random()]
+    "function", [lambda m, y: y + 1e-3 * torch.randn_like(m.p), lambda m, y: y * (1 + 0.01 * random.random())]
 )
 def test_what_is_drawn_for_a_constant_is_drawn_anew(function):
     model, x = Between(function).eval(), torch.randn(3, 6)
