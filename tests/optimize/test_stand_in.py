@@ -246,7 +246,7 @@ ODD = {
     "a power in place": lambda m, y: y.pow_(2),
     "a long constant": halved,
     "indices of tokens": lambda m, y: y[:, y.abs().sum(0).topk(8).indices],
-    "a number from the data": lambda m, y: torch.cat([y, y], 1)[:, int(y.shape[1] // 2) :][:, :8],
+    "an index by a size": lambda m, y: torch.cat([y, y], 1)[:, int(y.shape[1] // 2) :][:, :8],
     "an index by the batch": lambda m, y: torch.cat([y, 2 * y], 1)[:, y.shape[0] // 4 : 8 + y.shape[0] // 4],
     "a divisor with a zero": lambda m, y: (y / (m.p * torch.tensor([1.0] * 7 + [0.0]))).clamp(-1, 1),
 }
@@ -267,17 +267,6 @@ def test_odd_forwards_stay_what_they_are(name):
 
 
 def test_an_index_that_depends_on_numbers():
-    """The pooling of CLIP: the place of the largest token."""
-
-    class Pooled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding, self.a, self.b = nn.Embedding(20, 6), nn.Linear(6, 8), nn.Linear(8, 4)
-
-        def forward(self, tokens):
-            y = self.a(self.embedding(tokens))
-            return self.b(y[torch.arange(len(tokens.unbind())), tokens.argmax(-1)])
-
     class AtMost(nn.Module):
         def __init__(self):
             super().__init__()

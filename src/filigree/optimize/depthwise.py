@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from filigree.ops.inference import DEPTHWISE, Finishing, Step
 from filigree.ops.panel_weights import PANEL, PanelWeight, padded
 from filigree.optimize.drafts import Draft
 from filigree.optimize.layouts import Layout
-from filigree.optimize.planning import Plan, padding_of, table, windows_of
+from filigree.optimize.planning import Plan, cut, padding_of, table, windows_of
 from filigree.optimize.weights import LayerWeight
 
 
@@ -25,8 +24,8 @@ def depthwise(plan: Plan, node: fx.Node, source: fx.Node, dense: Any, weight: La
         positions = layout.positions
     pixels = positions[0, 0]
     sizes, taps, starts = windows_of(dense, pixels.shape)
-    inputs: Tensor = operator.getitem(pixels, taps).reshape(-1)
-    reads = operator.getitem(pixels, starts).reshape(-1, 1) + (inputs - inputs[0])
+    inputs = cut(pixels, taps).reshape(-1)
+    reads = cut(pixels, starts).reshape(-1, 1) + (inputs - inputs[0])
     out = plan.pixels_for(node, dense.out_channels, sizes)
     step = Step(
         DEPTHWISE, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=len(inputs),

@@ -292,8 +292,12 @@ MODULES: dict[type, Callable[..., Any]] = {
     nn.GELU: lambda p, n, s, m: _gelu(p, n, s, m.approximate),
     **{module: _curve(name) for module, name in CURVE_OF.items()},
     nn.LayerNorm: lambda p, n, s, m: layer_norm(p, n, s, m.normalized_shape, m.weight, m.bias, m.eps),
-    nn.Upsample: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode, None, m.recompute_scale_factor),
-    nn.UpsamplingNearest2d: lambda p, n, s, m: _nearest(p, n, s, m.size, m.scale_factor, m.mode),
+    **dict.fromkeys(
+        (nn.Upsample, nn.UpsamplingNearest2d),
+        lambda p, n, s, m: _nearest(
+            p, n, s, m.size, m.scale_factor, m.mode, recompute_scale_factor=m.recompute_scale_factor
+        ),
+    ),
     nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
 }
 

@@ -85,8 +85,8 @@ class Plan:
             layout = self.gathered(layout, positions, positions.shape[1])
             positions = layout.positions
         sizes, taps, starts = windows_of(dense, positions.shape[2:])
-        inputs = _cut(positions[0], (slice(None), *taps)).reshape(-1)
-        first = _cut(positions[0, 0], starts).reshape(-1)
+        inputs = cut(positions[0], (slice(None), *taps)).reshape(-1)
+        first = cut(positions[0, 0], starts).reshape(-1)
         out = self.pixels_for(node, dense.out_channels, sizes)
         error = partial(int8_error, dense, weight) if dense.groups == 1 else _never
         whole = self._is_whole(layout)
@@ -458,7 +458,7 @@ def is_indexed(node: fx.Node, depth: int) -> bool:
     return True
 
 
-def _cut(positions: Tensor, slices: tuple[slice, ...]) -> Tensor:
+def cut(positions: Tensor, slices: tuple[slice, ...]) -> Tensor:
     cut: Tensor = operator.getitem(positions, slices)
     return cut
 
