@@ -212,14 +212,9 @@ def test_a_horizon_that_contradicts_the_run_is_refused(drive, tmp_path):
         drive(lambda model, optimizer: fg.SET(model, optimizer, epochs=10), tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-def test_growth_by_gradient_goes_on_from_a_lightning_checkpoint(tmp_path):
-    """The rewiring comes after the checkpoint, and reads a backward pass before it."""
-    lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    from filigree.integrations.lightning import Dynamics
+def lightning_module(**methods):
+    """The network as Lightning trains it, with these methods besides."""
+    import lightning
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -232,8 +227,20 @@ def test_growth_by_gradient_goes_on_from_a_lightning_checkpoint(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
+    return type("Validated", (Module,), methods)()
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_growth_by_gradient_goes_on_from_a_lightning_checkpoint(tmp_path):
+    """The rewiring comes after the checkpoint, and reads a backward pass before it."""
+    lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from filigree.integrations.lightning import Dynamics
+
     def train(resume=None):
-        module = Module()
+        module = lightning_module()
         dynamics = Dynamics(lambda model, optimizer: fg.LDV(model, optimizer, grow="gradient"))
         trainer = lightning.Trainer(
             max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -251,26 +258,15 @@ def test_a_second_fit_of_a_lightning_trainer_steps_for_its_own_epochs(tmp_path):
     lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
     from filigree.integrations.lightning import Dynamics
 
-    class Module(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.network = network()
-
-        def training_step(self, batch, index):
-            return functional.cross_entropy(self.network(batch["x"]), batch["labels"])
-
-        def validation_step(self, batch, index):
-            pass
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
     heard = []
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, callbacks=[Dynamics(Steps("step", heard))],
     )  # fmt: skip
-    module, loader = Module(), DataLoader(Points(), batch_size=8)
+    module, loader = (
+        lightning_module(validation_step=lambda module, batch, index: None),
+        DataLoader(Points(), batch_size=8),
+    )
     trainer.validate(module, loader, verbose=False)
     trainer.save_checkpoint(tmp_path / "before.ckpt")
     for epochs in (2, 5):

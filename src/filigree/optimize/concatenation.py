@@ -30,7 +30,7 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
         out = by_pixel(plan.span(numbers_by_pixel(total, sizes, halo, width)), total, sizes, halo, width)
     else:
         out = plan.pixels_for(node, total, sizes)
-    clear = any(map(any, out.halo)) or any(begin % PANEL for begin in begins)  # once, before all of them
+    clear = out.has_halo or any(begin % PANEL for begin in begins)  # once, before all of them
     for part, begin, count in zip(parts, begins, channels, strict=True):
         reads = part.positions[0, 0].reshape(-1)
         step = Step(

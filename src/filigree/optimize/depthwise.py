@@ -29,7 +29,7 @@ def depthwise(plan: Plan, node: fx.Node, source: fx.Node, dense: Any, weight: La
     out = plan.pixels_for(node, dense.out_channels, sizes)
     step = Step(
         DEPTHWISE, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=len(inputs),
-        channels=padded(dense.out_channels), clear=any(map(any, out.halo)), work=reads.numel() * dense.out_channels,
+        channels=padded(dense.out_channels), clear=out.has_halo, work=reads.numel() * dense.out_channels,
     )  # fmt: skip
     finish = Finishing(bias=weight.bias, relu=weight.relu)
     forms = {"floats": (by_tap(weight.matrix), None)}

@@ -38,6 +38,10 @@ class Layout:
     def is_by_pixel(self) -> bool:
         return self.whole is not None
 
+    @property
+    def has_halo(self) -> bool:
+        return any(map(any, self.halo))
+
     def viewed(self, positions: Tensor, batch_dim: int) -> Layout:
         return replace(self, positions=positions, batch_dim=batch_dim, whole=None, halo=())
 

@@ -104,7 +104,7 @@ class Plan:
         outputs = len(weight.matrix)
         step = Step(
             MULTIPLY, source.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
-            clear=any(map(any, out.halo)), by_image=by_image,
+            clear=out.has_halo, by_image=by_image,
             channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
         allowed = self.errors.allowed(node, weight, error, part)
@@ -217,7 +217,7 @@ class Plan:
         out = self.pixels_for(node, channels, sizes)
         step = Step(
             kind, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=reads.shape[1],
-            channels=padded(channels), clear=any(map(any, out.halo)), work=reads.numel() * channels // 4,
+            channels=padded(channels), clear=out.has_halo, work=reads.numel() * channels // 4,
         )  # fmt: skip
         draft = Draft(step, outputs=channels)
         self.add(node, draft)
@@ -245,7 +245,7 @@ class Plan:
             result = out = self.pixels_for(node, channels, a.positions.shape[2:])
         step = Step(
             kind, a.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), b.span, others=table(others),
-            channels=padded(channels), clear=any(map(any, out.halo)), work=a.positions.numel() // 4,
+            channels=padded(channels), clear=out.has_halo, work=a.positions.numel() // 4,
         )  # fmt: skip
         self.add(node, Draft(step, outputs=channels))
         return result
