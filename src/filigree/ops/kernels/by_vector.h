@@ -211,21 +211,10 @@ inline void products(const PanelWeight &w, const Finishing &finish, const float 
   }
   with_coding(w.coding, [&](auto coding) {
     constexpr Coding C = decltype(coding)::value;
-    for (int64_t number = from; number < to; ++number) {
-      const PanelBlock block = panel_block(w, number);
-      for_panels<C>(block, count, [&](auto width, int panel) {
-        constexpr int B = decltype(width)::value, P = tile_size<C, B>;
-        for (int64_t first = 0; first < count; first += P) {
-          const float *x[P];
-          float *y[P];
-          for (int p = 0; p < P; ++p) {
-            x[p] = h[std::min(first + p, count - 1)];
-            y[p] = first + p < count ? z[first + p] : nullptr;
-          }
-          multiply_some<C, B>(w, block, panel, int(std::min<int64_t>(P, count - first)), x, y, finish);
-        }
-      });
-    }
+    for (int64_t number = from; number < to; ++number)
+      for (int64_t first = 0; first < count; first += MOST_VECTORS)
+        multiply_block<C>(w, panel_block(w, number), int(std::min<int64_t>(MOST_VECTORS, count - first)), h + first,
+                          z + first, finish);
   });
 }
 

@@ -320,18 +320,24 @@ void multiply_byte_tile(const PanelWeight &w, const PanelBlock &block, int panel
         for (int u = 0; u < APART_SUMS; ++u) word(k + u * GROUP, sum[u]);
     for (; k < length; k += GROUP) word(k, sum[0]);
   });
-#pragma GCC unroll 12
-  for (int p = 0; p < P; ++p) {
-    if (!t.y[p]) continue;
+  const int64_t c = (block.first + panel) * LANES_OF_A_PANEL;
+  V sums[P][M];
 #pragma GCC unroll 16
-    for (int v = 0; v < M; ++v) {
+  for (int v = 0; v < M; ++v) {
+    const I totals = load<int32_t, L>(w.totals + c + v * L);
+#pragma GCC unroll 12
+    for (int p = 0; p < P; ++p) {
       I all = sum[0][p][v];
       for (int u = 1; u < APART_SUMS; ++u) all += sum[u][p][v];
-      const int64_t c = (block.first + panel) * LANES_OF_A_PANEL + v * L;
-      all -= (t.zero[p] - Word::zero) * load<int32_t, L>(w.totals + c);
-      store<float, L>(t.y[p] + c, finished(__builtin_convertvector(all, V) * t.scale[p], finish, c));
+      sums[p][v] = __builtin_convertvector(all - (t.zero[p] - Word::zero) * totals, V) * t.scale[p];
     }
   }
+  finish_tile(sums, finish, c);
+#pragma GCC unroll 12
+  for (int p = 0; p < P; ++p)
+    if (t.y[p])
+#pragma GCC unroll 16
+      for (int v = 0; v < M; ++v) store<float, L>(t.y[p] + c + v * L, sums[p][v]);
 }
 
 // y[p] = W x[p] for `count` vectors of inputs, 1 <= count <= tile_size

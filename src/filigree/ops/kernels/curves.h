@@ -96,6 +96,11 @@ inline V curve_of(int32_t curve, V x) {
   }
 }
 
+// The same of several vectors.
+[[gnu::noinline]] inline void curves_of(int32_t curve, V *x, int count) {
+  for (int i = 0; i < count; ++i) x[i] = curve_of(curve, x[i]);
+}
+
 }  // namespace
 }  // namespace FILIGREE_ISA
 }  // namespace filigree

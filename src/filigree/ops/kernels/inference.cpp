@@ -99,12 +99,8 @@ void multiply(const Operation &o, Area in, Area out, int64_t images, int thread,
   with_coding(o.weight.coding, [&](auto coding) {
     constexpr Coding C = decltype(coding)::value;
     pixels_and_blocks(o, images, thread, threads, [&](int64_t from, int64_t to, int64_t number) {
-      const PanelBlock block = panel_block(o.weight, number);
-      for_panels<C>(block, to - from, [&](auto width, int panel) {
-        constexpr int B = decltype(width)::value;
-        tiles<tile_size<C, B>>(o, in, out, from, to, [&](int count, const float *const *x, float *const *y) {
-          multiply_some<C, B>(o.weight, block, panel, count, x, y, o.finish);
-        });
+      tiles<MOST_VECTORS>(o, in, out, from, to, [&](int count, const float *const *x, float *const *y) {
+        multiply_block<C>(o.weight, panel_block(o.weight, number), count, x, y, o.finish);
       });
     });
   });
@@ -246,10 +242,11 @@ void depthwise_tile(const Operation &o, const float *x, float *const *y, const i
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) sum[p][v] += load<float, L>(x + reads[p * o.taps + t] + first + v * L) * weight;
     }
+  finish_tile(sum, o.finish, first);
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) store<float, L>(y[p] + first + v * L, finished(sum[p][v], o.finish, first + v * L));
+    for (int v = 0; v < N; ++v) store<float, L>(y[p] + first + v * L, sum[p][v]);
 }
 
 void depthwise(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {

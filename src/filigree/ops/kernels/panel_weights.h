@@ -22,16 +22,47 @@ struct Area {
   int64_t by_image;
 };
 
-// What becomes of the sums of a vector of outputs from `c` on.
-inline V finished(V v, const Finishing &f, int64_t c) {
+// What becomes of the sums of P vectors of outputs, N registers each, from output `c` on: whole tiles step by step, so
+// that what a layer lacks is asked once for all of them.
+template <int P, int N>
+[[gnu::always_inline]] inline void finish_tile(V (&sums)[P][N], const Finishing &f, int64_t c) {
   constexpr int L = LANES<float>;
-  if (f.scale) v *= load<float, L>(f.scale + c);
-  if (f.bias) v += load<float, L>(f.bias + c);
-  if (f.slope) v = v < 0 ? v * load<float, L>(f.slope + c) : v;
-  else if (f.relu) v = v < 0 ? V{} : v;  // keeps NaN, as torch does
-  else if (f.curve) v = curve_of(f.curve, v);
-  if (f.factor) v = v * load<float, L>(f.factor + c) + load<float, L>(f.shift + c);
-  return v;
+  const auto each = [&](auto change) {
+#pragma GCC unroll 16
+    for (int v = 0; v < N; ++v)
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) sums[p][v] = change(sums[p][v]);
+  };
+  const auto with = [&](const float *numbers, auto change) {
+#pragma GCC unroll 16
+    for (int v = 0; v < N; ++v) {
+      const V number = load<float, L>(numbers + c + v * L);
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) sums[p][v] = change(sums[p][v], number);
+    }
+  };
+  if (f.scale) with(f.scale, [](V x, V scale) { return x * scale; });
+  if (f.bias) with(f.bias, [](V x, V bias) { return x + bias; });
+  if (f.slope) with(f.slope, [](V x, V slope) { return x < 0 ? x * slope : x; });
+  else if (f.relu) each([](V x) { return x < 0 ? V{} : x; });  // keeps NaN, as torch does
+  else if (f.curve == RELU6) each([](V x) { return within(x, 0.0f, 6.0f); });
+  else if (f.curve) {
+    V all[P * N];  // in memory: the code of most curves is long
+    int i = 0;
+    each([&](V x) { return all[i++] = x; });
+    curves_of(f.curve, all, P * N);
+    i = 0;
+    each([&](V) { return all[i++]; });
+  }
+  if (f.factor) {
+    with(f.factor, [](V x, V factor) { return x * factor; });
+    with(f.shift, [](V x, V shift) { return x + shift; });
+  }
+}
+inline V finished(V v, const Finishing &f, int64_t c) {
+  V sums[1][1] = {{v}};
+  finish_tile(sums, f, c);
+  return sums[0][0];
 }
 
 struct PanelBlock {
@@ -108,6 +139,9 @@ class Stream {
     }
   }
 
+  // The block's weights of the inputs that are still to come.
+  PanelBlock rest(const PanelBlock &block) const { return {block.first, block.panels, values, masks}; }
+
  private:
   const char *values;
   const uint16_t *masks;
@@ -151,19 +185,56 @@ class Stream {
   }
 };
 
-// y[p] = W x[p] for P vectors of inputs and B panels of a block from `panel` on; where y[p] is null nothing is stored
+// Some of a weight's inputs: from number `at` of run `run` on to before number `end` of run `last`.
+struct Inputs {
+  int64_t run, at, last, end;
+  bool begin, complete;  // whether they are the first, the last ones
+  // The first `most` of them, a multiple of 16; sums that take numbers in turns begin with the same one then.
+  Inputs(const PanelWeight &w, int64_t most) : run(0), at(0), begin(true) { take(w, most); }
+  void next(const PanelWeight &w, int64_t most) {
+    run = last, at = end, begin = false;
+    take(w, most);
+  }
+
+ private:
+  void take(const PanelWeight &w, int64_t most) {
+    last = run, end = at;
+    for (; last < w.runs; ++last, end = 0) {
+      const int64_t length = w.run[2 * last + 1] - end;
+      if (length > most) {
+        end += most & ~int64_t(15);
+        break;
+      }
+      most -= length;
+    }
+    complete = last >= w.runs;
+  }
+};
+
+// Sums of one input after another wait for each other; that their order depends on no batch, they do so for any number
+// of vectors.
+template <int B>
+constexpr int apart_sums = B * VECTORS == 1 ? 2 : 1;
+
+// Sums for P vectors of inputs and B panels, with some inputs: those of the inputs before are kept at `kept` between;
+// after the last ones y[p] from output `c` on.
 template <Coding C, int B, int P>
-void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, const float *const *x, float *const *y,
-                   const Finishing &finish) {
-  constexpr int N = B * VECTORS;
-  // sums of one input after another wait for each other; that their order depends on no batch, they do so for any P
-  constexpr int APART_SUMS = N == 1 ? 2 : 1;
+void multiply_tile(const PanelWeight &w, const Inputs &inputs, Stream<C, B> &stream, const float *const *x, V *kept,
+                   float *const *y, const Finishing &finish, int64_t c) {
+  constexpr int N = B * VECTORS, L = LANES<float>, APART_SUMS = apart_sums<B>;
+  Stream<C, B> weights = stream;  // in registers
   V sum[APART_SUMS][P][N] = {};
-  Stream<C, B> weights(block, panel);
-  for (int64_t r = 0; r < w.runs; ++r) {
+  if (!inputs.begin)
+#pragma GCC unroll 2
+    for (int u = 0; u < APART_SUMS; ++u)
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+        for (int v = 0; v < N; ++v) sum[u][p][v] = kept[(u * P + p) * N + v];
+  for (int64_t r = inputs.run; r < w.runs && r <= inputs.last; ++r) {
     const float *at[P];
     for (int p = 0; p < P; ++p) at[p] = x[p] + w.run[2 * r];
-    const int64_t length = w.run[2 * r + 1];
+    const int64_t end = r == inputs.last ? inputs.end : w.run[2 * r + 1];
     const auto input = [&](int64_t k, V(&to)[P][N]) {
       V each[N] = {};
       weights.next(each);
@@ -174,24 +245,32 @@ void multiply_tile(const PanelWeight &w, const PanelBlock &block, int panel, con
         for (int v = 0; v < N; ++v) to[p][v] += number * each[v];
       }
     };
-    int64_t k = 0;
+    int64_t k = r == inputs.run ? inputs.at : 0;
     if constexpr (APART_SUMS > 1)
-      for (; k + APART_SUMS <= length; k += APART_SUMS)
+      for (; k + APART_SUMS <= end; k += APART_SUMS)
 #pragma GCC unroll 4
         for (int u = 0; u < APART_SUMS; ++u) input(k + u, sum[u]);
-    for (; k < length; ++k) input(k, sum[0]);
+    for (; k < end; ++k) input(k, sum[0]);
   }
+  stream = weights;
+  if (!inputs.complete) {
+#pragma GCC unroll 2
+    for (int u = 0; u < APART_SUMS; ++u)
 #pragma GCC unroll 12
-  for (int p = 0; p < P; ++p) {
-    if (!y[p]) continue;
+      for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-    for (int v = 0; v < N; ++v) {
-      V all = sum[0][p][v];
-      for (int u = 1; u < APART_SUMS; ++u) all += sum[u][p][v];
-      const int64_t c = (block.first + panel) * LANES_OF_A_PANEL + v * LANES<float>;
-      store<float, LANES<float>>(y[p] + c, finished(all, finish, c));
-    }
+        for (int v = 0; v < N; ++v) kept[(u * P + p) * N + v] = sum[u][p][v];
+    return;
   }
+  if constexpr (APART_SUMS > 1)
+#pragma GCC unroll 12
+    for (int p = 0; p < P; ++p) sum[0][p][0] += sum[1][p][0];
+  finish_tile(sum[0], finish, c);
+#pragma GCC unroll 12
+  for (int p = 0; p < P; ++p)
+    if (y[p])
+#pragma GCC unroll 16
+      for (int v = 0; v < N; ++v) store<float, L>(y[p] + c + v * L, sum[0][p][v]);
 }
 
 // call(panels at a time, the first of them) for all panels of a block: as many as leave registers for the sums of
@@ -218,17 +297,47 @@ inline void for_panels(const PanelBlock &block, int64_t count, Call call) {
   }
 }
 
-// y[p] = W x[p] for `count` vectors of inputs, 1 <= count <= tile_size, of arrays that are that long
+// The same for `count` vectors, 1 <= count <= tile_size.
 template <Coding C, int B>
-inline void multiply_some(const PanelWeight &w, const PanelBlock &block, int panel, int count, const float *const *x,
-                          float *const *y, const Finishing &finish) {
+inline void multiply_some(const PanelWeight &w, const Inputs &inputs, Stream<C, B> &weights, int count,
+                          const float *const *x, V *kept, float *const *y, const Finishing &finish, int64_t c) {
   constexpr int P = tile_size<C, B>;
-  if (count == 1) return multiply_tile<C, B, 1>(w, block, panel, x, y, finish);
+  if (count == P) return multiply_tile<C, B, P>(w, inputs, weights, x, kept, y, finish, c);
+  if (count == 1) return multiply_tile<C, B, 1>(w, inputs, weights, x, kept, y, finish, c);
+  const float *from[P];
+  float *to[P];
+  for (int p = 0; p < P; ++p) from[p] = x[std::min(p, count - 1)], to[p] = p < count ? y[p] : nullptr;
   if constexpr (P > 3)
-    if (count <= P / 2) return multiply_tile<C, B, P / 2>(w, block, panel, x, y, finish);
+    if (count <= P / 2) return multiply_tile<C, B, P / 2>(w, inputs, weights, from, kept, to, finish, c);
   if constexpr (P > 5)
-    if (count <= P * 2 / 3) return multiply_tile<C, B, P * 2 / 3>(w, block, panel, x, y, finish);
-  if constexpr (P > 1) multiply_tile<C, B, P>(w, block, panel, x, y, finish);
+    if (count <= P * 2 / 3) return multiply_tile<C, B, P * 2 / 3>(w, inputs, weights, from, kept, to, finish, c);
+  if constexpr (P > 1) multiply_tile<C, B, P>(w, inputs, weights, from, kept, to, finish, c);
+}
+
+constexpr int MOST_VECTORS = 96;      // of inputs at a time: a multiple of all tile sizes
+constexpr int64_t MOST_INPUTS = 256;  // of a panel at a time: its weights stay in level 1 for all tiles
+
+// y[p] = W x[p] for `count` vectors of inputs, at most MOST_VECTORS, and the panels of a block
+template <Coding C>
+void multiply_block(const PanelWeight &w, PanelBlock block, int count, const float *const *x, float *const *y,
+                    const Finishing &finish) {
+  V kept[MOST_VECTORS * WIDTH * VECTORS];
+  const int64_t most = count <= tile_size<C, 1> ? w.depth : MOST_INPUTS / (WHOLE_BLOCKS ? WIDTH : 1);
+  for (Inputs inputs(w, most);; inputs.next(w, most)) {
+    PanelBlock rest = block;
+    for_panels<C>(block, count, [&](auto width, int panel) {
+      constexpr int B = decltype(width)::value, P = tile_size<C, B>;
+      for (int first = 0; first < count; first += P) {
+        Stream<C, B> weights(block, panel);
+        multiply_some<C, B>(w, inputs, weights, std::min(P, count - first), x + first,
+                            kept + (panel * MOST_VECTORS + first * B * apart_sums<B>)*VECTORS, y + first, finish,
+                            (block.first + panel) * LANES_OF_A_PANEL);
+        rest = weights.rest(block);
+      }
+    });
+    if (inputs.complete) return;
+    block = rest;
+  }
 }
 
 // call(coding) for the coding of a weight in panels
