@@ -1,10 +1,12 @@
 """Steps of inference on every instruction set, against dense torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from filigree.ops.inference import ADD, DEPTHWISE, MULTIPLY, TIMES, Finishing, Span, Step, Steps
+from filigree.ops.inference import ADD, DEPTHWISE, MAXIMUM, MEAN, MULTIPLY, TIMES, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import CODINGS, INT8_CODINGS, pack, padded, unpack
 from filigree.optimize.depthwise import by_tap
 
@@ -49,6 +51,35 @@ def test_products_equal_dense_on_every_instruction_set(isa, coding, outputs, dep
         torch.testing.assert_close(y[..., :outputs], sums.float(), rtol=1e-5, atol=1e-4)
         assert (y[..., outputs:] == 0).all()
         assert torch.equal(unpack(packed, outputs), weight[:, positions.argsort()])
+
+
+@pytest.mark.parametrize("coding", ["floats", "bytes", "bitmap"])
+@pytest.mark.parametrize(("outputs", "lengths"), [(16, (700,)), (30, (259, 1, 300)), (70, (64, 63, 130)), (10, (256,))])
+def test_products_with_many_inputs_take_some_at_a_time(isa, coding, outputs, lengths):
+    """Sums go on where those before ended, in runs of neighbours of any length."""
+    generator = torch.Generator().manual_seed(outputs)
+    depth = sum(lengths)
+    weight = torch.randint(-2, 3, (outputs, depth), generator=generator).to(
+        torch.int8 if coding == "bytes" else torch.float32
+    )
+    runs = torch.repeat_interleave(torch.arange(len(lengths)) * 3, torch.tensor(lengths))
+    positions = torch.arange(depth) + runs
+    size, wide = depth + 10, padded(outputs)
+    finish = Finishing(bias=torch.arange(outputs) - 9.0, relu=True)
+    for points in (1, 6, 7, 13, 97, 200):
+        starts = torch.arange(points) % 4
+        x = torch.randn(2, size, generator=generator)
+        step = Step(
+            MULTIPLY, 0, 1, points, starts.int(), (torch.arange(points) * wide).int(),
+            weight=pack(coding, weight, positions), finish=finish.packed(outputs),
+        )  # fmt: skip
+        y = run(step, [Span(size), Span(points * wide)], x).unflatten(1, (points, wide))
+        patches = x[:, starts[:, None] + positions].double()
+        expected = (patches @ weight.double().t() + finish.bias).relu().float()
+        torch.testing.assert_close(y[..., :outputs], expected, rtol=1e-5, atol=1e-3)
+        if points == 200:
+            one = run(replace(step, points=1), [Span(size), Span(points * wide)], x[:1])
+            assert torch.equal(one[0, :wide], y[0, 0])  # the number of points changes no bit
 
 
 @pytest.mark.parametrize("coding", EXACT)
@@ -120,19 +151,37 @@ def test_curves_equal_torch(isa, curve):
 def test_depthwise_products_equal_dense(isa, channels, points, taps):
     generator = torch.Generator().manual_seed(channels + points)
     weight, wide = torch.randn(channels, taps, generator=generator), padded(channels)
-    pixels = torch.randint(0, 12, (points, taps), generator=generator)
+    first = torch.randint(0, 12, (points,), generator=generator)
+    offsets = torch.randint(0, 12, (taps,), generator=generator)
     bias = torch.randn(channels, generator=generator)
     step = Step(
-        DEPTHWISE, 0, 1, points, (pixels * wide).int(), (torch.arange(points).flip(0) * wide).int(), taps=taps,
-        channels=wide, weight=by_tap(weight), finish=Finishing(bias=bias, relu=True).packed(channels), work=1 << 20,
+        DEPTHWISE, 0, 1, points, (first * wide).int(), (torch.arange(points).flip(0) * wide).int(), taps=taps,
+        others=(offsets * wide).int(), channels=wide, weight=by_tap(weight),
+        finish=Finishing(bias=bias, relu=True).packed(channels), work=1 << 20,
     )  # fmt: skip
     for images in (0, 1, 5):
-        x = torch.randn(images, 12, channels, generator=generator)
-        y = run(step, [Span(12 * wide), Span(points * wide)], F.pad(x, (0, wide - channels)).flatten(1))
-        expected = (torch.einsum("iptc,ct->ipc", x[:, pixels], weight) + bias).relu().flip(1)
+        x = torch.randn(images, 23, channels, generator=generator)
+        y = run(step, [Span(23 * wide), Span(points * wide)], F.pad(x, (0, wide - channels)).flatten(1))
+        taken = x[:, first[:, None] + offsets]
+        expected = (torch.einsum("iptc,ct->ipc", taken, weight) + bias).relu().flip(1)
         y = y.unflatten(1, (points, wide))
         torch.testing.assert_close(y[..., :channels], expected, rtol=1e-5, atol=1e-5)
         assert (y[..., channels:] == 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 8, 16, 21, 64, 77])
+def test_pools_write_their_channels_alone(isa, channels):
+    generator = torch.Generator().manual_seed(channels)
+    x = torch.randn(3, 5, 80, generator=generator)
+    reads = torch.tensor([[0, 2, 4], [1, 0, 3]])
+    for kind, taps, function in [(MEAN, 3, torch.mean), (MEAN, 1, torch.mean), (MAXIMUM, 3, torch.amax)]:
+        writes = torch.tensor([100, 7]).int()
+        step = Step(kind, 0, 1, 2, (reads[:, :taps] * 80).reshape(-1).int(), writes, taps=taps, channels=channels)
+        y = run(step, [Span(400), Span(200)], x.flatten(1))
+        expected = torch.full((3, 200), NAN)
+        for point, write in enumerate(writes.tolist()):
+            expected[:, write : write + channels] = function(x[:, reads[point, :taps], :channels], 1)
+        torch.testing.assert_close(y, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize(("kind", "function"), [(ADD, torch.add), (TIMES, torch.mul)])

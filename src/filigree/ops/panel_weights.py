@@ -194,17 +194,17 @@ def _int8_tiles(weight: Tensor, positions: Tensor, panels: int) -> Parts:
     return _tiles(words, words != 0, panels)
 
 
-def _streams(weight: Tensor, panels: int, group: int) -> list[Tensor]:
-    """A block of at most four panels each: `(groups, panels of the block, 16 x group)`."""
+def _streams(weight: Tensor, panels: int, group: int, width: int = WIDTH) -> list[Tensor]:
+    """A block of at most `width` panels each: `(groups, panels of the block, 16 x group)`."""
     whole = weight.new_zeros(panels * PANEL, weight.shape[1])
     whole[: len(weight)] = weight
-    blocks = whole.view(panels, PANEL, -1, group).split(WIDTH)
+    blocks = whole.view(panels, PANEL, -1, group).split(width)
     return [block.permute(2, 0, 1, 3).flatten(2) for block in blocks]
 
 
-def _dense(kind: torch.dtype, group: int) -> Any:
+def _dense(kind: torch.dtype, group: int, width: int) -> Any:
     def pack_dense(weight: Tensor, positions: Tensor, panels: int) -> Parts:
-        return _aligned([stream.to(kind) for stream in _streams(weight, panels, group)], kind), None, None
+        return _aligned([stream.to(kind) for stream in _streams(weight, panels, group, width)], kind), None, None
 
     return pack_dense
 
@@ -224,8 +224,9 @@ def _bitmap(group: int) -> Any:
 
 
 _PACKED: dict[str, Any] = {
-    "floats": _dense(torch.float32, 1), "bytes": _dense(torch.int8, 1), "bitmap": _bitmap(1), "rows": _rows,
-    "tiles": _float_tiles, "int8": _dense(torch.int8, GROUP), "int8 bitmap": _bitmap(GROUP), "int8 tiles": _int8_tiles,
+    "floats": _dense(torch.float32, 1, 1), "bytes": _dense(torch.int8, 1, 1), "bitmap": _bitmap(1), "rows": _rows,
+    "tiles": _float_tiles, "int8": _dense(torch.int8, GROUP, WIDTH), "int8 bitmap": _bitmap(GROUP),
+    "int8 tiles": _int8_tiles,
     **{coding: _by_windows(kind) for coding, kind in _WINDOWS.items()},
 }  # fmt: skip
 
@@ -240,10 +241,11 @@ def unpack(weight: PanelWeight, outputs: int) -> Tensor:
     if weight.coding in _WINDOWS:
         return _unpack_windows(weight, _WINDOWS[weight.coding])[:outputs]
     group = GROUP if weight.coding in INT8_CODINGS else 1
+    width = 1 if weight.coding in ("floats", "bytes") else WIDTH
     out = torch.zeros(panels * PANEL, depth)
     first = used = 0
-    for begin in range(0, panels, WIDTH):
-        wide = min(WIDTH, panels - begin)
+    for begin in range(0, panels, width):
+        wide = min(width, panels - begin)
         count = depth * wide * PANEL
         if weight.masks is None:
             stream = weight.values[first : first + count].float()

@@ -7,14 +7,14 @@ from typing import Any
 from torch import fx
 
 from filigree.ops.inference import MEAN, Step
-from filigree.ops.panel_weights import PANEL, padded
+from filigree.ops.panel_weights import PANEL
 from filigree.optimize.drafts import Draft, NotTaken
-from filigree.optimize.layouts import Layout, by_pixel, numbers_by_pixel
+from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import Plan, is_indexed, table
 
 
 def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Layout:
-    """`torch.cat(tensors, 1)`. A step writes whole panels: what lies beyond its part, the later ones write over."""
+    """`torch.cat(tensors, 1)`."""
     tensors: Any = node.args[0]
     if not all(isinstance(each, fx.Node) and each in plan.layouts for each in tensors):
         raise NotTaken
@@ -24,18 +24,13 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
     channels = [part.positions.shape[1] for part in parts]
     total, sizes = sum(channels), parts[0].positions.shape[2:]
     begins = [sum(channels[:number]) for number in range(len(parts))]
-    width = max(begin + padded(count) for begin, count in zip(begins, channels, strict=True))
-    if width > padded(total):
-        halo = [(0, 0)] * len(sizes)
-        out = by_pixel(plan.span(numbers_by_pixel(total, sizes, halo, width)), total, sizes, halo, width)
-    else:
-        out = plan.pixels_for(node, total, sizes)
-    clear = out.has_halo or any(begin % PANEL for begin in begins)  # once, before all of them
+    out = plan.pixels_for(node, total, sizes)
+    clear = out.has_halo or total % PANEL > 0  # once, before all of them
     for part, begin, count in zip(parts, begins, channels, strict=True):
         reads = part.positions[0, 0].reshape(-1)
         step = Step(
             MEAN, part.span, out.span, len(reads), table(reads), table(out.positions[0, 0] + begin),
-            channels=padded(count), clear=clear and not begin, work=part.positions.numel() // 4,
+            channels=count, clear=clear and not begin, work=part.positions.numel() // 4,
         )  # fmt: skip
         plan.drafts.append(Draft(step, outputs=count))
     return out

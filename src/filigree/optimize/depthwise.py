@@ -25,11 +25,12 @@ def depthwise(plan: Plan, node: fx.Node, source: fx.Node, dense: Any, weight: La
     pixels = positions[0, 0]
     sizes, taps, starts = windows_of(dense, pixels.shape)
     inputs = cut(pixels, taps).reshape(-1)
-    reads = cut(pixels, starts).reshape(-1, 1) + (inputs - inputs[0])
+    reads = cut(pixels, starts)
     out = plan.pixels_for(node, dense.out_channels, sizes)
     step = Step(
-        DEPTHWISE, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=len(inputs),
-        channels=padded(dense.out_channels), clear=out.has_halo, work=reads.numel() * dense.out_channels,
+        DEPTHWISE, layout.span, out.span, reads.numel(), table(reads), table(out.positions[0, 0]), taps=len(inputs),
+        others=table(inputs - inputs[0]), channels=padded(dense.out_channels), clear=out.has_halo,
+        work=reads.numel() * len(inputs) * dense.out_channels,
     )  # fmt: skip
     finish = Finishing(bias=weight.bias, relu=weight.relu)
     forms = {"floats": (by_tap(weight.matrix), None)}

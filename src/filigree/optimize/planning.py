@@ -288,7 +288,7 @@ class Plan:
             raise NotTaken
         if source in self.makers and len(source.users) == 1:
             self.makers[node] = self.makers[source]
-        return layout.viewed(positions, batch_dim)
+        return layout if torch.equal(positions, layout.positions) else layout.viewed(positions, batch_dim)
 
     def flattened(self, node: fx.Node, source: fx.Node, module: nn.Flatten) -> Layout:
         layout = self.batch_first(source)
@@ -390,11 +390,14 @@ class Plan:
                 wanted = padding_of(module) if getattr(module, "padding_mode", "") == "zeros" else None
             elif user.op == "call_function" and user.target is F.pad:
                 wanted = _around(user, dims + 2)
-            elif type(module) in _ELEMENTWISE or user.target in _FUNCTIONS:
+            elif type(module) in _ELEMENTWISE or user.target in _FUNCTIONS or self._is_whole_slice(user, node):
                 wanted = self._halo(user, dims)
             if wanted is not None and len(wanted) == dims:
                 most = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(most, wanted, strict=True)]
         return most
+
+    def _is_whole_slice(self, user: fx.Node, node: fx.Node) -> bool:
+        return user.target is operator.getitem and self.traced.single[user].shape == self.shape(node)
 
     # -- forms -------------------------------------------------------------------------------------------------------
 

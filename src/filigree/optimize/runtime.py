@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ class Program(nn.Module):
 
 
 _VERSION = operator.attrgetter("_version")
+_MODE_AND_HOOKS = operator.attrgetter("training", "_forward_hooks", "_forward_pre_hooks")
 
 
 class _Watch:
@@ -50,31 +52,36 @@ class _Watch:
         self.modules = list(model.modules())
         self.plain_modules = [m for m in self.modules[1:] if not m.training and not has_hooks(m)]
         self.training = [m for m in self.modules[1:] if m.training]
-        self.entries = [
-            (held, key, value)
+        self.holders: list[dict[str, Any]] = [
+            held
             for module in self.modules
             for held in (module._parameters, module._buffers, module._modules)
-            for key, value in held.items()
-        ]
-        tensors = [value for _, _, value in self.entries if isinstance(value, Tensor)]
+            if held
+        ]  # fmt: skip
+        self.held = self._of_holders()
+        tensors = [value for value in self.held if isinstance(value, Tensor)]
         self.tensors = [tensor for tensor in tensors if _has_address(tensor)]
         self.memory = [tensor.detach() for tensor in self.tensors]
         self.counted = [tensor for tensor in tensors if not tensor.is_inference()]  # those that have a version
         self.addresses, self.versions = self._of_tensors()
 
+    def _of_holders(self) -> list[Any]:
+        return list(itertools.chain.from_iterable(map(dict.values, self.holders)))
+
     def _of_tensors(self) -> tuple[list[int], list[int]]:
         return list(map(Tensor.data_ptr, self.tensors)), list(map(_VERSION, self.counted))
 
     def unchanged(self) -> bool:
-        if self._of_tensors() != (self.addresses, self.versions):
-            return False
-        return all(held.get(key) is value for held, key, value in self.entries)
+        held = self._of_holders()
+        return (
+            self._of_tensors() == (self.addresses, self.versions)
+            and len(held) == len(self.held)
+            and all(map(operator.is_, held, self.held))
+        )
 
     def plain(self) -> bool:
         """Whether modes and hooks are as they were; those that had hooks are called as modules, with what they have."""
-        return not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in self.plain_modules) and all(
-            m.training for m in self.training
-        )
+        return not any(map(any, map(_MODE_AND_HOOKS, self.plain_modules))) and all(m.training for m in self.training)
 
 
 def _has_address(tensor: Tensor) -> bool:

@@ -68,10 +68,9 @@ inline PanelWeight packed(const float *x, const int32_t *at, int64_t count, int6
   constexpr int L = LANES<float>;
   const int64_t outputs = transposed ? count : width, depth = transposed ? width : count;
   const int64_t panels = whole_panels(outputs) / LANES_OF_A_PANEL;
+  constexpr int64_t wide = LANES_OF_A_PANEL;
   float *to = memory;
-  for (int64_t first = 0; first < panels; first += WIDTH) {
-    const int64_t begin = first * LANES_OF_A_PANEL;
-    const int64_t wide = std::min<int64_t>(WIDTH, panels - first) * LANES_OF_A_PANEL;
+  for (int64_t begin = 0; begin < panels * wide; begin += wide) {
     const int64_t given = std::min(wide, outputs - begin);
     for (int64_t k = 0; k < depth; ++k, to += wide) {
       if (!transposed) std::copy(x + at[k] + begin, x + at[k] + begin + given, to);

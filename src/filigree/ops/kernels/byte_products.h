@@ -235,8 +235,8 @@ inline PanelBlock byte_block(const PanelWeight &w, int64_t number) {
   const int64_t first = number * WIDTH;
   const int panels = int(w.panels - first < WIDTH ? w.panels - first : WIDTH);
   const char *values = static_cast<const char *>(w.values);
-  if (w.coding == INT8) return {first, panels, values + first * w.depth * LANES_OF_A_PANEL, nullptr};
-  return {first, panels, values + w.starts[number], w.masks + first * w.depth};  // 64 bits for four inputs
+  if (w.coding == INT8) return {first, panels, values + first * w.depth * LANES_OF_A_PANEL, nullptr, 0};
+  return {first, panels, values + w.starts[number], w.masks + first * w.depth, 0};  // 64 bits for four inputs
 }
 
 // The next weights of B panels for a word of inputs, and on to those of the next one.

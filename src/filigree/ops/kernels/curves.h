@@ -27,10 +27,33 @@ inline I rounded(V v) {
 #endif
 }
 
+// The larger and the smaller one of two numbers; b where they cannot be compared.
+inline V larger(V a, V b) {
+#if defined(FILIGREE_ISA_avx512)
+  return V(_mm512_maskz_max_ps(__mmask16(0xffff), __m512(a), __m512(b)));
+#elif defined(FILIGREE_ISA_avx2)
+  return V(_mm256_max_ps(__m256(a), __m256(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+inline V smaller(V a, V b) {
+#if defined(FILIGREE_ISA_avx512)
+  return V(_mm512_maskz_min_ps(__mmask16(0xffff), __m512(a), __m512(b)));
+#elif defined(FILIGREE_ISA_avx2)
+  return V(_mm256_min_ps(__m256(a), __m256(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// x within [low, high]; keeps NaN, as torch does
+inline V within(V x, float low, float high) { return smaller(V{} + high, larger(V{} + low, x)); }
+inline V relu(V x) { return larger(V{}, x); }  // likewise
+
 // exp(z) for |z| <= 87, within 2e-7 of it: a power of two and a polynomial (Cephes' expf).
 inline V exp_of(V z) {
-  z = z > 87.0f ? V{} + 87.0f : z;
-  z = z < -87.0f ? V{} - 87.0f : z;
+  z = within(z, -87.0f, 87.0f);
   const I n = rounded(z * 1.44269504f);
   const V whole = __builtin_convertvector(n, V);
   const V r = z - whole * 0.693359375f + whole * 2.12194440e-4f;
@@ -50,9 +73,7 @@ inline V tanh_of(V x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 // x times the normal distribution's function of x: erf(z) = z P(z z) / Q(z z) for |z| <= 4, within 5e-7, with
 // polynomials of degree 5 by least squares that were weighted until the largest error was least.
 inline V gelu(V x) {
-  V z = x * 0.707106781f;
-  z = z > 4.0f ? V{} + 4.0f : z;
-  z = z < -4.0f ? V{} - 4.0f : z;
+  const V z = within(x * 0.707106781f, -4.0f, 4.0f);
   const V u = z * z;
   V p = V{} + 1.97556394e-6f, q = V{} + 3.74768786e-5f;
   p = p * u + 2.87823642e-4f, q = q * u + 1.21444032e-3f;
@@ -61,14 +82,9 @@ inline V gelu(V x) {
   p = p * u + 1.96080831e-1f, q = q * u + 5.07103377e-1f;
   p = p * u + 1.12837899f, q = q * u + 1.0f;
   const V part = 0.5f + 0.5f * z * p / q;
-  return x * (part < 0 ? V{} : part);
+  return x * relu(part);
 }
 
-// x within [low, high]; keeps NaN, as torch does
-inline V within(V x, float low, float high) {
-  x = x < low ? V{} + low : x;
-  return x > high ? V{} + high : x;
-}
 inline V hard_sigmoid(V x) { return within(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); }
 
 inline V gelu_by_tanh(V x) { return x * sigmoid(x * (1.59576912f + 0.0713548162f * x * x)); }

@@ -205,86 +205,128 @@ void multiply_bytes(const Operation &o, const Quantised &in, Area out, int64_t i
   });
 }
 
+// call(image, point) for a thread's part of all points
+template <class Call>
+inline void for_points(const Operation &o, int64_t images, int thread, int threads, Call call) {
+  const Part part(images * o.points, thread, threads);
+  int64_t image = part.from / std::max<int64_t>(1, o.points), point = part.from - image * o.points;
+  for (int64_t g = part.from; g < part.to; ++g) {
+    call(image, point);
+    if (++point == o.points) point = 0, ++image;
+  }
+}
+
+// call(channel, registers) for all channels, several registers at a time
+template <class Call>
+inline void channel_blocks(int64_t channels, Call call) {
+  constexpr int L = LANES<float>, MOST = 4;
+  int64_t c = 0;
+  for (; c + MOST * L <= channels; c += MOST * L) call(c, std::integral_constant<int, MOST>{});
+  for (; c < channels; c += L) call(c, std::integral_constant<int, 1>{});
+}
+
+// The last ones may be less than a register.
+template <int N>
+inline void finish_and_store(V (&all)[1][N], const Operation &o, int64_t c, float *y) {
+  constexpr int L = LANES<float>;
+  finish_tile(all, o.finish, c);
+  if (N == 1 && c + L > o.channels) return void(__builtin_memcpy(y + c, all[0], size_t(o.channels - c) * 4));
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) store<float, L>(y + c + v * L, all[0][v]);
+}
+
 // The largest, or the mean, of some numbers for each channel of a pixel.
 template <bool MOST>
 void pool(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
   constexpr int L = LANES<float>;
-  const Part part(images * o.points, thread, threads);
-  for (int64_t g = part.from; g < part.to; ++g) {
-    const int64_t image = g / o.points, point = g % o.points;
+  for_points(o, images, thread, threads, [&](int64_t image, int64_t point) {
     const float *x = in.data + image * in.by_image;
     float *y = out.data + image * out.by_image + o.writes[point];
     const int32_t *reads = o.reads + point * o.taps;
-    for (int64_t c = 0; c < o.channels; c += L) {
-      V all = load<float, L>(x + reads[0] + c);
-      for (int64_t t = 1; t < o.taps; ++t) {
-        const V each = load<float, L>(x + reads[t] + c);
-        if constexpr (MOST) all = each > all || each != each ? each : all;  // keeps NaN, as torch does
-        else all += each;
-      }
-      if constexpr (!MOST) all *= 1.0f / float(o.taps);
-      store<float, L>(y + c, finished(all, o.finish, c));
-    }
-  }
+    channel_blocks(o.channels, [&](int64_t c, auto registers) {
+      constexpr int N = decltype(registers)::value;
+      V all[1][N];
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) all[0][v] = load<float, L>(x + reads[0] + c + v * L);
+      for (int64_t t = 1; t < o.taps; ++t)
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) {
+          const V each = load<float, L>(x + reads[t] + c + v * L);
+          V &to = all[0][v];
+          if constexpr (MOST) to = each > to || each != each ? each : to;  // keeps NaN, as torch does
+          else to += each;
+        }
+      if constexpr (!MOST)
+        if (o.taps > 1)
+#pragma GCC unroll 4
+          for (int v = 0; v < N; ++v) all[0][v] *= 1.0f / float(o.taps);
+      finish_and_store(all, o, c, y);
+    });
+  });
 }
 
 // Each channel's numbers at the taps of a pixel, times weights of its own: what a depthwise convolution is. Pixels are
 // taken some at a time, so that a weight is loaded once for them.
 template <int B, int P>
-void depthwise_tile(const Operation &o, const float *x, float *const *y, const int32_t *reads, int64_t first) {
+void depthwise_tile(const Operation &o, const float *const *x, float *const *y, int64_t first) {
   constexpr int L = LANES<float>, N = B * VECTORS;
   const float *weights = static_cast<const float *>(o.weight.values) + first;
   V sum[P][N] = {};
-  for (int64_t t = 0; t < o.taps; ++t, weights += o.channels)
+  for (int64_t t = 0; t < o.taps; ++t, weights += o.channels) {
+    const int64_t tap = o.others[t] + first;
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
       const V weight = load<float, L>(weights + v * L);
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) sum[p][v] += load<float, L>(x + reads[p * o.taps + t] + first + v * L) * weight;
+#pragma GCC unroll 6
+      for (int p = 0; p < P; ++p) sum[p][v] += load<float, L>(x[p] + tap + v * L) * weight;
     }
+  }
   finish_tile(sum, o.finish, first);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int p = 0; p < P; ++p)
+    if (y[p])
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) store<float, L>(y[p] + first + v * L, sum[p][v]);
+      for (int v = 0; v < N; ++v) store<float, L>(y[p] + first + v * L, sum[p][v]);
 }
 
 void depthwise(const Operation &o, Area in, Area out, int64_t images, int thread, int threads) {
-  constexpr int AT_ONCE = 4;
+  // neighbouring pixels' numbers of a few channels lie in few sets of level 1, those of all are too many for it
+  constexpr int P = 6, CHANNELS = 4 * LANES_OF_A_PANEL;
   const Part part(images * o.points, thread, threads);
-  for (int64_t g = part.from, count; g < part.to; g += count) {
-    const int64_t image = g / o.points, point = g % o.points;
-    count = std::min(part.to - g, o.points - point) >= AT_ONCE ? AT_ONCE : 1;
-    const float *x = in.data + image * in.by_image;
-    const int32_t *reads = o.reads + point * o.taps;
-    float *y[AT_ONCE];
-    for (int64_t p = 0; p < count; ++p) y[p] = out.data + image * out.by_image + o.writes[point + p];
-    int64_t c = 0;
-    const auto tile = [&](auto panels) {
-      constexpr int B = decltype(panels)::value;
-      for (; c + B * LANES_OF_A_PANEL <= o.channels; c += B * LANES_OF_A_PANEL)
-        count == 1 ? depthwise_tile<B, 1>(o, x, y, reads, c) : depthwise_tile<B, AT_ONCE>(o, x, y, reads, c);
-    };
-    if constexpr (VECTORS == 1) tile(std::integral_constant<int, 2>{});
-    tile(std::integral_constant<int, 1>{});
-  }
+  tiles<MOST_VECTORS>(o, in, out, part.from, part.to, [&](int count, const float *const *x, float *const *y) {
+    for (int64_t first = 0; first < o.channels; first += CHANNELS)
+      for (int p = 0; p < count; p += P) {
+        const int64_t end = std::min(first + CHANNELS, o.channels);
+        int64_t c = first;
+        const auto some = [&](auto panels) {
+          constexpr int B = decltype(panels)::value;
+          for (; c + B * LANES_OF_A_PANEL <= end; c += B * LANES_OF_A_PANEL) depthwise_tile<B, P>(o, x + p, y + p, c);
+        };
+        if constexpr (VECTORS == 1) some(std::integral_constant<int, 2>{});
+        some(std::integral_constant<int, 1>{});
+      }
+  });
 }
 
 // Sums, or products, of the numbers of two pixels.
 template <bool PRODUCT>
 void combine(const Operation &o, Area in, Area other, Area out, int64_t images, int thread, int threads) {
   constexpr int L = LANES<float>;
-  const Part part(images * o.points, thread, threads);
-  for (int64_t g = part.from; g < part.to; ++g) {
-    const int64_t image = g / o.points, point = g % o.points;
+  for_points(o, images, thread, threads, [&](int64_t image, int64_t point) {
     const float *a = in.data + image * in.by_image + o.reads[point];
     const float *b = other.data + image * other.by_image + o.others[point];
     float *y = out.data + image * out.by_image + o.writes[point];
-    for (int64_t c = 0; c < o.channels; c += L) {
-      const V one = load<float, L>(a + c), two = load<float, L>(b + c);
-      store<float, L>(y + c, finished(PRODUCT ? one * two : one + two, o.finish, c));
-    }
-  }
+    channel_blocks(o.channels, [&](int64_t c, auto registers) {
+      constexpr int N = decltype(registers)::value;
+      V all[1][N];
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        const V one = load<float, L>(a + c + v * L), two = load<float, L>(b + c + v * L);
+        all[0][v] = PRODUCT ? one * two : one + two;
+      }
+      finish_and_store(all, o, c, y);
+    });
+  });
 }
 
 void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t images, int thread, int threads,

@@ -1,8 +1,8 @@
 // Weights in panels of 16 outputs, and their product with a few vectors of inputs at a time.
 //
-// A block is at most WIDTH panels; its weights lie input by input, so that they are read as one stream. As floats, as
-// bytes (small integers, scaled at the end) or as a bitmap: for each input and panel a mask of 16 bits and only the
-// numbers that are not zero, which are spread over the lanes by the mask.
+// A block is at most WIDTH panels. Weights lie panel by panel, input by input, as floats or as bytes (small integers,
+// scaled at the end); or block by block, input by input, as a bitmap: for each input and panel a mask of 16 bits and
+// only the numbers that are not zero, which are spread over the lanes by the mask.
 #pragma once
 #include "curves.h"
 #include "loops.h"
@@ -44,7 +44,7 @@ template <int P, int N>
   if (f.scale) with(f.scale, [](V x, V scale) { return x * scale; });
   if (f.bias) with(f.bias, [](V x, V bias) { return x + bias; });
   if (f.slope) with(f.slope, [](V x, V slope) { return x < 0 ? x * slope : x; });
-  else if (f.relu) each([](V x) { return x < 0 ? V{} : x; });  // keeps NaN, as torch does
+  else if (f.relu) each([](V x) { return relu(x); });
   else if (f.curve == RELU6) each([](V x) { return within(x, 0.0f, 6.0f); });
   else if (f.curve) {
     V all[P * N];  // in memory: the code of most curves is long
@@ -70,6 +70,7 @@ struct PanelBlock {
   int panels;
   const char *values;
   const uint16_t *masks;
+  int64_t apart;  // bytes from a panel's weights to the next one's, where they do not lie input by input
 };
 
 inline int64_t blocks_of(const PanelWeight &w) { return (w.panels + WIDTH - 1) / WIDTH; }
@@ -79,8 +80,9 @@ inline PanelBlock panel_block(const PanelWeight &w, int64_t number) {
   const int panels = int(w.panels - first < WIDTH ? w.panels - first : WIDTH);
   const int64_t before = first * w.depth * LANES_OF_A_PANEL;
   const char *values = static_cast<const char *>(w.values);
-  if (w.coding == BITMAP) return {first, panels, values + w.starts[number] * 4, w.masks + first * w.depth};
-  return {first, panels, values + before * (w.coding == FLOATS ? 4 : 1), nullptr};
+  if (w.coding == BITMAP) return {first, panels, values + w.starts[number] * 4, w.masks + first * w.depth, 0};
+  const int64_t bytes = w.coding == FLOATS ? 4 : 1;
+  return {first, panels, values + before * bytes, nullptr, w.depth * LANES_OF_A_PANEL * bytes};
 }
 
 // The panels that are multiplied at a time, and the vectors of inputs: as many sums as registers hold.
@@ -119,19 +121,26 @@ template <Coding C, int B>
 class Stream {
  public:
   // the weights of the panels from `from` on
-  Stream(const PanelBlock &block, int from) : values(block.values), masks(block.masks), step(block.panels), at(from) {}
+  Stream(const PanelBlock &block, int from)
+      : values(block.values), masks(block.masks), first(from * block.apart), apart(block.apart) {}
 
   void next(V *to) {
     if constexpr (C == FLOATS) {
-      const float *w = reinterpret_cast<const float *>(values) + at * LANES_OF_A_PANEL;
-#pragma GCC unroll 16
-      for (int v = 0; v < B * VECTORS; ++v) to[v] = load<float, LANES<float>>(w + v * LANES<float>);
-      values += step * LANES_OF_A_PANEL * 4;
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v)
+          to[b * VECTORS + v] =
+              load<float, LANES<float>>(reinterpret_cast<const float *>(values + first + b * apart + v * BYTES));
+      values += LANES_OF_A_PANEL * 4;
     } else if constexpr (C == SIGNED_BYTES) {
-      const int8_t *w = reinterpret_cast<const int8_t *>(values) + at * LANES_OF_A_PANEL;
-#pragma GCC unroll 16
-      for (int v = 0; v < B * VECTORS; ++v) to[v] = of_bytes(w + v * LANES<float>);
-      values += step * LANES_OF_A_PANEL;
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v)
+          to[b * VECTORS + v] =
+              of_bytes(reinterpret_cast<const int8_t *>(values) + first + b * apart + v * LANES<float>);
+      values += LANES_OF_A_PANEL;
     } else {
 #pragma GCC unroll 4
       for (int b = 0; b < B; ++b) spread(masks[b], to + b * VECTORS);
@@ -140,12 +149,12 @@ class Stream {
   }
 
   // The block's weights of the inputs that are still to come.
-  PanelBlock rest(const PanelBlock &block) const { return {block.first, block.panels, values, masks}; }
+  PanelBlock rest(const PanelBlock &block) const { return {block.first, block.panels, values, masks, apart}; }
 
  private:
   const char *values;
   const uint16_t *masks;
-  int64_t step, at;
+  int64_t first, apart;
 
   static V of_bytes(const int8_t *w) {
 #if defined(FILIGREE_ISA_avx512)
