@@ -49,6 +49,29 @@ def scaled(rng, c):
     return lambda m, x: function(x, number)
 
 
+def dense(rng, c):
+    """Parts that two concatenations read, through one activation and through two."""
+
+    def function(m, x):
+        y = F.relu(m(x))
+        z = F.hardswish(F.gelu(m(y))) + F.max_pool2d(torch.cat([x, y], 1), 3, 1, 1)[:, c:]
+        return torch.cat([x, y, z], 1)
+
+    return function
+
+
+def nested(rng, c):
+    order = rng.sample(range(3), 3)
+
+    def function(m, x):
+        y = m(x)
+        inner = torch.cat([F.relu(y), m(y)], 1)
+        parts = [inner[:, :c], inner, F.avg_pool2d(x, 3, 1, 1, count_include_pad=True) + y]
+        return torch.cat([parts[i] for i in order], 1)[:, c:]
+
+    return function
+
+
 MODULES = {  # by a random generator and a number of channels
     "convolution": lambda rng, c: conv(rng, c, rng.choice([1, 4, 7, 16, 17, 32, 33])),
     "depthwise": lambda rng, c: conv(rng, c, c, groups=c, bias=rng.random() < 0.5),
@@ -62,6 +85,8 @@ FUNCTIONS = {  # of a module that keeps the size, and x
     "product": lambda rng, c: lambda m, x: m(x) * x,
     "gate": lambda rng, c: lambda m, x: x * m(x.mean((2, 3), keepdim=True)).sigmoid(),
     "more": lambda rng, c: lambda m, x: torch.cat([m(x), x, m(x)], 1),
+    "dense": dense,
+    "nested": nested,
     "constant": lambda rng, c: lambda m, x: x * m.bias[:, None, None] - m.bias.view(1, -1, 1, 1),
     "layer norm": lambda rng, c: lambda m, x: F.layer_norm(x.movedim(1, -1), (x.shape[1],), m.bias).movedim(-1, 1),
     "larger": lambda rng, c: lambda m, x: F.interpolate(x, scale_factor=1.5),
@@ -83,7 +108,7 @@ class Network(nn.Module):
                 channels = getattr(layer, "out_channels", channels)
             else:
                 layer, function = nn.Conv2d(channels, channels, 1), FUNCTIONS[name](rng, channels)
-                channels *= 3 if name == "more" else 1
+                channels *= 3 if name in ("more", "dense", "nested") else 1
             self.layers.append(layer)
             self.functions.append(function)
         self.end = rng.choice([lambda x: x, lambda x: x.mean((2, 3)), lambda x: x.flatten(1), torch.sigmoid])

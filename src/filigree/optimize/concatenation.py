@@ -1,14 +1,17 @@
-"""Concatenations along the channels as steps, each part copied to where it belongs; splits, which copy nothing."""
+"""Concatenations along the channels, parts copied that do not lie there already; splits, which copy nothing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from filigree.ops.inference import MEAN, Step
-from filigree.ops.panel_weights import PANEL
+from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken
+from filigree.optimize.homes import parts_of
 from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import Plan, is_indexed, table
 
@@ -21,19 +24,37 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
     if dim % len(plan.shape(source)) != 1:
         raise NotTaken
     parts = [plan.pixels(each) for each in tensors]
-    channels = [part.positions.shape[1] for part in parts]
-    total, sizes = sum(channels), parts[0].positions.shape[2:]
-    begins = [sum(channels[:number]) for number in range(len(parts))]
-    out = plan.pixels_for(node, total, sizes)
-    clear = out.has_halo or total % PANEL > 0  # once, before all of them
-    for part, begin, count in zip(parts, begins, channels, strict=True):
+    if node not in plan.homes and (joined := _side_by_side(parts)) is not None:
+        return joined
+    counts = [part.positions.shape[1] for part in parts]
+    out = plan.homes.get(node) or plan.pixels_for(node, sum(counts), parts[0].positions.shape[2:])
+    is_whole = sum(counts[:-1]) % PANEL == 0  # the last part, with the zeros after it
+    clear = out.span not in plan.written and (out.has_halo or not is_whole)
+    plan.written.add(out.span)
+    for number, (part, place) in enumerate(zip(parts, parts_of(plan, node, out), strict=True), 1):
+        if part.span == place.span and torch.equal(part.positions, place.positions):
+            continue
         reads = part.positions[0, 0].reshape(-1)
+        channels = padded(counts[-1]) if is_whole and number == len(parts) else part.positions.shape[1]
         step = Step(
-            MEAN, part.span, out.span, len(reads), table(reads), table(out.positions[0, 0] + begin),
-            channels=count, clear=clear and not begin, work=part.positions.numel() // 4,
+            MEAN, part.span, out.span, len(reads), table(reads), table(place.positions[0, 0]), channels=channels,
+            clear=clear, work=part.positions.numel() // 4,
         )  # fmt: skip
-        plan.drafts.append(Draft(step, outputs=count))
+        clear = False
+        plan.drafts.append(Draft(step, outputs=channels))
     return out
+
+
+def _side_by_side(parts: list[Layout]) -> Layout | None:
+    """What parts are that lie beside one another already, as the first ones of a larger concatenation do."""
+    first = parts[0]
+    if any(part.span != first.span or part.halo != first.halo or part.whole is None for part in parts):
+        return None
+    whole = torch.cat([part.whole for part in parts if part.whole is not None], 1)
+    count = torch.arange(whole.shape[1]).view(1, -1, *[1] * (whole.dim() - 2))
+    if not torch.equal(whole, whole[:, :1] + count):
+        return None
+    return replace(first, positions=torch.cat([part.positions for part in parts], 1), whole=whole)
 
 
 def split(plan: Plan, node: fx.Node, source: fx.Node, sizes: Any, dim: int = 0) -> list[Layout]:

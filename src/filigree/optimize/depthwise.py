@@ -11,8 +11,9 @@ from filigree.ops.inference import DEPTHWISE, Finishing, Step
 from filigree.ops.panel_weights import PANEL, PanelWeight, padded
 from filigree.optimize.drafts import Draft
 from filigree.optimize.layouts import Layout
-from filigree.optimize.planning import Plan, cut, padding_of, table, windows_of
+from filigree.optimize.planning import Plan, table
 from filigree.optimize.weights import LayerWeight
+from filigree.optimize.windows import cut, padding_of, windows_of
 
 
 def depthwise(plan: Plan, node: fx.Node, source: fx.Node, dense: Any, weight: LayerWeight) -> Layout:
@@ -29,7 +30,7 @@ def depthwise(plan: Plan, node: fx.Node, source: fx.Node, dense: Any, weight: La
     out = plan.pixels_for(node, dense.out_channels, sizes)
     step = Step(
         DEPTHWISE, layout.span, out.span, reads.numel(), table(reads), table(out.positions[0, 0]), taps=len(inputs),
-        others=table(inputs - inputs[0]), channels=padded(dense.out_channels), clear=out.has_halo,
+        others=table(inputs - inputs[0]), channels=padded(dense.out_channels), clear=plan.clears(out),
         work=reads.numel() * len(inputs) * dense.out_channels,
     )  # fmt: skip
     finish = Finishing(bias=weight.bias, relu=weight.relu)

@@ -17,6 +17,7 @@ from filigree.optimize.attention import attention, layer_norm
 from filigree.optimize.concatenation import concatenate, first_tensor, split, unbind
 from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
+from filigree.optimize.homes import CONCATENATIONS
 from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import CURVE_OF, Plan
 from filigree.optimize.recurrent import layers_of
@@ -30,6 +31,7 @@ def take(plan: Plan, node: fx.Node) -> bool:
     What is laid out must have the node's size for one sample, and its samples along the same dimension.
     """
     before = list(plan.sizes), list(plan.drafts), dict(plan.layouts), dict(plan.makers)
+    places = dict(plan.homes), set(plan.written)
     try:
         plan.layouts[node] = layout = _laid_out(plan, node)
         value = plan.traced.single[node]
@@ -41,6 +43,7 @@ def take(plan: Plan, node: fx.Node) -> bool:
             raise NotTaken
     except (NotTaken, RuntimeError, IndexError, TypeError, ValueError):
         plan.sizes, plan.drafts, plan.layouts, plan.makers = before
+        plan.homes, plan.written = places
         return False
     plan.nodes.append(node)
     return True
@@ -50,7 +53,7 @@ def _laid_out(plan: Plan, node: fx.Node) -> Any:
     first = first_tensor(node)
     if not isinstance(first, fx.Node) or first not in plan.layouts:
         raise NotTaken
-    if node.args[0] is not first and node.target not in _OF_LISTS:
+    if node.args[0] is not first and node.target not in CONCATENATIONS:
         raise NotTaken
     if node.op == "call_module":
         return _of_module(plan, node, first, plan.traced.module_of(node))
@@ -278,8 +281,6 @@ def _pools(handler: Any) -> Callable[..., Layout]:
     return handle
 
 
-_OF_LISTS = (torch.cat, torch.concat, torch.concatenate)
-
 MODULES: dict[type, Callable[..., Any]] = {
     nn.ReLU: _relu,
     nn.LeakyReLU: lambda p, n, s, m: p.activation(n, s, torch.tensor([m.negative_slope])),
@@ -316,7 +317,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _pairs(ADD, -1)),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _pairs(TIMES, -1)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), _pairs(TIMES)),
-    **dict.fromkeys(_OF_LISTS, _call(concatenate)), torch.chunk: _call(split), torch.split: _call(split),
+    **dict.fromkeys(CONCATENATIONS, _call(concatenate)), torch.chunk: _call(split), torch.split: _call(split),
     torch.unbind: _call(unbind),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
                      operator.getitem), Plan.view),

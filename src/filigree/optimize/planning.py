@@ -17,11 +17,13 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
+from filigree.optimize.homes import home_of
 from filigree.optimize.int8_errors import Int8Errors, int8_error
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
 from filigree.optimize.recurrent import Direction, recurrent_error
 from filigree.optimize.tracing import Traced
 from filigree.optimize.weights import LayerWeight
+from filigree.optimize.windows import cut, padding_of, windows_of, zeros_around
 
 CURVE_OF: dict[type[nn.Module], str] = {
     nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid",
@@ -49,6 +51,8 @@ class Plan:
         self.layouts: dict[fx.Node, Any] = {}
         self.makers: dict[fx.Node, Draft] = {}  # whose outputs a node's are, while more can be fused into it
         self.nodes: list[fx.Node] = []
+        self.homes: dict[fx.Node, Layout] = {}  # of concatenations, where their parts are written at once
+        self.written: set[int] = set()  # spans
         value = traced.single[source]
         self.layouts[source] = Layout(self.span(value.numel()), torch.arange(value.numel()).view(value.shape))
 
@@ -104,7 +108,7 @@ class Plan:
         outputs = len(weight.matrix)
         step = Step(
             MULTIPLY, source.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
-            clear=out.has_halo, by_image=by_image,
+            clear=self.clears(out), by_image=by_image,
             channels=padded(outputs), work=len(reads) * weight.matrix.numel(),
         )  # fmt: skip
         allowed = self.errors.allowed(node, weight, error, part)
@@ -217,7 +221,7 @@ class Plan:
         out = self.pixels_for(node, channels, sizes)
         step = Step(
             kind, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=reads.shape[1],
-            channels=padded(channels), clear=out.has_halo, work=reads.numel() * channels // 4,
+            channels=padded(channels), clear=self.clears(out), work=reads.numel() * channels // 4,
         )  # fmt: skip
         draft = Draft(step, outputs=channels)
         self.add(node, draft)
@@ -245,7 +249,7 @@ class Plan:
             result = out = self.pixels_for(node, channels, a.positions.shape[2:])
         step = Step(
             kind, a.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), b.span, others=table(others),
-            channels=padded(channels), clear=out.has_halo, work=a.positions.numel() // 4,
+            channels=padded(channels), clear=self.clears(out), work=a.positions.numel() // 4,
         )  # fmt: skip
         self.add(node, Draft(step, outputs=channels))
         return result
@@ -288,7 +292,9 @@ class Plan:
             raise NotTaken
         if source in self.makers and len(source.users) == 1:
             self.makers[node] = self.makers[source]
-        return layout if torch.equal(positions, layout.positions) else layout.viewed(positions, batch_dim)
+        if batch_dim == layout.batch_dim and torch.equal(positions, layout.positions):
+            return layout
+        return layout.viewed(positions, batch_dim)
 
     def flattened(self, node: fx.Node, source: fx.Node, module: nn.Flatten) -> Layout:
         layout = self.batch_first(source)
@@ -307,14 +313,18 @@ class Plan:
 
     def pad(self, node: fx.Node, source: fx.Node) -> Layout:
         layout = self.batch_first(source)
-        around = _around(node, len(self.shape(source)))
+        around = zeros_around(node, len(self.shape(source)))
         if around is None:
             raise NotTaken
         return layout.viewed(layout.with_zeros(around), 0)
 
     def _is_whole(self, layout: Layout) -> bool:
         """Whether a layout holds all numbers of its span that a node has: those of a part may be far larger."""
-        others = [each for each in self.layouts.values() if isinstance(each, Layout) and each.span == layout.span]
+        others = [
+            each
+            for each in (*self.layouts.values(), *self.homes.values())
+            if isinstance(each, Layout) and each.span == layout.span
+        ]
         count = _count(layout)
         return all(_count(each) <= count for each in others)
 
@@ -352,9 +362,18 @@ class Plan:
         return out
 
     def pixels_for(self, node: fx.Node, channels: int, sizes: Sequence[int]) -> Layout:
-        """A new layout for what a node makes, pixel by pixel, with the zeros around that its readers want."""
-        halo = self._halo(node, len(sizes))
+        """A layout for what a node makes, pixel by pixel, with the zeros around that its readers want: a new one, or a
+        part of that of a concatenation it goes to."""
+        if (part := home_of(self, node, sizes)) is not None:
+            return part
+        halo = self.halo(node, len(sizes))
         return by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
+
+    def clears(self, out: Layout) -> bool:
+        """Whether a step that writes there must write zeros first: those around the pixels, where it is the first."""
+        is_first = out.span not in self.written
+        self.written.add(out.span)
+        return out.has_halo and is_first
 
     def pixels(self, node: fx.Node) -> Layout:
         """The layout of a node, pixel by pixel."""
@@ -380,7 +399,7 @@ class Plan:
             layout = Layout(gathered.span, gathered.positions.movedim(1, -1))
         return layout, layout.positions[0, ..., 0].reshape(-1)
 
-    def _halo(self, node: fx.Node, dims: int) -> list[tuple[int, int]]:
+    def halo(self, node: fx.Node, dims: int) -> list[tuple[int, int]]:
         """How many zeros those who read a node want around it."""
         most = [(0, 0)] * dims
         for user in node.users:
@@ -389,14 +408,17 @@ class Plan:
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or hasattr(module, "padding_mode"):
                 wanted = padding_of(module) if getattr(module, "padding_mode", "") == "zeros" else None
             elif user.op == "call_function" and user.target is F.pad:
-                wanted = _around(user, dims + 2)
-            elif type(module) in _ELEMENTWISE or user.target in _FUNCTIONS or self._is_whole_slice(user, node):
-                wanted = self._halo(user, dims)
+                wanted = zeros_around(user, dims + 2)
+            elif self.passes_on(user, node):
+                wanted = self.halo(user, dims)
             if wanted is not None and len(wanted) == dims:
                 most = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(most, wanted, strict=True)]
         return most
 
-    def _is_whole_slice(self, user: fx.Node, node: fx.Node) -> bool:
+    def passes_on(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether what reads a node makes each number from that one alone, and leaves it where it is."""
+        if type(self.traced.module_of(user)) in _ELEMENTWISE or user.target in _FUNCTIONS:
+            return True
         return user.target is operator.getitem and self.traced.single[user].shape == self.shape(node)
 
     # -- forms -------------------------------------------------------------------------------------------------------
@@ -461,11 +483,6 @@ def is_indexed(node: fx.Node, depth: int) -> bool:
     return True
 
 
-def cut(positions: Tensor, slices: tuple[slice, ...]) -> Tensor:
-    cut: Tensor = operator.getitem(positions, slices)
-    return cut
-
-
 def table(positions: Tensor) -> Tensor:
     return positions.reshape(-1).to(torch.int32).contiguous()
 
@@ -473,31 +490,3 @@ def table(positions: Tensor) -> Tensor:
 def _never(x: Tensor) -> float:
     """The error of what is not to be rounded."""
     return float("inf")
-
-
-def windows_of(conv: Any, sizes: Sequence[int]) -> tuple[list[int], tuple[slice, ...], tuple[slice, ...]]:
-    """Of a convolution of padded sizes: the sizes of its outputs, the taps of its first window, where windows begin."""
-    outs = [
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(sizes, conv.kernel_size, conv.stride, conv.dilation, strict=True)
-    ]
-    taps = tuple(slice(0, d * (k - 1) + 1, d) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
-    return outs, taps, tuple(slice(0, (out - 1) * s + 1, s) for out, s in zip(outs, conv.stride, strict=True))
-
-
-def padding_of(conv: Any) -> list[tuple[int, int]]:
-    flat = list(getattr(conv, "_around", None) or conv._reversed_padding_repeated_twice)
-    return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
-
-
-def _around(node: fx.Node, dims: int) -> list[tuple[int, int]] | None:
-    """What `F.pad` puts around the dimensions after the second one; None: not zeros, or not only there."""
-    names = ("pad", "mode", "value")
-    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    pads: Any = given.get("pad")
-    if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0, 0.0):
-        return None
-    if not all(isinstance(p, int) and p >= 0 for p in pads) or len(pads) > 2 * (dims - 2):
-        return None
-    pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
-    return [(0, 0)] * (dims - 2 - len(pairs)) + pairs

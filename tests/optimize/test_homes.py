@@ -1,0 +1,115 @@
+"""Parts of concatenations are written where they belong: nothing is copied, nothing written over."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from filigree.ops.inference import MEAN
+from filigree.optimize.drafts import NotTaken
+from filigree.optimize.graphs import graph_of, plans_of
+from filigree.optimize.int8_errors import Int8Errors
+from filigree.optimize.planning import Plan
+from filigree.optimize.tracing import Traced
+
+
+class Dense(nn.Module):
+    """Each layer reads all before it; as in torchvision's DenseNet."""
+
+    def __init__(self, width=16, last=16):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width * (i + 1)) for i in range(3))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(width * (i + 1), last if i == 2 else width, 3, padding=1) for i in range(3)
+        )
+
+    def forward(self, x):
+        parts = [self.stem(x)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            parts.append(layer(F.relu(norm(torch.cat(parts, 1)))))
+        return torch.cat(parts, 1)
+
+
+class Branches(nn.Module):
+    """Of an Inception or a Fire module, the first one read with zeros around it, and by a layer of its own."""
+
+    def __init__(self, widths=(32, 16, 16)):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(3, width, k, padding=k // 2) for width, k in zip(widths, (1, 3, 5), strict=True)
+        )
+        self.own = nn.Conv2d(widths[0], 4, 3, padding=1)
+        self.last = nn.Conv2d(sum(widths), 4, 5, padding=2)
+
+    def forward(self, x):
+        first, second, third = (branch(x) for branch in self.branches)
+        first, third = F.relu(first), F.hardswish(F.gelu(third))
+        whole = torch.cat([first, F.max_pool2d(second, 3, 1, 1), third], 1)
+        return self.last(whole) + self.own(first)
+
+
+class Late(nn.Module):
+    """A part that is made before another concatenation has its place, and one that goes to two."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(48, 5, 3, padding=1)
+        self.d = nn.Conv2d(37, 3, 1)
+
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(a).relu()
+        inner = torch.cat([b, a], 1)
+        y = self.c(torch.cat([inner, a], 1))
+        return self.d(torch.cat([inner, y], dim=-3))
+
+
+def copies(plans):
+    return sum(draft.step.kind == MEAN and draft.step.taps == 1 for plan in plans for draft in plan.drafts)
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [(Dense(), 3), (Dense(last=7), 3), (Dense(width=5), 12), (Branches(), 1), (Branches((32, 16, 9)), 1),
+     (Branches((32, 16, 16)), 1), (Branches((12, 16, 16)), 4), (Late(), 2)],
+)  # fmt: skip
+@torch.no_grad()
+def test_parts_are_written_where_they_belong(isa, model, most):
+    """`most`: steps of norms that are read with others, of curves after curves, and of parts that are copied."""
+    model.eval()
+    x = torch.randn(3, 3, 6, 5)
+    expected = model(x)
+    traced = Traced(model, [x[:2]])
+    for tolerance in (0, 1):
+        plans = plans_of(traced, set(), Int8Errors(traced, tolerance))
+        assert len(plans) == 1
+        assert copies(plans) <= most
+        shared = [home.span for home in plans[0].homes.values()]
+        for draft in plans[0].drafts:  # scales of bytes are of what a layer reads
+            if draft.step.by_image and draft.step.source in shared:
+                assert draft.node.args[0] in plans[0].homes
+        for int8 in (False, True):
+            for draft in plans[0].drafts:
+                draft.form = "int8" if int8 and "int8" in draft.forms else "floats"
+            graph = graph_of(traced, plans, chunk=2)
+            for batch in (3, 1):
+                error = (graph(x[:batch]) - expected[:batch]).abs().max() / expected.abs().max()
+                assert error < (0.1 if int8 and tolerance else 1e-5)
+
+
+@pytest.mark.parametrize(("model", "refused"), [(Dense(), "layers.0"), (Branches(), "branches.0")])
+@torch.no_grad()
+def test_a_layer_that_is_not_taken_leaves_no_place(monkeypatch, model, refused):
+    model, x = model.eval(), torch.randn(2, 3, 6, 5)
+    expected, multiply = model(x), Plan._multiply
+
+    def refusing(plan, node, *args, **settings):
+        if node.target == refused:
+            raise NotTaken
+        multiply(plan, node, *args, **settings)
+
+    monkeypatch.setattr(Plan, "_multiply", refusing)
+    traced = Traced(model, [x])
+    plans = plans_of(traced, set(), Int8Errors(traced, 0))
+    torch.testing.assert_close(graph_of(traced, plans, chunk=2)(x), expected, rtol=1e-4, atol=1e-5)
