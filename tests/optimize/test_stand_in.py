@@ -133,7 +133,7 @@ def test_token_ids_are_taken():
 
 @pytest.mark.parametrize("part", ["hooks", "training"])
 def test_a_part_that_is_called_as_it_is_switches_nothing_off(part):
-    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.Linear(8, 4), nn.Dropout(0.0)).eval()
     if part == "hooks":
         prune.l1_unstructured(model[0], "weight", 0.5)
         with torch.no_grad():
@@ -143,8 +143,15 @@ def test_a_part_that_is_called_as_it_is_switches_nothing_off(part):
     equals_itself(model, torch.randn(3, 6))
     with torch.no_grad():
         assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
-        model[2].train()
+        model[2].train()  # which changes nothing
+        assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        model[3].train()
         assert not runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        model[3].eval()
+        handle = model[2].register_forward_pre_hook(lambda module, args: None)
+        assert not runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        handle.remove()
+        assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
 
 
 def clear_and_append(model, h):

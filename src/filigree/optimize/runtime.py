@@ -37,7 +37,12 @@ class Program(nn.Module):
 
 
 _VERSION = operator.attrgetter("_version")
-_MODE_AND_HOOKS = operator.attrgetter("training", "_forward_hooks", "_forward_pre_hooks")
+_TRAINING = operator.attrgetter("training")
+_ALIKE_IN_TRAINING = (  # modules that training mode does not change
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.Identity, nn.Flatten, nn.ReLU, nn.ReLU6, nn.SiLU,
+    nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Sequential,
+    nn.ModuleList,
+)  # fmt: skip
 
 
 class _Watch:
@@ -50,7 +55,9 @@ class _Watch:
     def __init__(self, model: nn.Module) -> None:
         count_fused_steps()
         self.modules = list(model.modules())
-        self.plain_modules = [m for m in self.modules[1:] if not m.training and not has_hooks(m)]
+        plain = [m for m in self.modules[1:] if not m.training and not has_hooks(m)]
+        self.hooks = [hooks for m in plain for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self.in_eval_mode = [m for m in plain if type(m) not in _ALIKE_IN_TRAINING]
         self.training = [m for m in self.modules[1:] if m.training]
         self.holders: list[dict[str, Any]] = [
             held
@@ -81,7 +88,11 @@ class _Watch:
 
     def plain(self) -> bool:
         """Whether modes and hooks are as they were; those that had hooks are called as modules, with what they have."""
-        return not any(map(any, map(_MODE_AND_HOOKS, self.plain_modules))) and all(m.training for m in self.training)
+        return (
+            not any(self.hooks)
+            and not any(map(_TRAINING, self.in_eval_mode))
+            and all(map(_TRAINING, self.training))
+        )  # fmt: skip
 
 
 def _has_address(tensor: Tensor) -> bool:
