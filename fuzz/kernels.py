@@ -301,7 +301,7 @@ class Driver:
             torch.randn(outputs) if self.random.random() < 0.4 else None for _ in range(5)
         )
         shift = None if factor is None else torch.randn(outputs)
-        curve = self.random.choice(("", "gelu", "gelu_tanh", "silu", "tanh"))
+        curve = self.random.choice(("", "gelu", "gelu_tanh", "silu", "tanh", "relu6"))
         relu = not curve and self.random.random() < 0.5
         finish = self.inference.Finishing(scale, bias, None if curve else slope, factor, shift, relu, curve)
 
@@ -315,7 +315,7 @@ class Driver:
             functional = torch.nn.functional
             y = {
                 "": lambda v: v, "gelu": functional.gelu, "silu": functional.silu, "tanh": torch.tanh,
-                "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
+                "relu6": functional.relu6, "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
             }[curve](y)  # fmt: skip
             return y if factor is None else y * factor + shift
 
@@ -403,6 +403,7 @@ class Driver:
             lambda: (nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.PReLU(b), nn.MaxPool2d(2, 2, ceil_mode=True),
                                    nn.BatchNorm2d(b), nn.Conv2d(b, c, (2, 1)), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                                    nn.Linear(c, a)), (a, self.random.randint(4, 9), self.random.randint(1, 9))),
+            lambda: (mixed(a, b, c), (a, self.random.randint(3, 8), self.random.randint(3, 9))),
             lambda: (nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU(), nn.Linear(b, c)), (c, a)),
             lambda: (nn.LSTM(a, b, self.random.randint(1, 2), batch_first=True,
                              bidirectional=self.random.random() < 0.5), (c, a)),
@@ -501,6 +502,27 @@ class Driver:
         torch.autograd.grad(sum(part.sum() for part in integers), (px, weight, bias, h, p))
         px, ph, h = leaf(first, 3 * hidden), leaf(first, 3 * hidden), leaf(first, hidden)
         torch.autograd.grad(self.rnn.gru_step(px, ph, h, p, numbers, seed).sum(), (px, ph, h, p))
+
+
+def mixed(a: int, b: int, c: int) -> torch.nn.Module:
+    """Depthwise and other grouped convolutions, gates of channels, concatenations."""
+    from torch import nn
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.widen, self.depth = nn.Conv2d(a, b, 1), nn.Conv2d(b, b, 3, padding=1, groups=b)
+            self.gate, self.narrow = nn.Conv2d(b, b, 1), nn.Conv2d(b, 16 * (c % 3 + 1), 3, padding=1)
+            self.groups = nn.Conv2d(self.narrow.out_channels, c * 2, 3, 2, groups=2)
+            self.last = nn.Conv2d(2 * self.narrow.out_channels + a, c, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.depth(torch.nn.functional.relu6(self.widen(x)))
+            z = self.narrow(y * self.gate(y.mean((2, 3), keepdim=True)).sigmoid()).relu()
+            joined = torch.cat([z, torch.nn.functional.max_pool2d(z, 3, 1, 1), x], 1)
+            return torch.cat([self.last(joined).flatten(1), self.groups(z).flatten(1)], 1)
+
+    return Mixed()
 
 
 class First(torch.nn.Module):
