@@ -82,6 +82,25 @@ def test_products_with_many_inputs_take_some_at_a_time(isa, coding, outputs, len
             assert torch.equal(one[0, :wide], y[0, 0])  # the number of points changes no bit
 
 
+@pytest.mark.parametrize(("groups", "outputs", "inputs"), [(2, 16, 5), (3, 32, 300), (5, 80, 16)])
+def test_products_of_groups(isa, groups, outputs, inputs):
+    generator = torch.Generator().manual_seed(groups)
+    weight = torch.randn(groups, outputs, inputs, generator=generator)
+    parts = torch.randn(5, groups * outputs, generator=generator)
+    finish = Finishing(*parts, relu=True)
+    packed = pack("floats", weight.flatten(0, 1), torch.arange(inputs))._replace(groups=groups, shift=inputs + 3)
+    points, wide, size = 7, groups * outputs, groups * (inputs + 3)
+    step = Step(
+        MULTIPLY, 0, 1, points, (torch.arange(points) * size).int(), (torch.arange(points) * wide).int(),
+        weight=packed, finish=finish.packed(wide), work=1 << 20,
+    )  # fmt: skip
+    x = torch.randn(3, points, groups, inputs + 3, generator=generator)
+    y = run(step, [Span(points * size), Span(points * wide)], x.flatten(1)).view(3, points, wide)
+    sums = torch.einsum("ipgk,gok->ipgo", x[..., :inputs].double(), weight.double()).flatten(2) * parts[0] + parts[1]
+    expected = torch.where(sums < 0, sums * parts[2], sums) * parts[3] + parts[4]
+    torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("coding", EXACT)
 @pytest.mark.parametrize("kind", ["relu", "slope", "all"])
 def test_what_becomes_of_the_sums(isa, coding, kind):

@@ -23,7 +23,7 @@ def conv(rng, c, out, **settings):
 
 def group(rng, c):
     groups = rng.choice([d for d in range(1, c + 1) if c % d == 0])
-    return nn.Conv2d(c, groups * rng.choice([1, 2, 3]), 3, padding=1, groups=groups)
+    return nn.Conv2d(c, groups * rng.choice([1, 2, 3, 4, 8, 16]), 3, padding=1, groups=groups)
 
 
 def norm(rng, c):

@@ -80,7 +80,7 @@ class Step:
     work: int = 0
 
     def plain(self) -> tuple[Any, ...]:
-        weight = (0,) * 9 if self.weight is None else self.weight.plain()
+        weight = (0,) * 11 if self.weight is None else self.weight.plain()
         return (
             self.kind, self.source, self.other, self.third, self.target, self.points, self.taps, self.channels,
             self.reads.data_ptr(), address(self.others), address(self.writes), self.clear, self.by_image,

@@ -62,11 +62,13 @@ class PanelWeight(NamedTuple):
     starts: Tensor | None
     runs: Tensor  # (runs, 2) int32: where neighbours among the inputs begin, and how many they are
     totals: Tensor | None = None  # int32: of bytes the sums of each output's weights, of windows where they begin
+    groups: int = 1  # of panels, of floats: each reads the inputs `shift` numbers after those of the one before
+    shift: int = 0
 
     def plain(self) -> tuple[Any, ...]:
         return (
             CODINGS.index(self.coding), self.depth, self.panels, self.values.data_ptr(), address(self.masks),
-            address(self.starts), self.runs.data_ptr(), len(self.runs), address(self.totals),
+            address(self.starts), self.runs.data_ptr(), len(self.runs), address(self.totals), self.groups, self.shift,
         )  # fmt: skip
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,12 @@ from filigree.nn.sparse.masked import MaskedLayer
 from filigree.nn.sparse.sparse_layer import SparseLayer
 from filigree.ops.inference import Finishing
 from filigree.ops.int8 import int8_weight
-from filigree.ops.panel_weights import PanelWeight, pack
+from filigree.ops.panel_weights import PANEL, PanelWeight, pack
 
 _MOST_COLUMNS = 65536  # of 16 bits
 _FEW = 8  # vectors of inputs, for which the nonzeros of each row may be taken one by one
 _SPARSE = 0.75  # the density from which on no sparse form is tried
+_MOST_TOGETHER = 4  # groups of a convolution that are multiplied as one
 _MOST_NUMBERS = 1 << 24  # of a grouped convolution's weight with the zeros between its groups
 
 
@@ -32,6 +34,7 @@ class LayerWeight:
     integers: Tensor | None = None
     scale: Tensor | None = None
     relu: bool = False
+    groups: int = 1
 
     def in_int8(self) -> tuple[Tensor, Tensor]:
         """The weight as integers of -127 to 127, and the scale of each output."""
@@ -48,7 +51,7 @@ class LayerWeight:
         """
         density = float(self.matrix.count_nonzero()) / max(1, self.matrix.numel())
         forms_by_coding: dict[str, tuple[PanelWeight, Tensor | None]] = {
-            "floats": (pack("floats", self.matrix, positions), None)
+            "floats": (self._by_groups(positions) or pack("floats", self.matrix, positions), None)
         }
         if self.integers is not None:
             forms_by_coding["bytes"] = pack("bytes", self.integers, positions), self.scale
@@ -66,6 +69,21 @@ class LayerWeight:
                 codings.append("int8 tiles" if points > _FEW else "int8 bitmap")
             forms_by_coding |= {coding: (pack(coding, integers, positions), scale) for coding in codings}
         return forms_by_coding
+
+    def _by_groups(self, positions: Tensor) -> PanelWeight | None:
+        """What is not zero in the matrix of a grouped convolution: of as many groups together as fill whole panels.
+
+        None: there are no such groups, or so many of them fill a panel that most of it would be zeros.
+        """
+        outputs, inputs = self.matrix.shape
+        together = PANEL // math.gcd(PANEL, outputs // self.groups)
+        count = self.groups // together
+        if count < 2 or self.groups % together or together > _MOST_TOGETHER:
+            return None
+        rows, columns = outputs // count, inputs // count
+        blocks = [self.matrix[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] for i in range(count)]
+        weight = pack("floats", torch.cat(blocks), positions[:columns])
+        return weight._replace(groups=count, shift=int(positions[columns] - positions[0]))
 
 
 def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
@@ -100,7 +118,8 @@ def weight_of(module: Any) -> tuple[Any, LayerWeight] | None:
                     return None
                 matrix = torch.block_diag(*matrix.chunk(layer.groups))
     bias = None if layer.bias is None else layer.bias.detach()
-    return layer, LayerWeight(matrix, bias, integers, scale, relu)
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    return layer, LayerWeight(matrix, bias, integers, scale, relu, groups)
 
 
 def is_depthwise(conv: Any) -> bool:

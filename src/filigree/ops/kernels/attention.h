@@ -80,7 +80,7 @@ inline PanelWeight packed(const float *x, const int32_t *at, int64_t count, int6
       std::fill(to + given, to + wide, 0.0f);
     }
   }
-  return {FLOATS, depth, panels, memory, nullptr, nullptr, run, 1, nullptr};
+  return {FLOATS, depth, panels, memory, nullptr, nullptr, run, 1, nullptr, 1, 0};
 }
 
 // s[j] = exp(scale s[j]) / their sum, j < count; of `width` numbers, whole vectors

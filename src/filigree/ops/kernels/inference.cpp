@@ -86,6 +86,18 @@ inline void pixels_and_blocks(const Operation &o, int64_t images, int thread, in
 }
 
 void multiply(const Operation &o, Area in, Area out, int64_t images, int thread, int threads, float *tile) {
+  if (o.weight.groups > 1) {
+    Operation group = o;
+    PanelWeight &w = group.weight;
+    w.groups = 1, w.panels /= o.weight.groups;
+    const int64_t outputs = w.panels * LANES_OF_A_PANEL;
+    for (int64_t g = 0; g < o.weight.groups; ++g, in.data += w.shift, out.data += outputs) {
+      group.finish = finishing_from(o.finish, g * outputs);
+      multiply(group, in, out, images, thread, threads, tile);
+      w.values = static_cast<const float *>(w.values) + outputs * w.depth;
+    }
+    return;
+  }
   if (is_by_vector(o.weight)) return multiply_vectors(o, in, out, images, thread, threads);
   if (o.weight.coding == TILES) {
     const Part part(images * o.points, thread, threads);

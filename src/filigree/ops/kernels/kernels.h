@@ -153,6 +153,7 @@ struct Finishing {
 // NARROW_WINDOWS: the same of each half of a panel; `masks` are bytes.
 // INT8 and those after it: inputs and weights are bytes (byte_products.h), of each run in groups of four, the last one
 // filled with zeros; `depth` counts those too, and `totals` are the sums of each output's weights.
+// FLOATS in several groups: as many panels of each read the inputs `shift` numbers after those of the group before.
 enum Coding : int32_t {
   FLOATS,
   SIGNED_BYTES,
@@ -174,6 +175,7 @@ struct PanelWeight {
   const int32_t *run;
   int64_t runs;
   const int32_t *totals;
+  int64_t groups, shift;
 };
 
 // A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin

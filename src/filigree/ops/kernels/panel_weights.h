@@ -65,6 +65,13 @@ inline V finished(V v, const Finishing &f, int64_t c) {
   return sums[0][0];
 }
 
+// The same for outputs of which the first one is number `first`.
+inline Finishing finishing_from(Finishing f, int64_t first) {
+  for (const float **part : {&f.scale, &f.bias, &f.slope, &f.factor, &f.shift})
+    if (*part) *part += first;
+  return f;
+}
+
 struct PanelBlock {
   int64_t first;  // panel
   int panels;
