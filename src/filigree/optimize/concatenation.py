@@ -31,7 +31,7 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
     is_whole = sum(counts[:-1]) % PANEL == 0  # the last part, with the zeros after it
     clear = out.span not in plan.written and (out.has_halo or not is_whole)
     plan.written.add(out.span)
-    for number, (part, place) in enumerate(zip(parts, parts_of(plan, node, out), strict=True), 1):
+    for number, (part, place) in enumerate(zip(parts, parts_of(plan.traced, node, out), strict=True), 1):
         if part.span == place.span and torch.equal(part.positions, place.positions):
             continue
         reads = part.positions[0, 0].reshape(-1)

@@ -30,8 +30,9 @@ def take(plan: Plan, node: fx.Node) -> bool:
 
     What is laid out must have the node's size for one sample, and its samples along the same dimension.
     """
-    before = list(plan.sizes), list(plan.drafts), dict(plan.layouts), dict(plan.makers)
-    places = dict(plan.homes), set(plan.written)
+    before = (
+        list(plan.sizes), list(plan.drafts), dict(plan.layouts), dict(plan.makers), dict(plan.homes), set(plan.written),
+    )  # fmt: skip
     try:
         plan.layouts[node] = layout = _laid_out(plan, node)
         value = plan.traced.single[node]
@@ -42,8 +43,7 @@ def take(plan: Plan, node: fx.Node) -> bool:
         ):
             raise NotTaken
     except (NotTaken, RuntimeError, IndexError, TypeError, ValueError):
-        plan.sizes, plan.drafts, plan.layouts, plan.makers = before
-        plan.homes, plan.written = places
+        plan.sizes, plan.drafts, plan.layouts, plan.makers, plan.homes, plan.written = before
         return False
     plan.nodes.append(node)
     return True

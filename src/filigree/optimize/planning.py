@@ -17,7 +17,7 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
-from filigree.optimize.homes import home_of
+from filigree.optimize.homes import goal_of, parts, parts_of
 from filigree.optimize.int8_errors import Int8Errors, int8_error
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
 from filigree.optimize.recurrent import Direction, recurrent_error
@@ -364,8 +364,13 @@ class Plan:
     def pixels_for(self, node: fx.Node, channels: int, sizes: Sequence[int]) -> Layout:
         """A layout for what a node makes, pixel by pixel, with the zeros around that its readers want: a new one, or a
         part of that of a concatenation it goes to."""
-        if (part := home_of(self, node, sizes)) is not None:
-            return part
+        if (goal := goal_of(self.traced, node, self.passes_on)) is not None:
+            concatenation, part = goal
+            if concatenation not in self.homes:
+                total = self.shape(concatenation)[1]
+                self.homes[concatenation] = self.pixels_for(concatenation, total, sizes)
+            within = parts_of(self.traced, concatenation, self.homes[concatenation])
+            return within[parts(concatenation).index(part)]
         halo = self.halo(node, len(sizes))
         return by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
 
