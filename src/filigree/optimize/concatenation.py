@@ -13,7 +13,8 @@ from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken
 from filigree.optimize.homes import parts_of
 from filigree.optimize.layouts import Layout
-from filigree.optimize.planning import Plan, is_indexed, table
+from filigree.optimize.planning import Plan, table
+from filigree.optimize.tracing import is_indexed
 
 
 def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Layout:
@@ -28,14 +29,13 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
         return joined
     counts = [part.positions.shape[1] for part in parts]
     out = plan.homes.get(node) or plan.pixels_for(node, sum(counts), parts[0].positions.shape[2:])
-    is_whole = sum(counts[:-1]) % PANEL == 0  # the last part, with the zeros after it
-    clear = out.span not in plan.written and (out.has_halo or not is_whole)
-    plan.written.add(out.span)
+    ends_whole = sum(counts[:-1]) % PANEL == 0  # then the last part brings the zeros after it
+    clear = plan.clears(out, has_gaps=not ends_whole)
     for number, (part, place) in enumerate(zip(parts, parts_of(plan.traced, node, out), strict=True), 1):
         if part.span == place.span and torch.equal(part.positions, place.positions):
             continue
         reads = part.positions[0, 0].reshape(-1)
-        channels = padded(counts[-1]) if is_whole and number == len(parts) else part.positions.shape[1]
+        channels = padded(counts[-1]) if ends_whole and number == len(parts) else part.positions.shape[1]
         step = Step(
             MEAN, part.span, out.span, len(reads), table(reads), table(place.positions[0, 0]), channels=channels,
             clear=clear, work=part.positions.numel() // 4,
@@ -47,10 +47,10 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
 
 def _side_by_side(parts: list[Layout]) -> Layout | None:
     """What parts are that lie beside one another already, as the first ones of a larger concatenation do."""
-    first = parts[0]
-    if any(part.span != first.span or part.halo != first.halo or part.whole is None for part in parts):
+    first, wholes = parts[0], [part.whole for part in parts if part.whole is not None]
+    if len(wholes) < len(parts) or any(part.span != first.span or part.halo != first.halo for part in parts):
         return None
-    whole = torch.cat([part.whole for part in parts if part.whole is not None], 1)
+    whole = torch.cat(wholes, 1)
     count = torch.arange(whole.shape[1]).view(1, -1, *[1] * (whole.dim() - 2))
     if not torch.equal(whole, whole[:, :1] + count):
         return None

@@ -20,17 +20,21 @@ def goal_of(
     traced: Traced, node: fx.Node, passes_on: Callable[[fx.Node, fx.Node], bool]
 ) -> tuple[fx.Node, fx.Node] | None:
     """The largest concatenation that a node's numbers go to, and which of its parts they are: the node, or what makes
-    numbers of the node's alone.
+    numbers of the node's alone, and may write over these.
 
-    Steps write whole panels: all parts but the last must have a multiple of 16 channels.
+    Steps write whole panels: all parts but the last must have a multiple of 16 channels; where a concatenation's have
+    not, its copies leave gaps that only memory of its own is cleared for.
     """
+    if node.target in CONCATENATIONS and not _takes_panels(traced, node):
+        return None
     goals = _goals(traced, node, passes_on)
     return max(goals, key=lambda goal: traced.single[goal[0]].shape[1], default=None)
 
 
 def parts(concatenation: fx.Node) -> list[Any]:
-    given: Any = concatenation.args[0]
-    return list(given)
+    """What is given to it by position: the nodes of a list, else nothing."""
+    given = concatenation.args[0] if concatenation.args else None
+    return list(given) if isinstance(given, list | tuple) else []
 
 
 def parts_of(traced: Traced, concatenation: fx.Node, layout: Layout) -> list[Layout]:
@@ -43,20 +47,22 @@ def parts_of(traced: Traced, concatenation: fx.Node, layout: Layout) -> list[Lay
 
 def _goals(traced: Traced, node: fx.Node, passes_on: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
     for user in node.users:
-        if user.op == "call_function" and user.target in CONCATENATIONS and _takes_panels(traced, user):
+        if user.target in CONCATENATIONS and _takes_panels(traced, user):
             yield user, node
-    if len(node.users) == 1:
+    if len(node.users) == 1 and node.target not in CONCATENATIONS:  # whose numbers are those of its parts
         (user,) = node.users
         if user in traced.single and passes_on(user, node):
             yield from _goals(traced, user, passes_on)
 
 
-def _takes_panels(traced: Traced, user: fx.Node) -> bool:
-    given = user.args[0] if user.args else None
-    dim = user.kwargs.get("dim", user.args[1] if len(user.args) > 1 else 0)
-    if not isinstance(given, list | tuple) or not all(isinstance(each, fx.Node) for each in given):
+def _takes_panels(traced: Traced, concatenation: fx.Node) -> bool:
+    """Whether it is along the channels of images, and all parts but the last fill whole panels."""
+    given = parts(concatenation)
+    args = concatenation.args
+    dim = concatenation.kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if not given or not all(isinstance(each, fx.Node) and each in traced.single for each in (concatenation, *given)):
         return False
-    if not all(each in traced.single for each in (user, *given)) or not isinstance(dim, int):
+    dims = traced.single[concatenation].dim()
+    if dims < 3 or not isinstance(dim, int) or dim % dims != 1:
         return False
-    dims = traced.single[user].dim()
-    return dims > 2 and dim % dims == 1 and not any(traced.single[part].shape[1] % PANEL for part in parts(user)[:-1])
+    return not any(traced.single[part].shape[1] % PANEL for part in given[:-1])

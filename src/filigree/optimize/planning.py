@@ -17,11 +17,11 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
-from filigree.optimize.homes import goal_of, parts, parts_of
+from filigree.optimize.homes import CONCATENATIONS, goal_of, parts, parts_of
 from filigree.optimize.int8_errors import Int8Errors, int8_error
 from filigree.optimize.layouts import Layout, by_pixel, is_affine, numbers_by_pixel, sums_of
 from filigree.optimize.recurrent import Direction, recurrent_error
-from filigree.optimize.tracing import Traced
+from filigree.optimize.tracing import Traced, is_indexed
 from filigree.optimize.weights import LayerWeight
 from filigree.optimize.windows import cut, padding_of, windows_of, zeros_around
 
@@ -372,13 +372,16 @@ class Plan:
             within = parts_of(self.traced, concatenation, self.homes[concatenation])
             return within[parts(concatenation).index(part)]
         halo = self.halo(node, len(sizes))
+        for part in parts(node) if node.target in CONCATENATIONS else ():  # which are read there
+            wanted = self.halo(part, len(sizes))
+            halo = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(halo, wanted, strict=True)]
         return by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
 
-    def clears(self, out: Layout) -> bool:
-        """Whether a step that writes there must write zeros first: those around the pixels, where it is the first."""
+    def clears(self, out: Layout, has_gaps: bool = False) -> bool:
+        """Whether a step that writes there must write zeros first: around the pixels or in gaps, if it is the first."""
         is_first = out.span not in self.written
         self.written.add(out.span)
-        return out.has_halo and is_first
+        return (out.has_halo or has_gaps) and is_first
 
     def pixels(self, node: fx.Node) -> Layout:
         """The layout of a node, pixel by pixel."""
@@ -424,7 +427,10 @@ class Plan:
         """Whether what reads a node makes each number from that one alone, and leaves it where it is."""
         if type(self.traced.module_of(user)) in _ELEMENTWISE or user.target in _FUNCTIONS:
             return True
-        return user.target is operator.getitem and self.traced.single[user].shape == self.shape(node)
+        if user.target is not operator.getitem or self.traced.single[user].shape != self.shape(node):
+            return False
+        index: Any = user.args[1]
+        return all(isinstance(each, slice) or each is ... for each in (index if isinstance(index, tuple) else (index,)))
 
     # -- forms -------------------------------------------------------------------------------------------------------
 
@@ -475,17 +481,6 @@ def _are_channels(positions: Tensor, draft: Draft) -> bool:
     rows = positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None]
     whole = torch.equal(rows, rows[:1] + torch.arange(draft.outputs)[:, None])
     return whole and torch.equal(table(rows[0].sort().values), draft.step.writes.sort().values)
-
-
-def is_indexed(node: fx.Node, depth: int) -> bool:
-    """Whether all that read a tuple take one of its parts, and of those that are tuples again likewise."""
-    for user in node.users:
-        if user.op != "call_function" or user.target is not operator.getitem or not isinstance(user.args[1], int):
-            return False
-        is_tensor = depth == 1 or (user.args[1] == 0 and node.op == "call_module")
-        if not is_tensor and not is_indexed(user, depth - 1):
-            return False
-    return True
 
 
 def table(positions: Tensor) -> Tensor:

@@ -38,10 +38,11 @@ class Program(nn.Module):
 
 _VERSION = operator.attrgetter("_version")
 _TRAINING = operator.attrgetter("training")
+_HOOKS = operator.attrgetter("_forward_hooks")
+_PRE_HOOKS = operator.attrgetter("_forward_pre_hooks")
 _ALIKE_IN_TRAINING = (  # modules that training mode does not change
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.Identity, nn.Flatten, nn.ReLU, nn.ReLU6, nn.SiLU,
-    nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Sequential,
-    nn.ModuleList,
+    nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
 
 
@@ -54,14 +55,13 @@ class _Watch:
 
     def __init__(self, model: nn.Module) -> None:
         count_fused_steps()
-        self.modules = list(model.modules())
-        plain = [m for m in self.modules[1:] if not m.training and not has_hooks(m)]
-        self.hooks = [hooks for m in plain for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self.in_eval_mode = [m for m in plain if type(m) not in _ALIKE_IN_TRAINING]
-        self.training = [m for m in self.modules[1:] if m.training]
+        modules = list(model.modules())
+        self.plain_modules = [m for m in modules[1:] if not m.training and not has_hooks(m)]
+        self.in_eval_mode = [m for m in self.plain_modules if type(m) not in _ALIKE_IN_TRAINING]
+        self.training = [m for m in modules[1:] if m.training]
         self.holders: list[dict[str, Any]] = [
             held
-            for module in self.modules
+            for module in modules
             for held in (module._parameters, module._buffers, module._modules)
             if held
         ]  # fmt: skip
@@ -89,7 +89,8 @@ class _Watch:
     def plain(self) -> bool:
         """Whether modes and hooks are as they were; those that had hooks are called as modules, with what they have."""
         return (
-            not any(self.hooks)
+            not any(map(_HOOKS, self.plain_modules))
+            and not any(map(_PRE_HOOKS, self.plain_modules))
             and not any(map(_TRAINING, self.in_eval_mode))
             and all(map(_TRAINING, self.training))
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -217,3 +218,14 @@ class _Interpreter(fx.Interpreter):
         if written:
             self.changed[n] = written
         return result
+
+
+def is_indexed(node: fx.Node, depth: int) -> bool:
+    """Whether all that read a tuple take one of its parts, and of those that are tuples again likewise."""
+    for user in node.users:
+        if user.op != "call_function" or user.target is not operator.getitem or not isinstance(user.args[1], int):
+            return False
+        is_tensor = depth == 1 or (user.args[1] == 0 and node.op == "call_module")
+        if not is_tensor and not is_indexed(user, depth - 1):
+            return False
+    return True

@@ -89,33 +89,29 @@ inline V hard_sigmoid(V x) { return within(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f)
 
 inline V gelu_by_tanh(V x) { return x * sigmoid(x * (1.59576912f + 0.0713548162f * x * x)); }
 
-// call(function) for a curve
-template <class Call>
-inline void with_curve(int32_t curve, Call call) {
-  switch (curve) {
-    case GELU:
-      return call([](V x) { return gelu(x); });
-    case GELU_TANH:
-      return call([](V x) { return gelu_by_tanh(x); });
-    case SILU:
-      return call([](V x) { return x * sigmoid(x); });
-    case TANH:
-      return call([](V x) { return tanh_of(x); });
-    case SIGMOID:
-      return call([](V x) { return sigmoid(x); });
-    case HARD_SIGMOID:
-      return call([](V x) { return hard_sigmoid(x); });
-    case HARD_SWISH:
-      return call([](V x) { return x * hard_sigmoid(x); });
-    case RELU6:
-      return call([](V x) { return within(x, 0.0f, 6.0f); });
-  }
+template <class Function>
+inline void each(V *x, int count, Function function) {
+  for (int i = 0; i < count; ++i) x[i] = function(x[i]);
 }
 
+// The curves whose code is long, of several vectors.
 [[gnu::noinline]] inline void curves_of(int32_t curve, V *x, int count) {
-  with_curve(curve, [&](auto function) {
-    for (int i = 0; i < count; ++i) x[i] = function(x[i]);
-  });
+  switch (curve) {
+    case GELU:
+      return each(x, count, [](V v) { return gelu(v); });
+    case GELU_TANH:
+      return each(x, count, [](V v) { return gelu_by_tanh(v); });
+    case SILU:
+      return each(x, count, [](V v) { return v * sigmoid(v); });
+    case TANH:
+      return each(x, count, [](V v) { return tanh_of(v); });
+    case SIGMOID:
+      return each(x, count, [](V v) { return sigmoid(v); });
+    case HARD_SIGMOID:
+      return each(x, count, [](V v) { return hard_sigmoid(v); });
+    case HARD_SWISH:
+      return each(x, count, [](V v) { return v * hard_sigmoid(v); });
+  }
 }
 
 }  // namespace

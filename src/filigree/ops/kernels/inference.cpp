@@ -76,7 +76,7 @@ void multiply_vectors(const Operation &o, Area in, Area out, int64_t images, int
 // call(the first and the end of some pixels, a block of panels) for a thread's part of all pixels and blocks
 template <class Call>
 inline void pixels_and_blocks(const Operation &o, int64_t images, int thread, int threads, Call call) {
-  const int64_t points = images * o.points, blocks = (o.weight.panels + WIDTH - 1) / WIDTH;
+  const int64_t points = images * o.points, blocks = blocks_of(o.weight);
   const Part part(points * blocks, thread, threads);
   for (int64_t unit = part.from, to; unit < part.to; unit += to - unit % points) {
     const int64_t from = unit % points;

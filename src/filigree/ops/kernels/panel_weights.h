@@ -205,7 +205,7 @@ class Stream {
 struct Inputs {
   int64_t run, at, last, end;
   bool begin, complete;  // whether they are the first, the last ones
-  // The first `most` of them, a multiple of 16; sums that take numbers in turns begin with the same one then.
+  // The first `most` of them. A run is cut at multiples of 16, so that sums that take numbers in turns go on as before.
   Inputs(const PanelWeight &w, int64_t most) : run(0), at(0), begin(true) { take(w, most); }
   void next(const PanelWeight &w, int64_t most) {
     run = last, at = end, begin = false;
@@ -313,7 +313,7 @@ inline void for_panels(const PanelBlock &block, int64_t count, Call call) {
   }
 }
 
-// The same for `count` vectors, 1 <= count <= tile_size.
+// `multiply_tile` for `count` vectors, 1 <= count <= tile_size.
 template <Coding C, int B>
 inline void multiply_some(const PanelWeight &w, const Inputs &inputs, Stream<C, B> &weights, int count,
                           const float *const *x, V *kept, float *const *y, const Finishing &finish, int64_t c) {
