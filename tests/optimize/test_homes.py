@@ -80,22 +80,29 @@ class Over(nn.Module):
 
 
 class Permuted(nn.Module):
-    """A part whose channels change places, one given by name, and one in which gaps are between the parts."""
+    """A part whose channels change places, and parts that are given by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.d, self.e = nn.Conv2d(3, 16, 1), nn.Conv2d(32, 16, 3), nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        permuted = self.a(x)[:, [*range(1, 16), 0]]
+        y = self.d(torch.cat([permuted, self.a(x)], 1)) + self.e(permuted)
+        return torch.cat(tensors=[y, y], dim=1)
+
+
+class Gaps(nn.Module):
+    """The last part is a concatenation that leaves gaps after its own."""
 
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(3, 6, 1)
-        self.d, self.e, self.f = nn.Conv2d(32, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(27, 16, 3)
+        self.d = nn.Conv2d(27, 4, 3)
 
     def forward(self, x):
-        a, b, c = self.a(x), self.b(x), self.c(x)
-        permuted = self.a(x)[:, [*range(1, 16), 0]]
-        y = (
-            self.d(torch.cat([permuted, a], 1))
-            + self.e(permuted)
-            + self.f(torch.cat([self.a(x), torch.cat([b, c], 1)], 1))
-        )
-        return torch.cat(tensors=[y, y], dim=1)
+        a = self.a(x)
+        return self.d(torch.cat([a, torch.cat([self.b(x), self.c(x)], 1)], 1))
 
 
 class Padded(nn.Module):
@@ -130,7 +137,7 @@ def copies(plans):
     ("model", "most"),
     [(Dense(), 3), (Dense(last=7), 3), (Dense(width=5), 12), (Branches(), 1), (Branches((32, 16, 9)), 1),
      (Branches((32, 16, 16)), 1), (Branches((12, 16, 16)), 4), (Late(), 2),
-     (Over(), 9), (Permuted(), 9), (Padded(), 0)],
+     (Over(), 9), (Permuted(), 9), (Gaps(), 3), (Padded(), 0)],
 )  # fmt: skip
 @torch.no_grad()
 def test_parts_are_written_where_they_belong(isa, model, most):
