@@ -37,6 +37,7 @@ class Program(nn.Module):
 
 
 _VERSION = operator.attrgetter("_version")
+_VALUES = operator.methodcaller("values")  # a scripted module holds no plain dict
 _TRAINING = operator.attrgetter("training")
 _HOOKS = operator.attrgetter("_forward_hooks")
 _PRE_HOOKS = operator.attrgetter("_forward_pre_hooks")
@@ -73,7 +74,7 @@ class _Watch:
         self.addresses, self.versions = self._of_tensors()
 
     def _of_holders(self) -> list[Any]:
-        return list(itertools.chain.from_iterable(map(dict.values, self.holders)))
+        return list(itertools.chain.from_iterable(map(_VALUES, self.holders)))
 
     def _of_tensors(self) -> tuple[list[int], list[int]]:
         return list(map(Tensor.data_ptr, self.tensors)), list(map(_VERSION, self.counted))
