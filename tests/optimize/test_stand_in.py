@@ -259,6 +259,7 @@ ODD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:optimize_. the model's weights")
 @pytest.mark.parametrize("name", ODD)
 def test_odd_forwards_stay_what_they_are(name):
     plain = Between(ODD[name]).eval()

@@ -67,7 +67,10 @@ class _Watch:
             if held
         ]  # fmt: skip
         self.held = self._of_holders()
+        own = [vars(module) for module in modules if not has_hooks(module)]  # hooks may write theirs at each call
+        self.attributes = [(held, name, held[name]) for held in own for name in held if isinstance(held[name], Tensor)]
         tensors = [value for value in self.held if isinstance(value, Tensor)]
+        tensors += [value for _, _, value in self.attributes]
         self.tensors = [tensor for tensor in tensors if _has_address(tensor)]
         self.memory = [tensor.detach() for tensor in self.tensors]
         self.counted = [tensor for tensor in tensors if not tensor.is_inference()]  # those that have a version
@@ -85,6 +88,7 @@ class _Watch:
             self._of_tensors() == (self.addresses, self.versions)
             and len(held) == len(self.held)
             and all(map(operator.is_, held, self.held))
+            and all(held.get(name) is value for held, name, value in self.attributes)
         )
 
     def plain(self) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from filigree.config import one_line
-from filigree.optimize.encoders import plain_call, with_layered_attention
+from filigree.optimize.encoders import with_layered_attention
+from filigree.optimize.tracer import Tracer
 from filigree.preserved import has_hooks
 from filigree.rollback import AllOrNothing
-from filigree.summary import says
 
 
 class NotTraceable(Exception):
@@ -44,21 +44,6 @@ class _Three(_One):
 _CALLS = {1: _One, 2: _Two, 3: _Three}
 
 
-class _Tracer(fx.Tracer):
-    """Layers of torch and filigree, and modules with hooks, are nodes; all else is looked into, also encoders."""
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        plain = plain_call(m, args, kwargs)
-        return super().call_module(m, forward, args, kwargs) if plain is None else plain()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if has_hooks(m):
-            return True
-        if says(m):
-            return not getattr(m, "calls_layers_only", False)
-        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-
-
 class Traced:
     """A model's graph.
 
@@ -76,16 +61,21 @@ class Traced:
         self.root = _CALLS[len(inputs)](with_layered_attention(model))
         self.root.training = model.training
         self.dense: dict[str, nn.Module] = {}
+        first = [x[:1] for x in inputs]
+        examples = [[x.clone() for x in first], [torch.cat([x, x]) for x in first]]
+        hooked = any(map(has_hooks, model.modules()))  # hooks do not run while a model is traced
         try:
-            with AllOrNothing(self.root, values=False) as before:
-                graph = _Tracer(param_shapes_constant=True).trace(self.root)
+            with torch.no_grad():
+                for example in [] if hooked else examples:  # what layers keep from their first call on is there then
+                    self.root(*(x.clone() for x in example))
+            with AllOrNothing(self.root.model, values=False) as before, torch.no_grad():
+                graph = Tracer([] if hooked else examples).trace(self.root)
                 if before.has_changed():
                     raise NotTraceable("it keeps what it computes")
                 self.module = fx.GraphModule(self.root, graph)
                 self.graph = self.module.graph
                 self.changed: dict[fx.Node, list[fx.Node]] = {}  # the inputs that a node writes into
                 self.values = self._run(inputs)
-                first = [x[:1] for x in inputs]
                 self.single = self._run(first)
                 self.double = self._run([torch.cat([x, x]) for x in first])
                 if before.has_drawn():
@@ -142,8 +132,9 @@ class Traced:
         return node.op != "call_module" and all(holds)
 
     def _constants(self) -> set[fx.Node]:
-        """The nodes that depend on parameters and buffers alone."""
+        """The nodes that depend on parameters, buffers and tensors that the model made of no input alone."""
         named = {name for name, _ in (*self.root.named_parameters(), *self.root.named_buffers())}
+        named |= {name for name, value in vars(self.root).items() if isinstance(value, Tensor)}
         nodes: set[fx.Node] = set()
         for node in self.graph.nodes:
             inputs = node.all_input_nodes

@@ -1,0 +1,143 @@
+"""A tracer that runs a model on examples as it goes, so that sizes are numbers, but for those of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from filigree.optimize.encoders import plain_call
+from filigree.preserved import has_hooks
+from filigree.summary import says
+
+_PLAIN = (int, float, str, torch.Size, torch.dtype, torch.device)
+_ASKED = ("shape", "dtype", "device", "ndim")
+_CALLED = {"size": "shape", "dim": "ndim", "ndimension": "ndim"}
+
+
+class Tracer(fx.Tracer):
+    """Layers of torch and filigree, and modules with hooks, are nodes; all else is looked into, also encoders.
+
+    Each node is computed for `examples`, the inputs as one sample and as two. What code asks of a tensor's shape, type
+    and device is then a plain number where both agree, so that it may decide by it and make tensors of such sizes:
+    these are constants of the graph. `values`: of each node, for each of the examples.
+    """
+
+    def __init__(self, examples: Sequence[Sequence[Tensor]]) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.examples, self.values = examples, dict[fx.Node, list[Any]]()
+        self._computes = False
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._computes:
+            return forward(*args, **kwargs)
+        plain = plain_call(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs) if plain is None else plain()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if has_hooks(m):
+            return True
+        if says(m):
+            return not getattr(m, "calls_layers_only", False)
+        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return attr_val if self._computes else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, *rest, **named)
+        if kind != "output":
+            number = sum(other.op == "placeholder" for other in self.values) if kind == "placeholder" else 0
+            self._computes = True
+            try:
+                self.values[node] = [self._value(node, which, number) for which in range(len(self.examples))]
+            finally:
+                self._computes = False
+        return node
+
+    def _value(self, node: fx.Node, which: int, number: int) -> Any:
+        if node.op == "placeholder":
+            return self.examples[which][number]
+        if node.op == "get_attr":
+            return _attribute(self.root, str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each][which])
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        call: Callable[..., Any] = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target  # type: ignore[assignment]
+        return call(*(args[1:] if node.op == "call_method" else args), **kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """What stands for a value while a model is traced: it knows what does not depend on the batch."""
+
+    def __getattr__(self, name: str) -> Any:
+        values = self._values
+        if values and all(isinstance(value, Tensor) for value in values):
+            if name in _CALLED:
+                return lambda *args, **named: self._called(name, *args, **named)
+            if name in _ASKED:
+                known = self._known([getattr(value, name) for value in values])
+                if known is not None:
+                    return known
+                if name == "shape":
+                    return _Sizes(self._size(d) for d in range(values[0].dim()))
+        return super().__getattr__(name)
+
+    @property
+    def _values(self) -> list[Any]:
+        return self.tracer.values[self.node]  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _known(values: list[Any]) -> Any:
+        """A plain value that is the same for all examples; None: there is none."""
+        plain = all(isinstance(value, _PLAIN) and value == values[0] for value in values)
+        return values[0] if values and plain else None
+
+    def _called(self, name: str, *args: Any, **named: Any) -> Any:
+        shape = getattr(self, _CALLED[name])
+        if name != "size" or not (args or named):
+            return shape
+        d = args[0] if args else named["dim"]
+        return shape if d is None else shape[d]
+
+    def _size(self, d: int) -> Any:
+        known = self._known([value.shape[d] if d < value.dim() else None for value in self._values])
+        shape: Any = super().__getattr__("shape")
+        return shape[d] if known is None else known
+
+    def __len__(self) -> int:
+        lengths = [len(value) if isinstance(value, Tensor | tuple | list) else None for value in self._values]
+        known = self._known(lengths)
+        return int(known) if known is not None else super().__len__()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            count = len(self)
+        except RuntimeError:
+            return super().__iter__()
+        parts: Any = self
+        return iter([parts[i] for i in range(count)])
+
+
+class _Sizes(tuple):
+    """A shape of which some sizes depend on the batch."""
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return part
+        return torch.Size(part) if all(isinstance(size, int) for size in part) else _Sizes(part)
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
