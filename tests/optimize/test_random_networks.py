@@ -14,7 +14,10 @@ from filigree.optimize.tracing import Traced
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.PReLU, nn.LeakyReLU, nn.Tanh,
 )  # fmt: skip
-POOLS = (nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2), nn.AvgPool2d(2, ceil_mode=True), nn.MaxPool2d(3, 1, 1))
+POOLS = (
+    nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2), nn.AvgPool2d(2, ceil_mode=True), nn.MaxPool2d(3, 1, 1),
+    nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveAvgPool2d((3, None)),
+)  # fmt: skip
 
 
 def conv(rng, c, out, **settings):
@@ -83,11 +86,14 @@ MODULES = {  # by a random generator and a number of channels
 FUNCTIONS = {  # of a module that keeps the size, and x
     "sum": lambda rng, c: lambda m, x: x + m(x),
     "product": lambda rng, c: lambda m, x: m(x) * x,
+    "difference": lambda rng, c: lambda m, x: x - m(-x),
     "gate": lambda rng, c: lambda m, x: x * m(x.mean((2, 3), keepdim=True)).sigmoid(),
     "more": lambda rng, c: lambda m, x: torch.cat([m(x), x, m(x)], 1),
     "dense": dense,
     "nested": nested,
-    "constant": lambda rng, c: lambda m, x: x * m.bias[:, None, None] - m.bias.view(1, -1, 1, 1),
+    "constant": lambda rng, c: lambda m, x: m.bias[:, None, None] * x - m.bias.view(1, -1, 1, 1),
+    "by function": lambda rng, c: lambda m, x: F.relu(F.conv2d(x, m.weight * 2, m.bias)),
+    "tokens": lambda rng, c: lambda m, x: (m.bias + F.linear(x.movedim(1, -1), m.weight.flatten(1))).movedim(-1, 1),
     "layer norm": lambda rng, c: lambda m, x: F.layer_norm(x.movedim(1, -1), (x.shape[1],), m.bias).movedim(-1, 1),
     "larger": lambda rng, c: lambda m, x: F.interpolate(x, scale_factor=1.5),
     "shuffled": shuffled,

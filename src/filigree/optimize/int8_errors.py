@@ -48,7 +48,8 @@ class Int8Errors:
 
 def path_of(name: str, node: fx.Node, part: str) -> str:
     """The name in the model of a node's layer, or of a part of it; `name` is that of the module that was traced."""
-    return ".".join(filter(None, [name, str(node.target).removeprefix("model").lstrip("."), part]))
+    path = str(node.meta.get("path", node.target))
+    return ".".join(filter(None, [name, path.removeprefix("model").lstrip("."), part]))
 
 
 @torch.no_grad()

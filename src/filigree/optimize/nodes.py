@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from filigree.optimize.attention import attention, layer_norm
 from filigree.optimize.concatenation import concatenate, first_tensor, split, unbind
 from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
+from filigree.optimize.functional_layers import FUNCTIONAL_LAYERS
 from filigree.optimize.homes import CONCATENATIONS
 from filigree.optimize.layouts import Layout
+from filigree.optimize.pairs import constants, negative, pairs
 from filigree.optimize.planning import CURVE_OF, Plan
 from filigree.optimize.recurrent import layers_of
 from filigree.optimize.weights import is_depthwise, weight_of
@@ -70,6 +72,12 @@ def _of_module(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Any:
         return MODULES[type(module)](plan, node, source, module)
     if (layers := layers_of(module)) is not None:
         return plan.recurrent(node, source, layers, isinstance(module, nn.LSTM) or module.mode == "LSTM")
+    return _layer(plan, node, source)
+
+
+def _layer(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
+    """A linear layer or a convolution: a module, or called by function."""
+    module = plan.traced.module_of(node)
     if (equivalent := weight_of(module)) is None:
         raise NotTaken
     dense, weight = equivalent
@@ -86,24 +94,13 @@ def _batch_norm(plan: Plan, node: fx.Node, source: fx.Node, running_mean: Any, r
                 bias: Any = None, training: Any = False, momentum: Any = 0.1, eps: float = 1e-5) -> Layout:  # fmt: skip
     if training is not False:
         raise NotTaken
-    return _normed(plan, node, source, _constants(plan, running_mean, running_var, weight, bias), eps)
+    return _normed(plan, node, source, constants(plan, running_mean, running_var, weight, bias), eps)
 
 
 def _layer_norm(plan: Plan, node: fx.Node, source: fx.Node, normalized_shape: Any, weight: Any = None,
                 bias: Any = None, eps: float = 1e-5) -> Layout:  # fmt: skip
-    weight, bias = _constants(plan, weight, bias)
+    weight, bias = constants(plan, weight, bias)
     return layer_norm(plan, node, source, tuple(normalized_shape), weight, bias, eps)
-
-
-def _constants(plan: Plan, *parts: Any) -> list[Any]:
-    """What a function is called with, tensors that depend on no input in place of their nodes."""
-    values = [
-        plan.traced.single[part] if isinstance(part, fx.Node) and part in plan.traced.constants else part
-        for part in parts
-    ]
-    if any(value is not None and not isinstance(value, Tensor | float | int) for value in values):
-        raise NotTaken
-    return values
 
 
 def _normed(plan: Plan, node: fx.Node, source: fx.Node, parts: list[Any], eps: float) -> Layout:
@@ -128,22 +125,46 @@ def _max_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: A
 def _mean_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any = None, padding: Any = 0,
                ceil_mode: bool = False, count_include_pad: bool = True,
                divisor_override: Any = None) -> Layout:  # fmt: skip
-    if divisor_override is not None or any(_many(padding, 1)):
-        raise NotTaken
     sizes, outs = plan.shape(source)[2:], plan.shape(node)[2:]
-    kernels = _many(kernel, len(sizes))
+    kernels, paddings = _many(kernel, len(sizes)), _many(padding, len(sizes))
     strides = kernels if stride in (None, [], ()) else _many(stride, len(sizes))
-    if any((out - 1) * s + k > size for out, s, k, size in zip(outs, strides, kernels, sizes, strict=True)):
-        raise NotTaken  # with ceil_mode, windows that reach beyond the border
-    taps = _windows(plan, node, source, kernel, stride, padding, clamp=False)
-    return plan.pool(node, source, MEAN, taps, plan.shape(node)[2:])
+    windows, counts = [], torch.ones(1)
+    for size, out, k, s, p in zip(sizes, outs, kernels, strides, paddings, strict=True):
+        first = torch.arange(out) * s - p
+        windows.append((first.clamp(min=0), (first + k).clamp(max=size)))
+        counts = counts[:, None] * ((first + k).clamp(max=size + p) - first)
+        counts = counts.flatten()
+    divisors = torch.full_like(counts, divisor_override) if divisor_override is not None else counts
+    if divisor_override is None and not count_include_pad:
+        return _means(plan, node, source, windows)
+    return _means(plan, node, source, windows, divisors)
 
 
-def _adaptive(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Layout:
-    sizes = plan.shape(source)[2:]
-    if any(size != 1 for size in plan.shape(node)[2:]):
+def _adaptive(plan: Plan, node: fx.Node, source: fx.Node, *_: Any) -> Layout:
+    sizes, outs = plan.shape(source)[2:], plan.shape(node)[2:]
+    windows = []
+    for size, out in zip(sizes, outs, strict=True):
+        windows.append((torch.arange(out) * size // out, -(-(torch.arange(out) + 1) * size // out)))
+    return _means(plan, node, source, windows)
+
+
+def _means(plan: Plan, node: fx.Node, source: fx.Node, windows: Sequence[tuple[Tensor, Tensor]],
+           divisors: Tensor | None = None) -> Layout:  # fmt: skip
+    """The means over windows of pixels, which begin and end so along each dimension, or the sums over other numbers."""
+    sizes, outs = plan.shape(source)[2:], plan.shape(node)[2:]
+    if not windows or not outs.numel():
         raise NotTaken
-    return plan.pool(node, source, MEAN, torch.arange(sizes.numel())[None], plan.shape(node)[2:])
+    taps, inside = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+    for size, (first, end) in zip(sizes, windows, strict=True):
+        along = first[:, None] + torch.arange(int((end - first).max()))
+        taps = (taps[:, None, :, None] * size + along[None, :, None]).flatten(2).flatten(0, 1)
+        inside = (inside[:, None, :, None] & (along < end[:, None])[None, :, None]).flatten(2).flatten(0, 1)
+    counts = inside.sum(1)
+    order = (~inside).to(torch.int8).sort(dim=1, stable=True).indices  # first those within
+    taps = torch.where(inside, taps, -1).gather(1, order)
+    divisors = counts if divisors is None else divisors
+    is_plain = bool((counts == taps.shape[1]).all()) and torch.equal(divisors.to(counts.dtype), counts)
+    return plan.pool(node, source, MEAN, taps, outs, None if is_plain else divisors)
 
 
 def _nearest(plan: Plan, node: fx.Node, source: fx.Node, size: Any = None, scale_factor: Any = None,
@@ -221,41 +242,6 @@ def _curve(name: str) -> Callable[..., Layout]:
     return handle
 
 
-def _pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
-    """A sum or a product (`sign` -1: a difference or a quotient) of two nodes, or of one and a constant."""
-
-    def handle(plan: Plan, node: fx.Node, source: fx.Node) -> Layout:
-        if len(node.args) != 2 or node.kwargs:
-            raise NotTaken
-        other = node.args[1]
-        if isinstance(other, fx.Node) and other not in plan.traced.constants:
-            if sign < 0:
-                raise NotTaken
-            return plan.combine(node, kind)
-        (value,) = _constants(plan, other)
-        channels = plan.shape(source)[1:2]
-        if (
-            len(plan.shape(source)) > 2
-            and not plan.batch_first(source).is_by_pixel
-            and not plan.open_step(source, True)
-        ):
-            raise NotTaken  # the second dimension is not that of the channels
-        value = torch.as_tensor(value, dtype=torch.float32)
-        if value.numel() != 1:
-            one_by_channel = (1, *channels, *[1] * (len(plan.shape(source)) - 2))
-            if (*[1] * (len(one_by_channel) - value.dim()), *value.shape) != one_by_channel:
-                raise NotTaken
-        value = value.detach().reshape(-1).expand(channels)
-        value = 1 / value if kind == TIMES and sign < 0 else value
-        if not bool(value.isfinite().all()):  # an infinite factor would meet the zeros between and beside the numbers
-            raise NotTaken
-        if kind == TIMES:
-            return plan.affine(node, source, value, torch.zeros(channels))
-        return plan.affine(node, source, torch.ones(channels), sign * value)
-
-    return handle
-
-
 def _gelu(plan: Plan, node: fx.Node, source: fx.Node, approximate: str = "none") -> Layout:
     return plan.activation(node, source, curve={"none": "gelu", "tanh": "gelu_tanh"}[approximate])
 
@@ -313,22 +299,25 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: _call(attention),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d), _call(_max_pool)),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _call(_mean_pool)),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), _pairs(ADD)),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub), _pairs(ADD, -1)),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _pairs(TIMES, -1)),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), _pairs(TIMES)),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _adaptive),
+    **dict.fromkeys(FUNCTIONAL_LAYERS, _layer), **dict.fromkeys((operator.neg, torch.neg), negative),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), pairs(ADD)),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub), pairs(ADD, -1)),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), pairs(TIMES, -1)),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), pairs(TIMES)),
     **dict.fromkeys(CONCATENATIONS, _call(concatenate)), torch.chunk: _call(split), torch.split: _call(split),
     torch.unbind: _call(unbind),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
-                     operator.getitem), Plan.view),
+                     torch.movedim, torch.moveaxis, torch.swapaxes, torch.swapdims, torch.unflatten, torch.narrow,
+                     torch.select, operator.getitem), Plan.view),
 }  # fmt: skip
 
 METHODS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten"),
-                    Plan.view),
+    **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten",
+                     "movedim", "moveaxis", "swapaxes", "swapdims", "narrow", "select"), Plan.view),
     **dict.fromkeys(("chunk", "split"), _call(split)), "unbind": _call(unbind),
-    "contiguous": Plan.contiguous, "detach": Plan.same,
+    "contiguous": Plan.contiguous, "detach": Plan.same, "neg": negative,
     "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
-    **dict.fromkeys(("add", "add_"), _pairs(ADD)), **dict.fromkeys(("mul", "mul_"), _pairs(TIMES)),
-    **dict.fromkeys(("sub", "sub_"), _pairs(ADD, -1)), **dict.fromkeys(("div", "div_"), _pairs(TIMES, -1)),
+    **dict.fromkeys(("add", "add_"), pairs(ADD)), **dict.fromkeys(("mul", "mul_"), pairs(TIMES)),
+    **dict.fromkeys(("sub", "sub_"), pairs(ADD, -1)), **dict.fromkeys(("div", "div_"), pairs(TIMES, -1)),
 }  # fmt: skip

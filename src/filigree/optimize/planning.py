@@ -163,7 +163,7 @@ class Plan:
         """ReLU, a slope below zero (one number, or one a channel), or another curve."""
         parts: dict[str, Any] = {"curve": curve} if curve else {"relu": True, "slope": slope}
         per_channel = slope is not None and slope.numel() > 1
-        draft = self.open_step(source, per_channel)
+        draft = self.open_step(source, 1 if per_channel else None)
         if draft is not None and draft.finish.factor is None and not draft.finish.is_curved:
             self._finish(node, draft, **parts)
             return self.layouts[source]
@@ -171,11 +171,11 @@ class Plan:
         self._finish(node, draft, **parts)
         return layout
 
-    def affine(self, node: fx.Node, source: fx.Node, factor: Tensor, shift: Tensor) -> Layout:
-        """Times a factor plus a shift, by channel: what a batch norm is in eval mode."""
-        draft, layout = self.open_step(source, True), self.layouts[source]
+    def affine(self, node: fx.Node, source: fx.Node, factor: Tensor, shift: Tensor, dim: int = 1) -> Layout:
+        """Times a factor plus a shift, by channel: what a batch norm is in eval mode; or along the last dimension."""
+        draft, layout = self.open_step(source, dim), self.layouts[source]
         if draft is None:
-            layout, draft = self._alone(node, source)
+            layout, draft = self._alone(node, source) if dim == 1 else self._vectors_alone(node, source)
         finish = draft.finish
         if finish.factor is not None and finish.shift is not None:
             factor, shift = factor * finish.factor, factor * finish.shift + shift
@@ -192,67 +192,64 @@ class Plan:
         self.makers = {n: replaced if maker is draft else maker for n, maker in self.makers.items()}
         self.makers[node] = replaced
 
-    def open_step(self, source: fx.Node, by_channel: bool) -> Draft | None:
-        """The step that makes a node's numbers, if nothing else reads them."""
+    def open_step(self, source: fx.Node, dim: int | None) -> Draft | None:
+        """The step that makes a node's numbers, if nothing else reads them, and with its outputs along a dimension."""
         draft = self.makers.get(source)
         layout = self.layouts[source]
         if draft is None or len(source.users) != 1 or layout.positions.numel() != draft.step.points * draft.outputs:
             return None
-        return draft if not by_channel or layout.is_by_pixel or _are_channels(layout.positions, draft) else None
+        if dim is None or (dim == 1 and layout.is_by_pixel):
+            return draft
+        return draft if _are_channels(layout.positions.movedim(dim, 1), draft) else None
 
     def _alone(self, node: fx.Node, source: fx.Node) -> tuple[Layout, Draft]:
         """A step that copies the numbers of a node, to be fused into."""
         return self._pooled(node, source, MEAN, None, None)
 
+    def _vectors_alone(self, node: fx.Node, source: fx.Node) -> tuple[Layout, Draft]:
+        """The same for vectors along the last dimension."""
+        layout, reads = self.vectors(source)
+        count, sizes = layout.positions.shape[-1], layout.positions.shape[1:-1]
+        halo = [(0, 0)] * len(sizes)
+        out = by_pixel(self.span(numbers_by_pixel(count, sizes, halo)), count, sizes, halo)
+        step = Step(
+            MEAN, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
+            channels=padded(count), work=len(reads) * count // 4,
+        )  # fmt: skip
+        draft = Draft(step, outputs=count)
+        self.add(node, draft)
+        return Layout(out.span, out.positions.movedim(1, -1)), draft
+
     # -- pools, sums -------------------------------------------------------------------------------------------------
 
-    def pool(self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor, sizes: Sequence[int]) -> Layout:
-        """Each pixel's maximum or mean over the pixels `taps` `(pixels, taps)`, flat indices of the input's pixels."""
-        return self._pooled(node, source, kind, taps, sizes)[0]
+    def pool(
+        self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor, sizes: Sequence[int],
+        divisors: Tensor | None = None,
+    ) -> Layout:  # fmt: skip
+        """Each pixel's maximum or mean over the pixels `taps` `(pixels, taps)`, flat indices of the input's pixels.
+
+        With `divisors`, one a pixel, sums are divided by these; the last taps of a pixel may be -1, which are none.
+        """
+        return self._pooled(node, source, kind, taps, sizes, divisors)[0]
 
     def _pooled(
-        self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor | None, sizes: Sequence[int] | None
-    ) -> tuple[Layout, Draft]:
+        self, node: fx.Node, source: fx.Node, kind: int, taps: Tensor | None, sizes: Sequence[int] | None,
+        divisors: Tensor | None = None,
+    ) -> tuple[Layout, Draft]:  # fmt: skip
         layout = self.pixels(source)
         channels = layout.positions.shape[1]
         sizes = layout.positions.shape[2:] if sizes is None else sizes
         pixels = layout.positions[0, 0].reshape(-1)
-        reads = pixels[:, None] if taps is None else pixels[taps]
+        reads = pixels[:, None] if taps is None else torch.where(taps < 0, taps, pixels[taps])
         out = self.pixels_for(node, channels, sizes)
         step = Step(
             kind, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), taps=reads.shape[1],
-            channels=padded(channels), clear=self.clears(out), work=reads.numel() * channels // 4,
+            others=None if divisors is None else table(divisors), channels=padded(channels), clear=self.clears(out),
+            work=reads.numel() * channels // 4,
         )  # fmt: skip
         draft = Draft(step, outputs=channels)
         self.add(node, draft)
         return out, draft
-
-    def combine(self, node: fx.Node, kind: int) -> Layout:
-        """The sum, or the product, of two nodes; one of them may have a number a channel for all pixels."""
-        pair = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self.layouts]
-        if len(node.args) != 2 or len(pair) != 2 or node.kwargs:
-            raise NotTaken
-        source, other = sorted(pair, key=lambda arg: -self.shape(arg).numel())
-        shapes = self.shape(source), self.shape(other)
-        if shapes[0] == shapes[1] and self._has_vectors(source) and self._has_vectors(other):
-            (a, reads), (b, others) = self.vectors(source), self.vectors(other)
-            channels, sizes = a.positions.shape[-1], a.positions.shape[1:-1]
-            out = by_pixel(self.span(a.positions.numel()), channels, sizes, [(0, 0)] * len(sizes))
-            result = Layout(out.span, out.positions.movedim(1, -1))
-        else:
-            if shapes[0] != shapes[1] and shapes[1] != (*shapes[0][:2], *[1] * len(shapes[0][2:])):
-                raise NotTaken
-            a, b = self.pixels(source), self.pixels(other)
-            reads = a.positions[0, 0].reshape(-1)
-            others = b.positions[0, 0].expand(a.positions.shape[2:]).reshape(-1)
-            channels = a.positions.shape[1]
-            result = out = self.pixels_for(node, channels, a.positions.shape[2:])
-        step = Step(
-            kind, a.span, out.span, len(reads), table(reads), table(out.positions[0, 0]), b.span, others=table(others),
-            channels=padded(channels), clear=self.clears(out), work=a.positions.numel() // 4,
-        )  # fmt: skip
-        self.add(node, Draft(step, outputs=channels))
-        return result
 
     # -- views -------------------------------------------------------------------------------------------------------
 
@@ -390,7 +387,7 @@ class Plan:
             return layout
         return self.gathered(layout, layout.positions, padded(layout.positions.shape[1]))
 
-    def _has_vectors(self, node: fx.Node) -> bool:
+    def has_vectors(self, node: fx.Node) -> bool:
         """Whether the numbers along the last of several dimensions are beside one another, in whole panels."""
         positions = self.batch_first(node).positions
         if positions.dim() < 3 or positions.shape[-1] % PANEL or not positions.numel() or int(positions.min()) < 0:
@@ -401,7 +398,7 @@ class Plan:
         """The layout of a node `(1, ..., channels)`, each vector's numbers beside one another up to a whole panel, and
         where the vectors begin."""
         layout = self.batch_first(node)
-        if not self._has_vectors(node):
+        if not self.has_vectors(node):
             positions = layout.positions.movedim(-1, 1)
             gathered = self.gathered(layout, positions, padded(positions.shape[1]))
             layout = Layout(gathered.span, gathered.positions.movedim(1, -1))

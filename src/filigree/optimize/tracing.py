@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from filigree.config import one_line
 from filigree.optimize.encoders import with_layered_attention
+from filigree.optimize.functional_layers import functional_layer
 from filigree.optimize.tracer import Tracer
 from filigree.preserved import has_hooks
 from filigree.rollback import AllOrNothing
@@ -61,6 +62,7 @@ class Traced:
         self.root = _CALLS[len(inputs)](with_layered_attention(model))
         self.root.training = model.training
         self.dense: dict[str, nn.Module] = {}
+        self._functional: dict[fx.Node, nn.Module] = {}
         first = [x[:1] for x in inputs]
         examples = [[x.clone() for x in first], [torch.cat([x, x]) for x in first]]
         hooked = any(map(has_hooks, model.modules()))  # hooks do not run while a model is traced
@@ -90,6 +92,9 @@ class Traced:
             if not all(map(self._is_alone, sources)):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
         self.constants, self.sizes = self._constants(), self._sizes()
+        self._put_constants_last()
+        layers = {node: functional_layer(node, self.constant) for node in self.graph.nodes}
+        self._functional |= {node: layer for node, layer in layers.items() if layer is not None}
         self.graph.eliminate_dead_code(self.acts)  # what asks for a shape to assert something reads no numbers
 
     def batch_dim(self, node: fx.Node) -> int | None:
@@ -158,9 +163,32 @@ class Traced:
                 nodes[node] = differs or (derived and not asks and any(nodes[each] for each in inputs))
         return nodes
 
+    def constant(self, value: Any) -> Any:
+        """What a constant is, given as its node or itself; None: it is a node that depends on the inputs."""
+        if not isinstance(value, fx.Node):
+            return value
+        return self.single[value] if value in self.constants else None
+
+    def _put_constants_last(self) -> None:
+        """`2 + x` and `scale * x` become `x + 2` and `x * scale`."""
+        for node in self.graph.nodes:
+            if node.target not in _COMMUTATIVE or node in self.changed or node.kwargs or len(node.args) != 2:
+                continue
+            first, second = node.args
+            if self.constant(first) is not None and isinstance(second, fx.Node) and second not in self.constants:
+                node.args, node.target = (second, first), _COMMUTATIVE[node.target]
+
     def module_of(self, node: fx.Node) -> Any:
+        """The module that a node calls, of a layer that is called by function one that equals it."""
+        if node in self._functional:
+            return self._functional[node]
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+
+_COMMUTATIVE: dict[Any, Any] = {
+    operator.add: operator.add, operator.iadd: operator.add, torch.add: torch.add,
+    operator.mul: operator.mul, operator.imul: operator.mul, torch.mul: torch.mul,
+}  # fmt: skip
 
 _OF_GRAPHS: dict[type, type] = {
     fx.immutable_collections.immutable_list: list,

@@ -255,12 +255,16 @@ void pool(const Operation &o, Area in, Area out, int64_t images, int thread, int
     const float *x = in.data + image * in.by_image;
     float *y = out.data + image * out.by_image + o.writes[point];
     const int32_t *reads = o.reads + point * o.taps;
+    int64_t taps = o.taps;
+    if constexpr (!MOST)
+      while (o.others && taps > 1 && reads[taps - 1] < 0) --taps;
+    const int64_t divisor = !MOST && o.others ? o.others[point] : taps;
     channel_blocks(o.channels, [&](int64_t c, auto registers) {
       constexpr int N = decltype(registers)::value;
       V all[1][N];
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) all[0][v] = load<float, L>(x + reads[0] + c + v * L);
-      for (int64_t t = 1; t < o.taps; ++t)
+      for (int64_t t = 1; t < taps; ++t)
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) {
           const V each = load<float, L>(x + reads[t] + c + v * L);
@@ -269,9 +273,9 @@ void pool(const Operation &o, Area in, Area out, int64_t images, int thread, int
           else to += each;
         }
       if constexpr (!MOST)
-        if (o.taps > 1)
+        if (divisor != 1)
 #pragma GCC unroll 4
-          for (int v = 0; v < N; ++v) all[0][v] *= 1.0f / float(o.taps);
+          for (int v = 0; v < N; ++v) all[0][v] *= 1.0f / float(divisor);
       finish_and_store(all, o, c, y);
     });
   });
@@ -320,8 +324,8 @@ void depthwise(const Operation &o, Area in, Area out, int64_t images, int thread
   });
 }
 
-// Sums, or products, of the numbers of two pixels.
-template <bool PRODUCT>
+// Sums, products or differences of the numbers of two pixels.
+template <OperationKind KIND>
 void combine(const Operation &o, Area in, Area other, Area out, int64_t images, int thread, int threads) {
   constexpr int L = LANES<float>;
   for_points(o, images, thread, threads, [&](int64_t image, int64_t point) {
@@ -334,7 +338,7 @@ void combine(const Operation &o, Area in, Area other, Area out, int64_t images, 
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) {
         const V one = load<float, L>(a + c + v * L), two = load<float, L>(b + c + v * L);
-        all[0][v] = PRODUCT ? one * two : one + two;
+        all[0][v] = KIND == TIMES ? one * two : KIND == MINUS ? one - two : one + two;
       }
       finish_and_store(all, o, c, y);
     });
@@ -364,9 +368,11 @@ void run_step(const Operation &o, const Memory &memory, int64_t first, int64_t i
     case MEAN:
       return pool<false>(o, in, out, images, thread, threads);
     case ADD:
-      return combine<false>(o, in, memory(o.other, first), out, images, thread, threads);
+      return combine<ADD>(o, in, memory(o.other, first), out, images, thread, threads);
     case TIMES:
-      return combine<true>(o, in, memory(o.other, first), out, images, thread, threads);
+      return combine<TIMES>(o, in, memory(o.other, first), out, images, thread, threads);
+    case MINUS:
+      return combine<MINUS>(o, in, memory(o.other, first), out, images, thread, threads);
     case DEPTHWISE:
       return depthwise(o, in, out, images, thread, threads);
     case NORM: {

@@ -179,12 +179,13 @@ struct PanelWeight {
 };
 
 // A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin
-// (`reads`, of ADD and TIMES `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its outputs go
-// (`writes`). DEPTHWISE: weights `(taps, channels)`; `others` are where the taps lie from there. NORM: layer norms of
+// (`reads`, of ADD, TIMES and MINUS `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its
+// outputs go (`writes`). MEAN with `others`: sums divided by these; the last taps of a pixel may be -1, which are none.
+// DEPTHWISE: weights `(taps, channels)`; `others` are where the taps lie from there. NORM: layer norms of
 // the first `taps` channels, `number` is added to the variance. ATTENTION: `taps` heads of `channels`; queries begin at
 // `reads`, keys (of span `other`) and values (of `third`) at the first and the second half of `others`, and `number`
 // scales the products.
-enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION, DEPTHWISE, TIMES };
+enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION, DEPTHWISE, TIMES, MINUS };
 struct Operation {
   OperationKind kind;
   int64_t from, other, third, to, points, taps, channels;
