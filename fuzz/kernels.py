@@ -370,25 +370,33 @@ class Driver:
 
     def run_inference_of_transformers(self) -> None:
         heads, tokens, images = self.random.randint(1, 3), self.side(), self.random.randint(0, 5)
-        width = self.random.choice((16, 32, 80))
-        channels, places = heads * width, (torch.arange(tokens) * heads * width).int()
-        qkv = torch.randn(3, images, tokens, channels)
+        keys, width, of_value = self.side(), *(self.random.choice((1, 7, 16, 32, 80)) for _ in range(2))
+        wide, counts, widths = self.panels.padded(of_value), (tokens, keys, keys), (width, width, of_value)
+        reads = [
+            (torch.arange(heads)[:, None] + torch.arange(n) * heads) * w for n, w in zip(counts, widths, strict=True)
+        ]
+        writes = ((torch.arange(heads)[:, None] + torch.arange(tokens) * heads) * wide).int()
+        qkv = [torch.randn(images, n, heads, w) for n, w in zip(counts, widths, strict=True)]
+        bias = torch.randn(self.random.choice((1, heads)), tokens, keys) if self.random.random() < 0.5 else None
+        rows = None if bias is None else torch.nn.functional.pad(bias, (0, self.panels.padded(keys) - keys))
         step = self.inference.Step(
-            self.inference.ATTENTION, 0, 3, tokens, places, places, 1, 2, torch.cat([places, places]), taps=heads,
-            channels=width, number=0.2, work=1 << 18,
+            self.inference.ATTENTION, 0, 3, tokens, reads[0].int(), writes, 1, 2, torch.cat(reads[1:]).int(),
+            taps=heads, channels=width, number=0.2, work=1 << 18,
+            attention=self.inference.Attention(keys, of_value, rows),
         )  # fmt: skip
-        y = self.steps(step, [tokens * channels] * 4, list(qkv), images).view(images, tokens, channels)
-        q, k, v = (each.unflatten(-1, (heads, width)).transpose(1, 2) for each in qkv)
-        weights = (0.2 * q @ k.transpose(-2, -1)).softmax(-1)
-        torch.testing.assert_close(y, (weights @ v).transpose(1, 2).flatten(2), rtol=1e-3, atol=1e-4)
+        sizes = [n * heads * w for n, w in zip((*counts, tokens), (*widths, wide), strict=True)]
+        y = self.steps(step, sizes, qkv, images).view(images, tokens, heads, wide)[..., :of_value]
+        q, k, v = (each.transpose(1, 2) for each in qkv)
+        weights = (0.2 * q @ k.transpose(-2, -1) + (0 if bias is None else bias)).softmax(-1)
+        torch.testing.assert_close(y, (weights @ v).transpose(1, 2), rtol=1e-3, atol=1e-4)
+        channels, places = 48, (torch.arange(tokens) * 48).int()
+        x = torch.randn(images, tokens, channels)
         step = self.inference.Step(
             self.inference.NORM, 0, 1, tokens, places, places, taps=channels, channels=channels, number=1e-5,
             finish=self.inference.Finishing(factor=torch.ones(channels), shift=torch.zeros(channels)), work=1 << 18,
         )  # fmt: skip
-        y = self.steps(step, [tokens * channels] * 2, [qkv[0]], images).view(images, tokens, channels)
-        torch.testing.assert_close(
-            y, torch.nn.functional.layer_norm(qkv[0], (channels,)), rtol=1e-3, atol=1e-4
-        )  # fmt: skip
+        y = self.steps(step, [tokens * channels] * 2, [x], images).view(images, tokens, channels)
+        torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (channels,)), rtol=1e-3, atol=1e-4)
 
     def run_inference_of_networks(self) -> None:
         """Whole networks, laid out as `optimize_` does: pools, sums, padding, loops over time."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from filigree.ops import kernels
-from filigree.ops.inference import ADD, ATTENTION, MULTIPLY, NORM, Finishing, Span, Step, Steps
+from filigree.ops.inference import ADD, ATTENTION, MULTIPLY, NORM, Attention, Finishing, Span, Step, Steps
 from filigree.ops.int8 import int8_inputs, int8_product, int8_weight
 from filigree.ops.panel_weights import INT8_CODINGS, in_groups, pack, padded, unpack
 
@@ -168,16 +168,34 @@ def test_layer_norms(isa, count):
     torch.testing.assert_close(y, F.layer_norm(x, (count,), factor, shift, 1e-3), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("heads", "tokens", "width"), [(1, 1, 16), (2, 37, 16), (3, 16, 32), (1, 70, 80)])
-def test_attention(isa, heads, tokens, width):
-    channels = heads * width
-    qkv = torch.randn(3, 2, tokens, channels)
-    places = (torch.arange(tokens) * channels).int()
+@pytest.mark.parametrize("biases", [0, 1, None])
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "width", "of_value"),
+    [
+        (1, 1, 1, 16, 16),
+        (2, 37, 37, 16, 16),
+        (3, 16, 5, 32, 7),
+        (1, 70, 18, 80, 17),
+        (2, 3, 40, 5, 33),
+        (4, 1, 9, 1, 1),
+    ],
+)
+def test_attention(isa, heads, queries, keys, width, of_value, biases):
+    counts, widths = (queries, keys, keys), (width, width, of_value)
+    qkv = [torch.randn(2, n, heads, w) for n, w in zip(counts, widths, strict=True)]
+    reads = [(torch.arange(heads)[:, None] + torch.arange(n) * heads) * w for n, w in zip(counts, widths, strict=True)]
+    wide = padded(of_value)
+    writes = ((torch.arange(heads)[:, None] + torch.arange(queries) * heads) * wide).int()
+    bias = None if biases == 0 else torch.randn(biases or heads, queries, keys)
+    if bias is not None:
+        bias[:, :, 1::3] = -torch.inf
     step = Step(
-        ATTENTION, 0, 3, tokens, places, places, 1, 2, torch.cat([places, places]), taps=heads, channels=width,
+        ATTENTION, 0, 3, queries, reads[0].int(), writes, 1, 2, torch.cat(reads[1:]).int(), taps=heads, channels=width,
         number=0.3, work=1 << 20,
+        attention=Attention(keys, of_value, None if bias is None else F.pad(bias, (0, padded(keys) - keys))),
     )  # fmt: skip
-    y = run(step, [Span(tokens * channels)] * 4, list(qkv), 2).view(2, tokens, channels)
-    q, k, v = (each.unflatten(-1, (heads, width)).transpose(1, 2) for each in qkv)
-    expected = F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2)
+    sizes = [n * heads * w for n, w in zip((*counts, queries), (*widths, wide), strict=True)]
+    y = run(step, [Span(size) for size in sizes], qkv, 2).view(2, queries, heads, wide)[..., :of_value]
+    q, k, v = (each.transpose(1, 2) for each in qkv)
+    expected = F.scaled_dot_product_attention(q, k, v, bias, scale=0.3).transpose(1, 2)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)

@@ -18,6 +18,9 @@ class Between(nn.Module):
         super().__init__()
         self.first, self.function, self.last = first, function, last
         self.p, self.q = nn.Parameter(torch.rand(20, 1, 1) + 1), nn.Parameter(torch.randn(48))
+        self.map, self.tokens = nn.Parameter(torch.randn(1, 20, 7, 8)), nn.Parameter(torch.rand(7, 48) + 1)
+        self.token, self.bias = nn.Parameter(torch.randn(1, 1, 48)), nn.Parameter(torch.randn(3, 7, 7))
+        self.register_buffer("seen", torch.rand(7, 7).add(torch.eye(7)) > 0.5)
         self.weight, self.pixels = nn.Parameter(torch.randn(20, 5, 3, 3)), nn.Parameter(torch.randn(20, 20))
 
     def forward(self, x):
@@ -61,6 +64,7 @@ OF_IMAGES = {
     "a product with a factor that is computed": lambda m, y: (m.p * 2 + 1) * y - m.p,
     "a convolution by function": lambda m, y: F.relu(F.conv2d(y, m.weight, None, 1, "same", groups=4)),
     "one with a weight that is computed": lambda m, y: F.conv2d(y, m.weight / m.weight.norm(), stride=2, groups=4),
+    "a constant for each pixel": lambda m, y: (y + m.map) * m.map[:, :1] - m.map[0, 3],
     "a linear layer by function": lambda m, y: F.linear(y.movedim(1, -1), m.pixels, m.p[:, 0, 0]).movedim(-1, 1),
 }
 
@@ -77,7 +81,95 @@ OF_TOKENS = {
     "a number": lambda m, y: 1 + F.layer_norm(y, (48,)) / 2,
     "negative": lambda m, y: -F.gelu(y),
     "a difference": lambda m, y: y - F.gelu(y),
+    "a constant for each token and channel": lambda m, y: (y + m.tokens) * m.tokens - m.tokens / (y + m.tokens).size(1),
+    "a quotient by one": lambda m, y: y / m.tokens[:, :1] + m.tokens,
+    "a token before them": lambda m, y: torch.cat([m.token.expand(y.shape[0], -1, -1), y], dim=1)[:, :3],
+    "tokens after them": lambda m, y: torch.cat([y, F.gelu(y), m.token.expand(y.size(0), 2, -1) * 2], -2),
+    "windows side by side": lambda m, y: torch.cat([y.unflatten(1, (1, 7)), y[:, :, None].transpose(1, 2)], 2),
+    "their mean": lambda m, y: F.gelu(y).mean(1),
+    "the mean of windows": lambda m, y: y * y[:, :6].unflatten(1, (2, 3)).mean((1, 2), keepdim=True)[:, 0],
+    "a copy": lambda m, y: y.clone().to(torch.float32).relu_() + y,
 }
+
+
+def heads(y, count=3):
+    return y.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def joined(y):
+    return y.transpose(-3, -2).flatten(-2)
+
+
+ATTENTION = {
+    "plain": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(y)] * 3)),
+    "causal": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(y)] * 3, is_causal=True)),
+    "a mask": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(y)] * 3, m.seen)),
+    "a bias by head": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(y)] * 3, m.bias, scale=0.4)),
+    "other keys": lambda m, y: joined(F.scaled_dot_product_attention(heads(y), *[heads(F.gelu(y[:, :4]))] * 2)),
+    "narrow values": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(y)] * 2, heads(y[..., :21]))),
+    "heads of twelve": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(y, 4)] * 3)),
+    "one head": lambda m, y: F.scaled_dot_product_attention(y, y, y),
+    "windows": lambda m, y: joined(
+        F.scaled_dot_product_attention(*[y[:, :6].reshape(-1, 2, 3, 3, 16).transpose(2, 3)] * 3, m.seen[:3, :3])
+    ).flatten(1, 2),
+    "heads between the numbers": lambda m, y: F.scaled_dot_product_attention(
+        *[y.unflatten(-1, (16, 3)).permute(0, 3, 1, 2)] * 3
+    ).permute(0, 2, 3, 1).flatten(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_between_layers(isa, name):
+    width = 21 if name == "narrow values" else 48
+    is_taken_whole(Between(nn.Linear(6, 48), ATTENTION[name], nn.Linear(width, 4)), torch.randn(5, 7, 6))
+
+
+def matmul(q, k, v, change, after=lambda w: w):
+    return joined(after(change(q @ k.transpose(-2, -1)).softmax(-1)) @ v)
+
+
+WRITTEN = {
+    "plain": lambda m, y: matmul(heads(y), heads(y), heads(F.gelu(y)), lambda s: s),
+    "a scale": lambda m, y: matmul(*[heads(y)] * 3, lambda s: s / 16**0.5, lambda w: F.dropout(w, 0.3, training=False)),
+    "scaled queries": lambda m, y: matmul(heads(y) * 0.2, *[heads(y)] * 2, lambda s: s * torch.tensor(0.7)),
+    "a bias": lambda m, y: matmul(*[heads(y)] * 3, lambda s: (s + m.bias) * 2 - m.bias[0]),
+    "filled": lambda m, y: matmul(
+        *[heads(y)] * 3, lambda s: (s * 0.25).masked_fill(~m.seen, torch.finfo(s.dtype).min), lambda w: w.to(y.dtype)
+    ),
+    "filled in place": lambda m, y: matmul(*[heads(y)] * 3, lambda s: s.mul_(2).masked_fill_(m.seen == 0, -torch.inf)),
+    "where": lambda m, y: matmul(*[heads(y)] * 3, lambda s: torch.where(m.seen[: s.size(-2)], s / 3, -1e9)),
+    "causal": lambda m, y: matmul(
+        *[heads(y)] * 3, lambda s: s + torch.full((y.size(1), y.size(1)), -torch.inf).triu(1)
+    ),
+    "torch.softmax of one head": lambda m, y: torch.softmax(torch.bmm(y, y.mT) / 7, 2).bmm(y),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_attention_that_is_written_out(isa, name):
+    is_taken_whole(Between(nn.Linear(6, 48), WRITTEN[name], nn.Linear(48, 4)), torch.randn(5, 7, 6))
+
+
+NO_ATTENTION = {
+    "over queries": lambda m, y: (y @ y.mT).softmax(1) @ y,
+    "weights read twice": lambda m, y: (lambda w: w @ y + w.mean())((y @ y.mT).softmax(-1)),
+    "scores read twice": lambda m, y: (lambda s: s.softmax(-1) @ y + s.mean())(y @ y.mT),
+    "a small fill": lambda m, y: (y @ y.mT).masked_fill(~m.seen, -3.0).softmax(-1) @ y,
+    "a row without keys": lambda m, y: (y @ y.mT).masked_fill(m.seen | True, -1e9).softmax(-1) @ y,
+    "a scale that depends on the sample": lambda m, y: ((y @ y.mT) * y.mean((1, 2), keepdim=True)).softmax(-1) @ y,
+    "weights of weights": lambda m, y: (lambda w: w @ w)((y @ y.mT).softmax(-1)) @ y,
+    "a curve between": lambda m, y: (y @ y.mT).tanh().softmax(-1) @ y,
+}
+
+
+@pytest.mark.parametrize("name", NO_ATTENTION)
+def test_what_is_like_attention_stays_what_it_is(name):
+    model, x = Between(nn.Linear(6, 48), NO_ATTENTION[name], nn.Linear(48, 4)).eval(), torch.randn(5, 7, 6)
+    with torch.no_grad():
+        traced = Traced(model, [x])
+        assert F.scaled_dot_product_attention not in [node.target for node in traced.graph.nodes]
+        graph = graph_of(traced, plans_of(traced, set(), Int8Errors(traced, 0)), chunk=2)
+        torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OF_TOKENS)

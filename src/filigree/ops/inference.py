@@ -53,6 +53,20 @@ class Finishing(NamedTuple):
         return (*(address(part) for part in self[:5]), self.relu, CURVES.index(self.curve))
 
 
+class Attention(NamedTuple):
+    """What heads that attend have besides: `keys` of each, the `width` of a value, and what is added to the products.
+
+    `bias`: `(1 or heads, queries, keys)`, with the keys padded to whole panels.
+    """
+
+    keys: int = 0
+    width: int = 0
+    bias: Tensor | None = None
+
+    def plain(self) -> tuple[Any, ...]:
+        return (self.keys, self.width, address(self.bias), 0 if self.bias is None else len(self.bias))
+
+
 @dataclass(frozen=True)
 class Step:
     """A step of a program; `source`, `other`, `third` and `target` are numbers of its spans.
@@ -77,6 +91,7 @@ class Step:
     number: float = 0.0
     weight: PanelWeight | None = None
     finish: Finishing = field(default_factory=Finishing)
+    attention: Attention = field(default_factory=Attention)
     work: int = 0
 
     def plain(self) -> tuple[Any, ...]:
@@ -84,30 +99,40 @@ class Step:
         return (
             self.kind, self.source, self.other, self.third, self.target, self.points, self.taps, self.channels,
             self.reads.data_ptr(), address(self.others), address(self.writes), self.clear, self.by_image,
-            self.number, weight, self.finish.plain(),
+            self.number, weight, self.finish.plain(), self.attention.plain(),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Span:
-    """Numbers of each image: of a tensor that is given, or `offset` numbers into the scratch memory."""
+    """Numbers of each image: of a tensor that is given, or `offset` numbers into the scratch memory; or a `constant`,
+    float32 and the same for all of them."""
 
     size: int
     offset: int | None = None
+    constant: Tensor | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return self.offset is None and self.constant is None
 
 
 class Steps:
-    """Steps ready to be run: `run(inputs, outputs)` fills the tensors of the spans that are not scratch memory.
+    """Steps ready to be run: `run(inputs, outputs)` fills the tensors of the spans that are given.
 
     Those come first, the inputs before the outputs. Nothing here changes after construction: copies share it.
     """
 
     def __init__(self, spans: list[Span], steps: list[Step], chunk: int) -> None:
         self.spans, self.steps, self.chunk = spans, steps, chunk
-        self.given = [span.size for span in spans if span.offset is None]
+        self.given = [span.size for span in spans if span.is_given]
         self.numbers = max((span.offset + span.size for span in spans if span.offset is not None), default=0)
         self.work = sum(step.work for step in steps)
-        self._inner = [(0, span.offset, span.size) for span in spans if span.offset is not None]
+        self._inner = [
+            (0, span.offset, span.size) if span.constant is None else (span.constant.data_ptr(), 0, 0)
+            for span in spans
+            if not span.is_given
+        ]
         self._plain = [step.plain() for step in steps]
 
     def run(self, tensors: list[Tensor], images: int) -> None:

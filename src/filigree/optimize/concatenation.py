@@ -1,4 +1,4 @@
-"""Concatenations along the channels, parts copied that do not lie there already; splits, which copy nothing."""
+"""Concatenations, parts copied that do not lie there already; splits, which copy nothing."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from filigree.ops.inference import MEAN, Step
 from filigree.ops.panel_weights import PANEL, padded
+from filigree.optimize.constants import vectors_of
 from filigree.optimize.drafts import Draft, NotTaken
 from filigree.optimize.homes import parts_of
 from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import Plan, table
-from filigree.optimize.tracing import is_indexed
+from filigree.optimize.tracing import Traced, is_indexed
 
 
 def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Layout:
-    """`torch.cat(tensors, 1)`."""
+    """`torch.cat`: of images along the channels, of vectors along any other dimension."""
     tensors: Any = node.args[0]
-    if not all(isinstance(each, fx.Node) and each in plan.layouts for each in tensors):
+    given = [each if each in plan.layouts else plan.traced.same_for_all(each) for each in tensors]
+    dims, nodes = len(plan.shape(source)), [each for each in given if isinstance(each, fx.Node)]
+    if any(each is None for each in given):
         raise NotTaken
-    if dim % len(plan.shape(source)) != 1:
+    if dims > 2 and 0 < dim % dims < dims - 1 and all(map(plan.has_vectors, nodes)) and node not in plan.homes:
+        return _of_vectors(plan, node, given, dim)
+    if len(nodes) < len(given) or dim % dims != 1:
         raise NotTaken
-    parts = [plan.pixels(each) for each in tensors]
+    parts = [plan.pixels(each) for each in nodes]
     if node not in plan.homes and (joined := _side_by_side(parts)) is not None:
         return joined
     counts = [part.positions.shape[1] for part in parts]
@@ -34,15 +39,31 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
     for number, (part, place) in enumerate(zip(parts, parts_of(plan.traced, node, out), strict=True), 1):
         if part.span == place.span and torch.equal(part.positions, place.positions):
             continue
-        reads = part.positions[0, 0].reshape(-1)
         channels = padded(counts[-1]) if ends_whole and number == len(parts) else part.positions.shape[1]
-        step = Step(
-            MEAN, part.span, out.span, len(reads), table(reads), table(place.positions[0, 0]), channels=channels,
-            clear=clear, work=part.positions.numel() // 4,
-        )  # fmt: skip
+        _copy(plan, part.span, part.positions[0, 0], out.span, place.positions[0, 0], channels, clear)
         clear = False
-        plan.drafts.append(Draft(step, outputs=channels))
     return out
+
+
+def _of_vectors(plan: Plan, node: fx.Node, given: list[Any], dim: int) -> Layout:
+    """Of vectors `(1, ..., channels)`, one after another; some may be constants."""
+    shapes = [plan.shape(each) if isinstance(each, fx.Node) else each.shape for each in given]
+    channels = shapes[0][-1]
+    out = plan.fresh(channels, plan.shape(node)[1:-1])
+    positions = out.positions.movedim(1, -1)
+    for each, shape, place in zip(given, shapes, positions.split([shape[dim] for shape in shapes], dim), strict=True):
+        layout, reads = vectors_of(plan, each, shape)
+        _copy(plan, layout.span, reads, out.span, place[..., 0], padded(channels))
+    return Layout(out.span, positions)
+
+
+def _copy(plan: Plan, source: int, reads: Tensor, out: int, writes: Tensor, channels: int, clear: bool = False) -> None:
+    """Copy pixels from one span to another."""
+    step = Step(
+        MEAN, source, out, reads.numel(), table(reads), table(writes), channels=channels, clear=clear,
+        work=reads.numel() * channels // 4,
+    )  # fmt: skip
+    plan.drafts.append(Draft(step, outputs=channels))
 
 
 def _side_by_side(parts: list[Layout]) -> Layout | None:
@@ -77,7 +98,9 @@ def unbind(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> list[Lay
     return [layout.viewed(part, layout.batch_dim - (dim < layout.batch_dim)) for part in layout.positions.unbind(dim)]
 
 
-def first_tensor(node: fx.Node) -> Any:
-    """What a node reads first, of a list its first tensor."""
+def first_tensor(traced: Traced, node: fx.Node) -> Any:
+    """What a node reads first, of a list the first tensor that is not the same for all samples."""
     first = node.args[0] if node.args else None
-    return first[0] if isinstance(first, list | tuple) and first else first
+    if not isinstance(first, list | tuple) or not first:
+        return first
+    return next((each for each in first if traced.same_for_all(each) is None), first[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from filigree.ops.inference import Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import INT8_CODINGS
@@ -43,7 +43,7 @@ class Draft:
         return Step(**{**vars(self.step), "weight": weight, "finish": finish.packed(self.outputs)})
 
 
-def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) -> Steps:
+def arranged(steps: list[Step], sizes: list[int], given: list[int], constants: dict[int, Tensor], chunk: int) -> Steps:
     """Give spans their memory, where those that are no longer read make room, and number them anew."""
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
@@ -52,7 +52,7 @@ def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) 
     offsets: dict[int, int] = {}
     for number, step in enumerate(steps):
         for span in (step.target, step.other, step.third):
-            if span in given or span in offsets:
+            if span in given or span in offsets or span in constants:
                 continue
             busy = sorted((offsets[s], offsets[s] + _room(sizes[s])) for s in offsets if last[s] >= number)
             at = 0
@@ -61,9 +61,9 @@ def arranged(steps: list[Step], sizes: list[int], given: list[int], chunk: int) 
                     break
                 at = max(at, high)
             offsets[span] = at
-    order = [*given, *offsets]
+    order = [*given, *offsets, *constants]
     numbers = {span: number for number, span in enumerate(order)}
-    spans = [Span(sizes[span], offsets.get(span)) for span in order]
+    spans = [Span(sizes[span], offsets.get(span), constants.get(span)) for span in order]
     renamed = [
         Step(**{**vars(step), "source": numbers[step.source], "target": numbers[step.target],
                 "other": numbers.get(step.other, 0), "third": numbers.get(step.third, 0)})

@@ -24,7 +24,7 @@ def plans_of(traced: Traced, left: set[fx.Node], errors: Int8Errors) -> list[Pla
     """
     plans: list[Plan] = []
     for node in traced.graph.nodes:
-        first = first_tensor(node)
+        first = first_tensor(traced, node)
         if (
             node in left
             or node.op not in ("call_module", "call_function", "call_method")

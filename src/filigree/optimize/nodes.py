@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,16 +16,19 @@ from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import ADD, MAXIMUM, MEAN, TIMES
 from filigree.optimize.attention import attention, layer_norm
 from filigree.optimize.concatenation import concatenate, first_tensor, split, unbind
+from filigree.optimize.constants import constants
 from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
 from filigree.optimize.functional_layers import FUNCTIONAL_LAYERS
 from filigree.optimize.homes import CONCATENATIONS
 from filigree.optimize.layouts import Layout
-from filigree.optimize.pairs import constants, negative, pairs
+from filigree.optimize.pairs import negative, pairs
 from filigree.optimize.planning import CURVE_OF, Plan
 from filigree.optimize.recurrent import layers_of
 from filigree.optimize.weights import is_depthwise, weight_of
 from filigree.preserved import has_hooks
+
+_GROWS = ("sizes", "drafts", "layouts", "makers", "homes", "written", "constants")  # of a plan, as nodes are taken
 
 
 def take(plan: Plan, node: fx.Node) -> bool:
@@ -32,9 +36,7 @@ def take(plan: Plan, node: fx.Node) -> bool:
 
     What is laid out must have the node's size for one sample, and its samples along the same dimension.
     """
-    before = (
-        list(plan.sizes), list(plan.drafts), dict(plan.layouts), dict(plan.makers), dict(plan.homes), set(plan.written),
-    )  # fmt: skip
+    before = {name: copy.copy(getattr(plan, name)) for name in _GROWS}
     try:
         plan.layouts[node] = layout = _laid_out(plan, node)
         value = plan.traced.single[node]
@@ -45,14 +47,14 @@ def take(plan: Plan, node: fx.Node) -> bool:
         ):
             raise NotTaken
     except (NotTaken, RuntimeError, IndexError, TypeError, ValueError):
-        plan.sizes, plan.drafts, plan.layouts, plan.makers, plan.homes, plan.written = before
+        vars(plan).update(before)
         return False
     plan.nodes.append(node)
     return True
 
 
 def _laid_out(plan: Plan, node: fx.Node) -> Any:
-    first = first_tensor(node)
+    first = first_tensor(plan.traced, node)
     if not isinstance(first, fx.Node) or first not in plan.layouts:
         raise NotTaken
     if node.args[0] is not first and node.target not in CONCATENATIONS:
@@ -180,13 +182,16 @@ def _nearest(plan: Plan, node: fx.Node, source: fx.Node, size: Any = None, scale
 
 
 def _mean(plan: Plan, node: fx.Node, source: fx.Node, dim: Any = None, keepdim: bool = False) -> Layout:
-    """Of all pixels, channel by channel."""
+    """Of all pixels, channel by channel, or of all vectors."""
     shape = plan.shape(source)
     dims = sorted(d % len(shape) for d in (dim if isinstance(dim, tuple | list) else [dim])) if dim is not None else []
-    if len(shape) < 3 or dims != list(range(2, len(shape))):
+    if len(shape) > 2 and dims == list(range(2, len(shape))):
+        layout = plan.pool(node, source, MEAN, torch.arange(shape[2:].numel())[None], [1] * len(dims))
+        return layout if keepdim else layout.viewed(layout.positions.flatten(1), 0)
+    if len(shape) < 3 or dims != list(range(1, len(shape) - 1)) or not plan.has_vectors(source):
         raise NotTaken
-    layout = plan.pool(node, source, MEAN, torch.arange(shape[2:].numel())[None], [1] * len(dims))
-    return layout if keepdim else layout.viewed(layout.positions.flatten(1), 0)
+    layout = plan.mean_of_vectors(node, source)
+    return layout.viewed(layout.positions.view(1, *[1] * len(dims), -1), 0) if keepdim else layout
 
 
 def _windows(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any, padding: Any, clamp: bool) -> Tensor:
@@ -309,14 +314,15 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.unbind: _call(unbind),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
                      torch.movedim, torch.moveaxis, torch.swapaxes, torch.swapdims, torch.unflatten, torch.narrow,
-                     torch.select, operator.getitem), Plan.view),
+                     torch.select, operator.getitem, getattr), Plan.view),
 }  # fmt: skip
 
 METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten",
                      "movedim", "moveaxis", "swapaxes", "swapdims", "narrow", "select"), Plan.view),
     **dict.fromkeys(("chunk", "split"), _call(split)), "unbind": _call(unbind),
-    "contiguous": Plan.contiguous, "detach": Plan.same, "neg": negative,
+    "contiguous": Plan.contiguous, **dict.fromkeys(("detach", "to", "float", "type_as", "clone"), _same),
+    "neg": negative,
     "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
     **dict.fromkeys(("add", "add_"), pairs(ADD)), **dict.fromkeys(("mul", "mul_"), pairs(TIMES)),
     **dict.fromkeys(("sub", "sub_"), pairs(ADD, -1)), **dict.fromkeys(("div", "div_"), pairs(TIMES, -1)),

@@ -10,18 +10,10 @@ from torch import Tensor, fx
 
 from filigree.ops.inference import MINUS, TIMES, Step
 from filigree.ops.panel_weights import padded
+from filigree.optimize.constants import constants, pixels_of, vectors_of
 from filigree.optimize.drafts import Draft, NotTaken
-from filigree.optimize.layouts import Layout, by_pixel
+from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import Plan, table
-
-
-def constants(plan: Plan, *parts: Any) -> list[Any]:
-    """What a function is called with, tensors that depend on no input in place of their nodes."""
-    values = [plan.traced.constant(part) for part in parts]
-    for part, value in zip(parts, values, strict=True):
-        if part is not None and not isinstance(value, Tensor | float | int):
-            raise NotTaken
-    return values
 
 
 def pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
@@ -31,7 +23,7 @@ def pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
         if len(node.args) != 2 or node.kwargs:
             raise NotTaken
         other = node.args[1]
-        if isinstance(other, fx.Node) and other not in plan.traced.constants:
+        if isinstance(other, fx.Node) and plan.traced.constant(other) is None:
             if sign < 0 and kind == TIMES:
                 raise NotTaken
             return _combined(plan, node, kind if sign > 0 else MINUS)
@@ -41,47 +33,50 @@ def pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
 
 
 def _with_constant(plan: Plan, node: fx.Node, source: fx.Node, kind: int, sign: int, constant: Any) -> Layout:
-    """The sum with a number, or with one for each channel or each place along the last dimension; or the product."""
+    """The sum with a constant, or the product: part of a layer where that is one number, or one for each channel or
+    each place along the last dimension, else as with any other numbers."""
     shape, value = plan.shape(source), torch.as_tensor(constant, dtype=torch.float32).detach()
+    value = (1 / value if kind == TIMES else -value) if sign < 0 else value
+    if not bool(value.isfinite().all()):  # an infinite factor would meet the zeros between and beside the numbers
+        raise NotTaken
     sizes = [1] * (len(shape) - value.dim()) + list(value.shape)
+    if len(sizes) > len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True)):
+        raise NotTaken
     along = [d for d, size in enumerate(sizes) if size != 1]
     channels = plan.batch_first(source).is_by_pixel or bool(plan.open_step(source, 1))
     dim = along[0] if along else 1 if channels else len(shape) - 1
-    if len(sizes) > len(shape) or len(along) > 1 or not 1 <= dim < len(shape) or (along and sizes[dim] != shape[dim]):
-        raise NotTaken
-    if len(shape) > 2 and not (channels if dim == 1 else dim == len(shape) - 1 and plan.has_vectors(source)):
-        raise NotTaken
+    is_last = dim == len(shape) - 1 and plan.has_vectors(source)
+    if len(along) > 1 or dim < 1 or not (len(shape) == 2 or (channels if dim == 1 else is_last)):
+        return _combined(plan, node, kind, value)
     value = value.reshape(-1).expand(shape[dim])
-    value = 1 / value if kind == TIMES and sign < 0 else value
-    if not bool(value.isfinite().all()):  # an infinite factor would meet the zeros between and beside the numbers
-        raise NotTaken
     if kind == TIMES:
         return plan.affine(node, source, value, torch.zeros(shape[dim]), dim)
-    return plan.affine(node, source, torch.ones(shape[dim]), sign * value, dim)
+    return plan.affine(node, source, torch.ones(shape[dim]), value, dim)
 
 
 def negative(plan: Plan, node: fx.Node, source: fx.Node) -> Layout:
     return _with_constant(plan, node, source, TIMES, 1, -1.0)
 
 
-def _combined(plan: Plan, node: fx.Node, kind: int) -> Layout:
-    """Of two nodes, of which one may have a number a channel for all pixels."""
+def _combined(plan: Plan, node: fx.Node, kind: int, constant: Tensor | None = None) -> Layout:
+    """Of two nodes, of which one may have a number a channel for all pixels or vectors; or of one and a constant."""
     pair = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in plan.layouts]
-    if len(node.args) != 2 or len(pair) != 2 or node.kwargs:
+    if len(pair) != (2 if constant is None else 1):
         raise NotTaken
-    source, other = sorted(pair, key=lambda arg: -plan.shape(arg).numel())
+    source, *rest = sorted(pair, key=lambda arg: -plan.shape(arg).numel())
     if kind == MINUS and source is not pair[0]:
         raise NotTaken
-    shapes = plan.shape(source), plan.shape(other)
-    if shapes[0] == shapes[1] and plan.has_vectors(source) and plan.has_vectors(other):
-        (a, reads), (b, others) = plan.vectors(source), plan.vectors(other)
-        channels, sizes = a.positions.shape[-1], a.positions.shape[1:-1]
-        out = by_pixel(plan.span(a.positions.numel()), channels, sizes, [(0, 0)] * len(sizes))
+    shape, wanted = plan.shape(source), [plan.shape(each) for each in rest]
+    other = rest[0] if constant is None else constant
+    if wanted in ([], [shape], [(*[1] * (len(shape) - 1), shape[-1])]) and all(map(plan.has_vectors, pair)):
+        (a, reads), (b, others) = (vectors_of(plan, each, shape) for each in (source, other))
+        channels, others = a.positions.shape[-1], others.expand_as(reads)
+        out = plan.fresh(channels, a.positions.shape[1:-1])
         result = Layout(out.span, out.positions.movedim(1, -1))
     else:
-        if shapes[0] != shapes[1] and shapes[1] != (*shapes[0][:2], *[1] * len(shapes[0][2:])):
+        if wanted not in ([], [shape], [(*shape[:2], *[1] * len(shape[2:]))]):
             raise NotTaken
-        a, b = plan.pixels(source), plan.pixels(other)
+        a, b = (pixels_of(plan, each, shape) for each in (source, other))
         reads = a.positions[0, 0].reshape(-1)
         others = b.positions[0, 0].expand(a.positions.shape[2:]).reshape(-1)
         channels = a.positions.shape[1]

@@ -53,6 +53,7 @@ class Plan:
         self.nodes: list[fx.Node] = []
         self.homes: dict[fx.Node, Layout] = {}  # of concatenations, where their parts are written at once
         self.written: set[int] = set()  # spans
+        self.constants: dict[int, Tensor] = {}  # spans that are the same for all samples
         value = traced.single[source]
         self.layouts[source] = Layout(self.span(value.numel()), torch.arange(value.numel()).view(value.shape))
 
@@ -74,9 +75,7 @@ class Plan:
         if sums is None:  # there are no numbers
             raise NotTaken
         sizes = positions.shape[2:]
-        halo = [(0, 0)] * len(sizes)
-        span = self.span(numbers_by_pixel(dense.out_features, sizes, halo))
-        out = by_pixel(span, dense.out_features, sizes, halo)
+        out = self.fresh(dense.out_features, sizes)
         self._multiply(node, layout, sums, out, weight, partial(int8_error, dense, weight))
         if not sizes:
             return out
@@ -135,8 +134,7 @@ class Plan:
                 if sums is None:
                     raise NotTaken
                 suffix = f"_l{number}" + "_reverse" * side
-                sizes, halo = (time,), [(0, 0)]
-                inputs = by_pixel(self.span(time * gates * wide), gates * wide, sizes, halo)
+                inputs = self.fresh(gates * wide, (time,))
                 of_inputs = partial(error, rounded=direction.inputs)
                 self._multiply(node, layout, sums, inputs, direction.inputs, of_inputs, f"ih{suffix}")
                 order = torch.arange(time).flip(0) if side else torch.arange(time)
@@ -167,7 +165,7 @@ class Plan:
         if draft is not None and draft.finish.factor is None and not draft.finish.is_curved:
             self._finish(node, draft, **parts)
             return self.layouts[source]
-        layout, draft = self._alone(node, source)
+        layout, draft = self._alone(node, source, 1 if per_channel else None)
         self._finish(node, draft, **parts)
         return layout
 
@@ -175,7 +173,7 @@ class Plan:
         """Times a factor plus a shift, by channel: what a batch norm is in eval mode; or along the last dimension."""
         draft, layout = self.open_step(source, dim), self.layouts[source]
         if draft is None:
-            layout, draft = self._alone(node, source) if dim == 1 else self._vectors_alone(node, source)
+            layout, draft = self._alone(node, source, dim)
         finish = draft.finish
         if finish.factor is not None and finish.shift is not None:
             factor, shift = factor * finish.factor, factor * finish.shift + shift
@@ -202,23 +200,28 @@ class Plan:
             return draft
         return draft if _are_channels(layout.positions.movedim(dim, 1), draft) else None
 
-    def _alone(self, node: fx.Node, source: fx.Node) -> tuple[Layout, Draft]:
-        """A step that copies the numbers of a node, to be fused into."""
-        return self._pooled(node, source, MEAN, None, None)
+    def _alone(self, node: fx.Node, source: fx.Node, dim: int | None) -> tuple[Layout, Draft]:
+        """A step that copies the numbers of a node, to be fused into, its outputs along a dimension (None: any)."""
+        if dim == 1 or (dim is None and (self.batch_first(source).is_by_pixel or not self.has_vectors(source))):
+            return self._pooled(node, source, MEAN, None, None)
+        return self._vectors_alone(node, source)
 
-    def _vectors_alone(self, node: fx.Node, source: fx.Node) -> tuple[Layout, Draft]:
-        """The same for vectors along the last dimension."""
+    def _vectors_alone(self, node: fx.Node, source: fx.Node, mean: bool = False) -> tuple[Layout, Draft]:
+        """The same for vectors along the last dimension; or the mean of them."""
         layout, reads = self.vectors(source)
-        count, sizes = layout.positions.shape[-1], layout.positions.shape[1:-1]
-        halo = [(0, 0)] * len(sizes)
-        out = by_pixel(self.span(numbers_by_pixel(count, sizes, halo)), count, sizes, halo)
+        count, sizes = layout.positions.shape[-1], () if mean else layout.positions.shape[1:-1]
+        out = self.fresh(count, sizes)
         step = Step(
-            MEAN, layout.span, out.span, len(reads), table(reads), table(out.positions[0, 0]),
-            channels=padded(count), work=len(reads) * count // 4,
+            MEAN, layout.span, out.span, 1 if mean else len(reads), table(reads), table(out.positions[0, 0]),
+            taps=len(reads) if mean else 1, channels=padded(count), work=len(reads) * count // 4,
         )  # fmt: skip
         draft = Draft(step, outputs=count)
         self.add(node, draft)
         return Layout(out.span, out.positions.movedim(1, -1)), draft
+
+    def mean_of_vectors(self, node: fx.Node, source: fx.Node) -> Layout:
+        """`(1, channels)` of `(1, ..., channels)`."""
+        return self._vectors_alone(node, source, mean=True)[0]
 
     # -- pools, sums -------------------------------------------------------------------------------------------------
 
@@ -330,6 +333,11 @@ class Plan:
     def span(self, size: int) -> int:
         self.sizes.append(size)
         return len(self.sizes) - 1
+
+    def fresh(self, channels: int, sizes: Sequence[int]) -> Layout:
+        """New memory for `(1, channels, *sizes)`, pixel by pixel, with no zeros around."""
+        halo = [(0, 0)] * len(sizes)
+        return by_pixel(self.span(numbers_by_pixel(channels, sizes, halo)), channels, sizes, halo)
 
     def add(self, node: fx.Node, draft: Draft) -> None:
         self.drafts.append(draft)
@@ -458,7 +466,7 @@ class Plan:
             sizes.append(len(positions))
             drafts.append(Draft(Step(GATHER, layout.span, given[-1], len(positions), table(positions))))
         steps = [draft.built() for draft in drafts]
-        return arranged(steps, sizes, given, chunk)
+        return arranged(steps, sizes, given, self.constants, chunk)
 
 
 def _count(layout: Layout) -> int:

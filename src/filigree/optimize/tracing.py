@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from filigree.config import one_line
 from filigree.optimize.encoders import with_layered_attention
 from filigree.optimize.functional_layers import functional_layer
 from filigree.optimize.tracer import Tracer
+from filigree.optimize.written_attention import WrittenAttention
 from filigree.preserved import has_hooks
 from filigree.rollback import AllOrNothing
 
@@ -92,10 +94,13 @@ class Traced:
             if not all(map(self._is_alone, sources)):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
         self.constants, self.sizes = self._constants(), self._sizes()
+        self._alike = self._same_for_all()
+        self.graph.eliminate_dead_code(self.acts)  # what asks for a shape to assert something reads no numbers
         self._put_constants_last()
+        self._put_attention_as_calls()
         layers = {node: functional_layer(node, self.constant) for node in self.graph.nodes}
         self._functional |= {node: layer for node, layer in layers.items() if layer is not None}
-        self.graph.eliminate_dead_code(self.acts)  # what asks for a shape to assert something reads no numbers
+        self.graph.eliminate_dead_code(self.acts)
 
     def batch_dim(self, node: fx.Node) -> int | None:
         """Along which dimension of a node's tensor the samples lie; None: none, or no tensor."""
@@ -169,6 +174,23 @@ class Traced:
             return value
         return self.single[value] if value in self.constants else None
 
+    def _same_for_all(self) -> set[fx.Node]:
+        """The nodes that depend on constants and the size of the batch alone, and hold the same for each sample."""
+        written = {source for sources in self.changed.values() for source in sources}
+        nodes: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            inputs = node.all_input_nodes
+            known = all(each in self.constants or each in self.sizes or each in nodes for each in inputs)
+            if not inputs or not known or node in self.changed or node in written or self.batch_dim(node) != 0:
+                continue
+            if torch.equal(self.double[node], torch.cat([self.single[node]] * 2)):
+                nodes.add(node)
+        return nodes
+
+    def same_for_all(self, node: Any) -> Tensor | None:
+        """What a tensor holds for each sample, `(1, ...)`, if that is the same; None: it depends on the inputs."""
+        return self.single[node] if node in self._alike else None
+
     def _put_constants_last(self) -> None:
         """`2 + x` and `scale * x` become `x + 2` and `x * scale`."""
         for node in self.graph.nodes:
@@ -177,6 +199,24 @@ class Traced:
             first, second = node.args
             if self.constant(first) is not None and isinstance(second, fx.Node) and second not in self.constants:
                 node.args, node.target = (second, first), _COMMUTATIVE[node.target]
+
+    def _put_attention_as_calls(self) -> None:
+        """What is written out of attention becomes `F.scaled_dot_product_attention`."""
+
+        def keep(tensor: Tensor) -> str:
+            name = f"_mask{len(self.root._buffers)}"
+            for holder in (self.root, self.module):
+                holder.register_buffer(name, tensor)
+            return name
+
+        with torch.no_grad():
+            new, replaced = WrittenAttention(self.single.get, self.constant, self.module_of, keep).replace(self.graph)
+            for node, values in itertools.product(new, (self.values, self.single, self.double)):
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                target: Any = node.target
+                values[node] = getattr(self.root, target) if node.op == "get_attr" else target(*args, **kwargs)
+        self.changed = {node: sources for node, sources in self.changed.items() if node not in replaced}
+        self.constants |= {node for node in new if node.op == "get_attr"}
 
     def module_of(self, node: fx.Node) -> Any:
         """The module that a node calls, of a layer that is called by function one that equals it."""

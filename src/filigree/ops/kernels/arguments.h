@@ -75,7 +75,7 @@ struct Reader {
   template <class T>
   static void made_of(...);
 
-  template <class T, size_t N = 16>
+  template <class T, size_t N = 20>
   static constexpr size_t fields() {
     if constexpr (std::is_void_v<decltype(made_of<T>(std::make_index_sequence<N>()))>) return fields<T, N - 1>();
     else return N;

@@ -17,7 +17,8 @@ inline int64_t whole_panels(int64_t numbers) {
 
 // Numbers of scratch memory for a thread: a head's keys, its values, and some queries' products with the keys.
 inline int64_t attention_scratch(const Operation &o) {
-  return o.kind == ATTENTION ? whole_panels(o.points) * (2 * whole_panels(o.channels) + QUERIES) : 0;
+  if (o.kind != ATTENTION) return 0;
+  return whole_panels(o.attention.keys) * (whole_panels(o.channels) + whole_panels(o.attention.width) + QUERIES);
 }
 
 // (x - mean) / sqrt(variance + epsilon) of each pixel's first `taps` channels
@@ -83,9 +84,14 @@ inline PanelWeight packed(const float *x, const int32_t *at, int64_t count, int6
   return {FLOATS, depth, panels, memory, nullptr, nullptr, run, 1, nullptr, 1, 0};
 }
 
-// s[j] = exp(scale s[j]) / their sum, j < count; of `width` numbers, whole vectors
-inline void softmax(float *s, int64_t count, int64_t width, float scale) {
+// s[j] = exp(scale s[j] + bias[j]) / their sum, j < count; of `width` numbers, whole vectors
+inline void softmax(float *s, int64_t count, int64_t width, float scale, const float *bias) {
   constexpr int L = LANES<float>;
+  if (bias) {
+    for (int64_t j = 0; j < width; j += L)
+      store<float, L>(s + j, load<float, L>(s + j) * scale + load<float, L>(bias + j));
+    scale = 1;
+  }
   std::fill(s + count, s + width, s[0]);
   V most = load<float, L>(s) * scale;
   for (int64_t j = L; j < width; j += L) {
@@ -102,30 +108,34 @@ inline void softmax(float *s, int64_t count, int64_t width, float scale) {
   for (int64_t j = 0; j < width; j += L) store<float, L>(s + j, load<float, L>(s + j) * factor);
 }
 
-// softmax(number Q K^T) V of the heads [from, to) of all images
+// softmax(number Q K^T + bias) V of the heads [from, to) of all images
 void attend(const Operation &o, Area in, Area of_k, Area of_v, Area out, int64_t from, int64_t to, float *memory) {
-  const int64_t count = o.points, width = o.channels, wide = whole_panels(count);
-  const int32_t of_keys[] = {0, int32_t(width)}, of_values[] = {0, int32_t(count)};
+  const int64_t count = o.points, width = o.channels, of_value = o.attention.width, all = o.attention.keys;
+  const int64_t wide = whole_panels(all);
+  const int32_t of_keys[] = {0, int32_t(width)}, of_values[] = {0, int32_t(all)};
   float *const keys = memory, *const values = keys + wide * whole_panels(width),
-               *const scores = values + wide * whole_panels(width);
+               *const scores = values + wide * whole_panels(of_value);
   const Finishing plain{};
   for (int64_t unit = from; unit < to; ++unit) {
-    const int64_t image = unit / o.taps, first = unit % o.taps * width;
-    const float *x = in.data + image * in.by_image + first;
-    float *y = out.data + image * out.by_image + first;
-    const PanelWeight k =
-        packed(of_k.data + image * of_k.by_image + first, o.others, count, width, true, of_keys, keys);
+    const int64_t image = unit / o.taps, head = unit % o.taps;
+    const float *x = in.data + image * in.by_image;
+    float *y = out.data + image * out.by_image;
+    const int32_t *reads = o.reads + head * count, *writes = o.writes + head * count;
+    const int32_t *of_key = o.others + head * all, *of_its_value = of_key + o.taps * all;
+    const PanelWeight k = packed(of_k.data + image * of_k.by_image, of_key, all, width, true, of_keys, keys);
     const PanelWeight v =
-        packed(of_v.data + image * of_v.by_image + first, o.others + count, count, width, false, of_values, values);
+        packed(of_v.data + image * of_v.by_image, of_its_value, all, of_value, false, of_values, values);
+    const float *bias = o.attention.bias;
+    if (bias && o.attention.biases > 1) bias += head * count * wide;
     for (int64_t begin = 0; begin < count; begin += QUERIES) {
       const int64_t queries = std::min(QUERIES, count - begin);
       const float *given[QUERIES];
       float *results[QUERIES];
-      for (int64_t q = 0; q < queries; ++q) given[q] = x + o.reads[begin + q], results[q] = scores + q * wide;
+      for (int64_t q = 0; q < queries; ++q) given[q] = x + reads[begin + q], results[q] = scores + q * wide;
       products(k, plain, given, results, queries, 0, blocks_of(k));
       for (int64_t q = 0; q < queries; ++q) {
-        softmax(results[q], count, wide, float(o.number));
-        given[q] = results[q], results[q] = y + o.writes[begin + q];
+        softmax(results[q], all, wide, float(o.number), bias ? bias + (begin + q) * wide : nullptr);
+        given[q] = results[q], results[q] = y + writes[begin + q];
       }
       products(v, plain, given, results, queries, 0, blocks_of(v));
     }

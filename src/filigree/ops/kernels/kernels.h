@@ -178,14 +178,35 @@ struct PanelWeight {
   int64_t groups, shift;
 };
 
+// What heads that attend have besides: how many keys each, how many numbers a value, and what is added to the products
+// with the keys, `(biases, queries, keys)` with the last ones in whole panels: the same for all heads, or for each one.
+struct Attention {
+  int64_t keys, width;
+  const float *bias;
+  int64_t biases;
+};
+
 // A step from span `from` (and `other`) to span `to`, for `points` pixels of each image: where each one's inputs begin
 // (`reads`, of ADD, TIMES and MINUS `others` too; of MAXIMUM and MEAN `taps` of them for each pixel) and where its
 // outputs go (`writes`). MEAN with `others`: sums divided by these; the last taps of a pixel may be -1, which are none.
 // DEPTHWISE: weights `(taps, channels)`; `others` are where the taps lie from there. NORM: layer norms of
-// the first `taps` channels, `number` is added to the variance. ATTENTION: `taps` heads of `channels`; queries begin at
-// `reads`, keys (of span `other`) and values (of `third`) at the first and the second half of `others`, and `number`
-// scales the products.
-enum OperationKind : int32_t { GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION, DEPTHWISE, TIMES, MINUS };
+// the first `taps` channels, `number` is added to the variance. ATTENTION: of `taps` heads, each with `points`
+// queries of `channels` numbers; queries begin at `reads`, keys (of span `other`) and values (of `third`) at the first
+// and the second half of `others`, head by head, and `number` scales the products.
+enum OperationKind : int32_t {
+  GATHER,
+  MULTIPLY,
+  MAXIMUM,
+  MEAN,
+  ADD,
+  LSTM,
+  GRU,
+  NORM,
+  ATTENTION,
+  DEPTHWISE,
+  TIMES,
+  MINUS
+};
 struct Operation {
   OperationKind kind;
   int64_t from, other, third, to, points, taps, channels;
@@ -195,6 +216,7 @@ struct Operation {
   double number;
   PanelWeight weight;
   Finishing finish;
+  Attention attention;
 };
 
 // The kernels of one instruction set.
