@@ -27,15 +27,21 @@ class Between(nn.Module):
         return self.last(self.function(self, self.first(x)))
 
 
+def graph_of_plans(model, x):
+    """What a model computes, as calls of plans."""
+    traced = Traced(model.eval(), [x[:2]])
+    plans = plans_of(traced, set(), Int8Errors(traced, 0))
+    graph = graph_of(traced, plans, chunk=2)
+    for batch in (1, 2, len(x)):
+        torch.testing.assert_close(graph(x[:batch]), model(x[:batch]), rtol=1e-4, atol=1e-5)
+    return traced, plans, graph
+
+
 def is_taken_whole(model, x):
     with torch.no_grad():
-        traced = Traced(model.eval(), [x[:2]])
-        plans = plans_of(traced, set(), Int8Errors(traced, 0))
-        assert len(plans) == 1
-        graph = graph_of(traced, plans, chunk=2)
-        assert len([node for node in graph.graph.nodes if node.op.startswith("call")]) == 1
-        for batch in (1, 2, len(x)):
-            torch.testing.assert_close(graph(x[:batch]), model(x[:batch]), rtol=1e-4, atol=1e-5)
+        _, plans, graph = graph_of_plans(model, x)
+    assert len(plans) == 1
+    assert len([node for node in graph.graph.nodes if node.op.startswith("call")]) == 1
 
 
 POOLS = [
@@ -87,6 +93,7 @@ OF_TOKENS = {
     "tokens after them": lambda m, y: torch.cat([y, F.gelu(y), m.token.expand(y.size(0), 2, -1) * 2], -2),
     "windows side by side": lambda m, y: torch.cat([y.unflatten(1, (1, 7)), y[:, :, None].transpose(1, 2)], 2),
     "their mean": lambda m, y: F.gelu(y).mean(1),
+    "padded": lambda m, y: F.pad(F.pad(F.gelu(y), (0, 0, 0, 0)) + y, (0, 0, 1, 2)),
     "the mean of windows": lambda m, y: y * y[:, :6].unflatten(1, (2, 3)).mean((1, 2), keepdim=True)[:, 0],
     "a copy": lambda m, y: y.clone().to(torch.float32).relu_() + y,
 }
@@ -164,17 +171,94 @@ NO_ATTENTION = {
 
 @pytest.mark.parametrize("name", NO_ATTENTION)
 def test_what_is_like_attention_stays_what_it_is(name):
-    model, x = Between(nn.Linear(6, 48), NO_ATTENTION[name], nn.Linear(48, 4)).eval(), torch.randn(5, 7, 6)
     with torch.no_grad():
-        traced = Traced(model, [x])
-        assert F.scaled_dot_product_attention not in [node.target for node in traced.graph.nodes]
-        graph = graph_of(traced, plans_of(traced, set(), Int8Errors(traced, 0)), chunk=2)
-        torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+        traced, *_ = graph_of_plans(
+            Between(nn.Linear(6, 48), NO_ATTENTION[name], nn.Linear(48, 4)), torch.randn(5, 7, 6)
+        )
+    assert F.scaled_dot_product_attention not in [node.target for node in traced.graph.nodes]
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
-def test_tokens(isa, name):
-    is_taken_whole(Between(nn.Linear(6, 48), OF_TOKENS[name], nn.Linear(48, 4)), torch.randn(5, 7, 6))
+def drawn(layer):
+    """The layer, a batch norm with statistics of its own."""
+    if isinstance(layer, nn.BatchNorm1d):
+        layer.running_mean.normal_(), layer.running_var.uniform_(1, 2)
+    return layer
+
+
+def windows(y):
+    """`(batch, 8, 48)` as `(2 batch, 4, 48)`."""
+    return y.view(-1, 4, 48)
+
+
+def shifted(m, y):
+    """Attention within windows, each with a mask of its own, as hierarchical transformers write it out."""
+    q, k, v = m.qkv(windows(torch.roll(y, -1, 1))).reshape(-1, 4, 3, 3, 16).permute(2, 0, 3, 1, 4)
+    scores = (q * 0.25) @ k.transpose(-2, -1) + m.bias[:, :4, :4]
+    mask = y.new_zeros((2, 4, 4))
+    mask[1, :2, 2:], mask[1, 2:, :2] = -100.0, -100.0
+    scores = scores.view(-1, 2, 3, 4, 4) + mask.unsqueeze(1).unsqueeze(0)
+    return joined(scores.view(-1, 3, 4, 4).softmax(-1) @ v).view(y.shape).roll(1, dims=1)
+
+
+ROWS = {
+    "layers of windows": lambda m, y: F.layer_norm(m.linear(F.gelu(windows(y)) * m.q + 1), (48,)),
+    "sums of windows": lambda m, y: windows(y) - F.relu(windows(y) + m.tokens[:4]),
+    "windows and back": lambda m, y: (windows(y) * m.q).view(y.size(0), 8, 48) + y,
+    "pieces of windows": lambda m, y: windows(y).split(2, dim=1)[1] + sum(windows(y).chunk(2, 1)),
+    "attention within windows": lambda m, y: joined(F.scaled_dot_product_attention(*[heads(windows(y))] * 3)),
+    "windows of q, k and v": lambda m, y: joined(
+        F.scaled_dot_product_attention(*m.qkv(windows(y)).view(-1, 4, 3, 3, 16).permute(2, 0, 3, 1, 4).unbind(0))
+    ).view_as(y),
+    "shifted windows": shifted,
+    "a norm of all tokens": lambda m, y: m.norm(y.flatten(0, 1)).reshape_as(y),
+    "rows that are not put together again": lambda m, y: y.flatten(0, 1),
+    "a mask for each window": lambda m, y: joined(
+        F.scaled_dot_product_attention(*[heads(windows(y))] * 3, m.bias[:2, None, :4, :4].repeat(y.size(0), 1, 1, 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_several_rows_a_sample(isa, name):
+    model = Between(nn.Linear(6, 48), ROWS[name], nn.Linear(48, 4))
+    model.qkv, model.linear, model.norm = nn.Linear(48, 144), nn.Linear(48, 48), drawn(nn.BatchNorm1d(48))
+    is_taken_whole(model, torch.randn(5, 8, 6))
+
+
+OTHER_ROWS = {
+    "a slope for each": nn.PReLU(4), "a norm of what lies along the second dimension": nn.BatchNorm1d(4),
+    "a convolution": nn.Conv1d(4, 4, 3, padding=1), "a pool": nn.MaxPool1d(3, 1, 1), "a flattened one": nn.Flatten(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_ROWS)
+def test_layers_with_channels_of_several_rows_a_sample_run_as_before(name):
+    class Model(Between):
+        def forward(self, x):
+            return self.last(self.function(windows(self.first(x))).reshape(x.size(0), 8, 48))
+
+    model = Model(nn.Linear(6, 48), drawn(OTHER_ROWS[name]), nn.Linear(48, 4))
+    with torch.no_grad():
+        graph_of_plans(model, torch.randn(5, 8, 6))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("value", [0, 1])
+def test_first_states_of_zeros(isa, kind, value):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.last = kind(6, 20, 2, batch_first=True), nn.Linear(20, 4)
+
+        def forward(self, x):
+            states = torch.full((2, x.size(0), 20), float(value)).to(x.device)
+            y, _ = self.rnn(x, (states, torch.zeros_like(states)) if kind is nn.LSTM else states)
+            return self.last(y[:, -1])
+
+    with torch.no_grad():
+        traced, plans, _ = graph_of_plans(Recurrent(), torch.randn(5, 7, 6))
+    taken = {type(traced.module_of(node)) for plan in plans for node in plan.nodes}
+    assert (kind in taken) == (value == 0)
 
 
 def test_the_report_names_layers_that_are_called_by_function():

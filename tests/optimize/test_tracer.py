@@ -45,7 +45,15 @@ def in_parts(m, y):
     return torch.cat([part * 2 for part in y.chunk(4, dim=1)], 1)
 
 
+def with_a_frame(m, y):
+    frame = y.new_zeros(y.shape[2:])
+    frame[1:-1, 1:-1] = 2
+    return y * frame
+
+
 ASKING = {
+    "numbers that it writes": with_a_frame,
+    "as many as there are samples": lambda m, y: y + torch.full((y.size(0), 1, 1, 1), 2.0) * torch.ones(1),
     "a branch": padded_to_eights,
     "a size by name": lambda m, y: y if y.size(dim=1) == 16 and y.dim() == 4 == y.ndim and len(y[0]) == 16 else -y,
     "sizes unpacked": unpacked,

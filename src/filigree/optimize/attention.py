@@ -69,7 +69,7 @@ def attention(plan: Plan, node: fx.Node, source: fx.Node, key: Any, value: Any, 
 
 def _with_vectors(plan: Plan, node: fx.Node) -> Layout:
     """The layout `(1, ..., width)` of a node, copied where the numbers of a vector do not lie beside one another."""
-    layout = plan.batch_first(node)
+    layout = plan.rows_first(node)
     positions = layout.positions
     if positions.dim() < 3 or not positions.numel():
         raise NotTaken

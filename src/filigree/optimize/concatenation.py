@@ -1,4 +1,4 @@
-"""Concatenations, parts copied that do not lie there already; splits, which copy nothing."""
+"""Concatenations: parts are copied that do not lie there already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filigree.optimize.drafts import Draft, NotTaken
 from filigree.optimize.homes import parts_of
 from filigree.optimize.layouts import Layout
 from filigree.optimize.planning import Plan, table
-from filigree.optimize.tracing import Traced, is_indexed
+from filigree.optimize.tracing import Traced
 
 
 def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Layout:
@@ -76,26 +76,6 @@ def _side_by_side(parts: list[Layout]) -> Layout | None:
     if not torch.equal(whole, whole[:, :1] + count):
         return None
     return replace(first, positions=torch.cat([part.positions for part in parts], 1), whole=whole)
-
-
-def split(plan: Plan, node: fx.Node, source: fx.Node, sizes: Any, dim: int = 0) -> list[Layout]:
-    """`torch.split` and `torch.chunk` along any dimension but that of the samples."""
-    layout = plan.batch_first(source)
-    if not dim % layout.positions.dim() or not is_indexed(node, 1):
-        raise NotTaken
-    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    return [layout.viewed(part, 0) for part in getattr(layout.positions, name)(sizes, dim)]
-
-
-def unbind(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> list[Layout]:
-    """`torch.unbind` along any dimension but that of the samples."""
-    layout = plan.layouts[source]
-    if not isinstance(layout, Layout) or not is_indexed(node, 1):
-        raise NotTaken
-    dim %= layout.positions.dim()
-    if dim == layout.batch_dim:
-        raise NotTaken
-    return [layout.viewed(part, layout.batch_dim - (dim < layout.batch_dim)) for part in layout.positions.unbind(dim)]
 
 
 def first_tensor(traced: Traced, node: fx.Node) -> Any:

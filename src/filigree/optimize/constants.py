@@ -15,12 +15,17 @@ from filigree.optimize.planning import Plan
 
 
 def constants(plan: Plan, *parts: Any) -> list[Any]:
-    """What a function is called with, tensors that depend on no input in place of their nodes."""
-    values = [plan.traced.constant(part) for part in parts]
+    """What a function is called with, tensors that are the same for all samples in place of their nodes."""
+    values = [_value(plan, part) for part in parts]
     for part, value in zip(parts, values, strict=True):
         if part is not None and not isinstance(value, Tensor | float | int):
             raise NotTaken
     return values
+
+
+def _value(plan: Plan, part: Any) -> Any:
+    constant = plan.traced.constant(part)
+    return plan.traced.same_for_all(part) if constant is None and isinstance(part, fx.Node) else constant
 
 
 def pixels_of(plan: Plan, given: fx.Node | Tensor, shape: Sequence[int]) -> Layout:

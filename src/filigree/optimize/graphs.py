@@ -48,10 +48,8 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
     read = _read(acting, taken_by)
     for number, plan in enumerate(plans):
         outputs = [node for node in plan.nodes if isinstance(plan.layouts[node], Layout) and node in read]
-        layouts = [plan.layouts[node] for node in outputs]
-        rest = [layout.positions.movedim(layout.batch_dim, 0).shape[1:] for layout in layouts]
         name = f"part{number}"
-        modules[name] = Program(plan.program(outputs, chunk), rest, [layout.batch_dim for layout in layouts])
+        modules[name] = Program(plan.program(outputs, chunk), [plan.layouts[node] for node in outputs])
         after = copies[plan.source]
         if after.op == "placeholder":  # all of them stand first
             after = [node for node in graph.nodes if node.op == "placeholder"][-1]

@@ -26,6 +26,7 @@ class Layout:
         whole: for `(1, channels, ...)` pixel by pixel, with the channels of each beside one another, zeros up to a
             multiple of 16 included: the positions with `halo` pixels of zeros before and after along each further
             dimension.
+        merged: the tensor has the samples' dimension and the next one as one, of `samples * n` rows.
     """
 
     span: int
@@ -33,6 +34,7 @@ class Layout:
     batch_dim: int = 0
     whole: Tensor | None = None
     halo: tuple[tuple[int, int], ...] = ()
+    merged: bool = False
 
     @property
     def is_by_pixel(self) -> bool:
@@ -41,6 +43,11 @@ class Layout:
     @property
     def has_halo(self) -> bool:
         return any(map(any, self.halo))
+
+    @property
+    def of_tensor(self) -> Tensor:
+        """The positions in the shape that the tensor has for one sample."""
+        return self.positions.flatten(self.batch_dim, self.batch_dim + 1) if self.merged else self.positions
 
     def viewed(self, positions: Tensor, batch_dim: int) -> Layout:
         return replace(self, positions=positions, batch_dim=batch_dim, whole=None, halo=())

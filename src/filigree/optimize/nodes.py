@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
 from filigree.ops.inference import ADD, MAXIMUM, MEAN, TIMES
 from filigree.optimize.attention import attention, layer_norm
-from filigree.optimize.concatenation import concatenate, first_tensor, split, unbind
+from filigree.optimize.concatenation import concatenate, first_tensor
 from filigree.optimize.constants import constants
 from filigree.optimize.depthwise import depthwise
 from filigree.optimize.drafts import NotTaken
@@ -25,6 +26,7 @@ from filigree.optimize.layouts import Layout
 from filigree.optimize.pairs import negative, pairs
 from filigree.optimize.planning import CURVE_OF, Plan
 from filigree.optimize.recurrent import layers_of
+from filigree.optimize.views import contiguous, flattened, pad, same, split, unbind, view
 from filigree.optimize.weights import is_depthwise, weight_of
 from filigree.preserved import has_hooks
 
@@ -38,19 +40,24 @@ def take(plan: Plan, node: fx.Node) -> bool:
     """
     before = {name: copy.copy(getattr(plan, name)) for name in _GROWS}
     try:
-        plan.layouts[node] = layout = _laid_out(plan, node)
-        value = plan.traced.single[node]
-        if isinstance(layout, Layout) and not (
-            layout.positions.shape == value.shape
-            and value.dtype is torch.float32
-            and layout.batch_dim == plan.traced.batch_dim(node)
-        ):
-            raise NotTaken
+        layout = _laid_out(plan, node)
+        plan.layouts[node] = _checked(plan, node, layout) if isinstance(layout, Layout) else layout
     except (NotTaken, RuntimeError, IndexError, TypeError, ValueError):
         vars(plan).update(before)
         return False
     plan.nodes.append(node)
     return True
+
+
+def _checked(plan: Plan, node: fx.Node, layout: Layout) -> Layout:
+    """A layout of the size that a node has for one sample, and with the samples along the same dimension."""
+    value, samples = plan.traced.single[node], plan.traced.samples(node)
+    if samples is None or value.dtype is not torch.float32:
+        raise NotTaken
+    layout = replace(layout, merged=samples[1] > 1)
+    if layout.batch_dim != samples[0] or layout.of_tensor.shape != value.shape:
+        raise NotTaken
+    return layout
 
 
 def _laid_out(plan: Plan, node: fx.Node) -> Any:
@@ -68,12 +75,14 @@ def _laid_out(plan: Plan, node: fx.Node) -> Any:
 
 
 def _of_module(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Any:
-    if len(node.args) != 1 or node.kwargs or module.training or has_hooks(module):
+    if not node.args or node.kwargs or module.training or has_hooks(module):
+        raise NotTaken
+    if (layers := layers_of(module)) is not None and all(map(plan.traced.is_zero, node.args[1:])):
+        return plan.recurrent(node, source, layers, isinstance(module, nn.LSTM) or module.mode == "LSTM")
+    if len(node.args) > 1:
         raise NotTaken
     if type(module) in MODULES:
         return MODULES[type(module)](plan, node, source, module)
-    if (layers := layers_of(module)) is not None:
-        return plan.recurrent(node, source, layers, isinstance(module, nn.LSTM) or module.mode == "LSTM")
     return _layer(plan, node, source)
 
 
@@ -107,13 +116,14 @@ def _layer_norm(plan: Plan, node: fx.Node, source: fx.Node, normalized_shape: An
 
 def _normed(plan: Plan, node: fx.Node, source: fx.Node, parts: list[Any], eps: float) -> Layout:
     mean, var, weight, bias = parts
-    if mean is None or var is None or plan.shape(source)[1] != len(mean):
+    dim = 2 if plan.rows_first(source).merged else 1
+    if mean is None or var is None or plan.shape(source)[dim] != len(mean):
         raise NotTaken
     factor = (var + eps).rsqrt()
     factor = factor if weight is None else factor * weight
     shift = -mean * factor
     shift = shift if bias is None else shift + bias
-    return plan.affine(node, source, factor.detach(), shift.detach())
+    return plan.affine(node, source, factor.detach(), shift.detach(), dim)
 
 
 def _max_pool(plan: Plan, node: fx.Node, source: fx.Node, kernel: Any, stride: Any = None, padding: Any = 0,
@@ -183,7 +193,7 @@ def _nearest(plan: Plan, node: fx.Node, source: fx.Node, size: Any = None, scale
 
 def _mean(plan: Plan, node: fx.Node, source: fx.Node, dim: Any = None, keepdim: bool = False) -> Layout:
     """Of all pixels, channel by channel, or of all vectors."""
-    shape = plan.shape(source)
+    shape = plan.batch_first(source).positions.shape
     dims = sorted(d % len(shape) for d in (dim if isinstance(dim, tuple | list) else [dim])) if dim is not None else []
     if len(shape) > 2 and dims == list(range(2, len(shape))):
         layout = plan.pool(node, source, MEAN, torch.arange(shape[2:].numel())[None], [1] * len(dims))
@@ -255,11 +265,7 @@ def _dropout(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
     given = {**dict(zip(("p", "training"), node.args[1:], strict=False)), **node.kwargs}
     if given.get("training", True):
         raise NotTaken
-    return plan.same(node, source)
-
-
-def _same(plan: Plan, node: fx.Node, source: fx.Node, *_: Any) -> Any:
-    return plan.same(node, source)
+    return same(plan, node, source)
 
 
 def _pools(handler: Any) -> Callable[..., Layout]:
@@ -276,7 +282,7 @@ MODULES: dict[type, Callable[..., Any]] = {
     nn.ReLU: _relu,
     nn.LeakyReLU: lambda p, n, s, m: p.activation(n, s, torch.tensor([m.negative_slope])),
     nn.PReLU: lambda p, n, s, m: p.activation(n, s, m.weight.detach()),
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, FastDropout), _same),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, FastDropout), same),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ChannelMajorBatchNorm2d), _norm),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _pools(_max_pool)),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pools(_mean_pool)),
@@ -290,11 +296,11 @@ MODULES: dict[type, Callable[..., Any]] = {
             p, n, s, m.size, m.scale_factor, m.mode, recompute_scale_factor=m.recompute_scale_factor
         ),
     ),
-    nn.Flatten: lambda p, n, s, m: p.flattened(n, s, m),
+    nn.Flatten: lambda p, n, s, m: flattened(p, n, s, m),
 }
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    F.relu: _relu, torch.relu: _relu, F.dropout: _dropout, F.pad: Plan.pad,
+    F.relu: _relu, torch.relu: _relu, F.dropout: _dropout, F.pad: pad,
     F.leaky_relu: _call(_leaky_relu), F.gelu: _call(_gelu),
     F.silu: _curve("silu"), torch.tanh: _curve("tanh"), F.tanh: _curve("tanh"),
     F.relu6: _curve("relu6"), F.hardswish: _curve("hard_swish"), F.hardsigmoid: _curve("hard_sigmoid"),
@@ -314,14 +320,15 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.unbind: _call(unbind),
     **dict.fromkeys((torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.reshape,
                      torch.movedim, torch.moveaxis, torch.swapaxes, torch.swapdims, torch.unflatten, torch.narrow,
-                     torch.select, operator.getitem, getattr), Plan.view),
+                     torch.select, torch.roll, operator.getitem, getattr), view),
 }  # fmt: skip
 
 METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "t", "unflatten",
-                     "movedim", "moveaxis", "swapaxes", "swapdims", "narrow", "select"), Plan.view),
+                     "movedim", "moveaxis", "swapaxes", "swapdims", "narrow", "select", "roll", "reshape_as",
+                     "view_as"), view),
     **dict.fromkeys(("chunk", "split"), _call(split)), "unbind": _call(unbind),
-    "contiguous": Plan.contiguous, **dict.fromkeys(("detach", "to", "float", "type_as", "clone"), _same),
+    "contiguous": contiguous, **dict.fromkeys(("detach", "to", "float", "type_as", "clone"), same),
     "neg": negative,
     "relu": _relu, "relu_": _relu, "tanh": _curve("tanh"), "sigmoid": _curve("sigmoid"), "mean": _call(_mean),
     **dict.fromkeys(("add", "add_"), pairs(ADD)), **dict.fromkeys(("mul", "mul_"), pairs(TIMES)),

@@ -23,7 +23,7 @@ def pairs(kind: int, sign: int = 1) -> Callable[..., Layout]:
         if len(node.args) != 2 or node.kwargs:
             raise NotTaken
         other = node.args[1]
-        if isinstance(other, fx.Node) and plan.traced.constant(other) is None:
+        if isinstance(other, fx.Node) and other in plan.layouts:
             if sign < 0 and kind == TIMES:
                 raise NotTaken
             return _combined(plan, node, kind if sign > 0 else MINUS)
@@ -43,7 +43,7 @@ def _with_constant(plan: Plan, node: fx.Node, source: fx.Node, kind: int, sign: 
     if len(sizes) > len(shape) or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True)):
         raise NotTaken
     along = [d for d, size in enumerate(sizes) if size != 1]
-    channels = plan.batch_first(source).is_by_pixel or bool(plan.open_step(source, 1))
+    channels = plan.rows_first(source).is_by_pixel or bool(plan.open_step(source, 1))
     dim = along[0] if along else 1 if channels else len(shape) - 1
     is_last = dim == len(shape) - 1 and plan.has_vectors(source)
     if len(along) > 1 or dim < 1 or not (len(shape) == 2 or (channels if dim == 1 else is_last)):

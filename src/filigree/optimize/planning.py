@@ -60,13 +60,13 @@ class Plan:
     @classmethod
     def of(cls, traced: Traced, source: fx.Node, errors: Int8Errors) -> Plan | None:
         """None: what a node holds is no float32 tensor with samples along its first dimension."""
-        is_input = traced.batch_dim(source) == 0 and traced.single[source].dtype is torch.float32
+        is_input = traced.samples(source) == (0, 1) and traced.single[source].dtype is torch.float32
         return cls(traced, source, errors) if is_input else None
 
     # -- products ----------------------------------------------------------------------------------------------------
 
     def linear(self, node: fx.Node, source: fx.Node, dense: nn.Linear, weight: LayerWeight) -> Layout:
-        layout = self.batch_first(source)
+        layout = self.rows_first(source)
         positions = layout.positions.movedim(-1, 1)  # (1, inputs, ...)
         if (sums := sums_of(positions[0].flatten(1) if positions.dim() > 2 else positions[0][:, None])) is None:
             layout = self.gathered(layout, positions, dense.in_features)
@@ -161,6 +161,8 @@ class Plan:
         """ReLU, a slope below zero (one number, or one a channel), or another curve."""
         parts: dict[str, Any] = {"curve": curve} if curve else {"relu": True, "slope": slope}
         per_channel = slope is not None and slope.numel() > 1
+        if per_channel:
+            self.batch_first(source)
         draft = self.open_step(source, 1 if per_channel else None)
         if draft is not None and draft.finish.factor is None and not draft.finish.is_curved:
             self._finish(node, draft, **parts)
@@ -202,7 +204,9 @@ class Plan:
 
     def _alone(self, node: fx.Node, source: fx.Node, dim: int | None) -> tuple[Layout, Draft]:
         """A step that copies the numbers of a node, to be fused into, its outputs along a dimension (None: any)."""
-        if dim == 1 or (dim is None and (self.batch_first(source).is_by_pixel or not self.has_vectors(source))):
+        if dim not in (None, 1, len(self.shape(source)) - 1):
+            raise NotTaken
+        if dim == 1 or (dim is None and not self.has_vectors(source)):
             return self._pooled(node, source, MEAN, None, None)
         return self._vectors_alone(node, source)
 
@@ -254,70 +258,6 @@ class Plan:
         self.add(node, draft)
         return out, draft
 
-    # -- views -------------------------------------------------------------------------------------------------------
-
-    def view(self, node: fx.Node, source: fx.Node) -> Any:
-        """What only changes the order and the shape of numbers: done to their positions, of one sample and of two, to
-        see that it keeps these apart."""
-        layout = self.layouts[source]
-        if not isinstance(layout, Layout):  # of a recurrent layer's results
-            return layout[operator.index(node.args[1])]  # type: ignore[arg-type]
-
-        given: list[fx.Node] = []
-        fx.node.map_arg((node.args[1:], node.kwargs), given.append)
-        sizes = self.traced.sizes
-        if not all(each in sizes for each in given):  # else they depend on numbers
-            raise NotTaken
-        if node.target is operator.getitem and any(sizes[each] for each in given):
-            raise NotTaken  # an index that depends on the size of the batch may be the same for one and two samples
-
-        def seen(positions: Tensor, values: dict[fx.Node, Any]) -> Tensor:
-            args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: values[n])
-            if any(isinstance(arg, Tensor) for arg in args):
-                raise NotTaken
-            if node.op == "call_method":
-                positions = getattr(positions, str(node.target))(*args, **kwargs)
-            else:
-                positions = node.target(positions, *args, **kwargs)  # type: ignore[operator]
-            return positions
-
-        positions, batch_dim = seen(layout.positions, self.traced.single), self.traced.batch_dim(node)
-        if batch_dim is None:
-            raise NotTaken
-        number = int(layout.positions.max()) + 1 if layout.positions.numel() else 0  # of the other sample's first
-        two = torch.cat([layout.positions, _beyond(layout.positions, number)], layout.batch_dim)
-        if not torch.equal(
-            seen(two, self.traced.double), torch.cat([positions, _beyond(positions, number)], batch_dim)
-        ):
-            raise NotTaken
-        if source in self.makers and len(source.users) == 1:
-            self.makers[node] = self.makers[source]
-        if batch_dim == layout.batch_dim and torch.equal(positions, layout.positions):
-            return layout
-        return layout.viewed(positions, batch_dim)
-
-    def flattened(self, node: fx.Node, source: fx.Node, module: nn.Flatten) -> Layout:
-        layout = self.batch_first(source)
-        if source in self.makers and len(source.users) == 1:
-            self.makers[node] = self.makers[source]
-        return layout.viewed(module(layout.positions), 0)
-
-    def same(self, node: fx.Node, source: fx.Node) -> Any:
-        if source in self.makers and len(source.users) == 1:
-            self.makers[node] = self.makers[source]
-        return self.layouts[source]
-
-    def contiguous(self, node: fx.Node, source: fx.Node) -> Layout:
-        layout = self.batch_first(source)
-        return layout if layout.positions.is_contiguous() else layout.viewed(layout.positions.contiguous(), 0)
-
-    def pad(self, node: fx.Node, source: fx.Node) -> Layout:
-        layout = self.batch_first(source)
-        around = zeros_around(node, len(self.shape(source)))
-        if around is None:
-            raise NotTaken
-        return layout.viewed(layout.with_zeros(around), 0)
-
     def _is_whole(self, layout: Layout) -> bool:
         """Whether a layout holds all numbers of its span that a node has: those of a part may be far larger."""
         others = [
@@ -344,14 +284,25 @@ class Plan:
         self.makers[node] = draft
 
     def shape(self, node: fx.Node) -> torch.Size:
-        return self.traced.single[node].shape
+        """For one sample; what has several rows a sample along its first dimension has these along the second one."""
+        shape, samples = self.traced.single[node].shape, self.traced.samples(node)
+        return torch.Size((1, *shape)) if samples is not None and samples[0] == 0 and samples[1] > 1 else shape
 
     def _images(self) -> int:
         return int(self.traced.values[self.source].shape[0])
 
-    def batch_first(self, node: fx.Node) -> Layout:
+    def rows_first(self, node: fx.Node) -> Layout:
+        """The layout of a node with its samples along the first dimension, `(1, ...)`, or `(1, rows, ...)` where a
+        sample has several rows there."""
         layout = self.layouts[node]
-        if not isinstance(layout, Layout) or layout.batch_dim != 0 or self.traced.batch_dim(node) != 0:
+        if not isinstance(layout, Layout) or layout.batch_dim != 0:
+            raise NotTaken
+        return layout
+
+    def batch_first(self, node: fx.Node) -> Layout:
+        """The same with one row a sample, so that dimensions are those of the node."""
+        layout = self.rows_first(node)
+        if layout.merged:
             raise NotTaken
         return layout
 
@@ -397,7 +348,7 @@ class Plan:
 
     def has_vectors(self, node: fx.Node) -> bool:
         """Whether the numbers along the last of several dimensions are beside one another, in whole panels."""
-        positions = self.batch_first(node).positions
+        positions = self.rows_first(node).positions
         if positions.dim() < 3 or positions.shape[-1] % PANEL or not positions.numel() or int(positions.min()) < 0:
             return False
         return torch.equal(positions, positions[..., :1] + torch.arange(positions.shape[-1]))
@@ -405,7 +356,7 @@ class Plan:
     def vectors(self, node: fx.Node) -> tuple[Layout, Tensor]:
         """The layout of a node `(1, ..., channels)`, each vector's numbers beside one another up to a whole panel, and
         where the vectors begin."""
-        layout = self.batch_first(node)
+        layout = self.rows_first(node)
         if not self.has_vectors(node):
             positions = layout.positions.movedim(-1, 1)
             gathered = self.gathered(layout, positions, padded(positions.shape[1]))
@@ -421,7 +372,8 @@ class Plan:
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or hasattr(module, "padding_mode"):
                 wanted = padding_of(module) if getattr(module, "padding_mode", "") == "zeros" else None
             elif user.op == "call_function" and user.target is F.pad:
-                wanted = zeros_around(user, dims + 2)
+                around = zeros_around(user, dims + 2) or [(1, 1)]
+                wanted = None if any(map(any, around[:2])) else around[2:]
             elif self.passes_on(user, node):
                 wanted = self.halo(user, dims)
             if wanted is not None and len(wanted) == dims:
@@ -472,11 +424,6 @@ class Plan:
 def _count(layout: Layout) -> int:
     """How many numbers a layout holds, each counted once."""
     return len(layout.positions[layout.positions >= 0].unique())
-
-
-def _beyond(positions: Tensor, number: int) -> Tensor:
-    """Those of another sample; what lies nowhere does so there."""
-    return torch.where(positions < 0, positions, positions + number)
 
 
 def _are_channels(positions: Tensor, draft: Draft) -> bool:

@@ -14,22 +14,28 @@ from torch import Tensor, nn
 from filigree.fused_steps import count_fused_steps
 from filigree.ops.inference import Steps
 from filigree.ops.memory import in_memory
+from filigree.optimize.layouts import Layout
 from filigree.preserved import has_hooks
 
 
 class Program(nn.Module):
     """Steps as a module: a tensor in, one or several out. It has no parameters and never changes: copies share it."""
 
-    def __init__(self, steps: Steps, shapes: Sequence[tuple[int, ...]], batch_dims: Sequence[int]) -> None:
+    def __init__(self, steps: Steps, layouts: Sequence[Layout]) -> None:
         super().__init__()
-        self.steps, self.shapes, self.batch_dims = steps, tuple(shapes), tuple(batch_dims)
+        self.steps = steps
+        self.shapes = [layout.positions.movedim(layout.batch_dim, 0).shape[1:] for layout in layouts]
+        self.samples = [(layout.batch_dim, layout.merged) for layout in layouts]
 
     def forward(self, x: Tensor) -> Any:
         x = x.contiguous()
         images = len(x)
         tensors = [x, *(x.new_empty((images, *shape)) for shape in self.shapes)]
         self.steps.run(tensors, images)
-        out = [y.movedim(0, d) if d else y for y, d in zip(tensors[1:], self.batch_dims, strict=True)]
+        out = tensors[1:]
+        for number, (dim, merged) in enumerate(self.samples):
+            y = out[number].movedim(0, dim) if dim else out[number]
+            out[number] = y.flatten(dim, dim + 1) if merged else y
         return out[0] if len(out) == 1 else tuple(out)
 
     def __deepcopy__(self, memo: Any) -> Program:

@@ -15,6 +15,8 @@ from filigree.summary import says
 
 _PLAIN = (int, float, str, torch.Size, torch.dtype, torch.device)
 _ASKED = ("shape", "dtype", "device", "ndim")
+_CREATED = {name: getattr(torch, name) for name in ("zeros", "ones", "full", "empty", "arange")}  # given sizes
+_NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 _CALLED = {"size": "shape", "dim": "ndim", "ndimension": "ndim"}
 
 
@@ -30,6 +32,24 @@ class Tracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.examples, self.values = examples, dict[fx.Node, list[Any]]()
         self._computes = False
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        try:
+            for name, original in _CREATED.items():
+                setattr(torch, name, self._creating(original))
+            return super().trace(root, concrete_args)
+        finally:
+            for name, original in _CREATED.items():
+                setattr(torch, name, original)
+
+    def _creating(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, as a node where a size depends on the batch."""
+
+        def create(*args: Any, **named: Any) -> Any:
+            plain = not _proxies((args, named))
+            return original(*args, **named) if plain else self.create_proxy("call_function", original, args, named)
+
+        return create
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._computes:
@@ -81,6 +101,8 @@ class _Proxy(fx.Proxy):
         if values and all(isinstance(value, Tensor) for value in values):
             if name in _CALLED:
                 return lambda *args, **named: self._called(name, *args, **named)
+            if name in _NEW:
+                return lambda *args, **named: self._new(name, *args, **named)
             if name in _ASKED:
                 known = self._known([getattr(value, name) for value in values])
                 if known is not None:
@@ -98,6 +120,11 @@ class _Proxy(fx.Proxy):
         """A plain value that is the same for all examples; None: there is none."""
         plain = all(isinstance(value, _PLAIN) and value == values[0] for value in values)
         return values[0] if values and plain else None
+
+    def _new(self, name: str, *args: Any, **named: Any) -> Any:
+        """A tensor of this type; a constant if its size does not depend on the batch."""
+        target: Any = super().__getattr__(name) if _proxies((args, named)) else getattr(self._values[0], name)
+        return target(*args, **named)
 
     def _called(self, name: str, *args: Any, **named: Any) -> Any:
         shape = getattr(self, _CALLED[name])
@@ -123,6 +150,15 @@ class _Proxy(fx.Proxy):
             return super().__iter__()
         parts: Any = self
         return iter([parts[i] for i in range(count)])
+
+
+def _proxies(value: Any) -> list[fx.Proxy]:
+    """Those in nested arguments of a call."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [proxy for each in value for proxy in _proxies(each)]
+    return [value] if isinstance(value, fx.Proxy) else []
 
 
 class _Sizes(tuple):

@@ -102,13 +102,16 @@ class Traced:
         self._functional |= {node: layer for node, layer in layers.items() if layer is not None}
         self.graph.eliminate_dead_code(self.acts)
 
-    def batch_dim(self, node: fx.Node) -> int | None:
-        """Along which dimension of a node's tensor the samples lie; None: none, or no tensor."""
+    def samples(self, node: fx.Node) -> tuple[int, int] | None:
+        """Along which dimension of a node's tensor the samples lie, and how many rows each has; None: none, or no
+        tensor."""
         one, two = self.single.get(node), self.double.get(node)
         if not isinstance(one, Tensor) or not isinstance(two, Tensor) or one.dim() != two.dim():
             return None
         differ = [d for d in range(one.dim()) if one.shape[d] != two.shape[d]]
-        return differ[0] if len(differ) == 1 and (one.shape[differ[0]], two.shape[differ[0]]) == (1, 2) else None
+        if len(differ) != 1 or two.shape[differ[0]] != 2 * one.shape[differ[0]]:
+            return None
+        return differ[0], one.shape[differ[0]]
 
     def _run(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
         interpreter = _Interpreter(self.module)
@@ -181,15 +184,27 @@ class Traced:
         for node in self.graph.nodes:
             inputs = node.all_input_nodes
             known = all(each in self.constants or each in self.sizes or each in nodes for each in inputs)
-            if not inputs or not known or node in self.changed or node in written or self.batch_dim(node) != 0:
+            samples = self.samples(node)
+            if not inputs or not known or node in self.changed or node in written or not samples or samples[0]:
                 continue
             if torch.equal(self.double[node], torch.cat([self.single[node]] * 2)):
                 nodes.add(node)
         return nodes
 
     def same_for_all(self, node: Any) -> Tensor | None:
-        """What a tensor holds for each sample, `(1, ...)`, if that is the same; None: it depends on the inputs."""
-        return self.single[node] if node in self._alike else None
+        """What a tensor holds for each sample, `(1, ...)` or `(1, rows, ...)`, if that is the same; None: it depends on
+        the inputs."""
+        if node not in self._alike:
+            return None
+        value, samples = self.single[node], self.samples(node)
+        return value if samples == (0, 1) else value[None]
+
+    def is_zero(self, value: Any) -> bool:
+        """Whether a value is of zeros alone whatever the inputs are: a tensor, or a tuple of such."""
+        if isinstance(value, tuple | list):
+            return all(map(self.is_zero, value))
+        known = isinstance(value, fx.Node) and (value in self.sizes or value in self.constants)
+        return known and not any(bool(each[value].any()) for each in (self.single, self.double))
 
     def _put_constants_last(self) -> None:
         """`2 + x` and `scale * x` become `x + 2` and `x * scale`."""
@@ -210,13 +225,19 @@ class Traced:
             return name
 
         with torch.no_grad():
-            new, replaced = WrittenAttention(self.single.get, self.constant, self.module_of, keep).replace(self.graph)
+            written = WrittenAttention(self.single.get, self.constant, self.module_of, self.samples, keep)
+            new, replaced = written.replace(self.graph)
             for node, values in itertools.product(new, (self.values, self.single, self.double)):
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 target: Any = node.target
-                values[node] = getattr(self.root, target) if node.op == "get_attr" else target(*args, **kwargs)
+                if node.op == "get_attr":
+                    values[node] = getattr(self.root, target)
+                else:
+                    values[node] = target(*args, **kwargs) if callable(target) else getattr(args[0], target)(*args[1:])
         self.changed = {node: sources for node, sources in self.changed.items() if node not in replaced}
-        self.constants |= {node for node in new if node.op == "get_attr"}
+        if new:
+            self.constants, self.sizes = self._constants(), self._sizes()
+            self._alike = self._same_for_all()
 
     def module_of(self, node: fx.Node) -> Any:
         """The module that a node calls, of a layer that is called by function one that equals it."""

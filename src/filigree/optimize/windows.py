@@ -25,16 +25,16 @@ def padding_of(conv: Any) -> list[tuple[int, int]]:
 
 
 def zeros_around(node: fx.Node, dims: int) -> list[tuple[int, int]] | None:
-    """What `F.pad` puts around the dimensions after the second one; None: not zeros, or not only there."""
+    """What `F.pad` puts around each of `dims` dimensions; None: not zeros, or fewer numbers than there were."""
     names = ("pad", "mode", "value")
     given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
     pads: Any = given.get("pad")
     if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0, 0.0):
         return None
-    if not all(isinstance(p, int) and p >= 0 for p in pads) or len(pads) > 2 * (dims - 2):
+    if not all(isinstance(p, int) and p >= 0 for p in pads) or len(pads) > 2 * dims:
         return None
     pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
-    return [(0, 0)] * (dims - 2 - len(pairs)) + pairs
+    return [(0, 0)] * (dims - len(pairs)) + pairs
 
 
 def cut(positions: Tensor, slices: tuple[slice, ...]) -> Tensor:

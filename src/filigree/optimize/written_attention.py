@@ -22,6 +22,7 @@ _SUMS = {operator.add: 1, operator.iadd: 1, torch.add: 1, "add": 1, "add_": 1,
          operator.sub: -1, operator.isub: -1, torch.sub: -1, "sub": -1, "sub_": -1}  # fmt: skip
 _FACTORS = {operator.mul: 1, operator.imul: 1, torch.mul: 1, "mul": 1, "mul_": 1,
             operator.truediv: -1, operator.itruediv: -1, torch.div: -1, "div": -1, "div_": -1}  # fmt: skip
+_VIEWS = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", torch.reshape)
 _FILLED = (torch.masked_fill, "masked_fill", "masked_fill_")
 
 
@@ -43,14 +44,16 @@ class WrittenAttention:
 
     Args:
         value_of: what a node holds for one sample. constant: what a constant is, None of what is none. module_of: the
-            module that a node calls, or None. keep: keeps a tensor with the graph, and names it.
+            module that a node calls, or None. samples: along which dimension of a node the samples lie, and how many
+            rows each has. keep: keeps a tensor with the graph, and names it.
     """
 
     def __init__(
         self, value_of: Callable[[fx.Node], Any], constant: Callable[[Any], Any], module_of: Callable[[fx.Node], Any],
-        keep: Callable[[Tensor], str],
+        samples: Callable[[fx.Node], tuple[int, int] | None], keep: Callable[[Tensor], str],
     ) -> None:  # fmt: skip
         self.value_of, self.constant, self.module_of, self.keep = value_of, constant, module_of, keep
+        self.samples = samples
 
     def replace(self, graph: fx.Graph) -> tuple[list[fx.Node], list[fx.Node]]:
         """Returns the new nodes, each after those it reads, and those in whose place they stand, which are unread."""
@@ -63,13 +66,23 @@ class WrittenAttention:
                 keys = graph.call_function(torch.transpose, (written.transposed_keys, -2, -1))
                 arguments, named = (written.queries, keys, written.values), dict[str, Any](scale=written.scale)
                 if bool(written.bias.any()):
-                    named["attn_mask"] = graph.get_attr(self.keep(written.bias))
-                    new.append(named["attn_mask"])
+                    masks = self._masks(graph, written.bias)
+                    named["attn_mask"], new = masks[-1], new + masks
                 attention = graph.call_function(F.scaled_dot_product_attention, arguments, named)
             written.result.replace_all_uses_with(attention)
             new += [keys, attention]
             replaced += written.within
         return new, replaced
+
+    def _masks(self, graph: fx.Graph, bias: Tensor) -> list[fx.Node]:
+        """The nodes of a bias; where it differs between the rows of a sample, of the last one for all samples."""
+        bias = bias[:1] if torch.equal(bias, bias[:1].expand_as(bias)) else bias
+        mask = graph.get_attr(self.keep(bias.contiguous()))
+        if len(bias) == 1:
+            return [mask]
+        source = next(node for node in graph.nodes if node.op == "placeholder" and self.samples(node) == (0, 1))
+        count = graph.call_method("size", (source, 0))
+        return [mask, count, graph.call_method("repeat", (mask, count, *[1] * (bias.dim() - 1)))]
 
     def _is_softmax(self, node: fx.Node) -> bool:
         """Over the last of several dimensions."""
@@ -101,7 +114,14 @@ class WrittenAttention:
         tensors = [self.value_of(each) if isinstance(each, fx.Node) else None for each in (queries, transposed, values)]
         if any(not isinstance(each, Tensor) or each.shape[:-2] != shape[:-2] for each in tensors):
             return None
-        if bias.dim() > len(shape) or not bool((bias.amax(-1) > -torch.inf).all()) or bool(bias.isnan().any()):
+        samples = self.samples(softmax)
+        if (
+            samples is None
+            or samples[0]
+            or bias.dim() > len(shape)
+            or not bool((bias.amax(-1) > -torch.inf).all())
+            or bool(bias.isnan().any())
+        ):
             return None
         return _Written(result, queries, transposed, values, scale, bias, within)
 
@@ -128,6 +148,8 @@ class WrittenAttention:
             elif node.target is torch.where and len(rest) == 2 and _hides(self.constant(first), constants[1], scale):
                 bias = torch.where(self.constant(first), bias, -torch.inf)
                 first = rest[0]
+            elif self._is_view(node):
+                bias = bias.expand(self.value_of(node).shape).reshape(self.value_of(node.all_input_nodes[0]).shape)
             elif not self._is_same(node):
                 return None
             node = first
@@ -145,6 +167,13 @@ class WrittenAttention:
         if node.op != "call_method" or node.target not in _SAME or not isinstance(source, fx.Node):
             return False
         return self.value_of(source).dtype is self.value_of(node).dtype
+
+    def _is_view(self, node: fx.Node) -> bool:
+        """Whether it only takes apart or joins dimensions before the last two."""
+        if node.target not in _VIEWS:
+            return False
+        before, after = (self.value_of(each).shape for each in (node.all_input_nodes[0], node))
+        return len(before) > 2 and before[-2:] == after[-2:]
 
     def _power(self, node: Any) -> int:
         """1 or -1 of a product with, or a quotient by, a number that is not zero; 0: it is none."""
