@@ -101,11 +101,29 @@ def test_medians_and_tenths_of_calls_in_turns(monkeypatch):
         order.append(name)
         clock[0] += 1e-3 * milliseconds * (1 + next(numbers) % 3)  # 1, 2 and 3 times as long
 
-    works = [functools.partial(call, "first", 10), functools.partial(call, "second", 20)]
+    works = [functools.partial(call, "first", 5), functools.partial(call, "second", 10)]
     first, second = timing.time_interleaved(works, seconds=0.0, least=9)
-    assert (first.low, first.median, first.high) == pytest.approx((10, 20, 30))
-    assert (second.low, second.median, second.high) == pytest.approx((20, 40, 60))
+    assert (first.low, first.median, first.high) == pytest.approx((5, 10, 15))
+    assert (second.low, second.median, second.high) == pytest.approx((10, 20, 30))
     assert order[4:] == ["first", "first", "second", "second"] * 9  # one call that is not timed, then one that is
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 5), (2.0, 10)])
+def test_what_is_far_slower_is_timed_once(monkeypatch, seconds, blocks):
+    """By a clock that only the calls move; calls of 20 ms and more have none before them that is not timed."""
+    clock, order = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+
+    def call(name, milliseconds):
+        order.append(name)
+        clock[0] += 1e-3 * milliseconds
+
+    works = [functools.partial(call, name, ms) for name, ms in (("slow", 301), ("fast", 100), ("slower", 290))]
+    times = [each.median for each in timing.time_interleaved(works, seconds, beyond=3.0)]
+    assert times == pytest.approx([301, 100, 290])
+    assert order.count("slow") == 3
+    assert order.count("slower") == order.count("fast") == 2 + blocks
 
 
 def test_without_seconds_only_what_can_be_counted():

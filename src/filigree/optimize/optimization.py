@@ -30,6 +30,7 @@ from filigree.summary import label_of
 from filigree.text_table import aligned
 
 _TORCH, _DENSE = "as it was", "dense, by torch"
+_BEYOND = 3.0  # times the fastest: what is slower in one block is not looked at again
 _ORDER = 1e-4  # of the largest output: what may differ by the order of sums
 
 
@@ -288,7 +289,7 @@ class _Work:
                 self.notes.append(f"left as it was: {name or 'the model'}: no layer in it can be laid out anew")
             return
         works = [_running(module, inputs), *(_running(graph, inputs) for graph in graphs)]
-        times = [timing.median for timing in time_interleaved(works, self.seconds)]
+        times = [timing.median for timing in time_interleaved(works, self.seconds, beyond=_BEYOND)]
         best = times.index(min(times))
         if best:
             install(module, Runtime(graphs[best - 1], [(x.dtype, x.shape[1:]) for x in inputs], module))
@@ -314,7 +315,7 @@ class _Work:
             works |= {form: plan.alone(draft, form, len(source)) for form in draft.forms}
             if node not in ours:
                 works[_TORCH] = _running(traced.module_of(node), [source])
-            timings = time_interleaved(list(works.values()), self.seconds)
+            timings = time_interleaved(list(works.values()), self.seconds, beyond=_BEYOND)
             times = {form: timing.median for form, timing in zip(works, timings, strict=True)}
             draft.form = min(draft.forms, key=lambda form: times[form])
             ours[node] = ours.get(node, 0.0) + times[draft.form]
