@@ -1,4 +1,4 @@
-"""`fg.optimize_` on convolutional networks of timm's, with random weights, against torch and ONNX Runtime.
+"""`fg.optimize_` on networks of timm's, with random weights, against torch and ONNX Runtime.
 
 `FILIGREE_NETWORKS="resnet18;ghostnet_100"` tries these; the rows of others stay as they are recorded. The record is
 written after each network. Needs timm: `pip install --no-deps timm torchvision`.
@@ -17,7 +17,7 @@ from filigree.measure.timing import inference, time_interleaved
 SIZE = 224  # pixels
 NETWORKS = (
     "mobilenetv2_100", "mobilenetv3_small_100", "efficientnet_b0", "ghostnet_100", "regnety_002", "resnet18",
-    "convnext_atto", "densenet121",
+    "convnext_atto", "mobilevit_xxs", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "densenet121",
 )  # fmt: skip
 CHOSEN = os.environ.get("FILIGREE_NETWORKS", ";".join(NETWORKS)).split(";")
 

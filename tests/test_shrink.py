@@ -401,6 +401,7 @@ def test_layouts_in_int8_are_tried_where_they_keep_the_metric(monkeypatch):
         return "", ["0"] if layout.tolerance and not layout.floats else []
 
     monkeypatch.setattr(shrinking, "laid_out_", laid_out_)
+    monkeypatch.setattr(shrinking, "restore_", lambda network: vars(network).pop("lost", None))
 
     def timings(networks, example, seconds):
         ms = [1.0 if not hasattr(network, "lost") else 0.5 if network.lost else 0.8 for network in networks]
@@ -425,6 +426,10 @@ def test_layouts_in_int8_are_tried_where_they_keep_the_metric(monkeypatch):
     units = search._tried({Slot("units", "0"): 0.5}, "units")
     assert (units.attempt.tolerance, units.attempt.holds) == (0.0, True)  # 0.93, in int8 0.83
     assert [attempt.attempt.tolerance for attempt in search.candidates[-2:]] == [0.05, 0.0]
+    search = searching(model, x, kept, keep=0.95)
+    search.layout = LayoutOptions(0.05)
+    assert not search._tried({Slot("units", "0"): 0.5}, "units").attempt.holds  # nor in floats, which are not laid out
+    assert search.candidates[-1].attempt.tolerance == 0.05
     assert fg.shrink(model, x, kept, keep=0.9, methods=["units"], seconds=20).winner.tolerance == 0
 
 

@@ -389,7 +389,7 @@ def test_restored_it_is_as_it_was(faster):
 def test_never_slower(monkeypatch):
     model, shape = built("odd")
     monkeypatch.setattr(
-        optimization, "time_interleaved", lambda works, seconds: [Timing(i + 1.0, 0.0, 0.0) for i in range(len(works))]
+        optimization, "time_interleaved", lambda works, *_, **__: [Timing(i + 1.0, 0.0, 0.0) for i in range(len(works))]
     )
     report = fg.optimize_(model, torch.randn(2, *shape))
     assert type(model) is nn.Sequential
@@ -408,7 +408,7 @@ def test_torchs_dense_layer_is_one_of_the_forms(kind, monkeypatch):
     before, keys = model(x).detach(), list(model.state_dict())
     calls = []
 
-    def times(works, seconds):  # of the layer's forms the first, of all else the last
+    def times(works, seconds, beyond=0.0):  # of the layer's forms the first, of all else the last
         calls.append(len(works))
         fastest = 0 if len(calls) == 1 else len(works) - 1
         return [Timing(1.0 if i == fastest else 2.0, 0.0, 0.0) for i in range(len(works))]
@@ -427,7 +427,7 @@ def test_an_error_leaves_the_model_as_it_was(monkeypatch):
     model, shape = built("odd")
     before = copy.deepcopy(model.state_dict())
 
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(optimization, "time_interleaved", fails)

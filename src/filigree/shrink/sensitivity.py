@@ -26,6 +26,7 @@ Built = Callable[[Mapping[str, float]], nn.Module]
 
 PAYS = 0.98  # of the time of the layers it changes: settings that take more are left out
 SHARE = 0.02  # of a network's time: layers that take less are left alone
+SECONDS_OF_FIT = 1.5e-10  # of a cubed input, on a core of a few years ago
 LEAST = 0.005  # of the cost: steps that save less are not taken
 
 
@@ -115,6 +116,9 @@ def form_effects(
                 ratios, share = clock.ratios(quick), stored(quick).bytes_disk / size
                 if not (_pays(clock, ratios) or (smaller and share < 1)):
                     break
+                if time.monotonic() + _seconds_of_fit(model.get_submodule(name), form) > until:
+                    late.append(name)
+                    break
                 network = fitted(model, {Slot("weights", name): form}, data)
                 error, share = error_of(network) ** 2, stored(network).bytes_disk / size
                 effects.append(Effect(Slot("weights", name), form, error, ratios, share))
@@ -122,6 +126,13 @@ def form_effects(
                 notes.append(f"{method} of {name} stay: {one_line(failed, 120)}")
                 break
     return effects, notes + ([f"no time was left for all {method} of {listed(late)}"] if late else [])
+
+
+def _seconds_of_fit(layer: nn.Module, form: Form) -> float:
+    """About how long it takes to fit a form to data: by the cube of the inputs of an output."""
+    weights = [weight for weight in layer.parameters() if weight.dim() > 1]
+    inputs = max((weight[0].numel() for weight in weights), default=0)
+    return SECONDS_OF_FIT * inputs**3 if form.bits is None else 0.0
 
 
 def _pays(clock: LayerClock, ratios: Mapping[str, float]) -> bool:

@@ -28,6 +28,7 @@ from filigree.shrink.speed import EXACT, LayerClock, LayoutOptions, calls_of, la
 
 ORIGINAL = "original"
 JUDGED = 64  # held-out samples on which single settings are tried, at most
+SAMPLES = 32  # the most that layers are timed on alone; networks are timed on whole batches
 HALVINGS = 2  # of the step that went too far
 TOLERANCES = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.01)  # of layouts in int8
 SHARES_OF_TIME = {"units": 0.22, "bits": 0.27, "ranks": 0.37, "connections": 0.5}  # up to the end of each method's
@@ -145,17 +146,19 @@ class _Search:
         reason, _ = laid_out_(exact, self.example)
         if reason:
             self.notes.append(f"layout: {reason}")
+        self.reference = as_it_was, original  # with which others are timed in turns
         if runtimes_of(exact):
-            self._add({}, "layout", exact, EXACT)
+            self.reference = self._add({}, "layout", exact, EXACT).attempt, exact
 
     # -- networks that are tried ---------------------------------------------------------------------------------------
 
     def _add(self, plan: Plan, method: str, network: nn.Module, layout: LayoutOptions) -> _Candidate:
-        before, after = timings([self.original, network], self.example, 0.03)
+        known, reference = self.reference
+        before, after = timings([reference, network], self.example, 0.03)
         value = self.judge(network)
         what = "; ".join(filter(None, [described(plan) if plan else "laid out", layout.described()]))
         size, holds = stored(network).bytes_disk, value >= self.least
-        ms = self.ms * after.low / before.low
+        ms = known.ms * after.low / before.low
         attempt = Attempt(method, what, value, ms, size, holds, layout.tolerance, layout.floats)
         candidate = _Candidate(attempt, network, plan)
         self.known[frozen(plan)] = candidate
@@ -229,11 +232,14 @@ class _Search:
             return None
         try:
             network = fitted(self.original, plan, self.fit.inputs)
-            for layout in dict.fromkeys((self.layout, EXACT)):  # exact where int8 on top loses too much
-                laid_out_(network, self.example, layout=layout)
-                candidate = self._add(plan, method, network, layout)
-                if candidate.attempt.holds:
-                    break
+            laid_out_(network, self.example, layout=self.layout)
+            candidate = self._add(plan, method, network, self.layout)
+            if candidate.attempt.holds or self.layout == EXACT:
+                return candidate
+            restore_(network)  # exact, where it was int8 that lost too much
+            if self.judge(network) >= self.least:
+                laid_out_(network, self.example)
+                candidate = self._add(plan, method, network, EXACT)
             return candidate
         except (ValueError, RuntimeError) as error:
             self.notes.append(f"{method}: {described(plan)}: {one_line(error, 120)}")
@@ -272,7 +278,8 @@ class _Search:
             began = time.monotonic()
             self._try_int8()
             self._spend("bits", began)
-        clock = LayerClock(self.original, calls, self.example, self.layout)
+        some = self.fit.example(min(self.batch, SAMPLES), self.original)
+        clock = LayerClock(self.original, calls, some, self.layout)
         effects = self._effects(names, methods, clock, smaller)
         present = [method for method in methods if any(method_of(effect.setting) == method for effect in effects)]
         searches = [(ALL, effects)] if len(present) > 1 else []
