@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-OPTIMIZED_ON = "intel-r-xeon-r-processor-avx512"  # the processor of the records of `optimize_`, with VNNI
+OPTIMIZED_ON = "amd-epyc-avx512"  # the processor of the records of `optimize_`, with VNNI
 _WITH_TABLES = (
     "comparison", "export", "inference", "integrations", "microcontroller", "one-shot", "performance", "pruning",
     "several-machines", "shrink", "transformers",
@@ -220,14 +220,11 @@ def _one_shot_setting(row: dict[str, Any]) -> str:
 
 def inference() -> str:
     """Networks that `optimize_` laid out, and ONNX Runtime, as times of torch's dense float32 in the same run."""
-    columns = "torch", "exact", "int8", "int8 with AMX", "ONNX Runtime", "its int8"
+    columns = "torch", "exact", "int8", "ONNX Runtime", "its int8"
     lines = [_line("", "batch", "connections", *columns), "|---" * (3 + len(columns)) + "|"]
     cells: dict[tuple[str, int, str], dict[str, str]] = {}
-    for row, amx in [*((row, "") for row in _optimized("")), *((row, " with AMX") for row in _optimized("-amx"))]:
+    for row in _optimized():
         share, column = _contestant(row["kind"])
-        if amx and column != "int8":
-            continue
-        column += amx
         cell = cells.setdefault((row["network"], row["batch"], share), {"torch": f"{_ms(row['torch_ms'])} ms"})
         if column not in cell or float(cell[column]) < row["times_torch"]:  # of two ways to int8 the better one
             cell[column] = f"{row['times_torch']:.2g}"
@@ -235,10 +232,10 @@ def inference() -> str:
     return "\n".join(lines)
 
 
-def _optimized(amx: str) -> Iterator[dict[str, Any]]:
+def _optimized() -> Iterator[dict[str, Any]]:
     """The rows of the records of `optimize_`."""
     for suite in ("optimize", "optimize_layers", "optimize_transformers"):
-        file = ROOT / "benchmarks" / "results" / f"{suite}-{OPTIMIZED_ON}{amx}.json"
+        file = ROOT / "benchmarks" / "results" / f"{suite}-{OPTIMIZED_ON}.json"
         yield from json.loads(file.read_text())["rows"] if file.is_file() else []
 
 

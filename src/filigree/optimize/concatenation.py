@@ -22,12 +22,13 @@ def concatenate(plan: Plan, node: fx.Node, source: fx.Node, dim: int = 0) -> Lay
     """`torch.cat`: of images along the channels, of vectors along any other dimension."""
     tensors: Any = node.args[0]
     given = [each if each in plan.layouts else plan.traced.same_for_all(each) for each in tensors]
-    dims, nodes = len(plan.shape(source)), [each for each in given if isinstance(each, fx.Node)]
     if any(each is None for each in given):
         raise NotTaken
-    if dims > 2 and 0 < dim % dims < dims - 1 and all(map(plan.has_vectors, nodes)) and node not in plan.homes:
-        return _of_vectors(plan, node, given, dim)
-    if len(nodes) < len(given) or dim % dims != 1:
+    nodes, layout = [each for each in given if isinstance(each, fx.Node)], plan.rows_first(source)
+    last, along = layout.positions.dim() - 1, layout.dim_of(dim)
+    if 0 < along < last and node not in plan.homes and all(map(plan.has_vectors, nodes)):
+        return _of_vectors(plan, node, given, along)
+    if len(nodes) < len(given) or layout.merged or along != 1:
         raise NotTaken
     parts = [plan.pixels(each) for each in nodes]
     if node not in plan.homes and (joined := _side_by_side(parts)) is not None:

@@ -49,6 +49,11 @@ class Layout:
         """The positions in the shape that the tensor has for one sample."""
         return self.positions.flatten(self.batch_dim, self.batch_dim + 1) if self.merged else self.positions
 
+    def dim_of(self, dim: int) -> int:
+        """Among those of the positions, which dimension one of the tensor is."""
+        dim %= self.of_tensor.dim()
+        return dim + (self.merged and dim > self.batch_dim)
+
     def viewed(self, positions: Tensor, batch_dim: int) -> Layout:
         return replace(self, positions=positions, batch_dim=batch_dim, whole=None, halo=())
 

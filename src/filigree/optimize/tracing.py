@@ -94,7 +94,7 @@ class Traced:
             if not all(map(self._is_alone, sources)):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
         self.constants, self.sizes = self._constants(), self._sizes()
-        self._alike = self._same_for_all()
+        self._repeated = self._same_for_all()
         self.graph.eliminate_dead_code(self.acts)  # what asks for a shape to assert something reads no numbers
         self._put_constants_last()
         self._put_attention_as_calls()
@@ -194,17 +194,21 @@ class Traced:
     def same_for_all(self, node: Any) -> Tensor | None:
         """What a tensor holds for each sample, `(1, ...)` or `(1, rows, ...)`, if that is the same; None: it depends on
         the inputs."""
-        if node not in self._alike:
+        if not isinstance(node, fx.Node) or node not in self._repeated:
             return None
         value, samples = self.single[node], self.samples(node)
         return value if samples == (0, 1) else value[None]
 
     def is_zero(self, value: Any) -> bool:
-        """Whether a value is of zeros alone whatever the inputs are: a tensor, or a tuple of such."""
-        if isinstance(value, tuple | list):
-            return all(map(self.is_zero, value))
+        """Whether a value is of zeros alone whatever the inputs are: None, a tensor, or a tuple of such."""
+        if value is None or isinstance(value, tuple | list):
+            return all(map(self.is_zero, value or ()))
         known = isinstance(value, fx.Node) and (value in self.sizes or value in self.constants)
         return known and not any(bool(each[value].any()) for each in (self.single, self.double))
+
+    def _is_fixed(self, value: Any) -> bool:
+        """Whether it does not depend on the inputs, but for how many samples there are."""
+        return self.constant(value) is not None or self.same_for_all(value) is not None
 
     def _put_constants_last(self) -> None:
         """`2 + x` and `scale * x` become `x + 2` and `x * scale`."""
@@ -212,7 +216,7 @@ class Traced:
             if node.target not in _COMMUTATIVE or node in self.changed or node.kwargs or len(node.args) != 2:
                 continue
             first, second = node.args
-            if self.constant(first) is not None and isinstance(second, fx.Node) and second not in self.constants:
+            if self._is_fixed(first) and not self._is_fixed(second):
                 node.args, node.target = (second, first), _COMMUTATIVE[node.target]
 
     def _put_attention_as_calls(self) -> None:
@@ -237,7 +241,7 @@ class Traced:
         self.changed = {node: sources for node, sources in self.changed.items() if node not in replaced}
         if new:
             self.constants, self.sizes = self._constants(), self._sizes()
-            self._alike = self._same_for_all()
+            self._repeated = self._same_for_all()
 
     def module_of(self, node: fx.Node) -> Any:
         """The module that a node calls, of a layer that is called by function one that equals it."""

@@ -115,7 +115,7 @@ def _along(plan: Plan, node: fx.Node, source: fx.Node, dim: int) -> tuple[Layout
     layout = plan.layouts[source]
     if not isinstance(layout, Layout) or not is_indexed(node, 1):
         raise NotTaken
-    dim %= layout.of_tensor.dim()
-    if dim == layout.batch_dim:
+    along = layout.dim_of(dim)
+    if along == layout.batch_dim:
         raise NotTaken
-    return layout, dim + (layout.merged and dim > layout.batch_dim)
+    return layout, along

@@ -112,7 +112,8 @@ class WrittenAttention:
             return None
         scale, bias, (queries, transposed) = products
         tensors = [self.value_of(each) if isinstance(each, fx.Node) else None for each in (queries, transposed, values)]
-        if any(not isinstance(each, Tensor) or each.shape[:-2] != shape[:-2] for each in tensors):
+        floats = [each for each in tensors if isinstance(each, Tensor) and each.dtype is torch.float32]
+        if len(floats) < 3 or any(each.shape[:-2] != shape[:-2] for each in floats):
             return None
         samples = self.samples(softmax)
         if (
