@@ -14,10 +14,11 @@ _KEY = "_filigree_runtime"
 class Runtime(Protocol):
     """The other form: when it may stand in for the module, whether it still may, and how it runs."""
 
-    run: Any
+    run: Any  # takes so many tensors
+    tensors: int
     enabled: bool
 
-    def takes(self, args: tuple[Any, ...]) -> bool:
+    def takes(self, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether it computes what the module does for these arguments, in the present mode."""
         ...
 
@@ -37,16 +38,16 @@ class LaidOut:
 
     def forward(self, *args: Any, **named: Any) -> Any:
         runtime: Runtime = self.__dict__[_KEY]
-        if self.training or named or not runtime.takes(args):
+        if self.training or not runtime.takes(args, named):
             return super().forward(*args, **named)  # type: ignore[misc]
         if runtime.is_current():
-            return runtime.run(*args)
+            return runtime.run(*args[: runtime.tensors])
         restore_(self)  # type: ignore[arg-type]
         warnings.warn(
             "optimize_: the model's weights or modules have changed since. It runs as before: call optimize_ again.",
             stacklevel=4,
         )
-        return self.forward(*args)
+        return self.forward(*args, **named)
 
     def _apply(self, *args: Any, **named: Any) -> Any:  # to another type or device
         super()._apply(*args, **named)  # type: ignore[misc]

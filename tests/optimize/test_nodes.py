@@ -1,7 +1,9 @@
 """Operations between two layers: each is part of one call, and equals torch."""
 
+import einops.layers.torch
 import pytest
 import torch
+from einops import rearrange, reduce, repeat
 from torch import nn
 from torch.nn import functional as F
 
@@ -261,6 +263,34 @@ def test_first_states_of_zeros(isa, kind, value):
         traced, plans, _ = graph_of_plans(Recurrent(), torch.randn(5, 7, 6))
     taken = [node for plan in plans for node in plan.nodes if type(traced.module_of(node)) is kind]
     assert len(taken) == 2 - value
+
+
+class Patches(nn.Module):
+    """Attention of pixels in patches, in einops' words."""
+
+    def __init__(self, pooled):
+        super().__init__()
+        self.first = nn.Sequential(einops.layers.torch.Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=2, q=2))
+        self.project, self.last = nn.Linear(12, 48), nn.Linear(16, 4)
+        self.token, self.pooled = nn.Parameter(torch.randn(1, 1, 48)), pooled
+
+    def forward(self, x):
+        y = self.project(self.first(x))
+        y = torch.cat([repeat(self.token, "1 1 d -> b 1 d", b=y.shape[0]), y], dim=1)
+        q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=4) for part in torch.cat([y, y, y], 1).chunk(3, 1))
+        return self.last(self.pooled(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (d h)")))
+
+
+def test_changes_of_shape_in_einops_words(isa):
+    is_taken_whole(Patches(lambda y: repeat(y[..., :8], "b n d -> b n (d r)", r=2)), torch.randn(5, 3, 6, 4))
+
+
+@pytest.mark.parametrize("kind", ["max", "sum", "mean"])
+def test_einops_reductions_stay_what_they_are(kind):
+    reduction = einops.layers.torch.Reduce("b n d -> b d", kind)
+    for pooled in (lambda y: reduce(y[..., :16], "b n d -> b d", kind), lambda y: reduction(y[..., :16])):
+        with torch.no_grad():
+            graph_of_plans(Patches(pooled), torch.randn(5, 3, 6, 4))
 
 
 def test_the_report_names_layers_that_are_called_by_function():

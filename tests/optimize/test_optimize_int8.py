@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import filigree as fg
+from filigree.laid_out import LaidOut
 from filigree.measure.timing import Timing
 from filigree.ops.int8 import int8_inputs, int8_product, int8_weight
 from filigree.ops.panel_weights import INT8_CODINGS
@@ -304,6 +305,9 @@ def test_pretrained_kinds_of_transformers(kind, tolerance, faster):
     report = fg.optimize_(model, tokens, tolerance=tolerance)
     products = [layer for layer in report.layers if layer.form != "as it was"]
     assert len(products) >= 12
+    layers = {"Bert": "encoder.layer", "DistilBert": "transformer.layer"}[kind]
+    laid_out = {name for name, module in model.named_modules() if isinstance(module, LaidOut)}
+    assert laid_out >= {f"{layers}.0", f"{layers}.1"}  # each as a whole
     with torch.no_grad():
         expected, y = plain(tokens).last_hidden_state, model(tokens).last_hidden_state
         assert torch.equal(model(input_ids=tokens).last_hidden_state, y)

@@ -1,5 +1,6 @@
 """What `optimize_` lays out does what the model did: for every batch, with all that it returns and keeps."""
 
+import collections
 import copy
 import random
 from collections import OrderedDict, deque, namedtuple
@@ -121,14 +122,53 @@ def test_no_numbers(inputs, shape):
     fg.optimize_(nn.Sequential(nn.Linear(inputs, 4)).eval(), torch.zeros(shape))
 
 
+def test_layers_that_are_called_with_plain_values_after_their_tensors():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x, mask=None, twice=False, *, scale=1.0):
+            y = F.relu(self.linear(x)) * scale
+            y = y if mask is None else y * mask
+            return y + y if twice else y
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(), Layer()])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x, None, True, scale=0.5)
+            return collections.UserList([x])  # has no graph
+
+    model = Model().eval()
+    plain, x = copy.deepcopy(model), torch.randn(3, 8)
+    fg.optimize_(model, x)
+    assert len(runtimes_of(model)) == 2
+    ours, its = model.layers[0], plain.layers[0]
+    runtimes_of(ours)[0].run = lambda x: pytest.fail("it computes another thing")
+    others = [
+        ((), {}), ((None, True), {}), ((None, False), {"scale": 0.5}), ((None, 1), {"scale": 0.5}),
+        ((torch.ones(8), True), {"scale": 0.5}), ((None,), {"twice": True, "scale": 0.5}),
+    ]  # fmt: skip
+    with torch.no_grad():
+        for args, named in others:
+            torch.testing.assert_close(ours(x, *args, **named), its(x, *args, **named), rtol=0, atol=0)
+        torch.testing.assert_close(model.layers[1](x, None, True, scale=0.5), plain.layers[1](x, None, True, scale=0.5))
+        with pytest.raises(pytest.fail.Exception):
+            ours(x, None, True, scale=0.5)
+
+
 def test_token_ids_are_taken():
     model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3))
     tokens = torch.randint(0, 20, (4, 5))
     equals_itself(model.eval(), tokens)
     (runtime,) = runtimes_of(model)
     with torch.no_grad():
-        assert runtime.takes((tokens,))
-        assert not runtime.takes((tokens.int(),))
+        assert runtime.takes((tokens,), {})
+        assert not runtime.takes((tokens.int(),), {})
 
 
 @pytest.mark.parametrize("part", ["hooks", "training"])
@@ -142,16 +182,16 @@ def test_a_part_that_is_called_as_it_is_switches_nothing_off(part):
         model[1].train()
     equals_itself(model, torch.randn(3, 6))
     with torch.no_grad():
-        assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        assert runtimes_of(model)[0].takes((torch.randn(3, 6),), {})
         model[2].train()  # which changes nothing
-        assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        assert runtimes_of(model)[0].takes((torch.randn(3, 6),), {})
         model[3].train()
-        assert not runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        assert not runtimes_of(model)[0].takes((torch.randn(3, 6),), {})
         model[3].eval()
         handle = model[2].register_forward_pre_hook(lambda module, args: None)
-        assert not runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        assert not runtimes_of(model)[0].takes((torch.randn(3, 6),), {})
         handle.remove()
-        assert runtimes_of(model)[0].takes((torch.randn(3, 6),))
+        assert runtimes_of(model)[0].takes((torch.randn(3, 6),), {})
 
 
 def clear_and_append(model, h):

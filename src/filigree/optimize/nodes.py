@@ -26,7 +26,7 @@ from filigree.optimize.layouts import Layout
 from filigree.optimize.pairs import negative, pairs
 from filigree.optimize.planning import CURVE_OF, Plan
 from filigree.optimize.recurrent import layers_of
-from filigree.optimize.views import contiguous, flattened, pad, same, split, unbind, view
+from filigree.optimize.views import contiguous, flattened, is_of_einops, pad, same, split, unbind, view
 from filigree.optimize.weights import is_depthwise, weight_of
 from filigree.preserved import has_hooks
 
@@ -69,6 +69,7 @@ def _laid_out(plan: Plan, node: fx.Node) -> Any:
     if node.op == "call_module":
         return _of_module(plan, node, first, plan.traced.module_of(node))
     handler = FUNCTIONS.get(node.target) if node.op == "call_function" else METHODS.get(str(node.target))
+    handler = view if handler is None and is_of_einops(node.target) else handler
     if handler is None:
         raise NotTaken
     return handler(plan, node, first)
@@ -83,6 +84,8 @@ def _of_module(plan: Plan, node: fx.Node, source: fx.Node, module: Any) -> Any:
         raise NotTaken
     if type(module) in MODULES:
         return MODULES[type(module)](plan, node, source, module)
+    if is_of_einops(module):
+        return view(plan, node, source)
     return _layer(plan, node, source)
 
 

@@ -17,6 +17,7 @@ from filigree.convert import inference_context
 from filigree.laid_out import install, restore_, runtimes_of
 from filigree.measure.timing import Timing, time_interleaved
 from filigree.ops import compiled
+from filigree.optimize.arguments import NOTHING, Fixed, taken_apart
 from filigree.optimize.graphs import graph_of, plans_of
 from filigree.optimize.int8_errors import Int8Errors, path_of
 from filigree.optimize.planning import Draft, Plan
@@ -218,10 +219,10 @@ def _matches(name: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
 
 
-def _running(model: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+def _running(model: nn.Module, inputs: Sequence[Tensor], fixed: Fixed = NOTHING) -> Callable[[], Any]:
     def run() -> Any:
         with torch.inference_mode():
-            return model(*inputs)
+            return model(*inputs, *fixed.args, **fixed.named)
 
     return run
 
@@ -261,19 +262,19 @@ class _Work:
         self.notes: list[str] = []
         self._rows: dict[Draft, OptimizedLayer] = {}
 
-    def optimize(self, module: nn.Module, name: str, inputs: Sequence[Tensor]) -> None:
+    def optimize(self, module: nn.Module, name: str, inputs: Sequence[Tensor], fixed: Fixed = NOTHING) -> None:
         """Optimise a module by its graph or, where that is not known, those inside it."""
         if not compiled:
             self.notes.append("left as it was: filigree's kernels are not there")
             return
         try:
-            traced = Traced(module, inputs)
+            traced = Traced(module, inputs, fixed)
         except NotTraceable as error:
-            children = _inputs_of_children(module, inputs)
+            children = _inputs_of_children(module, inputs, fixed)
             if not children:
                 self.notes.append(f"left as it was: {name or 'the model'}: its graph is not known: {error}")
             for key, given in children.items():
-                self.optimize(module.get_submodule(key), f"{name}.{key}".lstrip("."), given)
+                self.optimize(module.get_submodule(key), f"{name}.{key}".lstrip("."), *given)
             return
         errors = Int8Errors(traced, self.most, self.is_float, name)
         plans = plans_of(traced, set(), errors)
@@ -288,11 +289,11 @@ class _Work:
             if not name or any(True for _ in module.children()):
                 self.notes.append(f"left as it was: {name or 'the model'}: no layer in it can be laid out anew")
             return
-        works = [_running(module, inputs), *(_running(graph, inputs) for graph in graphs)]
+        works = [_running(module, inputs, fixed), *(_running(graph, inputs) for graph in graphs)]
         times = [timing.median for timing in time_interleaved(works, self.seconds, beyond=_BEYOND)]
         best = times.index(min(times))
         if best:
-            install(module, Runtime(graphs[best - 1], [(x.dtype, x.shape[1:]) for x in inputs], module))
+            install(module, Runtime(graphs[best - 1], [(x.dtype, x.shape[1:]) for x in inputs], module, fixed))
         kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
         rows, self._rows = self._rows, {}
         self.layers += [
@@ -337,8 +338,10 @@ def _chunks(images: int) -> list[int]:
     return sorted({min(images, chunk) for chunk in (1, 8, 64)})
 
 
-def _inputs_of_children(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """What the modules inside one are called with, where that is once, with tensors and nothing else.
+def _inputs_of_children(
+    module: nn.Module, inputs: Sequence[Tensor], fixed: Fixed
+) -> dict[str, tuple[list[Tensor], Fixed]]:  # fmt: skip
+    """What the modules inside one are called with, where that is once, with tensors and plain values after them.
 
     In place of those that are called otherwise stand the modules inside them.
     """
@@ -353,12 +356,11 @@ def _inputs_of_children(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str
     with inference_context(
         module, (child.register_forward_pre_hook(keep(name), with_kwargs=True) for name, child in children)
     ):
-        module(*inputs)
-    taken: dict[str, list[Tensor]] = {}
+        module(*inputs, *fixed.args, **fixed.named)
+    taken: dict[str, tuple[list[Tensor], Fixed]] = {}
     for name, _ in children:  # outer ones first
         if any(name.startswith(f"{outer}.") for outer in taken) or len(calls.get(name, ())) != 1:
             continue
-        args, named = calls[name][0]
-        if not named and args and all(isinstance(x, Tensor) and x.dim() for x in args):
-            taken[name] = list(args)
+        if (given := taken_apart(*calls[name][0])) is not None:
+            taken[name] = given
     return taken

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from filigree.fused_steps import count_fused_steps
 from filigree.ops.inference import Steps
 from filigree.ops.memory import in_memory
+from filigree.optimize.arguments import NOTHING, Fixed
 from filigree.optimize.layouts import Layout
 from filigree.preserved import has_hooks
 
@@ -112,27 +113,31 @@ def _has_address(tensor: Tensor) -> bool:
 
 
 class Runtime:
-    """A graph that computes what a model does in eval mode, for batches of samples of these types and sizes."""
+    """A graph that computes what a model does in eval mode for batches of samples of these types and sizes, and what
+    is fixed after them."""
 
     def __init__(
-        self, graph: nn.Module, examples: Sequence[tuple[torch.dtype, torch.Size]], model: nn.Module
+        self, graph: nn.Module, examples: Sequence[tuple[torch.dtype, torch.Size]], model: nn.Module,
+        fixed: Fixed = NOTHING,
     ) -> None:  # fmt: skip
-        self.graph, self.examples, self.watch = graph, list(examples), _Watch(model)
+        self.graph, self.examples, self.watch, self.fixed = graph, list(examples), _Watch(model), fixed
+        self.tensors = len(self.examples)  # that come first
         self.run = graph.forward
         self.is_current = self.watch.unchanged
         self.enabled = True
 
     def of_copy(self, model: nn.Module, memo: dict[int, Any]) -> Runtime:
-        return Runtime(copy.deepcopy(self.graph, memo), self.examples, model)
+        return Runtime(copy.deepcopy(self.graph, memo), self.examples, model, self.fixed)
 
-    def takes(self, args: tuple[Any, ...]) -> bool:
+    def takes(self, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         return (
             self.enabled
-            and len(args) == len(self.examples)
+            and len(args) >= self.tensors
+            and self.fixed.equals(args[self.tensors :], named)
             and not torch.is_grad_enabled()
             and all(
                 type(x) is Tensor and x.dtype is kind and x.dim() and x.shape[1:] == shape and len(x) and in_memory(x)
-                for x, (kind, shape) in zip(args, self.examples, strict=True)
+                for x, (kind, shape) in zip(args, self.examples, strict=False)
             )
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from filigree.summary import says
 
 _PLAIN = (int, float, str, torch.Size, torch.dtype, torch.device)
 _ASKED = ("shape", "dtype", "device", "ndim")
+_EINOPS = ("rearrange", "repeat", "reduce", "einsum")  # functions of einops, which refuse what is no tensor
 _CREATED = {name: getattr(torch, name) for name in ("zeros", "ones", "full", "empty", "arange")}  # given sizes
 _NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 _CALLED = {"size": "shape", "dim": "ndim", "ndimension": "ndim"}
@@ -29,7 +31,9 @@ class Tracer(fx.Tracer):
     """
 
     def __init__(self, examples: Sequence[Sequence[Tensor]]) -> None:
-        super().__init__(param_shapes_constant=True)
+        einops = sys.modules.get("einops")  # a model that calls its functions has loaded it
+        functions = tuple(getattr(einops, name) for name in _EINOPS) if einops else ()
+        super().__init__(param_shapes_constant=True, autowrap_functions=functions)
         self.examples, self.values = examples, dict[fx.Node, list[Any]]()
         self._computes = False
 
@@ -62,7 +66,8 @@ class Tracer(fx.Tracer):
             return True
         if says(m):
             return not getattr(m, "calls_layers_only", False)
-        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        is_known = m.__module__.startswith(("torch.nn", "einops.layers"))
+        return is_known and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         return attr_val if self._computes else super().getattr(attr, attr_val, parameter_proxy_cache)

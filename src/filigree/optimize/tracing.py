@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from filigree.config import one_line
+from filigree.optimize.arguments import NOTHING, Fixed
 from filigree.optimize.encoders import with_layered_attention
 from filigree.optimize.functional_layers import functional_layer
 from filigree.optimize.tracer import Tracer
@@ -24,24 +25,24 @@ class NotTraceable(Exception):
 
 
 class _One(nn.Module):
-    """It calls a model with one tensor, all other arguments at their defaults."""
+    """It calls a model with one tensor and what is fixed, all other arguments at their defaults."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fixed: Fixed) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.fixed = model, fixed
 
     def forward(self, x: Any) -> Any:
-        return self.model(x)
+        return self.model(x, *self.fixed.args, **self.fixed.named)
 
 
 class _Two(_One):
     def forward(self, x: Any, y: Any) -> Any:  # type: ignore[override]
-        return self.model(x, y)
+        return self.model(x, y, *self.fixed.args, **self.fixed.named)
 
 
 class _Three(_One):
     def forward(self, x: Any, y: Any, z: Any) -> Any:  # type: ignore[override]
-        return self.model(x, y, z)
+        return self.model(x, y, z, *self.fixed.args, **self.fixed.named)
 
 
 _CALLS = {1: _One, 2: _Two, 3: _Three}
@@ -58,10 +59,10 @@ class Traced:
             class of its own, or keeps what it computes.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], fixed: Fixed = NOTHING) -> None:
         if len(inputs) not in _CALLS:
             raise NotTraceable(f"takes {len(inputs)} tensors")
-        self.root = _CALLS[len(inputs)](with_layered_attention(model))
+        self.root = _CALLS[len(inputs)](with_layered_attention(model), fixed)
         self.root.training = model.training
         self.dense: dict[str, nn.Module] = {}
         self._functional: dict[fx.Node, nn.Module] = {}
@@ -85,7 +86,9 @@ class Traced:
                 if before.has_drawn():
                     raise NotTraceable("it draws random numbers")
             with torch.no_grad():
-                alike = _is_alike(self.values[next(reversed(self.graph.nodes))], model(*inputs))
+                alike = _is_alike(
+                    self.values[next(reversed(self.graph.nodes))], model(*inputs, *fixed.args, **fixed.named)
+                )
         except Exception as error:  # whatever the model's own code does with what stands for its inputs
             raise NotTraceable(one_line(error)) from error
         if not alike:

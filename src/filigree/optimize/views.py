@@ -36,6 +36,8 @@ def view(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: values[n])
         if node.target not in _LIKE_OTHERS and any(isinstance(arg, Tensor) for arg in args):
             raise NotTaken
+        if node.op == "call_module":
+            return plan.traced.module_of(node)(positions)
         if node.op == "call_method":
             return getattr(positions, str(node.target))(*args, **kwargs)
         return node.target(positions, *args, **kwargs)  # type: ignore[operator]
@@ -54,6 +56,13 @@ def view(plan: Plan, node: fx.Node, source: fx.Node) -> Any:
         return layout
     positions = positions.unflatten(dim, (1, rows)) if rows > 1 else positions
     return replace(layout.viewed(positions, dim), merged=rows > 1)
+
+
+def is_of_einops(target: Any) -> bool:
+    """Whether it is einops' `rearrange` or `repeat`, or its layer `Rearrange`."""
+    kind = target if callable(target) and not isinstance(target, nn.Module) else type(target)
+    module, name = str(getattr(kind, "__module__", "")), str(getattr(kind, "__name__", ""))
+    return module.split(".")[0] == "einops" and name in ("rearrange", "repeat", "Rearrange")
 
 
 def _beyond(positions: Tensor, number: int) -> Tensor:
