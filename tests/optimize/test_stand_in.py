@@ -507,3 +507,100 @@ def test_a_parametrisation_of_a_layer_that_was_laid_out():
 def test_a_bad_option(option, value):
     with pytest.raises((TypeError, ValueError), match=f"optimize_: {option} must be"):
         fg.optimize_(nn.Linear(6, 8).eval(), torch.randn(3, 6), **{option: value})
+
+
+def in_halves(m, y):
+    """Attention within halves of the tokens, with the first halves of all samples before the second ones."""
+    w = torch.cat([y[:, :2], y[:, 2:]], 0)
+    scores = (w @ w.mT).view(2, -1, 2, 2) + m.bias[:, None]
+    return torch.cat((scores.view(-1, 2, 2).softmax(-1) @ w).chunk(2, 0), 1)
+
+
+def squeezed(m, y):
+    z = y.mean(1).squeeze()
+    return y + (z.unsqueeze(0) if len(z.shape) == 1 else z)[:, None]
+
+
+def of_some(m, y):
+    z = y[:, y[0, :, 0] > -1e9]
+    return y * z.shape[1] + torch.arange(z.shape[1]).view(-1, 1)
+
+
+TOKENS = {
+    "halves of all samples": in_halves,
+    "a number of dimensions": squeezed,
+    "a size counted from the last": lambda m, y: y / y[:, 0].squeeze().shape[-1],
+    "tokens of all samples": lambda m, y: F.scaled_dot_product_attention(*[y.flatten(0, 1)] * 3).view_as(y),
+    "samples in pairs": lambda m, y: y + (torch.arange(y.size(0)) // 2).view(-1, 1, 1),
+    "samples in eights": lambda m, y: F.pad(y, (0, 0, 0, 0, 0, -y.size(0) % 8))[: y.size(0)] * 2,
+    "an input by name": lambda m, y: torch.softmax(input=y @ y.mT, dim=-1) @ y,
+    "a vector as a weight": lambda m, y: F.linear(y, m.vector)[..., None] * y,
+    "one query for all": lambda m, y: (y[:, :1] @ y.mT + m.square).softmax(-1) @ y,
+    "as many as there are": of_some,
+    "tables in a list": lambda m, y: y * m.tables[0],
+    "the second of two samples": lambda m, y: y.roll(2, 0),
+    "attention of attention": lambda m, y: (lambda z: (z @ z.mT).softmax(-1).contiguous() @ y)(
+        (y @ y.mT).softmax(-1) @ y
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:optimize_. the model's weights")
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("name", TOKENS)
+def test_tokens_of_several_samples_where_the_example_has_one(name, hooked):
+    class Model(Between):
+        def __init__(self):
+            super().__init__(TOKENS[name])
+            self.bias, self.vector = nn.Parameter(torch.randn(2, 2, 2)), nn.Parameter(torch.randn(8))
+            self.square, self.tables = nn.Parameter(torch.randn(4, 4)), [torch.rand(8) + 1]
+
+    plain = Model().eval()
+    model = copy.deepcopy(plain)
+    for each in (model, plain) if hooked else ():
+        next(each.children()).register_forward_hook(lambda *_: None)
+    fg.optimize_(model, torch.randn(1, 4, 6))
+    with torch.no_grad():
+        for batch in (1, 2, 3, 5, 9):
+            x = torch.randn(batch, 4, 6)
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+        for each in (model, plain):
+            each.tables[0].fill_(3.0)
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tuple_before_the_sizes_of_a_view():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+
+        def forward(self, x):
+            y = self.b(x)
+            return self.a(x), y.reshape((-1,) + y.shape[2:])  # noqa: RUF005
+
+    model = Model().eval()
+    model.b.register_forward_hook(lambda *_: None)
+    plain = copy.deepcopy(model)
+    fg.optimize_(model, torch.randn(1, 4, 6))
+    with torch.no_grad():
+        x = torch.randn(5, 4, 6)
+        torch.testing.assert_close(model(x), plain(x))
+
+
+def test_a_loop_over_time_is_not_unrolled():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            h = x[:, 0]
+            for t in range(x.shape[1]):
+                h = torch.tanh(self.cell(h) + x[:, t])
+            return self.last(h)
+
+    model, x = Model().eval(), torch.randn(2, 100, 6)
+    with pytest.raises(NotTraceable, match="more than 64 times"):
+        Traced(model, [x])
+    assert isinstance(equals_itself(model, x).last, LaidOut)

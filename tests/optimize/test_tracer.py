@@ -1,6 +1,8 @@
 """Graphs of models whose code asks for the sizes of what it gets."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -116,3 +118,22 @@ def test_hooks_do_not_run_while_a_model_is_traced():
     assert len(calls) == 4  # on the example, as one sample and as two, and the model by itself
     assert any(node.op == "call_module" for node in traced.graph.nodes)
     assert not runtimes_of(model)
+
+
+def test_torch_is_left_as_it_was():
+    program = """
+import gc, weakref, torch, filigree as fg
+from torch.nn import functional as F
+class Model(torch.nn.Linear):
+    def forward(self, x):
+        return F.relu(super().forward(x)) + torch.ones(1)
+before = torch.zeros
+model = Model(4, 4).eval()
+fg.optimize_(model, torch.randn(2, 4), seconds=0.001)
+assert torch.zeros is before and torch.overrides.resolve_name(torch.zeros) == "torch.zeros"
+gone = weakref.ref(model)
+del model
+gc.collect()
+assert gone() is None
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -40,7 +40,8 @@ def attention(plan: Plan, node: fx.Node, source: fx.Node, key: Any, value: Any, 
               dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
               enable_gqa: bool = False) -> Layout:  # fmt: skip
     """`softmax(scale Q K^T + mask) V` of any heads `(1, ..., tokens, width)`, with a mask that is constant."""
-    if dropout_p or key not in plan.layouts or value not in plan.layouts:
+    plain = isinstance(scale, float | int | None) and isinstance(is_causal, bool)
+    if dropout_p or not plain or key not in plan.layouts or value not in plan.layouts:
         raise NotTaken
     layouts = [_with_vectors(plan, each) for each in (source, key, value)]
     shape, of_keys, of_values = (layout.positions.shape for layout in layouts)
@@ -71,7 +72,7 @@ def _with_vectors(plan: Plan, node: fx.Node) -> Layout:
     """The layout `(1, ..., width)` of a node, copied where the numbers of a vector do not lie beside one another."""
     layout = plan.rows_first(node)
     positions = layout.positions
-    if positions.dim() < 3 or not positions.numel():
+    if positions.dim() - layout.merged < 3 or not positions.numel():
         raise NotTaken
     if int(positions.min()) >= 0 and torch.equal(positions[..., :1] + torch.arange(positions.shape[-1]), positions):
         return layout

@@ -28,7 +28,11 @@ def functional_layer(node: fx.Node, value_of: Callable[[Any], Any]) -> Any:
     given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
     weight, bias = value_of(given["weight"]), value_of(given.get("bias"))
     settings = {name: given[name] for name in _ARGUMENTS[3:] if name in given}
-    if not isinstance(weight, Tensor) or (given.get("bias") is not None and not isinstance(bias, Tensor)):
+    if (
+        not isinstance(weight, Tensor)
+        or weight.dim() < 2
+        or (given.get("bias") is not None and not isinstance(bias, Tensor))
+    ):
         return None
     if any(isinstance(each, fx.Node) for value in settings.values() for each in _each(value)):
         return None

@@ -31,6 +31,7 @@ from filigree.summary import label_of
 from filigree.text_table import aligned
 
 _TORCH, _DENSE = "as it was", "dense, by torch"
+_GROSS = 0.01  # of the largest output: more is no rounding
 _BEYOND = 3.0  # times the fastest: what is slower in one block is not looked at again
 _ORDER = 1e-4  # of the largest output: what may differ by the order of sums
 
@@ -269,6 +270,10 @@ class _Work:
             return
         try:
             traced = Traced(module, inputs, fixed)
+            errors = Int8Errors(traced, self.most, self.is_float, name)
+            plans = plans_of(traced, set(), errors)
+            if plans and not _agrees(module, graph_of(traced, plans, 1), inputs, fixed):
+                raise NotTraceable("its outputs for two or three samples differ")
         except NotTraceable as error:
             children = _inputs_of_children(module, inputs, fixed)
             if not children:
@@ -276,8 +281,6 @@ class _Work:
             for key, given in children.items():
                 self.optimize(module.get_submodule(key), f"{name}.{key}".lstrip("."), *given)
             return
-        errors = Int8Errors(traced, self.most, self.is_float, name)
-        plans = plans_of(traced, set(), errors)
         slower = [node for plan in plans for node in self._choose_forms(traced, plan, name)]
         graphs = [graph_of(traced, plans, chunk) for chunk in _chunks(len(inputs[0]))] if plans else []
         fewer = plans_of(traced, set(slower), errors) if slower else []
@@ -293,7 +296,8 @@ class _Work:
         times = [timing.median for timing in time_interleaved(works, self.seconds, beyond=_BEYOND)]
         best = times.index(min(times))
         if best:
-            install(module, Runtime(graphs[best - 1], [(x.dtype, x.shape[1:]) for x in inputs], module, fixed))
+            examples = [(x.dtype, x.shape[1:]) for x in inputs]
+            install(module, Runtime(graphs[best - 1], examples, module, fixed, traced.held()))
         kept = {node.name for node in graphs[best - 1].graph.nodes} if best else None
         rows, self._rows = self._rows, {}
         self.layers += [
@@ -327,6 +331,33 @@ class _Work:
             error = draft.error if draft.is_int8 else 0.0
             self._rows[draft] = OptimizedLayer(path_of(name, node, draft.part), label, draft.form, times, error)
         return [node for node in ours if as_it_was[node] < ours[node]]
+
+
+def _agrees(module: nn.Module, graph: nn.Module, inputs: Sequence[Tensor], fixed: Fixed) -> bool:
+    """Whether a graph computes what a module does for two and for three samples, which differ, as far as the module
+    takes so many; what is wrong differs by far more than what is rounded."""
+    for count in (2, 3):
+        batch = [_some(x, count) for x in inputs]
+        try:
+            expected = [t.clone() for t in tensors_in(module(*(x.clone() for x in batch), *fixed.args, **fixed.named))]
+        except Exception:
+            continue
+        try:
+            ours = tensors_in(graph(*batch))
+        except Exception:
+            return False
+        if len(ours) != len(expected) or any(a.shape != b.shape for a, b in zip(ours, expected, strict=True)):
+            return False
+        finite = all(bool(t.isfinite().all()) for t in expected)
+        if finite and not relative_difference(ours, expected) <= _GROSS:
+            return fixed == NOTHING and is_rounding(ours, expected, lambda: copied(module), batch, _GROSS)
+    return True
+
+
+def _some(x: Tensor, count: int) -> Tensor:
+    """So many samples, the first ones of an example, and then the same again with their numbers moved."""
+    samples = [x[i % len(x)][None] for i in range(count)]
+    return torch.cat([sample.roll(i // len(x), -1) if x.dim() > 1 else sample for i, sample in enumerate(samples)])
 
 
 def _form_outside(draft: Draft, traced: Traced, changed: bool) -> str:

@@ -61,7 +61,7 @@ class _Watch:
     `tensor.data.copy_()` wrote are not noticed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, others: Sequence[Tensor]) -> None:
         count_fused_steps()
         modules = list(model.modules())
         self.plain_modules = [m for m in modules[1:] if not m.training and not has_hooks(m)]
@@ -77,7 +77,7 @@ class _Watch:
         own = [vars(module) for module in modules if not has_hooks(module)]  # hooks may write theirs at each call
         self.attributes = [(held, name, held[name]) for held in own for name in held if isinstance(held[name], Tensor)]
         tensors = [value for value in self.held if isinstance(value, Tensor)]
-        tensors += [value for _, _, value in self.attributes]
+        tensors += [*(value for _, _, value in self.attributes), *others]
         self.tensors = [tensor for tensor in tensors if _has_address(tensor)]
         self.memory = [tensor.detach() for tensor in self.tensors]
         self.counted = [tensor for tensor in tensors if not tensor.is_inference()]  # those that have a version
@@ -118,16 +118,17 @@ class Runtime:
 
     def __init__(
         self, graph: nn.Module, examples: Sequence[tuple[torch.dtype, torch.Size]], model: nn.Module,
-        fixed: Fixed = NOTHING,
+        fixed: Fixed = NOTHING, held: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
-        self.graph, self.examples, self.watch, self.fixed = graph, list(examples), _Watch(model), fixed
+        self.graph, self.examples, self.watch, self.fixed = graph, list(examples), _Watch(model, held), fixed
+        self.held = list(held)
         self.tensors = len(self.examples)  # that come first
         self.run = graph.forward
         self.is_current = self.watch.unchanged
         self.enabled = True
 
     def of_copy(self, model: nn.Module, memo: dict[int, Any]) -> Runtime:
-        return Runtime(copy.deepcopy(self.graph, memo), self.examples, model, self.fixed)
+        return Runtime(copy.deepcopy(self.graph, memo), self.examples, model, self.fixed, self.held)
 
     def takes(self, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         return (

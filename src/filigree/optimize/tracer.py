@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,7 +18,11 @@ from filigree.summary import says
 _PLAIN = (int, float, str, torch.Size, torch.dtype, torch.device)
 _ASKED = ("shape", "dtype", "device", "ndim")
 _EINOPS = ("rearrange", "repeat", "reduce", "einsum")  # functions of einops, which refuse what is no tensor
-_CREATED = {name: getattr(torch, name) for name in ("zeros", "ones", "full", "empty", "arange")}  # given sizes
+_CREATED = ("zeros", "ones", "full", "empty", "arange")  # functions of torch that are given sizes
+_BY_NUMBERS = {
+    "nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "item", "tolist", "bincount",
+    "repeat_interleave", "one_hot",
+}  # fmt: skip
 _NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 _CALLED = {"size": "shape", "dim": "ndim", "ndimension": "ndim"}
 
@@ -35,16 +40,20 @@ class Tracer(fx.Tracer):
         functions = tuple(getattr(einops, name) for name in _EINOPS) if einops else ()
         super().__init__(param_shapes_constant=True, autowrap_functions=functions)
         self.examples, self.values = examples, dict[fx.Node, list[Any]]()
+        self.by_numbers: set[fx.Node] = set()  # whose sizes depend on numbers of the inputs
         self._computes = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        torch.overrides.is_tensor_method_or_property(torch.add)  # it keeps a list of functions from its first call on
+        before = {name: getattr(torch, name) for name in _CREATED}
+        originals = {name: getattr(each, "_original", each) for name, each in before.items()}
         try:
-            for name, original in _CREATED.items():
+            for name, original in originals.items():
                 setattr(torch, name, self._creating(original))
             return super().trace(root, concrete_args)
         finally:
-            for name, original in _CREATED.items():
-                setattr(torch, name, original)
+            for name, each in before.items():
+                setattr(torch, name, originals[name] if hasattr(each, "_original") else each)
 
     def _creating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The function, as a node where a size depends on the batch."""
@@ -53,6 +62,7 @@ class Tracer(fx.Tracer):
             plain = not _proxies((args, named))
             return original(*args, **named) if plain else self.create_proxy("call_function", original, args, named)
 
+        create._original = original  # type: ignore[attr-defined]
         return create
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -74,6 +84,8 @@ class Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **named)
+        if not self.by_numbers.isdisjoint(node.all_input_nodes) or self._asks_for_numbers(node):
+            self.by_numbers.add(node)
         if kind != "output":
             number = sum(other.op == "placeholder" for other in self.values) if kind == "placeholder" else 0
             self._computes = True
@@ -82,6 +94,15 @@ class Tracer(fx.Tracer):
             finally:
                 self._computes = False
         return node
+
+    def _asks_for_numbers(self, node: fx.Node) -> bool:
+        """Whether the size of what a node holds, or a number that it is, depends on more than sizes."""
+        if getattr(node.target, "__name__", node.target) in _BY_NUMBERS:
+            return True
+        index = node.args[1:] if node.target is operator.getitem else ()
+        read: list[fx.Node] = []
+        fx.node.map_arg(index, read.append)
+        return any(isinstance(value, Tensor) for each in read for value in self.values.get(each, ()))
 
     def _value(self, node: fx.Node, which: int, number: int) -> Any:
         if node.op == "placeholder":
@@ -103,7 +124,8 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         values = self._values
-        if values and all(isinstance(value, Tensor) for value in values):
+        plain = self.node not in self.tracer.by_numbers  # type: ignore[attr-defined]
+        if plain and values and all(isinstance(value, Tensor) for value in values):
             if name in _CALLED:
                 return lambda *args, **named: self._called(name, *args, **named)
             if name in _NEW:
@@ -112,7 +134,7 @@ class _Proxy(fx.Proxy):
                 known = self._known([getattr(value, name) for value in values])
                 if known is not None:
                     return known
-                if name == "shape":
+                if name == "shape" and len({value.dim() for value in values}) == 1:
                     return _Sizes(self._size(d) for d in range(values[0].dim()))
         return super().__getattr__(name)
 
@@ -144,7 +166,8 @@ class _Proxy(fx.Proxy):
         return shape[d] if known is None else known
 
     def __len__(self) -> int:
-        lengths = [len(value) if isinstance(value, Tensor | tuple | list) else None for value in self._values]
+        known = self.node not in self.tracer.by_numbers  # type: ignore[attr-defined]
+        lengths = [len(v) if isinstance(v, Tensor | tuple | list) and known else None for v in self._values]
         known = self._known(lengths)
         return int(known) if known is not None else super().__len__()
 

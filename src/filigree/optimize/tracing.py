@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import collections
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +18,7 @@ from filigree.optimize.tracer import Tracer
 from filigree.optimize.written_attention import WrittenAttention
 from filigree.preserved import has_hooks
 from filigree.rollback import AllOrNothing
+from filigree.rounding import relative_difference
 
 
 class NotTraceable(Exception):
@@ -96,6 +97,16 @@ class Traced:
         for node, sources in self.changed.items():
             if not all(map(self._is_alone, sources)):
                 raise NotTraceable(f"{node.name} changes a tensor in place that others read")
+        called = collections.Counter(node.target for node in self.graph.nodes if node.op == "call_module")
+        if max(called.values(), default=0) > _MOST_CALLS:
+            raise NotTraceable(f"it calls a layer more than {_MOST_CALLS} times")
+        try:
+            self._prepare()
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+            raise NotTraceable(one_line(error)) from error
+
+    def _prepare(self) -> None:
+        """Say what does not depend on the inputs, and write what has several forms in one."""
         self.constants, self.sizes = self._constants(), self._sizes()
         self._repeated = self._same_for_all()
         self.graph.eliminate_dead_code(self.acts)  # what asks for a shape to assert something reads no numbers
@@ -174,6 +185,10 @@ class Traced:
                 nodes[node] = differs or (derived and not asks and any(nodes[each] for each in inputs))
         return nodes
 
+    def held(self) -> list[Tensor]:
+        """Tensors that the model reads and that are no parameters, buffers or attributes of its modules."""
+        return [value for value in vars(self.root).values() if isinstance(value, Tensor)]
+
     def constant(self, value: Any) -> Any:
         """What a constant is, given as its node or itself; None: it is a node that depends on the inputs."""
         if not isinstance(value, fx.Node):
@@ -211,7 +226,7 @@ class Traced:
 
     def _is_fixed(self, value: Any) -> bool:
         """Whether it does not depend on the inputs, but for how many samples there are."""
-        return self.constant(value) is not None or self.same_for_all(value) is not None
+        return isinstance(self.constant(value), Tensor | float | int) or self.same_for_all(value) is not None
 
     def _put_constants_last(self) -> None:
         """`2 + x` and `scale * x` become `x + 2` and `x * scale`."""
@@ -233,18 +248,25 @@ class Traced:
 
         with torch.no_grad():
             written = WrittenAttention(self.single.get, self.constant, self.module_of, self.samples, keep)
-            new, replaced = written.replace(self.graph)
-            for node, values in itertools.product(new, (self.values, self.single, self.double)):
+            replaced = set(written.replace(self.graph, self._computes))
+        if replaced:
+            self.changed = {node: sources for node, sources in self.changed.items() if node not in replaced}
+            self.constants, self.sizes = self._constants(), self._sizes()
+            self._repeated = self._same_for_all()
+
+    def _computes(self, new: list[fx.Node], replaced: fx.Node) -> bool:
+        """Keep the values of new nodes; whether those of the last one are those of another node."""
+        for values in (self.values, self.single, self.double):
+            for node in new:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 target: Any = node.target
                 if node.op == "get_attr":
                     values[node] = getattr(self.root, target)
                 else:
                     values[node] = target(*args, **kwargs) if callable(target) else getattr(args[0], target)(*args[1:])
-        self.changed = {node: sources for node, sources in self.changed.items() if node not in replaced}
-        if new:
-            self.constants, self.sizes = self._constants(), self._sizes()
-            self._repeated = self._same_for_all()
+            if not relative_difference([values[new[-1]]], [values[replaced]]) <= _ROUNDING:
+                return False
+        return True
 
     def module_of(self, node: fx.Node) -> Any:
         """The module that a node calls, of a layer that is called by function one that equals it."""
@@ -252,6 +274,9 @@ class Traced:
             return self._functional[node]
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+
+_ROUNDING = 1e-3  # of the largest number: what attention may differ by that sums in another order
+_MOST_CALLS = 64  # of one module: a loop over time that is unrolled
 
 _COMMUTATIVE: dict[Any, Any] = {
     operator.add: operator.add, operator.iadd: operator.add, torch.add: torch.add,

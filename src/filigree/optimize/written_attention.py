@@ -55,24 +55,35 @@ class WrittenAttention:
         self.value_of, self.constant, self.module_of, self.keep = value_of, constant, module_of, keep
         self.samples = samples
 
-    def replace(self, graph: fx.Graph) -> tuple[list[fx.Node], list[fx.Node]]:
-        """Returns the new nodes, each after those it reads, and those in whose place they stand, which are unread."""
-        new, replaced = list[fx.Node](), list[fx.Node]()
+    def replace(self, graph: fx.Graph, computes: Callable[[list[fx.Node], fx.Node], bool]) -> list[fx.Node]:
+        """Returns the nodes in whose place others stand now, which are unread.
+
+        Args:
+            computes: keeps the values of new nodes, each after those it reads, and says whether those of the last one
+                are those of the node in whose place it is to stand.
+        """
+        replaced: list[fx.Node] = []
         for node in list(graph.nodes):
             written = self._written(node) if self._is_softmax(node) else None
             if written is None:
                 continue
             with graph.inserting_before(written.result):
-                keys = graph.call_function(torch.transpose, (written.transposed_keys, -2, -1))
-                arguments, named = (written.queries, keys, written.values), dict[str, Any](scale=written.scale)
-                if bool(written.bias.any()):
-                    masks = self._masks(graph, written.bias)
-                    named["attn_mask"], new = masks[-1], new + masks
-                attention = graph.call_function(F.scaled_dot_product_attention, arguments, named)
-            written.result.replace_all_uses_with(attention)
-            new += [keys, attention]
-            replaced += written.within
-        return new, replaced
+                new = self._call(graph, written)
+            if computes(new, written.result):
+                written.result.replace_all_uses_with(new[-1])
+                replaced += written.within
+            else:
+                for unread in reversed(new):
+                    graph.erase_node(unread)
+        return replaced
+
+    def _call(self, graph: fx.Graph, written: _Written) -> list[fx.Node]:
+        """The nodes of the call, each after those it reads."""
+        keys = graph.call_function(torch.transpose, (written.transposed_keys, -2, -1))
+        masks = self._masks(graph, written.bias) if bool(written.bias.any()) else []
+        named: dict[str, Any] = {"scale": written.scale, **({"attn_mask": masks[-1]} if masks else {})}
+        arguments = written.queries, keys, written.values
+        return [keys, *masks, graph.call_function(F.scaled_dot_product_attention, arguments, named)]
 
     def _masks(self, graph: fx.Graph, bias: Tensor) -> list[fx.Node]:
         """The nodes of a bias; where it differs between the rows of a sample, of the last one for all samples."""
@@ -87,9 +98,9 @@ class WrittenAttention:
     def _is_softmax(self, node: fx.Node) -> bool:
         """Over the last of several dimensions."""
         module = self.module_of(node)
-        if type(module) is nn.Softmax and not has_hooks(module):
+        if type(module) is nn.Softmax and not has_hooks(module) and node.args:
             dim: Any = module.dim
-        elif node.target in _SOFTMAX:
+        elif node.target in _SOFTMAX and node.args:
             dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         else:
             return False
