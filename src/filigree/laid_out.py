@@ -14,8 +14,8 @@ _KEY = "_filigree_runtime"
 class Runtime(Protocol):
     """The other form: when it may stand in for the module, whether it still may, and how it runs."""
 
-    run: Any  # takes so many tensors
-    tensors: int
+    run: Any
+    tensors: int  # that come first in a call: what `run` takes
     enabled: bool
 
     def takes(self, args: tuple[Any, ...], named: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from filigree.optimize.concatenation import first_tensor
 from filigree.optimize.int8_errors import Int8Errors
@@ -14,6 +14,7 @@ from filigree.optimize.layouts import Layout
 from filigree.optimize.nodes import take
 from filigree.optimize.planning import Plan
 from filigree.optimize.runtime import Program
+from filigree.optimize.tracer import attribute
 from filigree.optimize.tracing import Traced
 
 
@@ -71,7 +72,7 @@ def graph_of(traced: Traced, plans: Sequence[Plan], chunk: int) -> fx.GraphModul
             name = str(node.target)
             modules[name] = traced.dense[name] if name in traced.dense else traced.root.get_submodule(name)
         elif node.op == "get_attr":
-            modules[str(node.target)] = _attribute(traced.root, str(node.target))
+            modules[str(node.target)] = attribute(traced.root, str(node.target))
     return fx.GraphModule(modules, graph)
 
 
@@ -85,8 +86,3 @@ def _read(acting: Sequence[fx.Node], sources: dict[fx.Node, fx.Node]) -> set[fx.
             read.add(node)
             left += [sources[node]] if node in sources else node.all_input_nodes
     return read
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)

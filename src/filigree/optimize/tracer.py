@@ -45,15 +45,15 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         torch.overrides.is_tensor_method_or_property(torch.add)  # it keeps a list of functions from its first call on
-        before = {name: getattr(torch, name) for name in _CREATED}
-        originals = {name: getattr(each, "_original", each) for name, each in before.items()}
+        functions = {name: getattr(torch, name) for name in _CREATED}
+        originals = {name: getattr(each, "_original", each) for name, each in functions.items()}  # of another trace
         try:
             for name, original in originals.items():
                 setattr(torch, name, self._creating(original))
             return super().trace(root, concrete_args)
         finally:
-            for name, each in before.items():
-                setattr(torch, name, originals[name] if hasattr(each, "_original") else each)
+            for name, original in originals.items():
+                setattr(torch, name, original)
 
     def _creating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The function, as a node where a size depends on the batch."""
@@ -107,13 +107,7 @@ class Tracer(fx.Tracer):
     def _value(self, node: fx.Node, which: int, number: int) -> Any:
         if node.op == "placeholder":
             return self.examples[which][number]
-        if node.op == "get_attr":
-            return _attribute(self.root, str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each][which])
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        call: Callable[..., Any] = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target  # type: ignore[assignment]
-        return call(*(args[1:] if node.op == "call_method" else args), **kwargs)
+        return computed(self.root, node, lambda each: self.values[each][which])
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -124,8 +118,7 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         values = self._values
-        plain = self.node not in self.tracer.by_numbers  # type: ignore[attr-defined]
-        if plain and values and all(isinstance(value, Tensor) for value in values):
+        if values and self._has_plain_sizes and all(isinstance(value, Tensor) for value in values):
             if name in _CALLED:
                 return lambda *args, **named: self._called(name, *args, **named)
             if name in _NEW:
@@ -141,6 +134,10 @@ class _Proxy(fx.Proxy):
     @property
     def _values(self) -> list[Any]:
         return self.tracer.values[self.node]  # type: ignore[attr-defined]
+
+    @property
+    def _has_plain_sizes(self) -> bool:
+        return self.node not in self.tracer.by_numbers  # type: ignore[attr-defined]
 
     @staticmethod
     def _known(values: list[Any]) -> Any:
@@ -166,9 +163,8 @@ class _Proxy(fx.Proxy):
         return shape[d] if known is None else known
 
     def __len__(self) -> int:
-        known = self.node not in self.tracer.by_numbers  # type: ignore[attr-defined]
-        lengths = [len(v) if isinstance(v, Tensor | tuple | list) and known else None for v in self._values]
-        known = self._known(lengths)
+        lengths = [len(value) if isinstance(value, Tensor | tuple | list) else None for value in self._values]
+        known = self._known(lengths) if self._has_plain_sizes else None
         return int(known) if known is not None else super().__len__()
 
     def __iter__(self) -> Iterator[Any]:
@@ -202,6 +198,17 @@ class _Sizes(tuple):
         return math.prod(self)
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
+def computed(root: nn.Module, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+    """What a node holds that is no input, from what those hold that it reads."""
+    if node.op == "get_attr":
+        return attribute(root, str(node.target))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))(*args, **kwargs)
+    call: Callable[..., Any] = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target  # type: ignore[assignment]
+    return call(*(args[1:] if node.op == "call_method" else args), **kwargs)
+
+
+def attribute(root: nn.Module, path: str) -> Any:
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)

@@ -14,7 +14,7 @@ from filigree.config import one_line
 from filigree.optimize.arguments import NOTHING, Fixed
 from filigree.optimize.encoders import with_layered_attention
 from filigree.optimize.functional_layers import functional_layer
-from filigree.optimize.tracer import Tracer
+from filigree.optimize.tracer import Tracer, computed
 from filigree.optimize.written_attention import WrittenAttention
 from filigree.preserved import has_hooks
 from filigree.rollback import AllOrNothing
@@ -258,12 +258,7 @@ class Traced:
         """Keep the values of new nodes; whether those of the last one are those of another node."""
         for values in (self.values, self.single, self.double):
             for node in new:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                target: Any = node.target
-                if node.op == "get_attr":
-                    values[node] = getattr(self.root, target)
-                else:
-                    values[node] = target(*args, **kwargs) if callable(target) else getattr(args[0], target)(*args[1:])
+                values[node] = computed(self.root, node, values.__getitem__)
             if not relative_difference([values[new[-1]]], [values[replaced]]) <= _ROUNDING:
                 return False
         return True

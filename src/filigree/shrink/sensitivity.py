@@ -26,7 +26,7 @@ Built = Callable[[Mapping[str, float]], nn.Module]
 
 PAYS = 0.98  # of the time of the layers it changes: settings that take more are left out
 SHARE = 0.02  # of a network's time: layers that take less are left alone
-SECONDS_OF_FIT = 1.5e-10  # of a cubed input, on a core of a few years ago
+SECONDS_OF_FIT = 1.5e-10  # of a cubed input: the connections of a layer with 8,192 took about 80 on a core of Zen 5
 LEAST = 0.005  # of the cost: steps that save less are not taken
 
 
