@@ -56,11 +56,12 @@ class Driver:
             sell,
             sparse,
         )
+        from filigree.ops.curves import SMOOTH
         from filigree.ops.linear_chain import linear_chain
         from filigree.topology import flat_indices
 
         self.kernels, self.addresses = _load.kernels, addresses
-        self.link, self.chain, self.linear_chain = chain.Link, chain.Chain, linear_chain
+        self.link, self.chain, self.linear_chain, self.smooth = chain.Link, chain.Chain, linear_chain, SMOOTH
         self.conv, self.dropout, self.integers, self.noise, self.rnn = conv, dropout, integers, noise, noisy_rnn
         self.reference, self.rows, self.selection, self.sell, self.sparse, self.flat_indices = (
             reference, rows, selection, sell, sparse, flat_indices
@@ -165,15 +166,16 @@ class Driver:
                 self.close(a, b)
 
     def run_chain(self) -> None:
-        """Layers in one call, with dropout between them, stored in any type; gradients in float64 with ReLU, too."""
+        """Layers in one call, with activations and dropout, stored in any type; gradients in float64 with ReLU, too."""
         batch, sides = self.side(0), [self.side() for _ in range(self.random.randint(2, 5))]
         links = []
         for cols, rows in itertools.pairwise(sides):
             pattern, relu = self.pattern(rows, cols), self.random.random() < 0.7
-            drop = self.random.choice((0.0, 0.3, 0.5)) if relu else 0.0
+            curve = self.random.choice(("", *self.smooth)) if not relu and len(links) < len(sides) - 2 else ""
+            drop = self.random.choice((0.0, 0.3, 0.5)) if relu or curve else 0.0
             bias = torch.randn(rows, dtype=self.dtype, requires_grad=True) if self.random.random() < 0.7 else None
             values = (self.vector(pattern.nnz) / (1 + pattern.nnz / rows) ** 0.5).detach().requires_grad_()
-            links.append(self.link(pattern, values, bias, relu, drop, self.random.randrange(-(2**63), 2**63)))
+            links.append(self.link(pattern, values, bias, relu, drop, self.random.randrange(-(2**63), 2**63), curve))
         if len({link.pattern.indices.dtype for link in links}) > 1:
             links = [
                 link._replace(pattern=self.sparse.Pattern(*(part.long() for part in link.pattern))) for link in links
@@ -185,6 +187,7 @@ class Driver:
         mine, expected = self.linear_chain(self.chain(links), x, self.random.random() < 0.5), x.to(self.dtype)
         for link in links:
             expected = self.reference.linear(link.pattern, link.values, link.bias, expected, link.relu)
+            expected = self.smooth[link.curve](expected) if link.curve else expected
             if link.drop:
                 expected = self.dropout.dropout(expected.t().contiguous().t(), link.drop, link.seed)
         if short:

@@ -213,3 +213,53 @@ def test_a_chain_with_copies_of_its_parameters():
         values.mul_(factor)
         expected = chain_forward([Link(layer.pattern, values.clone(), layer.bias.detach())], x)[0]
         assert torch.equal(chain_forward(chain, x)[0], expected)
+
+
+def curved(*tail, between=nn.GELU, dropout=0.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 33), between(), FastDropout(dropout), nn.Linear(33, 17), *tail)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    return model
+
+
+@pytest.mark.parametrize("between", [nn.GELU, lambda: nn.GELU("tanh"), nn.SiLU, nn.Tanh, nn.Sigmoid])
+def test_smooth_activations_between_layers_are_one_call(between):
+    model = curved(between=between, dropout=0.4)
+    for x in (torch.randn(6, 20), torch.randn(130, 20), torch.randn(2, 3, 20), torch.randn(0, 20)):
+        check(model, x)
+    assert len(model._plan._calls) == 1
+    check(model.eval(), torch.randn(2, 3, 20))
+    x = torch.randn(3, 20, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model.double(), x)
+    assert torch.autograd.gradgradcheck(model, x)
+    assert len(model._plan._calls) == 1
+
+
+TAILS = [[nn.GELU()], [nn.GELU(), nn.Identity(), nn.Tanh()], [nn.ReLU(), nn.GELU()], [nn.GELU(), nn.ReLU()]]
+
+
+@pytest.mark.parametrize("tail", TAILS, ids=str)
+def test_an_activation_after_the_last_layer_is_called_by_itself(tail):
+    check(curved(*tail))
+    model = nn.Sequential(nn.Linear(20, 33), *tail)
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.3)))
+    check(model)
+
+
+def test_another_approximation_is_seen():
+    model, x = curved(), 3 * torch.randn(6, 20)
+    check(model, x)
+    plan = model._plan
+    model[1].approximate = "tanh"
+    check(model, x)
+    assert model._plan is not plan
+    model[1].approximate = "none of these"
+    with pytest.raises(RuntimeError, match="approximate"):
+        model(x)
+
+
+def test_smooth_activations_in_16_bits():
+    model, x = curved(nn.GELU(), nn.Linear(17, 5)), torch.randn(70, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(results(model, x), results(nn.Sequential(*model), x), strict=True):
+            torch.testing.assert_close(one, other, rtol=0.03, atol=0.03)

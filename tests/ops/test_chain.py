@@ -5,6 +5,7 @@ import torch
 
 from filigree.ops import kernels, sparse
 from filigree.ops.chain import Link, chain_backward, chain_forward
+from filigree.ops.curves import CURVES, SMOOTH
 from filigree.ops.dropout import dropout
 from filigree.ops.reference import rows as row_of_each
 from filigree.topology.flat_indices import distinct, pattern_from_flat_indices
@@ -44,6 +45,7 @@ def plain(links, x):
         y = x.new_zeros(len(x), pattern.rows).index_add(1, row_of_each(pattern.indptr, pattern.nnz), products)
         y = y if each.bias is None else y + each.bias
         y = y.relu() if each.relu else y
+        y = SMOOTH[each.curve](y) if each.curve else y
         x = dropout(y.t().contiguous().t(), each.drop, each.seed) if each.drop else y
     return x
 
@@ -199,6 +201,49 @@ def test_chains_equal_plain_torch(isa, panels, dtype, drop):
         assert dx is None
         assert mine_y.is_contiguous()
         all_close((mine_y, *mine), (y, *gradients))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("curve", SMOOTH)
+@pytest.mark.parametrize("drop", [0.0, 0.4])
+def test_curves_between_layers_equal_plain_torch(isa, panels, curve, dtype, drop):
+    links = [
+        link(23, 17, 90, dtype, curve=curve, drop=drop, seed=2**40 + 3),
+        link(31, 23, 150, dtype, bias=False, relu=True),
+        link(19, 31, 150, dtype, curve=curve),
+        link(40, 19, 150, dtype, bias=False, curve=curve, drop=drop, seed=6),
+        link(8, 40, 70, dtype, relu=True),
+    ]
+    for batch in (1, 2, 3, 7, 16, 33, 64, 70, 130):
+        x, dy = torch.randn(batch, 17, dtype=dtype), torch.randn(batch, 8, dtype=dtype)
+        for order in ("batch-major", "feature-major"):
+            expected = plain_gradients(links, x, dy)
+            all_close(ours(links, ORDERS[order](x), ORDERS[order](dy)), expected)
+            close(chain_forward(links, x)[0], expected[0])
+        y, _, *gradients = expected
+        mine_y, _, *mine = ours(links, x, dy, need_input=False)
+        all_close((mine_y, *mine), (y, *gradients))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("curve", SMOOTH)
+def test_curves_and_their_slopes_near_and_far(isa, curve, dtype):
+    """Of numbers near zero, where digits are lost, and of large ones: layers of one connection each that keep them."""
+    far = torch.tensor([1e-4, -1e-4, 1e-20, 100.0, -100.0, 1e4, -1e4, 1e18, -1e18])
+    x = torch.cat([torch.linspace(-30, 30, 4001), far]).to(dtype)[:, None]
+    one = Link(pattern_from_flat_indices(torch.tensor([0]), 1, 1), torch.ones(1, dtype=dtype), None)
+    y, dx, *_ = ours([one._replace(curve=curve), one], x, torch.ones_like(x))
+    expected_y, expected_dx, *_ = plain_gradients([one._replace(curve=curve), one], x, torch.ones_like(x))
+    tolerance = {"rtol": 1e-12, "atol": 1e-14} if dtype is torch.float64 else {"rtol": 1e-5, "atol": 2e-6}
+    torch.testing.assert_close(y, expected_y, **tolerance)
+    torch.testing.assert_close(dx, expected_dx, **tolerance)
+
+
+def test_curves_in_other_places_are_refused(isa):
+    for links in ([link(5, 4, 9, curve="gelu")], [link(5, 4, 9, curve="relu6"), link(3, 5, 7)]):
+        with pytest.raises(ValueError, match="chain: only smooth curves between layers"):
+            chain_forward(links, torch.randn(2, 4))
+    assert set(SMOOTH) < set(CURVES)
 
 
 def test_dropout_is_that_of_a_feature_major_tensor(isa, panels):

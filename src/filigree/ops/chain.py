@@ -11,16 +11,17 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.addresses import NUMBERS, address, index, strided
+from filigree.ops.curves import CURVES
 from filigree.ops.memory import check_activations, contiguous, new_matrix, resolved
 from filigree.ops.pattern import Pattern
 
 
 class Link(NamedTuple):
-    """A layer of a chain: `dropout(relu(x W^T + bias))`.
+    """A layer of a chain: `dropout(relu(x W^T + bias))`, or another activation in place of ReLU.
 
-    `values`, `nnz` numbers of any shape, are W's at `pattern`. `drop` is the probability with which dropout zeroes
-    a number, after ReLU only; the numbers are those that `filigree.ops.dropout` draws from `seed` for a feature-major
-    matrix.
+    `values`, `nnz` numbers of any shape, are W's at `pattern`. `curve` is one of `filigree.ops.curves.SMOOTH`, but not
+    of the last layer. `drop` is the probability with which dropout zeroes a number, after an activation only; the
+    numbers are those that `filigree.ops.dropout` draws from `seed` for a feature-major matrix.
     """
 
     pattern: Pattern
@@ -29,6 +30,11 @@ class Link(NamedTuple):
     relu: bool = False
     drop: float = 0.0
     seed: int = 0
+    curve: str = ""
+
+    @property
+    def is_activated(self) -> bool:
+        return self.relu or bool(self.curve)
 
 
 class Chain(tuple[Link, ...]):
@@ -135,7 +141,10 @@ def _packed(links: Sequence[Link]) -> tuple[list[Tensor], list[Any]]:
     values = [contiguous(link.values) for link in links]
     biases = [None if link.bias is None else contiguous(link.bias) for link in links]
     layers = [
-        (index(link.pattern), v.data_ptr(), address(b), link.relu, link.drop, link.seed % 2**64)
+        (
+            index(link.pattern), v.data_ptr(), address(b), link.relu, CURVES.index(link.curve), link.drop,
+            link.seed % 2**64,
+        )
         for link, v, b in zip(links, values, biases, strict=True)
-    ]
+    ]  # fmt: skip
     return [*values, *(bias for bias in biases if bias is not None)], layers

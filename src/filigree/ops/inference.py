@@ -14,10 +14,10 @@ from torch import Tensor
 
 from filigree.ops._load import kernels
 from filigree.ops.addresses import address
+from filigree.ops.curves import CURVES
 from filigree.ops.panel_weights import PanelWeight, padded
 
 GATHER, MULTIPLY, MAXIMUM, MEAN, ADD, LSTM, GRU, NORM, ATTENTION, DEPTHWISE, TIMES, MINUS = range(12)
-CURVES = ("", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "hard_sigmoid", "hard_swish", "relu6")
 
 _ABOVE_ZERO = ("sigmoid", "hard_sigmoid")  # what they make of zero
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from filigree.ops.chain import Chain, Link, chain_backward, chain_forward
+from filigree.ops.curves import SMOOTH
 from filigree.ops.dropout import dropout
 from filigree.ops.memory import SHORT
 from filigree.ops.sparse import linear
@@ -17,7 +18,7 @@ from filigree.ops.transforms import batched_gradients, gradients, transforming
 
 
 def linear_chain(chain: Chain, x: Tensor, by_feature: bool = True) -> Tensor:
-    """`dropout(relu(x W^T + bias))` for each of the links in turn, in one call of the kernels.
+    """`dropout(relu(x W^T + bias))`, or another activation, for each of the links in turn, in one call of the kernels.
 
     Args:
         chain: at least one link; it fits x's type, or float32 where x has 16 bits (`Chain.fits`).
@@ -36,6 +37,8 @@ def link_by_link(links: Sequence[Link], x: Tensor) -> Tensor:
     """`linear_chain` a layer at a time, by operations that can be differentiated any number of times."""
     for link in links:
         x = linear(link.pattern, link.values.reshape(-1), link.bias, x, link.relu)
+        if link.curve:
+            x = SMOOTH[link.curve](x)
         if link.drop:
             x = dropout(x, link.drop, link.seed)
     return x

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.ops.curves import CURVE_OF, GELU_OF
 from filigree.ops.inference import ADD, MAXIMUM, MEAN, TIMES
 from filigree.optimize.attention import attention, layer_norm
 from filigree.optimize.concatenation import concatenate, first_tensor
@@ -24,7 +25,7 @@ from filigree.optimize.functional_layers import FUNCTIONAL_LAYERS
 from filigree.optimize.homes import CONCATENATIONS
 from filigree.optimize.layouts import Layout
 from filigree.optimize.pairs import negative, pairs
-from filigree.optimize.planning import CURVE_OF, Plan
+from filigree.optimize.planning import Plan
 from filigree.optimize.recurrent import layers_of
 from filigree.optimize.views import contiguous, flattened, is_of_einops, pad, same, split, unbind, view
 from filigree.optimize.weights import is_depthwise, weight_of
@@ -261,7 +262,7 @@ def _curve(name: str) -> Callable[..., Layout]:
 
 
 def _gelu(plan: Plan, node: fx.Node, source: fx.Node, approximate: str = "none") -> Layout:
-    return plan.activation(node, source, curve={"none": "gelu", "tanh": "gelu_tanh"}[approximate])
+    return plan.activation(node, source, curve=GELU_OF[approximate])
 
 
 def _dropout(plan: Plan, node: fx.Node, source: fx.Node) -> Any:

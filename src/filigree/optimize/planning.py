@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from filigree.nn.dropout.dropout import FastDropout
 from filigree.nn.sparse.channel_major_batch_norm import ChannelMajorBatchNorm2d
+from filigree.ops.curves import CURVE_OF
 from filigree.ops.inference import GATHER, GRU, LSTM, MEAN, MULTIPLY, Finishing, Span, Step, Steps
 from filigree.ops.panel_weights import PANEL, padded
 from filigree.optimize.drafts import Draft, NotTaken, arranged
@@ -24,11 +25,6 @@ from filigree.optimize.recurrent import Direction, recurrent_error
 from filigree.optimize.tracing import Traced, is_indexed
 from filigree.optimize.weights import LayerWeight
 from filigree.optimize.windows import cut, padding_of, windows_of, zeros_around
-
-CURVE_OF: dict[type[nn.Module], str] = {
-    nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid",
-    nn.Hardswish: "hard_swish", nn.ReLU6: "relu6",
-}  # fmt: skip
 
 _ELEMENTWISE = (  # what passes on a wish for zeros around its input
     *CURVE_OF, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,

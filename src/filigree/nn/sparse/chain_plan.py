@@ -15,6 +15,7 @@ from filigree.nn.sparse.feature_major_linear import FeatureMajorLinear
 from filigree.nn.sparse.sparse_linear import SHORT_TYPES, SparseLinear
 from filigree.ops import kernels
 from filigree.ops.chain import Chain, Link
+from filigree.ops.curves import smooth_curve
 from filigree.ops.dropout import new_seed
 from filigree.ops.linear_chain import linear_chain
 from filigree.ops.memory import FLOATS, SHORT, in_memory
@@ -82,6 +83,8 @@ class ChainPlan:
             self._index += pattern[:2]
         elif isinstance(module, nn.Dropout):
             names = ("training", "p")
+        elif type(module) is nn.GELU:
+            names = ("approximate",)
         if type(module) in (SparseLinear, FeatureMajorLinear):
             parameters = own["_parameters"]
             held = {name: parameters.get(name) for name in ("values", "weight", "bias")}
@@ -121,6 +124,7 @@ class _Run:
         self.links: list[Link] = []
         self.modules: list[Any] = []
         self.activations: str | None = None
+        self._before_curve = 0  # how many modules came before the last link's curve, if it has one
 
     def takes(self, module: Any) -> bool:
         """Whether the module, which has no hooks, goes with those before it; if so it is one of them from now on."""
@@ -139,12 +143,15 @@ class _Run:
             if not _follows(links[-1].pattern, pattern, module.in_features):
                 return False
             links.append(Link(pattern, own["weight"], own.get("bias")))
-        elif kind is nn.ReLU and links and not links[-1].drop:
+        elif kind is nn.ReLU and links and not links[-1].drop and not links[-1].curve:
             links[-1] = links[-1]._replace(relu=True)
+        elif (curve := smooth_curve(module)) and links and not links[-1].is_activated:
+            self._before_curve = len(self.modules)
+            links[-1] = links[-1]._replace(curve=curve)
         elif kind in (nn.Dropout, FastDropout):
             if module.training and module.p:
                 # torch's own draws its numbers otherwise; and the backward pass tells by the output what was dropped
-                if kind is nn.Dropout or not links or not links[-1].relu or links[-1].drop or module.p >= 1:
+                if kind is nn.Dropout or not links or not links[-1].is_activated or links[-1].drop or module.p >= 1:
                     return False
                 links[-1] = links[-1]._replace(drop=float(module.p))
         elif kind is not nn.Identity:
@@ -153,9 +160,13 @@ class _Run:
         return True
 
     def calls(self) -> list[Any]:
-        if len(self.modules) < 2 or not self.links:
+        links, modules, after = self.links, self.modules, []
+        if links and links[-1].curve:  # no layer follows, which the backward pass would keep its input for
+            links = [*links[:-1], links[-1]._replace(curve="", drop=0.0)]
+            modules, after = modules[: self._before_curve], modules[self._before_curve :]
+        if len(modules) < 2 or not links:
             return self.modules
-        return [_Call(self.modules, Chain(self.links), self.activations)]
+        return [_Call(modules, Chain(links), self.activations), *after]
 
 
 def _follows(before: Pattern, pattern: Pattern, in_features: int) -> bool:

@@ -15,9 +15,9 @@ _has_global_hooks = torch.nn.modules.module._has_any_global_hook
 class SparseSequential(nn.Sequential):
     """An `nn.Sequential` in which consecutive sparse layers cost one call forward and one backward.
 
-    Sparse layers, narrow `FeatureMajorLinear`s, and the ReLU and `FastDropout` after them are run by one team of
-    threads, each on its own samples, as one node of autograd. The modules stay what they are: parameters, `state_dict`,
-    rewiring, slices. Wherever a module has hooks or is of another kind (as `nn.Dropout`, which `fg.Dropout()`
+    Sparse layers, narrow `FeatureMajorLinear`s, the ReLU and `FastDropout` after them, and GELU, SiLU, tanh and sigmoid
+    between them are run by one team of threads, each on its own samples, as one node of autograd. The modules stay what
+    they are: parameters, `state_dict`, rewiring, slices. Wherever a module has hooks or is of another kind (as `nn.Dropout`, which `fg.Dropout()`
     converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, transforms of
     `torch.func`, on tensors of other devices and where the input does not fit.
 

@@ -7,8 +7,8 @@
 //
 // Sums over the batch are kept in groups of panels, which only the batch determines, so that results do not depend on
 // the number of threads.
+#include "chain_curves.h"
 #include "dispatch.h"
-#include "panels.h"
 #include "scratch.h"
 
 #include <atomic>
@@ -63,7 +63,7 @@ Rows<T, I> rows_from(const Pattern &w, const T *values, int64_t first) {
 
 template <class T>
 Finish<T> finish_of(const Layer &layer, int64_t batch) {
-  return {static_cast<const T *>(layer.bias), layer.relu, Drop<T>(layer.drop, layer.seed, batch)};
+  return {static_cast<const T *>(layer.bias), layer.relu, Drop<T>(layer.curve ? 0 : layer.drop, layer.seed, batch)};
 }
 
 // Rows [first, first + count) of a layer's product on a panel x, to rows of `y`.
@@ -100,6 +100,13 @@ inline bool wide_indices(const std::vector<Layer> &layers) {
   return layers[0].index.w.wide;
 }
 
+// Whether curves are between layers, and smooth: what the backward pass needs of them is kept there alone.
+inline void check_curves(const std::vector<Layer> &layers) {
+  for (size_t i = 0; i < layers.size(); ++i)
+    if (layers[i].curve && (!is_smooth(layers[i].curve) || layers[i].relu || i + 1 == layers.size()))
+      throw std::invalid_argument("chain: only smooth curves between layers, in place of ReLU");
+}
+
 inline int64_t work_of(const std::vector<Layer> &layers, int64_t batch) {
   int64_t work = 0;
   for (const Layer &layer : layers) work += (layer.index.w.nnz() + layer.index.w.rows) * batch;
@@ -110,6 +117,7 @@ template <class T, class S, class I>
 void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x, const Strided &y, S *kept) {
   const int64_t most = widest(layers), wide = panel_width<S>(most), number = int64_t(layers.size());
   const Panels panels(batch, wide);
+  check_curves(layers);
   if (batch == 0) return;
   const int threads = team(work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, panels.count());
@@ -140,8 +148,11 @@ void forward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x,
           if (panel.count < panel.width)  // so that an infinity there meets no zero of a gradient
             for (int64_t r = begin; r < end; ++r)
               std::fill(to + r * panel.width + panel.count, to + (r + 1) * panel.width, S{});
+          S *const next = layer.curve ? mine + (i + 1) % 2 * most * wide : to;
+          if (layer.curve)
+            through_curve<T>(layer, batch, panel, to + begin * panel.width, next + begin * panel.width, begin, end);
           if (kept) place += rows * panels.padded();
-          from = to;
+          from = next;
         } else if (is_packed(y, panel)) {
           S *to = static_cast<S *>(y.data) + begin * y.by_feature + panel.first;
           multiply<T, I>(layer, batch, panel, far, from, begin, end - begin, to, y.by_feature);
@@ -238,6 +249,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
                const Strided &dy, const Strided &dx, const std::vector<Gradients> &gradients) {
   const int64_t most = widest(layers), wide = panel_width<S>(most), number = int64_t(layers.size());
   const Panels panels(batch, wide);
+  check_curves(layers);
   int64_t sums = 0;  // numbers that are summed over the batch
   for (const Layer &layer : layers) sums += layer.index.w.nnz() + layer.index.w.rows;
   if (batch == 0) {
@@ -251,7 +263,10 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   const auto first_panel = [&](int64_t group) { return (group * panels.count() + groups - 1) / groups; };
   const auto group_of = [&](int64_t panel) { return panel * groups / panels.count(); };
   const int threads = team(2 * work_of(layers, batch));
-  const int64_t teams = std::min<int64_t>(threads, groups), ins = layers[0].index.wt.rows;
+  const int64_t teams = std::min<int64_t>(threads, groups);
+  int64_t ins = layers[0].index.wt.rows;  // inputs of the layers whose inputs are packed, at most
+  for (const Layer &layer : layers)
+    if (layer.curve) ins = std::max(ins, layer.index.w.rows);
   const bool far = is_far<S>(most, wide);
   T *parts = scratch<T>(0, groups * sums), *ordered = scratch<T>(4, sums);  // by the transposed patterns
   S *deltas = scratch<S>(1, 2 * most * panels.padded());
@@ -305,11 +320,14 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
           T *const part = parts + group_of(p) * sums;
           const S *input = activations + panel.at * cols, *d = delta + (panel.at - before) * rows;
           int64_t stride = panel.width;
+          const S *const before_curve = i > 0 && layers[i - 1].curve ? input : nullptr;
           if (i == 0 && dx.data && is_packed(x, panel)) {
             input = static_cast<const S *>(x.data) + panel.first, stride = x.by_feature;
-          } else if (i == 0) {
+          } else if (i == 0 || before_curve) {
             if (p > begin) wait();
-            pack<S>(x, panel, me.from(cols), me.to(cols), packed + me.from(cols) * panel.width);
+            const int64_t first = me.from(cols), end = me.to(cols), place = first * panel.width;
+            if (i == 0) pack<S>(x, panel, first, end, packed + place);
+            else through_curve<T>(layers[i - 1], batch, panel, input + place, packed + place, first, end);
             wait();
             input = packed;
           }
@@ -330,7 +348,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
             S *const out = next + (panel.at - before) * cols + from * panel.width;
             const bool padded = panel.count < panel.width && !previous.relu;  // zero times an infinite value is NaN
             const Through<T> through{previous.relu, Drop<T>(previous.drop, previous.seed, 0).scale,
-                                     padded ? nullptr : its_sums};
+                                     padded || before_curve ? nullptr : its_sums};
             if (apart(i)) {
               multiply_few<T, I>(layer, panel, d, input + from * panel.width, out, through, from, to - from);
               const I *by_row = static_cast<const I *>(layer.index.w.indptr);
@@ -342,6 +360,9 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
             } else {
               run(from, to - from, out, panel.width, through);
             }
+            if (before_curve)
+              back_through_curve<T>(previous, batch, panel, before_curve + from * panel.width, out,
+                                    padded ? nullptr : its_sums, begins(p), from, to);
             for (int64_t c = 0; padded && c < to - from; ++c) {
               S *const row = out + c * panel.width;
               std::fill(row + panel.count, row + panel.width, S{});

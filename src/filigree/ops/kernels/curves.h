@@ -68,11 +68,21 @@ inline V exp_of(V z) {
 }
 
 inline V sigmoid(V x) { return 1.0f / (1.0f + exp_of(-x)); }
-inline V tanh_of(V x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
-// x times the normal distribution's function of x: erf(z) = z P(z z) / Q(z z) for |z| <= 4, within 5e-7, with
-// polynomials of degree 5 by least squares that were weighted until the largest error was least.
-inline V gelu(V x) {
+// Near zero, where a difference from 1 / 2 would lose digits, a series.
+inline V tanh_of(V x) {
+  const V u = x * x;
+  V p = V{} - 0.00886323552f;
+  p = p * u + 0.0218694885f;
+  p = p * u - 0.0539682540f;
+  p = p * u + 0.133333333f;
+  p = p * u - 0.333333333f;
+  return u < 0.0625f ? x + x * u * p : 2.0f * sigmoid(2.0f * x) - 1.0f;
+}
+
+// The normal distribution's function of x: erf(z) = z P(z z) / Q(z z) for |z| <= 4, within 5e-7, with polynomials of
+// degree 5 by least squares that were weighted until the largest error was least.
+inline V normal(V x) {
   const V z = within(x * 0.707106781f, -4.0f, 4.0f);
   const V u = z * z;
   V p = V{} + 1.97556394e-6f, q = V{} + 3.74768786e-5f;
@@ -81,13 +91,29 @@ inline V gelu(V x) {
   p = p * u + 5.34448411e-2f, q = q * u + 1.16406447e-1f;
   p = p * u + 1.96080831e-1f, q = q * u + 5.07103377e-1f;
   p = p * u + 1.12837899f, q = q * u + 1.0f;
-  const V part = 0.5f + 0.5f * z * p / q;
-  return x * relu(part);
+  return relu(0.5f + 0.5f * z * p / q);
+}
+inline V gelu(V x) { return x * normal(x); }
+inline V slope_of_gelu(V x) {
+  const V c = within(x, -13.0f, 13.0f);
+  return normal(x) + c * 0.398942280f * exp_of(-0.5f * c * c);
+}
+
+// x sigmoid(f) where f has the sign of x: far below zero the sigmoid is not small enough for any x
+inline V gated(V x, V f) { return larger(V{} - 100.0f, x) * sigmoid(f); }
+inline V silu(V x) { return gated(x, x); }
+inline V slope_of_silu(V x) {
+  const V s = sigmoid(x);
+  return s + within(x, -100.0f, 100.0f) * s * (1.0f - s);
+}
+
+inline V gelu_by_tanh(V x) { return gated(x, x * (1.59576912f + 0.0713548162f * x * x)); }
+inline V slope_of_gelu_by_tanh(V x) {
+  const V c = within(x, -100.0f, 100.0f), s = sigmoid(c * (1.59576912f + 0.0713548162f * c * c));
+  return s + c * s * (1.0f - s) * (1.59576912f + 0.214064449f * c * c);
 }
 
 inline V hard_sigmoid(V x) { return within(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); }
-
-inline V gelu_by_tanh(V x) { return x * sigmoid(x * (1.59576912f + 0.0713548162f * x * x)); }
 
 template <class Function>
 inline void each(V *x, int count, Function function) {
@@ -102,7 +128,7 @@ inline void each(V *x, int count, Function function) {
     case GELU_TANH:
       return each(x, count, [](V v) { return gelu_by_tanh(v); });
     case SILU:
-      return each(x, count, [](V v) { return v * sigmoid(v); });
+      return each(x, count, [](V v) { return silu(v); });
     case TANH:
       return each(x, count, [](V v) { return tanh_of(v); });
     case SIGMOID:
@@ -111,6 +137,22 @@ inline void each(V *x, int count, Function function) {
       return each(x, count, [](V v) { return hard_sigmoid(v); });
     case HARD_SWISH:
       return each(x, count, [](V v) { return v * hard_sigmoid(v); });
+  }
+}
+
+// The slopes of the smooth curves.
+[[gnu::noinline]] inline void slopes_of(int32_t curve, V *x, int count) {
+  switch (curve) {
+    case GELU:
+      return each(x, count, [](V v) { return slope_of_gelu(v); });
+    case GELU_TANH:
+      return each(x, count, [](V v) { return slope_of_gelu_by_tanh(v); });
+    case SILU:
+      return each(x, count, [](V v) { return slope_of_silu(v); });
+    case TANH:
+      return each(x, count, [](V v) { return 1.0f - tanh_of(v) * tanh_of(v); });
+    case SIGMOID:
+      return each(x, count, [](V v) { return sigmoid(v) * sigmoid(-v); });
   }
 }
 

@@ -28,12 +28,15 @@ struct Index {
   const void *place;
 };
 
-// A sparse layer y = W x (+ bias), then ReLU, then dropout with probability `drop`, whose numbers are `seed`'s; and
-// where its gradients go, `bias` may be null.
+enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, TANH, SIGMOID, HARD_SIGMOID, HARD_SWISH, RELU6 };
+
+// A sparse layer y = W x (+ bias), then ReLU or a smooth curve, then dropout with probability `drop`, whose numbers are
+// `seed`'s; and where its gradients go, `bias` may be null.
 struct Layer {
   Index index;
   const void *values, *bias;
   bool relu;
+  Curve curve;
   double drop;
   uint64_t seed;
 };
@@ -139,7 +142,6 @@ struct Span {
 // What becomes of sums, by output: times scale, plus bias, then ReLU (with a slope for numbers below zero) or another
 // curve, then times factor plus shift. Each may be null; those of a weight in panels are padded with zeros to whole
 // panels.
-enum Curve : int32_t { NO_CURVE, GELU, GELU_TANH, SILU, TANH, SIGMOID, HARD_SIGMOID, HARD_SWISH, RELU6 };
 struct Finishing {
   const float *scale, *bias, *slope, *factor, *shift;
   bool relu;
