@@ -32,5 +32,5 @@ GELU_OF = {"none": "gelu", "tanh": "gelu_tanh"}
 def smooth_curve(module: nn.Module) -> str:
     """The smooth curve that a module is, else nothing."""
     kind = type(module)
-    curve = GELU_OF.get(module.approximate, "") if kind is nn.GELU else CURVE_OF.get(kind, "")
+    curve = GELU_OF.get(str(module.approximate), "") if kind is nn.GELU else CURVE_OF.get(kind, "")
     return curve if curve in SMOOTH else ""

@@ -17,9 +17,9 @@ class SparseSequential(nn.Sequential):
 
     Sparse layers, narrow `FeatureMajorLinear`s, the ReLU and `FastDropout` after them, and GELU, SiLU, tanh and sigmoid
     between them are run by one team of threads, each on its own samples, as one node of autograd. The modules stay what
-    they are: parameters, `state_dict`, rewiring, slices. Wherever a module has hooks or is of another kind (as `nn.Dropout`, which `fg.Dropout()`
-    converts), it is called as in an `nn.Sequential`, and so are all of them under `torch.compile`, transforms of
-    `torch.func`, on tensors of other devices and where the input does not fit.
+    they are: parameters, `state_dict`, rewiring, slices. Wherever a module has hooks or is of another kind (as
+    `nn.Dropout`, which `fg.Dropout()` converts), it is called as in an `nn.Sequential`, and so are all of them under
+    `torch.compile`, transforms of `torch.func`, on tensors of other devices and where the input does not fit.
 
     Under autocast, and where all sparse layers have the same `activations`, what lies between them is kept in 16 bits,
     and a `FeatureMajorLinear` among them, whose weights stay float32, writes 16 bits as they do.
