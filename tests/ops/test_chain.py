@@ -143,8 +143,9 @@ def test_no_samples(isa, need_input):
     assert all(not gradient.any() for gradient in gradients)
 
 
-def test_threads_change_no_bit(isa, panels, threads):
-    links = [link(90, 100, 5000, relu=True, drop=0.3, seed=7), link(100, 90, 5000)]
+@pytest.mark.parametrize("activation", [{"relu": True}, {"curve": "gelu"}], ids=str)
+def test_threads_change_no_bit(isa, panels, threads, activation):
+    links = [link(90, 100, 5000, drop=0.3, seed=7, **activation), link(100, 90, 5000)]
     for batch in (3, 9, 130, 200):  # a panel that threads share, and several
         x, dy = torch.randn(batch, 100), torch.randn(batch, 100)
         results = []

@@ -214,7 +214,7 @@ REPRODUCTIONS: list[Computation | Reproduction] = [
         "Sub-clustering against p: the printed rule and the quantile rule (John 2019, table 5.8).",
         energy,
         ["0.01", "0.001"],
-        seeds=(0, 1, 2),
+        seeds=range(24),
         data=["mnist"],
         charts=[Chart("p", "fc1", ["learning rate", "rule", "compensation"], "units of fc1 by p")],
         claims=[energy_claims],
