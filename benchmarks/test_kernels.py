@@ -25,7 +25,7 @@ def _works(layer, x, y, dy, need_input, finish):
     """The kernels' calls on feature-major matrices, and the tensors that they write; `finish`: with bias and ReLU."""
     batch, values, bias = x.shape[1], layer.values.detach(), layer.bias.detach()
     dx, dvalues, dbias = torch.empty_like(x), torch.empty_like(values), torch.empty_like(bias)
-    layers = [(index(layer.pattern), values.data_ptr(), bias.data_ptr() if finish else 0, finish, 0.0, 0)]
+    layers = [(index(layer.pattern), values.data_ptr(), bias.data_ptr() if finish else 0, finish, 0, 0.0, 0)]
     gradients = [(dvalues.data_ptr(), dbias.data_ptr() if finish else 0)]
     to_x, to_y, to_dy, to_dx = (strided(tensor.t()) for tensor in (x, y, dy, dx))
     held = (layer, x, y, dy, dx, dvalues, dbias)  # addresses outlive nothing

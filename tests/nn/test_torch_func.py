@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, j
 import filigree as fg
 from contract import _float64, convert_or_skip
 from filigree.convert import Conversion
+from filigree.ops.dropout import dropout
 
 DENSITY = fg.ErdosRenyi(density=0.5)
 
@@ -332,6 +333,37 @@ def test_batched_gradients_in_training_are_those_of_one_after_the_other(label, c
             assert (value is None) == (truth is None)
             if truth is not None:
                 close(value[number], truth)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+def test_batched_gradients_of_a_chain_drop_what_the_forward_pass_dropped(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), activation(), fg.nn.FastDropout(0.5), nn.Linear(8, 4))
+    fg.convert_(model, fg.Sparse(fg.ErdosRenyi(density=0.6)))
+    x = torch.randn(5, 6, requires_grad=True)
+    y, wanted = model(x), [x, *model.parameters()]
+    dy = torch.randn(3, *y.shape)
+    batched = torch.autograd.grad(y, wanted, dy, is_grads_batched=True, retain_graph=True)
+    for number, one in enumerate(dy):
+        for value, truth in zip(batched, torch.autograd.grad(y, wanted, one, retain_graph=True), strict=True):
+            close(value[number], truth)
+
+
+def test_a_seed_of_dropout_holds_under_transforms():
+    x = torch.rand(7, 5) + 1
+
+    def seeded(x):
+        return dropout(x, 0.5, 3)
+
+    def with_output(x):
+        y = seeded(x)
+        return y.sum(), y
+
+    assert torch.equal(vmap(seeded)(x), torch.stack([seeded(row) for row in x]))
+    for one in (x, x.t(), x[:1].expand(7, 5)):
+        pushed, y = grad(with_output, has_aux=True)(one)
+        assert torch.equal(y, seeded(one))
+        assert torch.equal(pushed, 2.0 * (y != 0))
 
 
 def test_batched_gradients_can_be_differentiated():

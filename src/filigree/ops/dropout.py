@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,11 +23,16 @@ def dropout(x: Tensor, p: float, seed: int | None = None) -> Tensor:
         x: any shape; on the CPU the kernel runs, in float32 for 16 bits; all else is torch's own dropout.
         p: in [0, 1].
         seed: 64 bits; by default drawn from torch's global generator, so that `torch.manual_seed` determines it.
+            A seed holds under transforms of `torch.func` too, for all samples of `vmap` alike.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1]. Got {p}.")
     if x.is_cpu and x.dtype in SHORT:
         return dropout(x.float(), p, seed).to(x.dtype)
+    if floats_on_cpu(x) and seed is not None and transforming():
+        with outside_transforms():
+            factor = _factor(x.shape, x.stride(), x.dtype, (0.0, p), torch.tensor(seed))
+        return x * factor
     if not floats_on_cpu(x) or transforming():
         return torch.nn.functional.dropout(x, p)
     key = torch.tensor(new_seed() if seed is None else seed)
@@ -62,6 +68,14 @@ def _dropout(x: Tensor, low: float, high: float, seed: Tensor) -> Tensor:
     return out
 
 
+def _factor(
+    shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, dropped: tuple[float, float], seed: Tensor
+) -> Tensor:
+    """What the elements of a tensor are multiplied by."""
+    like = torch.empty_strided(shape, stride, dtype=dtype, device="meta")  # may overlap, which its copy does not
+    return torch.ops.filigree.dropout(torch.ones_like(like, device="cpu"), *dropped, seed)
+
+
 torch.library.define("filigree::dropout", "(Tensor x, float low, float high, Tensor seed) -> Tensor")
 torch.library.impl("filigree::dropout", "CPU", _dropout)
 torch.library.register_fake("filigree::dropout", lambda x, low, high, seed: torch.empty_like(x))
@@ -80,8 +94,7 @@ class _CounterDropout(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         if transforming():  # the gradient is batched
             with outside_transforms():
-                ones = torch.empty_strided(ctx.shape, ctx.stride, dtype=dy.dtype).fill_(1)
-                factor = torch.ops.filigree.dropout(ones, *ctx.range, ctx.saved_tensors[0])
+                factor = _factor(ctx.shape, ctx.stride, dy.dtype, ctx.range, ctx.saved_tensors[0])
             return dy * factor, None, None, None
         if dy.stride() != ctx.stride:  # an element's number is its position in memory
             dy = dy.new_empty_strided(ctx.shape, ctx.stride).copy_(dy)

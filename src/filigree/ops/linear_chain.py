@@ -40,7 +40,7 @@ def link_by_link(links: Sequence[Link], x: Tensor) -> Tensor:
         if link.curve:
             x = SMOOTH[link.curve](x)
         if link.drop:
-            x = dropout(x, link.drop, link.seed)
+            x = dropout(x.t().contiguous().t(), link.drop, link.seed)
     return x
 
 

@@ -61,6 +61,7 @@ Rows<T, I> rows_from(const Pattern &w, const T *values, int64_t first) {
           values};
 }
 
+// Dropout follows a curve: `through_curve`.
 template <class T>
 Finish<T> finish_of(const Layer &layer, int64_t batch) {
   return {static_cast<const T *>(layer.bias), layer.relu, Drop<T>(layer.curve ? 0 : layer.drop, layer.seed, batch)};
@@ -100,7 +101,7 @@ inline bool wide_indices(const std::vector<Layer> &layers) {
   return layers[0].index.w.wide;
 }
 
-// Whether curves are between layers, and smooth: what the backward pass needs of them is kept there alone.
+// Refuses curves that are not smooth or that no layer follows: what the backward pass needs is kept between layers.
 inline void check_curves(const std::vector<Layer> &layers) {
   for (size_t i = 0; i < layers.size(); ++i)
     if (layers[i].curve && (!is_smooth(layers[i].curve) || layers[i].relu || i + 1 == layers.size()))
@@ -264,7 +265,7 @@ void backward_(const std::vector<Layer> &layers, int64_t batch, const Strided &x
   const auto group_of = [&](int64_t panel) { return panel * groups / panels.count(); };
   const int threads = team(2 * work_of(layers, batch));
   const int64_t teams = std::min<int64_t>(threads, groups);
-  int64_t ins = layers[0].index.wt.rows;  // inputs of the layers whose inputs are packed, at most
+  int64_t ins = layers[0].index.wt.rows;  // the most inputs of a layer that reads them from `packed`
   for (const Layer &layer : layers)
     if (layer.curve) ins = std::max(ins, layer.index.w.rows);
   const bool far = is_far<S>(most, wide);

@@ -1,5 +1,5 @@
-// The smooth activations between the layers of a chain, which are not written while sums are made: rows of a panel
-// through a layer's curve and dropout, and their gradients back. Doubles go through the C library, one by one.
+// The smooth activations between the layers of a chain. Products write sums z; here rows of a panel go through a layer's
+// curve and dropout, and their gradients back. Doubles go through the C library, one by one.
 #pragma once
 #include "curves.h"
 #include "drop.h"
@@ -29,7 +29,8 @@ inline double curve_of(int32_t curve, double x) {
   }
 }
 inline double slope_of(int32_t curve, double x) {
-  const double s = sigmoid(curve == GELU_TANH ? gate_by_tanh(x) : x), y = std::tanh(x);
+  if (curve == TANH) return 1 - std::tanh(x) * std::tanh(x);
+  const double s = sigmoid(curve == GELU_TANH ? gate_by_tanh(x) : x);
   switch (curve) {
     case GELU:
       return 0.5 * (1 + std::erf(x * 0.70710678118654752)) + x * 0.39894228040143268 * std::exp(-0.5 * x * x);
@@ -37,8 +38,6 @@ inline double slope_of(int32_t curve, double x) {
       return s + x * s * (1 - s) * 1.5957691216057308 * (1 + 3 * 0.044715 * x * x);
     case SILU:
       return s + x * s * (1 - s);
-    case TANH:
-      return 1 - y * y;
     default:
       return s * (1 - s);
   }

@@ -11,7 +11,7 @@ KERNEL(void, sddmm, (bool f64, Pattern w, Matrix dy, Matrix x, void *dvalues, in
 KERNEL(void, backward,
        (bool f64, Pattern wt, const void *ordered, Matrix dy, Matrix x, Matrix dx, void *dvalues, int64_t batch))
 // sparse layers one after another, activations and their gradients of type `s`; `kept` receives what chain_backward
-// needs of the layers between, unless null
+// needs of the layers between (their outputs, or what goes into a curve), unless null
 KERNEL(void, chain, (Number s, const std::vector<Layer> &layers, int64_t batch, Strided x, Strided y, void *kept))
 // how many numbers those are
 KERNEL(int64_t, kept_numbers, (Number s, const std::vector<Layer> &layers, int64_t batch))
