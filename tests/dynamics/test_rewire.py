@@ -2,8 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filigree.dynamics.rewire import gradient_growth, merge, random_growth, survivors
-from filigree.topology.flat_indices import distinct, empty_flat_indices
+from filigree.dynamics.rewire import gradient_growth, random_growth, survivors
+from filigree.topology.flat_indices import distinct, empty_flat_indices, merge
 
 weights = st.lists(st.sampled_from([-2.0, -1.0, -0.5, -0.1, 0.0, 0.1, 0.3, 1.0, 5.0]), max_size=40)
 

@@ -32,7 +32,6 @@ from filigree.dynamics.rewire import (
     gradient_growth,
     largest,
     largest_growth,
-    merge,
     random_growth,
     scored_growth,
     soft_survivors,
@@ -41,7 +40,7 @@ from filigree.dynamics.rewire import (
 from filigree.dynamics.rewiring import Follower, Rewiring
 from filigree.dynamics.schedules import Adaptive, Schedule, as_schedule
 from filigree.layer_selection import Where, matching
-from filigree.topology.flat_indices import moved
+from filigree.topology.flat_indices import merge, moved, positions
 from filigree.topology.shards import Whole, part_of
 from filigree.untrained import mark_untrained
 from filigree.wrappers import check_module
@@ -353,12 +352,12 @@ class Evolution:
     def _rewire(self, name: str, layer: Evolvable, state: list[Kept], count: int) -> Rewiring | None:
         flat_indices, weights, part = layer.flat_indices(), layer.weights(), part_of(layer)
         keep = self._survivors(weights, count, part)
-        kept = flat_indices[keep]
+        old = positions(keep)  # where in the old order each survivor is
+        kept = flat_indices.index_select(0, old)
         stay = part.total(len(kept))
         if stay == part.total(len(flat_indices)) == count:
             return None
         grown, source = merge(kept, self._grow(name, layer, kept, count - stay, part))
-        old = keep.nonzero().squeeze(1)  # where in the old order each survivor was
         source = moved(old, source, -1)
         is_new = source < 0
         new_weights = moved(weights, source, 0)
@@ -419,7 +418,7 @@ class Evolution:
 
     def _remember(self, name: str, keep: Tensor, source: Tensor) -> None:
         births = self.births[name]
-        count = births[~keep].bincount()
+        count = births.index_select(0, positions(~keep)).bincount()
         born = count.nonzero().squeeze(1)
         row = torch.stack([born, torch.full_like(born, self.epoch), count[born]], dim=1)
         self.deaths[name] = torch.cat([self.deaths[name], row])

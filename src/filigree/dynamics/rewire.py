@@ -55,19 +55,6 @@ def largest(weights: Tensor, count: int, part: Whole = WHOLE) -> Tensor:
     return torch.from_numpy(part.smallest(-weights.float().abs().numpy(), count))
 
 
-def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge two sorted, disjoint sets of flat indices, and say where each comes from: its number in `kept`, or -1."""
-    total = kept.numel() + grown.numel()
-    source = torch.full((total,), -1)
-    is_grown = torch.zeros(total, dtype=torch.bool)
-    is_grown[torch.searchsorted(kept, grown) + torch.arange(grown.numel())] = True
-    flat_indices = torch.empty(total, dtype=torch.int64)
-    flat_indices[is_grown] = grown
-    flat_indices[~is_grown] = kept
-    source[~is_grown] = torch.arange(kept.numel())
-    return flat_indices, source
-
-
 def random_growth(kept: Tensor, population: int, count: int, generator: torch.Generator, part: Whole = WHOLE) -> Tensor:
     """SET: draw flat indices that are empty after the removal (just-removed ones too), uniformly at random."""
     return part.empty(kept, population, count, generator)

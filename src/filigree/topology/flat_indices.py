@@ -26,11 +26,12 @@ def distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
             left_out[distinct(population, population - count, generator)] = False
             return left_out.nonzero().squeeze(1)
         return torch.randperm(population, generator=generator)[:count].sort().values
-    drawn = torch.empty(0, dtype=torch.int64)
-    while drawn.numel() < count:
-        more = torch.randint(population, (count - drawn.numel(),), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()  # sorted
-    return drawn
+    drawn = torch.randint(max(population, 1), (count,), generator=generator).sort().values.unique_consecutive()
+    rest = drawn[:0]  # in place of the repeats, few
+    while missing := count - len(drawn) - len(rest):
+        more = torch.randint(population, (missing,), generator=generator)
+        rest = torch.cat([rest, more[~contains(drawn, more)]]).unique()
+    return merge(drawn, rest)[0]
 
 
 def empty_flat_indices(taken: Tensor, population: int, count: int, generator: torch.Generator) -> Tensor:
@@ -44,11 +45,32 @@ def empty_flat_indices(taken: Tensor, population: int, count: int, generator: to
     return ranks + torch.searchsorted(empty_before, ranks, right=True)
 
 
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask is True, ascending; on the CPU, where numpy takes a tenth of the time of `nonzero`."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def contains(flat_indices: Tensor, wanted: Tensor) -> Tensor:
+    """Which of the wanted ones are among sorted flat indices, bool."""
+    if not len(flat_indices):
+        return torch.zeros(wanted.shape, dtype=torch.bool)
+    place = torch.searchsorted(flat_indices, wanted).clamp_(max=len(flat_indices) - 1)
+    return flat_indices.index_select(0, place) == wanted
+
+
+def merge(kept: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge two sorted, disjoint sets of flat indices, and say where each comes from: its number in `kept`, or -1."""
+    place = torch.searchsorted(kept, grown) + torch.arange(grown.numel())
+    is_kept = torch.ones(kept.numel() + grown.numel(), dtype=torch.bool).index_fill_(0, place, False)
+    source = (is_kept.cumsum(0) - 1).index_fill_(0, place, -1)
+    return moved(kept, source, 0).index_copy_(0, place, grown), source
+
+
 def moved(values: Tensor, source: Tensor, new: float) -> Tensor:
     """`values` in another order: at each position the one of the number that `source` has there, `new` at -1."""
     if not len(values):
         return values.new_full(source.shape, new)
-    return torch.where(source < 0, new, values[source.clamp(min=0)])
+    return torch.where(source < 0, new, values.index_select(0, source.clamp(min=0)))
 
 
 def pattern_from_flat_indices(flat_indices: Tensor, rows: int, cols: int) -> Pattern:
