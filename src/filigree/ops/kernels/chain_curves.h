@@ -1,5 +1,5 @@
-// The smooth activations between the layers of a chain. Products write sums z; here rows of a panel go through a layer's
-// curve and dropout, and their gradients back. Doubles go through the C library, one by one.
+// The smooth activations between the layers of a chain. Products write sums z; here rows of a panel go through a
+// layer's curve and dropout, and their gradients back. Doubles go through the C library, one by one.
 #pragma once
 #include "curves.h"
 #include "drop.h"

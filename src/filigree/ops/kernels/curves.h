@@ -99,8 +99,8 @@ inline V slope_of_gelu(V x) {
   return normal(x) + c * 0.398942280f * exp_of(-0.5f * c * c);
 }
 
-// x sigmoid(f) where f has the sign of x. The sigmoid is never below 1.6e-38, where the exponential's argument is cut, so
-// that x is cut too.
+// x sigmoid(f) where f has the sign of x. The sigmoid is never below 1.6e-38, where the exponential's argument is cut,
+// so that x is cut too.
 inline V gated(V x, V f) { return larger(V{} - 100.0f, x) * sigmoid(f); }
 inline V silu(V x) { return gated(x, x); }
 inline V slope_of_silu(V x) {
