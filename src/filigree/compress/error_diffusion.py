@@ -70,18 +70,19 @@ def diffuse_errors(
 
 def _walk(start: Tensor, upper: Tensor, step: Tensor, allowed: Tensor | None) -> Tensor:
     """The steps of each weight, errors diffused from column to column."""
-    w, out = start.clone(), torch.empty_like(start)
-    cols = w.shape[1]
+    w = start.T.contiguous()  # a column's numbers lie side by side
+    allowed = None if allowed is None else allowed.T.to(w)
+    out, cols, diagonal = torch.empty_like(w), len(w), upper.diagonal().tolist()
     for first in range(0, cols, BLOCK):
         last = min(first + BLOCK, cols)
-        errors = w.new_empty(len(w), last - first)
-        for j in range(first, last):
-            column = w[:, j]
-            steps = (column.abs() / step + (1 - THRESHOLD)).floor() * column.sign()
+        errors = w.new_empty(last - first, w.shape[1])
+        for j, error in zip(range(first, last), errors, strict=True):
+            column = w[j]
+            steps = (column.abs() / step).add_(1 - THRESHOLD).floor_().copysign_(column)
             if allowed is not None:
-                steps = torch.where(allowed[:, j], steps, 0)
-            out[:, j] = steps
-            errors[:, j - first] = (column - steps * step) / upper[j, j]
-            w[:, j:last] -= errors[:, j - first, None] * upper[j, j:last]
-        w[:, last:] -= errors @ upper[first:last, last:]
-    return out
+                steps *= allowed[j]
+            out[j] = steps
+            error.copy_(column).addcmul_(steps, step, value=-1).div_(diagonal[j])
+            w[j + 1 : last].addr_(upper[j, j + 1 : last], error, alpha=-1)
+        w[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
+    return out.T
