@@ -158,7 +158,7 @@ _CHARACTERS = [
 REPRODUCTIONS: list[Computation] = [
     Computation(
         "noisy-mnist", "One-layer MLPs on MNIST with noisy activations (Moczulski 2019, Fig. 4.5).", mnist,
-        [*ARMS, "soft + gradient noise"], list(range(10)), ["mnist"],
+        [*ARMS, "soft + gradient noise"], _SEEDS, ["mnist"],
         [Chart("epoch", "training NLL", ["activation"], "training NLL", True),
          Chart("epoch", "validation NLL", ["activation"], "validation NLL", True)],
         [before("Moczulski 2019, Fig. 4.5", "Noisy activations end at a lower loss than soft and hard ones",
