@@ -161,7 +161,7 @@ class _Run:
 
     def calls(self) -> list[Any]:
         links, modules, after = self.links, self.modules, []
-        if links and links[-1].curve:  # no layer follows, which the backward pass would keep its input for
+        if links and links[-1].curve:  # what goes into a curve is kept between layers only, and none follows here
             links = [*links[:-1], links[-1]._replace(curve="", drop=0.0)]
             modules, after = modules[: self._before_curve], modules[self._before_curve :]
         if len(modules) < 2 or not links:
